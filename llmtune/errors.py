@@ -1,0 +1,51 @@
+"""The errors a user can cause, each with the exit code of its kind."""
+
+
+class LlmtuneError(Exception):
+    """A failure that is told in one line and ends the command with its class's exit code."""
+
+    exit_code = 1
+
+
+class RecipeError(LlmtuneError):
+    """The recipe or the data is wrong."""
+
+    exit_code = 2
+
+
+class MachineError(LlmtuneError):
+    """The machine lacks something: GPU, disk, memory, a package, the network."""
+
+    exit_code = 3
+
+
+class TrainingError(LlmtuneError):
+    """Training failed or would have taught nothing."""
+
+    exit_code = 4
+
+
+class ProofError(LlmtuneError):
+    """Evaluation, merge or parity failed."""
+
+    exit_code = 5
+
+
+class PublishError(LlmtuneError):
+    """Publishing failed; what was trained is untouched."""
+
+    exit_code = 6
+
+
+class Interrupted(LlmtuneError):
+    """The user stopped the run; a checkpoint holds what was reached."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A did-you-mean ending for a message, empty when nothing in `known` is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
