@@ -1,0 +1,82 @@
+"""Tiny random models and a byte-level tokenizer, made on the spot: nothing is downloaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token a byte, and the three special tokens of ChatML."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
+    fast.chat_template = template
+    return fast
+
+
+def config(kind: str = "llama", blocks: int = 2, hidden: int = 32, tied: bool = True, **more: Any) -> Any:
+    """A small configuration of a model type that transformers knows."""
+    size = {"vocab_size": len(SPECIAL) + 256, "hidden_size": hidden, "num_hidden_layers": blocks, "num_attention_heads": 4}
+    size |= {"intermediate_size": 2 * hidden, "max_position_embeddings": 512, "tie_word_embeddings": tied}
+    size |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind in ("llama", "qwen3", "gemma3_text", "gemma2", "mixtral", "mistral"):
+        size |= {"num_key_value_heads": 2, "head_dim": hidden // 4}
+    return AutoConfig.for_model(kind, **{**size, **more})
+
+
+def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
+    """A randomly initialised fp32 model."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config(kind, **more), dtype=torch.float32)
+
+
+def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
+    """A base model folder as the Hub would give it: safetensors, tokenizer, template, generation config."""
+    made = model(kind, seed, **more)
+    made.generation_config.eos_token_id = 2
+    made.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sums(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Prompt/completion rows of different lengths."""
+    return [
+        {"id": f"sum-{n}", "prompt": f"{n} plus {n % 7}?", "completion": str(n + n % 7) + "!" * (n % 3)}
+        for n in range(start, start + count)
+    ]
+
+
+def write_recipe(path: Path, base: Path, train: Path, method: dict[str, Any] | None = None, **sections: Any) -> Path:
+    """A recipe file (JSON is YAML) for a tiny base; `sections` add to or replace whole sections."""
+    recipe = {
+        "model": {"base": str(base), "precision": "fp32"},
+        "data": {"train": str(train), "eval_fraction": 0.2},
+        "method": method or {"kind": "full", "lr": 0.01},
+        "train": {"epochs": 1, "batch_size": 4},
+        "eval": {"suite": "none"},
+        **sections,
+    }
+    path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    return path
