@@ -1,0 +1,145 @@
+"""Insert an adapter where a plan trains; save and load a delta: the adapter, or the tensors that trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils.constants import (
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmtune.depth import blocks, distances
+from llmtune.errors import ProofError, nearest
+from llmtune.method import Ia3, Lora, NoAdapter
+from llmtune.model import Base
+from llmtune.plan import Plan
+from llmtune.recipe import Recipe
+from llmtune.run import write_json
+
+TENSORS = "trained.safetensors"
+ADAPTER = "adapter_model.safetensors"
+BASE = "base.json"
+
+
+def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:
+    """The model with the recipe's adapter in every block that the plan ever trains; the model itself without one."""
+    spec = recipe.method.adapter
+    if isinstance(spec, NoAdapter):
+        return model
+    named = {"base_model_name_or_path": base.hub_id or base.name, "revision": base.revision if base.hub_id else None}
+    if isinstance(spec, Lora):
+        config: Any = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            target_modules=_targets(model, recipe, plan, spec.targets),
+            use_rslora=spec.rslora,
+            use_dora=spec.dora,
+            init_lora_weights=True if spec.init == "default" else spec.init,
+            **named,
+        )
+    elif isinstance(spec, Ia3):
+        config = _ia3(model, recipe, plan, spec, named)
+    else:
+        raise recipe.error("method.adapter.kind", "bottleneck adapters are not in this version; the nearest is lora")
+    return get_peft_model(model, config)
+
+
+def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3, named: dict[str, Any]) -> IA3Config:
+    kind = model.config.model_type
+    known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
+    if spec.targets == "auto" and known is None:
+        raise recipe.error("method.adapter.targets", f"PEFT knows no IA3 targets for {kind}; list module names")
+    targets = _targets(model, recipe, plan, tuple(known or ()) if spec.targets == "auto" else spec.targets)
+    ends = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
+    feedforward = [name for name in targets if name.endswith(tuple(ends))] if ends else []
+    return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward, **named)
+
+
+def _targets(model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...]) -> list[str]:
+    """Full names of the linear layers to adapt, in blocks that the plan ever trains; every wanted name must match."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    distance = distances(model)
+    inside = {id(module) for block in blocks(model) for module in block.modules()}
+    trained = [
+        name for name, module in linear.items() if id(module) in inside and plan.peak(distance[f"{name}.weight"]) > 0
+    ]
+    if not trained:
+        raise recipe.error("method.reach", "reaches no block, so no adapter would train; the nearest valid reach is 1")
+    if isinstance(wanted, str):
+        return trained
+    ends = sorted({name.rsplit(".", 1)[-1] for name in trained})
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in trained):
+            hint = nearest(target, ends) or f"; this model has {', '.join(ends)}"
+            raise recipe.error("method.adapter.targets", f"{target!r} matches no linear layer that trains{hint}")
+    return [name for name in trained if any(name == target or name.endswith(f".{target}") for target in wanted)]
+
+
+def trained_tensors(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+    """The parameters that ever train under a plan, by name; with an adapter, the adapter's alone."""
+    distance = distances(model)
+    own = (
+        (lambda name: model.get_parameter(name).requires_grad) if isinstance(model, PeftModel) else (lambda name: True)
+    )
+    return {name: p for name, p in model.named_parameters() if plan.peak(distance[name]) > 0 and own(name)}
+
+
+def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
+    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+    facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
+    write_json(
+        folder / BASE, {**facts, "kind": "adapter" if isinstance(model, PeftModel) else "tensors", "adapter": kind}
+    )
+
+
+def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
+    """The tuned model from a base model and a delta folder; raises ProofError for any missing or unexpected tensor."""
+    if (delta / TENSORS).is_file():
+        return _load_tensors(model, delta / TENSORS)
+    if not (delta / ADAPTER).is_file():
+        raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
+    tuned = PeftModel.from_pretrained(model, str(delta))
+    stored = load_file(delta / ADAPTER)
+    live = get_peft_model_state_dict(tuned)
+    _same_names(delta / ADAPTER, set(stored), set(live))
+    changed = [name for name, tensor in stored.items() if not torch.equal(tensor, live[name].to(tensor.dtype).cpu())]
+    if changed:
+        raise ProofError(f"{delta / ADAPTER}: {changed[0]} was not loaded as stored")
+    return tuned.eval()
+
+
+def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+    parameters = dict(model.named_parameters())
+    with safe_open(file, framework="pt") as stored, torch.no_grad():
+        names = set(stored.keys())
+        _same_names(file, names, names & set(parameters))
+        for name in names:
+            tensor = stored.get_tensor(name)
+            if tensor.shape != parameters[name].shape:
+                raise ProofError(
+                    f"{file}: {name} has shape {list(tensor.shape)}, the base {list(parameters[name].shape)}"
+                )
+            parameters[name].copy_(tensor)
+    return model.eval()
+
+
+def _same_names(file: Path, stored: set[str], live: set[str]) -> None:
+    odd = sorted(stored ^ live)
+    if odd:
+        where = "is not in the model" if odd[0] in stored else "is missing"
+        raise ProofError(f"{file}: {odd[0]} {where} ({len(odd)} such tensors): another base, or a damaged delta")

