@@ -49,7 +49,7 @@ class Progress:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._clock = clock
         self._times: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
-        self._smooth = _Average(SMOOTHING)
+        self._smooth = Average(SMOOTHING)
         self._line_at = (start_step, -math.inf)
         self._file: TextIO | None = None
         self._bar: Bar | None = None
@@ -143,20 +143,22 @@ class Progress:
         return facts
 
 
-class _Average:
+class Average:
     """An exponential moving average without the bias of its start."""
 
     def __init__(self, keep: float) -> None:
         self._keep, self._sum, self._weight = keep, 0.0, 0.0
 
-    def add(self, value: float | None) -> None:
-        if value is None or not math.isfinite(value):
-            return
-        self._sum = self._keep * self._sum + (1 - self._keep) * value
-        self._weight = self._keep * self._weight + (1 - self._keep)
+    def add(self, value: float | None) -> float:
+        """The average with one more value, which is passed over where it is no finite number."""
+        if value is not None and math.isfinite(value):
+            self._sum = self._keep * self._sum + (1 - self._keep) * value
+            self._weight = self._keep * self._weight + (1 - self._keep)
+        return self.value
 
     @property
     def value(self) -> float:
+        """The average so far, NaN before the first value."""
         return self._sum / self._weight if self._weight else math.nan
 
 

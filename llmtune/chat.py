@@ -1,0 +1,146 @@
+"""chat(run): base and tuned model answer the same line side by side, each with its own conversation."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from llmtune import adapter, model
+from llmtune.data.encode import prompt_ids
+from llmtune.data.rows import Message, Row, read
+from llmtune.data.sources import problem
+from llmtune.recipe import Recipe
+from llmtune.run import Run
+
+NEW_TOKENS = 256
+HELP = "Base and tuned model answer the same line. /reset forgets the conversation, /quit ends it."
+TOO_LONG = "(the conversation is as long as the model can read: /reset starts a new one)"
+
+
+@dataclass
+class Speaker:
+    """A model in a conversation: its name, how it answers the turns so far, and those turns."""
+
+    name: str
+    answer: Callable[[list[Message]], str]
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    def reply(self, line: str) -> str:
+        """The answer to one more line of the user; both are kept as turns."""
+        asked = [*self.turns, {"role": "user", "content": line}]
+        opening = [{"role": "system", "content": self.system}] if self.system is not None else []
+        said = self.answer(opening + asked)
+        self.turns = [*asked, {"role": "assistant", "content": said}]
+        return said
+
+
+def chat(run: Run, lines: Iterable[str] | None = None) -> None:
+    """Answer the user's lines (those typed where `lines` is None) until /quit, the end of the input or Ctrl-C."""
+    console = Console(highlight=False)
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        talk(speakers(run), _typed(console) if lines is None else lines, console)
+    if console.is_terminal:
+        console.print()
+
+
+def talk(pair: list[Speaker], lines: Iterable[str], console: Console) -> None:
+    """Let every speaker answer each line, in panels on a terminal and in plain lines elsewhere."""
+    system = pair[0].system
+    opening = [HELP, *([f"System prompt: {system}"] if system else [])]
+    console.print(*opening, sep="\n", markup=False, style="dim", soft_wrap=True)
+    for line in map(str.strip, lines):
+        if line == "/quit":
+            return
+        if line == "/reset":
+            for speaker in pair:
+                speaker.turns = []
+            console.print("The conversation is forgotten.", style="dim")
+        elif line:
+            _show(console, [(speaker.name, speaker.reply(line)) for speaker in pair])
+
+
+def speakers(run: Run) -> list[Speaker]:
+    """Base and tuned model of a run; an adapter shares the base's weights, anything else is a second copy."""
+    settings = run.recipe()
+    base = model.locate(settings)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" and model.computes_bf16(settings) else torch.float32
+    tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
+    tuned: Any = adapter.load_delta(model.load_model(base, dtype), run.delta).to(device)
+    shared = isinstance(tuned, PeftModel)
+    plain: Any = tuned if shared else model.load_model(base, dtype).to(device)
+    as_base = tuned.disable_adapter if shared else nullcontext
+    system = system_prompt(settings)
+    return [
+        Speaker("base", _answerer(plain, tokenizer, stop, as_base), system),
+        Speaker("tuned", _answerer(tuned, tokenizer, stop, nullcontext), system),
+    ]
+
+
+def system_prompt(settings: Recipe) -> str | None:
+    """The system prompt of the run's test rows where all have the same, None otherwise or where the rows are gone."""
+    source = settings.data.test or settings.data.eval or settings.data.train
+    prompts = set() if problem(source) else {_system(row) for row in read(source)}
+    return prompts.pop() if len(prompts) == 1 else None
+
+
+def _system(row: Row) -> str | None:
+    first = row.messages[0]
+    return first["content"] if first["role"] == "system" else None
+
+
+def _answerer(
+    weights: Any, tokenizer: Any, stop: set[int], mode: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[list[Message]], str]:
+    limit = getattr(weights.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    def answer(messages: list[Message]) -> str:
+        read_by_model = messages if tokenizer.chat_template else messages[-1:]
+        ids = torch.tensor([prompt_ids(read_by_model, tokenizer)], device=weights.device)
+        room = min(NEW_TOKENS, limit - ids.shape[1])
+        if room < 1:
+            return TOO_LONG
+        with torch.inference_mode(), mode():
+            made = weights.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                do_sample=False,
+                eos_token_id=sorted(stop),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+    return answer
+
+
+def _typed(console: Console) -> Iterator[str]:
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  (importing it gives input() its line editing)
+
+    while True:
+        yield console.input("[bold]> [/]")
+
+
+def _show(console: Console, answers: list[tuple[str, str]]) -> None:
+    if console.is_terminal:
+        width = console.width // len(answers) - 1
+        panels = [Panel(Text(text), title=name, title_align="left", width=width) for name, text in answers]
+        console.print(Columns(panels, padding=(0, 1)))
+        return
+    for name, text in answers:
+        first, *rest = text.splitlines() or [""]
+        shown = "\n".join([first, *(" " * 7 + line for line in rest)])
+        print(f"{name + ':':<7}{shown}", file=console.file, flush=True)
