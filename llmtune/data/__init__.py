@@ -1,0 +1,1 @@
+"""Rows of a user's data -> checked, masked, tokenised examples."""

