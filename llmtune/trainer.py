@@ -1,0 +1,290 @@
+"""PlannedTrainer: a plan followed by TRL's SFTTrainer."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from llmtune.depth import distances
+from llmtune.errors import TrainingError
+from llmtune.plan import Schedule
+from llmtune.run import fingerprint, write_json
+
+TENSORS = "trained.safetensors"
+MANIFEST = "manifest.json"
+
+
+def groups(tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups, one per distance and kind (matrices decay, vectors do not); together exactly `tensors`."""
+    made: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in tensors.items():
+        key = (distance[name], parameter.ndim > 1)
+        decay = weight_decay if key[1] else 0.0
+        group = made.setdefault(key, {"params": [], "lr": 1.0, "weight_decay": decay, "distance": key[0]})
+        group["params"].append(parameter)
+    listed = [parameter for group in made.values() for parameter in group["params"]]
+    if sorted(map(id, listed)) != sorted(map(id, tensors.values())):
+        raise TrainingError("the optimizer's groups are no partition of what trains")
+    return [made[key] for key in sorted(made)]
+
+
+def narrow(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
+    """Let exactly the tensors require gradients whose stage rate is above 0 at `step`."""
+    stage = schedule.plan.stages[schedule.stage_at(step)]
+    for name, parameter in tensors.items():
+        parameter.requires_grad_(stage.rate(distance[name]) > 0)
+
+
+def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+    """A sum over the bits of every tensor, modulo 2**64; one changed element changes it."""
+    return {name: int(_words(tensor.detach()).sum()) for name, tensor in tensors.items()}
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.contiguous().flatten()
+    whole = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64) if whole else flat.view(torch.uint8).to(torch.int64)
+
+
+class PlannedTrainer(SFTTrainer):
+    """SFTTrainer whose optimizer groups, rates, trained set, loss and checkpoints follow a plan.
+
+    The optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        make_schedule: Callable[[int], Schedule],
+        tensors: dict[str, nn.Parameter],
+        record: Callable[[dict[str, Any]], None],
+        keep: int,
+        **more: Any,
+    ) -> None:
+        self._make_schedule = make_schedule
+        self._tensors = tensors
+        self.distance = distances(model)
+        self._record = record
+        self._keep = keep
+        self._supervised = self._seen = 0
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
+        model.requires_grad_(False)
+        super().__init__(model=model, **more)
+        for tensor in tensors.values():
+            tensor.requires_grad_(True)
+            tensor.data = tensor.data.float()
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(_Stages(self))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimizer over the plan's groups."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options.pop("lr", None)
+            listed = groups(self.current_tensors(), self.distance, self.args.weight_decay)
+            self.optimizer = kind(listed, lr=1.0, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """One function of the step per group: the plan's rate at the group's distance, laid over the steps."""
+        self.schedule = self._make_schedule(num_training_steps)
+        optimizer = optimizer or self.optimizer
+        rates = [partial(self.schedule.rate, distance=group["distance"]) for group in optimizer.param_groups]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def current_tensors(self) -> dict[str, nn.Parameter]:
+        live = dict(self.model.named_parameters())
+        return {name: live[name] for name in self._tensors}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
+        labels = inputs.pop("labels")
+        rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        if num_items_in_batch is not None and int(num_items_in_batch) == 0:
+            raise TrainingError("a batch has no supervised token, so nothing can be learned from it")
+        head = self.accelerator.unwrap_model(model, keep_torch_compile=False).get_output_embeddings()
+
+        def supervised_only(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            return arguments[0][rows, columns]
+
+        hook = head.register_forward_pre_hook(supervised_only)
+        try:
+            outputs = model(**inputs, use_cache=False)
+        finally:
+            hook.remove()
+        total = nn.functional.cross_entropy(outputs.logits.float(), labels[rows, columns + 1], reduction="sum")
+        loss = total / (len(rows) if num_items_in_batch is None else num_items_in_batch)
+        if self.model.training:
+            self._seen += int(inputs["attention_mask"].sum())
+            self._supervised += len(rows)
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """One forward and backward pass; raises TrainingError where the loss is not finite."""
+        loss = super().training_step(*arguments, **named)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "
+                "A lower method.lr is the usual remedy"
+            )
+        return loss
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """The mean loss per supervised token over the evaluation rows; leaves random state and mode as found."""
+        # Trainer asks twice where the last step of an epoch is also one to evaluate at.
+        if self._evaluated[0] == self.state.global_step:
+            return self._evaluated[1]
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            for inputs in self.get_eval_dataloader():
+                prepared = self._prepare_inputs(inputs)
+                count = int((prepared["labels"][:, 1:] != -100).sum())
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(self.model, prepared)
+                sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
+        total, tokens = self.accelerator.reduce(sums, "sum").tolist()
+        self.model.train(training)
+        metrics = {"eval_loss": total / max(1, tokens)}
+        self._evaluated = (self.state.global_step, metrics)
+        self._record({"step": self.state.global_step, **metrics})
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand the step's numbers to the run's log."""
+        if "loss" not in logs:
+            return
+        counts = torch.tensor([self._seen, self._supervised], device=self.args.device)
+        seen, supervised = self.accelerator.reduce(counts, "sum").tolist()
+        step = self.state.global_step
+        optimizer_groups = self.optimizer.param_groups
+        rates = {str(group["distance"]): self.schedule.rate(step - 1, group["distance"]) for group in optimizer_groups}
+        entry = {"step": step, "loss": logs["loss"], "lr": rates, "tokens": seen, "supervised": supervised}
+        self._record(entry | {"grad_norm": logs.get("grad_norm")})
+
+    # ---- checkpoints: complete or absent
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"step-{step:06d}"
+        partial_folder = folder.with_name(f".partial-{folder.name}")
+        self.assert_replicas_equal()
+        if self.args.should_save:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True)
+            save_file(self.trained_state(), partial_folder / TENSORS)
+        self.accelerator.wait_for_everyone()
+        self._save_optimizer_and_scheduler(str(partial_folder))
+        self._save_rng_state(str(partial_folder))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(partial_folder / "trainer_state.json"))
+            write_json(partial_folder / "counts.json", {"seen": self._seen, "supervised": self._supervised})
+            seal(partial_folder, folder)
+            for old in complete_checkpoints(folder.parent)[: -self._keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, on the CPU, in fp32."""
+        return {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.current_tensors().items()}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        live = self.current_tensors()
+        stored = load_file(Path(resume_from_checkpoint) / TENSORS)
+        if set(stored) != set(live):
+            raise TrainingError(f"{resume_from_checkpoint}: holds other tensors than this recipe trains")
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                live[name].copy_(tensor)
+        counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
+        first = self.args.process_index == 0
+        self._seen, self._supervised = (counts["seen"], counts["supervised"]) if first else (0, 0)
+
+    def assert_replicas_equal(self) -> None:
+        """Raise TrainingError where the processes hold different trained weights."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        mine = checksums(dict(self.current_tensors()))
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        odd = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
+        if odd:
+            raise TrainingError(f"the processes' weights differ at step {self.state.global_step}: {odd[0]}")
+
+
+class _Stages(TrainerCallback):
+    """Flips requires_grad at stage boundaries, from the global step alone, and checks what a boundary must satisfy."""
+
+    def __init__(self, trainer: PlannedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        for module in (model, model.get_base_model() if isinstance(model, PeftModel) else model):
+            module.disable_input_require_grads()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        trainer = self.trainer
+        if state.global_step in trainer.schedule.starts[1:]:
+            trainer.assert_replicas_equal()
+        tensors = trainer.current_tensors()
+        narrow(tensors, trainer.distance, trainer.schedule, state.global_step)
+        held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+        missing = [name for name, p in tensors.items() if p.requires_grad and id(p) not in held]
+        if missing:
+            raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
+
+
+def seal(partial_folder: Path, folder: Path) -> None:
+    """Make a written checkpoint folder complete: every file on disk, the manifest last, then one rename."""
+    files = sorted(file for file in partial_folder.iterdir() if file.is_file())
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(partial_folder / MANIFEST, {file.name: fingerprint(file) for file in files})
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial_folder.rename(folder)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder whose every file is there as its manifest says, oldest first."""
+    return [checkpoint for checkpoint in sorted(folder.glob("step-*")) if _is_complete(checkpoint)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return False
+    files: dict[str, Any] = json.loads(manifest.read_text())
+    return all(
+        (checkpoint / name).is_file() and fingerprint(checkpoint / name) == facts for name, facts in files.items()
+    )
