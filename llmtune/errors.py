@@ -37,7 +37,7 @@ class PublishError(LlmtuneError):
     exit_code = 6
 
 
-class Interrupted(LlmtuneError):
+class Interrupted(LlmtuneError):  # noqa: N818
     """The user stopped the run; a checkpoint holds what was reached."""
 
     exit_code = 130

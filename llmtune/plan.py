@@ -12,7 +12,7 @@ Shape = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of training: `until` (fraction), `reach` (farthest distance that trains, None = all), `lr` at the output, `decay` per step away."""
+    """A span of training: `until` (fraction), `reach` (farthest distance, None = all), `lr` at 0, `decay` per step."""
 
     until: float
     reach: int | None

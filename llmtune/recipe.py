@@ -1,18 +1,18 @@
 """The recipe: closed, frozen sections; load, override, dump and JSON schema."""
 
-import difflib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from llmtune.errors import RecipeError
-from llmtune.method import Closed, Facts, Method, PlanError
+from llmtune.explain import explain
+from llmtune.method import Method
 from llmtune.plan import Plan, Shape
-from llmtune.yamlfile import Key, Located, load_yaml
+from llmtune.spec import Closed, Facts, PlanError
+from llmtune.yamlfile import Located, load_yaml
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -115,7 +115,7 @@ class Merge(Closed):
 class Publish(Closed):
     """Where the result goes."""
 
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["owner/name"])]
     """owner/name on the Hub."""
     visibility: Literal["private", "public"] = "private"
     """public only where written out."""
@@ -147,24 +147,28 @@ class Recipe(Closed):
         return self._where.path
 
     def plan(self, facts: Facts) -> Plan:
-        """The plan for a model with these facts; raises RecipeError at the method's line where the model cannot follow."""
+        """The plan for a model with these facts; raises RecipeError at the key that the model cannot follow."""
         try:
             return self.method.plan(facts)
         except PlanError as error:
             raise self.error(f"method.{error.key}", str(error)) from error
-        except ValueError as error:
-            raise self.error("method", str(error)) from error
+
+    def resolved(self, facts: Facts, revision: str | None) -> Self:
+        """The recipe with the base's revision and every learning rate written out; raises RecipeError like `plan`."""
+        self.plan(facts)
+        pinned = self.model.model_copy(update={"revision": revision})
+        return self.model_copy(update={"model": pinned, "method": self.method.resolved(facts)})
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The validated recipe in a file, with `a.b=c` overrides applied; raises RecipeError."""
     located = load_yaml(path)
     for override in overrides or []:
-        _override(located, override)
+        located.override(override)
     try:
         recipe = Recipe.model_validate(located.value)
     except ValidationError as error:
-        raise _explain(located, error) from error
+        raise explain(located, Recipe, error) from error
     recipe._where = located
     return recipe
 
@@ -177,96 +181,3 @@ def dump(recipe: Recipe) -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of recipes."""
     return Recipe.model_json_schema()
-
-
-def _override(located: Located, override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise RecipeError(f"--set {override}: write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not YAML") from error
-    *parents, last = dotted.split(".")
-    section = located.value
-    for parent in parents:
-        if not isinstance(section.get(parent), dict):
-            section[parent] = {}
-        section = section[parent]
-    section[last] = value
-
-
-def _explain(located: Located, error: ValidationError) -> RecipeError:
-    """The first validation error as one line: file, line, key, what is wrong and what would be right."""
-    first = min(error.errors(), key=lambda found: (found["type"] not in ("extra_forbidden",), -len(found["loc"])))
-    key = _yaml_key(located, first["loc"])
-    return located.error(key, _message(located, key, first))
-
-
-def _yaml_key(located: Located, loc: tuple[Any, ...]) -> Key:
-    """The error's location without the union tags that pydantic puts between keys."""
-    key: list[str | int] = []
-    value = located.value
-    for position, part in enumerate(loc):
-        if isinstance(value, dict) and part in value or isinstance(value, list | tuple) and isinstance(part, int):
-            key.append(part)
-            value = value[part]
-        elif position == len(loc) - 1 and isinstance(value, dict):
-            key.append(part)
-    return tuple(key)
-
-
-def _message(located: Located, key: Key, found: Any) -> str:
-    kind, value = found["type"], found["input"]
-    if kind == "extra_forbidden":
-        return _unknown_key(key, found["loc"])
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        expected = str(found.get("ctx", {}).get("expected_tags", "")).replace("'", "")
-        given = value.get("kind") if isinstance(value, dict) else value
-        near = difflib.get_close_matches(str(given), expected.split(", "), n=1, cutoff=0.4)
-        return (
-            f"kind {given!r} is not one of {expected}" + (f"; did you mean {near[0]!r}?" if near else "")
-            if expected
-            else "needs a kind"
-        )
-    if kind == "missing":
-        return "is missing and has no default"
-    if isinstance(value, bool) and "bool" not in kind:
-        return f"{found['msg'][0].lower()}{found['msg'][1:]}, got {str(value).lower()} (YAML reads on, off, yes and no as true and false; quote the word)"
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        mantissa, exponent = re.split("[eE]", value)
-        sign = "" if exponent[0] in "+-" else "+"
-        dot = "" if "." in mantissa else ".0"
-        return f"{value} is a string in YAML; write {mantissa}{dot}e{sign}{exponent}"
-    text = found["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(value, dict | list | tuple) else f", got {value!r}"
-    return f"{text[0].lower()}{text[1:]}{shown}"
-
-
-def _unknown_key(key: Key, loc: tuple[Any, ...]) -> str:
-    known = sorted(_known_keys(Recipe, loc[:-1]))
-    near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-    return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
-
-
-def _known_keys(model: Any, loc: tuple[Any, ...]) -> set[str]:
-    """The keys of the section that a location (with union tags) points to."""
-    for position, part in enumerate(loc):
-        if (
-            isinstance(part, str)
-            and isinstance(model, type)
-            and issubclass(model, BaseModel)
-            and part in model.model_fields
-        ):
-            return _known_keys(model.model_fields[part].annotation, loc[position + 1 :])
-        for option in get_args(model):
-            kinds = (
-                option.model_fields["kind"].annotation
-                if isinstance(option, type) and hasattr(option, "model_fields") and "kind" in option.model_fields
-                else None
-            )
-            if kinds is not None and part in get_args(kinds):
-                return _known_keys(option, loc[position + 1 :])
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return set(model.model_fields)
-    return {name for option in get_args(model) for name in _known_keys(option, ())}

@@ -133,7 +133,7 @@ def open_run(path: Path) -> Run:
 
 
 def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
-    """The run folder for a resolved recipe: new, or the one that holds this very recipe; raises RecipeError for another's."""
+    """The run folder for a resolved recipe: new, or the one that holds this very recipe; raises RecipeError."""
     run = Run(path)
     text = recipe.dump(resolved)
     if overwrite and run.recipe_file.is_file():
@@ -182,7 +182,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file that an earlier step wrote; raises LlmtuneError naming the file where it is gone or damaged."""
+    """The JSON value in a file that an earlier step wrote; raises LlmtuneError where it is gone or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

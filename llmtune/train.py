@@ -32,7 +32,7 @@ from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
 def train(run: Run) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta."""
     settings = run.recipe()
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(settings, state)
     set_seed(settings.train.seed)
     base = model.locate(settings)
@@ -209,7 +209,7 @@ def _prove(before: dict[str, int], after: dict[str, int], trainer: PlannedTraine
     moved = [name for name in before if before[name] != after[name]]
     if moved:
         raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
-    end = checksums(dict(trainer.current_tensors()))
+    end = checksums(trainer.current_tensors())
     distance = trainer.distance
     still = {distance[name] for name in start} - {distance[name] for name in start if start[name] != end[name]}
     if still:
@@ -235,7 +235,7 @@ def _run(path: Path) -> Run:
     """The run in a folder, or the one that the first process makes of a recipe."""
     if path.is_dir():
         return open_run(path)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     out = Path("runs") / path.stem
     with state.main_process_first():
         if state.is_main_process:

@@ -1,5 +1,8 @@
-"""YAML with line numbers: safe, no duplicate keys, no aliases, no tags, at most 1 MiB."""
+"""YAML with the place of every key: safe, no duplicate keys, no aliases, no tags, at most 1 MiB; and overrides."""
 
+import difflib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,81 +12,168 @@ import yaml
 from llmtune.errors import RecipeError
 
 LIMIT_BYTES = 1 << 20
+LIMIT_DEPTH = 32
 Key = tuple[str | int, ...]
+
+_CORE = "tag:yaml.org,2002:"
+_PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
 
 @dataclass(frozen=True)
 class Located:
-    """Plain values of a YAML file and the line (1-based) of every key path."""
+    """Plain values of a YAML file and the place (file:line, or the override) of every key path."""
 
     path: Path
     value: Any
-    lines: dict[Key, int] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
 
     def error(self, key: Key, message: str) -> RecipeError:
-        """A one-line error that names file, line and key."""
-        known = next((self.lines[key[:size]] for size in range(len(key), -1, -1) if key[:size] in self.lines), 1)
-        dotted = ".".join(str(part) for part in key)
-        return RecipeError(f"{self.path}:{known}: {dotted + ': ' if dotted else ''}{message}")
+        """A one-line error that names the place and the key."""
+        prefixes = (key[:size] for size in range(len(key), -1, -1))
+        place = next((self.places[prefix] for prefix in prefixes if prefix in self.places), f"{self.path}:1")
+        return RecipeError(f"{place}: {_dotted(key)}{message}")
+
+    def override(self, text: str) -> None:
+        """Set the value at a dotted key as `a.b=c` says; raises RecipeError that names the override."""
+        place = f"--set {text}"
+        dotted, equals, written = text.partition("=")
+        if not equals or not dotted:
+            raise RecipeError(f"{place}: write it as section.key=value")
+        *parents, last = dotted.split(".")
+        container = self.value
+        key: Key = ()
+        for part in parents:
+            container, key = self._enter(container, key, part, place)
+        slot = self._slot(container, key, last, place)
+        key = (*key, slot)
+        for known in [known for known in self.places if known[: len(key)] == key]:
+            del self.places[known]
+        container[slot] = _Reader(lambda _line: place).read(written, key)
+        self.places[key] = place
+
+    def _enter(self, container: Any, key: Key, part: str, place: str) -> tuple[Any, Key]:
+        """The section or list under `part`, made where there is nothing yet."""
+        slot = self._slot(container, key, part, place)
+        if isinstance(container, dict) and container.get(part) is None:
+            container[part] = {}
+            self.places[(*key, slot)] = place
+        return container[slot], (*key, slot)
+
+    def _slot(self, container: Any, key: Key, part: str, place: str) -> str | int:
+        if isinstance(container, dict):
+            return part
+        name = ".".join(map(str, key))
+        if not isinstance(container, list):
+            raise RecipeError(f"{place}: {name} is {container!r}, not a section, so {part!r} cannot be set in it")
+        if part.isdecimal() and int(part) < len(container):
+            return int(part)
+        valid = f"0 to {len(container) - 1}" if container else "none, it is empty"
+        raise RecipeError(f"{place}: {name} is a list and {part!r} is none of its places; valid: {valid}")
 
 
 def load_yaml(path: Path) -> Located:
     """The mapping in a YAML file; raises RecipeError with file and line for anything else."""
-    try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= LIMIT_BYTES and path.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot be read: {reason}") from error
-    if text is None:
-        reason = f"{size} bytes are more than a recipe may have ({LIMIT_BYTES})" if path.is_file() else "is no file"
-        raise RecipeError(f"{path}: {reason}")
-    located = Located(path, None)
-    try:
-        _refuse_aliases(located, text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = _plain(located, node, ()) if node is not None else None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise RecipeError(f"{path}:{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    reader = _Reader(lambda line: f"{path}:{line}")
+    value = reader.read(_text(path), ())
     if not isinstance(value, dict):
-        found = "is empty" if value is None else f"holds a {type(value).__name__}"
+        found = "is empty" if value is None else f"holds {'a list' if isinstance(value, list) else 'a single value'}"
         raise RecipeError(f"{path}:1: {found}; a mapping of sections (model, data, method, ...) is expected")
-    return Located(path, value, located.lines)
+    return Located(path, value, reader.places)
 
 
-def _refuse_aliases(located: Located, text: str) -> None:
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) and event.start_mark:
-            raise RecipeError(
-                f"{located.path}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not allowed; write the value out"
-            )
-
-
-def _plain(located: Located, node: yaml.Node, key: Key) -> Any:
-    """The value of a node; records the line of every key on the way."""
-    located.lines[key] = node.start_mark.line + 1
-    if not node.tag.startswith("tag:yaml.org,2002:") or ":python" in node.tag:
-        raise located.error(key, f"the tag {node.tag!r} is not allowed; a recipe is plain data")
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(located, node, key)
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(located, item, (*key, index)) for index, item in enumerate(node.value)]
+def _text(path: Path) -> str:
+    """The text of a file that is one, and small, and text; raises RecipeError."""
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        raise RecipeError(f"{path}: is a folder; give a file" + (f", such as {inside}" if inside.is_file() else ""))
+    if not path.exists():
+        beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
+        raise RecipeError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    if not path.is_file():
+        raise RecipeError(f"{path}: is not a regular file")
+    if path.stat().st_size > LIMIT_BYTES:
+        raise RecipeError(f"{path}: {path.stat().st_size} bytes are more than a recipe may have ({LIMIT_BYTES})")
     try:
-        return yaml.SafeLoader("").construct_object(node)
-    except ValueError as error:
-        raise located.error(key, f"not a valid value: {error}") from error
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
 
 
-def _mapping(located: Located, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name_node, value_node in node.value:
-        name = name_node.value if isinstance(name_node, yaml.ScalarNode) else str(name_node.value)
-        if name in found:
-            first = located.lines[(*key, name)]
-            located.lines[(*key, name)] = name_node.start_mark.line + 1
-            raise located.error((*key, name), f"duplicate key, first given on line {first}")
-        found[name] = _plain(located, value_node, (*key, name))
-        located.lines[(*key, name)] = name_node.start_mark.line + 1
-    return found
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key)) + ": " if key else ""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """YAML text -> plain values; `place` names a line, `places` collects where each key stands."""
+
+    place: Callable[[int], str]
+    places: dict[Key, str] = field(default_factory=dict)
+
+    def read(self, text: str, key: Key) -> Any:
+        """The value that the text holds at `key`; raises RecipeError with its place."""
+        try:
+            self._refuse_bombs(text)
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            return None if node is None else self._value(node, key)
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise RecipeError(f"{self.place(line)}: not YAML: {error.reason}") from error
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            problem = error.problem or error.context
+            raise RecipeError(f"{self.place(mark.line + 1 if mark else 1)}: not YAML: {problem}") from error
+
+    def _refuse_bombs(self, text: str) -> None:
+        """Raise RecipeError for aliases, and for nesting that would exhaust the stack, before anything is built."""
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(f"{self.place(line)}: aliases (*{event.anchor}) are not allowed; write the value out")
+            if depth > LIMIT_DEPTH:
+                raise RecipeError(f"{self.place(line)}: nested more than {LIMIT_DEPTH} deep; no recipe is")
+
+    def _error(self, node: yaml.Node, key: Key, message: str) -> RecipeError:
+        return RecipeError(f"{self.place(node.start_mark.line + 1)}: {_dotted(key)}{message}")
+
+    def _value(self, node: yaml.Node, key: Key) -> Any:
+        self.places.setdefault(key, self.place(node.start_mark.line + 1))
+        tag = node.tag.removeprefix(_CORE)
+        if tag == "timestamp":
+            raise self._error(node, key, f"{node.value} is a date in YAML; put it in quotes")
+        if tag not in _PLAIN:
+            raise self._error(node, key, f"the tag {node.tag!r} is not allowed; a recipe is plain data")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node, key, tag)
+
+    def _scalar(self, node: yaml.Node, key: Key, tag: str) -> Any:
+        word = node.value
+        if tag == "bool" and word.lower() not in ("true", "false"):
+            read = str(word.lower() in ("on", "yes")).lower()
+            raise self._error(node, key, f'{word} is {read} in YAML; write true or false, or "{word}" in quotes')
+        if (tag == "int" and not _DECIMAL.fullmatch(word)) or (tag == "float" and ":" in word):
+            raise self._error(node, key, f"{word} is no plain decimal number; write one, or put the text in quotes")
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except ValueError as error:
+            raise self._error(node, key, f"not a valid {tag}: {word[:40]!r}") from error
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise self._error(name_node, key, "a key is a single word")
+            inner = (*key, name_node.value)
+            if name_node.value in found:
+                raise self._error(name_node, inner, f"duplicate key; it stands at {self.places[inner]} too")
+            self.places[inner] = self.place(name_node.start_mark.line + 1)
+            found[name_node.value] = self._value(value_node, inner)
+        return found

@@ -1,0 +1,220 @@
+"""What validation found wrong with a recipe, as one line: place, key, what is expected and the nearest valid word."""
+
+import difflib
+import math
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from llmtune.errors import RecipeError
+from llmtune.yamlfile import Key, Located
+
+Loc = tuple[int | str, ...]
+
+_NUMBER = re.compile(r"([-+]?)(\d+\.?\d*|\.\d+)([eE]([-+]?)(\d+))?")
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text",
+    "tuple_type": "a list",
+    "greater_than": "a number > {gt:g}",
+    "greater_than_equal": "a number >= {ge:g}",
+    "less_than": "a number < {lt:g}",
+    "less_than_equal": "a number <= {le:g}",
+    "too_short": "a list of at least {min_length}",
+}
+_SECTION = ("model_type", "model_attributes_type", "dict_type")
+
+
+def explain(located: Located, schema: type[BaseModel], error: ValidationError) -> RecipeError:
+    """The error that is told first: unknown keys before all else, then the deepest of what the first one is about."""
+    found = [(_key(located, details), details) for details in error.errors()]
+    unknown = [pair for pair in found if pair[1]["type"] == "extra_forbidden"]
+    if unknown:
+        key, details = unknown[0]
+        return located.error(key, _unknown(schema, details["loc"]))
+    within = [pair for pair in found if pair[0][: len(found[0][0])] == found[0][0]]
+    key = max((key for key, _ in within), key=len)
+    return located.error(key, _message(schema, [details for other, details in within if other == key]))
+
+
+def _key(located: Located, details: ErrorDetails) -> Key:
+    """The recipe key of an error: its location without the union tags that pydantic puts between keys."""
+    key: list[str | int] = []
+    value = located.value
+    loc = details["loc"]
+    for position, part in enumerate(loc):
+        in_list = isinstance(value, list) and isinstance(part, int)
+        if in_list or (isinstance(value, dict) and part in value):
+            key.append(part)
+            value = value[part]
+        elif position == len(loc) - 1 and isinstance(value, dict) and details["type"] == "missing":
+            key.append(part)
+    if details["type"] == "union_tag_invalid":
+        key.append("kind")
+    inner = getattr(details.get("ctx", {}).get("error"), "key", "")
+    return (*key, *(int(part) if part.isdecimal() else part for part in inner.split(".") if part))
+
+
+def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
+    """What is expected at one key, over all members of a union that refused the value, and what stands there."""
+    first = group[0]
+    kind, value, loc = first["type"], first["input"], first["loc"]
+    if kind == "missing":
+        needed = [name for section in _sections(schema, loc) for name in _required(section)]
+        return f"is missing; it needs {', '.join(dict.fromkeys(needed))}" if needed else "is missing and has no default"
+    if kind == "union_tag_not_found":
+        return f"needs a kind: {', '.join(_kinds(schema, loc))}"
+    if kind == "union_tag_invalid":
+        return f"one of {', '.join(_kinds(schema, loc))} is expected, got {_shown(value['kind'])}" + _near(
+            value["kind"], _kinds(schema, loc)
+        )
+    if kind in _SECTION:
+        return _section(schema, loc, value)
+    if kind == "value_error":
+        return str(first["ctx"]["error"])
+    return _expected(schema, group) + (_hint(value, group) or _default(schema, loc))
+
+
+def _expected(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
+    phrases = []
+    for details in group:
+        kind, ctx = details["type"], details.get("ctx", {})
+        if kind == "literal_error":
+            words = _words(details)
+            phrases.append(f"one of {', '.join(words)}" if len(words) > 1 else words[0])
+        elif kind == "string_pattern_mismatch":
+            phrases.append(f"text such as {_example(schema, details['loc'])}")
+        elif kind in _EXPECTED:
+            phrases.append(_EXPECTED[kind].format(**ctx))
+        else:
+            phrases.append(details["msg"])
+    unique = [phrase for phrase in dict.fromkeys(phrases) if phrase != "a whole number" or "a number" not in phrases]
+    return f"{' or '.join(unique)} is expected, got {_shown(group[0]['input'])}"
+
+
+def _hint(value: Any, group: list[ErrorDetails]) -> str:
+    """How to write the number that a text looks like, or the nearest valid word."""
+    if not isinstance(value, str):
+        return "; put it in quotes" if group[0]["type"] == "string_type" and isinstance(value, int | float) else ""
+    number = _NUMBER.fullmatch(value.strip())
+    if number and any(details["type"] in ("int_type", "float_type") for details in group):
+        sign, digits, exponent, exponent_sign, power = number.groups()
+        if not exponent:
+            return "; write it without quotes"
+        digits = digits if "." in digits else f"{digits}.0"
+        return f", which is text in YAML; write {sign}{digits}e{exponent_sign or '+'}{power}"
+    return _near(value, [word for details in group if details["type"] == "literal_error" for word in _words(details)])
+
+
+def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
+    kinds = _kinds(schema, loc)
+    if isinstance(value, str) and kinds:
+        near = difflib.get_close_matches(value, kinds, n=1, cutoff=0.5)
+        return f"a section is expected, got {value!r}; write {{kind: {near[0] if near else '|'.join(kinds)}}}"
+    sections = _sections(schema, loc)
+    needed = [name for section in sections for name in _required(section)]
+    if isinstance(value, str) and len(needed) == 1:
+        return f"a section is expected, got {value!r}; write {{{needed[0]}: {value}}}"
+    keys = list(dict.fromkeys(name for section in sections for name in section.model_fields))
+    return f"a section with keys such as {', '.join(keys[:3])} is expected, got {_shown(value)}"
+
+
+def _unknown(schema: type[BaseModel], loc: Loc) -> str:
+    """Where the key belongs: another section, another kind of this one, or a key with nearly that name."""
+    name = str(loc[-1])
+    here = _sections(schema, loc[:-1])
+    known = sorted({field for section in here for field in section.model_fields})
+    union = _sections(schema, loc[:-2]) if loc[:-1] and not _fields(schema, loc[:-1]) else []
+    kinds = [kind for section in union if name in section.model_fields for kind in _tags(section)]
+    if kinds:
+        return f"unknown key for kind {loc[-2]}; {' and '.join(kinds)} {'has' if len(kinds) == 1 else 'have'} it"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"unknown key; did you mean {close[0]!r}?"
+    everywhere = _everywhere(schema)
+    close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.8)
+    if close:
+        return f"unknown key here; did you mean {everywhere[close[0]]}?"
+    return f"unknown key; known here: {', '.join(known)}"
+
+
+def _options(annotation: Any) -> list[type[BaseModel]]:
+    """The sections among the members of an annotation, however nested."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [option for member in get_args(annotation) for option in _options(member)]
+
+
+def _sections(schema: type[BaseModel], loc: Loc) -> list[type[BaseModel]]:
+    """The sections that a location, with union tags and list places, can mean."""
+    options = [schema]
+    for part in loc:
+        fields = [option.model_fields[part] for option in options if part in option.model_fields]
+        tagged = [option for option in options if part in _tags(option)]
+        options = (
+            [section for field in fields for section in _options(field.annotation)] if fields else tagged or options
+        )
+    return options
+
+
+def _tags(section: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
+
+
+def _kinds(schema: type[BaseModel], loc: Loc) -> list[str]:
+    return [kind for section in _sections(schema, loc) for kind in _tags(section)]
+
+
+def _required(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _everywhere(schema: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Every key of the schema and where it stands, the shallowest place of each."""
+    found = {key: prefix + key for key in schema.model_fields}
+    for key, field in schema.model_fields.items():
+        for section in _options(field.annotation):
+            found = _everywhere(section, f"{prefix}{key}.") | found
+    return found
+
+
+def _fields(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
+    """What the schema says of the key at a location, in each section that it can mean."""
+    sections = _sections(schema, loc[:-1])
+    return [section.model_fields[name] for section in sections for name in section.model_fields if name == loc[-1]]
+
+
+def _example(schema: type[BaseModel], loc: Loc) -> str:
+    return next(str(field.examples[0]) for field in _fields(schema, loc) if field.examples)
+
+
+def _default(schema: type[BaseModel], loc: Loc) -> str:
+    defaults = [field.default for field in _fields(schema, loc) if isinstance(field.default, bool | int | float | str)]
+    return f"; the default is {_shown(defaults[0])}" if defaults else ""
+
+
+def _words(details: ErrorDetails) -> list[str]:
+    return re.findall(r"'([^']*)'", details["ctx"]["expected"])
+
+
+def _near(word: Any, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list | tuple):
+        return "a section" if isinstance(value, dict) else "a list"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)[:60]

@@ -1,0 +1,140 @@
+"""What recipe sections are made of: closed models, kinds of numbers, and adapters: what the parameters are."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from llmtune import rates
+
+
+class Closed(BaseModel):
+    """A recipe section: unknown keys are errors, values are never coerced, nothing changes after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan needs to know of a model: transformer blocks, hidden size, parameters."""
+
+    blocks: int
+    hidden: int
+    parameters: int
+
+
+class PlanError(ValueError):
+    """A method that makes no sense or that the model cannot follow; `key` is the dotted key within its section."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def listed(value: object) -> object:
+    """A YAML list as the tuple that a frozen section holds; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Reach = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
+Decay = Annotated[float, Field(gt=0, le=1.5)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+
+
+class NoAdapter(Closed):
+    """The model's own parameters are trained."""
+
+    kind: Literal["none"] = "none"
+    """No adapter."""
+
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """The rate at the output where `share` of the blocks trains."""
+        return rates.full(facts.parameters, share)
+
+
+class Lora(Closed):
+    """Low-rank updates beside linear layers (Hu 2021)."""
+
+    kind: Literal["lora"]
+    """Low-rank adapter."""
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the update; 16 is near the knee."""
+    alpha: Positive = 32
+    """Scale of the update; the rate that matters is lr x alpha."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | Names = "all-linear"
+    """Module names to adapt, or all-linear: every linear layer but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) in place of alpha / rank."""
+    dora: bool = False
+    """Learn magnitude and direction apart (DoRA)."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """How A and B start."""
+
+    @property
+    def effective_alpha(self) -> float:
+        """The alpha of a plain LoRA of the same rank with the same scale."""
+        return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
+
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """The rate for the model's size at this alpha and initialisation."""
+        return rates.lora(facts.parameters, self.effective_alpha, self.init)
+
+
+class Ia3(Closed):
+    """Learned rescaling of keys, values and feed-forward activations (Liu 2022)."""
+
+    kind: Literal["ia3"]
+    """Rescaling vectors."""
+    targets: Literal["auto"] | Names = "auto"
+    """Module names to rescale, or auto: what PEFT knows of the architecture."""
+
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """The rate for the model's size."""
+        return rates.ia3(facts.parameters)
+
+
+class Bottleneck(Closed):
+    """A narrow MLP beside or behind each block's own (Houlsby 2019, He 2021)."""
+
+    kind: Literal["bottleneck"]
+    """Bottleneck adapter."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Width; hidden size / 16 where not given."""
+    form: Literal["parallel", "sequential"] = "parallel"
+    """parallel: the MLP's own form, merges exactly into a wider MLP; sequential: behind the MLP, cannot be merged."""
+
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """The rate for the model's size."""
+        return rates.bottleneck(facts.parameters)
+
+
+def _spelt(value: object) -> object:
+    return {"kind": "none"} if value in (None, "none") else value
+
+
+Adapter = Annotated[NoAdapter | Lora | Ia3 | Bottleneck, Field(discriminator="kind"), BeforeValidator(_spelt)]
+
+
+def rate_notes(adapter: NoAdapter | Lora | Ia3 | Bottleneck, lr: float) -> list[str]:
+    """What a run's header says of its rate: the rate at alpha 32, and a warning where runs are known to diverge."""
+    if not isinstance(adapter, Lora):
+        return []
+    at_32 = lr * adapter.effective_alpha / 32
+    notes = [f"lr_at_alpha_32 {at_32:.2g}"]
+    if at_32 >= 3e-3:
+        notes.append("warning: runs at lr_at_alpha_32 >= 3e-3 are known to diverge; 3e-4 to 1e-3 is the usual range")
+    elif not 1e-4 <= at_32 <= 1e-3 * 1.05:
+        notes.append("warning: lr_at_alpha_32 is outside 1e-4..1e-3, where published optima lie")
+    return notes
