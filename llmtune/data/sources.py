@@ -35,7 +35,7 @@ def records(source: str, default_split: str) -> Iterator[Record]:
 
 def problem(source: str) -> str | None:
     """Why a source cannot be there (no such file, a folder, an unknown kind of file), None where it can."""
-    path = Path(source)
+    path = _path(source)
     if path.is_dir():
         return f"{source} is a folder; name the file in it ({_listed(path)})"
     if path.is_file():
@@ -51,7 +51,11 @@ def problem(source: str) -> str | None:
 
 def is_file(source: str) -> bool:
     """Whether a source is a file, not a Hub data set."""
-    return Path(source).is_file()
+    return _path(source).is_file()
+
+
+def _path(source: str) -> Path:
+    return Path(source).expanduser()
 
 
 def _kind(source: str) -> str | None:
@@ -65,7 +69,7 @@ def _listed(folder: Path) -> str:
 
 def _json_lines(source: str) -> Iterator[Record]:
     opener = gzip.open if source.lower().endswith(".gz") else open
-    with opener(source, "rb") as file:
+    with opener(_path(source), "rb") as file:
         for number, raw in enumerate(file, 1):
             where = f"{source}:{number}"
             line = _text(raw.removeprefix(b"\xef\xbb\xbf"), where)
@@ -93,7 +97,7 @@ def _json(line: str, where: str) -> Any:
 
 def _csv(source: str) -> Iterator[Record]:
     """Records of a CSV file with a header; a record's line is the one it starts on."""
-    with Path(source).open(encoding="utf-8-sig", newline="") as file:
+    with _path(source).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
         while True:
@@ -123,7 +127,7 @@ def _parquet(source: str) -> Iterator[Record]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        table = pyarrow.parquet.read_table(source)
+        table = pyarrow.parquet.read_table(_path(source))
     except pyarrow.ArrowException as error:
         raise RecipeError(f"{source}: not a Parquet file: {_first_line(error)}") from error
     for number, record in enumerate(table.to_pylist(), 1):
