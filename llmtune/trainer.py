@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def narrow(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule:
         parameter.requires_grad_(stage.rate(distance[name]) > 0)
 
 
-def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """A sum over the bits of every tensor, modulo 2**64; one changed element changes it."""
     return {name: int(_words(tensor.detach()).sum()) for name, tensor in tensors.items()}
 
@@ -82,6 +82,9 @@ class PlannedTrainer(SFTTrainer):
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
         model.requires_grad_(False)
+        # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner.enable_input_require_grads = lambda: None
         super().__init__(model=model, **more)
         for tensor in tensors.values():
             tensor.requires_grad_(True)
@@ -91,7 +94,7 @@ class PlannedTrainer(SFTTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer over the plan's groups."""
-        if self.optimizer is None:
+        if getattr(self, "optimizer", None) is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
             listed = groups(self.current_tensors(), self.distance, self.args.weight_decay)
@@ -104,7 +107,9 @@ class PlannedTrainer(SFTTrainer):
         """One function of the step per group: the plan's rate at the group's distance, laid over the steps."""
         self.schedule = self._make_schedule(num_training_steps)
         optimizer = optimizer or self.optimizer
-        rates = [partial(self.schedule.rate, distance=group["distance"]) for group in optimizer.param_groups]
+        rates: list[Callable[[int], float]] = [
+            partial(self.schedule.rate, distance=group["distance"]) for group in optimizer.param_groups
+        ]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -231,7 +236,7 @@ class PlannedTrainer(SFTTrainer):
         """Raise TrainingError where the processes hold different trained weights."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        mine = checksums(dict(self.current_tensors()))
+        mine = checksums(self.current_tensors())
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         odd = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
@@ -244,12 +249,6 @@ class _Stages(TrainerCallback):
 
     def __init__(self, trainer: PlannedTrainer) -> None:
         self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        for module in (model, model.get_base_model() if isinstance(model, PeftModel) else model):
-            module.disable_input_require_grads()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         trainer = self.trainer
@@ -284,7 +283,10 @@ def _is_complete(checkpoint: Path) -> bool:
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return False
-    files: dict[str, Any] = json.loads(manifest.read_text())
+    try:
+        files: dict[str, Any] = json.loads(manifest.read_text())
+    except ValueError:  # half written
+        return False
     return all(
         (checkpoint / name).is_file() and fingerprint(checkpoint / name) == facts for name, facts in files.items()
     )

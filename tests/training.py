@@ -67,6 +67,7 @@ def trainer(
     callbacks: list[Any] | None = None,
     record: Any = None,
     keep: int = 99,
+    eval_data: list[dict[str, list[int]]] | None = None,
     **arguments: Any,
 ) -> PlannedTrainer:
     """A trainer for a method on a tiny model (4 blocks unless given), ready to train."""
@@ -101,6 +102,7 @@ def trainer(
         keep=keep,
         args=SFTConfig(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=Dataset.from_list(data or rows()),
+        eval_dataset=Dataset.from_list(eval_data) if eval_data else None,
         data_collator=Collator(0),
         processing_class=tiny.tokenizer(),
         callbacks=callbacks or [],
