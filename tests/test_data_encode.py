@@ -184,6 +184,19 @@ def test_a_stop_token_that_the_model_does_not_stop_at_is_refused(template):
     assert one(chat("hi", "ho"), tokenizer, both).labels[-1] == (3 if template else 1)
 
 
+def test_a_stop_token_that_is_read_as_part_of_another_is_refused():
+    tokenizer = make("{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}", merges=(("o", "!"),))
+    stop = {tokenizer.convert_tokens_to_ids("!")}
+    assert one(chat("hi", "ha"), tokenizer, stop).supervised == 3
+    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the stop token in the chat template's text is read as 'o!'"):
+        one(chat("hi", "ho"), tokenizer, stop)
+
+
+def test_an_answer_that_the_template_strips_is_learned_as_it_shows_it():
+    tokenizer = make(LLAMA3, SPECIAL[LLAMA3])
+    assert learned(one(chat("A", "  B\n", "C", " D "), tokenizer), tokenizer) == "B<|eot_id|>D<|eot_id|>"
+
+
 def test_a_template_that_ends_an_answer_with_nothing_is_refused():
     tokenizer = make("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(RecipeError, match="puts nothing after an answer, but the model stops at '</s>'"):
@@ -201,6 +214,8 @@ def test_an_earlier_turn_that_the_template_rewrites_is_not_learned_and_counted()
     short = encode([rows[1]], tokenizer, {1}, 4096, "drop")
     assert (short.partly_learned, short.template_adds) == ([], "<think>\n\n</think>")
     assert learned(short.examples[0], tokenizer) == "<think>\n\n</think>\n\nb<|im_end|>"  # what generation must say
+    same = one(chat("a", "think"), tokenizer)
+    assert learned(same, tokenizer) == "<think>\n\n</think>\n\nthink<|im_end|>"
 
 
 def test_a_last_turn_that_the_template_rewrites_is_an_error():

@@ -177,6 +177,13 @@ def test_rows_set_aside_are_chosen_by_content_not_by_order(tmp_path):
     assert first.findings["duplicates"] == 32
 
 
+def test_rows_that_stand_in_test_are_not_set_aside_either(tmp_path):
+    rows = [pair(f"question {n}?", f"answer {n}") for n in range(20)]
+    found = passed(tmp_path, {"train": rows, "test": rows[:15]}, eval_fraction=0.6)
+    assert {example.id for example in [*found.train, *found.eval]} == {row["id"] for row in rows[15:]}
+    assert len(found.eval) == 3
+
+
 def test_few_rows_still_leave_some_to_train_on(tmp_path):
     assert len(passed(tmp_path, {"train": tiny.sums(3)}, eval_fraction=0.9).train) == 1
     assert len(passed(tmp_path, {"train": tiny.sums(3)}, eval_fraction=0.01).eval) == 1

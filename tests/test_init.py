@@ -81,6 +81,7 @@ def test_files_beside_train_are_used_where_they_can_be_read(tmp_path):
 
 def test_without_data_it_is_the_sample(tmp_path, monkeypatch):
     root = Path(recipe.__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
     made = recipe.load(write_recipe(None, None, None, tmp_path / "a.yaml"))
     sample = root / "llmtune" / "sample"
     assert (made.data.train, made.data.test) == (str(sample / "train.jsonl"), str(sample / "test.jsonl"))

@@ -107,6 +107,7 @@ def _assemble(
         )
     labels = [IGNORED] * len(ids)
     learned = 0
+    # A template may rewrite a turn once it is not the last one (Qwen3 leaves its thoughts out): that turn is no prefix.
     for start, end in (*spans[:-1], (prompt, ids)):
         if ids[: len(start)] == start and ids[: len(end)] == end:
             labels[len(start) : len(end)] = ids[len(start) : len(end)]

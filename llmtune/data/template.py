@@ -33,22 +33,18 @@ def render(
 
 
 def turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> list[Turn]:
-    """The assistant turns that the conversation shows as the template asks for them; RecipeError without the last."""
-    *earlier, last = (index for index, message in enumerate(row.messages) if message["role"] == "assistant")
-    full = render(tokenizer, list(row.messages), row.where)
+    """The assistant turns, each as it stands where it is the last; RecipeError where the row's last one does not stand."""
+    places = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
     found = []
-    for place in earlier:
-        shown = render(tokenizer, list(row.messages[: place + 1]), row.where)
+    for place in places:
         prompt = render(tokenizer, list(row.messages[:place]), row.where, True)
+        shown = render(tokenizer, list(row.messages[: place + 1]), row.where)
         turn = _turn(prompt, shown, row.messages[place]["content"], stops)
-        # A template may rewrite a turn once it is not the last one (Qwen3 leaves its thoughts out).
-        if turn is not None and full.startswith(shown):
+        if turn is not None:
             found.append(turn)
-    prompt = render(tokenizer, row.prompt, row.where, True)
-    turn = _turn(prompt, full, row.messages[last]["content"], stops)
-    if turn is None:
-        raise RecipeError(f"{row.where}: {_reason(prompt, full, row.answer.strip(), tokenizer, stops)}")
-    return [*found, turn]
+        elif place == places[-1]:
+            raise RecipeError(f"{row.where}: {_reason(prompt, shown, row.answer.strip(), tokenizer, stops)}")
+    return found
 
 
 def _turn(prompt: str, shown: str, answer: str, stops: list[str]) -> Turn | None:
