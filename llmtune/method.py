@@ -221,7 +221,7 @@ def _in_blocks(reach: float | str, facts: Facts, key: str) -> int | None:
     if isinstance(reach, float):
         return math.ceil(reach * facts.blocks - 1e-9)
     if reach > facts.blocks + 1:
-        limit = f"{reach} is beyond the model, which has {facts.blocks} blocks"
+        limit = f"reach {reach} is beyond the model, which has {facts.blocks} blocks"
         raise PlanError(key, f"{limit}; the nearest valid reach is {facts.blocks}, or all with the embeddings")
     return None if reach == facts.blocks + 1 else reach
 

@@ -85,7 +85,7 @@ class Schedule:
     @property
     def warmup_steps(self) -> int:
         """How many steps a rate takes to rise."""
-        return math.ceil(self.warmup * self.steps)
+        return math.ceil(self.warmup * self.steps - 1e-9)
 
     def stage_at(self, step: int) -> int:
         """The index of the stage that `step` (0-based) belongs to; the last stage for steps past the end."""

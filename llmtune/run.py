@@ -12,10 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llmtune import __version__, recipe
 from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.yamlfile import load_yaml
 
 STEPS = ("train", "eval", "merge", "publish", "report")
+HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Run:
         """The manifest, with no step done where there is none yet."""
         if not self.manifest_file.exists():
             return {"llmtune": __version__, "steps": {}}
-        return dict(json.loads(self.manifest_file.read_text()))
+        return dict(read_json(self.manifest_file))
 
     def done(self, step: str) -> bool:
         """Whether a step finished and each file that it left is there with the size that was written down."""
@@ -94,6 +98,8 @@ class Run:
 
     def mark(self, step: str, outputs: list[Path], **facts: Any) -> None:
         """Record that a step finished: its facts, and size and SHA-256 of each file in `outputs` (files or folders)."""
+        for missing in (output for output in outputs if not output.exists()):
+            raise LlmtuneError(f"{missing}: the step {step} should have left it and did not")
         manifest = self.manifest()
         files = sorted(file for output in outputs for file in (output.rglob("*") if output.is_dir() else [output]))
         manifest["steps"][step] = {
@@ -112,7 +118,8 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of this run; raises LlmtuneError where one is at work."""
+        """Keep other processes out of this run; raises RecipeError where one is at work."""
+        _refuse_file(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             try:
@@ -135,28 +142,45 @@ def open_run(path: Path) -> Run:
 def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
     """The run folder for a resolved recipe: new, or the one that holds this very recipe; raises RecipeError."""
     run = Run(path)
-    text = recipe.dump(resolved)
-    if overwrite and run.recipe_file.is_file():
-        shutil.rmtree(path)
-    if path.exists() and not path.is_dir():
-        raise RecipeError(f"{path}: is a file, not a folder for a run; choose another with --out")
-    others = [name.name for name in path.iterdir() if name.name != ".lock"] if path.is_dir() else []
-    if others and not run.recipe_file.is_file():
-        raise RecipeError(
-            f"{path}: is not empty and holds no run ({sorted(others)[0]}, ...); choose another with --out"
-        )
-    if others and run.recipe_file.read_text() != text:
-        changed = _difference(run.recipe_file.read_text(), text)
-        raise RecipeError(f"{path}: holds another run ({changed}); choose another folder with --out, or --overwrite it")
-    path.mkdir(parents=True, exist_ok=True)
+    text = HEADER + recipe.dump(resolved)
+    _refuse_file(path)
+    found = sorted(file for file in path.iterdir() if file.name != ".lock") if path.is_dir() else []
+    if found and not _holds_run(run):
+        raise RecipeError(f"{path}: is not empty and holds no run ({found[0].name}); choose another with --out")
+    if found and overwrite:
+        for file in sorted(found, key=run.recipe_file.__eq__):  # last, as it says that the folder is a run's
+            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+    elif found and run.recipe_file.read_text(encoding="utf-8") != text:
+        changed = _difference(load_yaml(run.recipe_file).value, yaml.safe_load(text))
+        raise RecipeError(f"{path}: holds another run ({changed}); choose another with --out, or --overwrite it")
     write_text(run.recipe_file, text)
     return run
 
 
-def _difference(old: str, new: str) -> str:
-    before, after = old.splitlines(), new.splitlines()
-    pairs = [(a.strip(), b.strip()) for a, b in zip(before, after, strict=False) if a != b]
-    return f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "more or fewer keys"
+def _refuse_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"{path}: is a file, not a folder for a run; choose another with --out")
+
+
+def _holds_run(run: Run) -> bool:
+    """Whether the folder's recipe.yaml was written by `create`: --overwrite must not empty a folder of the user's."""
+    return run.recipe_file.is_file() and run.recipe_file.read_bytes().startswith(HEADER.encode())
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first key that two recipes give different values."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
+    return f"{key} is {before.get(key)} there and {after.get(key)} here" if key else "written by another version"
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and plain values of nested mappings."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

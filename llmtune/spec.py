@@ -124,10 +124,12 @@ def _spelt(value: object) -> object:
     return {"kind": "none"} if value in (None, "none") else value
 
 
-Adapter = Annotated[NoAdapter | Lora | Ia3 | Bottleneck, Field(discriminator="kind"), BeforeValidator(_spelt)]
+AnyAdapter = NoAdapter | Lora | Ia3 | Bottleneck
+_ByKind = Annotated[AnyAdapter, Field(discriminator="kind")]
+Adapter = Annotated[_ByKind, BeforeValidator(_spelt, json_schema_input_type=_ByKind | Literal["none"] | None)]
 
 
-def rate_notes(adapter: NoAdapter | Lora | Ia3 | Bottleneck, lr: float) -> list[str]:
+def rate_notes(adapter: AnyAdapter, lr: float) -> list[str]:
     """What a run's header says of its rate: the rate at alpha 32, and a warning where runs are known to diverge."""
     if not isinstance(adapter, Lora):
         return []

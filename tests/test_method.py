@@ -1,0 +1,222 @@
+"""Methods give the plans that their definitions say, at rates that suit adapter and model size."""
+
+import itertools
+from typing import Any, get_args
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from llmtune import rates
+from llmtune.method import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
+from llmtune.plan import Plan, Stage, decay_for
+
+SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)
+LARGE = Facts(blocks=32, hidden=4096, parameters=8_030_261_248)
+LINES = {
+    "full": {},
+    "frozen": {"reach": 0.25, "decay": 0.9},
+    "gradual": {"reaches": [2, 0.5, "all"], "bottom_ratio": 0.1},
+    "discriminative": {},
+    "staged": {"stages": [{"until": 0.5, "reach": 1}, {"until": 1, "reach": "all", "bottom_ratio": 0.2}]},
+}
+ADAPTERS: list[Any] = [
+    "none",
+    {"kind": "none"},
+    {"kind": "lora"},
+    {"kind": "lora", "rank": 64, "alpha": 8, "rslora": True, "dora": True, "init": "pissa"},
+    {"kind": "ia3"},
+    {"kind": "bottleneck", "form": "sequential"},
+]
+
+
+def method(kind: str, **keys: Any) -> Any:
+    """A validated method."""
+    return TypeAdapter(Method).validate_python({"kind": kind, **keys})
+
+
+def plan_error(facts: Facts, kind: str, **keys: Any) -> PlanError:
+    """The error that a method's plan ends in."""
+    with pytest.raises(PlanError) as caught:
+        method(kind, **keys).plan(facts)
+    return caught.value
+
+
+def validation_error(kind: str, **keys: Any) -> PlanError:
+    """The error of the project's own that a method's validation ends in."""
+    with pytest.raises(ValidationError) as caught:
+        method(kind, **keys)
+    error = caught.value.errors()[0]["ctx"]["error"]
+    assert isinstance(error, PlanError)
+    return error
+
+
+def test_every_kind_of_the_union_is_listed() -> None:
+    kinds = [get_args(option.model_fields["kind"].annotation)[0] for option in get_args(get_args(Method)[0])]
+    assert sorted(kinds) == sorted(METHODS) == sorted(LINES)
+
+
+@pytest.mark.parametrize(("kind", "adapter"), itertools.product(LINES, ADAPTERS), ids=str)
+@pytest.mark.parametrize("facts", [SMALL, LARGE, Facts(12, 64, 1000)], ids=["small", "large", "tiny"])
+def test_resolved_writes_every_rate_out_and_changes_no_plan(kind: str, adapter: Any, facts: Facts) -> None:
+    loose = method(kind, adapter=adapter, **LINES[kind])
+    fixed = loose.resolved(facts)
+    assert type(fixed) is type(loose)
+    assert fixed.plan(facts) == loose.plan(facts)
+    assert fixed.resolved(facts) == fixed
+    again = TypeAdapter(Method).validate_json(fixed.model_dump_json())
+    assert again == fixed
+    written = [stage.lr for stage in fixed.stages] if kind == "staged" else fixed.lr
+    written = list(written) if isinstance(written, tuple | list) else [written]
+    assert written == [stage.lr for stage in loose.plan(facts).stages]
+    elsewhere = Facts(facts.blocks, facts.hidden, facts.parameters * 1000)
+    assert [stage.lr for stage in fixed.plan(elsewhere).stages] == written
+
+
+def test_a_given_rate_is_kept() -> None:
+    assert method("full", lr=0.5).resolved(SMALL) == method("full", lr=0.5)
+    assert method("gradual", reaches=[1, 2], lr=0.5).resolved(SMALL).lr == (0.5, 0.5)
+    assert method("gradual", reaches=[1, 2], lr=[0.5, 0.25]).plan(SMALL).stages[1].lr == 0.25
+
+
+def test_the_default_bottom_ratio_is_written_out_unless_a_factor_is_given() -> None:
+    assert method("discriminative").resolved(SMALL).bottom_ratio == 0.1
+    given = method("discriminative", decay=0.9).resolved(SMALL)
+    assert (given.decay, given.bottom_ratio) == (0.9, None)
+
+
+def test_full_is_one_stage_over_everything() -> None:
+    assert method("full", lr=1e-4).plan(SMALL) == Plan((Stage(1.0, None, 1e-4),))
+
+
+def test_frozen_is_one_stage_over_the_top() -> None:
+    assert method("frozen", reach=4, lr=1e-4).plan(SMALL) == Plan((Stage(1.0, 4, 1e-4),))
+    assert method("frozen", reach=0, lr=1e-4).plan(SMALL).reach == 0
+    assert method("frozen", reach="all", lr=1e-4).plan(SMALL).reach is None
+
+
+def test_gradual_is_one_stage_a_reach_over_equal_spans() -> None:
+    plan = method("gradual", reaches=[0, 4, "all"], lr=1e-4).plan(SMALL)
+    assert plan == Plan((Stage(1 / 3, 0, 1e-4), Stage(2 / 3, 4, 1e-4), Stage(1.0, None, 1e-4)))
+    uneven = method("gradual", reaches=[0, "all"], until=[0.1, 1], lr=1e-4).plan(SMALL)
+    assert [stage.until for stage in uneven.stages] == [0.1, 1.0]
+
+
+@pytest.mark.parametrize("facts", [SMALL, LARGE])
+def test_discriminative_rates_fall_to_a_tenth_at_any_depth(facts: Facts) -> None:
+    (stage,) = method("discriminative", lr=1e-4).plan(facts).stages
+    assert stage.rate(facts.blocks) / stage.rate(1) == pytest.approx(0.1)
+    assert stage.decay == decay_for(0.1, facts.blocks)
+
+
+def test_ulmfit_is_gradual_with_falling_rates() -> None:
+    plan = method("gradual", reaches=[1, "all"], decay=1 / 2.6, lr=1e-2).plan(SMALL)
+    assert plan.stages[1].rate(3) == pytest.approx(1e-2 / 2.6**3)
+
+
+def test_staged_takes_the_stages_as_they_are() -> None:
+    stages = [{"until": 0.25, "reach": 2, "lr": 1e-3, "decay": 0.5}, {"until": 1.0, "reach": 0, "lr": 1e-4}]
+    plan = method("staged", stages=stages).plan(SMALL)
+    assert plan == Plan((Stage(0.25, 2, 1e-3, 0.5), Stage(1.0, 0, 1e-4)))
+
+
+@pytest.mark.parametrize(
+    ("reach", "blocks", "expected"),
+    [(0.5, 30, 15), (0.15, 30, 5), (0.1, 30, 3), (0.07, 100, 7), (0.01, 2, 1), (0.99, 2, 2), (3, 2, None), (2, 2, 2)],
+)
+def test_a_fraction_reaches_that_share_of_the_blocks_rounded_up(reach: float, blocks: int, expected: int) -> None:
+    assert method("frozen", reach=reach).plan(Facts(blocks, 64, 1000)).reach == expected
+
+
+def test_a_reach_beyond_the_model_is_refused_with_the_nearest_one() -> None:
+    error = plan_error(SMALL, "frozen", reach=32)
+    assert error.key == "reach"
+    assert "which has 30 blocks; the nearest valid reach is 30" in str(error)
+    assert plan_error(SMALL, "gradual", reaches=[1, 40, "all"]).key == "reaches.1"
+    assert plan_error(SMALL, "staged", stages=[{"until": 1, "reach": 99}]).key == "stages.0.reach"
+
+
+@pytest.mark.parametrize(("reaches", "place"), [([4, 4], 1), ([1, 4, 2], 2), ([0.5, 15, "all"], 1), (["all", 31], 1)])
+def test_a_stage_that_reaches_no_farther_is_refused(reaches: list[Any], place: int) -> None:
+    error = plan_error(SMALL, "gradual", reaches=reaches)
+    assert error.key == f"reaches.{place}"
+    assert f"not {reaches[place]} after {reaches[place - 1]}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("until.1", {"kind": "gradual", "reaches": [1, 2], "until": [0.5, 0.9]}),
+        ("until.1", {"kind": "gradual", "reaches": [1, 2], "until": [0.5, 0.5]}),
+        ("until", {"kind": "gradual", "reaches": [1, 2], "until": [1.0]}),
+        ("lr", {"kind": "gradual", "reaches": [1, 2], "lr": [1.0, 2.0, 3.0]}),
+        ("decay", {"kind": "gradual", "decay": 0.9, "bottom_ratio": 0.1}),
+        ("decay", {"kind": "staged", "stages": [{"until": 1, "decay": 0.9, "bottom_ratio": 0.1}]}),
+        ("stages.0.until", {"kind": "staged", "stages": [{"until": 0.9}]}),
+        ("stages.1.until", {"kind": "staged", "stages": [{"until": 0.9}, {"until": 0.9}]}),
+    ],
+)
+def test_what_contradicts_itself_is_refused_at_its_key(key: str, keys: dict[str, Any]) -> None:
+    assert validation_error(**keys).key == key
+
+
+@pytest.mark.parametrize(
+    ("parameters", "full", "lora", "ia3", "bottleneck"),
+    [
+        (135_000_000, 1e-4, 1e-3, 5e-3, 1e-3),
+        (1_000_000_000, 3e-5, 5e-4, 5e-3, 5e-4),
+        (8_000_000_000, 1e-5, 3e-4, 5e-3, 3e-4),
+        (70_000_000_000, 5e-6, 2e-4, 3e-3, 1e-4),
+        (1_000, 1e-4, 1e-3, 5e-3, 1e-3),
+        (10**12, 5e-6, 2e-4, 3e-3, 1e-4),
+    ],
+)
+def test_default_rates_are_the_table_and_flat_outside_it(
+    parameters: int, full: float, lora: float, ia3: float, bottleneck: float
+) -> None:
+    assert rates.full(parameters, share=1.0) == full
+    assert rates.lora(parameters, effective_alpha=32, init="default") == lora
+    assert rates.ia3(parameters) == ia3
+    assert rates.bottleneck(parameters) == bottleneck
+
+
+def test_default_rates_fall_between_the_rows_of_the_table() -> None:
+    between = [rates.lora(int(size), 32, "default") for size in (135e6, 3e8, 6e8, 1e9, 3e9, 8e9, 3e10, 7e10)]
+    assert between == sorted(between, reverse=True)
+    assert rates.lora(int((1e9 * 8e9) ** 0.5), 32, "default") == pytest.approx((5e-4 * 3e-4) ** 0.5, rel=0.03)
+
+
+def test_the_top_alone_learns_faster_than_everything() -> None:
+    head = method("frozen", reach=0).plan(SMALL).stages[0].lr
+    half = method("frozen", reach=15).plan(SMALL).stages[0].lr
+    everything = method("full").plan(SMALL).stages[0].lr
+    assert (head, everything) == (pytest.approx(10 * everything), 1e-4)
+    assert half == pytest.approx(everything * 10**0.5, rel=0.03)
+    staged = [stage.lr for stage in method("gradual", reaches=[0, 15, "all"]).plan(SMALL).stages]
+    assert staged == [head, half, everything]
+
+
+def test_a_lora_rate_moves_against_its_alpha() -> None:
+    def rate(**keys: Any) -> float:
+        return float(Lora(kind="lora", **keys).default_rate(SMALL, 1.0))
+
+    assert rate() == 1e-3
+    assert rate(alpha=64) == 5e-4
+    assert rate(rank=64, alpha=32 / 8, rslora=True) == rate()
+    assert rate(rank=128) == rate()
+    assert rate(init="pissa") == 1e-4
+    assert rate(init="olora") == pytest.approx(1e-3 / 18, rel=0.03)
+
+
+def test_the_header_says_what_a_lora_rate_means() -> None:
+    lora = Lora(kind="lora", rank=16, alpha=64)
+    assert rate_notes(lora, 2e-4) == ["lr_at_alpha_32 0.0004"]
+    assert "known to diverge" in rate_notes(lora, 2e-3)[1]
+    assert "outside" in rate_notes(lora, 1e-5)[1]
+    assert len(rate_notes(lora, lora.default_rate(SMALL, 1.0))) == 1
+    for other in (NoAdapter(), Ia3(kind="ia3"), Bottleneck(kind="bottleneck")):
+        assert rate_notes(other, 1.0) == []
+
+
+def test_methods_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        method("full").lr = 1.0
