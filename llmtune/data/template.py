@@ -33,7 +33,7 @@ def render(
 
 
 def turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> list[Turn]:
-    """The assistant turns, each as it stands where it is the last; RecipeError where the row's last one does not stand."""
+    """The assistant turns, each as it stands where it is the last; RecipeError where the row's last one does not."""
     places = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
     found = []
     for place in places:
