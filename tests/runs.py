@@ -1,0 +1,42 @@
+"""A finished run on a tiny model without its training: a delta with known random content."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmtune import model, recipe
+from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.prepare import prepare
+from llmtune.run import Run
+from tests import tiny
+
+LORA = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
+
+
+def trained(
+    folder: Path, method: dict[str, Any] | None = None, kind: str = "llama", step: float = 0.05, **more: Any
+) -> Run:
+    """A run folder as training leaves it; every trained tensor is moved by noise of size `step`."""
+    size = {key: more.pop(key) for key in ("tied", "hidden", "blocks") if key in more}
+    base = tiny.save_base(folder / "base", kind, **size)
+    rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(20))
+    file = tiny.write_recipe(folder / "recipe.json", base, rows, method or LORA, **more)
+    return perturbed(prepare(recipe.load(file), folder / "run", 0), step)
+
+
+def perturbed(made: Run, step: float = 0.05) -> Run:
+    """The run with a delta that differs from the base by noise of size `step`."""
+    settings = made.recipe()
+    base = model.locate(settings)
+    weights = model.load_model(base)
+    plan = settings.plan(model.facts(weights))
+    tuned = insert(weights, settings, plan, base)
+    generator = torch.Generator().manual_seed(7)
+    tensors = trained_tensors(tuned, plan)
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=step)
+    save_delta(tuned, dict(tensors), made.delta, base, settings.method.adapter.kind)
+    made.mark("train", [made.delta])
+    return made

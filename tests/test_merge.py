@@ -1,0 +1,258 @@
+"""Merging: the folder is the live tuned model, alone, in the asked dtype; what is not proved is not called merged."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtune import merge, model, parity
+from llmtune.adapter import TENSORS, load_delta, save_delta
+from llmtune.errors import MachineError, ProofError
+from llmtune.run import Run, read_json
+from tests import runs
+
+FP32 = {"dtype": "float32"}
+FULL = {"kind": "full", "lr": 1e-3}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock loader's script in this process, which saves its start-up."""
+
+    def run(arguments: list[str], input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        with contextlib.redirect_stdout(said):
+            exec(arguments[-1], {})
+        return subprocess.CompletedProcess(arguments, 0, said.getvalue(), "")
+
+    monkeypatch.setattr(parity.subprocess, "run", run)
+
+
+def adapter(**more: Any) -> dict[str, Any]:
+    return {**FULL, "adapter": {"kind": "lora", "rank": 4, "alpha": 8, **more}}
+
+
+def live(made: Run) -> Any:
+    return load_delta(model.load_model(model.locate(made.recipe())), made.delta)
+
+
+def stock(made: Run, **more: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(made.merged, local_files_only=True, **more).eval()
+
+
+def unmerged(made: Run) -> bool:
+    left = [path.name for path in made.path.iterdir() if "merged" in path.name]
+    return not left and not made.done("merge") and "merge" not in made.manifest()["steps"]
+
+
+def test_a_fresh_process_reads_the_live_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = runs.trained(tmp_path)
+    facts = merge.merge(made)
+    assert made.done("merge")
+    assert facts["gap_in_memory"] < 1e-5
+    assert facts["gap_on_disk"] < 1e-5
+    assert 0 < facts["gap"] < 0.01 < facts["shift"]
+    assert f"logit gap to the live tuned model {facts['gap']:.2g}" in capsys.readouterr().out
+    stored = load_file(made.merged / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    size = (made.merged / "model.safetensors").stat().st_size
+    entry = made.manifest()["steps"]["merge"]
+    assert (entry["dtype"], entry["bytes"], entry["tensors"]) == ("bfloat16", size, len(stored))
+    assert entry["files"]["merged/model.safetensors"]["bytes"] == size
+
+
+def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    base = tmp_path / "base"
+    (base / "LICENSE.txt").write_text("licence")
+    (base / "README.md").write_text("of the base")
+    merge.merge(made)
+    same = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt")
+    for name in same:
+        assert (made.merged / name).read_bytes() == (base / name).read_bytes(), name
+    config = read_json(made.merged / "config.json")
+    assert config.pop("dtype") == "bfloat16"
+    assert config == {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
+    assert {path.name for path in made.merged.iterdir()} == {*same, "config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        (adapter(), {}),
+        (adapter(), {"tied": False}),
+        (adapter(targets=["q_proj", "v_proj"]), {}),
+        (adapter(rslora=True), {}),
+        (adapter(dora=True), {}),
+        ({**FULL, "adapter": {"kind": "ia3"}}, {}),
+        (FULL, {}),
+        (FULL, {"tied": False}),
+        ({"kind": "frozen", "reach": 1, "lr": 1e-3}, {}),
+        (adapter(), {"kind": "gpt2"}),
+        (FULL, {"kind": "mixtral"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.get("adapter", value).values())) if value else "tied",
+)
+def test_every_kind_of_delta_merges_exactly(
+    tmp_path: Path, quick: None, method: dict[str, Any], more: dict[str, Any]
+) -> None:
+    made = runs.trained(tmp_path, method, merge=FP32, **more)
+    facts = merge.merge(made)
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        expected, found = live(made)(input_ids=ids).logits, stock(made)(input_ids=ids).logits
+    assert stock(made).dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-4
+    assert facts["gap"] <= facts["bound"] == 1e-4
+    assert facts["shift"] > 1e-2
+
+
+def test_trained_tensors_replace_the_bases_and_nothing_else_moves(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path, {"kind": "frozen", "reach": 1, "lr": 1e-3}, merge=FP32)
+    facts = merge.merge(made)
+    delta = load_file(made.delta / TENSORS)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(made.merged / "model.safetensors")
+    assert set(merged) == set(base)
+    assert all(torch.equal(tensor, delta.get(name, base[name])) for name, tensor in merged.items())
+    assert 0 < facts["changed"] == len(delta) < len(base)
+
+
+def test_the_folder_alone_gives_the_same_tokens_and_text(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.trained(tmp_path, merge=FP32)
+    merge.merge(made)
+    monkeypatch.chdir(tmp_path)
+    base = AutoTokenizer.from_pretrained(tmp_path / "base")
+    alone = AutoTokenizer.from_pretrained(made.merged)
+    strings = [f"{n} Straße\t<|im_end|> 你 {'x' * n}\n" for n in range(20)]
+    assert [alone(text).input_ids for text in strings] == [base(text).input_ids for text in strings]
+    asked = {"conversation": [{"role": "user", "content": "3 plus 4?"}], "add_generation_prompt": True}
+    ids = alone.apply_chat_template(**asked, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == base.apply_chat_template(**asked, return_tensors="pt")["input_ids"].tolist()
+    answers = [one.generate(input_ids=ids, max_new_tokens=12, do_sample=False) for one in (live(made), stock(made))]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapted_head_merges_or_is_refused_by_name(tmp_path: Path, quick: None, tied: bool) -> None:
+    made = runs.trained(tmp_path, tied=tied, merge=FP32)
+    base = model.locate(made.recipe())
+    tuned = get_peft_model(model.load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(tuned.base_model.model.lm_head.lora_B["default"].weight, std=0.1)
+    save_delta(tuned, {}, made.delta, base, "lora")
+    made.mark("train", [made.delta])
+    if tied:
+        with pytest.raises(ProofError, match="lm_head is adapted, but embedding and head are one matrix"):
+            merge.merge(made)
+        assert unmerged(made)
+    else:
+        assert merge.merge(made)["changed"] == 1
+
+
+def test_a_delta_that_changes_nothing_is_not_called_merged(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path, step=0.0)
+    with pytest.raises(ProofError, match="every tensor equals the base's"):
+        merge.merge(made)
+    assert unmerged(made)
+
+
+def _forget_the_delta(weights: Any) -> Any:
+    return weights.unload()
+
+
+def _save_other_weights(weights: Any, *rest: Any) -> None:
+    with torch.no_grad():
+        weights.get_input_embeddings().weight.mul_(1.5)
+    _SAVE(weights, *rest)
+
+
+_SAVE = merge._save
+
+
+@pytest.mark.parametrize(
+    ("part", "broken", "message"),
+    [
+        ("_unload", _forget_the_delta, "adding the delta to the weights moved logits"),
+        ("_save", _save_other_weights, "moved logits by .* over the bound"),
+    ],
+)
+def test_over_the_bound_nothing_is_called_merged(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str
+) -> None:
+    made = runs.trained(tmp_path, merge=FP32)
+    merge.merge(made)
+    assert made.done("merge")
+    monkeypatch.setattr(merge, part, broken)
+    with pytest.raises(ProofError, match=message) as caught:
+        merge.merge(made)
+    assert caught.value.exit_code == 5
+    assert unmerged(made)
+    assert (made.delta / "adapter_model.safetensors").is_file()
+
+
+def test_a_tensor_that_is_lost_on_the_way_is_named(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(weights: Any, *rest: Any) -> None:
+        weights.model.layers[1].mlp.down_proj = torch.nn.Identity()
+        _SAVE(weights, *rest)
+
+    made = runs.trained(tmp_path)
+    monkeypatch.setattr(merge, "_save", lose)
+    with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        merge.merge(made)
+    assert unmerged(made)
+
+
+def test_another_delta_or_base_than_the_trained_one_is_refused(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    facts = read_json(made.delta / "base.json")
+    (made.delta / "base.json").write_text(json.dumps({**facts, "revision": "0" * 40}))
+    with pytest.raises(ProofError, match=r"base\.json: is not what training left"):
+        merge.merge(made)
+    made.mark("train", [made.delta])
+    with pytest.raises(ProofError, match="at revision 0000000000000000000000000000000000000000, but the recipe gives"):
+        merge.merge(made)
+    assert unmerged(made)
+
+
+def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    config = read_json(tmp_path / "base" / "config.json")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(ProofError, match="stored quantised"):
+        merge.merge(made)
+
+
+def test_too_little_disk_is_told_before_a_byte_is_written(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.trained(tmp_path)
+    usage = merge.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(MachineError, match=r"merging needs 0\.0 GB of disk, 0\.0 GB are free"):
+        merge.merge(made)
+    assert unmerged(made)
+
+
+def test_a_4bit_run_is_merged_into_the_original_base_and_both_gaps_are_told(tmp_path: Path, quick: None) -> None:
+    pytest.importorskip("bitsandbytes")
+    section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
+    made = runs.trained(tmp_path, hidden=128, model=section)
+    facts = merge.merge(made)
+    assert facts["merged_into"] == "original"
+    original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantised"))
+    assert 0 < back < original
+    assert load_file(made.merged / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
