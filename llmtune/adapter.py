@@ -115,7 +115,10 @@ def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftMod
         return _load_tensors(model, delta / TENSORS)
     if not (delta / ADAPTER).is_file():
         raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
-    tuned = PeftModel.from_pretrained(model, str(delta))
+    try:
+        tuned = PeftModel.from_pretrained(model, str(delta))
+    except RuntimeError as error:  # torch's word for tensors of other shapes
+        raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
     stored = load_file(delta / ADAPTER)
     live = get_peft_model_state_dict(tuned)
     _same_names(delta / ADAPTER, set(stored), set(live))

@@ -80,7 +80,7 @@ def train(run: Run) -> None:
 
 def _check_world(settings: Recipe, state: PartialState) -> None:
     """Raise MachineError where the launcher started other processes than were asked for."""
-    asked = os.environ.get("LLMTUNE_WORLD")
+    asked = os.environ.get(launch.WORLD)
     expected = int(asked) if asked else settings.launch.processes
     if expected is not None and expected != state.num_processes:
         raise MachineError(

@@ -45,6 +45,11 @@ class _Recipe:
         return ValueError(f"{key}: {message}")
 
 
+def spec(method: dict[str, Any]) -> Any:
+    """As much of a recipe as choosing a plan and inserting an adapter need."""
+    return _Recipe(method)
+
+
 def rows(count: int = 24, seed: int = 1) -> list[dict[str, list[int]]]:
     """Rows of different lengths with a prompt that is not supervised."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +77,7 @@ def trainer(
 ) -> PlannedTrainer:
     """A trainer for a method on a tiny model (4 blocks unless given), ready to train."""
     model = tiny.model(blocks=4, tied=False) if model is None else model
-    recipe = _Recipe(method)
+    recipe = spec(method)
     plan = recipe.method.plan(facts(model))
     torch.manual_seed(0)
     adapted = insert(model, recipe, plan, BASE)  # type: ignore[arg-type]

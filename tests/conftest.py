@@ -1,0 +1,7 @@
+"""Settings that must stand before torch and the Hub client are imported."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads than cores stall each other
