@@ -146,13 +146,13 @@ def test_a_stage_that_reaches_no_farther_is_refused(reaches: list[Any], place: i
     ("key", "keys"),
     [
         ("until.1", {"kind": "gradual", "reaches": [1, 2], "until": [0.5, 0.9]}),
-        ("until.1", {"kind": "gradual", "reaches": [1, 2], "until": [0.5, 0.5]}),
+        ("until.1", {"kind": "gradual", "reaches": [1, 2, 3], "until": [0.5, 0.5, 1.0]}),
         ("until", {"kind": "gradual", "reaches": [1, 2], "until": [1.0]}),
         ("lr", {"kind": "gradual", "reaches": [1, 2], "lr": [1.0, 2.0, 3.0]}),
         ("decay", {"kind": "gradual", "decay": 0.9, "bottom_ratio": 0.1}),
         ("decay", {"kind": "staged", "stages": [{"until": 1, "decay": 0.9, "bottom_ratio": 0.1}]}),
         ("stages.0.until", {"kind": "staged", "stages": [{"until": 0.9}]}),
-        ("stages.1.until", {"kind": "staged", "stages": [{"until": 0.9}, {"until": 0.9}]}),
+        ("stages.1.until", {"kind": "staged", "stages": [{"until": 0.9}, {"until": 0.9}, {"until": 1.0}]}),
     ],
 )
 def test_what_contradicts_itself_is_refused_at_its_key(key: str, keys: dict[str, Any]) -> None:
