@@ -1,0 +1,221 @@
+"""What comes back from a launch: exit codes, an orderly end after a stop, and the processes asked for."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmtune import launch
+from llmtune.errors import Interrupted
+
+EXECUTE = """
+import sys
+from llmtune import launch
+sys.exit(launch.execute(sys.argv[1:], launch.environment(1, 2)))
+"""
+# A launcher as accelerate's: it starts the training and turns every failure into 1; Ctrl-C ends it at once.
+LAUNCHER = "import subprocess, sys\nsys.exit(min(1, subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()))"
+TRAINING = """
+import signal, sys, time
+from pathlib import Path
+from llmtune import launch
+folder, times = Path(sys.argv[1]), 0
+def ask(number, frame):
+    global times
+    times += 1
+    (folder / f"asked-{times}").touch()
+    if sys.argv[2] == "orderly":
+        time.sleep(0.5)
+        (folder / "checkpoint").touch()
+        launch.leave(130)
+signal.signal(signal.SIGINT, ask)
+(folder / "started").touch()
+while True:
+    time.sleep(60)
+"""
+# What the real launcher starts: it says what it found.
+PROBE = """
+import json, os, time
+from accelerate import PartialState
+state = PartialState(cpu=True)
+facts = dict(rank=state.process_index, world=state.num_processes, backend=state.backend)
+facts |= {key: os.environ.get(key) for key in ("MASTER_PORT", "ACCELERATE_MIXED_PRECISION", "LLMTUNE_WORLD")}
+print("PROBE " + json.dumps(facts) + "\\n", end="", flush=True)
+time.sleep(float(os.environ.get("TOGETHER", 0)))
+state.destroy_process_group()
+"""
+
+
+def script(folder: Path, name: str, text: str) -> str:
+    """A Python file."""
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def execute(*arguments: str) -> int:
+    """The code of one Python child, run by `launch.execute` in this process."""
+    return launch.execute([sys.executable, "-c", *arguments], launch.environment(1, 1))
+
+
+def stoppable(folder: Path, manner: str) -> subprocess.Popen[bytes]:
+    """A process that executes a launcher that started a training; it is in a group of its own, as under a shell."""
+    arguments = [script(folder, "launcher.py", LAUNCHER), script(folder, "training.py", TRAINING), folder, manner]
+    started = subprocess.Popen([sys.executable, "-c", EXECUTE, sys.executable, *arguments], process_group=0)
+    wait_for(folder / "started")
+    return started
+
+
+def wait_for(file: Path) -> None:
+    """Return when a file is there."""
+    until = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 4, 130])
+def test_execute_returns_the_childs_code(code: int) -> None:
+    assert execute(f"raise SystemExit({code})") == code
+
+
+def test_execute_returns_128_and_the_signal_of_a_killed_child() -> None:
+    assert execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
+    assert execute("import os, signal; os.kill(os.getpid(), signal.SIGINT)") == 130
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4, 130])
+def test_a_training_s_code_survives_a_launcher_that_says_1(tmp_path: Path, code: int) -> None:
+    leave = script(tmp_path, "leave.py", f"from llmtune import launch\nlaunch.leave({code})")
+    assert execute(LAUNCHER, leave) == code
+    assert launch.EXIT_FILE not in os.environ
+
+
+def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
+    leave = script(tmp_path, "leave.py", "import sys\nfrom llmtune import launch\nlaunch.leave(int(sys.argv[1]))")
+    ranks = "import subprocess, sys\nfor code in '34': subprocess.run([sys.executable, sys.argv[1], code])\nsys.exit(1)"
+    assert execute(ranks, leave) == 3
+
+
+def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launch.EXIT_FILE, raising=False)
+    for code in (0, 4, 130):
+        with pytest.raises(SystemExit) as caught:
+            launch.leave(code)
+        assert caught.value.code == code
+
+
+def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_while_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(launch.EXIT_FILE, str(tmp_path / "code"))
+    with pytest.raises(SystemExit) as caught:
+        launch.leave(Interrupted.exit_code)
+    assert caught.value.code == 0
+    assert (tmp_path / "code").read_text() == "130"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])
+def test_a_stop_waits_for_the_trainings_checkpoint(tmp_path: Path, number: signal.Signals, whole_group: bool) -> None:
+    started = stoppable(tmp_path, "orderly")
+    (os.killpg if whole_group else os.kill)(started.pid, number)
+    assert started.wait(30) == 128 + number
+    assert (tmp_path / "checkpoint").exists()
+    assert not (tmp_path / "asked-2").exists()
+
+
+def test_the_third_stop_kills_a_training_that_does_not_end(tmp_path: Path) -> None:
+    started = stoppable(tmp_path, "stubborn")
+    for count in (1, 2):
+        os.killpg(started.pid, signal.SIGINT)
+        wait_for(tmp_path / f"asked-{count}")
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(30) == 130
+
+
+def test_a_stop_before_the_training_began_ends_the_launcher(tmp_path: Path) -> None:
+    waits = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    started = subprocess.Popen([sys.executable, "-c", EXECUTE, sys.executable, "-c", waits], process_group=0)
+    wait_for(tmp_path / "up")
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.wait(30) == 130
+
+
+def test_execute_gives_the_signals_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    execute("pass")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def probe(folder: Path, name: str, count: int, **env: str) -> subprocess.Popen[str]:
+    """A real `accelerate launch` of the probe."""
+    script(folder, "probe_module.py", PROBE)
+    file = str(launch.config_file(name))
+    words = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        file,
+        "--num_processes",
+        str(count),
+        "-m",
+        "probe_module",
+    ]
+    env = {**launch.environment(count, 2), "PYTHONPATH": str(folder), **env}
+    return subprocess.Popen([sys.executable, *words], env=env, stdout=subprocess.PIPE, text=True, cwd=folder)
+
+
+def facts(started: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """What each process of a probe found, by rank."""
+    out = started.communicate(timeout=120)[0]
+    assert started.returncode == 0
+    found = [json.loads(line.removeprefix("PROBE ")) for line in out.splitlines() if line.startswith("PROBE ")]
+    return sorted(found, key=lambda one: one["rank"])
+
+
+@pytest.mark.slow
+def test_two_launches_on_the_cpu_at_once_are_two_processes_each_joined_by_gloo(tmp_path: Path) -> None:
+    both = [facts(started) for started in [probe(tmp_path, "multi_cpu", 2, TOGETHER="3") for _ in range(2)]]
+    for found in both:
+        assert [one["rank"] for one in found] == [0, 1]
+        assert {(one["world"], one["backend"]) for one in found} == {(2, "gloo")}
+        assert len({one["MASTER_PORT"] for one in found}) == 1
+    assert both[0][0]["MASTER_PORT"] != both[1][0]["MASTER_PORT"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("cpu", 1), ("multi_cpu", 2)])
+def test_a_default_config_of_accelerate_in_the_home_folder_changes_nothing(
+    tmp_path: Path, name: str, count: int
+) -> None:
+    cache = tmp_path / "home" / ".cache" / "huggingface"
+    hostile = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1}
+    hostile |= {"num_processes": 3, "main_process_port": 1, "mixed_precision": "fp16", "gpu_ids": "7,8", "debug": True}
+    (cache / "accelerate").mkdir(parents=True)
+    (cache / "accelerate" / "default_config.yaml").write_text(yaml.safe_dump(hostile))
+    found = facts(probe(tmp_path, name, count, HOME=str(tmp_path / "home"), HF_HOME=str(cache)))
+    assert len(found) == count
+    for one in found:
+        assert (one["world"], one["ACCELERATE_MIXED_PRECISION"], one["LLMTUNE_WORLD"]) == (count, "no", str(count))
+
+
+@pytest.mark.slow
+def test_without_its_own_config_the_launcher_would_follow_the_one_in_the_home_folder(tmp_path: Path) -> None:
+    cache = tmp_path / "accelerate"
+    cache.mkdir()
+    shutil.copy(launch.config_file("cpu"), cache / "default_config.yaml")
+    with (cache / "default_config.yaml").open("a") as file:
+        file.write("no_such_key: 1\n")
+    words = [sys.executable, "-m", "accelerate.commands.launch", "-m", "this"]
+    env = {**launch.environment(1, 2), "HF_HOME": str(tmp_path)}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "no_such_key" in ended.stderr
