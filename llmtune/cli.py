@@ -182,8 +182,10 @@ def _train_child(made: Any) -> None:
     count = launch.processes(settings, launch.choose(settings, gpus), gpus)
     cores = len(os.sched_getaffinity(0))
     code = launch.execute(launch.command(settings, made, gpus), launch.environment(count, cores))
-    if code == Interrupted.exit_code:
-        raise Interrupted(f"stopped; go on with: llmtune run {made.path}")
+    if code > 128:
+        stopped = Interrupted(f"stopped; go on with: llmtune run {made.path}")
+        stopped.exit_code = code
+        raise stopped
     if code:
         failed = TrainingError(
             f"training ended with code {code}; go on from the last checkpoint: llmtune run {made.path}"

@@ -30,7 +30,12 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 def config(kind: str = "llama", blocks: int = 2, hidden: int = 32, tied: bool = True, **more: Any) -> Any:
     """A small configuration of a model type that transformers knows."""
-    size = {"vocab_size": len(SPECIAL) + 256, "hidden_size": hidden, "num_hidden_layers": blocks, "num_attention_heads": 4}
+    size = {
+        "vocab_size": len(SPECIAL) + 256,
+        "hidden_size": hidden,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+    }
     size |= {"intermediate_size": 2 * hidden, "max_position_embeddings": 512, "tie_word_embeddings": tied}
     size |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if kind in ("llama", "qwen3", "gemma3_text", "gemma2", "mixtral", "mistral"):
@@ -68,11 +73,11 @@ def sums(count: int, start: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_recipe(path: Path, base: Path, train: Path, method: dict[str, Any] | None = None, **sections: Any) -> Path:
+def write_recipe(path: Path, base: Path, rows: Path, method: dict[str, Any] | None = None, **sections: Any) -> Path:
     """A recipe file (JSON is YAML) for a tiny base; `sections` add to or replace whole sections."""
     recipe = {
         "model": {"base": str(base), "precision": "fp32"},
-        "data": {"train": str(train), "eval_fraction": 0.2},
+        "data": {"train": str(rows), "eval_fraction": 0.2},
         "method": method or {"kind": "full", "lr": 0.01},
         "train": {"epochs": 1, "batch_size": 4},
         "eval": {"suite": "none"},

@@ -1,0 +1,186 @@
+"""train(run) from end to end on a tiny base: what it leaves, how it goes on, how it is launched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmtune import launch, recipe, run
+from llmtune.adapter import load_delta
+from llmtune.errors import MachineError, RecipeError
+from llmtune.model import load_model, locate
+from llmtune.prepare import prepare
+from llmtune.train import train
+from llmtune.trainer import complete_checkpoints
+from tests import tiny
+
+GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
+ROOT = Path(__file__).parents[1]
+
+
+def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> run.Run:
+    """A prepared run on a tiny base in tmp_path."""
+    base = tmp_path / "base"
+    if not base.exists():
+        tiny.save_base(base, blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(count))
+    written = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method, **sections)
+    return prepare(recipe.load(written), tmp_path / name, gpus=0)
+
+
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any) -> None:
+    done = made(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
+    train(done)
+    assert done.done("train")
+    plan = run.read_json(done.plan_file)
+    log = [json.loads(line) for line in done.log_file.read_text().splitlines()]
+    steps = [entry for entry in log if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
+    assert steps[-1]["supervised"] == 4 * run.read_json(done.data_file)["supervised_tokens"]["total"]
+    assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
+    assert log[-1]["eval_loss"] < log[0]["loss"]
+    file = next(done.delta.glob("*.safetensors"))
+    stored = load_file(file)
+    assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
+    assert 4 * plan["trained"] == plan["delta_bytes"]
+    assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == run.fingerprint(file)
+    base = locate(done.recipe())
+    load_delta(load_model(base), done.delta)
+    assert not list(done.checkpoints.glob(".partial*"))
+
+
+def test_the_resolved_recipe_gives_the_same_plan_again(tmp_path: Path) -> None:
+    method = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.1}
+    first = made(tmp_path, method)
+    again = prepare(recipe.load(first.recipe_file), tmp_path / "again", gpus=0)
+    assert run.read_json(again.plan_file) == run.read_json(first.plan_file)
+    assert again.recipe_file.read_text() == first.recipe_file.read_text()
+    assert all(isinstance(rate, float) for rate in again.recipe().method.lr)
+
+
+def test_changed_data_is_not_resumed_on(tmp_path: Path) -> None:
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(41))
+    with pytest.raises(RecipeError, match="data changed"):
+        train(done)
+
+
+def test_another_number_of_processes_than_asked_for_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    monkeypatch.setenv(launch.WORLD, "2")
+    with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
+        train(done)
+
+
+def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmtune import trainer
+
+    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
+    original = trainer.PlannedTrainer.train
+
+    def meddle(self: Any, **named: Any) -> Any:
+        result = original(self, **named)
+        with torch.no_grad():
+            self.model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+        return result
+
+    monkeypatch.setattr(trainer.PlannedTrainer, "train", meddle)
+    with pytest.raises(Exception, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
+        train(done)
+    assert not done.done("train")
+
+
+def deltas(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's delta."""
+    return load_file(next((folder / "delta").glob("*.safetensors")))
+
+
+def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "llmtune.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
+    method = GRADUAL | {"adapter": adapter}
+    for name, section in (("one", {}), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
+        made(tmp_path, method, name=name, merge={"enabled": False}, **section)
+        result = llmtune("train", tmp_path / name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, two = deltas(tmp_path / "one"), deltas(tmp_path / "two")
+    assert set(one) == set(two)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    counts = [(tmp_path / name / "log.jsonl").read_text().splitlines()[-2] for name in ("one", "two")]
+    assert json.loads(counts[0])["tokens"] == json.loads(counts[1])["tokens"]
+
+
+@pytest.mark.slow
+def test_typed_by_hand_the_launcher_trains_a_recipe(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    written = tiny.write_recipe(tmp_path / "by-hand.yaml", tmp_path / "base", data, {"kind": "full", "lr": 0.01})
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    result = subprocess.run(
+        [*command, "-m", "llmtune.train", str(written)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert run.Run(tmp_path / "runs" / "by-hand").done("train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, number: signal.Signals) -> None:
+    whole = made(tmp_path, GRADUAL, count=400, name="whole")
+    train(whole)
+    stopped = made(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
+    command = [sys.executable, "-m", "llmtune.cli", "run", str(stopped.path)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    deadline = time.monotonic() + 120
+    while not (stopped.log_file.exists() and stopped.log_file.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, "no step was logged"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"llmtune run {stopped.path}" in errors
+    assert not stopped.done("train")
+    assert complete_checkpoints(stopped.checkpoints)
+    again = llmtune("run", stopped.path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    expected, found = deltas(whole.path), deltas(stopped.path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    sections = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.05}, "merge": {"enabled": False}}
+    whole = made(tmp_path, GRADUAL, count=300, name="whole", **sections)
+    train(whole)
+    killed = made(tmp_path, GRADUAL, count=300, name="killed", **sections)
+    for _ in range(3):
+        before = len(complete_checkpoints(killed.checkpoints))
+        command = [sys.executable, "-m", "llmtune.train", str(killed.path)]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = sorted(killed.checkpoints.glob("step-*"))[-1:] if before else []
+        while process.poll() is None and sorted(killed.checkpoints.glob("step-*"))[-1:] == last:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert llmtune("train", killed.path, cwd=tmp_path).returncode == 0
+    expected, found = deltas(whole.path), deltas(killed.path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
