@@ -15,9 +15,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from llmtune.bottleneck import BottleneckConfig
 from llmtune.depth import blocks, distances
 from llmtune.errors import ProofError, nearest
-from llmtune.method import Ia3, Lora, NoAdapter
+from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
+from llmtune.mlp import mlps, width_key
 from llmtune.model import Base
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
@@ -47,7 +49,7 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
     elif isinstance(spec, Ia3):
         config = _ia3(model, recipe, plan, spec)
     else:
-        raise recipe.error("method.adapter.kind", "bottleneck adapters are not in this version; the nearest is lora")
+        config = _bottleneck(model, recipe, plan, spec)
     adapted = get_peft_model(model, config)
     # get_peft_model puts the folder's path in place of a name: a private path would be published.
     config.base_model_name_or_path = base.hub_id or base.name
@@ -64,6 +66,20 @@ def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Co
     ends = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
     feedforward = [name for name in targets if name.endswith(tuple(ends))] if ends else []
     return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
+
+
+def _bottleneck(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Bottleneck) -> BottleneckConfig:
+    trained = set(_targets(model, recipe, plan, "all-linear"))
+    names = {id(module): name for name, module in model.named_modules()}
+    try:
+        found = mlps(model)
+        if spec.form == "parallel":
+            width_key(model, found[0].width)
+    except ValueError as error:
+        raise recipe.error("method.adapter.kind", str(error)) from error
+    targets = [mlp.name for mlp in found if names[id(mlp.down)] in trained]
+    size = spec.size or max(1, model.config.get_text_config().hidden_size // 16)
+    return BottleneckConfig(task_type="CAUSAL_LM", size=size, form=spec.form, target_modules=targets)
 
 
 def _targets(model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...]) -> list[str]:

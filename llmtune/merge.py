@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from llmtune import model
 from llmtune.adapter import BASE, TENSORS, load_delta
+from llmtune.bottleneck import UNMERGEABLE
 from llmtune.errors import MachineError, ProofError
+from llmtune.mlp import with_widths
 from llmtune.parity import logits, probes, reload, within
 from llmtune.recipe import Recipe
 from llmtune.run import Run, fingerprint, read_json, write_json
@@ -147,6 +149,8 @@ def _unload(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
         ]
         if adapted:
             raise ProofError(f"{adapted[0]} is adapted, but embedding and head are one matrix here; adapt other layers")
+    if getattr(tuned.peft_config["default"], "form", None) == "sequential":
+        raise ProofError(UNMERGEABLE)
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged.eval()
 
@@ -175,7 +179,7 @@ def _save(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> Non
         )
     weights.save_pretrained(folder, max_shard_size="5GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
-    config = _with_dtype(read_json(base / "config.json"), dtype)
+    config = with_widths(_with_dtype(read_json(base / "config.json"), dtype), weights)
     write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})
     for file in {file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}:
         target = folder / file.relative_to(base)

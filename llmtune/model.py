@@ -172,6 +172,10 @@ def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] |
         )
     except (ValueError, KeyError, OSError) as error:
         raise RecipeError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack weights at the first evaluation, and later gradients would be wrong in silence.
+            module.support_avx512bf16_for_cpu = False
     return loaded.eval()
 
 

@@ -109,6 +109,9 @@ def _refuse(recipe: Recipe, plan: Plan, adapted: Any) -> None:
         raise recipe.error(
             "model.quantize", "4bit quantises what never trains, and here everything does; add an adapter"
         )
+    if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
+        said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
+        raise recipe.error("method.adapter.form", said)
     if recipe.launch.accelerate in ("zero2", "zero3") and plan.staged:
         raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 

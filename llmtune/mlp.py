@@ -1,0 +1,190 @@
+"""The MLP of every transformer block, found by structure, and making it wider."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+from llmtune.depth import blocks
+
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ffn_intermediate_size")
+"""What configurations call the MLP's inner width."""
+
+Into = tuple[tuple[Any, tuple[str, ...]], ...]
+_NEAREST = "; bottleneck adapters need one MLP of linear layers a block, the same in all; the nearest adapter is lora"
+_ACTIVATIONS = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """A block's MLP: down(act(gate(x)) * up(x)) or down(act(up(x))) with an inner width of `width`."""
+
+    name: str
+    """What an adapter wraps: the module that holds the layers or, where that is the block itself, the layer down."""
+    into: Into
+    """The layers hidden -> inner, and which of gate and up each of them holds, in the order of its outputs."""
+    down: Any
+    act: nn.Module
+    width: int
+
+
+def features(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+
+
+def mlps(model: PreTrainedModel) -> list[Mlp]:
+    """The MLP of every block, first block first; raises ValueError where a block has not one made of linear layers."""
+    hidden = model.config.get_text_config().hidden_size
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [_find(block, hidden, names) for block in blocks(model)]
+    widths = {mlp.width for mlp in found}
+    if len(widths) > 1:
+        raise ValueError(f"{type(model).__name__} has MLPs of different widths {sorted(widths)}{_NEAREST}")
+    return found
+
+
+def _find(block: nn.Module, hidden: int, names: dict[int, str]) -> Mlp:
+    holders = [m for m in block.modules() if any(isinstance(child, _ACTIVATIONS) for child in m.children())]
+    if len(holders) != 1:
+        raise ValueError(f"{names[id(block)]} ({type(block).__name__}) holds {len(holders)} activations{_NEAREST}")
+    holder = holders[0]
+    linear = [child for child in holder.children() if isinstance(child, nn.Linear | Conv1D)]
+    act = next(child for child in holder.children() if isinstance(child, _ACTIVATIONS))
+    downs = [layer for layer in linear if features(layer)[1] == hidden != features(layer)[0]]
+    ups = [layer for layer in linear if layer not in downs]
+    shown = f"{names[id(holder)]} ({type(holder).__name__})"
+    width = features(downs[0])[0] if len(downs) == 1 else 0
+    outs = [features(layer)[1] for layer in ups if features(layer)[0] == hidden]
+    if len(outs) != len(ups) or outs not in ([width], [width, width], [2 * width]):
+        shapes = ", ".join(" -> ".join(map(str, features(layer))) for layer in linear) or "none"
+        raise ValueError(f"{shown} is no MLP over {hidden} features (its linear layers: {shapes}){_NEAREST}")
+    if holder is block:
+        if outs != [width]:
+            raise ValueError(f"{shown} holds a gated MLP's layers itself{_NEAREST}")
+        return Mlp(names[id(downs[0])], ((ups[0], ("up",)),), downs[0], act, width)
+    return Mlp(names[id(holder)], _order(holder, ups, downs[0], act, width, shown), downs[0], act, width)
+
+
+def _order(holder: nn.Module, ups: list[Any], down: Any, act: nn.Module, width: int, shown: str) -> Into:
+    """Which layer holds what, read from one token's way through; raises ValueError for an MLP of another form."""
+    seen = _one_token(holder, ups, [act, down])
+    order: Into
+    if len(ups) == 2:
+        gate, up = sorted(ups, key=lambda layer: seen[layer] is not seen[act])
+        halves, order = [seen[gate], seen[up]], ((gate, ("gate",)), (up, ("up",)))
+    elif features(ups[0])[1] == width:
+        halves, order = [seen[ups[0]]], ((ups[0], ("up",)),)
+    else:
+        parts = ("gate", "up") if seen[act].storage_offset() == 0 else ("up", "gate")
+        held = dict(zip(parts, seen[ups[0]].chunk(2, dim=-1), strict=True))
+        halves, order = [held["gate"], held["up"]], ((ups[0], parts),)
+    inner = act(halves[0]) * halves[1] if len(halves) == 2 else act(halves[0])
+    if not inner.is_meta and not bool((inner - seen[down]).abs().max() <= 1e-2 * seen[down].abs().max()):
+        raise ValueError(f"{shown} is neither down(act(gate(x)) * up(x)) nor down(act(up(x))){_NEAREST}")
+    return order
+
+
+def _one_token(holder: nn.Module, outputs: list[Any], inputs: list[Any]) -> dict[nn.Module, torch.Tensor]:
+    """What some modules in an MLP give out and others take in while it runs on one token."""
+    seen: dict[nn.Module, torch.Tensor] = {}
+    hooks = [layer.register_forward_hook(lambda module, given, out: seen.update({module: out})) for layer in outputs]
+    for module in inputs:
+        hooks.append(module.register_forward_pre_hook(lambda module, given: seen.update({module: given[0]})))
+    weight, training = outputs[0].weight, {module: module.training for module in holder.modules()}
+    kind = weight.dtype if weight.dtype.is_floating_point else torch.float32
+    token = torch.linspace(-1, 1, features(outputs[0])[0], device=weight.device, dtype=kind).view(1, 1, -1)
+    holder.eval()
+    # A 4-bit layer that runs in evaluation mode on a CPU is repacked for good, and no gradient passes it any more.
+    for layer in (module for module in training if isinstance(module, nn.Linear)):
+        layer.train()
+    with torch.no_grad():
+        holder(token)
+    for module, flag in training.items():
+        module.training = flag
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def width_key(model: PreTrainedModel, width: int) -> str:
+    """The configuration's key for the MLP's inner width; raises ValueError where none says `width`."""
+    config = model.config.get_text_config()
+    for key in WIDTHS:
+        if hasattr(config, key) and getattr(config, key) in (width, None):
+            return key
+    raise ValueError(
+        f"no key of {type(config).__name__} says that MLPs are {width} wide, so a parallel bottleneck could not be "
+        "merged; the nearest are form: sequential and the adapter lora"
+    )
+
+
+def with_widths(content: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """What a config.json holds, with the inner width of MLPs that `model` has."""
+    text = model.config.get_text_config()
+    found = {key: getattr(text, key) for key in WIDTHS if getattr(text, key, None) is not None}
+    if text is model.config:
+        return content | found
+    return content | {"text_config": content["text_config"] | found}
+
+
+def widen(
+    model: PreTrainedModel, found: list[Mlp], pieces: Mapping[str, Mapping[str, nn.Linear]], size: int
+) -> PreTrainedModel:
+    """The model with every MLP `size` wider: by the layers in `pieces` for it, else by zeros; raises ValueError."""
+    key = width_key(model, found[0].width)
+    if any(not layer.weight.dtype.is_floating_point for mlp in found for layer in (mlp.down, *dict(mlp.into))):
+        raise ValueError("an adapter is merged into a 16- or 32-bit base only; load the base without quantisation")
+    if not all(p.isfinite().all() for made in pieces.values() for layer in made.values() for p in layer.parameters()):
+        raise ValueError("the adapter's weights are not finite")
+    with torch.no_grad():
+        for mlp in found:
+            _widen(mlp, pieces.get(mlp.name, {}), size)
+    setattr(model.config.get_text_config(), key, found[0].width + size)
+    with torch.device("meta"):
+        stock = type(model)(model.config)
+    expected = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    odd = [name for name, tensor in model.state_dict().items() if tensor.shape != expected.get(name)]
+    if odd:
+        raise ValueError(f"{key}: {found[0].width + size} is not what widens {odd[0]} of {type(model).__name__}")
+    return model
+
+
+def _widen(mlp: Mlp, pieces: Mapping[str, nn.Linear], size: int) -> None:
+    for layer, parts in mlp.into:
+        weights, biases = [], []
+        weight = _weight(layer)
+        for index, part in enumerate(parts):
+            piece = pieces.get(part)
+            rows = weight.new_zeros(size, weight.shape[1]) if piece is None else piece.weight.to(weight)
+            weights += [weight.chunk(len(parts))[index], rows]
+            if layer.bias is not None:
+                more = layer.bias.new_zeros(size) if piece is None else piece.bias.to(layer.bias)
+                biases += [layer.bias.chunk(len(parts))[index], more]
+        _replace(layer, torch.cat(weights), torch.cat(biases) if biases else None)
+    weight, piece = _weight(mlp.down), pieces.get("down")
+    columns = weight.new_zeros(weight.shape[0], size) if piece is None else piece.weight.to(weight)
+    bias = mlp.down.bias if piece is None or piece.bias is None else mlp.down.bias + piece.bias.to(mlp.down.bias)
+    _replace(mlp.down, torch.cat([weight, columns], dim=1), bias)
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    """The weight as (outputs, inputs)."""
+    return layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+
+
+def _replace(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    stored = weight.T if isinstance(layer, Conv1D) else weight
+    layer.weight = nn.Parameter(stored.contiguous(), requires_grad=layer.weight.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    outputs, inputs = weight.shape
+    if isinstance(layer, Conv1D):
+        layer.nx, layer.nf = inputs, outputs
+    else:
+        layer.in_features, layer.out_features = inputs, outputs
