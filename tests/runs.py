@@ -1,11 +1,17 @@
 """A finished run on a tiny model without its training: a delta with known random content."""
 
+import contextlib
+import io
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
-from llmtune import model, recipe
+from llmtune import model, parity, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.prepare import prepare
 from llmtune.run import Run
@@ -19,7 +25,7 @@ def trained(
 ) -> Run:
     """A run folder as training leaves it; every trained tensor is moved by noise of size `step`."""
     size = {key: more.pop(key) for key in ("tied", "hidden", "blocks") if key in more}
-    base = tiny.save_base(folder / "base", kind, **size)
+    base = more.pop("base", None) or tiny.save_base(folder / "base", kind, **size)
     rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(20))
     file = tiny.write_recipe(folder / "recipe.json", base, rows, method or LORA, **more)
     return perturbed(prepare(recipe.load(file), folder / "run", 0), step)
@@ -40,3 +46,16 @@ def perturbed(made: Run, step: float = 0.05) -> Run:
     save_delta(tuned, dict(tensors), made.delta, base, settings.method.adapter.kind)
     made.mark("train", [made.delta])
     return made
+
+
+def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the stock loader's script in this process from now on, which saves its start-up."""
+
+    def run(arguments: list[str], input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        with contextlib.redirect_stdout(said):
+            exec(arguments[-1], {})
+        return subprocess.CompletedProcess(arguments, 0, said.getvalue(), "")
+
+    monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=run))

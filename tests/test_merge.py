@@ -1,10 +1,6 @@
 """Merging: the folder is the live tuned model, alone, in the asked dtype; what is not proved is not called merged."""
 
-import contextlib
-import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtune import merge, model, parity
+from llmtune import merge, model
 from llmtune.adapter import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.run import Run, read_json
@@ -26,16 +22,8 @@ FULL = {"kind": "full", "lr": 1e-3}
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stock loader's script in this process, which saves its start-up."""
-
-    def run(arguments: list[str], input: str, **_: Any) -> subprocess.CompletedProcess[str]:
-        said = io.StringIO()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
-        with contextlib.redirect_stdout(said):
-            exec(arguments[-1], {})
-        return subprocess.CompletedProcess(arguments, 0, said.getvalue(), "")
-
-    monkeypatch.setattr(parity.subprocess, "run", run)
+    """The stock loader in this process."""
+    runs.reload_here(monkeypatch)
 
 
 def adapter(**more: Any) -> dict[str, Any]:

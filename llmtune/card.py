@@ -1,0 +1,204 @@
+"""The model card: what was done and what came out, from the run's own files; no word of the data is in it."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from llmtune import __version__
+from llmtune.errors import PublishError
+from llmtune.recipe import Recipe, dump
+from llmtune.run import Run, read_json
+
+_MARK = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
+_HUB_DATA = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
+_WEIGHTS = {"adapter": "adapter_model.safetensors", "tensors": "trained.safetensors"}
+
+
+def card(run: Run, licence: Mapping[str, str] | None = None) -> str:
+    """The README.md of what a run publishes; `licence` is the base's: license, license_name, license_link."""
+    settings = run.recipe()
+    base = read_json(run.delta / "base.json")
+    fields = _fields(settings, base, licence or {})
+    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1 << 20)
+    if front_matter(f"---\n{front}---\n") != fields:
+        raise PublishError(
+            "the model card's header is not the YAML that was meant; change odd characters in the recipe"
+        )
+    parts = [
+        f"# {_target(settings).rsplit('/', 1)[-1]}",
+        _opening(settings, base),
+        "## Use",
+        indented(_usage(settings, base)),
+        "## Results on held-out rows",
+        _results(run),
+        "## How it was trained",
+        _training(run, settings),
+        indented(dump(shortened(settings))),
+        "## What is in this repository",
+        _weights(run, settings, base),
+    ]
+    return seal(f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n\n")
+
+
+def seal(text: str) -> str:
+    """A README.md with the mark by which it is known as llmtune's own until somebody edits it."""
+    return text + f"<!-- llmtune card {_digest(text)} -->\n"
+
+
+def is_ours(text: str) -> bool:
+    """Whether a README.md is a card that llmtune wrote and nobody has edited."""
+    found = _MARK.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML header of a README.md; empty where there is none or it cannot be read."""
+    head = re.match(r"---\r?\n(.*?)^---\s*?$", text, re.DOTALL | re.MULTILINE)
+    try:
+        value = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def shortened(settings: Recipe) -> Recipe:
+    """The recipe with the file's name in place of every path on this machine."""
+    return Recipe.model_validate(shorten(settings.model_dump()))
+
+
+def shorten(value: Any) -> Any:
+    """A value with the last part in place of every text that is an absolute path, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {key: shorten(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(shorten(one) for one in value)
+    is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
+    return PurePath(value.replace("\\", "/")).name if is_path else value
+
+
+def indented(text: str) -> str:
+    """Text as a code block that no content can end."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _target(settings: Recipe) -> str:
+    if settings.publish is None:
+        raise settings.error("publish", "is not in the recipe; give publish: {repo: owner/name}")
+    return settings.publish.repo
+
+
+def _merged(settings: Recipe) -> bool:
+    return settings.publish is not None and settings.publish.weights == "merged"
+
+
+def _fields(settings: Recipe, base: dict[str, Any], licence: Mapping[str, str]) -> dict[str, Any]:
+    sources = (settings.data.train, settings.data.eval, settings.data.test)
+    found = [_HUB_DATA.fullmatch(source) for source in sources if source and not Path(source).is_file()]
+    data = sorted({match["name"] for match in found if match})
+    library = "transformers" if _merged(settings) else "peft" if base["kind"] == "adapter" else None
+    relation = "finetune" if _merged(settings) or base["kind"] == "tensors" else "adapter"
+    fields = {
+        "base_model": base["hub_id"],
+        "base_model_relation": relation if base["hub_id"] else None,
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        **{key: licence[key] for key in ("license", "license_name", "license_link") if key in licence},
+        "tags": ["llmtune", settings.method.kind, *([base["adapter"]] if base["kind"] == "adapter" else [])],
+        "datasets": data,
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def _opening(settings: Recipe, base: dict[str, Any]) -> str:
+    what = {
+        "merged": "Full weights: the base and what was trained, merged.",
+        "adapter": f"An adapter ({base['adapter']}) to load on top of the base.",
+        "tensors": "The tensors that were trained, to put in place of the base's.",
+    }["merged" if _merged(settings) else base["kind"]]
+    revision = f" at revision {code(base['revision'])}" if base["revision"] else ""
+    return (
+        f"{what} The base is {code(shorten(base['hub_id'] or base['base']))}{revision}. "
+        f"Fine-tuned by the method {code(settings.method.kind)} with llmtune {__version__}."
+    )
+
+
+def _usage(settings: Recipe, base: dict[str, Any]) -> str:
+    repo = _target(settings)
+    name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
+    origin = f"{name!r}, revision={commit!r}" if commit else repr(name)
+    if _merged(settings):
+        lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        lines += [f"model = AutoModelForCausalLM.from_pretrained({repo!r})"]
+        lines += [f"tokenizer = AutoTokenizer.from_pretrained({repo!r})"]
+    elif base["kind"] == "adapter":
+        lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({origin})"]
+        lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
+        lines += [f"tokenizer = AutoTokenizer.from_pretrained({origin})"]
+    else:
+        lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
+        lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        lines += [f'model = AutoModelForCausalLM.from_pretrained({origin}, dtype="float32")']
+        lines += [f"trained = load_file(hf_hub_download({repo!r}, {_WEIGHTS['tensors']!r}))"]
+        lines += ["model.load_state_dict(trained, strict=False)"]
+        lines += [f"tokenizer = AutoTokenizer.from_pretrained({origin})"]
+    return "\n".join(lines)
+
+
+def _results(run: Run) -> str:
+    if not run.done("eval"):
+        return "Not evaluated."
+    from llmtune.evaluate import table as results
+
+    rows = results(run)
+    return table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _training(run: Run, settings: Recipe) -> str:
+    plan = read_json(run.plan_file)
+    rows = []
+    for number, stage in enumerate(plan["stages"], 1):
+        near, far = min(map(int, stage["rates"])), max(map(int, stage["rates"]))
+        rates = f"{stage['rates'][str(near)]:.2g} .. {stage['rates'][str(far)]:.2g}"
+        steps = f"{stage['start'] + 1}-{stage['end']}"
+        rows.append([number, steps, f"{near} .. {far}", sum(stage["tensors"].values()), f"{stage['trained']:,}", rates])
+    header = ["stage", "steps", "distance from the output", "tensors", "parameters", "rate (top .. bottom)"]
+    seed = f"{plan['trained']:,} of {plan['parameters']:,} parameters trained at some time; seed {settings.train.seed}."
+    return f"{table(header, rows)}\n\n{seed} The whole recipe:"
+
+
+def _weights(run: Run, settings: Recipe, base: dict[str, Any]) -> str:
+    steps = run.manifest()["steps"]
+    files = steps.get("merge" if _merged(settings) else "train", {}).get("files", {})
+    weights = {name: facts for name, facts in files.items() if name.endswith(".safetensors")}
+    rows = [[code(Path(name).name), f"{facts['bytes']:,}", code(facts["sha256"])] for name, facts in weights.items()]
+    text = table(["file", "bytes", "SHA-256"], rows)
+    merge = steps.get("merge")
+    if merge and _merged(settings):
+        text += (
+            f"\n\nStored in {merge['dtype']}. The largest logit gap between these weights, loaded by stock "
+            f"transformers, and the model that was trained is {merge['gap']:.2g} (bound {merge['bound']:.2g}); "
+            f"training moved logits by up to {merge['shift']:.2g}."
+        )
+    return text
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; what would end a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", r"\|") for cell in row) + " |" for row in lines
+    )
+
+
+def code(text: str) -> str:
+    """Text as Markdown code in a line; nothing in it can end the code or the line."""
+    return "`" + re.sub(r"\s+", " ", text).replace("`", "'") + "`"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
