@@ -1,0 +1,151 @@
+"""Each mistake gets one line and its exit code; the light commands answer without torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtune.cli import main
+from tests import tiny
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a tiny base and rows."""
+    tiny.save_base(tmp_path / "base", blocks=2)
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(20))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(place: Path, **sections: Any) -> str:
+    """A recipe file with those sections."""
+    method = sections.pop("method", None)
+    return str(tiny.write_recipe(place / "r.yaml", place / "base", place / "train.jsonl", method, **sections))
+
+
+def told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
+    """The one line that a failing command writes."""
+    assert main(arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("llmtune: ")
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+RECIPES = {
+    "no YAML": ("a: [1", "not YAML"),
+    "empty": ("", "is empty"),
+    "too large": ("#" * (1 << 20) + "\nmodel: x", "more than a recipe may have"),
+    "python object": ("model: !!python/object/apply:os.system ['touch owned']", "is not allowed"),
+    "unknown key": ("modle: {base: x}", "did you mean 'model'"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "run"])
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_bad_recipe_is_told(place: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str) -> None:
+    text, message = RECIPES[kind]
+    (place / "bad.yaml").write_text(text)
+    line = told(capsys, [command, "bad.yaml"], 2)
+    assert message in line
+    assert "bad.yaml" in line
+    assert not (place / "owned").exists()
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(
+    ("sections", "code", "message"),
+    [
+        ({"model": {"base": "no where"}}, 2, "neither a folder, nor a .gguf file, nor a Hub id"),
+        ({"model": {"base": "someone/model"}}, 3, "the Hub cannot be reached"),
+        ({"data": {"train": "gone.jsonl"}}, 2, "gone.jsonl"),
+        ({"data": {"train": "empty.jsonl"}}, 2, "empty"),
+        ({"data": {"train": "broken.jsonl"}}, 2, "broken.jsonl:2"),
+        ({"data": {"train": "columns.jsonl"}}, 2, "rename"),
+        ({"data": {"train": "train.jsonl", "max_length": 8}}, 2, "longer than max_length 8"),
+        ({"method": {"kind": "frozen", "reach": 9}}, 2, "beyond the model"),
+        ({"method": {"kind": "gradual", "reaches": [1, 9]}}, 2, "beyond the model"),
+        ({"model": {"base": "base", "quantize": "4bit"}}, 2, "4bit"),
+        ({"method": {"kind": "full"}, "train": {"batch_size": 4, "micro_batch_size": 3}}, 2, "does not divide"),
+        (
+            {"method": {"kind": "gradual", "reaches": [0, 1, "all"]}, "train": {"max_steps": 2}},
+            2,
+            "cannot hold 3 stages",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_cannot_be_is_told_before_anything_trains(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, sections: dict[str, Any], code: int, message: str
+) -> None:
+    (place / "empty.jsonl").write_text("")
+    (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    tiny.write_rows(place / "columns.jsonl", [{"instruction": "a", "output": "b"}])
+    line = told(capsys, [command, written(place, **sections)], code)
+    assert message in line
+    assert not (place / "runs" / "r" / "delta").exists()
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "runs" / "r").mkdir(parents=True)
+    (place / "runs" / "r" / "thesis.txt").write_text("mine")
+    assert "holds no run" in told(capsys, ["run", written(place)], 2)
+    assert (place / "runs" / "r" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "merge", "publish", "report", "chat"])
+def test_a_step_without_a_run_is_told(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert "holds no run" in told(capsys, [command, "nowhere"], 2)
+
+
+def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = written(place, method={"kind": "gradual", "reaches": [1, "all"], "lr": 0.01})
+    assert main(["check", recipe, "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert checked["data"]["rows"]["train"] + checked["data"]["rows"]["eval"] == 20
+    assert main(["plan", recipe, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["reach"] for stage in plan["stages"]] == [1, None]
+    assert plan["trained"] == plan["parameters"]
+    assert not (place / "runs").exists()
+
+
+def test_help_and_recipe_errors_answer_at_once(place: Path) -> None:
+    (place / "bad.yaml").write_text("modle: 1")
+    for arguments in (["--help"], ["check", "bad.yaml"]):
+        code = (
+            "import sys\nfrom llmtune.cli import main\n"
+            f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_on_a_tiny_model(place: Path) -> None:
+    recipe = written(
+        place,
+        method={"kind": "gradual", "reaches": [1, "all"], "lr": 0.01},
+        eval={"suite": "quick", "shots": 2},
+        merge={"dtype": "float32"},
+    )
+    command = [sys.executable, "-m", "llmtune.cli", "run", recipe]
+    first = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    run = place / "runs" / "r"
+    for name in ("recipe.yaml", "plan.json", "data.json", "log.jsonl", "manifest.json", "report.html"):
+        assert (run / name).is_file(), name
+    for name in ("delta", "merged", "eval", "checkpoints"):
+        assert any((run / name).iterdir()), name
+    assert "exact match" in first.stdout
+    began = time.time()
+    again = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (run / "delta" / "trained.safetensors").stat().st_mtime < began
