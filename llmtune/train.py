@@ -22,6 +22,7 @@ from llmtune.data.gate import gate
 from llmtune.depth import blocks, distances
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.plan import Plan
+from llmtune.prefix import Keeping, Prefix, digest
 from llmtune.prepare import micro_batch, prepare, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
@@ -55,9 +56,11 @@ def train(run: Run) -> None:
             tensors=tensors,
             record=_recorder(progress),
             keep=settings.train.keep,
+            prefix=_prefix(settings, base, [*data.train, *data.eval]),
+            grouped=settings.train.group_by_length,
             args=_arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
             train_dataset=_dataset(data.train),
-            eval_dataset=_dataset(data.eval) if data.eval else None,
+            eval_dataset=_dataset(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[stop],
@@ -141,8 +144,30 @@ def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, v
     )
 
 
-def _dataset(examples: list[Any]) -> Dataset:
-    return Dataset.from_list([{"input_ids": example.input_ids, "labels": example.labels} for example in examples])
+def _dataset(examples: list[Any], first: int = 0) -> Dataset:
+    numbered = enumerate(examples, first)
+    return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels, "index": at} for at, e in numbered])
+
+
+def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix | None:
+    """What keeps the outputs of blocks that do not train, where the recipe allows it."""
+    memory = settings.memory
+    if memory.prefix == "off":
+        return None
+    facts = {
+        "base": base.revision or digest(base.folder),
+        "quantize": settings.model.quantize,
+        "bf16": model.computes_bf16(settings),
+    }
+    adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
+    may = Keeping(
+        model.cache() / "prefix",
+        facts,
+        None if adapter["kind"] == "none" else adapter,
+        round(memory.prefix_limit_gb * 2**30),
+        memory.prefix == "keep",
+    )
+    return Prefix([example.input_ids for example in examples], may)
 
 
 class _Stop(TrainerCallback):
@@ -174,6 +199,9 @@ def _recorder(progress: Progress) -> Any:
 
     def record(entry: dict[str, Any]) -> None:
         nonlocal last
+        if "prefix" in entry:
+            progress.noted(entry, entry["prefix"])
+            return
         if "eval_loss" in entry:
             progress.evaluated(entry)
             last = (time.monotonic(), last[1])
