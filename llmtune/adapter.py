@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from llmtune import lora
 from llmtune.bottleneck import BottleneckConfig
 from llmtune.depth import blocks, distances
 from llmtune.errors import ProofError, nearest
@@ -36,16 +38,8 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
     if isinstance(spec, NoAdapter):
         return model
     if isinstance(spec, Lora):
-        config: Any = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=spec.rank,
-            lora_alpha=spec.alpha,
-            lora_dropout=spec.dropout,
-            target_modules=_targets(model, recipe, plan, spec.targets),
-            use_rslora=spec.rslora,
-            use_dora=spec.dora,
-            init_lora_weights=True if spec.init == "default" else spec.init,
-        )
+        near = lora.within(recipe, spec, len(blocks(model)))
+        config: Any = lora.config(model, recipe, spec, _targets(model, recipe, plan, spec.targets, near))
     elif isinstance(spec, Ia3):
         config = _ia3(model, recipe, plan, spec)
     else:
@@ -82,24 +76,50 @@ def _bottleneck(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Bottle
     return BottleneckConfig(task_type="CAUSAL_LM", size=size, form=spec.form, target_modules=targets)
 
 
-def _targets(model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...]) -> list[str]:
+def _targets(
+    model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...], near: set[int] | None = None
+) -> list[str]:
     """Full names of the linear layers to adapt, in blocks that the plan ever trains; every wanted name must match."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    modules = dict(model.named_modules())
     distance = distances(model)
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    trained = [
-        name for name, module in linear.items() if id(module) in inside and plan.peak(distance[f"{name}.weight"]) > 0
-    ]
-    if not trained:
+    linear = [name for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and id(m) in inside]
+    far = {name: distance[f"{name}.weight"] for name in linear}
+    reached = [name for name in linear if plan.peak(far[name]) > 0]
+    if not reached:
         raise recipe.error("method.reach", "reaches no block, so no adapter would train; the nearest valid reach is 1")
+    trained = [name for name in reached if near is None or far[name] in near]
+    if not trained:
+        said = f"names no block that trains; the plan reaches distance {max(far[name] for name in reached)}"
+        raise recipe.error("method.adapter.layers", said)
     if isinstance(wanted, str):
         return trained
     ends = sorted({name.rsplit(".", 1)[-1] for name in trained})
     for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in trained):
-            hint = nearest(target, ends) or f"; this model has {', '.join(ends)}"
-            raise recipe.error("method.adapter.targets", f"{target!r} matches no linear layer that trains{hint}")
-    return [name for name in trained if any(name == target or name.endswith(f".{target}") for target in wanted)]
+        if not any(_called(name, target) for name in trained):
+            raise recipe.error("method.adapter.targets", _no_match(target, modules, ends))
+    return [name for name in trained if any(_called(name, target) for target in wanted)]
+
+
+def _called(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _no_match(target: str, modules: dict[str, nn.Module], ends: list[str]) -> str:
+    """What a target is that is no linear layer that trains, and the nearest that is one."""
+    others = [module for name, module in modules.items() if _called(name, target)]
+    hint = nearest(target, ends) or f"; this model has {', '.join(ends)}"
+    if others and not isinstance(others[0], nn.Linear | Conv1D):
+        return f"{target!r} is a {type(others[0]).__name__}, and adapters go to linear layers{hint}"
+    if others and target == "lm_head":
+        return f"{target!r} is the head, which adapters leave alone; it trains without an adapter, where it is untied"
+    return f"{target!r} matches no linear layer that trains{hint}"
+
+
+def adapted(model: nn.Module) -> dict[str, int]:
+    """How many layers of each name carry an adapter."""
+    names = [name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def trained_tensors(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
@@ -117,6 +137,7 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)
+        lora.for_the_original_base(model, folder / ADAPTER)
     else:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
     facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import launch, model, run
-from llmtune.adapter import insert, trained_tensors
+from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.depth import distances
+from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import rate_notes
 from llmtune.model import Base
 from llmtune.plan import Plan, Schedule
@@ -50,12 +51,12 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     skeleton = model.skeleton(base)
     facts = model.facts(skeleton)
     plan = recipe.plan(facts)
-    adapted = insert(skeleton, recipe, plan, base)
-    tensors = trained_tensors(adapted, plan)
+    tuned = insert(skeleton, recipe, plan, base)
+    tensors = trained_tensors(tuned, plan)
     if not tensors:
         raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
-    _refuse(recipe, plan, adapted)
-    distance = distances(adapted)
+    _refuse(recipe, plan)
+    distance = distances(tuned)
     laid = schedule(recipe, plan, steps)
     ends = [*laid.starts[1:], steps]
     stages = []
@@ -88,7 +89,8 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "blocks": facts.blocks,
         "parameters": facts.parameters,
         "trained": trained,
-        "delta_bytes": 4 * trained,
+        "adapted": adapted(tuned),
+        "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters, trained),
         "steps": steps,
         "stages": stages,
@@ -103,11 +105,15 @@ def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
     return round(16 * trained + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
 
 
-def _refuse(recipe: Recipe, plan: Plan, adapted: Any) -> None:
+def _refuse(recipe: Recipe, plan: Plan) -> None:
     own = recipe.method.adapter.kind == "none"
     if recipe.model.quantize == "4bit" and own and plan.reach is None:
         raise recipe.error(
             "model.quantize", "4bit quantises what never trains, and here everything does; add an adapter"
+        )
+    if recipe.model.quantize == "4bit" and moves_weight(recipe.method.adapter):
+        raise recipe.error(
+            "method.adapter.init", "takes weight out of the base, which 4bit rounds; the nearest valid is default"
         )
     if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
         said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"

@@ -65,12 +65,15 @@ class Train(Closed):
     """Share of the steps in which a newly trained group's rate rises."""
     schedule: Shape = "cosine"
     """How rates fall to the end of training."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
+    """8-bit states take a quarter of AdamW's memory, paged ones move to the CPU when a GPU is full, Adafactor's are
+    factored; sgd is without momentum. Every one follows the plan's rates."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on matrices only."""
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
+    group_by_length: bool = True
+    """Rows of like length share an optimizer step, which saves padding; off draws them at random."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, order and dropout."""
     activation_checkpointing: bool = False
@@ -79,6 +82,15 @@ class Train(Closed):
     """A checkpoint after each such share of the steps."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
+
+
+class Memory(Closed):
+    """What the blocks that do not train may cost."""
+
+    prefix: Literal["auto", "off", "keep"] = "auto"
+    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, off never."""
+    prefix_limit_gb: Annotated[float, Field(ge=0)] = 8
+    """Disk that kept outputs may take, of all runs together; what was used longest ago goes first."""
 
 
 class Launch(Closed):
@@ -130,6 +142,7 @@ class Recipe(Closed):
     data: Data
     method: Method
     train: Train = Train()
+    memory: Memory = Memory()
     launch: Launch = Launch()
     eval: Eval = Eval()
     merge: Merge = Merge()

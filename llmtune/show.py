@@ -39,6 +39,8 @@ def plan(table: dict[str, Any]) -> None:
         f"{quantity(table['trained'])} ever trained, {table['steps']} steps",
         markup=True,
     )
+    if table.get("adapted"):
+        console.print(f"adapts {sum(table['adapted'].values())} layers: {', '.join(table['adapted'])}", markup=False)
     rows = Table(box=None, pad_edge=False)
     for title, side in (("stage", "left"), ("steps", "left"), ("distance", "left"), ("tensors", "right")):
         rows.add_column(title, justify=side)  # type: ignore[arg-type]

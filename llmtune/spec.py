@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from llmtune import rates
 
@@ -49,6 +49,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Reach = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
 Decay = Annotated[float, Field(gt=0, le=1.5)]
 Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
+Distances = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class NoAdapter(Closed):
@@ -60,6 +61,18 @@ class NoAdapter(Closed):
     def default_rate(self, facts: Facts, share: float) -> float:
         """The rate at the output where `share` of the blocks trains."""
         return rates.full(facts.parameters, share)
+
+
+def _offline_start(value: object) -> object:
+    reasons = {
+        "eva": "eva starts from activations on the data",
+        "corda": "corda starts from activations on the data",
+        "lora_ga": "lora_ga starts from gradients on the data",
+        "loftq": "loftq fits a quantised base, and a delta is loaded on the base as it was",
+    }
+    if value in reasons:
+        raise ValueError(f"{reasons[str(value)]}, which llmtune does not do; the nearest valid is pissa")
+    return value
 
 
 class Lora(Closed):
@@ -79,8 +92,23 @@ class Lora(Closed):
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
     dora: bool = False
     """Learn magnitude and direction apart (DoRA)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """How A and B start."""
+    init: Annotated[Literal["default", "gaussian", "orthogonal", "pissa", "olora"], BeforeValidator(_offline_start)] = (
+        "default"
+    )
+    """How A and B start; pissa and olora start from the weights, and the delta still fits the base as it was."""
+    layers: Literal["all", "top", "middle", "bottom"] | Distances = "all"
+    """The blocks that are adapted: a third of them, or a list of distances (1: the last block)."""
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other ranks for some layers, by name or regular expression; the first that matches counts."""
+    alphas: dict[str, Positive] = {}
+    """Other alphas for some layers, by name or regular expression; the first that matches counts."""
+
+    @model_validator(mode="after")
+    def _even_where_orthogonal(self) -> Self:
+        odd = [rank for rank in (self.rank, *self.ranks.values()) if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise PlanError("rank", f"orthogonal needs even ranks, not {odd[0]}; the nearest valid is {odd[0] + 1}")
+        return self
 
     @property
     def effective_alpha(self) -> float:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
-from llmtune import launch, model, recipe
+from llmtune import launch, lora, model, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
@@ -29,6 +29,14 @@ from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run, read_json
 from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
 
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+}
+
 
 def train(run: Run) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta."""
@@ -41,11 +49,14 @@ def train(run: Run) -> None:
     data = gate(settings, tokenizer, model.stop_ids(base))
     _same_data(run, data.findings)
     plan = settings.plan(model.facts(model.skeleton(base)))
+    _check_engine(settings, plan)
     tuned = insert(_load(settings, base, plan), settings, plan, base)
     tensors = trained_tensors(tuned, plan)
     steps = total_steps(settings, len(data.train), state.num_processes)
     laid = schedule(settings, plan, steps)
     done = complete_checkpoints(run.checkpoints)
+    with state.main_process_first():
+        lora.start(tuned, settings.method.adapter, run.checkpoints / lora.INITIAL, bool(done), state.device)
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
     stop = _Stop()
@@ -96,6 +107,19 @@ def _check_world(settings: Recipe, state: PartialState) -> None:
             raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
     if model.computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise MachineError("this GPU has no bf16; set model.precision to fp32")
+    if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
+        raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
+
+
+def _check_engine(settings: Recipe, plan: Plan) -> None:
+    """Raise RecipeError for an engine that `accelerate launch` was told to use and that cannot follow the plan."""
+    used = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"}
+    if "FSDP" in used and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise settings.error(
+            "launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)"
+        )
+    if "DEEPSPEED" in used and plan.staged:
+        raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
 def _load(settings: Recipe, base: model.Base, plan: Plan) -> Any:
@@ -122,7 +146,7 @@ def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, v
         per_device_eval_batch_size=size,
         gradient_accumulation_steps=passes,
         max_steps=steps,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[settings.train.optimizer],
         weight_decay=settings.train.weight_decay,
         max_grad_norm=settings.train.grad_clip,
         bf16=model.computes_bf16(settings),
