@@ -23,7 +23,7 @@ def card(run: Run, licence: Mapping[str, str] | None = None) -> str:
     settings = run.recipe()
     base = read_json(run.delta / "base.json")
     fields = _fields(settings, base, licence or {})
-    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1 << 20)
+    front = yaml.safe_dump(fields, sort_keys=False, width=1 << 20)
     if front_matter(f"---\n{front}---\n") != fields:
         raise PublishError(
             "the model card's header is not the YAML that was meant; change odd characters in the recipe"

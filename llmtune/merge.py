@@ -182,6 +182,9 @@ def _save(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> Non
     config = with_widths(_with_dtype(read_json(base / "config.json"), dtype), weights)
     write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})
     for file in {file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}:
+        # A file of the Hub's cache is a link to the blobs beside it; any other link could carry a private file along.
+        if not any(file.resolve().is_relative_to(root.resolve()) for root in (base, base.parent.parent / "blobs")):
+            raise ProofError(f"{file}: is a link that leads out of the base's folder; put the file itself there")
         target = folder / file.relative_to(base)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)

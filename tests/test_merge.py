@@ -224,6 +224,15 @@ def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quick: None)
         merge.merge(made)
 
 
+def test_a_link_out_of_the_base_carries_nothing_along(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    (tmp_path / "private.txt").write_text("private")
+    (tmp_path / "base" / "LICENSE").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(ProofError, match="LICENSE: is a link that leads out of the base's folder"):
+        merge.merge(made)
+    assert unmerged(made)
+
+
 def test_too_little_disk_is_told_before_a_byte_is_written(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,8 +31,9 @@ from llmtune.adapter import load_delta
 from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.run import Run, read_json
+from tests import hub as hub_double
 from tests import runs, tiny
-from tests.hub import Account, Fault, Hub, serve
+from tests.hub import Account, Fault, Handler, Hub, serve
 
 TOKEN = "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"
 BASE = "acme/tiny"
@@ -368,6 +369,25 @@ def test_a_readme_of_somebody_else_is_never_overwritten(world: World) -> None:
     for step in (lambda: publish.preflight(made.recipe()), lambda: world.publish(made)):
         with pytest.raises(PublishError, match=r"holds a README\.md that llmtune did not write"):
             step()
+    assert world.files() == {"README.md": b"my own words"}
+
+
+def test_a_readme_that_comes_during_the_upload_is_not_overwritten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = world.run()
+    original = Handler.preupload
+
+    def preupload(handler: Handler, body: bytes, **where: str) -> None:
+        original(handler, body, **where)
+        world.hub.commit(world.hub.repos[REPO], {"README.md": b"my own words"})
+
+    routes = [
+        (verb, pattern, preupload if answer is original else answer) for verb, pattern, answer in hub_double.ROUTES
+    ]
+    monkeypatch.setattr(hub_double, "ROUTES", routes)
+    with pytest.raises(PublishError, match=r"holds a README\.md that llmtune did not write"):
+        world.publish(made)
     assert world.files() == {"README.md": b"my own words"}
 
 
