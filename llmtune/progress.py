@@ -97,6 +97,11 @@ class Progress:
         self._write(record)
         self._say(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}")
 
+    def noted(self, record: Record, line: str) -> None:
+        """Log and show something else that the run has to say; `record` has `step`."""
+        self._write(record)
+        self._say(line)
+
     def seconds_left(self) -> float | None:
         """Seconds to the last step at the pace of the latest ones, validations included; None before one is done."""
         (first_step, first), (last_step, last) = self._times[0], self._times[-1]

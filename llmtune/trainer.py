@@ -16,9 +16,11 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from llmtune.depth import distances
+from llmtune.data.order import Ordered
+from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.plan import Schedule
+from llmtune.prefix import Prefix, Span, boundaries
 from llmtune.run import fingerprint, write_json
 
 TENSORS = "trained.safetensors"
@@ -71,6 +73,8 @@ class PlannedTrainer(SFTTrainer):
         tensors: dict[str, nn.Parameter],
         record: Callable[[dict[str, Any]], None],
         keep: int,
+        prefix: Prefix | None = None,
+        grouped: bool = False,
         **more: Any,
     ) -> None:
         self._make_schedule = make_schedule
@@ -78,7 +82,9 @@ class PlannedTrainer(SFTTrainer):
         self.distance = distances(model)
         self._record = record
         self._keep = keep
+        self.prefix, self._grouped = prefix, grouped
         self._supervised = self._seen = 0
+        self._step_seen = self._step_slots = 0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
         model.requires_grad_(False)
@@ -114,6 +120,49 @@ class PlannedTrainer(SFTTrainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Ordered:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return Ordered(lengths, self._rows_per_step(), self.args.seed, self._grouped)
+
+    def _rows_per_step(self) -> int:
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def begin_prefix(self) -> None:
+        """Keep the outputs of what does not train, where the coming steps profit from it, and say what was done."""
+        if self.prefix is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.prefix = None
+            self._record({"step": self.state.global_step, "prefix": "prefix: not kept where weights are sharded"})
+            return
+        distance = {name: self.distance[name] for name in self._tensors}
+        step, laid = self.state.global_step, self.schedule
+        self._boundaries = boundaries(laid.plan, distance, len(blocks(self.model)))
+        ends = [*laid.starts[1:], laid.steps]
+        coming = [
+            Span(boundary, self._rows_between(max(start, step), end))
+            for boundary, start, end in zip(self._boundaries, laid.starts, ends, strict=True)
+            if end > step
+        ]
+        with self.accelerator.local_main_process_first():
+            said = self.prefix.begin(self.model, coming, distance, self.accelerator.autocast)
+        if said:
+            self._record({"step": step, "prefix": said})
+
+    def _rows_between(self, start: int, end: int) -> int:
+        """Rows, for training and validation, that pass through the model in steps `start` to `end`."""
+        every = self.args.eval_steps if self.eval_dataset is not None else None
+        checks = int(end // every - start // every) if every else 0
+        return (end - start) * self._rows_per_step() + checks * (len(self.eval_dataset) if checks else 0)
+
+    def enter_stage(self, step: int) -> None:
+        """Let exactly what trains at `step` require gradients, and what is kept stand in for what does not."""
+        tensors = self.current_tensors()
+        narrow(tensors, self.distance, self.schedule, step)
+        if self.prefix is not None:
+            self.prefix.enter(self._boundaries[self.schedule.stage_at(step)])
+
     def current_tensors(self) -> dict[str, nn.Parameter]:
         live = dict(self.model.named_parameters())
         return {name: live[name] for name in self._tensors}
@@ -126,7 +175,9 @@ class PlannedTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
-        labels = inputs.pop("labels")
+        labels, index = inputs.pop("labels"), inputs.pop("index", None)
+        if self.prefix is not None and index is not None:
+            self.prefix.select(index.tolist(), labels.shape[1], labels.device)
         rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
         if num_items_in_batch is not None and int(num_items_in_batch) == 0:
             raise TrainingError("a batch has no supervised token, so nothing can be learned from it")
@@ -143,7 +194,10 @@ class PlannedTrainer(SFTTrainer):
         total = nn.functional.cross_entropy(outputs.logits.float(), labels[rows, columns + 1], reduction="sum")
         loss = total / (len(rows) if num_items_in_batch is None else num_items_in_batch)
         if self.model.training:
-            self._seen += int(inputs["attention_mask"].sum())
+            seen = int(inputs["attention_mask"].sum())
+            self._seen += seen
+            self._step_seen += seen
+            self._step_slots += labels.numel()
             self._supervised += len(rows)
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
@@ -185,13 +239,16 @@ class PlannedTrainer(SFTTrainer):
         """Hand the step's numbers to the run's log."""
         if "loss" not in logs:
             return
-        counts = torch.tensor([self._seen, self._supervised], device=self.args.device)
-        seen, supervised = self.accelerator.reduce(counts, "sum").tolist()
+        counts = [self._seen, self._supervised, self._step_seen, self._step_slots]
+        self._step_seen = self._step_slots = 0
+        seen, supervised, used, slots = self.accelerator.reduce(
+            torch.tensor(counts, device=self.args.device), "sum"
+        ).tolist()
         step = self.state.global_step
         optimizer_groups = self.optimizer.param_groups
         rates = {str(group["distance"]): self.schedule.rate(step - 1, group["distance"]) for group in optimizer_groups}
         entry = {"step": step, "loss": logs["loss"], "lr": rates, "tokens": seen, "supervised": supervised}
-        self._record(entry | {"grad_norm": logs.get("grad_norm")})
+        self._record(entry | {"padding": 1 - used / max(1, slots), "grad_norm": logs.get("grad_norm")})
 
     # ---- checkpoints: complete or absent
 
@@ -250,12 +307,19 @@ class _Stages(TrainerCallback):
     def __init__(self, trainer: PlannedTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self.trainer.begin_prefix()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self.trainer.prefix is not None:
+            self.trainer.prefix.enter(0)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         trainer = self.trainer
         if state.global_step in trainer.schedule.starts[1:]:
             trainer.assert_replicas_equal()
+        trainer.enter_stage(state.global_step)
         tensors = trainer.current_tensors()
-        narrow(tensors, trainer.distance, trainer.schedule, state.global_step)
         held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
         missing = [name for name, p in tensors.items() if p.requires_grad and id(p) not in held]
         if missing:

@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any) -> None:
     assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
     assert steps[-1]["supervised"] == 4 * run.read_json(done.data_file)["supervised_tokens"]["total"]
     assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
-    assert log[-1]["eval_loss"] < log[0]["loss"]
+    assert log[-1]["eval_loss"] < steps[0]["loss"]
     file = next(done.delta.glob("*.safetensors"))
     stored = load_file(file)
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]

@@ -73,6 +73,8 @@ def trainer(
     record: Any = None,
     keep: int = 99,
     eval_data: list[dict[str, list[int]]] | None = None,
+    prefix: Any = None,
+    grouped: bool = False,
     **arguments: Any,
 ) -> PlannedTrainer:
     """A trainer for a method on a tiny model (4 blocks unless given), ready to train."""
@@ -105,6 +107,8 @@ def trainer(
         tensors=trained_tensors(adapted, plan),
         record=record or (lambda entry: None),
         keep=keep,
+        prefix=prefix,
+        grouped=grouped,
         args=SFTConfig(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=Dataset.from_list(data or rows()),
         eval_dataset=Dataset.from_list(eval_data) if eval_data else None,

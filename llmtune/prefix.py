@@ -1,0 +1,329 @@
+"""The prefix kept once: outputs of the blocks that do not train, computed once a row and given back at every step.
+
+The *boundary* of a stage is the number of blocks below the lowest one that trains. In training, each of these blocks
+is replaced by one that returns what was kept, so that the model's own forward still makes masks and rotary embeddings.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from llmtune import states
+from llmtune.depth import blocks
+from llmtune.plan import Plan
+from llmtune.states import States, Writer
+
+TOKENS = {"cpu": 2048, "cuda": 16384}
+WORTH = 0.05
+PROBED = 3
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps that share a boundary: how many times a row passes through the `boundary` blocks below it."""
+
+    boundary: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What may be kept where: `facts` name the base and its precision, `adapter` counts where it lies in the prefix."""
+
+    folder: Path
+    facts: dict[str, Any]
+    adapter: dict[str, Any] | None
+    limit: int
+    always: bool
+
+
+def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
+    """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
+
+    It is 0 where the blocks below trained in an earlier stage: what they give is not the base's any more.
+    """
+    found, deepest = [], -1
+    for stage in plan.stages:
+        far = max(far for far in distance.values() if stage.rate(far) > 0)
+        found.append(max(0, count - far) if far >= deepest else 0)
+        deepest = max(deepest, far)
+    return found
+
+
+def choose(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
+    """The boundaries to keep: those that save the most passes through blocks, building included, within `limit` bytes.
+
+    `kept` are there already; `size` is what one boundary takes.
+    """
+    useful = sorted({span.boundary for span in wanted if span.boundary})
+    best, most = sorted(kept & set(useful)), 0.0
+    for top in useful:
+        chosen = [boundary for boundary in useful if boundary <= top or boundary in kept]
+        missing = [boundary for boundary in chosen if boundary not in kept]
+        if not missing or size * len(chosen) > limit:
+            continue
+        start = max((boundary for boundary in kept if boundary < missing[0]), default=0)
+        cost = rows * (missing[-1] - start)
+        saved = sum(span.passes * span.boundary for span in wanted if span.boundary in missing)
+        gain = saved - cost * (1 + WORTH)
+        if gain > most or (always and top == useful[-1]):
+            best, most = chosen, gain
+    return best
+
+
+class Prefix:
+    """Keeps, gives back and proves the outputs of the blocks below a stage's boundary, for rows of token ids."""
+
+    def __init__(self, rows: Sequence[list[int]], keeping: Keeping) -> None:
+        self._rows, self._keeping = rows, keeping
+        self._lengths = [len(row) for row in rows]
+        self._states: dict[int, States] = {}
+        self._given: torch.Tensor | None = None
+        self._rest: tuple[None, ...] | None = None
+        self._installed = 0
+
+    @property
+    def kept(self) -> list[int]:
+        """The boundaries whose states are at hand."""
+        return sorted(self._states)
+
+    def begin(
+        self, model: nn.Module, wanted: list[Span], distance: dict[str, int], autocast: Callable[[], Any]
+    ) -> str | None:
+        """Keep what the coming stages profit from; gives one line on it, None where no stage has a prefix."""
+        useful = sorted({span.boundary for span in wanted if span.boundary})
+        if not useful:
+            return None
+        self._inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._blocks = list(blocks(model))
+        self._autocast = autocast
+        reason = random_part(self._inner, self._blocks[useful[-1] :]) or self._look()
+        if reason:
+            return f"prefix: computed at every step: {reason}"
+        facts = {boundary: self._facts(boundary, distance) for boundary in useful}
+        folders = {boundary: self._keeping.folder / states.key(facts[boundary]) for boundary in useful}
+        there = {boundary for boundary in useful if folders[boundary].exists()}
+        whole = {boundary for boundary in there if states.complete(folders[boundary], facts[boundary])}
+        size = sum(self._lengths) * self._width * self._dtype.itemsize
+        chosen = choose(wanted, whole, len(self._rows), size, self._keeping.limit, self._keeping.always)
+        missing = [boundary for boundary in chosen if boundary not in whole]
+        said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
+        for boundary in set(chosen) - set(missing):
+            self._states[boundary] = self._open(folders[boundary])
+        if missing:
+            states.make_room(
+                self._keeping.folder, size * len(missing), self._keeping.limit, {folders[b] for b in chosen}
+            )
+            reason = self._build({boundary: (folders[boundary], facts[boundary]) for boundary in missing}, size)
+            if reason:
+                said.append(f"not kept: {reason}")
+        return self._report(useful, whole, size, said)
+
+    def _report(self, useful: list[int], whole: set[int], size: int, said: list[str]) -> str:
+        for boundary in list(self._states):
+            gap, allowed = self._probe(boundary)
+            if not gap <= allowed:
+                del self._states[boundary]
+                said.append(f"outputs of block {boundary} differ from the plain path's by {gap:.1e}: not used")
+        reused = [boundary for boundary in self.kept if boundary in whole]
+        built = [boundary for boundary in self.kept if boundary not in whole]
+        for word, which in (("kept", built), ("reused", reused)):
+            if which:
+                said.insert(0, f"{word} below block {', '.join(map(str, which))} ({len(which) * size / 2**20:,.0f} MB)")
+        if not said and size > self._keeping.limit:
+            said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.prefix_limit_gb")
+        return f"prefix: {'; '.join(said) or 'computed at every step: too few passes over the rows to pay'}"
+
+    def enter(self, boundary: int) -> None:
+        """Let the blocks below a boundary return what was kept, where it was; every other block computes."""
+        stand = boundary if boundary in self._states else 0
+        self._installed = stand
+        for index, block in enumerate(self._blocks if hasattr(self, "_blocks") else []):
+            _replace(block, self._give if index < stand else None)
+
+    def select(self, rows: Sequence[int], tokens: int, device: torch.device) -> None:
+        """Say which rows, padded to how many tokens, the next forward pass is about."""
+        if self._installed:
+            self._given = self._states[self._installed].read(rows, tokens).to(device, non_blocking=True)
+
+    # ---- the blocks' stand-ins
+
+    def _give(self, *arguments: Any, **named: Any) -> Any:
+        return self._given if self._rest is None else (self._given, *self._rest)
+
+    def _through(self, *arguments: Any, **named: Any) -> Any:
+        hidden = arguments[0] if arguments else named["hidden_states"]
+        return hidden if self._rest is None else (hidden, *self._rest)
+
+    # ---- building
+
+    def _look(self) -> str | None:
+        """Learn from the shortest row what a block returns; gives a reason where that cannot be stood in for."""
+        seen: list[Any] = []
+        handle = self._blocks[0].register_forward_hook(lambda module, arguments, output: seen.append(output))
+        self._forward([min(range(len(self._rows)), key=self._lengths.__getitem__)])
+        handle.remove()
+        output = seen[0] if len(seen) == 1 else None
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(first, torch.Tensor) or first.ndim != 3:
+            return "this model's blocks do not return hidden states alone"
+        if isinstance(output, tuple):
+            if any(other is not None for other in output[1:]):
+                return "this model's blocks return more than hidden states"
+            self._rest = (None,) * (len(output) - 1)
+        self._width, self._dtype = first.shape[-1], first.dtype
+        return None
+
+    def _facts(self, boundary: int, distance: dict[str, int]) -> dict[str, Any]:
+        """What the states below a boundary depend on, as plain values."""
+        inside = [tensor for block in self._blocks[:boundary] for tensor in block.parameters()]
+        adapted = any(len(self._blocks) - far < boundary for far in distance.values()) and self._keeping.adapter
+        ids = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
+        config: Any = self._inner.config
+        return {
+            **self._keeping.facts,
+            "adapter": adapted or None,
+            "attention": config._attn_implementation,
+            "boundary": boundary,
+            "device": inside[0].device.type,
+            "dtype": str(self._dtype),
+            "rows": ids,
+            "torch": torch.__version__,
+            "weights": sorted({str(tensor.dtype) for tensor in inside}),
+            "width": self._width,
+        }
+
+    def _open(self, folder: Path) -> States:
+        return States(folder, self._lengths, self._width, self._dtype)
+
+    def _build(self, missing: dict[int, tuple[Path, dict[str, Any]]], size: int) -> str | None:
+        """Compute the states below the missing boundaries in one pass, from the highest one kept below them."""
+        writers: dict[int, Writer] = {}
+        try:
+            for boundary, (folder, facts) in missing.items():
+                writers[boundary] = Writer(folder, facts, size)
+        except OSError as error:  # a full or read-only disk costs the saving, not the run
+            for writer in writers.values():
+                writer.discard()
+            return str(error)
+        self.enter(max((boundary for boundary in self._states if boundary < min(missing)), default=0))
+        batch: list[int] = []
+
+        def keeper(boundary: int) -> Callable[[nn.Module, Any, Any], None]:
+            def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                writers[boundary].add(hidden, [self._lengths[row] for row in batch])
+
+            return keep
+
+        handles = [self._blocks[boundary - 1].register_forward_hook(keeper(boundary)) for boundary in missing]
+        for block in self._blocks[max(missing) :]:
+            _replace(block, self._through)
+        for rows in self._batches():
+            batch[:] = rows
+            self._forward(rows)
+        for handle in handles:
+            handle.remove()
+        self.enter(0)
+        for boundary, writer in writers.items():
+            writer.seal()
+            self._states[boundary] = self._open(missing[boundary][0])
+        return None
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Rows, longest first, in batches of a size that suits the device."""
+        most = TOKENS.get(next(self._inner.parameters()).device.type, TOKENS["cpu"])
+        order = states.longest_first(self._lengths)
+        while order:
+            count = max(1, most // self._lengths[order[0]])
+            yield order[:count]
+            del order[:count]
+
+    @torch.no_grad()
+    def _forward(self, rows: Sequence[int]) -> torch.Tensor:
+        """The decoder's last hidden states (B, T, H) of rows, padded on the right, in evaluation mode."""
+        device = next(self._inner.parameters()).device
+        lengths = [self._lengths[row] for row in rows]
+        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : lengths[place]] = torch.tensor(self._rows[row])
+            mask[place, : lengths[place]] = 1
+        self.select(rows, max(lengths), device)
+        training = self._inner.training
+        self._inner.eval()
+        with self._autocast():
+            decoder: Any = self._inner.base_model
+            hidden = decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
+        self._inner.train(training)
+        return hidden.float() * mask[..., None].to(device)
+
+    # ---- proof
+
+    def _probe(self, boundary: int) -> tuple[float, float]:
+        """How far the kept path's outputs are from the plain path's on a few rows, and how far they may be.
+
+        Relative in the Euclidean norm. They may be as far as rounding, or twice what batching the same rows otherwise
+        does to the plain path.
+        """
+        order = states.longest_first(self._lengths)
+        rows = sorted({order[place * (len(order) - 1) // max(1, PROBED - 1)] for place in range(PROBED)})
+        self.enter(0)
+        plain = self._forward(rows)
+        alone = [self._forward([row])[0] for row in rows]
+        self.enter(boundary)
+        ours = self._forward(rows)
+        self.enter(0)
+        apart = torch.stack([nn.functional.pad(one, (0, 0, 0, plain.shape[1] - len(one))) for one in alone])
+        rounding = 1e-6 if plain_float(self._inner, self._autocast) else 2**-7
+        return _gap(ours, plain), max(rounding, 2 * _gap(apart, plain))
+
+
+def plain_float(model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether a model computes in fp32."""
+    with autocast():
+        mixed = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    return not mixed and all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def random_part(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
+    """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
+    spared = {id(module) for block in above for module in block.modules()}
+    for name, module in model.named_modules():
+        if id(module) in spared:
+            continue
+        rates = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
+        if isinstance(module, nn.Dropout):
+            rates = {"p": module.p}
+        for key, value in rates.items():
+            if isinstance(value, float) and value > 0:
+                return f"{name}.{key} is {value:g}, so its outputs differ from pass to pass"
+    return None
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the weights and the configuration in a base model's folder."""
+    total = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def _replace(block: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """Let a block compute by `forward`, or by its own again."""
+    if forward is None:
+        vars(block).pop("forward", None)
+    else:
+        vars(block)["forward"] = forward
+
+
+def _gap(ours: torch.Tensor, plain: torch.Tensor) -> float:
+    return float((ours - plain).norm() / plain.norm())
