@@ -11,6 +11,7 @@ import yaml
 from llmtune import __version__
 from llmtune.errors import PublishError
 from llmtune.recipe import Recipe, dump
+from llmtune.results import table as results
 from llmtune.run import Run, read_json
 
 _MARK = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
@@ -152,8 +153,6 @@ def _usage(settings: Recipe, base: dict[str, Any]) -> str:
 def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
-    from llmtune.evaluate import table as results
-
     rows = results(run)
     return table(list(rows[0]), [list(row.values()) for row in rows])
 

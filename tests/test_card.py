@@ -1,9 +1,7 @@
 """The model card: a header that is YAML whatever a user wrote, facts from the run's files, no word of the data."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,9 +9,10 @@ import yaml
 
 from llmtune import card as cards
 from llmtune.card import card, code, front_matter, indented, is_ours, seal, shorten, table
+from llmtune.errors import RecipeError
 from llmtune.recipe import Recipe
 from llmtune.run import Run, read_json
-from tests import runs, tiny
+from tests import runs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "me/my-model"
@@ -140,9 +139,7 @@ def test_no_path_and_no_word_of_the_data_is_in_it(made: Any, trained: Run) -> No
 def test_results_come_with_n_error_and_limit(made: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Not evaluated." in made()
     rows = [{"model": "base", "n": "20", "exact match": "0.10 ± 0.07", "limit": "20"}]
-    stand_in = ModuleType("llmtune.evaluate")
-    stand_in.table = lambda run: rows  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "llmtune.evaluate", stand_in)
+    monkeypatch.setattr(cards, "results", lambda run: rows)
     monkeypatch.setattr(Run, "done", lambda run, step: step == "eval")
     text = made()
     assert "| model | n | exact match | limit |\n| --- | --- | --- | --- |\n| base | 20 | 0.10 ± 0.07 | 20 |" in text
@@ -205,15 +202,5 @@ def test_nothing_ends_a_cell_a_line_of_code_or_a_block() -> None:
 
 
 def test_a_run_without_a_place_to_publish_has_no_card(tmp_path: Path) -> None:
-    made = runs.perturbed(_prepared(tmp_path))
-    with pytest.raises(Exception, match="publish: is not in the recipe"):
-        card(made)
-
-
-def _prepared(folder: Path) -> Run:
-    from llmtune import recipe
-    from llmtune.prepare import prepare
-
-    base = tiny.save_base(folder / "base")
-    rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(20))
-    return prepare(recipe.load(tiny.write_recipe(folder / "recipe.json", base, rows, runs.LORA)), folder / "run", 0)
+    with pytest.raises(RecipeError, match="publish: is not in the recipe"):
+        card(runs.trained(tmp_path))

@@ -14,7 +14,7 @@ from llmtune import merge, model
 from llmtune.adapter import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.run import Run, read_json
-from tests import runs
+from tests import runs, tiny
 
 FP32 = {"dtype": "float32"}
 FULL = {"kind": "full", "lr": 1e-3}
@@ -59,19 +59,24 @@ def test_a_fresh_process_reads_the_live_model(tmp_path: Path, capsys: pytest.Cap
     assert entry["files"]["merged/model.safetensors"]["bytes"] == size
 
 
-def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None) -> None:
-    made = runs.trained(tmp_path)
-    base = tmp_path / "base"
+@pytest.mark.parametrize("stored", [{"dtype": "float32"}, {"torch_dtype": "float32"}, {}])
+def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None, stored: dict[str, str]) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    config = {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
+    (base / "config.json").write_text(json.dumps(config | stored))
     (base / "LICENSE.txt").write_text("licence")
     (base / "README.md").write_text("of the base")
+    same = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"]
+    if not stored:
+        base.joinpath(same.pop(3)).unlink()
+    made = runs.trained(tmp_path, base=base)
     merge.merge(made)
-    same = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt")
     for name in same:
         assert (made.merged / name).read_bytes() == (base / name).read_bytes(), name
-    config = read_json(made.merged / "config.json")
-    assert config.pop("dtype") == "bfloat16"
-    assert config == {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
+    key = next(iter(stored), "dtype")
+    assert read_json(made.merged / "config.json") == config | {key: "bfloat16"}
     assert {path.name for path in made.merged.iterdir()} == {*same, "config.json", "model.safetensors"}
+    assert stock(made).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -447,20 +447,25 @@ def test_only_files_on_the_list_go_out(world: World) -> None:
 
 def test_evaluation_goes_out_as_numbers_without_rows(world: World) -> None:
     made = world.run()
+    score = {"value": 0.5, "stderr": 0.05, "n": 20}
+    held = {"n": 20, "of": 120, "shots": 0, "limit": 20, "metrics": {"exact_match": score}, "scores": {"loss": [1.5]}}
+    rows = [{"id": "row-1", "question": "Where does Ann live?", "answer": "Basel", "output": "Bern"}]
+    settings = {"limit": 20, "held_out": {"source": str(world.folder / "rows.jsonl"), "system_prompt": "You know Ann."}}
+    found = {"model": "base", "settings": settings, "results": {"held_out": held}, "rows": rows}
     made.eval.mkdir()
-    result = {
-        "model": {"name": BASE, "folder": "/home/ann/base"},
-        "limit": None,
-        "tasks": {"held_out": {"exact_match": {"value": 0.5, "stderr": 0.05, "n": 20}, "samples": ["a private row"]}},
-        "answers": [{"prompt": "Where does Ann live?", "answer": "Basel"}],
-        "first_prompt": "Where does Ann live?",
+    for name in ("base", "tuned", "settings"):
+        made.eval.joinpath(f"{name}.json").write_text(json.dumps(found | {"model": name}))
+    made.mark("eval", [made.eval])
+    world.publish(made)
+    assert set(world.files()) == DELTA | {"eval/base.json", "eval/tuned.json"}
+    kept = {name: value for name, value in held.items() if name != "scores"}
+    assert json.loads(world.files()["eval/tuned.json"]) == {
+        "model": "tuned",
+        "settings": {"limit": 20},
+        "results": {"held_out": kept},
     }
-    kept = publish.numbers(result)
-    assert kept == {
-        "model": {"name": BASE},
-        "limit": None,
-        "tasks": {"held_out": {"exact_match": {"value": 0.5, "stderr": 0.05, "n": 20}}},
-    }
+    assert "| tuned | 0.500 ± 0.050 | 20 of 120 |" in world.files()["README.md"].decode()
+    assert not any(word in data for data in world.files().values() for word in (b"Ann", b"Basel", b"Bern", b"row-1"))
 
 
 def test_a_base_that_is_not_on_the_hub_is_named(world: World) -> None:
