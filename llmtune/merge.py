@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llmtune import model
-from llmtune.adapter import BASE, TENSORS, load_delta
+from llmtune import model, quantise
+from llmtune.adapter import BASE, load_delta
 from llmtune.bottleneck import UNMERGEABLE
 from llmtune.errors import MachineError, ProofError
 from llmtune.mlp import with_widths
@@ -220,10 +220,8 @@ def _against_4bit(run: Run, base: model.Base, texts: list[str]) -> dict[str, Any
     """Logit gaps from the trained 4-bit model to the delta on the original base, and on the base 4-bit and back."""
     tokenizer = model.load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in texts]
-    keep = ["lm_head"]
-    if (run.delta / TENSORS).is_file():
-        with safe_open(run.delta / TENSORS, framework="pt") as stored:
-            keep += [name.removesuffix(".weight") for name in stored.keys()]  # noqa: SIM118
+    settings, skeleton = run.recipe(), model.skeleton(base)
+    _, keep = quantise.layers(skeleton, settings, settings.plan(model.facts(skeleton)))
     trained = logits(load_delta(model.load_model(base, keep=keep), run.delta), ids)
     back: Any = model.load_model(base, keep=keep).dequantize()
     candidates = {"original": model.load_model(base), "dequantised": back.float()}

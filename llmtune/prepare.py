@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmtune import launch, model, run
+from llmtune import launch, model, quantise, run
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
@@ -51,6 +51,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     skeleton = model.skeleton(base)
     facts = model.facts(skeleton)
     plan = recipe.plan(facts)
+    quantised = quantise.check(skeleton, recipe, plan)
     tuned = insert(skeleton, recipe, plan, base)
     tensors = trained_tensors(tuned, plan)
     if not tensors:
@@ -90,6 +91,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "parameters": facts.parameters,
         "trained": trained,
         "adapted": adapted(tuned),
+        "quantised": quantised,
         "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters, trained),
         "steps": steps,
@@ -106,11 +108,6 @@ def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
 
 
 def _refuse(recipe: Recipe, plan: Plan) -> None:
-    own = recipe.method.adapter.kind == "none"
-    if recipe.model.quantize == "4bit" and own and plan.reach is None:
-        raise recipe.error(
-            "model.quantize", "4bit quantises what never trains, and here everything does; add an adapter"
-        )
     if recipe.model.quantize == "4bit" and moves_weight(recipe.method.adapter):
         raise recipe.error(
             "method.adapter.init", "takes weight out of the base, which 4bit rounds; the nearest valid is default"

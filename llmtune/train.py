@@ -15,11 +15,10 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
 
-from llmtune import launch, lora, model, recipe
+from llmtune import launch, lora, model, quantise, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
-from llmtune.depth import blocks, distances
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.plan import Plan
 from llmtune.prefix import Keeping, Prefix, digest
@@ -50,7 +49,8 @@ def train(run: Run) -> None:
     _same_data(run, data.findings)
     plan = settings.plan(model.facts(model.skeleton(base)))
     _check_engine(settings, plan)
-    tuned = insert(_load(settings, base, plan), settings, plan, base)
+    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
+    tuned = insert(quantise.load(base, settings, plan, dtype), settings, plan, base)
     tensors = trained_tensors(tuned, plan)
     steps = total_steps(settings, len(data.train), state.num_processes)
     laid = schedule(settings, plan, steps)
@@ -120,20 +120,6 @@ def _check_engine(settings: Recipe, plan: Plan) -> None:
         )
     if "DEEPSPEED" in used and plan.staged:
         raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
-
-
-def _load(settings: Recipe, base: model.Base, plan: Plan) -> Any:
-    """The base with frozen tensors in the compute precision; with quantize, in NF4 wherever nothing of it trains."""
-    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
-    if settings.model.quantize == "none":
-        return model.load_model(base, dtype)
-    skeleton = model.skeleton(base)
-    keep = ["lm_head"]
-    if settings.method.adapter.kind == "none":
-        distance, inside = distances(skeleton), {id(m) for block in blocks(skeleton) for m in block.modules()}
-        linear = ((name, m) for name, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear))
-        keep += [name for name, m in linear if id(m) not in inside or plan.peak(distance[f"{name}.weight"]) > 0]
-    return model.load_model(base, dtype, keep)
 
 
 def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:

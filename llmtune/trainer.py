@@ -83,6 +83,7 @@ class PlannedTrainer(SFTTrainer):
         self._record = record
         self._keep = keep
         self.prefix, self._grouped = prefix, grouped
+        self._kept_before: list[int] | None = None
         self._supervised = self._seen = 0
         self._step_seen = self._step_slots = 0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -91,7 +92,14 @@ class PlannedTrainer(SFTTrainer):
         # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         inner.enable_input_require_grads = lambda: None
+        packed = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+        if packed:
+            raise TrainingError(f"{packed[0]} should train but is quantised")
+        # Trainer refuses a quantised model without an adapter; here nothing that is quantised trains.
+        quantised = vars(model).pop("is_quantized", None)
         super().__init__(model=model, **more)
+        if quantised is not None:
+            vars(model)["is_quantized"] = quantised
         for tensor in tensors.values():
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
@@ -146,7 +154,7 @@ class PlannedTrainer(SFTTrainer):
             if end > step
         ]
         with self.accelerator.local_main_process_first():
-            said = self.prefix.begin(self.model, coming, distance, self.accelerator.autocast)
+            said = self.prefix.begin(self.model, coming, distance, self.accelerator.autocast, self._kept_before)
         if said:
             self._record({"step": step, "prefix": said})
 
@@ -267,7 +275,9 @@ class PlannedTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.state.save_to_json(str(partial_folder / "trainer_state.json"))
-            write_json(partial_folder / "counts.json", {"seen": self._seen, "supervised": self._supervised})
+            counts = {"seen": self._seen, "supervised": self._supervised}
+            kept = self.prefix.kept if self.prefix else []
+            write_json(partial_folder / "counts.json", {**counts, "prefix": kept})
             seal(partial_folder, folder)
             for old in complete_checkpoints(folder.parent)[: -self._keep]:
                 shutil.rmtree(old)
@@ -287,6 +297,7 @@ class PlannedTrainer(SFTTrainer):
                 live[name].copy_(tensor)
         counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
         first = self.args.process_index == 0
+        self._kept_before = counts["prefix"]
         self._seen, self._supervised = (counts["seen"], counts["supervised"]) if first else (0, 0)
 
     def assert_replicas_equal(self) -> None:

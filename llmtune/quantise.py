@@ -1,0 +1,52 @@
+"""4-bit for whatever never trains: which linear layers of a plan that is, and a base loaded so."""
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from llmtune import model
+from llmtune.depth import blocks, distances
+from llmtune.errors import TrainingError
+from llmtune.plan import Plan
+from llmtune.recipe import Recipe
+
+
+def layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:
+    """Names of the linear layers that go to NF4 and of those that stay: outside the blocks, or trained themselves."""
+    linear = [name for name, m in skeleton.named_modules() if isinstance(m, Conv1D) or type(m) is nn.Linear]
+    inside = {id(module) for block in blocks(skeleton) for module in block.modules()}
+    never = [name for name in linear if id(skeleton.get_submodule(name)) in inside]
+    if recipe.method.adapter.kind == "none":
+        distance = distances(skeleton)
+        never = [name for name in never if plan.peak(distance[f"{name}.weight"]) == 0]
+    return never, [name for name in linear if name not in set(never)]
+
+
+def check(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> int:
+    """How many layers the recipe puts into NF4; raises RecipeError where it asks for that and there is none."""
+    if recipe.model.quantize == "none":
+        return 0
+    count = len(layers(skeleton, recipe, plan)[0])
+    if not count:
+        said = (
+            "4bit is for linear layers that never train, and here every one does; add an adapter, or reach fewer blocks"
+        )
+        raise recipe.error("model.quantize", said)
+    return count
+
+
+def load(base: model.Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
+    """The base with what the recipe quantises in NF4 and all else in `dtype`; raises TrainingError for another set."""
+    if recipe.model.quantize == "none":
+        return model.load_model(base, dtype)
+    never, keep = layers(model.skeleton(base), recipe, plan)
+    loaded: Any = model.load_model(base, dtype, keep)
+    found = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
+    if found != set(never):
+        odd = sorted(found ^ set(never))[0]
+        raise TrainingError(f"{odd} is {'' if odd in found else 'not '}in 4 bits, against the plan")
+    return loaded
