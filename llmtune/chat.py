@@ -74,7 +74,7 @@ def speakers(run: Run) -> list[Speaker]:
     settings = run.recipe()
     base = model.locate(settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" and model.computes_bf16(settings) else torch.float32
+    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
     tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
     tuned: Any = adapter.load_delta(model.load_model(base, dtype), run.delta).to(device)
     shared = isinstance(tuned, PeftModel)

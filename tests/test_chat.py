@@ -120,7 +120,7 @@ def test_base_and_tuned_answer_as_each_would_alone(
     run = made(tmp_path, method)
     loads: list[Any] = []
     load = model.load_model
-    monkeypatch.setattr(model, "load_model", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(model, "load_model", lambda *given: (loads.append(given), load(*given))[1])
     base, tuned = chat.speakers(run)
     assert len(loads) == (1 if kind == "lora" else 2)
     asked = [{"role": "user", "content": "7 plus 1?"}]
@@ -140,7 +140,7 @@ def test_a_shared_system_prompt_of_the_test_rows_is_used(tmp_path: Path) -> None
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
     assert chat.system_prompt(settings) == "Add."
-    tiny.write_rows(file, rows(SYSTEM, {}))
+    tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
     assert chat.system_prompt(settings) is None
     file.unlink()
     assert chat.system_prompt(settings) is None

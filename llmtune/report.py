@@ -1,0 +1,98 @@
+"""report(run): one HTML page that opens offline, made of whatever the run has done so far."""
+
+from pathlib import Path
+from typing import Any
+
+from llmtune import __version__
+from llmtune.progress import read_log
+from llmtune.recipe import Recipe
+from llmtune.report_data import data_section, files_section, merge_section
+from llmtune.report_html import Html, facts, section, tag
+from llmtune.report_results import cases_section, evaluation, next_section, results_section, tiles
+from llmtune.report_training import loss_section, rates_section, reach_in_words, trained_section
+from llmtune.run import Run, read_json, write_text
+
+Found = dict[str, Any]
+
+# The page can load nothing, whatever text of a data row says.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def report(run: Run) -> Path:
+    """Write the run's report.html and give its path; what the run has not done yet is said in one line each."""
+    settings = run.recipe()
+    plan, findings = (read_json(file) if file.is_file() else {} for file in (run.plan_file, run.data_file))
+    log, manifest = read_log(run.log_file), run.manifest()
+    found = evaluation(run)
+    body = [
+        *_header(run, settings, plan, findings, manifest),
+        tiles(found, plan, log),
+        results_section(run, settings, found),
+        cases_section(found),
+        loss_section(log, plan),
+        rates_section(log, plan),
+        trained_section(log, plan),
+        data_section(findings),
+        merge_section(manifest),
+        files_section(manifest),
+        section("Recipe", tag("pre", tag("code", run.recipe_file.read_text(encoding="utf-8").rstrip()))),
+        next_section(run, settings),
+        tag("footer", f"Written by llmtune {__version__}. This page is one file and loads nothing."),
+    ]
+    write_text(run.report_file, _page(_title(run, settings), body))
+    run.mark("report", [run.report_file])
+    return run.report_file
+
+
+def _page(title: str, body: list[Html | None]) -> str:
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+
+
+def _title(run: Run, settings: Recipe) -> str:
+    return f"{run.path.resolve().name}: {_base_name(settings)}"
+
+
+def _base_name(settings: Recipe) -> str:
+    return settings.model.base.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
+
+
+def _header(run: Run, settings: Recipe, plan: Found, findings: Found, manifest: Found) -> list[Html]:
+    """Title, the method in words, and what a reader needs to name this run exactly."""
+    base, train = plan.get("base", {}), manifest["steps"].get("train", {})
+    hashes = {name: one["sha256"] for name, one in train.get("files", {}).items() if name.endswith(".safetensors")}
+    rows = findings.get("rows", {}).get("train")
+    once = f"{rows:,} rows, " if rows else ""
+    steps = f"{plan['steps']:,} steps of {settings.train.batch_size} rows" if "steps" in plan else None
+    named = base.get("name", settings.model.base)
+    pairs: list[tuple[str, object]] = [
+        ("base", f"{base['hub_id']} (from {named})" if base.get("hub_id") not in (None, named) else named),
+        ("revision", tag("code", base["revision"]) if base.get("revision") else None),
+        ("training", f"{once}{steps}, seed {settings.train.seed}" if steps else None),
+        *(("weights, SHA-256", tag("code", digest)) for digest in hashes.values()),
+        ("finished", train["finished"] if train else "not trained yet"),
+    ]
+    return [tag("h1", _title(run, settings)), tag("p", method_in_words(settings, plan), class_="lede"), facts(pairs)]
+
+
+def method_in_words(settings: Recipe, plan: Found) -> str:
+    """What the recipe calls its method and adapter, and what the plan makes of them."""
+    adapter = settings.method.adapter
+    numbers = {
+        key: one for key, one in adapter.model_dump(exclude={"kind"}).items() if one and isinstance(one, int | float)
+    }
+    traits = ", ".join(key if one is True else f"{key} {one:g}" for key, one in numbers.items())
+    named = "no adapter" if adapter.kind == "none" else adapter.kind + (f" ({traits})" if traits else "")
+    stages = plan.get("stages") or []
+    reached = ", then ".join(reach_in_words(stage["reach"], plan["blocks"]) for stage in stages)
+    falls = any(min(stage["rates"].values()) < max(stage["rates"].values()) for stage in stages)
+    rates = " at rates that fall towards the input" if falls else " at one rate" if len(stages) == 1 else ""
+    return f"{settings.method.kind}, {named}" + (f": {reached}{rates}" if stages else "")
