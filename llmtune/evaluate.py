@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune import model, suite
@@ -62,7 +63,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     named = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": weights}
     before = {"model": "base", "base": named, "delta": None, "settings": settings} | _ask(exam, live, "base", exam.sets)
     sets = {name: asked for name, asked in exam.sets.items() if name != FEW_SHOT}
-    tuned = load_delta(live, run.delta)
+    tuned = _tuned(live, run)
     after = {"model": "tuned", "base": named, "delta": delta, "settings": settings} | _ask(exam, tuned, "tuned", sets)
     after["differences"] = {"base, zero-shot": compare(after, before)}
     if FEW_SHOT in before["results"]:
@@ -78,6 +79,18 @@ def evaluate(run: Run) -> dict[str, Any]:
         write_json(run.eval / f"{name}.json", value)
     run.mark("eval", [run.eval / f"{name}.json" for name in stored], suite=recipe.eval.suite, limit=exam.limit)
     return stored
+
+
+def _tuned(live: PreTrainedModel, run: Run) -> Any:
+    """The tuned model; LoRA's matrices in the base's precision, in which they were multiplied in training too."""
+    dtype = live.dtype
+    tuned = load_delta(live, run.delta)
+    # In float32 they take more time than a bf16 base. DoRA's magnitudes stay: bf16 would round away what they learned.
+    for module in tuned.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_A.to(dtype)
+            module.lora_B.to(dtype)
+    return tuned
 
 
 def recorded_delta(run: Run) -> dict[str, str]:

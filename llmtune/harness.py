@@ -61,6 +61,8 @@ class _Reader(HFLM):
         if ends is None or not shares_start(self.model):
             more |= {} if ends is None else {"eos_token_id": ends}
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **more)
+            after = generated[:, context.shape[1] :]
+            after[torch.isin(after, torch.tensor(ends or [], device=after.device))] = self.tokenizer.pad_token_id
             return generated
         rows = zip(context.tolist(), more["attention_mask"].tolist(), strict=True)
         prompts = [[token for token, kept in zip(row, mask, strict=True) if kept] for row, mask in rows]
@@ -124,7 +126,7 @@ def _result(task: Task, found: Any, limit: int | None) -> dict[str, Any]:
             continue
         error = found["results"][name].get(f"{metric}_stderr,{kind}")
         title = metric if kind == "none" else f"{metric}:{kind}"
-        metrics[title] = {"value": value, "stderr": error if isinstance(error, float) else None, "n": rows}
+        metrics[title] = {"value": float(value), "stderr": error if isinstance(error, float) else None, "n": rows}
         values = [sample[metric] for sample in found["samples"][name] if sample["filter"] == kind]
         if all(isinstance(one, int | float) for one in values):
             scores[title] = [float(one) for one in values]
