@@ -61,7 +61,9 @@ def test_models_with_other_positions_or_windows_do_not_share(kind: str) -> None:
 @torch.no_grad()
 def test_losses_are_those_of_each_row_alone(kind: str) -> None:
     model = tiny.model(kind).eval()
-    examples = [example([*prompt, 9, 8, 7, 2][: len(prompt) + 4], 3 + place % 2) for place, prompt in enumerate(PROMPTS)]
+    examples = [
+        example([*prompt, 9, 8, 7, 2][: len(prompt) + 4], 3 + place % 2) for place, prompt in enumerate(PROMPTS)
+    ]
     expected = []
     for one in examples:
         loss = model(torch.tensor([one.input_ids]), labels=torch.tensor([one.labels])).loss
@@ -83,7 +85,9 @@ def test_losses_come_back_in_the_order_of_the_rows_over_several_batches(monkeypa
 def test_only_the_logits_that_are_read_are_made() -> None:
     model = tiny.model().eval()
     sizes = []
-    model.get_output_embeddings().register_forward_hook(lambda module, given, made: sizes.append(tuple(made.shape[:-1])))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, given, made: sizes.append(tuple(made.shape[:-1]))
+    )
     answer_losses(model, [example([1, 40, *range(60, 90), 2], 2), example([1, 40, 70, 2], 2)], pad_id=0)
     greedy(model, PROMPTS, {999}, 3)
     positions = [torch.Size(size).numel() for size in sizes]

@@ -73,7 +73,10 @@ def test_the_suite_none_cannot_be_asked(tmp_path: Path) -> None:
         ("process_docs: !!python/name:os.system", "task.yaml:2: process_docs: the tag"),
         ("class: utils.Task", "task.yaml:2: class: is not allowed in a task file"),
         ("unsafe_code: true", "task.yaml:2: unsafe_code: is not allowed in a task file"),
-        ("metric_list: [{metric: ./mine, hf_evaluate: true}]", "task.yaml:2: metric_list.0.hf_evaluate: is not allowed"),
+        (
+            "metric_list: [{metric: ./mine, hf_evaluate: true}]",
+            "task.yaml:2: metric_list.0.hf_evaluate: is not allowed",
+        ),
         ("include: gone.yaml", "task.yaml:2: include: no such file"),
     ],
 )
