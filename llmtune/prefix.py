@@ -88,6 +88,7 @@ class Prefix:
         self._given: torch.Tensor | None = None
         self._rest: tuple[None, ...] | None = None
         self._installed = 0
+        self._entry: set[int] = set()
 
     @property
     def kept(self) -> list[int]:
@@ -95,9 +96,17 @@ class Prefix:
         return sorted(self._states)
 
     def begin(
-        self, model: nn.Module, wanted: list[Span], distance: dict[str, int], autocast: Callable[[], Any]
+        self,
+        model: nn.Module,
+        wanted: list[Span],
+        distance: dict[str, int],
+        autocast: Callable[[], Any],
+        before: list[int] | None = None,
     ) -> str | None:
-        """Keep what the coming stages profit from; gives one line on it, None where no stage has a prefix."""
+        """Keep what the coming stages profit from; gives one line on it, None where no stage has a prefix.
+
+        Where a run goes on, the boundaries `before` are kept, whatever would pay now: its result stays the same.
+        """
         useful = sorted({span.boundary for span in wanted if span.boundary})
         if not useful:
             return None
@@ -105,6 +114,10 @@ class Prefix:
         self._blocks = list(blocks(model))
         self._autocast = autocast
         reason = random_part(self._inner, self._blocks[useful[-1] :]) or self._look()
+        live = dict(model.named_parameters())
+        low = [name for name, far in distance.items() if id(live[name]) in self._entry and far <= len(self._blocks)]
+        if low:
+            reason = f"{low[0]} works below the blocks and trains"
         if reason:
             return f"prefix: computed at every step: {reason}"
         facts = {boundary: self._facts(boundary, distance) for boundary in useful}
@@ -113,6 +126,8 @@ class Prefix:
         whole = {boundary for boundary in there if states.complete(folders[boundary], facts[boundary])}
         size = sum(self._lengths) * self._width * self._dtype.itemsize
         chosen = choose(wanted, whole, len(self._rows), size, self._keeping.limit, self._keeping.always)
+        if before is not None:
+            chosen = [boundary for boundary in useful if boundary in before]
         missing = [boundary for boundary in chosen if boundary not in whole]
         said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
         for boundary in set(chosen) - set(missing):
@@ -167,16 +182,26 @@ class Prefix:
     def _look(self) -> str | None:
         """Learn from the shortest row what a block returns; gives a reason where that cannot be stood in for."""
         seen: list[Any] = []
-        handle = self._blocks[0].register_forward_hook(lambda module, arguments, output: seen.append(output))
+        entry: list[int] = []
+        inside = {id(module) for block in self._blocks for module in block.modules()}
+        outside = [module for module in self._inner.modules() if id(module) not in inside]
+
+        def enters(module: nn.Module, arguments: Any, output: Any) -> None:
+            if not seen:
+                entry.extend(id(parameter) for parameter in module.parameters(recurse=False))
+
+        handles = [module.register_forward_hook(enters) for module in outside]
+        handles += [self._blocks[0].register_forward_hook(lambda module, arguments, output: seen.append(output))]
         self._forward([min(range(len(self._rows)), key=self._lengths.__getitem__)])
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        self._entry = set(entry)
         output = seen[0] if len(seen) == 1 else None
         first = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(first, torch.Tensor) or first.ndim != 3:
             return "this model's blocks do not return hidden states alone"
         if isinstance(output, tuple):
-            if any(other is not None for other in output[1:]):
-                return "this model's blocks return more than hidden states"
+            # What else a block returns, attention weights, is asked for by nobody here; the probe sees where it is.
             self._rest = (None,) * (len(output) - 1)
         self._width, self._dtype = first.shape[-1], first.dtype
         return None

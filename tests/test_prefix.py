@@ -1,0 +1,292 @@
+"""Kept outputs of blocks that do not train: equal to the plain path's, reused, never wrong, off where they must be."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from llmtune import prefix as prefix_module
+from llmtune import states
+from llmtune.plan import Plan, Stage
+from llmtune.prefix import Keeping, Prefix, Span, boundaries, choose
+from llmtune.trainer import complete_checkpoints
+from tests import tiny, training
+
+LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.1}
+FROZEN = {"kind": "frozen", "reach": 2, "lr": 0.1}
+METHODS = {
+    "frozen": FROZEN,
+    "head only": {"kind": "frozen", "reach": 0, "lr": 0.1},
+    "gradual": GRADUAL,
+    "lora on top": {**FROZEN, "adapter": LORA},
+    "staged lora": {**GRADUAL, "adapter": LORA},
+}
+CALM = {
+    "gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "opt": {"dropout": 0.0},
+}
+KINDS = ["llama", "gpt2", "mixtral"]
+KINDS += [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("qwen3", "gemma2", "gemma3_text", "gpt_neox", "opt", "falcon")
+]
+Usage = namedtuple("Usage", "total used free")
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **named: Any) -> None:
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def fit(
+    tmp_path: Path,
+    method: dict[str, Any],
+    *,
+    keep: bool = True,
+    always: bool = False,
+    limit: int = 2**30,
+    resume: str | None = None,
+    **more: Any,
+) -> tuple[str, list[dict[str, Any]], list[dict[str, torch.Tensor]], Any]:
+    """What was said of the prefix, the log, the gradients of every step, and the trainer."""
+    data = [row | {"index": index} for index, row in enumerate(training.rows(24))]
+    held = [row | {"index": 24 + index} for index, row in enumerate(training.rows(5, seed=3))]
+    keeping = Keeping(tmp_path / "cache", {"base": "tiny"}, method.get("adapter"), limit, always)
+    kept = Prefix([row["input_ids"] for row in [*data, *held]], keeping) if keep else None
+    watch, log = Gradients(), []
+    settings = {"steps": 14, "optim": "sgd", "eval_data": held, "eval_strategy": "steps", "eval_steps": 7, **more}
+    made = training.trainer(
+        tmp_path / "out", method, data=data, prefix=kept, callbacks=[watch], record=log.append, **settings
+    )
+    made.train(resume_from_checkpoint=resume)
+    said = [entry["prefix"] for entry in log if "prefix" in entry]
+    return (said or [""])[0], [entry for entry in log if "prefix" not in entry], watch.steps, made
+
+
+def assert_equal(ours: Any, plain: Any) -> None:
+    """Losses and whole gradients of two fits are the same to 1e-6 at every step."""
+    assert [entry.get("loss", entry.get("eval_loss")) for entry in ours[1]] == pytest.approx(
+        [entry.get("loss", entry.get("eval_loss")) for entry in plain[1]], rel=1e-6
+    )
+    for mine, other in zip(ours[2], plain[2], strict=True):
+        assert set(mine) == set(other)
+        whole = torch.cat([gradient.flatten() for gradient in other.values()])
+        apart = torch.cat([(mine[name] - gradient).flatten() for name, gradient in other.items()])
+        assert apart.norm() <= 2e-6 * whole.norm()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_and_gradients_are_the_plain_paths(tmp_path: Path, method: str, tied: bool) -> None:
+    ours = fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied))
+    assert ours[0].startswith("prefix: kept below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
+    assert_equal(ours, fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied), keep=False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_gives_the_plain_paths_losses_and_gradients(tmp_path: Path, kind: str) -> None:
+    runs = [
+        fit(tmp_path, GRADUAL, model=tiny.model(kind, blocks=4, **CALM.get(kind, {})), steps=6, eval_steps=4, **keep)
+        for keep in ({"always": True}, {"keep": False})
+    ]
+    assert "kept below block 2, 3" in runs[0][0]
+    assert_equal(*runs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_accumulated_and_grouped_batches_are_the_plain_paths(tmp_path: Path, checkpointing: bool) -> None:
+    more = {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "grouped": True,
+        "gradient_checkpointing": checkpointing,
+    }
+    assert_equal(fit(tmp_path, GRADUAL, **more), fit(tmp_path, GRADUAL, keep=False, **more))
+
+
+def test_the_blocks_below_do_not_run(tmp_path: Path) -> None:
+    model = tiny.model(blocks=4)
+    fit(tmp_path, FROZEN)
+    ran: list[int] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: ran.append(len(arguments[0])))
+    assert "reused below block 2" in fit(tmp_path, FROZEN, model=model)[0]
+    assert len(ran) <= 1 + 1 + prefix_module.PROBED, "more than a look and the probe"
+
+
+def test_a_deeper_boundary_is_built_from_a_lower_one(tmp_path: Path) -> None:
+    fit(tmp_path, FROZEN)
+    model, ran = tiny.model(blocks=4), []
+    model.model.layers[1].mlp.register_forward_hook(lambda module, arguments, output: ran.append(arguments[0].shape))
+    method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.1}
+    ours = fit(tmp_path, method, model=model)
+    assert "kept below block 3" in ours[0]
+    assert "reused below block 2" in ours[0]
+    assert len(ran) <= 2 * (1 + prefix_module.PROBED) + 1
+    assert_equal(ours, fit(tmp_path, method, model=tiny.model(blocks=4), keep=False))
+
+
+def test_another_models_outputs_are_not_used(tmp_path: Path) -> None:
+    fit(tmp_path, FROZEN)
+    ours = fit(tmp_path, FROZEN, model=tiny.model(blocks=4, seed=1))
+    assert "differ from the plain path's" in ours[0]
+    assert_equal(ours, fit(tmp_path, FROZEN, model=tiny.model(blocks=4, seed=1), keep=False))
+
+
+def test_resumed_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "grouped": True}
+    whole = fit(tmp_path, GRADUAL, **settings)
+    checkpoints = complete_checkpoints(tmp_path / "out")
+    assert len(checkpoints) == 7
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "out", kept)
+    for fresh in (False, True):
+        for step in (2, 6, 8, 12):
+            if fresh:
+                shutil.rmtree(tmp_path / "cache")
+            again = fit(tmp_path, GRADUAL, resume=str(kept / f"step-{step:06d}"), **settings)
+            assert again[1] == [entry for entry in whole[1] if entry["step"] > step]
+
+
+def damage_data(folder: Path) -> None:
+    content = bytearray((folder / states.DATA).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / states.DATA).write_bytes(content)
+
+
+def cut_data(folder: Path) -> None:
+    (folder / states.DATA).write_bytes((folder / states.DATA).read_bytes()[:-4])
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / states.MANIFEST).write_text("{")
+
+
+def foreign(folder: Path) -> None:
+    text = (folder / states.MANIFEST).read_text()
+    (folder / states.MANIFEST).write_text(text.replace('"base": "tiny"', '"base": "other"'))
+
+
+@pytest.mark.parametrize("damage", [damage_data, cut_data, damage_manifest, foreign])
+def test_a_damaged_or_foreign_file_is_built_again(tmp_path: Path, damage: Any) -> None:
+    fit(tmp_path, FROZEN)
+    (folder,) = (tmp_path / "cache").iterdir()
+    whole = (folder / states.DATA).read_bytes()
+    damage(folder)
+    ours = fit(tmp_path, FROZEN)
+    assert "kept below block 2" in ours[0]
+    assert "1 damaged or foreign, never used" in ours[0]
+    assert (folder / states.DATA).read_bytes() == whole
+    assert "reused" in fit(tmp_path, FROZEN)[0]
+
+
+def test_other_rows_or_another_base_share_nothing(tmp_path: Path) -> None:
+    facts = Keeping(tmp_path, {"base": "a"}, None, 2**30, False)
+    rows = [[5, 6, 7], [8, 9]]
+    found = set()
+    for keeping, data in ((facts, rows), (replace(facts, facts={"base": "b"}), rows), (facts, [[5, 6], [7, 8, 9]])):
+        made = Prefix(data, keeping)
+        made.begin(tiny.model(blocks=4), [Span(2, 99)], {"model.norm.weight": 0}, torch.enable_grad)
+        found.add(tuple(sorted(folder.name for folder in tmp_path.iterdir())))
+    assert len(found) == 3
+
+
+def test_dropout_in_the_prefix_is_seen(tmp_path: Path) -> None:
+    embedding = {"embd_pdrop": 0.1, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    for kind, more in (("gpt2", embedding), ("llama", {"attention_dropout": 0.1})):
+        said = fit(tmp_path, FROZEN, model=tiny.model(kind, blocks=4, **more), steps=8)[0]
+        assert "computed at every step" in said
+        assert "is 0.1" in said
+    top = {**FROZEN, "adapter": LORA | {"dropout": 0.5}}
+    ours = fit(tmp_path, top)
+    assert "kept below block 2" in ours[0]
+    assert_equal(ours, fit(tmp_path, top, keep=False))
+
+
+def test_a_norm_that_works_below_the_blocks_and_trains_is_seen(tmp_path: Path) -> None:
+    model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
+    ours = fit(tmp_path, {**FROZEN, "adapter": LORA}, model=model)
+    assert "kept below block 2" in ours[0]
+    model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
+    assert "works below the blocks and trains" in fit(tmp_path, FROZEN, model=model)[0]
+
+
+def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    ours = fit(tmp_path, FROZEN)
+    assert "not kept: no room for" in ours[0]
+    assert not list((tmp_path / "cache").iterdir())
+    assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
+
+
+def test_a_cache_that_cannot_be_written_costs_the_saving_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert "not kept: " in fit(tmp_path, FROZEN)[0]
+
+
+def test_outputs_that_differ_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = states.States.read
+    monkeypatch.setattr(states.States, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
+    ours = fit(tmp_path, FROZEN)
+    assert "differ from the plain path's" in ours[0]
+    assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
+
+
+def test_what_does_not_fit_the_limit_is_not_kept(tmp_path: Path) -> None:
+    ours = fit(tmp_path, FROZEN, limit=1000)
+    assert "would pass memory.prefix_limit_gb" in ours[0]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_one_pass_over_the_rows_is_not_kept(tmp_path: Path) -> None:
+    assert "too few passes" in fit(tmp_path, FROZEN, steps=6, eval_strategy="no")[0]
+    assert fit(tmp_path, {"kind": "full", "lr": 0.1}, steps=12)[0] == ""
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "states.bin").write_bytes(b"x" * 100)
+        states.os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    states.make_room(tmp_path, 100, 200, set())
+    assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
+    states.make_room(tmp_path, 100, 100, {tmp_path / "new"})
+    assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
+
+
+def test_boundaries_follow_the_plan() -> None:
+    everything = {str(distance): distance for distance in range(6)}
+    plan = Plan((Stage(0.3, 0, 1), Stage(0.6, 2, 1), Stage(1.0, None, 1)))
+    assert boundaries(plan, everything, 4) == [4, 2, 0]
+    adapted = {"low": 3, "high": 1, "norm": 0}
+    assert boundaries(plan, adapted, 4) == [4, 3, 1]
+    narrowing = Plan((Stage(0.3, 1, 1), Stage(0.6, None, 1), Stage(1.0, 1, 1)))
+    assert boundaries(narrowing, everything, 4) == [3, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "limit", "always", "expected"),
+    [
+        ([Span(20, 300)], set(), 9, False, [20]),
+        ([Span(20, 100)], set(), 9, False, []),
+        ([Span(20, 100)], set(), 9, True, [20]),
+        ([Span(20, 100)], {20}, 9, False, [20]),
+        ([Span(20, 300)], set(), 0, False, []),
+        ([Span(28, 20), Span(10, 300)], set(), 9, False, [10]),
+        ([Span(20, 80), Span(10, 80), Span(0, 80)], set(), 9, False, [10, 20]),
+        ([Span(20, 80), Span(10, 80), Span(0, 80)], set(), 1, False, []),
+        ([Span(20, 60)], {10}, 9, False, [20]),
+    ],
+)
+def test_what_saves_most_is_chosen(wanted: Any, kept: Any, limit: int, always: bool, expected: Any) -> None:
+    assert choose(wanted, kept, 100, 1, limit, always) == expected
