@@ -56,6 +56,13 @@ def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Co
     known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
     if spec.targets == "auto" and known is None:
         raise recipe.error("method.adapter.targets", f"PEFT knows no IA3 targets for {kind}; list module names")
+    names = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
+    missing = [name for name in known or () if spec.targets == "auto" and name.rsplit(".", 1)[-1] not in names]
+    if missing:
+        said = f"auto means {', '.join(known or ())} for {kind}, and this model has no linear layer {missing[0]}"
+        raise recipe.error("method.adapter.targets", f"{said}; list module names: {', '.join(sorted(names))}")
     targets = _targets(model, recipe, plan, tuple(known or ()) if spec.targets == "auto" else spec.targets)
     ends = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
     feedforward = [name for name in targets if name.endswith(tuple(ends))] if ends else []

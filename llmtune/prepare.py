@@ -96,8 +96,17 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "states_bytes": states_bytes(recipe, facts.parameters, trained),
         "steps": steps,
         "stages": stages,
-        "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)),
+        "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
     }
+
+
+def _tied_note(skeleton: Any, plan: Plan) -> list[str]:
+    """A line on a head that is the embeddings' matrix, where a stage trains neither."""
+    embedding, head = skeleton.get_input_embeddings().weight, skeleton.get_output_embeddings().weight
+    if embedding is not head or all(stage.reach is None for stage in plan.stages):
+        return []
+    said = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
+    return [f"{said} trains the final norm alone at distance 0"]
 
 
 def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:

@@ -35,6 +35,10 @@ class Watch(TrainerCallback):
         self.live.append({name for name, p in model.named_parameters() if p.grad is not None})
 
 
+class RefusedError(ValueError):
+    """What a recipe's one-line error is here."""
+
+
 class _Recipe:
     """As much of a recipe as `insert` reads."""
 
@@ -42,7 +46,7 @@ class _Recipe:
         self.method = TypeAdapter(Method).validate_python(method)
 
     def error(self, key: str, message: str) -> Exception:
-        return ValueError(f"{key}: {message}")
+        return RefusedError(f"{key}: {message}")
 
 
 def spec(method: dict[str, Any]) -> Any:
