@@ -428,6 +428,20 @@ def test_a_secret_stops_everything(world: World, kind: str, text: str) -> None:
     assert world.writes() == 0
 
 
+def test_a_login_of_any_form_is_known_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "plainlogin")
+    (tmp_path / "tokenizer.json").write_text('{"added": "plainlogin"}')
+    with pytest.raises(PublishError, match=r"tokenizer\.json holds what looks like your Hub token"):
+        publish.check_private("tokenizer.json", tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("place", ["/home/ann/rows", "/Users/ann", "~/rows", "C:\\Users\\ann", str(Path.cwd())])
+def test_a_folder_of_this_machine_stops_everything(place: str) -> None:
+    with pytest.raises(PublishError, match=r"recipe\.yaml names a folder of this machine"):
+        publish.check_private("recipe.yaml", f"train: '{place}/x.jsonl'\n".encode())
+    publish.check_private("recipe.yaml", b"base: owner/name, see https://example.org/home/page and a/tmp/b")
+
+
 def test_only_files_on_the_list_go_out(world: World) -> None:
     made = world.run()
     for name in (
