@@ -184,18 +184,7 @@ def _say(name: str, key: str, found: Result, began: float) -> None:
 
 def _settings(recipe: Recipe, exam: _Exam, live: PreTrainedModel) -> dict[str, Any]:
     """Everything that decides scores beside the weights; results with other settings are not compared."""
-    tokenizer, few = exam.tokenizer, exam.sets.get(FEW_SHOT)
-    held = {
-        "source": recipe.data.test or recipe.data.eval or recipe.data.train,
-        "rows": _digest([row.messages for row in exam.sets[HELD_OUT].rows]),
-        "shots": len(few.shots) if few else 0,
-        "shots_seed": FEW_SHOT_SEED,
-        "shots_ids": few.shots if few else [],
-        "shots_as": "earlier turns",
-        "system_prompt": "each row's own, once",
-        "chat_template": bool(tokenizer.chat_template),
-        "decoding": {"greedy": True, "new_tokens": exam.new_tokens, "stop_ids": sorted(exam.stop)},
-    }
+    tokenizer = exam.tokenizer
     asked = {
         "names": {task.task_name: {"version": task.VERSION} for task in exam.tasks},
         "shots": exam.suite.shots,
@@ -205,13 +194,28 @@ def _settings(recipe: Recipe, exam: _Exam, live: PreTrainedModel) -> dict[str, A
     return {
         "suite": {"name": recipe.eval.suite, "sha256": fingerprint(exam.suite.path)["sha256"]},
         "limit": exam.limit,
-        "held_out": held if exam.sets else None,
+        "held_out": _held_out_settings(recipe, exam) if exam.sets else None,
         "tasks": asked if exam.tasks else None,
         "chat_template_sha256": _digest(tokenizer.chat_template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(live.dtype).removeprefix("torch."),
         "device": live.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _held_out_settings(recipe: Recipe, exam: _Exam) -> dict[str, Any]:
+    few = exam.sets.get(FEW_SHOT)
+    return {
+        "source": recipe.data.test or recipe.data.eval or recipe.data.train,
+        "rows": _digest([row.messages for row in exam.sets[HELD_OUT].rows]),
+        "shots": len(few.shots) if few else 0,
+        "shots_seed": FEW_SHOT_SEED,
+        "shots_ids": few.shots if few else [],
+        "shots_as": "earlier turns",
+        "system_prompt": "each row's own, once",
+        "chat_template": bool(exam.tokenizer.chat_template),
+        "decoding": {"greedy": True, "new_tokens": exam.new_tokens, "stop_ids": sorted(exam.stop)},
     }
 
 
