@@ -23,6 +23,7 @@ from llmtune.run import Run
 
 NEW_TOKENS = 256
 HELP = "Base and tuned model answer the same line. /reset forgets the conversation, /quit ends it."
+NOTHING = "(nothing)"
 TOO_LONG = "(the conversation is as long as the model can read: /reset starts a new one)"
 
 
@@ -66,7 +67,7 @@ def talk(pair: list[Speaker], lines: Iterable[str], console: Console) -> None:
                 speaker.turns = []
             console.print("The conversation is forgotten.", style="dim")
         elif line:
-            _show(console, [(speaker.name, speaker.reply(line)) for speaker in pair])
+            _show(console, [(speaker.name, speaker.reply(line) or NOTHING) for speaker in pair])
 
 
 def speakers(run: Run) -> list[Speaker]:
@@ -137,10 +138,12 @@ def _typed(console: Console) -> Iterator[str]:
 def _show(console: Console, answers: list[tuple[str, str]]) -> None:
     if console.is_terminal:
         width = console.width // len(answers) - 1
-        panels = [Panel(Text(text), title=name, title_align="left", width=width) for name, text in answers]
+        panels = [
+            Panel(Text(text, overflow="fold"), title=name, title_align="left", width=width) for name, text in answers
+        ]
         console.print(Columns(panels, padding=(0, 1)))
         return
     for name, text in answers:
-        first, *rest = text.splitlines() or [""]
+        first, *rest = text.splitlines()
         shown = "\n".join([first, *(" " * 7 + line for line in rest)])
         print(f"{name + ':':<7}{shown}", file=console.file, flush=True)

@@ -47,6 +47,12 @@ def test_both_answer_each_line_in_plain_text() -> None:
     assert "\x1b" not in out
 
 
+def test_an_empty_answer_is_said_to_be_one() -> None:
+    screen = io.StringIO()
+    talk([Speaker("base", lambda messages: "")], ["hello"], Console(file=screen))
+    assert screen.getvalue().splitlines()[-1] == "base:  (nothing)"
+
+
 def test_each_model_keeps_its_own_conversation() -> None:
     _, base, tuned = told(["one", "two"], system="Be brief.")
     for script in (base, tuned):
@@ -70,6 +76,14 @@ def test_a_terminal_shows_panels_side_by_side() -> None:
     sides = [line for line in out.splitlines() if "[base 1]" in line]
     assert len(sides) == 1
     assert sides[0].index("[base 1]") < sides[0].index("[tuned 1]")
+
+
+def test_a_terminal_shows_a_long_answer_to_its_end() -> None:
+    answer, screen = "[not]markup:" + "x" * 200 + "end", io.StringIO()
+    pair = [Speaker(name, lambda messages: answer) for name in ("base", "tuned")]
+    talk(pair, ["hello"], Console(file=screen, force_terminal=True, width=60, color_system=None, _environ={}))
+    shown = "".join(line.split("│")[1].strip() for line in screen.getvalue().splitlines() if "│" in line)
+    assert shown == answer
 
 
 def interrupted() -> Iterator[str]:
