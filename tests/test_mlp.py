@@ -1,10 +1,12 @@
 """A block's MLP is found by structure, or refused by name, and made wider."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
@@ -41,6 +43,17 @@ def test_what_is_gate_and_what_up_is_read_from_what_runs(kind: str, form: type) 
     assert (logits(tuned.merge_and_unload()) - expected).abs().max() <= 1e-5
 
 
+def test_finding_mlps_leaves_4bit_weights_as_they_are(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", hidden=64)
+    to_4bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=to_4bit, dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    get_peft_model(model.eval(), BottleneckConfig(size=3)).unload()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+    assert not model.training
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_merged_model_is_wider_and_zero_where_nothing_trained() -> None:
     tuned = shaken(adapted(small("llama"), plan="frozen"))
     delta = {name: p.clone() for name, p in tuned.named_parameters() if "bottleneck_" in name}
@@ -73,7 +86,8 @@ def test_what_could_not_be_merged_is_refused_by_name() -> None:
     model.config.intermediate_size = 65
     with pytest.raises(ValueError, match=r"no key of LlamaConfig says that MLPs are 64 wide.*form: sequential"):
         adapted(model)
-    adapted(model, "sequential")
+    with pytest.raises(ValueError, match="a sequential bottleneck cannot be merged"):
+        adapted(model, "sequential").merge_and_unload()
     with pytest.raises(ValueError, match=r"q_proj is no block's MLP"):
         get_peft_model(small("llama"), BottleneckConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="parallel or sequential, not 'paralel'"):
