@@ -98,7 +98,7 @@ def _merged(settings: Recipe) -> bool:
 
 def _fields(settings: Recipe, base: dict[str, Any], licence: Mapping[str, str]) -> dict[str, Any]:
     sources = (settings.data.train, settings.data.eval, settings.data.test)
-    found = [_HUB_DATA.fullmatch(source) for source in sources if source and not Path(source).is_file()]
+    found = [_HUB_DATA.fullmatch(source) for source in sources if source]
     data = sorted({match["name"] for match in found if match})
     library = "transformers" if _merged(settings) else "peft" if base["kind"] == "adapter" else None
     relation = "finetune" if _merged(settings) or base["kind"] == "tensors" else "adapter"
