@@ -323,6 +323,14 @@ def test_layers_without_a_trained_tensor_are_shown_frozen(tmp_path: Path) -> Non
     assert ["3 embeddings", "frozen"] in found.rows
 
 
+def test_what_the_log_notes_is_told(tmp_path: Path) -> None:
+    log = [*falling({"0": 1e-3}), {"step": 40, "prefix": "28 of 30 blocks were computed once"}]
+    assert (
+        "28 of 30 blocks were computed once"
+        in page(with_log(empty(tmp_path), [stage(0, 40, 0, {"0": 1e-3})], log)).text
+    )
+
+
 def test_the_method_is_told_in_words(tmp_path: Path) -> None:
     stages = [stage(0, 10, 0, {"0": 1e-3}), stage(10, 20, 12, {"0": 1e-3, "1": 1e-3}), stage(20, 40, None, {"0": 1e-3})]
     run = empty(
