@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test
+.PHONY: setup quickstart check test bench bench-gpu methods
 
 setup: $(STAMP)
 
@@ -27,3 +27,12 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.bench --random 1b --out benchmarks/results-gpu.json $(BENCH)
+
+methods: $(STAMP)
+	$(BIN)/python -m tests.matrix

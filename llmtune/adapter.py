@@ -56,9 +56,8 @@ def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Co
     known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
     if spec.targets == "auto" and known is None:
         raise recipe.error("method.adapter.targets", f"PEFT knows no IA3 targets for {kind}; list module names")
-    names = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
+    inside = [pair for block in blocks(model) for pair in block.named_modules()]
+    names = {name.rsplit(".", 1)[-1] for name, module in inside if isinstance(module, nn.Linear | Conv1D)}
     missing = [name for name in known or () if spec.targets == "auto" and name.rsplit(".", 1)[-1] not in names]
     if missing:
         said = f"auto means {', '.join(known or ())} for {kind}, and this model has no linear layer {missing[0]}"
