@@ -10,6 +10,8 @@ from llmtune.inference import answer_losses, greedy, head_reads, rows_per_batch,
 from tests import tiny
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
+# Weights so small that attention is nearly even would hide wrong positions.
+WIDE = 0.3
 EVERY = ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "mistral"]
 
 
@@ -31,7 +33,7 @@ def alone(model: Any, prompt: list[int], stop: set[int], new_tokens: int) -> lis
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
 @torch.no_grad()
 def test_rows_with_a_common_start_answer_as_they_do_alone(kind: str) -> None:
-    model = tiny.model(kind, hidden=64).eval()
+    model = tiny.model(kind, hidden=64, initializer_range=WIDE).eval()
     assert shares_start(model)
     first = [alone(model, prompt, set(), 12) for prompt in PROMPTS]
     stop = {first[0][3], first[2][1]}
@@ -43,7 +45,7 @@ def test_rows_with_a_common_start_answer_as_they_do_alone(kind: str) -> None:
 
 @torch.no_grad()
 def test_rows_that_ended_leave_and_the_rest_go_on_unchanged() -> None:
-    model = tiny.model(hidden=64).eval()
+    model = tiny.model(hidden=64, initializer_range=WIDE).eval()
     prompts = [[1, 40, *range(50, 50 + n)] for n in range(1, 17)]
     free = [alone(model, prompt, set(), 10) for prompt in prompts]
     stop = {answer[place % 5] for place, answer in enumerate(free[:8])}
@@ -68,6 +70,14 @@ def test_losses_are_those_of_each_row_alone(kind: str) -> None:
     for one in examples:
         loss = model(torch.tensor([one.input_ids]), labels=torch.tensor([one.labels])).loss
         expected.append(float(loss) * one.supervised)
+    assert answer_losses(model, examples, pad_id=0) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_first_token_of_an_answer_counts_where_all_prompts_are_the_same() -> None:
+    model = tiny.model(initializer_range=WIDE).eval()
+    examples = [example([*PROMPTS[2], 70 + place, 2], 2) for place in range(3)]
+    expected = [2 * float(model(torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss) for e in examples]
     assert answer_losses(model, examples, pad_id=0) == pytest.approx(expected, rel=1e-4)
 
 
