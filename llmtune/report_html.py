@@ -86,8 +86,3 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def shown_text(text: str) -> Html:
-    """Text of a data row with its line breaks and spaces kept."""
-    return tag("div", text, class_="text")
