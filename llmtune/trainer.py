@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -59,6 +60,15 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.int64) if whole else flat.view(torch.uint8).to(torch.int64)
 
 
+def cast_once(model: nn.Module) -> None:
+    """Let LoRA layers give bf16 input straight to autocast; PEFT's way through fp32 and back gives the same bits."""
+    for module in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        # A dropout or a variant (DoRA) computes in the precision that it is given.
+        dropouts = module.lora_dropout.values()
+        if not module.lora_variant and all(isinstance(dropout, nn.Identity) for dropout in dropouts):
+            module.cast_input_dtype_enabled = False
+
+
 class PlannedTrainer(SFTTrainer):
     """SFTTrainer whose optimizer groups, rates, trained set, loss and checkpoints follow a plan.
 
@@ -103,6 +113,8 @@ class PlannedTrainer(SFTTrainer):
         for tensor in tensors.values():
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
+        if self.args.bf16:
+            cast_once(model)
         self.model_accepts_loss_kwargs = True
         self.add_callback(_Stages(self))
 
@@ -323,7 +335,7 @@ class _Stages(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self.trainer.prefix is not None:
-            self.trainer.prefix.enter(0)
+            self.trainer.prefix.end()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         trainer = self.trainer

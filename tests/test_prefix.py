@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from llmtune import prefix as prefix_module
 from llmtune import states
+from llmtune import trainer as trainer_module
 from llmtune.plan import Plan, Stage
 from llmtune.prefix import Keeping, Prefix, Span, boundaries, choose
 from llmtune.trainer import complete_checkpoints
@@ -122,6 +123,36 @@ def test_the_blocks_below_do_not_run(tmp_path: Path) -> None:
     model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: ran.append(len(arguments[0])))
     assert "reused below block 2" in fit(tmp_path, FROZEN, model=model)[0]
     assert len(ran) <= 1 + 1 + prefix_module.PROBED, "more than a look and the probe"
+
+
+def test_weights_that_no_coming_stage_runs_are_let_go(tmp_path: Path) -> None:
+    said, _, _, made = fit(tmp_path, FROZEN)
+    assert "MB of weights let go" in said
+    sizes = [sum(p.numel() for p in block.parameters()) for block in made.model.model.layers]
+    assert sizes[:2] == [0, 0]
+    assert all(sizes[2:])
+    assert "let go" not in fit(tmp_path, GRADUAL)[0]
+
+
+@pytest.mark.parametrize("kind", ["default", "dora"])
+def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = {**FROZEN, "reach": 4, "adapter": LORA | {"dora": kind == "dora"}}
+    ours = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    monkeypatch.setattr(trainer_module, "cast_once", lambda model: None)
+    plain = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    assert ours[1] == plain[1]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(ours[2], plain[2], strict=True) for name in b)
+
+
+@pytest.mark.parametrize("method", ["frozen", "lora on top"])
+def test_in_bf16_the_kept_path_is_as_near_as_batching(tmp_path: Path, method: str) -> None:
+    runs = [
+        fit(tmp_path, METHODS[method], keep=keep, bf16=True, model=tiny.model(blocks=4).bfloat16())
+        for keep in (True, False)
+    ]
+    assert "kept below block 2" in runs[0][0]
+    ours, plain = ([entry["loss"] for entry in run[1] if "loss" in entry] for run in runs)
+    assert ours == pytest.approx(plain, rel=2e-3)
 
 
 def test_a_deeper_boundary_is_built_from_a_lower_one(tmp_path: Path) -> None:
