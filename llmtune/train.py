@@ -25,9 +25,10 @@ from llmtune.prefix import Keeping, Prefix, digest
 from llmtune.prepare import micro_batch, prepare, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
-from llmtune.run import Run, open_run, read_json
+from llmtune.run import Run, open_run, read_json, write_json
 from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
 
+ARGUMENTS = "arguments.json"
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
@@ -77,6 +78,8 @@ def train(run: Run) -> None:
             callbacks=[stop],
         )
         trainer.remove_callback(PrinterCallback)
+        if state.is_main_process:
+            write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
         frozen = {name: p for name, p in tuned.named_parameters() if name not in tensors}
         before, start_sums = checksums(frozen), checksums(tensors)
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
@@ -153,6 +156,11 @@ def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, v
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=PartialState().device.type == "cuda",
     )
+
+
+def resolved_arguments(args: SFTConfig) -> dict[str, Any]:
+    """Every argument of TRL and transformers with its default, less what names this machine's folders."""
+    return {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
 
 
 def _dataset(examples: list[Any], first: int = 0) -> Dataset:

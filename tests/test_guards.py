@@ -1,0 +1,106 @@
+"""What training asserts of itself, and what it keeps of the libraries' defaults."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llmtune import recipe, run
+from llmtune import train as train_module
+from llmtune import trainer as trainer_module
+from llmtune.errors import TrainingError
+from llmtune.prepare import prepare
+from llmtune.train import ARGUMENTS, train
+from tests import tiny, training
+
+GOLDEN = Path(__file__).parent / "arguments.json"
+OURS = {"max_steps", "save_steps", "eval_steps", "use_cpu", "bf16", "dataloader_pin_memory"}
+
+
+def made(tmp_path: Path, method: dict[str, Any]) -> run.Run:
+    """A prepared run on a tiny base."""
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    return prepare(
+        recipe.load(tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, method)), tmp_path / "run", 0
+    )
+
+
+def test_a_tensor_that_is_to_train_but_is_in_no_group_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainer_module.groups
+    monkeypatch.setattr(
+        trainer_module, "groups", lambda tensors, distance, decay: original(
+            {name: p for name, p in tensors.items() if distance[name] < 2}, distance, decay
+        ),
+    )  # fmt: skip
+    method = {"kind": "gradual", "reaches": [1, "all"], "lr": 0.01}
+    with pytest.raises(TrainingError, match=r"embed_tokens\.weight should train but is not in the optimizer"):
+        training.trainer(tmp_path, method).train()
+
+
+def test_a_run_in_which_nothing_changed_at_some_distance_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = trainer_module.groups
+
+    def stale(tensors: dict[str, Any], distance: dict[str, int], decay: float) -> Any:
+        copies = {n: nn.Parameter(p.detach().clone()) if distance[n] == 2 else p for n, p in tensors.items()}
+        for name, copy in copies.items():
+            copy.requires_grad_(tensors[name].requires_grad)
+        return original(copies, distance, decay)
+
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    monkeypatch.setattr(trainer_module, "groups", stale)
+    monkeypatch.setattr(trainer_module._Stages, "on_step_begin", lambda *_, **__: None)
+    with pytest.raises(TrainingError, match="nothing at distance 2 changed, so it was not trained"):
+        train(done)
+    assert not done.done("train")
+
+
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_what_trains_is_fp32_and_moves_where_the_model_is_bf16(tmp_path: Path, adapter: Any) -> None:
+    watch = training.Watch()
+    method = {"kind": "frozen", "reach": 2, "lr": 1e-5, "adapter": adapter}
+    model = tiny.model(blocks=4, tied=False).bfloat16()
+    made = training.trainer(tmp_path, method, model=model, callbacks=[watch], bf16=True)
+    made.train()
+    trained = made.current_tensors()
+    for name, parameter in made.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in trained else torch.bfloat16), name
+    assert {tensor.dtype for tensor in made.trained_state().values()} == {torch.float32}
+    for name, tensor in trained.items():
+        moved = (tensor.detach() != watch.before[0][name]).float().mean()
+        assert moved > 0.5 or "lora_A" in name or "lm_head" in name, f"{name}: {moved:.0%}"
+    if adapter == "none":
+        norm = trained["model.norm.weight"].detach() - watch.before[0]["model.norm.weight"]
+        assert (norm != 0).all()
+
+
+def test_the_libraries_defaults_of_a_run_are_kept_and_known(tmp_path: Path) -> None:
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    train(done)
+    kept = json.loads((done.path / ARGUMENTS).read_text())
+    assert str(tmp_path) not in json.dumps(kept)
+    golden = json.loads(GOLDEN.read_text())
+    changed = {key for key in kept.keys() | golden.keys() if kept.get(key) != golden.get(key)}
+    assert changed <= OURS, f"other arguments than tests/arguments.json knows: {sorted(changed - OURS)}"
+    assert kept["loss_type"] == golden["loss_type"]
+
+
+def test_the_loss_of_experts_is_the_cross_entropy_alone(tmp_path: Path) -> None:
+    model = tiny.model("mixtral", blocks=2, output_router_logits=True)
+    inputs = training.Collator(0)(training.rows(4))
+    made = training.trainer(tmp_path, {"kind": "full", "lr": 0.01}, model=model)
+    logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+    plain = nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"][:, 1:].flatten())
+    torch.testing.assert_close(made.compute_loss(made.model, dict(inputs)), plain)
+
+
+def test_the_golden_arguments_are_those_of_the_recipe(tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["optim"] == train_module.OPTIMIZERS["adamw"]
+    assert golden["average_tokens_across_devices"] is True
+    assert golden["logging_nan_inf_filter"] is False
