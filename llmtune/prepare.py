@@ -11,9 +11,10 @@ from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.depth import distances
 from llmtune.lora import moves_weight, stored_elements
-from llmtune.method import rate_notes
+from llmtune.method import Facts, rate_notes
 from llmtune.model import Base
 from llmtune.plan import Plan, Schedule
+from llmtune.prefix import boundaries
 from llmtune.recipe import Recipe
 from llmtune.run import Run, write_json
 
@@ -94,10 +95,18 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "quantised": quantised,
         "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters, trained),
+        "prefix": prefix_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
         "steps": steps,
         "stages": stages,
         "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
     }
+
+
+def prefix_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
+    """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
+    found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "off" else []
+    wide = max(distance.values()) > facts.blocks or not model.computes_bf16(recipe)
+    return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 
 
 def _tied_note(skeleton: Any, plan: Plan) -> list[str]:
@@ -143,7 +152,10 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     """The data gate's findings and the plan table of a recipe."""
     checked = gate(recipe, model.load_tokenizer(base), model.stop_ids(base))
     world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
-    return checked, plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
+    table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
+    tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
+    table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
+    return checked, table
 
 
 def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ LAYERS = (
     {"method", "explain"},
     {"recipe"},
     {"run"},
-    {"launch", "progress", "depth", "mlp", "bottleneck", "model", "adapter", "states", "prefix", "data"},
+    {"launch", "progress", "depth", "mlp", "bottleneck", "model", "adapter", "lora", "states", "prefix", "data"},
     {"trainer"},
     set(),  # prepare, train, evaluate, merge, publish, compare, report, chat, ...: whatever has no other place
     {"cli", "__main__"},

@@ -184,3 +184,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert llmtune("train", killed.path, cwd=tmp_path).returncode == 0
     expected, found = deltas(whole.path), deltas(killed.path)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("method", [GRADUAL, {"kind": "frozen", "reach": 1, "lr": 0.01}], ids=["gradual", "frozen"])
+def test_what_keeping_takes_is_what_the_plan_predicts(
+    tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    done = made(tmp_path, method, memory={"prefix": "keep"}, train={"epochs": 3, "batch_size": 4})
+    train(done)
+    predicted = run.read_json(done.plan_file)["prefix"]
+    files = list((tmp_path / "cache" / "prefix").glob("*/states.bin"))
+    assert len(files) == len(predicted["boundaries"])
+    assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
+    assert any("prefix: kept" in line for line in done.log_file.read_text().splitlines())
