@@ -141,7 +141,7 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
     """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), safe_serialization=True)
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         lora.for_the_original_base(model, folder / ADAPTER)
     else:
@@ -163,7 +163,7 @@ def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftMod
     except RuntimeError as error:  # torch's word for tensors of other shapes
         raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
     stored = load_file(delta / ADAPTER)
-    live = get_peft_model_state_dict(tuned)
+    live = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     _same_names(delta / ADAPTER, set(stored), set(live))
     changed = [name for name, tensor in stored.items() if not torch.equal(tensor, live[name].to(tensor.dtype).cpu())]
     if changed:

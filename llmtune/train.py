@@ -1,5 +1,6 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
+import math
 import os
 import resource
 import signal
@@ -129,7 +130,7 @@ def _check_engine(settings: Recipe, plan: Plan) -> None:
 def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
     """The arguments that TRL and transformers read; the plan decides rates, so theirs are not used."""
     size, passes = micro_batch(settings, world)
-    every = max(1, round(settings.train.save_every * steps))
+    every = math.ceil(settings.train.save_every * steps)
     return SFTConfig(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=size,
