@@ -124,7 +124,8 @@ def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
     if isinstance(value, str) and len(needed) == 1:
         return f"a section is expected, got {value!r}; write {{{needed[0]}: {value}}}"
     keys = list(dict.fromkeys(name for section in sections for name in section.model_fields))
-    return f"a section with keys such as {', '.join(keys[:3])} is expected, got {_shown(value)}"
+    such = f"a section with keys such as {', '.join(keys[:3])}" if keys else "a mapping"
+    return f"{such} is expected, got {_shown(value)}"
 
 
 def _unknown(schema: type[BaseModel], loc: Loc) -> str:
