@@ -139,9 +139,12 @@ def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
     count = len(blocks(model))
     if arm.lora:
         layers = None if arm.top is None else list(range(count - arm.top, count))
+        # PEFT takes a choice of layers only together with module names.
+        inside = (name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear))
+        names = sorted({name.rsplit(".", 1)[-1] for name in inside})
         torch.manual_seed(0)
         config = LoraConfig(
-            r=16, lora_alpha=32, target_modules="all-linear", layers_to_transform=layers, task_type="CAUSAL_LM"
+            r=16, lora_alpha=32, target_modules=names, layers_to_transform=layers, task_type="CAUSAL_LM"
         )
         model = get_peft_model(model, config)
     elif arm.top is not None:
