@@ -104,7 +104,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
 
 def prefix_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
-    found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "off" else []
+    found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "none" else []
     wide = max(distance.values()) > facts.blocks or not model.computes_bf16(recipe)
     return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 

@@ -87,7 +87,7 @@ class Train(Closed):
 class Memory(Closed):
     """What the blocks that do not train may cost."""
 
-    prefix: Literal["auto", "off", "keep"] = "auto"
+    prefix: Literal["auto", "none", "keep"] = "auto"
     """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, off never."""
     prefix_limit_gb: Annotated[float, Field(ge=0)] = 8
     """Disk that kept outputs may take, of all runs together; what was used longest ago goes first."""

@@ -172,7 +172,7 @@ def _dataset(examples: list[Any], first: int = 0) -> Dataset:
 def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
-    if memory.prefix == "off":
+    if memory.prefix == "none":
         return None
     facts = {
         "base": base.revision or digest(base.folder),

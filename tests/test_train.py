@@ -86,7 +86,7 @@ def test_another_number_of_processes_than_asked_for_is_an_error(
 def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmtune import trainer
 
-    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"prefix": "off"})
+    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"prefix": "none"})
     original = trainer.PlannedTrainer.train
 
     def meddle(self: Any, **named: Any) -> Any:
