@@ -42,6 +42,16 @@ def test_the_start_is_the_base_bit_for_bit(kind: str, form: str) -> None:
     assert torch.equal(logits(copy.deepcopy(tuned)), moved)
 
 
+@pytest.mark.parametrize("bits", [32, 4])
+def test_new_neurons_are_spread_like_the_mlps_own(tmp_path: Path, bits: int) -> None:
+    base = tiny.save_base(tmp_path / "base", hidden=64, initializer_range=0.3)
+    model = load_model(Base(base, "base", None, None), keep=["lm_head"] if bits == 4 else None)
+    tuned = adapted(model, size=40)
+    for part in ("gate", "up"):
+        made = torch.cat([p.flatten() for name, p in tuned.named_parameters() if f"bottleneck_{part}" in name])
+        assert 0.27 < made.std() < 0.33
+
+
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
 def test_the_adapter_computes_what_it_says(form: str) -> None:
     tuned = shaken(adapted(small("llama"), form))
