@@ -73,7 +73,7 @@ class Train(Closed):
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     group_by_length: bool = True
-    """Rows of like length share an optimizer step, which saves padding; off draws them at random."""
+    """Rows of like length share an optimizer step, which saves padding; false draws them at random."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, order and dropout."""
     activation_checkpointing: bool = False
@@ -88,7 +88,7 @@ class Memory(Closed):
     """What the blocks that do not train may cost."""
 
     prefix: Literal["auto", "none", "keep"] = "auto"
-    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, off never."""
+    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, none never."""
     prefix_limit_gb: Annotated[float, Field(ge=0)] = 8
     """Disk that kept outputs may take, of all runs together; what was used longest ago goes first."""
 

@@ -154,6 +154,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_published_and_loaded_again_by_a_fresh_process(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,7 @@ def test_validation_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(plain[name], evaluated[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 def test_resumed_after_any_step_ends_bit_equal(tmp_path: Path, adapter: Any) -> None:
     spec = {**GRADUAL, "adapter": adapter}

@@ -1,0 +1,75 @@
+"""The real model: every shipped recipe for it trains, and one run goes all the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmtune import recipe, run
+from llmtune.adapter import load_delta
+from llmtune.model import load_model, locate
+from llmtune.prepare import prepare
+from llmtune.train import train
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))
+FEW = ["train.max_steps=3", "train.batch_size=4", "train.save_every=1.0", "memory.prefix=none"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def few_rows(tmp_path: Path) -> list[str]:
+    """Overrides that put a handful of rows in the place of the sample."""
+    names = {"train": ("train", 12), "eval": ("validation", 2), "test": ("test", 4)}
+    overrides = []
+    for part, (name, count) in names.items():
+        lines = (ROOT / "llmtune" / "sample" / f"{name}.jsonl").read_text().splitlines()[:count]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        overrides.append(f"data.{part}={tmp_path / name}.jsonl")
+    return overrides
+
+
+def test_there_is_a_recipe_for_every_method() -> None:
+    names = {file.stem for file in RECIPES}
+    assert names >= {"full", "frozen", "gradual", "discriminative", "ulmfit", "lora", "dora", "qlora", "staged-lora"}
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], file: Path) -> None:
+    settings = recipe.load(file, [*few_rows, *FEW])
+    made = prepare(settings, tmp_path / "run", gpus=0)
+    train(made)
+    losses = [json.loads(line)["loss"] for line in made.log_file.read_text().splitlines() if '"loss"' in line]
+    assert len(losses) == 3
+    assert all(0 < loss < 6 for loss in losses)
+    base = locate(made.recipe())
+    ids = torch.arange(100, 120)[None]
+    with torch.no_grad():
+        before = load_model(base)(ids).logits
+        after = load_delta(load_model(base), made.delta)(ids).logits
+    assert not torch.equal(before, after)
+
+
+def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
+    overrides = [*few_rows, *FEW, "eval.shots=1"]
+    command = [sys.executable, "-m", "llmtune.cli", "run", str(ROOT / "recipes" / "quickstart.yaml")]
+    command += ["--out", str(tmp_path / "run"), *(part for override in overrides for part in ("--set", override))]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    done = run.open_run(tmp_path / "run")
+    assert all(done.done(step) for step in ("train", "eval", "merge", "report"))
+    assert "base, 1-shot" in result.stdout
+    assert "largest logit gap" in result.stdout
+    script = (
+        "import sys\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = tokenizer.apply_chat_template([{'role': 'user', 'content': 'hi'}], add_generation_prompt=True,"
+        " return_tensors='pt', return_dict=True)\n"
+        "assert model.generate(**ids, max_new_tokens=2).shape[1] > ids['input_ids'].shape[1]\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(done.merged)], cwd=tmp_path, check=True)
