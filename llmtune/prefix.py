@@ -17,21 +17,12 @@ from peft import PeftModel
 from torch import nn
 
 from llmtune import states
+from llmtune.boundary import Span, choose, random_part
 from llmtune.depth import blocks
-from llmtune.plan import Plan
 from llmtune.states import States, Writer
 
 TOKENS = {"cpu": 2048, "cuda": 16384}
-WORTH = 0.05
 PROBED = 3
-
-
-@dataclass(frozen=True)
-class Span:
-    """Steps that share a boundary: how many times a row passes through the `boundary` blocks below it."""
-
-    boundary: int
-    passes: int
 
 
 @dataclass(frozen=True)
@@ -43,40 +34,6 @@ class Keeping:
     adapter: dict[str, Any] | None
     limit: int
     always: bool
-
-
-def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
-    """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
-
-    It is 0 where the blocks below trained in an earlier stage: what they give is not the base's any more.
-    """
-    found, deepest = [], -1
-    for stage in plan.stages:
-        far = max(far for far in distance.values() if stage.rate(far) > 0)
-        found.append(max(0, count - far) if far >= deepest else 0)
-        deepest = max(deepest, far)
-    return found
-
-
-def choose(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
-    """The boundaries to keep: those that save the most passes through blocks, building included, within `limit` bytes.
-
-    `kept` are there already; `size` is what one boundary takes.
-    """
-    useful = sorted({span.boundary for span in wanted if span.boundary})
-    best, most = sorted(kept & set(useful)), 0.0
-    for top in useful:
-        chosen = [boundary for boundary in useful if boundary <= top or boundary in kept]
-        missing = [boundary for boundary in chosen if boundary not in kept]
-        if not missing or size * len(chosen) > limit:
-            continue
-        start = max((boundary for boundary in kept if boundary < missing[0]), default=0)
-        cost = rows * (missing[-1] - start)
-        saved = sum(span.passes * span.boundary for span in wanted if span.boundary in missing)
-        gain = saved - cost * (1 + WORTH)
-        if gain > most or (always and top == useful[-1]):
-            best, most = chosen, gain
-    return best
 
 
 class Prefix:
@@ -175,10 +132,13 @@ class Prefix:
             return None
         self._gone = min(span.boundary for span in wanted)
         freed = 0
+        stays = {p.data_ptr() for block in self._blocks[self._gone :] for p in block.parameters()}
         for block in self._blocks[: self._gone]:
             for parameter in block.parameters():
-                if type(parameter) is not nn.Parameter:  # quantised, which is small and not made for this
+                # Quantised weights are small and not made for this; shared ones are still needed.
+                if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
                     continue
+                states.forget(parameter.data)
                 freed += parameter.numel() * parameter.element_size()
                 parameter.data = parameter.data.new_empty(0)
         return f"{freed / 2**20:,.0f} MB of weights let go"
@@ -341,30 +301,6 @@ def plain_float(model: nn.Module, autocast: Callable[[], AbstractContextManager[
     with autocast():
         mixed = torch.is_autocast_enabled(next(model.parameters()).device.type)
     return not mixed and all(p.dtype == torch.float32 for p in model.parameters())
-
-
-def random_part(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
-    """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
-    spared = {id(module) for block in above for module in block.modules()}
-    for name, module in model.named_modules():
-        if id(module) in spared:
-            continue
-        rates = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
-        if isinstance(module, nn.Dropout):
-            rates = {"p": module.p}
-        for key, value in rates.items():
-            if isinstance(value, float) and value > 0:
-                return f"{name}.{key} is {value:g}, so its outputs differ from pass to pass"
-    return None
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 over the weights and the configuration in a base model's folder."""
-    total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        with file.open("rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()
 
 
 def _replace(block: nn.Module, forward: Callable[..., Any] | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmtune import launch, model, quantise, run
 from llmtune.adapter import adapted, insert, trained_tensors
+from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.depth import distances
@@ -14,7 +15,6 @@ from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import Facts, rate_notes
 from llmtune.model import Base
 from llmtune.plan import Plan, Schedule
-from llmtune.prefix import boundaries
 from llmtune.recipe import Recipe
 from llmtune.run import Run, write_json
 

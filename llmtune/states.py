@@ -1,9 +1,12 @@
 """Hidden states of token sequences on disk: one flat file and a manifest, complete or absent."""
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,3 +125,23 @@ def make_room(root: Path, size: int, limit: int, using: set[Path]) -> None:
         oldest = others.pop(0)
         shutil.rmtree(oldest, ignore_errors=True)
         held.pop(oldest)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the weights and the configuration in a base model's folder."""
+    total = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()
+
+
+def forget(tensor: torch.Tensor) -> None:
+    """Give back a tensor's whole pages, and lose its content: weights are mapped from one file, which stays mapped."""
+    if tensor.device.type != "cpu" or sys.platform != "linux" or not tensor.is_contiguous():
+        return
+    page = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // page) * page
+    size = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page - start
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

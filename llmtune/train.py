@@ -22,11 +22,12 @@ from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.plan import Plan
-from llmtune.prefix import Keeping, Prefix, digest
+from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import micro_batch, prepare, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run, read_json, write_json
+from llmtune.states import digest
 from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
 
 ARGUMENTS = "arguments.json"

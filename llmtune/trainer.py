@@ -17,11 +17,12 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from llmtune.boundary import Span, boundaries
 from llmtune.data.order import Ordered
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.plan import Schedule
-from llmtune.prefix import Prefix, Span, boundaries
+from llmtune.prefix import Prefix
 from llmtune.run import fingerprint, write_json
 
 TENSORS = "trained.safetensors"

@@ -13,8 +13,9 @@ from transformers import TrainerCallback
 from llmtune import prefix as prefix_module
 from llmtune import states
 from llmtune import trainer as trainer_module
+from llmtune.boundary import Span, boundaries, choose
 from llmtune.plan import Plan, Stage
-from llmtune.prefix import Keeping, Prefix, Span, boundaries, choose
+from llmtune.prefix import Keeping, Prefix
 from llmtune.trainer import complete_checkpoints
 from tests import tiny, training
 
@@ -174,6 +175,7 @@ def test_another_models_outputs_are_not_used(tmp_path: Path) -> None:
     assert_equal(ours, fit(tmp_path, FROZEN, model=tiny.model(blocks=4, seed=1), keep=False))
 
 
+@pytest.mark.slow
 def test_resumed_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "grouped": True}
     whole = fit(tmp_path, GRADUAL, **settings)

@@ -1,0 +1,67 @@
+"""The boundary of a stage, which boundaries are worth keeping, and where none can be kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from llmtune.plan import Plan
+
+WORTH = 0.05
+
+
+@dataclass(frozen=True)
+class Span:
+    """Steps that share a boundary: how many times a row passes through the `boundary` blocks below it."""
+
+    boundary: int
+    passes: int
+
+
+def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
+    """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
+
+    It is 0 where the blocks below trained in an earlier stage: what they give is not the base's any more.
+    """
+    found, deepest = [], -1
+    for stage in plan.stages:
+        far = max(far for far in distance.values() if stage.rate(far) > 0)
+        found.append(max(0, count - far) if far >= deepest else 0)
+        deepest = max(deepest, far)
+    return found
+
+
+def choose(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
+    """The boundaries to keep: those that save the most passes through blocks, building included, within `limit` bytes.
+
+    `kept` are there already; `size` is what one boundary takes.
+    """
+    useful = sorted({span.boundary for span in wanted if span.boundary})
+    best, most = sorted(kept & set(useful)), 0.0
+    for top in useful:
+        chosen = [boundary for boundary in useful if boundary <= top or boundary in kept]
+        missing = [boundary for boundary in chosen if boundary not in kept]
+        if not missing or size * len(chosen) > limit:
+            continue
+        start = max((boundary for boundary in kept if boundary < missing[0]), default=0)
+        cost = rows * (missing[-1] - start)
+        saved = sum(span.passes * span.boundary for span in wanted if span.boundary in missing)
+        gain = saved - cost * (1 + WORTH)
+        if gain > most or (always and top == useful[-1]):
+            best, most = chosen, gain
+    return best
+
+
+def random_part(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
+    """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
+    spared = {id(module) for block in above for module in block.modules()}
+    for name, module in model.named_modules():
+        if id(module) in spared:
+            continue
+        rates = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
+        if isinstance(module, nn.Dropout):
+            rates = {"p": module.p}
+        for key, value in rates.items():
+            if isinstance(value, float) and value > 0:
+                return f"{name}.{key} is {value:g}, so its outputs differ from pass to pass"
+    return None
