@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_everything_that_decides_a_score_is_written_down(tmp_path: Path) -> None
     assert held["decoding"] == {"greedy": True, "new_tokens": 6, "stop_ids": [2]}
     assert settings["limit"] is None
     assert settings["bos"] == {"token": None, "by": "chat template"}
-    assert settings["versions"]["lm_eval"] == "0.4.13"
+    assert settings["versions"]["lm_eval"] == importlib.metadata.version("lm_eval")
     weights = (tmp_path / "base" / "model.safetensors").read_bytes()
     assert settings["base"]["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     recorded = run.manifest()["steps"]["train"]["files"]["delta/adapter_model.safetensors"]["sha256"]
