@@ -1,6 +1,7 @@
 """What training asserts of itself, and what it keeps of the libraries' defaults."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,31 @@ def test_the_golden_arguments_are_those_of_the_recipe(tmp_path: Path) -> None:
     assert golden["optim"] == train_module.OPTIMIZERS["adamw"]
     assert golden["average_tokens_across_devices"] is True
     assert golden["logging_nan_inf_filter"] is False
+
+
+def test_rates_over_three_stages_are_the_closed_form(tmp_path: Path) -> None:
+    used: list[dict[int, float]] = []
+
+    class Rates(training.TrainerCallback):
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, **named: Any
+        ) -> None:
+            used.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
+
+    lr, reach, first = (0.01, 0.02, 0.005), (1, 2, 5), (0, 0, 3, 6, 6, 6)
+    method = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": list(lr), "bottom_ratio": 0.1}
+    log: list[dict[str, Any]] = []
+    made = training.trainer(
+        tmp_path, method, steps=9, shape="cosine", warmup=2 / 9, callbacks=[Rates()], record=log.append
+    )
+    made.train()
+    for step in range(9):
+        fall = 0.5 * (1 + math.cos(math.pi * max(0, step - 2) / 7))
+        expected = {
+            far: lr[step // 3] * 0.1 ** (far / 3) * min(1, (step - first[far] + 1) / 2) * fall
+            if far <= reach[step // 3]
+            else 0.0
+            for far in range(6)
+        }
+        assert used[step] == pytest.approx(expected, abs=1e-12)
+        assert log[step]["lr"] == {str(far): rate for far, rate in used[step].items()}
