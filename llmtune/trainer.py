@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
@@ -27,7 +25,6 @@ from llmtune.plan import Schedule
 from llmtune.prefix import Prefix
 from llmtune.run import fingerprint, write_json
 
-SHORT = 128
 TENSORS = "trained.safetensors"
 MANIFEST = "manifest.json"
 
@@ -71,16 +68,6 @@ def cast_once(model: nn.Module) -> None:
         dropouts = module.lora_dropout.values()
         if not module.lora_variant and all(isinstance(dropout, nn.Identity) for dropout in dropouts):
             module.cast_input_dtype_enabled = False
-
-
-def attention(ids: torch.Tensor, bf16: bool) -> AbstractContextManager[None]:
-    """The attention kernels for a batch (B, T): on CPUs, the fp32 one for short rows in bf16.
-
-    The flash kernel's backward takes five times as long there, and its gradients are no nearer to those of fp32. The
-    fp32 one keeps T x T weights for backward, so longer rows keep flash.
-    """
-    short = bf16 and ids.device.type == "cpu" and ids.shape[1] <= SHORT
-    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
 class PlannedTrainer(SFTTrainer):
@@ -222,9 +209,7 @@ class PlannedTrainer(SFTTrainer):
 
         hook = head.register_forward_pre_hook(supervised_only)
         try:
-            # What is computed again in the backward pass would take the other kernel.
-            with attention(labels, self.args.bf16 and not self.args.gradient_checkpointing):
-                outputs = model(**inputs, use_cache=False)
+            outputs = model(**inputs, use_cache=False)
         finally:
             hook.remove()
         total = nn.functional.cross_entropy(outputs.logits.float(), labels[rows, columns + 1], reduction="sum")
