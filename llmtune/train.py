@@ -18,6 +18,7 @@ from trl import SFTConfig
 
 from llmtune import launch, lora, model, quantise, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
@@ -28,7 +29,7 @@ from llmtune.progress import Progress
 from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run, read_json, write_json
 from llmtune.states import digest
-from llmtune.trainer import PlannedTrainer, checksums, complete_checkpoints
+from llmtune.trainer import PlannedTrainer
 
 ARGUMENTS = "arguments.json"
 OPTIMIZERS = {

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from llmtune import lora, recipe, run
 from llmtune.adapter import insert, load_delta, save_delta
+from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.model import Base, facts, load_model, locate
 from llmtune.prepare import prepare
 from llmtune.train import train
-from llmtune.trainer import complete_checkpoints
 from tests import tiny, training
 
 IDS = torch.arange(3, 40)[None]

@@ -14,9 +14,9 @@ from llmtune import prefix as prefix_module
 from llmtune import states
 from llmtune import trainer as trainer_module
 from llmtune.boundary import Span, boundaries, choose
+from llmtune.checkpoint import complete_checkpoints
 from llmtune.plan import Plan, Stage
 from llmtune.prefix import Keeping, Prefix
-from llmtune.trainer import complete_checkpoints
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}

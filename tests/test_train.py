@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from llmtune import launch, recipe, run
 from llmtune.adapter import load_delta
+from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
 from llmtune.model import load_model, locate
 from llmtune.prepare import prepare
 from llmtune.train import train
-from llmtune.trainer import complete_checkpoints
 from tests import tiny
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}

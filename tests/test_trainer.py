@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from llmtune import trainer as trainer_module
+from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.depth import distances
 from llmtune.errors import TrainingError
 from llmtune.plan import Schedule
@@ -188,10 +189,10 @@ def test_a_batch_without_a_supervised_token_ends_the_run(tmp_path: Path) -> None
 
 def test_checksums_see_one_changed_element() -> None:
     tensor = torch.randn(33, 7)
-    before = trainer_module.checksums({"a": tensor, "b": tensor.bfloat16()})
-    assert before == trainer_module.checksums({"a": tensor.clone(), "b": tensor.bfloat16()})
+    before = checksums({"a": tensor, "b": tensor.bfloat16()})
+    assert before == checksums({"a": tensor.clone(), "b": tensor.bfloat16()})
     tensor[3, 3] += 1e-6
-    assert before["a"] != trainer_module.checksums({"a": tensor})["a"]
+    assert before["a"] != checksums({"a": tensor})["a"]
 
 
 def test_validation_changes_nothing(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_resumed_after_any_step_ends_bit_equal(tmp_path: Path, adapter: Any) -> 
     spec = {**GRADUAL, "adapter": adapter}
     settings: dict[str, Any] = {"shape": "cosine", "warmup": 0.2, "save_strategy": "steps", "save_steps": 1}
     _, whole, log = fit(tmp_path / "whole", spec, **settings)
-    checkpoints = trainer_module.complete_checkpoints(tmp_path / "whole")
+    checkpoints = complete_checkpoints(tmp_path / "whole")
     assert [folder.name for folder in checkpoints] == [f"step-{n:06d}" for n in range(1, 7)]
     for step, checkpoint in enumerate(checkpoints[:-1], 1):
         again: list[dict[str, Any]] = []
@@ -226,11 +227,11 @@ def test_a_damaged_checkpoint_is_never_resumed_from(tmp_path: Path) -> None:
     for name in names:
         content = (newest / name).read_bytes()
         (newest / name).write_bytes(content[: len(content) // 2])
-        assert trainer_module.complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
         (newest / name).unlink()
-        assert trainer_module.complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
         (newest / name).write_bytes(content)
-    assert trainer_module.complete_checkpoints(tmp_path)[-1] == newest
+    assert complete_checkpoints(tmp_path)[-1] == newest
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Checkpoints that are complete or absent: what a training run writes, finds again and goes on from."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from trl import SFTTrainer
+
+from llmtune.errors import TrainingError
+from llmtune.prefix import Prefix
+from llmtune.run import fingerprint, write_json
+
+TENSORS = "trained.safetensors"
+MANIFEST = "manifest.json"
+
+
+class Checkpointed(SFTTrainer):
+    """SFTTrainer whose checkpoints hold what trains, and are complete or absent."""
+
+    prefix: Prefix | None
+    _tensors: dict[str, nn.Parameter]
+    _keep: int
+    _kept_before: list[int] | None
+    _seen: int
+    _supervised: int
+
+    def current_tensors(self) -> dict[str, nn.Parameter]:
+        live = dict(self.model.named_parameters())
+        return {name: live[name] for name in self._tensors}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"step-{step:06d}"
+        partial_folder = folder.with_name(f".partial-{folder.name}")
+        self.assert_replicas_equal()
+        if self.args.should_save:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True)
+            save_file(self.trained_state(), partial_folder / TENSORS)
+        self.accelerator.wait_for_everyone()
+        self._save_optimizer_and_scheduler(str(partial_folder))
+        self._save_rng_state(str(partial_folder))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(partial_folder / "trainer_state.json"))
+            counts = {"seen": self._seen, "supervised": self._supervised}
+            kept = self.prefix.kept if self.prefix else []
+            write_json(partial_folder / "counts.json", {**counts, "prefix": kept})
+            seal(partial_folder, folder)
+            for old in complete_checkpoints(folder.parent)[: -self._keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, on the CPU, in fp32."""
+        return {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.current_tensors().items()}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        live = self.current_tensors()
+        stored = load_file(Path(resume_from_checkpoint) / TENSORS)
+        if set(stored) != set(live):
+            raise TrainingError(f"{resume_from_checkpoint}: holds other tensors than this recipe trains")
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                live[name].copy_(tensor)
+        counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
+        first = self.args.process_index == 0
+        self._kept_before = counts["prefix"]
+        self._seen, self._supervised = (counts["seen"], counts["supervised"]) if first else (0, 0)
+
+    def assert_replicas_equal(self) -> None:
+        """Raise TrainingError where the processes hold different trained weights."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        mine = checksums(self.current_tensors())
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        odd = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
+        if odd:
+            raise TrainingError(f"the processes' weights differ at step {self.state.global_step}: {odd[0]}")
+
+
+def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """A sum over the bits of every tensor, modulo 2**64; one changed element changes it."""
+    return {name: int(_words(tensor.detach()).sum()) for name, tensor in tensors.items()}
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.contiguous().flatten()
+    whole = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64) if whole else flat.view(torch.uint8).to(torch.int64)
+
+
+def seal(partial_folder: Path, folder: Path) -> None:
+    """Make a written checkpoint folder complete: every file on disk, the manifest last, then one rename."""
+    files = sorted(file for file in partial_folder.iterdir() if file.is_file())
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(partial_folder / MANIFEST, {file.name: fingerprint(file) for file in files})
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial_folder.rename(folder)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder whose every file is there as its manifest says, oldest first."""
+    return [checkpoint for checkpoint in sorted(folder.glob("step-*")) if _is_complete(checkpoint)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        files: dict[str, Any] = json.loads(manifest.read_text())
+    except ValueError:  # half written
+        return False
+    return all(
+        (checkpoint / name).is_file() and fingerprint(checkpoint / name) == facts for name, facts in files.items()
+    )
