@@ -20,6 +20,7 @@ LAYERS = (
         "depth",
         "mlp",
         "bottleneck",
+        "checkpoint",
         "model",
         "adapter",
         "lora",
