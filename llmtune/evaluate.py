@@ -112,8 +112,7 @@ def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel
     sets: dict[str, Questions] = {}
     if HELD_OUT in asked.tasks:
         data = gate(recipe, tokenizer, stop)
-        if not data.test:
-            raise recipe.error("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
+        suite.check_rows(recipe, asked, len(data.test))
         limit, context = recipe.eval.limit, model_context(live)
         sets[HELD_OUT] = questions(data.test, [], limit, tokenizer, stop, context)
         shots = worked_examples(recipe, data, tokenizer)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmtune import launch, model, quantise, run
+from llmtune import launch, model, quantise, run, suite
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
@@ -149,12 +149,19 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
 
 
 def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
-    """The data gate's findings and the plan table of a recipe."""
+    """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
+    asked = suite.load(recipe) if recipe.eval.suite != "none" else None
     checked = gate(recipe, model.load_tokenizer(base), model.stop_ids(base))
     world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
+    if asked:
+        suite.check_rows(recipe, asked, len(checked.test))
+        if suite.beyond_held_out(asked):
+            from llmtune.tasks import load_tasks  # lm-eval takes seconds
+
+            load_tasks(asked)
     return checked, table
 
 
@@ -166,7 +173,7 @@ def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
 
 
 def resolve(recipe: Recipe, base: Base) -> Recipe:
-    """The recipe with revision, rates and absolute file paths written out."""
+    """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
     facts = model.facts(model.skeleton(base))
     files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
@@ -174,6 +181,7 @@ def resolve(recipe: Recipe, base: Base) -> Recipe:
         "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
         "data": recipe.data.model_copy(update=files),
         "method": recipe.method.resolved(facts),
+        "eval": recipe.eval.model_copy(update={"suite": suite.resolved(recipe)}),
     }
     return recipe.model_copy(update=changed)
 

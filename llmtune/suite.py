@@ -10,6 +10,7 @@ from llmtune.errors import RecipeError, nearest
 from llmtune.explain import explain
 from llmtune.launch import resource
 from llmtune.recipe import Count, Recipe
+from llmtune.results import HELD_OUT
 from llmtune.spec import Closed
 from llmtune.yamlfile import Key, Located, load_yaml
 
@@ -80,9 +81,29 @@ def local_rows(suite: Suite, entry: LocalTask) -> Path:
     return suite.path.parent / Path(entry.rows).expanduser()
 
 
-def _find(recipe: Recipe) -> Path:
+def beyond_held_out(suite: Suite) -> bool:
+    """Whether a suite asks anything but the run's own rows, for which lm-eval's tasks have to be loaded."""
+    return any(entry != HELD_OUT for entry in suite.tasks)
+
+
+def check_rows(recipe: Recipe, suite: Suite, count: int) -> None:
+    """Raise RecipeError where a suite asks the held-out rows and there are none."""
+    if HELD_OUT in suite.tasks and not count:
+        raise recipe.error("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
+
+
+def resolved(recipe: Recipe) -> str:
+    """What a recipe calls its suite, a file by its absolute path."""
     name = recipe.eval.suite
-    shipped = {file.stem: file for file in sorted(resource("eval").glob("*.yaml"))}
+    return name if name == "none" or name in _shipped() else str(_find(recipe))
+
+
+def _shipped() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(resource("eval").glob("*.yaml"))}
+
+
+def _find(recipe: Recipe) -> Path:
+    name, shipped = recipe.eval.suite, _shipped()
     if name == "none":
         raise recipe.error("eval.suite", f"is none, so nothing is evaluated; give {', '.join(shipped)} or a suite file")
     path = shipped.get(name, Path(name).expanduser())

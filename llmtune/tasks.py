@@ -50,10 +50,9 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
     try:
         found = manager.load([spec])
     except ConnectionError as error:
-        raise MachineError(
-            f"{suite.path}: tasks: {name} needs its rows from the Hub, which cannot be reached (offline?); "
-            f"name a local file with {{task: {name}, rows: FILE}}, or take eval.suite: quick"
-        ) from error
+        said = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
+        instead = f"name a local file with {{task: {name}, rows: FILE}}, or take eval.suite: quick"
+        raise MachineError(str(suite.error(key, f"{said}; {instead}"))) from error
     except (OSError, ValueError, KeyError, TypeError, DatasetsError, jinja2.TemplateError) as error:
         raise suite.error(key, f"lm-eval cannot load {name}: {str(error).splitlines()[0]}") from error
     tasks = list(found["tasks"].values())

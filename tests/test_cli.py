@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.tasks import TaskManager
 
+from llmtune import recipe, suite, tasks
 from llmtune.cli import main
+from llmtune.prepare import prepare
 from tests import tiny
+from tests.test_suite import HARNESS
 
 
 @pytest.fixture
@@ -79,6 +83,10 @@ def test_a_bad_recipe_is_told(place: Path, capsys: pytest.CaptureFixture[str], c
             2,
             "cannot hold 3 stages",
         ),
+        ({"eval": {"suite": "quik"}}, 2, "eval.suite: 'quik' is not one of"),
+        ({"eval": {"suite": "suite.yaml"}}, 2, "suite.yaml:2: tasks.1: no such file"),
+        ({"eval": {"suite": "alone.yaml"}}, 2, "mine.yaml: no such file: no.jsonl"),
+        ({"eval": {"suite": "quick"}, "data": {"train": "train.jsonl", "eval_fraction": 0}}, 2, "no held-out rows"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -88,9 +96,44 @@ def test_what_cannot_be_is_told_before_anything_trains(
     (place / "empty.jsonl").write_text("")
     (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     tiny.write_rows(place / "columns.jsonl", [{"instruction": "a", "output": "b"}])
+    (place / "suite.yaml").write_text("tasks: [held_out,\n gone.yaml]")
+    (place / "alone.yaml").write_text("tasks: [mine.yaml]")
+    (place / "mine.yaml").write_text("task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: no.jsonl}}\n")
     line = told(capsys, [command, written(place, **sections)], code)
     assert message in line
     assert not (place / "runs" / "r" / "delta").exists()
+
+
+def test_a_public_task_is_told_without_a_network_before_anything_trains(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(HARNESS / "arc")]  # the whole index takes some ten seconds
+    monkeypatch.setattr(tasks, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
+    line = told(capsys, ["run", written(place, eval={"suite": "standard"})], 3)
+    assert "standard.yaml:4: tasks.1: arc_easy needs its rows from the Hub, which cannot be reached" in line
+    assert not (place / "runs" / "r" / "recipe.yaml").exists()
+
+
+def test_a_suite_file_is_found_from_another_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "suite.yaml").write_text("tasks: [held_out]")
+    for name, expected in (("suite.yaml", str(place / "suite.yaml")), ("quick", "quick"), ("none", "none")):
+        file = Path(written(place, eval={"suite": name}))
+        resolved = prepare(recipe.load(file), place / name.removesuffix(".yaml"), gpus=0).recipe()
+        assert resolved.eval.suite == expected
+        monkeypatch.chdir(place / "base")
+        assert name == "none" or suite.load(resolved).tasks == ("held_out",)
+        monkeypatch.chdir(place)
+
+
+def test_tasks_of_the_harness_are_loaded_only_where_the_suite_has_some(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[suite.Suite] = []
+    monkeypatch.setattr(tasks, "load_tasks", loaded.append)
+    assert main(["check", written(place, eval={"suite": "quick"})]) == 0
+    assert loaded == []
+    assert main(["check", written(place, eval={"suite": "orders"})]) == 0
+    assert [one.tasks for one in loaded] == [("orders",)]
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
