@@ -33,6 +33,7 @@ def card(run: Run, licence: Mapping[str, str] | None = None) -> str:
         f"# {_target(settings).rsplit('/', 1)[-1]}",
         _opening(settings, base),
         "## Use",
+        *_needs(settings, base),
         indented(_usage(settings, base)),
         "## Results on held-out rows",
         _results(run),
@@ -127,6 +128,20 @@ def _opening(settings: Recipe, base: dict[str, Any]) -> str:
     )
 
 
+def _needs(settings: Recipe, base: dict[str, Any]) -> list[str]:
+    """What has to be said before the code: PEFT by itself has no bottleneck adapter."""
+    if _merged(settings) or not _bottleneck(base):
+        return []
+    return [
+        f"PEFT itself has no bottleneck adapters: {code('import llmtune.bottleneck')} adds them, so llmtune has to be "
+        f"installed ({__version__} or newer) and imported before the adapter is loaded."
+    ]
+
+
+def _bottleneck(base: dict[str, Any]) -> bool:
+    return bool(base["kind"] == "adapter" and base["adapter"] == "bottleneck")
+
+
 def _usage(settings: Recipe, base: dict[str, Any]) -> str:
     repo = _target(settings)
     name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
@@ -136,7 +151,8 @@ def _usage(settings: Recipe, base: dict[str, Any]) -> str:
         lines += [f"model = AutoModelForCausalLM.from_pretrained({repo!r})"]
         lines += [f"tokenizer = AutoTokenizer.from_pretrained({repo!r})"]
     elif base["kind"] == "adapter":
-        lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        lines = ["import llmtune.bottleneck"] if _bottleneck(base) else []
+        lines += ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
         lines += [f"base = AutoModelForCausalLM.from_pretrained({origin})"]
         lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
         lines += [f"tokenizer = AutoTokenizer.from_pretrained({origin})"]

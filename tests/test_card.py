@@ -1,17 +1,20 @@
 """The model card: a header that is YAML whatever a user wrote, facts from the run's files, no word of the data."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import llmtune
 from llmtune import card as cards
 from llmtune.card import card, code, front_matter, indented, is_ours, seal, shorten, table
 from llmtune.errors import RecipeError
 from llmtune.recipe import Recipe
-from llmtune.run import Run, read_json
+from llmtune.run import Run, read_json, write_json
 from tests import runs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -71,6 +74,41 @@ def test_trained_tensors_name_no_library_that_could_not_load_them(made: Any) -> 
     assert front_matter(text)["base_model_relation"] == "finetune"
     assert "library_name" not in front_matter(text)
     assert "trained = load_file(hf_hub_download('me/my-model', 'trained.safetensors'))" in text
+
+
+def use(text: str) -> str:
+    """The code that a card says to load its model with."""
+    block = text.split("## Use\n")[1].split("\n## ")[0].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in block if line.startswith("    "))
+
+
+def test_only_the_card_of_a_bottleneck_adapter_says_what_peft_lacks(made: Any) -> None:
+    named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
+    text = made(base={**named, "adapter": "bottleneck"})
+    assert use(text).startswith("import llmtune.bottleneck\nfrom peft import PeftModel\n")
+    assert f"llmtune has to be installed ({llmtune.__version__} or newer)" in text
+    for other in (
+        made(),
+        made(base={**named, "kind": "tensors", "adapter": "none"}),
+        made({"publish": {"weights": "merged"}}, base={**named, "adapter": "bottleneck"}),
+    ):
+        assert "import llmtune" not in other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}])
+def test_the_code_on_a_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
+    facts = read_json(done.delta / "base.json")
+    write_json(done.delta / "base.json", {**facts, "base": "acme/tiny", "hub_id": "acme/tiny", "revision": COMMIT})
+    code = use(card(done)).replace(f"'acme/tiny', revision='{COMMIT}'", repr(facts["base"]))
+    asks = (
+        "import torch\nids = torch.arange(3, 20)[None]\nwith torch.no_grad():\n    tuned = model(ids).logits\n"
+        "    with model.disable_adapter():\n        assert not torch.allclose(tuned, model(ids).logits)\n"
+    )
+    code = code.replace(repr(REPO), repr(str(done.delta))) + "\n" + asks
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 NASTY = [
