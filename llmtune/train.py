@@ -1,44 +1,30 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
-import math
 import os
-import resource
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig
+from transformers import PrinterCallback, set_seed
 
 from llmtune import launch, lora, model, quantise, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.plan import Plan
 from llmtune.prefix import Keeping, Prefix
-from llmtune.prepare import micro_batch, prepare, schedule, total_steps
+from llmtune.prepare import prepare, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run, read_json, write_json
 from llmtune.states import digest
 from llmtune.trainer import PlannedTrainer
-
-ARGUMENTS = "arguments.json"
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-    "adafactor": "adafactor",
-    "sgd": "sgd",
-}
+from llmtune.watch import Stop, recorder
 
 
 def train(run: Run) -> None:
@@ -63,19 +49,19 @@ def train(run: Run) -> None:
         lora.start(tuned, settings.method.adapter, run.checkpoints / lora.INITIAL, bool(done), state.device)
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
-    stop = _Stop()
+    stop = Stop()
     with progress:
         trainer = PlannedTrainer(
             tuned,
             make_schedule=lambda count: schedule(settings, plan, count),
             tensors=tensors,
-            record=_recorder(progress),
+            record=recorder(progress),
             keep=settings.train.keep,
             prefix=_prefix(settings, base, [*data.train, *data.eval]),
             grouped=settings.train.group_by_length,
-            args=_arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
-            train_dataset=_dataset(data.train),
-            eval_dataset=_dataset(data.eval, len(data.train)) if data.eval else None,
+            args=arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
+            train_dataset=dataset(data.train),
+            eval_dataset=dataset(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[stop],
@@ -129,48 +115,6 @@ def _check_engine(settings: Recipe, plan: Plan) -> None:
         raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
-def _arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
-    """The arguments that TRL and transformers read; the plan decides rates, so theirs are not used."""
-    size, passes = micro_batch(settings, world)
-    every = math.ceil(settings.train.save_every * steps)
-    return SFTConfig(
-        output_dir=str(run.checkpoints),
-        per_device_train_batch_size=size,
-        per_device_eval_batch_size=size,
-        gradient_accumulation_steps=passes,
-        max_steps=steps,
-        optim=OPTIMIZERS[settings.train.optimizer],
-        weight_decay=settings.train.weight_decay,
-        max_grad_norm=settings.train.grad_clip,
-        bf16=model.computes_bf16(settings),
-        use_cpu=PartialState().device.type == "cpu",
-        seed=settings.train.seed,
-        gradient_checkpointing=settings.train.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=plan.staged,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=every,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=every,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=PartialState().device.type == "cuda",
-    )
-
-
-def resolved_arguments(args: SFTConfig) -> dict[str, Any]:
-    """Every argument of TRL and transformers with its default, less what names this machine's folders."""
-    return {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
-
-
-def _dataset(examples: list[Any], first: int = 0) -> Dataset:
-    numbered = enumerate(examples, first)
-    return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels, "index": at} for at, e in numbered])
-
-
 def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
@@ -190,58 +134,6 @@ def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix |
         memory.prefix == "keep",
     )
     return Prefix([example.input_ids for example in examples], may)
-
-
-class _Stop(TrainerCallback):
-    """Turns SIGINT and SIGTERM into a checkpoint and an end after the current step; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        if PartialState().num_processes > 1:
-            flag = torch.tensor([float(self.asked)], device=PartialState().device)
-            self.asked = bool(reduce(flag, "sum").item())
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-def _recorder(progress: Progress) -> Any:
-    """A function that completes a step's record with time, speed and memory and hands it to the log."""
-    began = time.monotonic()
-    earlier = progress.previous.get("seconds", 0.0)
-    last = (began, progress.previous.get("tokens", 0))
-
-    def record(entry: dict[str, Any]) -> None:
-        nonlocal last
-        if "prefix" in entry:
-            progress.noted(entry, entry["prefix"])
-            return
-        if "eval_loss" in entry:
-            progress.evaluated(entry)
-            last = (time.monotonic(), last[1])
-            return
-        now = time.monotonic()
-        speed = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
-        last = (now, entry["tokens"])
-        progress.step(
-            entry | {"seconds": earlier + now - began, "tokens_per_s": speed, "peak_memory_mb": _peak_memory_mb()}
-        )
-
-    return record
-
-
-def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _same_data(run: Run, findings: dict[str, Any]) -> None:

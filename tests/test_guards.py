@@ -12,9 +12,10 @@ from torch import nn
 from llmtune import recipe, run
 from llmtune import train as train_module
 from llmtune import trainer as trainer_module
+from llmtune.arguments import ARGUMENTS
 from llmtune.errors import TrainingError
 from llmtune.prepare import prepare
-from llmtune.train import ARGUMENTS, train
+from llmtune.train import train
 from tests import tiny, training
 
 GOLDEN = Path(__file__).parent / "arguments.json"

@@ -8,11 +8,12 @@ import torch
 from accelerate import PartialState
 
 from llmtune import recipe
+from llmtune.arguments import OPTIMIZERS
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError
 from llmtune.prepare import prepare
 from llmtune.recipe import Recipe
-from llmtune.train import OPTIMIZERS, train
+from llmtune.train import train
 from tests import tiny, training
 
 STAGES = [{"until": 0.34, "lr": 0.01}, {"until": 0.67, "reach": 1, "lr": 0.01}, {"until": 1.0, "reach": 2, "lr": 0.02}]
