@@ -21,13 +21,12 @@ class Span:
 def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
     """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
 
-    It is 0 where the blocks below trained in an earlier stage: what they give is not the base's any more.
+    It is no higher than in an earlier stage: what blocks give that trained is not the base's any more.
     """
     found, deepest = [], -1
     for stage in plan.stages:
-        far = max(far for far in distance.values() if stage.rate(far) > 0)
-        found.append(max(0, count - far) if far >= deepest else 0)
-        deepest = max(deepest, far)
+        deepest = max(deepest, *(far for far in distance.values() if stage.rate(far) > 0))
+        found.append(max(0, count - deepest))
     return found
 
 

@@ -5,35 +5,41 @@ is replaced by one that returns what was kept, so that the model's own forward s
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
 from torch import nn
 
-from llmtune import states
+from llmtune import building, states
 from llmtune.boundary import Span, choose, random_part
-from llmtune.depth import blocks
-from llmtune.states import States, Writer
+from llmtune.building import Place
+from llmtune.decoder import Decoder
+from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.states import States
+from llmtune.stream import Shelf
 
-TOKENS = {"cpu": 2048, "cuda": 16384}
 PROBED = 3
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """What may be kept where: `facts` name the base and its precision, `adapter` counts where it lies in the prefix."""
+    """What may be kept where: `facts` name the base and its precision, `adapter` counts where it lies in the prefix.
+
+    With a `shelf`, the blocks below its boundary are not in memory, and what they give must be kept.
+    """
 
     folder: Path
     facts: dict[str, Any]
     adapter: dict[str, Any] | None
     limit: int
     always: bool
+    shelf: Shelf | None = None
 
 
 class Prefix:
@@ -41,12 +47,9 @@ class Prefix:
 
     def __init__(self, rows: Sequence[list[int]], keeping: Keeping) -> None:
         self._rows, self._keeping = rows, keeping
-        self._lengths = [len(row) for row in rows]
+        self._decoder: Decoder | None = None
         self._states: dict[int, States] = {}
-        self._given: torch.Tensor | None = None
-        self._rest: tuple[None, ...] | None = None
         self._installed = 0
-        self._entry: set[int] = set()
         self._gone = 0
 
     @property
@@ -65,83 +68,124 @@ class Prefix:
         """Keep what the coming stages profit from; gives one line on it, None where no stage has a prefix.
 
         Where a run goes on, the boundaries `before` are kept, whatever would pay now: its result stays the same.
+        Raises a one-line error where blocks that are not in memory cannot be stood in for.
         """
         useful = sorted({span.boundary for span in wanted if span.boundary})
         if not useful:
             return None
-        self._inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._blocks = list(blocks(model))
-        self._autocast = autocast
-        reason = random_part(self._inner, self._blocks[useful[-1] :]) or self._look()
-        live = dict(model.named_parameters())
-        low = [name for name, far in distance.items() if id(live[name]) in self._entry and far <= len(self._blocks)]
-        if low:
-            reason = f"{low[0]} works below the blocks and trains"
-        if reason:
-            return f"prefix: computed at every step: {reason}"
-        facts = {boundary: self._facts(boundary, distance) for boundary in useful}
-        folders = {boundary: self._keeping.folder / states.key(facts[boundary]) for boundary in useful}
-        there = {boundary for boundary in useful if folders[boundary].exists()}
-        whole = {boundary for boundary in there if states.complete(folders[boundary], facts[boundary])}
-        size = sum(self._lengths) * self._width * self._dtype.itemsize
-        chosen = choose(wanted, whole, len(self._rows), size, self._keeping.limit, self._keeping.always)
-        if before is not None:
-            chosen = [boundary for boundary in useful if boundary in before]
-        missing = [boundary for boundary in chosen if boundary not in whole]
-        said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
-        for boundary in set(chosen) - set(missing):
-            self._states[boundary] = self._open(folders[boundary])
-        if missing:
-            states.make_room(
-                self._keeping.folder, size * len(missing), self._keeping.limit, {folders[b] for b in chosen}
+        decoder = self._decoder = Decoder(model, self._rows, autocast)
+        with self._lending():
+            reason = random_part(decoder.inner, decoder.blocks[useful[-1] :])
+            reason = reason or decoder.look(first=self._keeping.shelf is not None) or self._low(model, distance)
+            if reason and self._keeping.shelf:
+                raise RecipeError(f"memory.prefix: stream does not work here: {reason}")
+            if reason:
+                return f"prefix: computed at every step: {reason}"
+            said = self._keep(
+                decoder, wanted, {boundary: self._place(boundary, distance) for boundary in useful}, before
             )
-            reason = self._build({boundary: (folders[boundary], facts[boundary]) for boundary in missing}, size)
+        gone = self._let_go(wanted)
+        return f"prefix: {'; '.join([*said, gone] if gone else said)}"
+
+    def _keep(
+        self, decoder: Decoder, wanted: list[Span], places: dict[int, Place], before: list[int] | None
+    ) -> list[str]:
+        """Open, build and prove what is worth keeping at these boundaries, and say what was done."""
+        limit = self._keeping.limit
+        there = {boundary for boundary, place in places.items() if place.there()}
+        whole = {boundary for boundary in there if places[boundary].whole()}
+        size = sum(decoder.lengths) * decoder.width * decoder.dtype.itemsize
+        said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
+        streamed = self._stream(decoder, size) if self._keeping.shelf and min(places) not in whole else set()
+        at_hand = whole | streamed
+        chosen = set(choose(wanted, at_hand, len(self._rows), size, limit, self._keeping.always))
+        if before is not None:
+            chosen = set(places) & {*before, *streamed}
+        for boundary in chosen & at_hand:
+            self._states[boundary] = places[boundary].open(decoder)
+        missing = {boundary: places[boundary] for boundary in sorted(chosen - at_hand)}
+        if missing:
+            states.make_room(self._keeping.folder, size * len(missing), limit, {places[b].folder for b in chosen})
+            start = self._below(min(missing))
+            reason = building.at_once(decoder, missing, size, start, self._states.get(start))
             if reason:
                 said.append(f"not kept: {reason}")
-        self._keep_proved(said)
-        gone = self._let_go(wanted)
-        return self._report(whole, size, [*said, gone] if gone else said)
-
-    def _keep_proved(self, said: list[str]) -> None:
-        for boundary in list(self._states):
-            gap, allowed = self._probe(boundary)
-            if not gap <= allowed:
-                del self._states[boundary]
-                said.append(f"outputs of block {boundary} differ from the plain path's by {gap:.1e}: not used")
-
-    def _report(self, whole: set[int], size: int, said: list[str]) -> str:
-        reused = [boundary for boundary in self.kept if boundary in whole]
-        built = [boundary for boundary in self.kept if boundary not in whole]
-        for word, which in (("kept", built), ("reused", reused)):
+            else:
+                self._states |= {boundary: place.open(decoder) for boundary, place in missing.items()}
+        self._keep_proved(decoder, said)
+        for word, which in (("kept", set(self.kept) - whole), ("reused", set(self.kept) & whole)):
             if which:
-                said.insert(0, f"{word} below block {', '.join(map(str, which))} ({len(which) * size / 2**20:,.0f} MB)")
-        if not said and size > self._keeping.limit:
+                mb = len(which) * size / 2**20
+                said.insert(0, f"{word} below block {', '.join(map(str, sorted(which)))} ({mb:,.0f} MB)")
+        if self._keeping.shelf:
+            said.append("each block below read when needed, never held")
+        if not said and size > limit:
             said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.prefix_limit_gb")
-        return f"prefix: {'; '.join(said) or 'computed at every step: too few passes over the rows to pay'}"
+        return said or ["computed at every step: too few passes over the rows to pay"]
+
+    def _stream(self, decoder: Decoder, size: int) -> set[int]:
+        """Build the states at the shelf's boundary a block at a time; raises MachineError where disk lacks."""
+        shelf = self._keeping.shelf
+        assert shelf is not None
+        if size * min(2, shelf.low) > self._keeping.limit:
+            raise MachineError(f"memory.prefix_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB of kept outputs")
+        places = [self._place(boundary, {}) for boundary in range(1, shelf.low + 1)]
+        try:
+            building.by_block(decoder, shelf, places, size, self._keeping.limit)
+        except OSError as error:
+            raise MachineError(f"memory.prefix: stream needs disk: {error}") from error
+        return {shelf.low}
+
+    def _keep_proved(self, decoder: Decoder, said: list[str]) -> None:
+        """Drop what the probe finds different; raises TrainingError where nothing else could take its place."""
+        gaps, allowed = self._probe(decoder)
+        for boundary, gap in gaps.items():
+            if gap <= allowed:
+                continue
+            line = f"outputs of block {boundary} differ from the plain path's by {gap:.1e}"
+            if self._keeping.shelf and boundary == self._keeping.shelf.low:
+                raise TrainingError(f"memory.prefix: stream does not work with this model: {line}")
+            del self._states[boundary]
+            said.append(f"{line}: not used")
 
     def enter(self, boundary: int) -> None:
-        """Let the blocks below a boundary return what was kept, where it was; every other block computes."""
-        stand = boundary if boundary in self._states else 0
-        self._installed = stand
-        for index, block in enumerate(self._blocks if hasattr(self, "_blocks") else []):
-            _replace(block, self._give if index < stand else None)
+        """Let the blocks below a boundary return what was kept, as far up as it was; every other block computes."""
+        self._installed = self._below(boundary + 1)
+        if self._decoder:
+            self._decoder.arrange(self._installed)
+
+    def _below(self, boundary: int) -> int:
+        """The highest boundary kept below another one, 0 where there is none."""
+        return max((kept for kept in self._states if kept < boundary), default=0)
+
+    def _lending(self) -> AbstractContextManager[None]:
+        """Blocks that are not in memory get their weights when they compute, where there are such blocks."""
+        shelf = self._keeping.shelf
+        return shelf.lending(self._decoder.blocks) if shelf and self._decoder else nullcontext()
+
+    def _low(self, model: nn.Module, distance: dict[str, int]) -> str | None:
+        """Why nothing can be kept where something below the blocks trains that is no embedding."""
+        assert self._decoder is not None
+        live, count = dict(model.named_parameters()), len(self._decoder.blocks)
+        low = [name for name, far in distance.items() if id(live[name]) in self._decoder.entry and far <= count]
+        return f"{low[0]} works below the blocks and trains" if low else None
 
     def _let_go(self, wanted: list[Span]) -> str | None:
         """Free the weights of blocks that no coming stage runs: the result is made of what trained, not of them."""
-        if not all(span.boundary in self._states for span in wanted):
+        floor = min(span.boundary for span in wanted)
+        if floor not in self._states or self._decoder is None:
             return None
-        self._gone = min(span.boundary for span in wanted)
-        freed = 0
-        stays = {p.data_ptr() for block in self._blocks[self._gone :] for p in block.parameters()}
-        for block in self._blocks[: self._gone]:
-            for parameter in block.parameters():
-                # Quantised weights are small and not made for this; shared ones are still needed.
-                if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
-                    continue
-                states.forget(parameter.data)
-                freed += parameter.numel() * parameter.element_size()
-                parameter.data = parameter.data.new_empty(0)
-        return f"{freed / 2**20:,.0f} MB of weights let go"
+        self._gone, freed = floor, 0
+        listed = self._decoder.blocks
+        stays = {p.data_ptr() for block in listed[floor:] for p in block.parameters()}
+        for parameter in (parameter for block in listed[:floor] for parameter in block.parameters()):
+            # Quantised weights are small and not made for this; shared ones are still needed.
+            if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
+                continue
+            states.forget(parameter.data)
+            freed += parameter.numel() * parameter.element_size()
+            parameter.data = parameter.data.new_empty(0)
+        return f"{freed / 2**20:,.0f} MB of weights let go" if freed else None
 
     def end(self) -> None:
         """Let every block compute again, save those whose weights were let go."""
@@ -150,165 +194,55 @@ class Prefix:
 
     def select(self, rows: Sequence[int], tokens: int, device: torch.device) -> None:
         """Say which rows, padded to how many tokens, the next forward pass is about."""
-        if self._installed:
-            self._given = self._states[self._installed].read(rows, tokens).to(device, non_blocking=True)
+        if self._installed and self._decoder:
+            self._decoder.give(self._states[self._installed], rows, tokens, device)
 
-    # ---- the blocks' stand-ins
-
-    def _give(self, *arguments: Any, **named: Any) -> Any:
-        return self._given if self._rest is None else (self._given, *self._rest)
-
-    def _through(self, *arguments: Any, **named: Any) -> Any:
-        hidden = arguments[0] if arguments else named["hidden_states"]
-        return hidden if self._rest is None else (hidden, *self._rest)
-
-    # ---- building
-
-    def _look(self) -> str | None:
-        """Learn from the shortest row what a block returns; gives a reason where that cannot be stood in for."""
-        seen: list[Any] = []
-        entry: list[int] = []
-        inside = {id(module) for block in self._blocks for module in block.modules()}
-        outside = [module for module in self._inner.modules() if id(module) not in inside]
-
-        def enters(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not seen:
-                entry.extend(id(parameter) for parameter in module.parameters(recurse=False))
-
-        handles = [module.register_forward_hook(enters) for module in outside]
-        handles += [self._blocks[0].register_forward_hook(lambda module, arguments, output: seen.append(output))]
-        self._forward([min(range(len(self._rows)), key=self._lengths.__getitem__)])
-        for handle in handles:
-            handle.remove()
-        self._entry = set(entry)
-        output = seen[0] if len(seen) == 1 else None
-        first = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(first, torch.Tensor) or first.ndim != 3:
-            return "this model's blocks do not return hidden states alone"
-        if isinstance(output, tuple):
-            # What else a block returns, attention weights, is asked for by nobody here; the probe sees where it is.
-            self._rest = (None,) * (len(output) - 1)
-        self._width, self._dtype = first.shape[-1], first.dtype
-        return None
-
-    def _facts(self, boundary: int, distance: dict[str, int]) -> dict[str, Any]:
-        """What the states below a boundary depend on, as plain values."""
-        inside = [tensor for block in self._blocks[:boundary] for tensor in block.parameters()]
-        adapted = any(len(self._blocks) - far < boundary for far in distance.values()) and self._keeping.adapter
-        ids = hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
-        config: Any = self._inner.config
-        return {
+    def _place(self, boundary: int, distance: dict[str, int]) -> Place:
+        """Where the states below a boundary lie, by what they depend on, as plain values."""
+        decoder = self._decoder
+        assert decoder is not None
+        inside = [tensor for block in decoder.blocks[:boundary] for tensor in block.parameters()]
+        adapted = any(len(decoder.blocks) - far < boundary for far in distance.values()) and self._keeping.adapter
+        facts = {
             **self._keeping.facts,
             "adapter": adapted or None,
-            "attention": config._attn_implementation,
+            "attention": decoder.inner.config._attn_implementation,
             "boundary": boundary,
             "device": inside[0].device.type,
-            "dtype": str(self._dtype),
-            "rows": ids,
+            "dtype": str(decoder.dtype),
+            "rows": self._ids,
             "versions": [torch.__version__, transformers.__version__],
             "weights": sorted({str(tensor.dtype) for tensor in inside}),
-            "width": self._width,
+            "width": decoder.width,
         }
+        return Place(self._keeping.folder / states.key(facts), facts)
 
-    def _open(self, folder: Path) -> States:
-        return States(folder, self._lengths, self._width, self._dtype)
+    @cached_property
+    def _ids(self) -> str:
+        return hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
 
-    def _build(self, missing: dict[int, tuple[Path, dict[str, Any]]], size: int) -> str | None:
-        """Compute the states below the missing boundaries in one pass, from the highest one kept below them."""
-        writers: dict[int, Writer] = {}
-        try:
-            for boundary, (folder, facts) in missing.items():
-                writers[boundary] = Writer(folder, facts, size)
-        except OSError as error:  # a full or read-only disk costs the saving, not the run
-            for writer in writers.values():
-                writer.discard()
-            return str(error)
-        self.enter(max((boundary for boundary in self._states if boundary < min(missing)), default=0))
-        batch: list[int] = []
-
-        def keeper(boundary: int) -> Callable[[nn.Module, Any, Any], None]:
-            def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                writers[boundary].add(hidden, [self._lengths[row] for row in batch])
-
-            return keep
-
-        handles = [self._blocks[boundary - 1].register_forward_hook(keeper(boundary)) for boundary in missing]
-        for block in self._blocks[max(missing) :]:
-            _replace(block, self._through)
-        for rows in self._batches():
-            batch[:] = rows
-            self._forward(rows)
-        for handle in handles:
-            handle.remove()
-        self.enter(0)
-        for boundary, writer in writers.items():
-            writer.seal()
-            self._states[boundary] = self._open(missing[boundary][0])
-        return None
-
-    def _batches(self) -> Iterator[list[int]]:
-        """Rows, longest first, in batches of a size that suits the device."""
-        most = TOKENS.get(next(self._inner.parameters()).device.type, TOKENS["cpu"])
-        order = states.longest_first(self._lengths)
-        while order:
-            count = max(1, most // self._lengths[order[0]])
-            yield order[:count]
-            del order[:count]
-
-    @torch.no_grad()
-    def _forward(self, rows: Sequence[int]) -> torch.Tensor:
-        """The decoder's last hidden states (B, T, H) of rows, padded on the right, in evaluation mode."""
-        device = next(self._inner.parameters()).device
-        lengths = [self._lengths[row] for row in rows]
-        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : lengths[place]] = torch.tensor(self._rows[row])
-            mask[place, : lengths[place]] = 1
-        self.select(rows, max(lengths), device)
-        training = self._inner.training
-        self._inner.eval()
-        with self._autocast():
-            decoder: Any = self._inner.base_model
-            hidden = decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
-        self._inner.train(training)
-        return hidden.float() * mask[..., None].to(device)
-
-    # ---- proof
-
-    def _probe(self, boundary: int) -> tuple[float, float]:
-        """How far the kept path's outputs are from the plain path's on a few rows, and how far they may be.
+    def _probe(self, decoder: Decoder) -> tuple[dict[int, float], float]:
+        """How far each kept path's outputs are from the plain path's on a few rows, and how far they may be.
 
         Relative in the Euclidean norm. They may be as far as rounding, or twice what batching the same rows otherwise
         does to the plain path.
         """
-        order = states.longest_first(self._lengths)
+        if not self._states:
+            return {}, 0.0
+        order = states.longest_first(decoder.lengths)
         rows = sorted({order[place * (len(order) - 1) // max(1, PROBED - 1)] for place in range(PROBED)})
-        self.enter(0)
-        plain = self._forward(rows)
-        alone = [self._forward([row])[0] for row in rows]
-        self.enter(boundary)
-        ours = self._forward(rows)
-        self.enter(0)
+        decoder.arrange()
+        plain = decoder.forward(rows)
+        # Where blocks are not in memory, each pass over the plain path reads them all.
+        single = rows[:1] if self._keeping.shelf else rows
+        alone = [decoder.forward([row])[0] for row in single]
         apart = torch.stack([nn.functional.pad(one, (0, 0, 0, plain.shape[1] - len(one))) for one in alone])
-        rounding = 1e-6 if plain_float(self._inner, self._autocast) else 2**-7
-        return _gap(ours, plain), max(rounding, 2 * _gap(apart, plain))
-
-
-def plain_float(model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> bool:
-    """Whether a model computes in fp32."""
-    with autocast():
-        mixed = torch.is_autocast_enabled(next(model.parameters()).device.type)
-    return not mixed and all(p.dtype == torch.float32 for p in model.parameters())
-
-
-def _replace(block: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Let a block compute by `forward`, or by its own again."""
-    if forward is None:
-        vars(block).pop("forward", None)
-    else:
-        vars(block)["forward"] = forward
+        gaps = {}
+        for boundary, kept in self._states.items():
+            decoder.arrange(boundary)
+            gaps[boundary] = _gap(decoder.forward(rows, kept), plain)
+        decoder.arrange()
+        return gaps, max(1e-6 if decoder.whole else 2**-7, 2 * _gap(apart, plain[: len(single)]))
 
 
 def _gap(ours: torch.Tensor, plain: torch.Tensor) -> float:

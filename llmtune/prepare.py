@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmtune import launch, model, quantise, run, suite
+from llmtune import launch, model, quantise, run, stream, suite
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
@@ -59,6 +59,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
     _refuse(recipe, plan)
     distance = distances(tuned)
+    stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
     laid = schedule(recipe, plan, steps)
     ends = [*laid.starts[1:], steps]
     stages = []
@@ -156,6 +157,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
+    stream.check_size(recipe, table["prefix"], world)
     if asked:
         suite.check_rows(recipe, asked, len(checked.test))
         if suite.beyond_held_out(asked):

@@ -87,10 +87,12 @@ class Train(Closed):
 class Memory(Closed):
     """What the blocks that do not train may cost."""
 
-    prefix: Literal["auto", "none", "keep"] = "auto"
-    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, none never."""
+    prefix: Literal["auto", "none", "keep", "stream"] = "auto"
+    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, none never. stream always,
+    and reads these blocks from the safetensors files one at a time, so that they may be larger than memory."""
     prefix_limit_gb: Annotated[float, Field(ge=0)] = 8
-    """Disk that kept outputs may take, of all runs together; what was used longest ago goes first."""
+    """Disk that kept outputs may take, of all runs together; what was used longest ago goes first. stream needs room
+    for the outputs of two blocks."""
 
 
 class Launch(Closed):

@@ -37,10 +37,8 @@ class Writer:
         """Reserve `size` bytes; raises OSError where the disk has no room for them or cannot be written."""
         self._folder, self._facts, self._size = folder, facts, size
         self._partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        check_room(folder.parent, size)
         self._partial.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(self._partial).free < size + SPARE:
-            self.discard()
-            raise OSError(f"no room for {size / 2**30:.2f} GB in {folder.parent}")
         self._file = (self._partial / DATA).open("wb")
         self._hash = hashlib.sha256()
 
@@ -111,6 +109,13 @@ def complete(folder: Path, facts: dict[str, Any]) -> bool:
     if same:
         os.utime(folder)
     return bool(same)
+
+
+def check_room(root: Path, size: int) -> None:
+    """Raise OSError where a folder, which is made, has no room for `size` bytes."""
+    root.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(root).free < size + SPARE:
+        raise OSError(f"no room for {size / 2**30:.2f} GB in {root}")
 
 
 def make_room(root: Path, size: int, limit: int, using: set[Path]) -> None:

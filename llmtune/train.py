@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import launch, lora, model, quantise, recipe
+from llmtune import launch, lora, model, quantise, recipe, stream
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
@@ -40,7 +40,8 @@ def train(run: Run) -> None:
     plan = settings.plan(model.facts(model.skeleton(base)))
     _check_engine(settings, plan)
     dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
-    tuned = insert(quantise.load(base, settings, plan, dtype), settings, plan, base)
+    loaded, shelf = _load(base, settings, plan, dtype)
+    tuned = insert(loaded, settings, plan, base)
     tensors = trained_tensors(tuned, plan)
     steps = total_steps(settings, len(data.train), state.num_processes)
     laid = schedule(settings, plan, steps)
@@ -57,7 +58,7 @@ def train(run: Run) -> None:
             tensors=tensors,
             record=recorder(progress),
             keep=settings.train.keep,
-            prefix=_prefix(settings, base, [*data.train, *data.eval]),
+            prefix=_prefix(settings, base, [*data.train, *data.eval], shelf),
             grouped=settings.train.group_by_length,
             args=arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
             train_dataset=dataset(data.train),
@@ -115,7 +116,14 @@ def _check_engine(settings: Recipe, plan: Plan) -> None:
         raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
-def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix | None:
+def _load(base: model.Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, stream.Shelf | None]:
+    """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
+    if settings.memory.prefix == "stream":
+        return stream.load(base, settings, plan, dtype)
+    return quantise.load(base, settings, plan, dtype), None
+
+
+def _prefix(settings: Recipe, base: model.Base, examples: list[Any], shelf: stream.Shelf | None) -> Prefix | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
     if memory.prefix == "none":
@@ -132,6 +140,7 @@ def _prefix(settings: Recipe, base: model.Base, examples: list[Any]) -> Prefix |
         None if adapter["kind"] == "none" else adapter,
         round(memory.prefix_limit_gb * 2**30),
         memory.prefix == "keep",
+        shelf,
     )
     return Prefix([example.input_ids for example in examples], may)
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmtune import prefix as prefix_module
 from llmtune import states
 from llmtune import trainer as trainer_module
 from llmtune.boundary import Span, boundaries, choose
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.plan import Plan, Stage
-from llmtune.prefix import Keeping, Prefix
+from llmtune.prefix import PROBED, Keeping, Prefix
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -123,7 +122,7 @@ def test_the_blocks_below_do_not_run(tmp_path: Path) -> None:
     ran: list[int] = []
     model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: ran.append(len(arguments[0])))
     assert "reused below block 2" in fit(tmp_path, FROZEN, model=model)[0]
-    assert len(ran) <= 1 + 1 + prefix_module.PROBED, "more than a look and the probe"
+    assert len(ran) <= 1 + 1 + PROBED, "more than a look and the probe"
 
 
 def test_weights_that_no_coming_stage_runs_are_let_go(tmp_path: Path) -> None:
@@ -164,7 +163,7 @@ def test_a_deeper_boundary_is_built_from_a_lower_one(tmp_path: Path) -> None:
     ours = fit(tmp_path, method, model=model)
     assert "kept below block 3" in ours[0]
     assert "reused below block 2" in ours[0]
-    assert len(ran) <= 2 * (1 + prefix_module.PROBED) + 1
+    assert len(ran) <= 2 * (1 + PROBED) + 1
     assert_equal(ours, fit(tmp_path, method, model=tiny.model(blocks=4), keep=False))
 
 

@@ -1,0 +1,196 @@
+"""A base of which the low blocks never are in memory together: each is read from the safetensors files when it runs."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from llmtune import model
+from llmtune.adapter import insert, trained_tensors
+from llmtune.boundary import boundaries, random_part
+from llmtune.depth import blocks, distances
+from llmtune.errors import RecipeError
+from llmtune.model import Base
+from llmtune.plan import Plan
+from llmtune.recipe import Recipe
+
+KEY = "memory.prefix"
+
+
+class _Left:
+    """Stands for a stored tensor that is not to be read."""
+
+    def __init__(self, shape: list[int]) -> None:
+        self._shape = shape
+
+    def __getitem__(self, index: Any) -> "_Left":
+        return self
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=dtype, device="meta")
+
+
+class Shelf:
+    """The stored weights of a base, of whose first `low` blocks each is lent to a model for as long as it runs."""
+
+    def __init__(self, base: Base, low: int, dtype: torch.dtype) -> None:
+        """Read names and shapes alone; raises RecipeError where the files are not those of a model."""
+        self.low = low
+        self._base, self._dtype, self._config = base, dtype, model.load_config(base)
+        skeleton = model.skeleton(base)
+        self._class = type(skeleton)
+        self._files = _files(base)
+        listed = blocks(skeleton)
+        path = next(name for name, module in skeleton.named_modules() if module is listed)
+        inside = {name: at for at in range(low) for name in _names(listed[at], f"{path}.{at}.")}
+        self._block = {key: inside.get(target) for key, target in _targets(skeleton, list(self._files)).items()}
+
+    def load(self) -> PreTrainedModel:
+        """The base in evaluation mode, as from `model.load_model`, but for the low blocks, whose parameters are empty.
+
+        Raises RecipeError where the files lack a tensor of those blocks.
+        """
+        made = self._read(lambda block: block is None)
+        for at, block in enumerate(blocks(made)[: self.low]):
+            for name, parameter in list(block.named_parameters()):
+                if not parameter.is_meta:
+                    raise RecipeError(f"model.base: {self._base.name} stores no {name} of block {at}")
+                module, _, leaf = name.rpartition(".")
+                empty = torch.empty(0, dtype=parameter.dtype)
+                setattr(block.get_submodule(module), leaf, nn.Parameter(empty, requires_grad=False))
+        return made
+
+    @contextmanager
+    def lent(self, at: int, block: nn.Module) -> Iterator[None]:
+        """Give a block its weights, and take them away again."""
+        stored = blocks(self._read(lambda owner: owner == at))[at]
+        live = dict(block.named_parameters())
+        for name, parameter in stored.named_parameters():
+            live[name].data = parameter.data.to(live[name].device)
+        del stored, parameter
+        yield
+        for parameter in live.values():
+            parameter.data = parameter.data.new_empty(0)
+
+    @contextmanager
+    def lending(self, listed: list[nn.Module]) -> Iterator[None]:
+        """Give each of a model's low blocks its weights whenever it is about to compute, for as long as it does."""
+        with ExitStack() as handles:
+            for at, block in enumerate(listed[: self.low]):
+                handles.enter_context(self._on_demand(at, block))
+            yield
+
+    @contextmanager
+    def _on_demand(self, at: int, block: nn.Module) -> Iterator[None]:
+        loan = ExitStack()
+
+        def before(module: nn.Module, arguments: Any) -> None:
+            # What stands in for a block needs no weights, and a block may hold them already.
+            if "forward" not in vars(block) and not all(parameter.numel() for parameter in block.parameters()):
+                loan.enter_context(self.lent(at, block))
+
+        def after(module: nn.Module, arguments: Any, output: Any) -> None:
+            loan.close()
+
+        handles = [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+        with loan:
+            yield
+        for handle in handles:
+            handle.remove()
+
+    def _read(self, wanted: Callable[[int | None], bool]) -> PreTrainedModel:
+        """The model with the tensors of the wanted blocks (None: outside the low ones), all else on the meta device."""
+        lazy: dict[str, Any] = {}
+        with ExitStack() as opened:
+            for file in sorted(set(self._files.values())):
+                stored = opened.enter_context(safe_open(file, framework="pt"))
+                for key in (key for key, where in self._files.items() if where == file):
+                    slice_ = stored.get_slice(key)
+                    lazy[key] = slice_ if wanted(self._block[key]) else _Left(slice_.get_shape())
+            made: Any = self._class.from_pretrained(
+                None, config=self._config, state_dict=lazy, dtype=self._dtype, local_files_only=True
+            )
+        result: PreTrainedModel = made.eval()
+        return result
+
+
+def load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[PreTrainedModel, Shelf]:
+    """The base without the blocks below every stage's boundary, and the shelf that lends them."""
+    if PartialState().distributed_type != DistributedType.NO:
+        raise recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+    shelf = Shelf(base, lowest(base, recipe, plan), dtype)
+    return shelf.load(), shelf
+
+
+def lowest(base: Base, recipe: Recipe, plan: Plan) -> int:
+    """The lowest boundary of a plan's stages."""
+    with torch.random.fork_rng():  # an adapter takes its start from it, and is to take the same one later
+        tuned = insert(model.skeleton(base), recipe, plan, base)
+    distance = distances(tuned)
+    return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
+
+
+def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> None:
+    """Raise RecipeError where the recipe streams what cannot be; `found` are the boundaries of its stages."""
+    if recipe.memory.prefix != "stream":
+        return
+    if recipe.model.quantize != "none":
+        raise recipe.error(KEY, "stream reads no block into 4 bits; the nearest valid is keep, or model.quantize: none")
+    if min(found) == 0:
+        said = "stream needs blocks that never train, and this plan trains the lowest one"
+        raise recipe.error(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
+    reason = random_part(tuned, list(blocks(tuned))[max(found) :])
+    if reason:
+        raise recipe.error(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
+
+
+def check_size(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
+    """Raise RecipeError where streaming passes the recipe's limit on disk, as the plan's `table` of the prefix says."""
+    if recipe.memory.prefix != "stream":
+        return
+    if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
+        raise recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+    need = min(2, table["boundaries"][0]) * table["bytes"] / len(table["boundaries"]) / 2**30
+    if need > recipe.memory.prefix_limit_gb:
+        said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
+        nearest = math.ceil(need * 100) / 100
+        raise recipe.error("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
+
+
+def _files(base: Base) -> dict[str, Path]:
+    """The file in which each tensor of a base lies; raises RecipeError where that cannot be told."""
+    single, index = base.folder / "model.safetensors", base.folder / "model.safetensors.index.json"
+    if single.is_file():
+        with safe_open(single, framework="pt") as stored:
+            return dict.fromkeys(stored.keys(), single)
+    if not index.is_file():
+        raise RecipeError(
+            f"model.base: {base.folder} holds neither {single.name} nor {index.name}, so it cannot stream"
+        )
+    return {key: base.folder / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+
+
+def _names(block: nn.Module, path: str) -> list[str]:
+    return [path + name for name, _ in block.named_parameters()]
+
+
+def _targets(skeleton: PreTrainedModel, keys: list[str]) -> dict[str, str]:
+    """The name of a parameter that each stored tensor becomes, or becomes a part of, as transformers loads it."""
+    rules = get_model_conversion_mapping(skeleton)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    own, prefix = skeleton.state_dict(), skeleton.base_model_prefix
+    targets = {key: rename_source_key(key, renamings, converters, prefix, own)[0] for key in keys}
+    plain = {key: rename_source_key(key, [], [], prefix, own)[0] for key in keys}
+    return {key: plain[key] if name not in own and key in own else name for key, name in targets.items()}
