@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from llmtune import recipe, run
-from llmtune import train as train_module
 from llmtune import trainer as trainer_module
-from llmtune.arguments import ARGUMENTS
+from llmtune.arguments import ARGUMENTS, OPTIMIZERS
 from llmtune.errors import TrainingError
 from llmtune.prepare import prepare
 from llmtune.train import train
@@ -103,7 +102,7 @@ def test_the_loss_of_experts_is_the_cross_entropy_alone(tmp_path: Path) -> None:
 
 def test_the_golden_arguments_are_those_of_the_recipe(tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
-    assert golden["optim"] == train_module.OPTIMIZERS["adamw"]
+    assert golden["optim"] == OPTIMIZERS["adamw"]
     assert golden["average_tokens_across_devices"] is True
     assert golden["logging_nan_inf_filter"] is False
 
