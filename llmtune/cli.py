@@ -127,18 +127,15 @@ def _run(options: argparse.Namespace) -> None:
         _finish(run.open_run(options.recipe))
         return
     settings = recipe.load(options.recipe, options.set)
-    out = options.out or Path("runs") / options.recipe.stem
-    from llmtune import show
-    from llmtune.prepare import prepare
-
+    made = run.Run(options.out or Path("runs") / options.recipe.stem)
     if settings.publish:
         from llmtune.publish import preflight
 
         preflight(settings)
-    with run.Run(out).locked():
-        made = prepare(settings, out, show.gpus(), options.overwrite)
-    show.findings(run.read_json(made.data_file))
-    show.plan(run.read_json(made.plan_file))
+    # The training prepares the run as well: to import torch in two processes, one after the other, takes its time.
+    words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
+    with made.locked():
+        _train_child(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
     _finish(made)
 
 
@@ -149,7 +146,7 @@ def _finish(made: Any) -> None:
     settings = made.recipe()
     with made.locked():
         if not made.done("train"):
-            _train_child(made)
+            _train_child(settings, made, [str(made.path)])
         if settings.eval.suite != "none" and not made.done("eval"):
             _step(made, "eval", _evaluate)
         if settings.merge.enabled and not made.done("merge"):
@@ -174,24 +171,21 @@ def _step(made: Any, name: str, step: Callable[[Any], object]) -> None:
         raise
 
 
-def _train_child(made: Any) -> None:
-    from llmtune import launch, show
+def _train_child(settings: Any, made: Any, words: list[str]) -> None:
+    """Train in processes of their own; what ends them early is told in one line, after everything that they wrote."""
+    from llmtune import launch
 
-    show.heading("train")
-    settings, gpus = made.recipe(), show.gpus()
-    count = launch.processes(settings, launch.choose(settings, gpus), gpus)
-    cores = len(os.sched_getaffinity(0))
-    code = launch.execute(launch.command(settings, made, gpus), launch.environment(count, cores))
-    if code > 128:
-        stopped = Interrupted(f"stopped; go on with: llmtune run {made.path}")
-        stopped.exit_code = code
-        raise stopped
-    if code:
-        failed = TrainingError(
-            f"training ended with code {code}; go on from the last checkpoint: llmtune run {made.path}"
-        )
-        failed.exit_code = code if code in (2, 3) else TrainingError.exit_code
-        raise failed
+    ended = launch.start(settings, words)
+    if not ended.code:
+        return
+    again = f"go on with: llmtune run {made.path}" if made.recipe_file.is_file() else "nothing was trained yet"
+    if ended.code > 128:
+        failed: LlmtuneError = Interrupted(ended.said or f"stopped; {again}")
+    else:
+        failed = TrainingError(ended.said or f"training ended with code {ended.code}; {again}")
+    told = bool(ended.said) or ended.code > 128
+    failed.exit_code = ended.code if told else TrainingError.exit_code
+    raise failed
 
 
 def _open(options: argparse.Namespace) -> Any:
@@ -206,7 +200,7 @@ def _train(options: argparse.Namespace) -> None:
         if made.done("train"):
             made.forget("train")
             shutil.rmtree(made.checkpoints, ignore_errors=True)
-        _train_child(made)
+        _train_child(made.recipe(), made, [str(made.path)])
 
 
 def _again(options: argparse.Namespace, name: str, step: Callable[[Any], object]) -> None:

@@ -7,19 +7,38 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil  # type: ignore[import-untyped]
 
-from llmtune.errors import Interrupted, MachineError
+from llmtune.errors import Interrupted, LlmtuneError, MachineError
 from llmtune.recipe import Recipe
-from llmtune.run import Run
 from llmtune.yamlfile import load_yaml
 
 TRAIN_MODULE = "llmtune.train"
+LAUNCHER_MODULE = "llmtune.launcher"
 WORLD = "LLMTUNE_WORLD"  # how many processes the training is to find
 EXIT_FILE = "LLMTUNE_EXIT_FILE"
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # of CUDA, of ROCm, of CUDA under Windows
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended: its exit code, 128 + signal where one ended it, and what it said of it, if anything."""
+
+    code: int
+    said: str = ""
+
+
+def gpus() -> int:
+    """How many GPUs this machine has; torch is asked, and imported, only where there is a device file of one."""
+    if not any(file for pattern in _GPU_FILES for file in Path("/dev").glob(pattern)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def resource(name: str) -> Path:
@@ -61,8 +80,30 @@ def processes(recipe: Recipe, name: str, gpus: int) -> int:
     return asked or each
 
 
-def command(recipe: Recipe, run: Run, gpus: int) -> list[str]:
-    """The command line that trains `run`; raises MachineError where the machine has too few GPUs for it."""
+def start(recipe: Recipe, arguments: list[str]) -> Ended:
+    """Train what `arguments` tell llmtune.train, in as many processes as recipe and machine say, and wait for it."""
+    here = gpus()
+    name = choose(recipe, here)
+    env = environment(processes(recipe, name, here), len(os.sched_getaffinity(0)))
+    alone = _alone(config(name))
+    return execute(command(recipe, arguments, here), {**env, **alone}, launcher=not alone)
+
+
+def _alone(values: dict[str, Any]) -> dict[str, str]:
+    """What `accelerate launch` would tell a process that is alone; empty where there are several."""
+    if values["distributed_type"] != "NO":
+        return {}
+    return {
+        "ACCELERATE_USE_CPU": str(bool(values.get("use_cpu"))),
+        "ACCELERATE_MIXED_PRECISION": str(values["mixed_precision"]),
+    }
+
+
+def command(recipe: Recipe, arguments: list[str], gpus: int) -> list[str]:
+    """The command line that trains; raises MachineError where the machine has too few GPUs for it.
+
+    One process is started as it is: accelerate's launcher would import torch first, only to do the same.
+    """
     name = choose(recipe, gpus)
     count = processes(recipe, name, gpus)
     values = config(name)
@@ -70,8 +111,10 @@ def command(recipe: Recipe, run: Run, gpus: int) -> list[str]:
     if needed > gpus:
         instead = "auto takes what there is" if gpus else "cpu and multi_cpu need none"
         raise MachineError(f"launch.accelerate {name} needs {needed} GPUs and this machine has {gpus}; {instead}")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file(name))]
-    return [*launcher, "--num_processes", str(count), "-m", TRAIN_MODULE, str(run.path)]
+    if _alone(values):
+        return [sys.executable, "-m", TRAIN_MODULE, *arguments]
+    launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]
+    return [*launcher, "--num_processes", str(count), "-m", TRAIN_MODULE, *arguments]
 
 
 def environment(count: int, cores: int) -> dict[str, str]:
@@ -86,8 +129,8 @@ def environment(count: int, cores: int) -> dict[str, str]:
     return {**defaults, **os.environ, WORLD: str(count)}
 
 
-def execute(arguments: list[str], env: dict[str, str]) -> int:
-    """Run a launcher to its end and give the training's exit code, 128 + signal where a stop signal ended it.
+def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Ended:
+    """Run a training, or its launcher, to its end.
 
     The first two stop signals ask the training to stop, and its end is waited for; the third kills it.
     """
@@ -97,7 +140,8 @@ def execute(arguments: list[str], env: dict[str, str]) -> int:
     def stop(number: int) -> None:
         stops.append(number)
         for child in children:
-            _pass_on(child.pid, signal.SIGINT if len(stops) < 3 else signal.SIGKILL)
+            # Python ends at once and in silence on SIGTERM, while Ctrl-C in the middle of an import is a traceback.
+            _pass_on(child.pid, signal.SIGTERM if len(stops) < 3 else signal.SIGKILL, launcher)
 
     with tempfile.TemporaryDirectory() as folder, _handling(stop):
         left = Path(folder) / "code"
@@ -108,21 +152,35 @@ def execute(arguments: list[str], env: dict[str, str]) -> int:
         children.append(child)
         if stops:
             child.kill()
-        code = child.wait()
+        code, said = child.wait(), ""
         if left.is_file():
-            code = int(left.read_text())
+            told, _, said = left.read_text().partition("\n")
+            code = int(told)
     if stops and code:
-        return 128 + stops[0]
-    return code if code >= 0 else 128 - code
+        return Ended(128 + stops[0], said)
+    return Ended(code if code >= 0 else 128 - code, said)
+
+
+def tell(error: LlmtuneError) -> int:
+    """Say why a training ends, to the command that started it or, without one, on stderr; gives the exit code."""
+    if EXIT_FILE in os.environ:
+        _write_once(f"{error.exit_code}\n{error}")
+    else:
+        print(f"llmtune: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _write_once(text: str) -> None:
+    # "x": the first rank that fails is the cause of the others.
+    with contextlib.suppress(FileExistsError), open(os.environ[EXIT_FILE], "x") as file:
+        file.write(text)
 
 
 def leave(code: int) -> NoReturn:
     """End a training process with a code that survives its launcher, which turns every failure into 1."""
-    told = os.environ.get(EXIT_FILE)
+    told = EXIT_FILE in os.environ
     if told and code:
-        # "x": the first rank that fails is the cause of the others.
-        with contextlib.suppress(FileExistsError), open(told, "x") as file:
-            file.write(str(code))
+        _write_once(f"{code}\n")
     # When a rank fails, torchrun kills the others, and after Ctrl-C one of them may still be writing the checkpoint.
     sys.exit(0 if told and code == Interrupted.exit_code else code)
 
@@ -140,12 +198,12 @@ def _handling(stop: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _pass_on(launcher: int, number: int) -> None:
-    """Signal the training processes, which are the launcher's children; where it has none yet, end the launcher."""
+def _pass_on(child: int, number: int, launcher: bool) -> None:
+    """Signal the training: the child itself, or the children of a launcher, which is ended where it has none yet."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(launcher)
-        training = process.children()
-        for child in training:
-            child.send_signal(number)
+        process = psutil.Process(child)
+        training = process.children() if launcher else [process]
+        for one in training:
+            one.send_signal(number)
         if not training:
             process.kill()

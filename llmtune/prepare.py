@@ -1,7 +1,7 @@
 """Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,15 @@ from llmtune.model import Base
 from llmtune.plan import Plan, Schedule
 from llmtune.recipe import Recipe
 from llmtune.run import Run, write_json
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder, and what was found out on the way to it, which takes time to find out again."""
+
+    run: Run
+    base: Base
+    data: Gate
 
 
 def micro_batch(recipe: Recipe, world: int) -> tuple[int, int]:
@@ -59,7 +68,6 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
     _refuse(recipe, plan)
     distance = distances(tuned)
-    stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
     laid = schedule(recipe, plan, steps)
     ends = [*laid.starts[1:], steps]
     stages = []
@@ -84,6 +92,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
                 "trained": sum(map(sum, counts.values())),
             }
         )
+    stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
     trained = sum(tensor.numel() for tensor in tensors.values())
     return {
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
@@ -140,13 +149,18 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
 
 def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Run:
     """The run folder of a recipe, checked and resolved; an unfinished run of the same recipe is opened again."""
+    return prepared(recipe, out, gpus, overwrite).run
+
+
+def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
+    """What `prepare` makes, with the base and the encoded data."""
     base = model.locate(recipe)
     checked, table = examine(recipe, base, gpus)
     resolved = resolve(recipe, base)
     made = run.create(resolved, out, overwrite)
     write_json(made.plan_file, table)
     write_json(made.data_file, checked.findings)
-    return made
+    return Prepared(made, base, checked)
 
 
 def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import launch, lora, model, quantise, recipe, stream
+from llmtune import launch, lora, model, quantise, recipe, show, stream
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
@@ -18,7 +19,7 @@ from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.plan import Plan
 from llmtune.prefix import Keeping, Prefix
-from llmtune.prepare import prepare, schedule, total_steps
+from llmtune.prepare import Prepared, prepared, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run, read_json, write_json
@@ -27,15 +28,18 @@ from llmtune.trainer import PlannedTrainer
 from llmtune.watch import Stop, recorder
 
 
-def train(run: Run) -> None:
-    """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta."""
+def train(run: Run, found: Prepared | None = None) -> None:
+    """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
+
+    `found` is what this process found out when it prepared the run.
+    """
     settings = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(settings, state)
     set_seed(settings.train.seed)
-    base = model.locate(settings)
+    base = found.base if found else model.locate(settings)
     tokenizer = model.load_tokenizer(base)
-    data = gate(settings, tokenizer, model.stop_ids(base))
+    data = found.data if found else gate(settings, tokenizer, model.stop_ids(base))
     _same_data(run, data.findings)
     plan = settings.plan(model.facts(model.skeleton(base)))
     _check_engine(settings, plan)
@@ -51,6 +55,8 @@ def train(run: Run) -> None:
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
     stop = Stop()
+    if state.is_main_process:
+        show.heading("train")
     with progress:
         trainer = PlannedTrainer(
             tuned,
@@ -167,31 +173,44 @@ def _prove(before: dict[str, int], after: dict[str, int], trainer: PlannedTraine
         raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
 
 
-def main(arguments: list[str]) -> int:
-    """Train the run folder, or the recipe, that is the one argument; gives the exit code."""
-    if len(arguments) != 1:
-        print("usage: accelerate launch --config_file FILE -m llmtune.train RECIPE|RUN", file=sys.stderr)
-        return 2
+def main(words: list[str]) -> int:
+    """Train the run folder, or the recipe, that the words of a command line name; gives the exit code."""
+    options = _parser().parse_args(words)
     try:
-        train(_run(Path(arguments[0])))
+        if options.recipe.is_dir():
+            train(open_run(options.recipe))
+        else:
+            _train_recipe(options)
     except LlmtuneError as error:
-        print(f"llmtune: {error}", file=sys.stderr)
-        return error.exit_code
+        return launch.tell(error)
     except KeyboardInterrupt:
         return Interrupted.exit_code
     return 0
 
 
-def _run(path: Path) -> Run:
-    """The run in a folder, or the one that the first process makes of a recipe."""
-    if path.is_dir():
-        return open_run(path)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accelerate launch --config_file FILE -m llmtune.train")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE|RUN")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/<recipe's name>)")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")
+    return parser
+
+
+def _train_recipe(options: argparse.Namespace) -> None:
+    """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
     state = PartialState(cpu=not torch.cuda.is_available())
-    out = Path("runs") / path.stem
-    with state.main_process_first():
-        if state.is_main_process:
-            prepare(recipe.load(path), out, torch.cuda.device_count())
-    return open_run(out)
+    out, found = options.out or Path("runs") / options.recipe.stem, None
+    with state.local_main_process_first():
+        if state.is_local_main_process:
+            settings = recipe.load(options.recipe, options.set)
+            found = prepared(settings, out, torch.cuda.device_count(), options.overwrite)
+    made = open_run(out)
+    if state.is_main_process:
+        show.findings(read_json(made.data_file))
+        show.plan(read_json(made.plan_file))
+    if not made.done("train"):
+        train(made, found)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmtune import recipe, suite, tasks
+from llmtune import launch, recipe, suite, tasks, train
 from llmtune.cli import main
 from llmtune.prepare import prepare
 from tests import tiny
@@ -24,6 +25,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(20))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training in this process, which saves its start-up; it ends where it would load weights."""
+
+    def start(settings: Any, words: list[str]) -> launch.Ended:
+        with tempfile.TemporaryDirectory() as folder:
+            monkeypatch.setenv(launch.EXIT_FILE, f"{folder}/code")
+            code = train.main(words)
+            return launch.Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
+
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
 
 
 def written(place: Path, **sections: Any) -> str:
@@ -63,6 +78,7 @@ def test_a_bad_recipe_is_told(place: Path, capsys: pytest.CaptureFixture[str], c
     assert not (place / "runs").exists()
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("command", ["check", "run"])
 @pytest.mark.parametrize(
     ("sections", "code", "message"),
@@ -104,6 +120,7 @@ def test_what_cannot_be_is_told_before_anything_trains(
     assert not (place / "runs" / "r" / "delta").exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_a_public_task_is_told_without_a_network_before_anything_trains(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +153,7 @@ def test_tasks_of_the_harness_are_loaded_only_where_the_suite_has_some(
     assert [one.tasks for one in loaded] == [("orders",)]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_folder_that_holds_another_run_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "runs" / "r").mkdir(parents=True)
     (place / "runs" / "r" / "thesis.txt").write_text("mine")

@@ -1,19 +1,24 @@
 """Recipe and machine -> the launch: which config, how many processes, which command and environment."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from llmtune import launch, recipe
 from llmtune.errors import MachineError, RecipeError
 from llmtune.recipe import Launch, Recipe
-from llmtune.run import Run
 
 NAMES = [name for name in get_args(Launch.model_fields["accelerate"].annotation) if name != "auto"]
-RUN = Run(Path("runs/x"))
+WORDS = ["some recipe.yaml", "--out=runs/x"]
+ALONE = ("cpu", "single_gpu")
 
 
 def settings(folder: Path, *overrides: str) -> Recipe:
@@ -70,7 +75,7 @@ def test_the_config_and_the_number_of_processes_follow_recipe_and_machine(
     assert launch.processes(asked, name, gpus) == count
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
+@pytest.mark.parametrize("name", ALONE)
 def test_several_processes_of_a_config_that_runs_one_are_refused(tmp_path: Path, name: str) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}", "launch.processes=2")
     with pytest.raises(RecipeError, match=f"launch.processes: {name} runs one process, not 2; multi_cpu or ddp"):
@@ -89,19 +94,52 @@ def test_a_machine_with_too_few_gpus_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], gpus: int, words: str
 ) -> None:
     with pytest.raises(MachineError, match=words) as caught:
-        launch.command(settings(tmp_path, *overrides), RUN, gpus)
+        launch.command(settings(tmp_path, *overrides), WORDS, gpus)
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_command_always_names_its_config_and_its_processes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ALONE)
+def test_one_process_is_started_as_accelerate_would_start_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}")
-    words = launch.command(asked, RUN, 8)
-    assert words[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    started: list[tuple[list[str], dict[str, str], bool]] = []
+    monkeypatch.setattr(launch, "gpus", lambda: 1)
+    monkeypatch.setattr(launch, "execute", lambda words, env, launcher: started.append((words, env, launcher)))
+    launch.start(asked, WORDS)
+    words, env, launcher = started[0]
+    given = ["--config_file", str(launch.config_file(name)), "-m", "llmtune.train", *WORDS]
+    arguments = _validate_launch_command(launch_command_parser().parse_args(given))[0]
+    theirs, variables = prepare_simple_launcher_cmd_env(arguments)
+    assert words == theirs
+    assert not launcher
+    told = {key: value for key, value in variables.items() if key not in os.environ and "DYNAMO" not in key}
+    asked_of_openmp = {"OMP_NUM_THREADS", "KMP_AFFINITY", "KMP_BLOCKTIME"}
+    assert {key: value for key, value in env.items() if key in told} == {
+        key: value for key, value in told.items() if key not in asked_of_openmp
+    } | {key: env[key] for key in asked_of_openmp & set(told) & set(env)}
+    assert variables["ACCELERATE_DYNAMO_BACKEND"] == "NO"
+
+
+def test_a_machine_without_the_device_file_of_a_gpu_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "from llmtune import launch; print(launch.gpus()); import sys; print('torch' in sys.modules)"
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
+        assert said.split() == ["0", "False"]
+    monkeypatch.setattr(launch, "_GPU_FILES", ("null",))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert launch.gpus() == 3
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE}))
+def test_the_command_of_several_processes_names_its_config_and_their_number(tmp_path: Path, name: str) -> None:
+    asked = settings(tmp_path, f"launch.accelerate={name}")
+    words = launch.command(asked, WORDS, 8)
+    assert words[:3] == [sys.executable, "-m", "llmtune.launcher"]
     assert words[words.index("--config_file") + 1] == str(launch.config_file(name))
     assert words[words.index("--num_processes") + 1] == str(launch.processes(asked, name, 8))
-    assert words[-3:] == ["-m", "llmtune.train", str(RUN.path)]
-    assert launch.command(asked, RUN, 8) == words
+    assert words[-4:] == ["-m", "llmtune.train", *WORDS]
+    assert launch.command(asked, WORDS, 8) == words
 
 
 def test_the_environment_shares_cores_out_and_leaves_the_users_choices(monkeypatch: pytest.MonkeyPatch) -> None:

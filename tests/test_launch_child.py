@@ -14,12 +14,13 @@ import pytest
 import yaml
 
 from llmtune import launch
-from llmtune.errors import Interrupted
+from llmtune.errors import Interrupted, RecipeError
 
 EXECUTE = """
 import sys
 from llmtune import launch
-sys.exit(launch.execute(sys.argv[1:], launch.environment(1, 2)))
+ended = launch.execute(sys.argv[2:], launch.environment(1, 2), launcher=sys.argv[1] == "launcher")
+sys.exit(ended.code)
 """
 # A launcher as accelerate's: it starts the training and turns every failure into 1; Ctrl-C ends it at once.
 LAUNCHER = "import subprocess, sys\nsys.exit(min(1, subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()))"
@@ -36,7 +37,7 @@ def ask(number, frame):
         time.sleep(0.5)
         (folder / "checkpoint").touch()
         launch.leave(130)
-signal.signal(signal.SIGINT, ask)
+signal.signal(signal.SIGTERM, ask)
 (folder / "started").touch()
 while True:
     time.sleep(60)
@@ -60,15 +61,18 @@ def script(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
-def execute(*arguments: str) -> int:
+def execute(*arguments: str, launcher: bool = True) -> int:
     """The code of one Python child, run by `launch.execute` in this process."""
-    return launch.execute([sys.executable, "-c", *arguments], launch.environment(1, 1))
+    return launch.execute([sys.executable, "-c", *arguments], launch.environment(1, 1), launcher).code
 
 
-def stoppable(folder: Path, manner: str) -> subprocess.Popen[bytes]:
+def stoppable(folder: Path, manner: str, alone: bool = False) -> subprocess.Popen[bytes]:
     """A process that executes a launcher that started a training; it is in a group of its own, as under a shell."""
-    arguments = [script(folder, "launcher.py", LAUNCHER), script(folder, "training.py", TRAINING), folder, manner]
-    started = subprocess.Popen([sys.executable, "-c", EXECUTE, sys.executable, *arguments], process_group=0)
+    training = [script(folder, "training.py", TRAINING), folder, manner]
+    words = ["launcher", sys.executable, script(folder, "launcher.py", LAUNCHER), *training]
+    if alone:
+        words = ["alone", sys.executable, *training]
+    started = subprocess.Popen([sys.executable, "-c", EXECUTE, *words], process_group=0)
     wait_for(folder / "started")
     return started
 
@@ -104,6 +108,20 @@ def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
     assert execute(ranks, leave) == 3
 
 
+def test_what_the_training_said_comes_back_with_its_code(tmp_path: Path) -> None:
+    tell = "from llmtune import errors, launch\nlaunch.leave(launch.tell(errors.ProofError('a line, with ünïcode')))"
+    ended = launch.execute([sys.executable, "-c", tell], launch.environment(1, 1), launcher=False)
+    assert (ended.code, ended.said) == (5, "a line, with ünïcode")
+
+
+def test_told_without_a_launch_a_line_goes_to_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(launch.EXIT_FILE, raising=False)
+    assert launch.tell(RecipeError("wrong")) == 2
+    assert capsys.readouterr().err == "llmtune: wrong\n"
+
+
 def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(launch.EXIT_FILE, raising=False)
     for code in (0, 4, 130):
@@ -119,21 +137,25 @@ def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_whi
     with pytest.raises(SystemExit) as caught:
         launch.leave(Interrupted.exit_code)
     assert caught.value.code == 0
-    assert (tmp_path / "code").read_text() == "130"
+    assert (tmp_path / "code").read_text() == "130\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])
-def test_a_stop_waits_for_the_trainings_checkpoint(tmp_path: Path, number: signal.Signals, whole_group: bool) -> None:
-    started = stoppable(tmp_path, "orderly")
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
+def test_a_stop_waits_for_the_trainings_checkpoint(
+    tmp_path: Path, number: signal.Signals, whole_group: bool, alone: bool
+) -> None:
+    started = stoppable(tmp_path, "orderly", alone)
     (os.killpg if whole_group else os.kill)(started.pid, number)
     assert started.wait(30) == 128 + number
     assert (tmp_path / "checkpoint").exists()
     assert not (tmp_path / "asked-2").exists()
 
 
-def test_the_third_stop_kills_a_training_that_does_not_end(tmp_path: Path) -> None:
-    started = stoppable(tmp_path, "stubborn")
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
+def test_the_third_stop_kills_a_training_that_does_not_end(tmp_path: Path, alone: bool) -> None:
+    started = stoppable(tmp_path, "stubborn", alone)
     for count in (1, 2):
         os.killpg(started.pid, signal.SIGINT)
         wait_for(tmp_path / f"asked-{count}")
@@ -141,12 +163,16 @@ def test_the_third_stop_kills_a_training_that_does_not_end(tmp_path: Path) -> No
     assert started.wait(30) == 130
 
 
-def test_a_stop_before_the_training_began_ends_the_launcher(tmp_path: Path) -> None:
+def test_a_stop_before_the_training_began_ends_it_at_once_and_in_silence(tmp_path: Path) -> None:
     waits = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
-    started = subprocess.Popen([sys.executable, "-c", EXECUTE, sys.executable, "-c", waits], process_group=0)
-    wait_for(tmp_path / "up")
-    os.killpg(started.pid, signal.SIGINT)
-    assert started.wait(30) == 130
+    for words in (["launcher"], ["alone"]):
+        words += [sys.executable, "-c", waits]
+        started = subprocess.Popen([sys.executable, "-c", EXECUTE, *words], process_group=0, stderr=subprocess.PIPE)
+        wait_for(tmp_path / "up")
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.communicate(timeout=30)[1] == b""
+        assert started.returncode == 130
+        (tmp_path / "up").unlink()
 
 
 def test_execute_gives_the_signals_back() -> None:
