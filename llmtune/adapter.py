@@ -141,7 +141,7 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
     """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(str(folder), state_dict=tensors, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         lora.for_the_original_base(model, folder / ADAPTER)
     else:

@@ -25,7 +25,7 @@ def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
     """
     found, deepest = [], -1
     for stage in plan.stages:
-        deepest = max(deepest, *(far for far in distance.values() if stage.rate(far) > 0))
+        deepest = max([deepest, *(far for far in distance.values() if stage.rate(far) > 0)])
         found.append(max(0, count - deepest))
     return found
 

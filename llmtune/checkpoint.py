@@ -11,21 +11,25 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from trl import SFTTrainer
 
 from llmtune.errors import TrainingError
 from llmtune.prefix import Prefix
 from llmtune.run import fingerprint, write_json
+from llmtune.sharding import laid_out_as, whole
 
 TENSORS = "trained.safetensors"
 MANIFEST = "manifest.json"
+OPTIMIZER = "optimizer.pt"
+SCHEDULER = "scheduler.pt"
 
 
 class Checkpointed(SFTTrainer):
     """SFTTrainer whose checkpoints hold what trains, and are complete or absent."""
 
     prefix: Prefix | None
-    _tensors: dict[str, nn.Parameter]
+    _names: list[str]
     _keep: int
     _kept_before: list[int] | None
     _seen: int
@@ -33,17 +37,18 @@ class Checkpointed(SFTTrainer):
 
     def current_tensors(self) -> dict[str, nn.Parameter]:
         live = dict(self.model.named_parameters())
-        return {name: live[name] for name in self._tensors}
+        return {name: live[name] for name in self._names}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"step-{step:06d}"
         partial_folder = folder.with_name(f".partial-{folder.name}")
         self.assert_replicas_equal()
+        trained = self.trained_state()
         if self.args.should_save:
             shutil.rmtree(partial_folder, ignore_errors=True)
             partial_folder.mkdir(parents=True)
-            save_file(self.trained_state(), partial_folder / TENSORS)
+            save_file(trained, partial_folder / TENSORS)
         self.accelerator.wait_for_everyone()
         self._save_optimizer_and_scheduler(str(partial_folder))
         self._save_rng_state(str(partial_folder))
@@ -59,8 +64,43 @@ class Checkpointed(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name, on the CPU, in fp32."""
-        return {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.current_tensors().items()}
+        """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
+        state = {}
+        for name, tensor in self.current_tensors().items():
+            full = whole(tensor.detach())
+            if self.args.process_index == 0:
+                state[name] = full.cpu().float().contiguous()
+        return state
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # Accelerate's way wants a state for every parameter, and those of later stages have none yet.
+        stored = self.optimizer.state_dict()
+        stored["state"] = {
+            place: {
+                key: whole(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()
+            }
+            for place, state in stored["state"].items()
+        }
+        if self.args.should_save:
+            torch.save(stored, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        stored = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for place, state in stored["state"].items():
+            like = parameters[place]
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == like.shape:
+                    state[key] = laid_out_as(like, value)
+        self.optimizer.load_state_dict(stored)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         live = self.current_tensors()
@@ -69,7 +109,7 @@ class Checkpointed(SFTTrainer):
             raise TrainingError(f"{resume_from_checkpoint}: holds other tensors than this recipe trains")
         with torch.no_grad():
             for name, tensor in stored.items():
-                live[name].copy_(tensor)
+                live[name].copy_(laid_out_as(live[name], tensor))
         counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
         first = self.args.process_index == 0
         self._kept_before = counts["prefix"]
@@ -79,7 +119,8 @@ class Checkpointed(SFTTrainer):
         """Raise TrainingError where the processes hold different trained weights."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        mine = checksums(self.current_tensors())
+        # A tensor that is sharded has no second copy.
+        mine = checksums({name: p for name, p in self.current_tensors().items() if not isinstance(p, DTensor)})
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         odd = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
@@ -88,8 +129,8 @@ class Checkpointed(SFTTrainer):
 
 
 def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """A sum over the bits of every tensor, modulo 2**64; one changed element changes it."""
-    return {name: int(_words(tensor.detach()).sum()) for name, tensor in tensors.items()}
+    """A sum over the bits of every whole tensor, modulo 2**64; one changed element changes it."""
+    return {name: int(_words(whole(tensor.detach())).sum()) for name, tensor in tensors.items()}
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
@@ -100,11 +141,13 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
 
 def seal(partial_folder: Path, folder: Path) -> None:
     """Make a written checkpoint folder complete: every file on disk, the manifest last, then one rename."""
-    files = sorted(file for file in partial_folder.iterdir() if file.is_file())
+    files = sorted(file for file in partial_folder.rglob("*") if file.is_file())
     for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    write_json(partial_folder / MANIFEST, {file.name: fingerprint(file) for file in files})
+    write_json(
+        partial_folder / MANIFEST, {file.relative_to(partial_folder).as_posix(): fingerprint(file) for file in files}
+    )
     if folder.exists():
         shutil.rmtree(folder)
     partial_folder.rename(folder)

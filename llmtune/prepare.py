@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune import launch, model, quantise, run, stream, suite
+from llmtune import engine, launch, model, quantise, run, stream, suite
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
@@ -143,6 +143,8 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
     if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
         said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
         raise recipe.error("method.adapter.form", said)
+    if recipe.launch.accelerate == "fsdp2":
+        engine.check_sharded(recipe)
     if recipe.launch.accelerate in ("zero2", "zero3") and plan.staged:
         raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 

@@ -1,7 +1,6 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import launch, lora, model, quantise, recipe, show, stream
+from llmtune import engine, launch, lora, model, quantise, recipe, show, stream
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
-from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
+from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.plan import Plan
 from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
@@ -35,14 +34,14 @@ def train(run: Run, found: Prepared | None = None) -> None:
     """
     settings = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
-    _check_world(settings, state)
+    engine.check_world(settings, state)
     set_seed(settings.train.seed)
     base = found.base if found else model.locate(settings)
     tokenizer = model.load_tokenizer(base)
     data = found.data if found else gate(settings, tokenizer, model.stop_ids(base))
     _same_data(run, data.findings)
     plan = settings.plan(model.facts(model.skeleton(base)))
-    _check_engine(settings, plan)
+    engine.check(settings, plan, state)
     dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
     loaded, shelf = _load(base, settings, plan, dtype)
     tuned = insert(loaded, settings, plan, base)
@@ -76,50 +75,21 @@ def train(run: Run, found: Prepared | None = None) -> None:
         trainer.remove_callback(PrinterCallback)
         if state.is_main_process:
             write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
-        frozen = {name: p for name, p in tuned.named_parameters() if name not in tensors}
-        before, start_sums = checksums(frozen), checksums(tensors)
+        before = checksums(dict(tuned.named_parameters()))
+        trained = sum(tensor.numel() for tensor in tensors.values())
+        del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
     if stop.asked and trainer.state.global_step < steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {steps}, with a checkpoint; go on: llmtune run {run.path}"
         )
-    held = {name: parameter for name, parameter in frozen.items() if parameter.numel()}  # the rest was let go
-    _prove(before, checksums(held), trainer, start_sums)
+    _prove(before, trainer)
+    delta = trainer.trained_state()
     if state.is_main_process:
-        save_delta(tuned, trainer.trained_state(), run.delta, base, settings.method.adapter.kind)
-        run.mark("train", [run.delta], steps=steps, trained=sum(tensor.numel() for tensor in tensors.values()))
+        save_delta(tuned, delta, run.delta, base, settings.method.adapter.kind)
+        run.mark("train", [run.delta], steps=steps, trained=trained)
     state.wait_for_everyone()
     state.destroy_process_group()
-
-
-def _check_world(settings: Recipe, state: PartialState) -> None:
-    """Raise MachineError where the launcher started other processes than were asked for."""
-    asked = os.environ.get(launch.WORLD)
-    expected = int(asked) if asked else settings.launch.processes
-    if expected is not None and expected != state.num_processes:
-        raise MachineError(
-            f"{expected} processes were asked for and {state.num_processes} started; "
-            "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml, or set launch.processes"
-        )
-    if state.num_processes > 1:
-        wanted = "gloo" if state.device.type == "cpu" else "nccl"
-        if state.backend != wanted:
-            raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
-    if model.computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise MachineError("this GPU has no bf16; set model.precision to fp32")
-    if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
-        raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
-
-
-def _check_engine(settings: Recipe, plan: Plan) -> None:
-    """Raise RecipeError for an engine that `accelerate launch` was told to use and that cannot follow the plan."""
-    used = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"}
-    if "FSDP" in used and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise settings.error(
-            "launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)"
-        )
-    if "DEEPSPEED" in used and plan.staged:
-        raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
 def _load(base: model.Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, stream.Shelf | None]:
@@ -161,14 +131,17 @@ def _same_data(run: Run, findings: dict[str, Any]) -> None:
         raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
 
 
-def _prove(before: dict[str, int], after: dict[str, int], trainer: PlannedTrainer, start: dict[str, int]) -> None:
-    """Raise TrainingError where something frozen moved, or where nothing at some distance did."""
-    moved = [name for name in after if before[name] != after[name]]
+def _prove(before: dict[str, int], trainer: PlannedTrainer) -> None:
+    """Raise TrainingError where something frozen moved since `before`, or where nothing at some distance did."""
+    # What is empty was let go and cannot have trained.
+    live = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.numel()}
+    after, trained = checksums(live), trainer.current_tensors()
+    changed = {name for name in after if before[name] != after[name]}
+    moved = sorted(changed - set(trained))
     if moved:
         raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
-    end = checksums(trainer.current_tensors())
     distance = trainer.distance
-    still = {distance[name] for name in start} - {distance[name] for name in start if start[name] != end[name]}
+    still = {distance[name] for name in trained} - {distance[name] for name in changed}
     if still:
         raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
 

@@ -17,6 +17,7 @@ from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.plan import Schedule
 from llmtune.prefix import Prefix
+from llmtune.sharding import reshard, show_all
 
 
 def groups(tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ class PlannedTrainer(Checkpointed):
         **more: Any,
     ) -> None:
         self._make_schedule = make_schedule
-        self._tensors = tensors
+        self._names = list(tensors)
         self.distance = distances(model)
         self._record = record
         self._keep = keep
@@ -136,7 +137,7 @@ class PlannedTrainer(Checkpointed):
             self.prefix = None
             self._record({"step": self.state.global_step, "prefix": "prefix: not kept where weights are sharded"})
             return
-        distance = {name: self.distance[name] for name in self._tensors}
+        distance = {name: self.distance[name] for name in self._names}
         step, laid = self.state.global_step, self.schedule
         self._boundaries = boundaries(laid.plan, distance, len(blocks(self.model)))
         ends = [*laid.starts[1:], laid.steps]
@@ -225,6 +226,7 @@ class PlannedTrainer(Checkpointed):
                     loss = self.compute_loss(self.model, prepared)
                 sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
+        reshard(self.model)
         self.model.train(training)
         metrics = {"eval_loss": total / max(1, tokens)}
         self._evaluated = (self.state.global_step, metrics)
@@ -254,6 +256,8 @@ class _Stages(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self.trainer.is_fsdp_enabled:
+            show_all(self.trainer.model)
         self.trainer.begin_prefix()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:

@@ -1,18 +1,24 @@
-"""What two processes do in tests/test_processes.py: `torchrun ... -m tests.processes shard|train OUT`."""
+"""What two processes do in tests/test_processes.py: `torchrun ... -m tests.processes shard|train|fsdp2 OUT`."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
+from llmtune import train as train_module
 from llmtune.adapter import insert, trained_tensors
+from llmtune.checkpoint import complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
@@ -93,9 +99,37 @@ def train(out: Path) -> None:
     (out / f"reached-{dist.get_rank()}").write_text(str(made.state.global_step))
 
 
+def fsdp2(folder: Path) -> None:
+    """Train the runs in a folder, each a second time from its second checkpoint, through Accelerate's FSDP2."""
+    begin = PartialState.__init__
+
+    def disguised(self: PartialState, *arguments: Any, **named: Any) -> None:
+        # Accelerate keeps FSDP2 from CPUs, unless they pass for GPUs.
+        begin(self, *arguments, **named)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = disguised
+    PartialState.destroy_process_group = lambda self: None  # the next run needs it
+    for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
+        assert train_module.main([str(run)]) == 0
+        assert AcceleratorState._shared_state["distributed_type"] == DistributedType.FSDP
+        dist.barrier()
+        if dist.get_rank() == 0:
+            (run / "delta").rename(run / "whole")
+            for late in complete_checkpoints(run / "checkpoints")[2:]:
+                shutil.rmtree(late)
+        dist.barrier()
+        assert train_module.main([str(run)]) == 0
+    dist.destroy_process_group()
+
+
 def main(arguments: list[str]) -> None:
     """One of the two processes."""
     out = Path(arguments[1])
+    if arguments[0] == "fsdp2":
+        fsdp2(out)
+        return
     if arguments[0] == "train":
         train(out)
         return

@@ -129,7 +129,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
         small(kind).save_pretrained(folder / "base")
         tuned = shaken(adapted(small(kind), form, plan))
         found[f"{folder.name}/live"] = logits(tuned)
-        save_delta(tuned, {}, folder / "delta", training.BASE, "bottleneck")
+        save_delta(tuned, dict(tuned.named_parameters()), folder / "delta", training.BASE, "bottleneck")
         if form == "parallel":
             tuned.merge_and_unload().save_pretrained(folder / "merged")
         folders.append((str(folder), form))
@@ -190,7 +190,7 @@ def test_adapters_have_the_distance_of_their_block() -> None:
 @pytest.mark.parametrize("harm", ["missing", "unexpected", "renamed", "shape"])
 def test_a_delta_that_does_not_fit_is_an_error(tmp_path: Path, harm: str) -> None:
     tuned = shaken(adapted(small("llama")))
-    save_delta(tuned, {}, tmp_path, training.BASE, "bottleneck")
+    save_delta(tuned, dict(tuned.named_parameters()), tmp_path, training.BASE, "bottleneck")
     load_delta(small("llama"), tmp_path)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.bottleneck_up.weight"
@@ -228,7 +228,7 @@ def test_a_4bit_base_trains_and_its_adapter_merges_into_the_original(tmp_path: P
     made = training.trainer(tmp_path, {**FULL, "lr": 0.01, "adapter": {"kind": "bottleneck"}}, model=tuned.unload())
     made.train()
     assert not torch.equal(logits(made.model.eval()), before)
-    save_delta(made.model, {}, tmp_path / "delta", training.BASE, "bottleneck")
+    save_delta(made.model, dict(made.model.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
     with pytest.raises(ValueError, match="16- or 32-bit base only"):
         made.model.merge_and_unload()
     live = load_delta(load_model(base), tmp_path / "delta")

@@ -79,7 +79,7 @@ def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
     assert moved == {lora.moves_weight(spec)}
     expected = shake(tuned)
     assert (expected - untouched(IDS).logits).abs().max() > 0.05
-    save_delta(tuned, {}, tmp_path / "delta", base, "lora")
+    save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", base, "lora")
     torch.testing.assert_close(load_delta(untouched, tmp_path / "delta")(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_another_process_loads_every_start_on_the_base_as_it_was_with_peft_alone
         (tmp_path / lora.INITIAL).unlink(missing_ok=True)
         tuned, base, _ = inserted(tmp_path, adapter)
         expected[tmp_path / start] = shake(tuned)
-        save_delta(tuned, {}, tmp_path / start, base, "lora")
+        save_delta(tuned, dict(tuned.named_parameters()), tmp_path / start, base, "lora")
     subprocess.run([sys.executable, "-c", SCRIPT, base.folder, *expected], check=True, cwd="/")
     for folder, logits in expected.items():
         loaded = torch.load(folder / "logits.pt", weights_only=True)

@@ -12,6 +12,7 @@ from tests import tiny
 
 LORA = {"kind": "lora", "rank": 4}
 STAGE = {"until": 1.0}
+STAGED = {"kind": "gradual", "reaches": [1, "all"]}
 
 
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied: bool = True, **sections: Any) -> str:
@@ -63,16 +64,29 @@ def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2" in said
 
 
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_that_cannot_be_sharded_is_refused_under_fsdp2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    sections = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
+    said = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert f"{optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw" in said
+
+
+FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
+FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
+
+
 @pytest.mark.parametrize(
-    ("variables", "method", "line"),
+    ("variables", "sections", "line", "code"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"kind": "full"}, "FSDP1 is not supported"),
-        ({"ACCELERATE_USE_FSDP": "true"}, {"kind": "full"}, "FSDP1 is not supported"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true"},
-            {"kind": "gradual", "reaches": [1, "all"]},
-            "DeepSpeed cannot follow stages",
-        ),
+        ({**FSDP1, "FSDP_VERSION": "1"}, {}, "FSDP1 is not supported", 2),
+        (FSDP1, {}, "FSDP1 is not supported", 2),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"method": STAGED}, "DeepSpeed cannot follow stages", 2),
+        (FSDP2, {}, "fsdp2 shards over GPUs, and there is none", 3),
+        (FSDP2, {"train": {"optimizer": "adafactor"}}, "adafactor cannot hold its state sharded", 2),
+        ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "every process reads the base", 2),
+        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
     ],
 )
 def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_itself(
@@ -80,17 +94,18 @@ def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_i
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
-    method: Any,
+    sections: dict[str, Any],
     line: str,
+    code: int,
 ) -> None:
     tiny.save_base(tmp_path / "base", blocks=3)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
-    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, method)
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, **sections)
     made = prepare(recipe.load(file), tmp_path / "run", gpus=0)
     monkeypatch.setattr(train.model, "load_model", lambda *_: pytest.fail("weights were loaded"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert train.main([str(made.path)]) == 2
+    assert train.main([str(made.path)]) == code
     said = capsys.readouterr().err
     assert line in said
     assert said.strip().count("\n") == 0

@@ -1,0 +1,65 @@
+"""Whether the processes and the engine that `accelerate launch` set up can do what the recipe asks."""
+
+import os
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from llmtune import launch, model
+from llmtune.errors import MachineError
+from llmtune.plan import Plan
+from llmtune.recipe import Recipe
+
+_UNSHARDABLE = {
+    "cpu_ram_efficient_loading": "set it to false: every process reads the base",
+    "activation_checkpointing": "set it to false, and train.activation_checkpointing to true",
+}
+
+
+def check_world(settings: Recipe, state: PartialState) -> None:
+    """Raise MachineError where the launcher started other processes than were asked for."""
+    asked = os.environ.get(launch.WORLD)
+    expected = int(asked) if asked else settings.launch.processes
+    if expected is not None and expected != state.num_processes:
+        raise MachineError(
+            f"{expected} processes were asked for and {state.num_processes} started; "
+            "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml, or set launch.processes"
+        )
+    if state.num_processes > 1:
+        wanted = "gloo" if state.device.type == "cpu" else "nccl"
+        if wanted not in (state.backend or ""):
+            raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
+    if model.computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise MachineError("this GPU has no bf16; set model.precision to fp32")
+    if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
+        raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
+
+
+def check(settings: Recipe, plan: Plan, state: PartialState) -> None:
+    """Raise an error for an engine that `accelerate launch` was told to use and that cannot do what was asked."""
+    if _told("ACCELERATE_USE_DEEPSPEED") and plan.staged:
+        raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+    if not _told("ACCELERATE_USE_FSDP"):
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise settings.error(
+            "launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)"
+        )
+    check_sharded(settings)
+    for key, instead in _UNSHARDABLE.items():
+        if _told(f"FSDP_{key.upper()}"):
+            raise settings.error("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
+    if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
+
+
+def check_sharded(recipe: Recipe) -> None:
+    """Raise RecipeError for an optimizer that cannot hold the state of sharded weights."""
+    if recipe.train.optimizer not in ("adamw", "sgd"):
+        said = f"{recipe.train.optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw"
+        raise recipe.error("train.optimizer", said)
+
+
+def _told(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() == "true"
