@@ -150,3 +150,10 @@ def forget(tensor: torch.Tensor) -> None:
     size = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page - start
     if size > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give back what freed tensors leave in the allocator, where it is glibc's."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if give_back:
+        give_back(0)

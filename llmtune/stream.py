@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune import model
+from llmtune import model, states
 from llmtune.adapter import insert, trained_tensors
 from llmtune.boundary import boundaries, random_part
 from llmtune.depth import blocks, distances
@@ -50,11 +50,11 @@ class Shelf:
         self._base, self._dtype, self._config = base, dtype, model.load_config(base)
         skeleton = model.skeleton(base)
         self._class = type(skeleton)
-        self._files = _files(base)
+        self._stored = _stored(base)
         listed = blocks(skeleton)
         path = next(name for name, module in skeleton.named_modules() if module is listed)
         inside = {name: at for at in range(low) for name in _names(listed[at], f"{path}.{at}.")}
-        self._block = {key: inside.get(target) for key, target in _targets(skeleton, list(self._files)).items()}
+        self._block = {key: inside.get(target) for key, target in _targets(skeleton, list(self._stored)).items()}
 
     def load(self) -> PreTrainedModel:
         """The base in evaluation mode, as from `model.load_model`, but for the low blocks, whose parameters are empty.
@@ -82,6 +82,7 @@ class Shelf:
         yield
         for parameter in live.values():
             parameter.data = parameter.data.new_empty(0)
+        states.trim()
 
     @contextmanager
     def lending(self, listed: list[nn.Module]) -> Iterator[None]:
@@ -111,13 +112,12 @@ class Shelf:
 
     def _read(self, wanted: Callable[[int | None], bool]) -> PreTrainedModel:
         """The model with the tensors of the wanted blocks (None: outside the low ones), all else on the meta device."""
-        lazy: dict[str, Any] = {}
+        read = {key for key, block in self._block.items() if wanted(block)}
+        lazy: dict[str, Any] = {key: _Left(shape) for key, (_, shape) in self._stored.items() if key not in read}
         with ExitStack() as opened:
-            for file in sorted(set(self._files.values())):
+            for file in sorted({self._stored[key][0] for key in read}):
                 stored = opened.enter_context(safe_open(file, framework="pt"))
-                for key in (key for key, where in self._files.items() if where == file):
-                    slice_ = stored.get_slice(key)
-                    lazy[key] = slice_ if wanted(self._block[key]) else _Left(slice_.get_shape())
+                lazy |= {key: stored.get_slice(key) for key in read if self._stored[key][0] == file}
             made: Any = self._class.from_pretrained(
                 None, config=self._config, state_dict=lazy, dtype=self._dtype, local_files_only=True
             )
@@ -168,17 +168,19 @@ def check_size(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
         raise recipe.error("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
 
 
-def _files(base: Base) -> dict[str, Path]:
-    """The file in which each tensor of a base lies; raises RecipeError where that cannot be told."""
+def _stored(base: Base) -> dict[str, tuple[Path, list[int]]]:
+    """The file in which each tensor of a base lies, and its shape; raises RecipeError where that cannot be told."""
     single, index = base.folder / "model.safetensors", base.folder / "model.safetensors.index.json"
-    if single.is_file():
-        with safe_open(single, framework="pt") as stored:
-            return dict.fromkeys(stored.keys(), single)
-    if not index.is_file():
-        raise RecipeError(
-            f"model.base: {base.folder} holds neither {single.name} nor {index.name}, so it cannot stream"
-        )
-    return {key: base.folder / name for key, name in json.loads(index.read_text())["weight_map"].items()}
+    if not (single.is_file() or index.is_file()):
+        raise RecipeError(f"model.base: {base.folder} holds neither {single.name} nor {index.name}: it cannot stream")
+    names = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    found: dict[str, tuple[Path, list[int]]] = {}
+    for file in (base.folder / name for name in names):
+        if not file.is_file():
+            raise RecipeError(f"model.base: {base.name} lacks {file.name}, which its index names")
+        with safe_open(file, framework="pt") as stored:
+            found |= {key: (file, stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+    return found
 
 
 def _names(block: nn.Module, path: str) -> list[str]:
