@@ -121,7 +121,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from llmtune import recipe, run
+    from llmtune import launch, recipe, run
 
     if options.recipe.is_dir():
         _finish(run.open_run(options.recipe))
@@ -132,10 +132,15 @@ def _run(options: argparse.Namespace) -> None:
         from llmtune.publish import preflight
 
         preflight(settings)
-    # The training prepares the run as well: to import torch in two processes, one after the other, takes its time.
-    words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
     with made.locked():
-        _train_child(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+        if launch.runs_one(settings):
+            # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
+            words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
+            _train_child(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+        else:
+            from llmtune import prepare, show
+
+            show.prepared(prepare.prepare(settings, made.path, launch.gpus(), options.overwrite))
     _finish(made)
 
 

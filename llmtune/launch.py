@@ -89,6 +89,11 @@ def start(recipe: Recipe, arguments: list[str]) -> Ended:
     return execute(command(recipe, arguments, here), {**env, **alone}, launcher=not alone)
 
 
+def runs_one(recipe: Recipe) -> bool:
+    """Whether one process trains, so that it may prepare the run too."""
+    return bool(_alone(config(choose(recipe, gpus()))))
+
+
 def _alone(values: dict[str, Any]) -> dict[str, str]:
     """What `accelerate launch` would tell a process that is alone; empty where there are several."""
     if values["distributed_type"] != "NO":

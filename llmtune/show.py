@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmtune.run import Run
+from llmtune.run import Run, read_json
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -20,6 +20,12 @@ def gpus() -> int:
 def heading(name: str) -> None:
     """Announce a step."""
     console.print(f"\n[bold]{name}[/bold]")
+
+
+def prepared(run: Run) -> None:
+    """Print what was found in a run's data, and its plan."""
+    findings(read_json(run.data_file))
+    plan(read_json(run.plan_file))
 
 
 def quantity(number: float) -> str:

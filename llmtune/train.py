@@ -180,8 +180,7 @@ def _train_recipe(options: argparse.Namespace) -> None:
             found = prepared(settings, out, torch.cuda.device_count(), options.overwrite)
     made = open_run(out)
     if state.is_main_process:
-        show.findings(read_json(made.data_file))
-        show.plan(read_json(made.plan_file))
+        show.prepared(made)
     if not made.done("train"):
         train(made, found)
 

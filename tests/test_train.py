@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -198,3 +199,44 @@ def test_what_keeping_takes_is_what_the_plan_predicts(
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
     assert any("prefix: kept" in line for line in done.log_file.read_text().splitlines())
+
+
+def tiny_recipe(folder: Path, **sections: Any) -> Path:
+    """A recipe for a tiny base on rows in a folder."""
+    tiny.save_base(folder / "base", blocks=3)
+    data = tiny.write_rows(folder / "train.jsonl", tiny.sums(40))
+    return tiny.write_recipe(folder / "r.yaml", folder / "base", data, {"kind": "full", "lr": 0.01}, **sections)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "after", "then"),
+    [
+        (1, 0.3, "nothing was trained yet"),
+        (1, 3.0, "nothing was trained yet"),
+        (2, 4.0, "go on with: llmtune run runs/r"),
+    ],
+)
+def test_a_stop_while_the_training_still_imports_is_one_line(
+    tmp_path: Path, processes: int, after: float, then: str
+) -> None:
+    recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
+    command = [sys.executable, "-m", "llmtune.cli", "run", str(recipe_file)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    while not psutil.Process(process.pid).children():
+        time.sleep(0.02)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == f"llmtune: stopped; {then}\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_ends_a_training_is_the_only_line(tmp_path: Path, processes: int) -> None:
+    section = {"launch": {"processes": processes}, "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 8}}
+    ended = llmtune("run", tiny_recipe(tmp_path, **section), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "longer than max_length 8" in ended.stderr
+    assert ended.stderr.startswith("llmtune: ")
+    assert ended.stderr.count("\n") == 1
