@@ -27,7 +27,7 @@ STOCK = """
 import json, sys, torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, tokens, out, texts = json.load(sys.stdin)
+folder, tokens, out, texts, grain = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 model, loading = AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True)
@@ -36,9 +36,16 @@ batch = torch.zeros(len(ids), tokens, dtype=torch.long)
 for row, one in zip(batch, ids):
     row[:len(one[-tokens:])] = torch.tensor(one[-tokens:])
 mask = torch.arange(tokens) < torch.tensor([[len(one)] for one in ids])
+made = {}
 with torch.inference_mode():
-    logits = model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask]
-save_file({"logits": logits}, out)
+    made["logits"] = model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask]
+    if grain:
+        torch.manual_seed(0)
+        for weight in model.parameters():
+            half = torch.exp2(torch.frexp(weight).exponent) * grain / 4 * (weight != 0)
+            weight += half * (2 * torch.rand_like(weight) - 1)
+        made["jittered"] = model(input_ids=batch, attention_mask=mask.long()).logits[mask]
+save_file(made, out)
 odd = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
 print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "odd": odd}))
 """
@@ -46,12 +53,16 @@ print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "odd": odd}))
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What stock transformers made of a folder: token ids, chat template, tensors that did not match, logits."""
+    """What stock transformers made of a folder: token ids, chat template, tensors that did not match, logits.
+
+    `rounding` is how far the logits move where every weight moves at random by less than it is rounded by.
+    """
 
     ids: list[list[int]]
     template: str | None
     odd: list[str]
     logits: torch.Tensor
+    rounding: float
 
 
 def probes(settings: Recipe) -> list[str]:
@@ -82,11 +93,12 @@ def within(what: str, found: torch.Tensor, expected: torch.Tensor, bound: float)
     return gap
 
 
-def reload(folder: Path, texts: list[str]) -> Reloaded:
+def reload(folder: Path, texts: list[str], dtype: torch.dtype) -> Reloaded:
     """A folder as stock transformers reads it, offline, in a fresh process that works elsewhere; raises ProofError."""
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"
-        given = json.dumps([str(folder.absolute()), TOKENS, str(out), texts])
+        grain = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+        given = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, grain])
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         child = subprocess.run(
             [sys.executable, "-c", STOCK], input=given, capture_output=True, text=True, cwd=elsewhere, env=env
@@ -95,4 +107,6 @@ def reload(folder: Path, texts: list[str]) -> Reloaded:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
         said = json.loads(child.stdout.splitlines()[-1])
-        return Reloaded(said["ids"], said["template"], said["odd"], load_file(out)["logits"])
+        found = load_file(out)
+        rounding = float((found.get("jittered", found["logits"]) - found["logits"]).abs().max())
+        return Reloaded(said["ids"], said["template"], said["odd"], found["logits"], rounding)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -174,17 +175,49 @@ def _save_other_weights(weights: Any, *rest: Any) -> None:
 _SAVE = merge._save
 
 
+def _drop_a_tensor(weights: Any) -> Any:
+    torch.nn.init.zeros_(
+        weights.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").lora_B["default"].weight
+    )
+    return _UNLOAD(weights)
+
+
+def _take_alpha_twice(weights: Any) -> Any:
+    for module in weights.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] *= 2
+    return _UNLOAD(weights)
+
+
+def _round_too_far(weights: Any, dtype: Any) -> None:
+    _ROUND(weights, torch.float8_e4m3fn)
+
+
+_UNLOAD, _ROUND = merge._unload, merge._round
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_rounding_that_does_no_more_than_rounding_does_is_merged(tmp_path: Path, quick: None, kind: str) -> None:
+    facts = merge.merge(runs.trained(tmp_path, adapter(), kind, step=1.0))
+    assert facts["gap"] > 0.05 * facts["largest_logit"]
+    assert 0.2 * facts["rounding"] < facts["gap"] <= facts["bound"] < 10 * facts["gap"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("part", "broken", "message"),
     [
         ("_unload", _forget_the_delta, "adding the delta to the weights moved logits"),
+        ("_unload", _drop_a_tensor, "adding the delta to the weights moved logits"),
+        ("_unload", _take_alpha_twice, "adding the delta to the weights moved logits"),
+        ("_round", _round_too_far, "rounding the weights to .* moved logits"),
         ("_save", _save_other_weights, "moved logits by .* over the bound"),
     ],
 )
 def test_over_the_bound_nothing_is_called_merged(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str, dtype: str
 ) -> None:
-    made = runs.trained(tmp_path, merge=FP32)
+    made = runs.trained(tmp_path, merge={"dtype": dtype})
     merge.merge(made)
     assert made.done("merge")
     monkeypatch.setattr(merge, part, broken)
