@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ class Pace:
 def through(
     decoder: Decoder, writers: dict[int, Writer], start: int, kept: States | None, pace: Pace, what: str = ""
 ) -> None:
-    """Every row through the blocks from `start` on, whose states are `kept`; writes the states at each boundary."""
+    """Every row through the blocks from `start` on, whose states are `kept`; writes the states at each boundary.
+
+    Raises OSError where the disk fills up.
+    """
     batch: list[int] = []
 
     def keeper(writer: Writer) -> Callable[[nn.Module, Any, Any], None]:
@@ -78,32 +82,30 @@ def through(
 
         return keep
 
-    handles = [
-        decoder.blocks[boundary - 1].register_forward_hook(keeper(writer)) for boundary, writer in writers.items()
-    ]
-    decoder.arrange(start, max(writers))
-    for rows in decoder.batches():
-        batch[:] = rows
-        decoder.forward(rows, kept)
-        pace.add(sum(decoder.lengths[row] for row in rows), what)
-    decoder.arrange()
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as after:
+        after.callback(decoder.arrange)
+        for boundary, writer in writers.items():
+            after.enter_context(decoder.blocks[boundary - 1].register_forward_hook(keeper(writer)))
+        decoder.arrange(start, max(writers))
+        for rows in decoder.batches():
+            batch[:] = rows
+            decoder.forward(rows, kept)
+            pace.add(sum(decoder.lengths[row] for row in rows), what)
     for writer in writers.values():
         writer.seal()
 
 
 def at_once(decoder: Decoder, missing: dict[int, Place], size: int, start: int, kept: States | None) -> str | None:
     """The states at the missing boundaries in one pass; gives a reason where the disk cannot take them."""
-    writers: dict[int, Writer] = {}
     try:
-        for boundary, place in missing.items():
-            writers[boundary] = Writer(place.folder, place.facts, size)
+        with ExitStack() as opened:
+            writers = {
+                boundary: opened.enter_context(Writer(place.folder, place.facts, size))
+                for boundary, place in missing.items()
+            }
+            through(decoder, writers, start, kept, Pace(sum(decoder.lengths)))
     except OSError as error:  # a full or read-only disk costs the saving, not the run
-        for writer in writers.values():
-            writer.discard()
         return str(error)
-    through(decoder, writers, start, kept, Pace(sum(decoder.lengths)))
     return None
 
 
@@ -120,8 +122,7 @@ def by_block(decoder: Decoder, shelf: Shelf, places: list[Place], size: int, lim
     for at in range(start, len(places)):
         near = {place.folder for place in places[max(0, at - 1) : at + 1]}
         states.make_room(root, size, limit, near)
-        writer = Writer(places[at].folder, places[at].facts, size)
-        with shelf.lent(at, decoder.blocks[at]):
+        with Writer(places[at].folder, places[at].facts, size) as writer, shelf.lent(at, decoder.blocks[at]):
             through(decoder, {at + 1: writer}, at, kept, pace, f"block {at + 1} of {len(places)}, ")
         kept = places[at].open(decoder)
         if at > start:

@@ -92,7 +92,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
                 "trained": sum(map(sum, counts.values())),
             }
         )
-    stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
+    left = stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
     trained = sum(tensor.numel() for tensor in tensors.values())
     return {
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
@@ -104,7 +104,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "adapted": adapted(tuned),
         "quantised": quantised,
         "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
-        "states_bytes": states_bytes(recipe, facts.parameters, trained),
+        "states_bytes": states_bytes(recipe, facts.parameters - left, trained),
         "prefix": prefix_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
         "steps": steps,
         "stages": stages,

@@ -31,7 +31,10 @@ def key(facts: dict[str, Any]) -> str:
 
 
 class Writer:
-    """Takes the states of rows in `longest_first` order; nothing is to be seen under the final name before `seal`."""
+    """Takes the states of rows in `longest_first` order; nothing is to be seen under the final name before `seal`.
+
+    As a context manager it leaves nothing behind where that does not come.
+    """
 
     def __init__(self, folder: Path, facts: dict[str, Any], size: int) -> None:
         """Reserve `size` bytes; raises OSError where the disk has no room for them or cannot be written."""
@@ -59,9 +62,12 @@ class Writer:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._partial.rename(self._folder)
 
-    def discard(self) -> None:
-        """Leave nothing behind."""
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         shutil.rmtree(self._partial, ignore_errors=True)
+        self._file.close()
 
 
 class States:

@@ -141,10 +141,10 @@ def lowest(base: Base, recipe: Recipe, plan: Plan) -> int:
     return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
 
 
-def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> None:
-    """Raise RecipeError where the recipe streams what cannot be; `found` are the boundaries of its stages."""
+def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
+    """How many parameters stay on disk, by the boundaries `found`; raises RecipeError for what cannot be streamed."""
     if recipe.memory.prefix != "stream":
-        return
+        return 0
     if recipe.model.quantize != "none":
         raise recipe.error(KEY, "stream reads no block into 4 bits; the nearest valid is keep, or model.quantize: none")
     if min(found) == 0:
@@ -153,6 +153,7 @@ def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> None:
     reason = random_part(tuned, list(blocks(tuned))[max(found) :])
     if reason:
         raise recipe.error(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
+    return sum(parameter.numel() for block in list(blocks(tuned))[: min(found)] for parameter in block.parameters())
 
 
 def check_size(recipe: Recipe, table: dict[str, Any], processes: int) -> None:

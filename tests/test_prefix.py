@@ -253,10 +253,23 @@ def test_a_norm_that_works_below_the_blocks_and_trains_is_seen(tmp_path: Path) -
     assert "works below the blocks and trains" in fit(tmp_path, FROZEN, model=model)[0]
 
 
+def full_disk(*arguments: Any) -> None:
+    """What writing to a disk without room ends in."""
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     ours = fit(tmp_path, FROZEN)
     assert "not kept: no room for" in ours[0]
+    assert not list((tmp_path / "cache").iterdir())
+    assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
+
+
+def test_a_disk_that_fills_up_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states.Writer, "add", full_disk)
+    ours = fit(tmp_path, FROZEN)
+    assert "not kept: [Errno 28] No space left" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
 

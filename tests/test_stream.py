@@ -266,6 +266,23 @@ def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, m
     assert not list(cache.iterdir())
 
 
+def test_a_disk_that_fills_up_ends_the_run_in_one_line(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = made(tmp_path, "stream")
+    add = states.Writer.add
+
+    def full(writer: states.Writer, *arguments: Any) -> None:
+        if writer._facts["boundary"] == 2:
+            raise OSError(28, "No space left on device")
+        add(writer, *arguments)
+
+    monkeypatch.setattr(states.Writer, "add", full)
+    with pytest.raises(MachineError, match=r"stream needs disk: .*No space left"):
+        train(ours)
+    assert len(list(cache.iterdir())) == 1, "the first block's outputs, from which a next run goes on"
+
+
 REFUSED = {
     "every block trains": ({"method": {"kind": "full", "lr": 0.01}}, "trains the lowest one; the nearest valid is"),
     "the last stage reaches all": (
@@ -305,6 +322,12 @@ def test_a_norm_below_the_blocks_that_trains_is_refused(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", "bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     with pytest.raises(RecipeError, match="works below the blocks and trains"):
         train(made(tmp_path, "stream"))
+
+
+def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
+    whole, ours = (run.read_json(made(tmp_path, how).plan_file) for how in ("keep", "stream"))
+    block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
+    assert whole["states_bytes"] - ours["states_bytes"] == 2 * 3 * block
 
 
 def test_progress_is_readable_lines() -> None:
