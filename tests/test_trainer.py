@@ -1,5 +1,6 @@
 """What trains, at which rate, and what stays, step by step, on tiny models in fp32."""
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from llmtune import trainer as trainer_module
 from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.depth import distances
 from llmtune.errors import TrainingError
-from llmtune.plan import Schedule
 from tests import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
@@ -56,8 +56,15 @@ def test_exactly_the_planned_tensors_change_at_every_step(
         assert moved == planned, f"step {step + 1}"
 
 
+FALLS: dict[str, Any] = {
+    "constant": lambda past: 1.0,
+    "linear": lambda past: 1 - past,
+    "cosine": lambda past: 0.5 * (1 + math.cos(math.pi * past)),
+}
+
+
 @pytest.mark.parametrize("method", [GRADUAL, {**GRADUAL, "bottom_ratio": 0.1}, {**GRADUAL, "adapter": LORA}])
-@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("shape", FALLS)
 def test_logged_rate_of_every_group_is_the_plans(tmp_path: Path, method: dict[str, Any], shape: str) -> None:
     seen: list[dict[int, float]] = []
 
@@ -68,13 +75,19 @@ def test_logged_rate_of_every_group_is_the_plans(tmp_path: Path, method: dict[st
             seen.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
 
     log: list[dict[str, Any]] = []
-    made = training.trainer(tmp_path, method, steps=9, shape=shape, warmup=0.2, callbacks=[Rates()], record=log.append)
-    made.train()
-    schedule: Schedule = made.schedule
+    training.trainer(
+        tmp_path, method, steps=9, shape=shape, warmup=2 / 9, callbacks=[Rates()], record=log.append
+    ).train()
+    reach, since, ratio = (1, 2, 5), (0, 0, 3, 6, 6, 6), method.get("bottom_ratio", 1.0)
     for step, (used, entry) in enumerate(zip(seen, log, strict=True)):
-        expected = {distance: schedule.rate(step, distance) for distance in used}
+        fall = FALLS[shape](max(0, step - 2) / 7)
+        expected = {
+            far: 0.01 * ratio ** (far / 3) * min(1, (step - since[far] + 1) / 2) * fall * (far <= reach[step // 3])
+            for far in used
+        }
         assert used == pytest.approx(expected, abs=1e-12)
         assert entry["lr"] == {str(distance): rate for distance, rate in used.items()}
+    assert set(seen[0]) == ({1, 2, 3, 4} if "adapter" in method else {0, 1, 2, 3, 4, 5})
     assert len(seen) == 9
 
 
