@@ -58,6 +58,23 @@ def test_a_method_that_makes_no_sense_is_refused(
     assert line in check(tmp_path, capsys, method)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "line"),
+    [
+        ({"model": {"base": "base", "added_tokens": ["<call>"]}}, "model.added_tokens", "unknown key"),
+        ({"data": {"train": "train.jsonl", "new_tokens": ["<call>"]}}, "data.new_tokens", "unknown key"),
+        ({"method": {"kind": "full", "adapter": LORA | {"modules_to_save": ["embed_tokens"]}}}, "modules_to_save", ""),
+        ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
+    ],
+)
+def test_tokens_cannot_be_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
+) -> None:
+    said = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
+    assert key in said
+    assert line in said
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
     said = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
