@@ -115,6 +115,16 @@ def read(folder: Path) -> bytes:
     return (folder / states.DATA).read_bytes()
 
 
+@pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
+def test_in_bf16_too(tmp_path: Path, cache: Path, method: Any) -> None:
+    both = []
+    for how in ("keep", "stream"):
+        both.append(made(tmp_path, how, method, model={"base": str(tmp_path / "base"), "precision": "bf16"}))
+        train(both[-1])
+        shutil.rmtree(cache)
+    assert_same(*both)
+
+
 @pytest.mark.parametrize("method", [{**FROZEN, "adapter": LORA}, STAGED, {**STAGED, "adapter": LORA}, NARROWING])
 def test_adapters_and_stages_above_the_streamed_blocks(tmp_path: Path, cache: Path, method: Any) -> None:
     plain = made(tmp_path, "none", method)
