@@ -61,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, step, text in (
         ("train", _train, "train, from the newest checkpoint"),
-        ("eval", _eval, "evaluate base and tuned model"),
-        ("merge", _merge, "write base + delta as full weights, with proof"),
-        ("publish", _publish, "upload to the Hub as the recipe says"),
+        ("eval", lambda options: _again(options, _evaluate), "evaluate base and tuned model"),
+        ("merge", lambda options: _again(options, _merge_run), "write base + delta as full weights, with proof"),
+        ("publish", lambda options: _again(options, _publish_run), "upload to the Hub as the recipe says"),
         ("report", _report, "write the report page"),
         ("chat", _chat, "talk to base and tuned side by side"),
     ):
@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> None:
         if launch.runs_one(settings):
             # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
-            _train_child(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+            launch.train(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
             from llmtune import prepare, show
 
@@ -146,12 +146,12 @@ def _run(options: argparse.Namespace) -> None:
 
 def _finish(made: Any) -> None:
     """Every step that the recipe asks for and that is not done yet, in order."""
-    from llmtune import show
+    from llmtune import launch, show
 
     settings = made.recipe()
     with made.locked():
         if not made.done("train"):
-            _train_child(settings, made, [str(made.path)])
+            launch.train(settings, made, [str(made.path)])
         if settings.eval.suite != "none" and not made.done("eval"):
             _step(made, "eval", _evaluate)
         if settings.merge.enabled and not made.done("merge"):
@@ -176,23 +176,6 @@ def _step(made: Any, name: str, step: Callable[[Any], object]) -> None:
         raise
 
 
-def _train_child(settings: Any, made: Any, words: list[str]) -> None:
-    """Train in processes of their own; what ends them early is told in one line, after everything that they wrote."""
-    from llmtune import launch
-
-    ended = launch.start(settings, words)
-    if not ended.code:
-        return
-    again = f"go on with: llmtune run {made.path}" if made.recipe_file.is_file() else "nothing was trained yet"
-    if ended.code > 128:
-        failed: LlmtuneError = Interrupted(ended.said or f"stopped; {again}")
-    else:
-        failed = TrainingError(ended.said or f"training ended with code {ended.code}; {again}")
-    told = bool(ended.said) or ended.code > 128
-    failed.exit_code = ended.code if told else TrainingError.exit_code
-    raise failed
-
-
 def _open(options: argparse.Namespace) -> Any:
     from llmtune.run import open_run
 
@@ -200,15 +183,17 @@ def _open(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from llmtune import launch
+
     made = _open(options)
     with made.locked():
         if made.done("train"):
             made.forget("train")
             shutil.rmtree(made.checkpoints, ignore_errors=True)
-        _train_child(made.recipe(), made, [str(made.path)])
+        launch.train(made.recipe(), made, [str(made.path)])
 
 
-def _again(options: argparse.Namespace, name: str, step: Callable[[Any], object]) -> None:
+def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:
     made = _open(options)
     with made.locked():
         if not made.done("train"):
@@ -238,18 +223,6 @@ def _report_run(made: Any) -> None:
     from llmtune.report import report
 
     report(made)
-
-
-def _eval(options: argparse.Namespace) -> None:
-    _again(options, "eval", _evaluate)
-
-
-def _merge(options: argparse.Namespace) -> None:
-    _again(options, "merge", _merge_run)
-
-
-def _publish(options: argparse.Namespace) -> None:
-    _again(options, "publish", _publish_run)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import psutil  # type: ignore[import-untyped]
 
-from llmtune.errors import Interrupted, LlmtuneError, MachineError
+from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
 from llmtune.recipe import Recipe
+from llmtune.run import Run
 from llmtune.yamlfile import load_yaml
 
 TRAIN_MODULE = "llmtune.train"
@@ -78,6 +79,21 @@ def processes(recipe: Recipe, name: str, gpus: int) -> int:
         return 1
     each = int(values["num_processes"]) if values.get("use_cpu") else max(1, gpus) * int(values["num_machines"])
     return asked or each
+
+
+def train(recipe: Recipe, run: Run, arguments: list[str]) -> None:
+    """Train in processes of their own; what ends them early is raised, to be told after everything that they wrote."""
+    ended = start(recipe, arguments)
+    if not ended.code:
+        return
+    again = f"go on with: llmtune run {run.path}" if run.recipe_file.is_file() else "nothing was trained yet"
+    if ended.code > 128:
+        failed: LlmtuneError = Interrupted(ended.said or f"stopped; {again}")
+    else:
+        failed = TrainingError(ended.said or f"training ended with code {ended.code}; {again}")
+    told = bool(ended.said) or ended.code > 128
+    failed.exit_code = ended.code if told else TrainingError.exit_code
+    raise failed
 
 
 def start(recipe: Recipe, arguments: list[str]) -> Ended:

@@ -13,8 +13,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from llmtune import launch, recipe
-from llmtune.errors import MachineError, RecipeError
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
 from llmtune.recipe import Launch, Recipe
+from llmtune.run import Run
 
 NAMES = [name for name in get_args(Launch.model_fields["accelerate"].annotation) if name != "auto"]
 WORDS = ["some recipe.yaml", "--out=runs/x"]
@@ -153,3 +154,25 @@ def test_the_environment_shares_cores_out_and_leaves_the_users_choices(monkeypat
     monkeypatch.setenv("MINE", "kept")
     child = launch.environment(2, 8)
     assert (child["OMP_NUM_THREADS"], child["MINE"], child[launch.WORLD]) == ("5", "kept", "2")
+
+
+@pytest.mark.parametrize(
+    ("ended", "made", "code", "said"),
+    [
+        (launch.Ended(4, "the loss is not finite"), True, 4, "the loss is not finite"),
+        (launch.Ended(5, "a proof failed"), True, 5, "a proof failed"),
+        (launch.Ended(1), True, 4, "training ended with code 1; go on with: llmtune run "),
+        (launch.Ended(130), True, 130, "stopped; go on with: llmtune run "),
+        (launch.Ended(143), False, 143, "stopped; nothing was trained yet"),
+        (launch.Ended(130, "stopped at step 3"), True, 130, "stopped at step 3"),
+    ],
+)
+def test_an_early_end_is_one_error_with_the_trainings_own_words_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: launch.Ended, made: bool, code: int, said: str
+) -> None:
+    asked = settings(tmp_path)
+    monkeypatch.setattr(launch, "start", lambda *_: ended)
+    with pytest.raises(LlmtuneError) as caught:
+        launch.train(asked, Run(tmp_path if made else tmp_path / "nowhere"), WORDS)
+    assert caught.value.exit_code == code
+    assert str(caught.value).startswith(said)
