@@ -1,5 +1,6 @@
 """report(run): one HTML page that opens offline, made of whatever the run has done so far."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _header(run: Run, settings: Recipe, plan: Found, findings: Found, manifest: 
         ("revision", tag("code", base["revision"]) if base.get("revision") else None),
         ("training", f"{once}{steps}, seed {settings.train.seed}" if steps else None),
         *(("weights, SHA-256", tag("code", digest)) for digest in hashes.values()),
-        ("finished", train["finished"] if train else "not trained yet"),
+        ("finished", f"{datetime.fromisoformat(train['finished']):%Y-%m-%d %H:%M} UTC" if train else "not trained yet"),
     ]
     return [tag("h1", _title(run, settings)), tag("p", method_in_words(settings, plan), class_="lede"), facts(pairs)]
 

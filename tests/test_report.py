@@ -125,6 +125,8 @@ def test_the_page_of_a_finished_run_has_every_part(finished: Run) -> None:
     assert headings(text) == HEADINGS
     assert "yet." not in found.text
     assert "full, lora (rank 4, alpha 8): all layers at one rate" in found.text
+    when = finished.manifest()["steps"]["train"]["finished"]
+    assert f"{when[:10]} {when[11:16]} UTC" in found.text
     assert finished.recipe_file.read_text().rstrip() in found.text
     assert f"llmtune chat {finished.path}" in found.text
     assert f"llmtune eval {finished.path}" not in found.text
