@@ -15,6 +15,7 @@ from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
+from llmtune.moved import Moved
 from llmtune.plan import Schedule
 from llmtune.prefix import Prefix
 from llmtune.sharding import reshard, show_all
@@ -97,7 +98,9 @@ class PlannedTrainer(Checkpointed):
         if self.args.bf16:
             cast_once(model)
         self.model_accepts_loss_kwargs = True
+        self._moved = Moved(record)
         self.add_callback(_Stages(self))
+        self.add_callback(self._moved)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer over the plan's groups."""
@@ -246,6 +249,7 @@ class PlannedTrainer(Checkpointed):
         optimizer_groups = self.optimizer.param_groups
         rates = {str(group["distance"]): self.schedule.rate(step - 1, group["distance"]) for group in optimizer_groups}
         entry = {"step": step, "loss": logs["loss"], "lr": rates, "tokens": seen, "supervised": supervised}
+        entry |= self._moved.take()
         self._record(entry | {"padding": 1 - used / max(1, slots), "grad_norm": logs.get("grad_norm")})
 
 

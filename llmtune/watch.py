@@ -42,8 +42,9 @@ def recorder(progress: Progress) -> Any:
 
     def record(entry: dict[str, Any]) -> None:
         nonlocal last
-        if "prefix" in entry:
-            progress.noted(entry, entry["prefix"])
+        said = entry.get("prefix") or entry.get("warning")
+        if said:
+            progress.noted(entry, said)
             return
         if "eval_loss" in entry:
             progress.evaluated(entry)

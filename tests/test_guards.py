@@ -80,6 +80,29 @@ def test_what_trains_is_fp32_and_moves_where_the_model_is_bf16(tmp_path: Path, a
         assert (norm != 0).all()
 
 
+@pytest.mark.parametrize(
+    ("precision", "adapter"),
+    [(torch.float32, "none"), (torch.float32, {"kind": "lora", "rank": 4}), (torch.bfloat16, "none")],
+    ids=["fp32", "fp32-lora", "bf16"],
+)
+def test_a_step_that_moves_few_of_the_weights_is_told(tmp_path: Path, precision: torch.dtype, adapter: Any) -> None:
+    log: list[dict[str, Any]] = []
+    method = {"kind": "full", "lr": 1e-5, "adapter": adapter}
+    made = training.trainer(tmp_path, method, record=log.append)
+    made.model.to(precision)  # as where the fp32 copy of what trains is lost
+    made.train()
+    changed = [entry["changed"] for entry in log if "changed" in entry]
+    told = [entry for entry in log if "warning" in entry]
+    assert [entry["step"] for entry in log if "changed" in entry] == [3]
+    if precision == torch.float32:
+        assert changed[0] > 0.99
+        assert not told
+    else:
+        assert changed[0] < 0.5
+        assert told[0]["step"] == 3
+        assert told[0]["warning"].startswith(f"warning: the step changed {changed[0]:.0%} of the elements")
+
+
 def test_the_libraries_defaults_of_a_run_are_kept_and_known(tmp_path: Path) -> None:
     done = made(tmp_path, {"kind": "full", "lr": 0.01})
     train(done)

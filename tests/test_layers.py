@@ -22,6 +22,7 @@ LAYERS = (
         "bottleneck",
         "sharding",
         "checkpoint",
+        "moved",
         "model",
         "adapter",
         "lora",
