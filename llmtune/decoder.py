@@ -50,6 +50,11 @@ class Decoder:
         """Let stand-ins return the kept states of these rows, padded to so many tokens."""
         self._given = kept.read(rows, tokens).to(device, non_blocking=True)
 
+    def join(self, joined: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Lay out what stand-ins return, (B, T, H), as `joined` does."""
+        if self._given is not None:
+            self._given = joined(self._given)
+
     def look(self, first: bool) -> str | None:
         """Learn from the shortest row what a block returns, from the `first` alone or with all others computing.
 

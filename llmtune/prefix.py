@@ -197,6 +197,11 @@ class Prefix:
         if self._installed and self._decoder:
             self._decoder.give(self._states[self._installed], rows, tokens, device)
 
+    def join(self, joined: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Lay what was selected out as `joined` does with (B, T, H)."""
+        if self._installed and self._decoder:
+            self._decoder.join(joined)
+
     def _place(self, boundary: int, distance: dict[str, int]) -> Place:
         """Where the states below a boundary lie, by what they depend on, as plain values."""
         decoder = self._decoder

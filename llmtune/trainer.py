@@ -15,10 +15,13 @@ from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
+from llmtune.loss import Measured
+from llmtune.lowrank import one_operation
 from llmtune.moved import Moved
 from llmtune.plan import Schedule
 from llmtune.prefix import Prefix
 from llmtune.sharding import reshard, show_all
+from llmtune.unpadded import Unpadded
 
 
 def groups(tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float) -> list[dict[str, Any]]:
@@ -51,7 +54,7 @@ def cast_once(model: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-class PlannedTrainer(Checkpointed):
+class PlannedTrainer(Measured, Checkpointed):
     """SFTTrainer whose optimizer groups, rates, trained set, loss and checkpoints follow a plan.
 
     The optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
@@ -97,6 +100,9 @@ class PlannedTrainer(Checkpointed):
             tensor.data = tensor.data.float()
         if self.args.bf16:
             cast_once(model)
+        if self.args.device.type == "cpu":
+            one_operation(model)
+        self._unpadded = Unpadded(model, prefix, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
         self._moved = Moved(record)
         self.add_callback(_Stages(self))
@@ -166,52 +172,8 @@ class PlannedTrainer(Checkpointed):
         narrow(tensors, self.distance, self.schedule, step)
         if self.prefix is not None:
             self.prefix.enter(self._boundaries[self.schedule.stage_at(step)])
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
-        labels, index = inputs.pop("labels"), inputs.pop("index", None)
-        if self.prefix is not None and index is not None:
-            self.prefix.select(index.tolist(), labels.shape[1], labels.device)
-        rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-        if num_items_in_batch is not None and int(num_items_in_batch) == 0:
-            raise TrainingError("a batch has no supervised token, so nothing can be learned from it")
-        head = self.accelerator.unwrap_model(model, keep_torch_compile=False).get_output_embeddings()
-
-        def supervised_only(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            return arguments[0][rows, columns]
-
-        hook = head.register_forward_pre_hook(supervised_only)
-        try:
-            outputs = model(**inputs, use_cache=False)
-        finally:
-            hook.remove()
-        total = nn.functional.cross_entropy(outputs.logits.float(), labels[rows, columns + 1], reduction="sum")
-        loss = total / (len(rows) if num_items_in_batch is None else num_items_in_batch)
-        if self.model.training:
-            seen = int(inputs["attention_mask"].sum())
-            self._seen += seen
-            self._step_seen += seen
-            self._step_slots += labels.numel()
-            self._supervised += len(rows)
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
-
-    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """One forward and backward pass; raises TrainingError where the loss is not finite."""
-        loss = super().training_step(*arguments, **named)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "
-                "A lower method.lr is the usual remedy"
-            )
-        return loss
+        if step in self.schedule.starts:
+            self._unpadded.again()
 
     def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
         """The mean loss per supervised token over the evaluation rows; leaves random state and mode as found."""

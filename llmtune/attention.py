@@ -1,0 +1,172 @@
+"""Attention over short rows on CPUs, where the backward pass of torch's kernel takes several times as long."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SHORT = 192
+
+
+class Rows:
+    """Where the tokens of right-padded rows (B, T) stand when they are joined into one row without padding (1, N)."""
+
+    def __init__(self, real: torch.Tensor) -> None:
+        """`real` (B, T) is true on tokens, false on padding."""
+        self.shape = real.shape
+        self.tokens = int(real.sum())
+        self._real = real
+        self._slots = real.flatten().nonzero().flatten()
+        self._places = (real.flatten().cumsum(0) - 1).clamp_(min=0).view(real.shape)
+
+    def places(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """The places in the joined row of tokens given by row and column."""
+        return self._places[rows, columns]
+
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (B, T, ...) as (1, N, ...)."""
+        return values.flatten(0, 1).index_select(0, self._slots)[None]
+
+    def apart(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (1, N, ...) as (B, T, ...), zero on padding."""
+        slots = values.new_zeros(self._real.numel(), *values.shape[2:])
+        return slots.index_copy_(0, self._slots, values[0]).view(*self.shape, *values.shape[2:])
+
+    def mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); nobody sees padding."""
+        seen = mask[0, 0][self._places[:, :, None], self._places[:, None, :]]
+        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return seen.masked_fill(~self._real[:, None, :], hidden)[:, None]
+
+
+class ShortAttention(torch.autograd.Function):
+    """Scores and softmax in fp32, products with values in theirs; keeps the T x T weights, so T has to be small."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Outputs (B, H, T, D) of queries (B, H, T, D), keys and values (B, K, T, D), and a mask to add (B, 1, T, T).
+
+        H / K heads share keys and values: their queries stand under one another, so that nothing is repeated.
+        """
+        batch, heads, tokens, width = query.shape
+        shared = key.shape[1]
+        stacked = query.reshape(batch, shared, -1, width)
+        scores = torch.matmul(stacked.float(), key.float().transpose(-1, -2)).mul_(scale)
+        scores.view(batch, shared, heads // shared, tokens, tokens).add_(mask[:, :, None])
+        weights = torch.softmax(scores, -1).to(query.dtype)
+        ctx.save_for_backward(stacked, key, value, weights)
+        ctx.scale = scale
+        return torch.matmul(weights, value).view(batch, heads, tokens, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Gradients of query, key and value."""
+        stacked, key, value, weights = ctx.saved_tensors
+        batch, shared, rows, width = stacked.shape
+        given = gradients[0].reshape(batch, shared, rows, -1)
+        of_value = torch.matmul(weights.transpose(-1, -2), given)
+        of_weights = torch.matmul(given.float(), value.float().transpose(-1, -2))
+        of_scores = torch._softmax_backward_data(of_weights, weights.float(), -1, torch.float32)
+        of_scores = of_scores.mul_(ctx.scale).to(stacked.dtype)
+        of_query = torch.matmul(of_scores, key).view(batch, -1, key.shape[2], width)
+        of_key = torch.matmul(of_scores.transpose(-1, -2), stacked)
+        return of_query, of_key, of_value, None, None
+
+
+class _Apart(torch.autograd.Function):
+    """`Rows.apart` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rows: Rows) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.apart(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return ctx.rows.joined(gradients[0]), None
+
+
+class _Joined(torch.autograd.Function):
+    """`Rows.joined` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rows: Rows) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.joined(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return ctx.rows.apart(gradients[0]), None
+
+
+_attend: Any = ShortAttention.apply
+_apart: Any = _Apart.apply
+_join: Any = _Joined.apply
+
+
+class Chooser:
+    """Stands in for transformers' "sdpa" and takes what is short, on a CPU; everything else goes on to it."""
+
+    def __init__(self, default: Any) -> None:
+        self._default = default
+        self._mask: torch.Tensor | None = None
+        self._added = torch.empty(0)
+        self.rows: Rows | None = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **named: Any,
+    ) -> tuple[torch.Tensor, None]:
+        plain = dropout == 0 and all(named.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+        rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.tokens) else None
+        if not (plain and attention_mask is not None and _short(query, key, value, attention_mask, rows)):
+            more = {"dropout": dropout, "scaling": scaling, **named}
+            given: tuple[torch.Tensor, None] = self._default(module, query, key, value, attention_mask, **more)
+            return given
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        added = self._to_add(attention_mask, rows)
+        if rows is None:
+            out = _attend(query, key, value, added, scale)
+            return out.transpose(1, 2).contiguous(), None
+        apart = (_apart(part.transpose(1, 2), rows).transpose(1, 2) for part in (query, key, value))
+        return _join(_attend(*apart, added, scale).transpose(1, 2), rows), None
+
+    def _to_add(self, mask: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+        """The mask as fp32 (B, 1, T, T) to add; blocks of one kind are given the same one."""
+        if mask is not self._mask:
+            wanted = rows.mask(mask) if rows else mask
+            least = torch.finfo(torch.float32).min
+            boolean = wanted.dtype == torch.bool
+            self._added = torch.zeros(wanted.shape).masked_fill_(~wanted, least) if boolean else wanted.float()
+            self._mask = mask
+        return self._added
+
+
+def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: Rows | None) -> bool:
+    known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
+    fits = query.shape[1] % key.shape[1] == 0 and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+    longest = rows.shape[1] if rows else query.shape[2]
+    return known and fits and query.device.type == "cpu" and longest <= SHORT
+
+
+@contextmanager
+def short_rows() -> Iterator[Chooser]:
+    """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
+    default = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    chooser = Chooser(default)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = chooser
+    try:
+        yield chooser
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = default

@@ -1,0 +1,74 @@
+"""Batches without padding: rows joined into one, each attending to itself alone, where that is proved to be equal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from llmtune.attention import SHORT, Chooser, Rows
+from llmtune.prefix import Prefix
+
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+
+
+class Unpadded:
+    """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
+
+    def __init__(self, model: nn.Module, prefix: Prefix | None, autocast: Callable[[], Any]) -> None:
+        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._inner, self._prefix, self._autocast = inner, prefix, autocast
+        self._equal: bool | None = None
+        sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        attends = inner.config._attn_implementation == "sdpa"
+        self._may = attends and not sharded and next(model.parameters()).device.type == "cpu"
+
+    def again(self) -> None:
+        """Prove it anew, since other blocks compute now."""
+        self._equal = None
+
+    def rows(self, inputs: dict[str, torch.Tensor], index: list[int] | None, chooser: Chooser | None) -> Rows | None:
+        """How a batch's rows are joined, None where they are to stay padded; `index` names them in the prefix."""
+        real = inputs["attention_mask"].bool()
+        if chooser is None or not self._may or real.shape[1] > SHORT or bool(real.all()):
+            return None
+        if self._equal is None:
+            self._equal = self._prove(inputs["input_ids"], real, index, chooser)
+        return Rows(real) if self._equal else None
+
+    @torch.no_grad()
+    def _prove(self, ids: torch.Tensor, real: torch.Tensor, index: list[int] | None, chooser: Chooser) -> bool:
+        """Whether the shortest and the longest row give the same hidden states joined as they give padded."""
+        lengths = real.sum(1)
+        two = [int(lengths.argmin()), int(lengths.argmax())]
+        ids, real, rows = ids[two], real[two], Rows(real[two])
+        select = [index[row] for row in two] if index else None
+        decoder: Any = self._inner.base_model
+        training = self._inner.training
+        self._inner.eval()
+        with self._autocast():
+            self.give(select, rows, joined=False)
+            padded = decoder(input_ids=ids, attention_mask=real.long(), use_cache=False)[0]
+            self.give(select, rows, joined=True)
+            chooser.rows = rows
+            joined = decoder(**arguments(ids, rows), use_cache=False)[0]
+        chooser.rows = None
+        self._inner.train(training)
+        wanted = rows.joined(padded).float()
+        return float((joined.float() - wanted).norm() / wanted.norm()) <= ALLOWED.get(padded.dtype, 0.0)
+
+    def give(self, index: list[int] | None, rows: Rows, joined: bool) -> None:
+        """Let the prefix stand in for these rows, joined or padded."""
+        if self._prefix is None or index is None:
+            return
+        self._prefix.select(index, rows.shape[1], torch.device("cpu"))
+        if joined:
+            self._prefix.join(rows.joined)
+
+
+def arguments(ids: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+    """What a model takes for rows (B, T) that are joined: ids and positions, which start anew at every row."""
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    return {"input_ids": rows.joined(ids), "position_ids": rows.joined(positions)}
