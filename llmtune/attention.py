@@ -128,6 +128,10 @@ class Chooser:
         scaling: float | None = None,
         **named: Any,
     ) -> tuple[torch.Tensor, None]:
+        if torch.is_autocast_enabled(query.device.type):
+            # As autocast does with the default: rotary embeddings may have left queries and keys in fp32.
+            precision = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(precision), key.to(precision), value.to(precision)
         plain = dropout == 0 and all(named.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
         rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.tokens) else None
         if not (plain and attention_mask is not None and _short(query, key, value, attention_mask, rows)):

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from llmtune.attention import SHORT, Chooser, Rows
 from llmtune.prefix import Prefix
 
-ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+EXACT, ROUNDED = 1e-5, 2**-6
 
 
 class Unpadded:
@@ -49,6 +49,7 @@ class Unpadded:
         training = self._inner.training
         self._inner.eval()
         with self._autocast():
+            mixed = torch.is_autocast_enabled("cpu")
             self.give(select, rows, joined=False)
             padded = decoder(input_ids=ids, attention_mask=real.long(), use_cache=False)[0]
             self.give(select, rows, joined=True)
@@ -57,7 +58,8 @@ class Unpadded:
         chooser.rows = None
         self._inner.train(training)
         wanted = rows.joined(padded).float()
-        return float((joined.float() - wanted).norm() / wanted.norm()) <= ALLOWED.get(padded.dtype, 0.0)
+        allowed = ROUNDED if mixed or padded.dtype != torch.float32 else EXACT
+        return float((joined.float() - wanted).norm() / wanted.norm()) <= allowed
 
     def give(self, index: list[int] | None, rows: Rows, joined: bool) -> None:
         """Let the prefix stand in for these rows, joined or padded."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmtune import loss, unpadded
+from llmtune import attention, loss, unpadded
 from llmtune import trainer as trainer_module
 from tests import tiny, training
 from tests.test_prefix import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
@@ -60,10 +60,17 @@ def test_with_a_kept_prefix_stages_and_accumulation_too(
     assert_equal(ours, fit(tmp_path, method, keep=False, **more))
 
 
-def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = fit(tmp_path, FULL, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+@pytest.mark.parametrize("method", ["full", "frozen", "lora"])
+def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]
+    attended: list[torch.dtype] = []
+    attend = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
+    ours = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    assert padding(ours) == 0
+    assert set(attended) == {torch.bfloat16}
     plainly(monkeypatch)
-    plain = fit(tmp_path, FULL, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    plain = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
     losses = [[entry["loss"] for entry in run[1] if "loss" in entry] for run in (ours, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert losses[0] != losses[1], "the plain path ran"
