@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmtune import building, model, recipe, run, states
+from llmtune import building, model, run, states
 from llmtune.adapter import load_delta
 from llmtune.building import Pace
 from llmtune.checkpoint import complete_checkpoints
-from llmtune.errors import MachineError, RecipeError, TrainingError
-from llmtune.prepare import prepare
 from llmtune.stream import Shelf
 from llmtune.train import train
 from tests import tiny
-
-FROZEN = {"kind": "frozen", "reach": 1, "lr": 0.01}
-LORA = {"kind": "lora", "rank": 4, "alpha": 8}
-STAGED = {"kind": "staged", "stages": [{"until": 0.5, "reach": 1, "lr": 0.01}, {"until": 1.0, "reach": 2, "lr": 0.01}]}
-NARROWING = {
-    "kind": "staged",
-    "stages": [{"until": 0.5, "reach": 2, "lr": 0.01}, {"until": 1.0, "reach": 1, "lr": 0.01}],
-}
-CALM = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}
-KINDS = ["llama", "gpt2", "gpt_neox", "gemma3_text", "mixtral"]
-Usage = namedtuple("Usage", "total used free")
+from tests.streams import FROZEN, KINDS, LORA, NARROWING, STAGED, assert_same, delta, losses, made, read, said
 
 
 @pytest.fixture(autouse=True)
@@ -41,52 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept states, this test's own."""
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "prefix"
-
-
-def made(tmp_path: Path, how: str, method: Any = None, kind: str = "llama", name: str = "", **sections: Any) -> run.Run:
-    """A prepared run on a tiny base of four blocks, with memory.prefix: `how`."""
-    base = tmp_path / "base"
-    if not base.exists():
-        tiny.save_base(base, kind, blocks=4, **CALM.get(kind, {}))
-    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(24))
-    name = name or how
-    sections.setdefault("memory", {"prefix": how})
-    sections.setdefault("train", {"epochs": 2, "batch_size": 4, "keep": 9})
-    written = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method or FROZEN, **sections)
-    return prepare(recipe.load(written), tmp_path / name, gpus=0)
-
-
-def log(done: run.Run) -> list[dict[str, Any]]:
-    """The losses and gradient norms that a run recorded."""
-    records = [json.loads(line) for line in done.log_file.read_text().splitlines()]
-    found = [
-        {key: entry[key] for key in ("step", "loss", "eval_loss", "grad_norm") if key in entry} for entry in records
-    ]
-    return [entry for entry in found if len(entry) > 1]
-
-
-def losses(done: run.Run) -> list[float]:
-    """The training losses that a run recorded."""
-    return [entry["loss"] for entry in log(done) if "loss" in entry]
-
-
-def said(done: run.Run) -> str:
-    """What a run says of its prefix."""
-    records = [json.loads(line) for line in done.log_file.read_text().splitlines()]
-    return next(record["prefix"] for record in records if "prefix" in record)
-
-
-def delta(done: run.Run) -> dict[str, torch.Tensor]:
-    """The tensors of a run's delta."""
-    return load_file(next(done.delta.glob("*.safetensors")))
-
-
-def assert_same(ours: run.Run, other: run.Run) -> None:
-    """Two runs have the same losses and the same delta, bit by bit."""
-    assert log(ours) == log(other)
-    stored = delta(other)
-    assert set(delta(ours)) == set(stored)
-    assert all(torch.equal(tensor, stored[name]) for name, tensor in delta(ours).items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,11 +49,6 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
     assert read(kept) == whole
     assert_same(ours, plain)
     load_delta(model.load_model(model.locate(ours.recipe())), ours.delta)
-
-
-def read(folder: Path) -> bytes:
-    """The states in a folder."""
-    return (folder / states.DATA).read_bytes()
 
 
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
@@ -163,15 +99,6 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
         buffers = dict(whole.named_buffers())
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in loaded.named_buffers())
         (folder / "model-0.safetensors").unlink(missing_ok=True)
-
-
-def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) -> None:
-    file = tiny.save_base(tmp_path / "base", blocks=4) / "model.safetensors"
-    stored = load_file(file)
-    del stored["model.layers.1.mlp.up_proj.weight"]
-    save_file(stored, file, {"format": "pt"})
-    with pytest.raises(RecipeError, match=r"stores no mlp\.up_proj\.weight of block 1"):
-        Shelf(model.Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
 
 
 def test_what_is_kept_already_is_used_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,103 +162,6 @@ def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh:
         shutil.rmtree(cache)
     train(run.open_run(ours.path))
     assert_same(ours, whole)
-
-
-def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = states.States.read
-    monkeypatch.setattr(states.States, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
-    with pytest.raises(TrainingError, match="outputs of block 3 differ from the plain path's"):
-        train(made(tmp_path, "stream"))
-
-
-def test_a_state_that_another_model_left_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(made(tmp_path, "keep"))
-    shutil.rmtree(tmp_path / "base")
-    tiny.save_base(tmp_path / "base", seed=1, blocks=4)
-    monkeypatch.setattr("llmtune.train.digest", lambda folder: "the same")
-    train(made(tmp_path, "keep", name="other"))
-    shutil.rmtree(tmp_path / "base")
-    tiny.save_base(tmp_path / "base", seed=2, blocks=4)
-    with pytest.raises(TrainingError, match="differ"):
-        train(made(tmp_path, "stream"))
-
-
-def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
-    train(made(tmp_path, "stream"))
-    (folder,) = cache.iterdir()
-    good = read(folder)
-    (folder / states.DATA).write_bytes(good[:-4] + b"\0\0\0\1")
-    ours = made(tmp_path, "stream", name="again")
-    train(ours)
-    assert "1 damaged or foreign, never used" in said(ours)
-    assert "kept below block 3" in said(ours)
-    assert read(folder) == good
-
-
-def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = made(tmp_path, "stream")
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
-    with pytest.raises(MachineError, match="no room for"):
-        train(ours)
-    assert not list(cache.iterdir())
-
-
-def test_a_disk_that_fills_up_ends_the_run_in_one_line(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = made(tmp_path, "stream")
-    add = states.Writer.add
-
-    def full(writer: states.Writer, *arguments: Any) -> None:
-        if writer._facts["boundary"] == 2:
-            raise OSError(28, "No space left on device")
-        add(writer, *arguments)
-
-    monkeypatch.setattr(states.Writer, "add", full)
-    with pytest.raises(MachineError, match=r"stream needs disk: .*No space left"):
-        train(ours)
-    assert len(list(cache.iterdir())) == 1, "the first block's outputs, from which a next run goes on"
-
-
-REFUSED = {
-    "every block trains": ({"method": {"kind": "full", "lr": 0.01}}, "trains the lowest one; the nearest valid is"),
-    "the last stage reaches all": (
-        {"method": {"kind": "gradual", "reaches": [1, "all"], "lr": 0.01}},
-        "trains the lowest one; the nearest valid is auto",
-    ),
-    "4bit": (
-        {"quantize": "4bit", "method": {**FROZEN, "adapter": LORA}},
-        "stream reads no block into 4 bits; the nearest valid is keep",
-    ),
-    "several processes": (
-        {"launch": {"accelerate": "multi_cpu", "processes": 2}},
-        "stream is for one process with whole weights; the nearest valid is auto",
-    ),
-    "too large": (
-        {"memory": {"prefix": "stream", "prefix_limit_gb": 0.0001}},
-        "stream needs 0.000.* GB of disk, for the outputs of two blocks at a time; the nearest valid is 0.01",
-    ),
-    "dropout": ({"kind": "gpt2"}, r"embd_pdrop is 0\.1|drop\.p is 0\.1"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_streamed_is_refused_at_check(tmp_path: Path, case: str) -> None:
-    sections, message = dict(REFUSED[case][0]), REFUSED[case][1]
-    if "kind" in sections:
-        tiny.save_base(tmp_path / "base", str(sections.pop("kind")), blocks=4)
-    if "quantize" in sections:
-        sections["model"] = {"base": str(tmp_path / "base"), "quantize": sections.pop("quantize"), "precision": "fp32"}
-    with pytest.raises(RecipeError, match=message) as caught:
-        made(tmp_path, "stream", **sections)
-    assert "\n" not in str(caught.value)
-    assert "memory.prefix" in str(caught.value)
-
-
-def test_a_norm_below_the_blocks_that_trains_is_refused(tmp_path: Path) -> None:
-    tiny.save_base(tmp_path / "base", "bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
-    with pytest.raises(RecipeError, match="works below the blocks and trains"):
-        train(made(tmp_path, "stream"))
 
 
 def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
