@@ -21,9 +21,8 @@ class Unpadded:
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._inner, self._prefix, self._autocast = inner, prefix, autocast
         self._equal: bool | None = None
-        sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         attends = inner.config._attn_implementation == "sdpa"
-        self._may = attends and not sharded and next(model.parameters()).device.type == "cpu"
+        self._may = attends and next(model.parameters()).device.type == "cpu"
 
     def again(self) -> None:
         """Prove it anew, since other blocks compute now."""
@@ -35,7 +34,9 @@ class Unpadded:
         if chooser is None or not self._may or real.shape[1] > SHORT or bool(real.all()):
             return None
         if self._equal is None:
-            self._equal = self._prove(inputs["input_ids"], real, index, chooser)
+            # Weights are sharded after this was made, and a part of a sharded model cannot be asked alone.
+            sharded = any(isinstance(parameter, DTensor) for parameter in self._inner.parameters())
+            self._equal = not sharded and self._prove(inputs["input_ids"], real, index, chooser)
         return Rows(real) if self._equal else None
 
     @torch.no_grad()
