@@ -116,9 +116,11 @@ def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
-    method = GRADUAL | {"adapter": adapter}
+    method = GRADUAL | {"adapter": adapter, "lr": 0.1}
+    # AdamW divides by the gradient's size: it would magnify the rounding of near zeros, and hide a wrong scale.
+    steps = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
     for name, section in (("one", {}), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
-        made(tmp_path, method, name=name, merge={"enabled": False}, **section)
+        made(tmp_path, method, name=name, train=steps, merge={"enabled": False}, **section)
         result = llmtune("train", tmp_path / name, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     one, two = deltas(tmp_path / "one"), deltas(tmp_path / "two")
