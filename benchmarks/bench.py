@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -153,25 +154,37 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 row[name] = statistics.median(values)
                 row[f"{name}_spread"] = max(values) - min(values)
         if same:
-            row |= {key: same[-1][key] for key in ("tokens", "padding", "said")} | {"losses": same[-1]["losses"][:3]}
+            row |= {key: same[-1][key] for key in ("tokens", "padding", "said")}
+            row |= {"steps": len(same[-1]["losses"]), "losses": same[-1]["losses"][:3]} | against(same, runs)
         rows.append(row)
     return rows
 
 
+def against(same: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the pairs: how many times a tool's seconds a step are llmtune's, and llmtune's memory its share."""
+    ours = {(run["arm"], run["repeat"]): run for run in runs if run["tool"] == "llmtune" and "error" not in run}
+    pairs = [(run, ours[run["arm"], run["repeat"]]) for run in same if (run["arm"], run["repeat"]) in ours]
+    if not pairs:
+        return {}
+    times = statistics.median(other["seconds_per_step"] / mine["seconds_per_step"] for other, mine in pairs)
+    memory = statistics.median(mine["peak_rss_mb"] / other["peak_rss_mb"] for other, mine in pairs)
+    return {"times": times, "memory": memory}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, with how many times faster llmtune is (median of the pairs' times)."""
-    lines = ["| arm | tool | s/step | x | tokens/s | peak RSS MB | command to end s | final loss | utilisation |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    """The rows as a Markdown table: x is how many times faster llmtune is, share its memory against the tool's."""
+    lines = [
+        "| arm | tool | s/step | x | tokens/s | peak RSS MB | share | command to end s | final loss | utilisation |"
+    ]
+    lines.append("|---" * 10 + "|")
     for row in rows:
         if "seconds_per_step" not in row:
-            lines.append(f"| {row['arm']} | {row['tool']} | failed: {row.get('error', '')[:80]} | | | | | | |")
+            lines.append(f"| {row['arm']} | {row['tool']} | failed: {row.get('error', '')[:80]} |" + " |" * 7)
             continue
-        ours = next((r for r in rows if r["arm"] == row["arm"] and r["tool"] == "llmtune"), row)
-        times = row["seconds_per_step"] / ours.get("seconds_per_step", row["seconds_per_step"])
-        cells = [row["arm"], row["tool"], f"{row['seconds_per_step']:.3f}", f"{times:.2f}"]
+        cells = [row["arm"], row["tool"], f"{row['seconds_per_step']:.3f}", f"{row.get('times', math.nan):.2f}"]
         cells += [f"{row[name]:,.0f}" for name in ("tokens_per_s", "peak_rss_mb")]
-        cells += [f"{row['wall_s']:.1f}", f"{row['final_loss']:.3f}", f"{row['utilisation']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells += [f"{row.get('memory', math.nan):.2f}", f"{row['wall_s']:.1f}", f"{row['final_loss']:.3f}"]
+        lines.append(f"| {' | '.join([*cells, format(row['utilisation'], '.2f')])} |")
     return "\n".join(lines)
 
 

@@ -85,14 +85,17 @@ def test_operations_follow_the_plan() -> None:
 
 
 def test_medians_and_spreads_are_of_the_same_arm_and_tool() -> None:
-    def run(tool: str, seconds: float) -> dict[str, Any]:
+    def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
         figures = dict.fromkeys(bench.MEDIANS, seconds)
-        return {"arm": "full", "tool": tool, **figures, "tokens": 1, "padding": 0.1, "said": "", "losses": [1.0]}
+        more = {"tokens": 1, "padding": 0.1, "said": "", "losses": [1.0]}
+        return {"arm": "full", "tool": tool, "repeat": repeat, **figures, **more}
 
-    runs = [run("llmtune", 1.0), run("trl", 4.0), run("llmtune", 3.0), run("llmtune", 2.0)]
-    rows = bench.summary([*runs, {"arm": "full", "tool": "trainer", "error": "no room"}])
-    assert [(row["tool"], row["runs"]) for row in rows] == [("llmtune", 3), ("trl", 1), ("trainer", 0)]
+    pairs = [(0, 1.0, 4.0), (1, 3.0, 6.0), (2, 2.0, 6.0)]
+    runs = [run(tool, at, took) for at, ours, trl in pairs for tool, took in (("llmtune", ours), ("trl", trl))]
+    rows = bench.summary([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
+    assert [(row["tool"], row["runs"]) for row in rows] == [("llmtune", 3), ("trl", 3), ("trainer", 0)]
     assert (rows[0]["wall_s"], rows[0]["wall_s_spread"]) == (2.0, 2.0)
+    assert (rows[1]["times"], rows[1]["memory"]) == (3.0, pytest.approx(1 / 3))
     shown = bench.table(rows)
-    assert "| full | trl | 4.000 | 2.00 |" in shown
+    assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in shown
     assert "failed: no room" in shown
