@@ -56,7 +56,8 @@ class Measured(SFTTrainer):
 
         hook = head.register_forward_pre_hook(supervised_only)
         try:
-            outputs = model(**inputs, use_cache=False)
+            with self.accelerator.autocast():
+                outputs = model(**inputs, use_cache=False)
         finally:
             hook.remove()
         share = 1 / float(max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch)

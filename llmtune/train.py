@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import engine, launch, lora, model, quantise, recipe, show, stream
+from llmtune import allocator, engine, launch, lora, model, quantise, recipe, show, stream
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
@@ -35,6 +35,8 @@ def train(run: Run, found: Prepared | None = None) -> None:
     settings = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
     engine.check_world(settings, state)
+    if state.device.type == "cpu" and settings.memory.prefix != "stream":
+        allocator.keep_freed()
     set_seed(settings.train.seed)
     base = found.base if found else model.locate(settings)
     tokenizer = model.load_tokenizer(base)

@@ -224,6 +224,9 @@ class _Stages(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self.trainer.is_fsdp_enabled:
             show_all(self.trainer.model)
+        if self.trainer.args.device.type == "cpu":
+            # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
+            self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
         self.trainer.begin_prefix()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:

@@ -21,8 +21,7 @@ class Unpadded:
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._inner, self._prefix, self._autocast = inner, prefix, autocast
         self._equal: bool | None = None
-        attends = inner.config._attn_implementation == "sdpa"
-        self._may = attends and next(model.parameters()).device.type == "cpu"
+        self._may = inner.config._attn_implementation == "sdpa"
 
     def again(self) -> None:
         """Prove it anew, since other blocks compute now."""
@@ -31,7 +30,8 @@ class Unpadded:
     def rows(self, inputs: dict[str, torch.Tensor], index: list[int] | None, chooser: Chooser | None) -> Rows | None:
         """How a batch's rows are joined, None where they are to stay padded; `index` names them in the prefix."""
         real = inputs["attention_mask"].bool()
-        if chooser is None or not self._may or real.shape[1] > SHORT or bool(real.all()):
+        fits = self._may and real.device.type == "cpu" and real.shape[1] <= SHORT
+        if chooser is None or not fits or bool(real.all()):
             return None
         if self._equal is None:
             # Weights are sharded after this was made, and a part of a sharded model cannot be asked alone.

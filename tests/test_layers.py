@@ -32,6 +32,7 @@ LAYERS = (
         "building",
         "stream",
         "prefix",
+        "allocator",
         "attention",
         "crossentropy",
         "lowrank",

@@ -63,6 +63,9 @@ def test_with_a_kept_prefix_stages_and_accumulation_too(
 @pytest.mark.parametrize("method", ["full", "frozen", "lora"])
 def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]
+    scored: set[torch.dtype] = set()
+    score = loss.cross_entropy
+    monkeypatch.setattr(loss, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
     attended: list[torch.dtype] = []
     attend = attention._attend
     monkeypatch.setattr(attention, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
@@ -71,6 +74,7 @@ def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, mon
     assert set(attended) == {torch.bfloat16}
     plainly(monkeypatch)
     plain = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    assert scored == {torch.bfloat16}
     losses = [[entry["loss"] for entry in run[1] if "loss" in entry] for run in (ours, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert losses[0] != losses[1], "the plain path ran"
