@@ -212,8 +212,11 @@ def main(arguments: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs: list[dict[str, Any]] = []
     pairs = {(arm, tool) for arm in options.arms for tool in options.tools}
+    asked = [{key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}]
     if options.append and options.out.exists():
-        runs = [run for run in read_json(options.out)["runs"] if (run["arm"], run["tool"]) not in pairs]
+        before = read_json(options.out)
+        runs = [run for run in before["runs"] if (run["arm"], run["tool"]) not in pairs]
+        asked = [*before["asked"], *asked]
     with tempfile.TemporaryDirectory() as name:
         ready = prepared(options, Path(name))
         for repeat in range(options.repeats):
@@ -226,7 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
                     runs.append(run)
                     print(f"{arm} {tool}: {run.get('seconds_per_step', run.get('error'))}", file=sys.stderr, flush=True)
                     machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "device": device}
-                    asked = {key: str(value) for key, value in vars(options).items()}
                     facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
                     write_json(
                         options.out, {**facts, "machine": machine, "asked": asked, "rows": summary(runs), "runs": runs}
