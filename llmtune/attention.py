@@ -77,35 +77,7 @@ class ShortAttention(torch.autograd.Function):
         return of_query, of_key, of_value, None, None
 
 
-class _Apart(torch.autograd.Function):
-    """`Rows.apart` with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rows: Rows) -> torch.Tensor:
-        ctx.rows = rows
-        return rows.apart(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return ctx.rows.joined(gradients[0]), None
-
-
-class _Joined(torch.autograd.Function):
-    """`Rows.joined` with its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rows: Rows) -> torch.Tensor:
-        ctx.rows = rows
-        return rows.joined(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return ctx.rows.apart(gradients[0]), None
-
-
 _attend: Any = ShortAttention.apply
-_apart: Any = _Apart.apply
-_join: Any = _Joined.apply
 
 
 class Chooser:
@@ -143,8 +115,8 @@ class Chooser:
         if rows is None:
             out = _attend(query, key, value, added, scale)
             return out.transpose(1, 2).contiguous(), None
-        apart = (_apart(part.transpose(1, 2), rows).transpose(1, 2) for part in (query, key, value))
-        return _join(_attend(*apart, added, scale).transpose(1, 2), rows), None
+        apart = (rows.apart(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
+        return rows.joined(_attend(*apart, added, scale).transpose(1, 2)), None
 
     def _to_add(self, mask: torch.Tensor, rows: Rows | None) -> torch.Tensor:
         """The mask as fp32 (B, 1, T, T) to add; blocks of one kind are given the same one."""

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from llmtune import states
-from llmtune.depth import blocks
+from llmtune.depth import blocks, plain
 from llmtune.states import States
 
+Layout = Callable[[torch.Tensor], torch.Tensor]
+"""What makes of states (B, T, H) those that a model is to go on from."""
 TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
@@ -18,7 +19,7 @@ class Decoder:
     """The part of a model below its head; what stands in for a block leaves masks and positions to the model."""
 
     def __init__(self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], Any]) -> None:
-        self.inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.inner: Any = plain(model)
         self.blocks: list[nn.Module] = list(blocks(model))
         self.lengths = [len(row) for row in rows]
         self.entry: set[int] = set()
@@ -46,14 +47,12 @@ class Decoder:
             passes = through is not None and index >= through
             _replace(block, self._give if index < given else self._through if passes else None)
 
-    def give(self, kept: States, rows: Sequence[int], tokens: int, device: torch.device) -> None:
-        """Let stand-ins return the kept states of these rows, padded to so many tokens."""
-        self._given = kept.read(rows, tokens).to(device, non_blocking=True)
-
-    def join(self, joined: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Lay out what stand-ins return, (B, T, H), as `joined` does."""
-        if self._given is not None:
-            self._given = joined(self._given)
+    def give(
+        self, kept: States, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None
+    ) -> None:
+        """Let stand-ins return the kept states of these rows, padded to so many tokens, laid out as `lay` says."""
+        given = kept.read(rows, tokens).to(device, non_blocking=True)
+        self._given = lay(given) if lay else given
 
     def look(self, first: bool) -> str | None:
         """Learn from the shortest row what a block returns, from the `first` alone or with all others computing.

@@ -1,5 +1,8 @@
 """Model -> {parameter name: distance from the output}, read from module structure, never from names."""
 
+from typing import Any
+
+from peft import PeftModel
 from torch import nn
 
 
@@ -10,6 +13,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ValueError(f"{type(model).__name__} has no list of {count} blocks")
+
+
+def plain(model: nn.Module) -> Any:
+    """The model itself, without PEFT's wrapper where it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def distances(model: nn.Module) -> dict[str, int]:

@@ -9,14 +9,12 @@ from trl import SFTTrainer
 from llmtune.attention import Chooser, Rows, short_rows
 from llmtune.crossentropy import cross_entropy
 from llmtune.errors import TrainingError
-from llmtune.prefix import Prefix
 from llmtune.unpadded import Unpadded, arguments
 
 
 class Measured(SFTTrainer):
     """SFTTrainer whose loss is the mean over the supervised tokens of a whole optimizer step."""
 
-    prefix: Prefix | None
     _unpadded: Unpadded
     _attention: Chooser | None = None
     _seen: int
@@ -78,10 +76,7 @@ class Measured(SFTTrainer):
         rows = self._unpadded.rows(inputs, index, self._attention)
         if self._attention is not None:
             self._attention.rows = rows
-        if self.prefix is not None and index is not None:
-            self.prefix.select(index, inputs["input_ids"].shape[1], inputs["input_ids"].device)
-            if rows is not None:
-                self.prefix.join(rows.joined)
+        self._unpadded.give(index, inputs["input_ids"], rows)
         return (inputs if rows is None else arguments(inputs["input_ids"], rows)), rows
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import nn
 from llmtune import building, states
 from llmtune.boundary import Span, choose, random_part
 from llmtune.building import Place
-from llmtune.decoder import Decoder
+from llmtune.decoder import Decoder, Layout
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.states import States
 from llmtune.stream import Shelf
@@ -192,15 +192,10 @@ class Prefix:
         if not self._gone:
             self.enter(0)
 
-    def select(self, rows: Sequence[int], tokens: int, device: torch.device) -> None:
-        """Say which rows, padded to how many tokens, the next forward pass is about."""
+    def select(self, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None) -> None:
+        """Say which rows, padded to how many tokens and laid out how, the next forward pass is about."""
         if self._installed and self._decoder:
-            self._decoder.give(self._states[self._installed], rows, tokens, device)
-
-    def join(self, joined: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Lay what was selected out as `joined` does with (B, T, H)."""
-        if self._installed and self._decoder:
-            self._decoder.join(joined)
+            self._decoder.give(self._states[self._installed], rows, tokens, device, lay)
 
     def _place(self, boundary: int, distance: dict[str, int]) -> Place:
         """Where the states below a boundary lie, by what they depend on, as plain values."""

@@ -128,7 +128,7 @@ class Shelf:
 def load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[PreTrainedModel, Shelf]:
     """The base without the blocks below every stage's boundary, and the shelf that lends them."""
     if PartialState().distributed_type != DistributedType.NO:
-        raise recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+        raise _not_alone(recipe)
     shelf = Shelf(base, lowest(base, recipe, plan), dtype)
     return shelf.load(), shelf
 
@@ -161,12 +161,16 @@ def check_size(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
     if recipe.memory.prefix != "stream":
         return
     if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
-        raise recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+        raise _not_alone(recipe)
     need = min(2, table["boundaries"][0]) * table["bytes"] / len(table["boundaries"]) / 2**30
     if need > recipe.memory.prefix_limit_gb:
         said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
         nearest = math.ceil(need * 100) / 100
         raise recipe.error("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
+
+
+def _not_alone(recipe: Recipe) -> RecipeError:
+    return recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
 
 
 def _stored(base: Base) -> dict[str, tuple[Path, list[int]]]:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
@@ -13,7 +12,7 @@ from transformers import TrainerCallback
 from llmtune.boundary import Span, boundaries
 from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
-from llmtune.depth import blocks, distances
+from llmtune.depth import blocks, distances, plain
 from llmtune.errors import TrainingError
 from llmtune.loss import Measured
 from llmtune.lowrank import one_operation
@@ -85,8 +84,7 @@ class PlannedTrainer(Measured, Checkpointed):
         # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
         model.requires_grad_(False)
         # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        inner.enable_input_require_grads = lambda: None
+        plain(model).enable_input_require_grads = lambda: None
         packed = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
         if packed:
             raise TrainingError(f"{packed[0]} should train but is quantised")

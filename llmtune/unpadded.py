@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmtune.attention import SHORT, Chooser, Rows
+from llmtune.depth import plain
 from llmtune.prefix import Prefix
 
 EXACT, ROUNDED = 1e-5, 2**-6
@@ -18,7 +18,7 @@ class Unpadded:
     """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
 
     def __init__(self, model: nn.Module, prefix: Prefix | None, autocast: Callable[[], Any]) -> None:
-        inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner: Any = plain(model)
         self._inner, self._prefix, self._autocast = inner, prefix, autocast
         self._equal: bool | None = None
         self._may = inner.config._attn_implementation == "sdpa"
@@ -51,9 +51,9 @@ class Unpadded:
         self._inner.eval()
         with self._autocast():
             mixed = torch.is_autocast_enabled("cpu")
-            self.give(select, rows, joined=False)
+            self.give(select, ids, None)
             padded = decoder(input_ids=ids, attention_mask=real.long(), use_cache=False)[0]
-            self.give(select, rows, joined=True)
+            self.give(select, ids, rows)
             chooser.rows = rows
             joined = decoder(**arguments(ids, rows), use_cache=False)[0]
         chooser.rows = None
@@ -62,13 +62,10 @@ class Unpadded:
         allowed = ROUNDED if mixed or padded.dtype != torch.float32 else EXACT
         return float((joined.float() - wanted).norm() / wanted.norm()) <= allowed
 
-    def give(self, index: list[int] | None, rows: Rows, joined: bool) -> None:
-        """Let the prefix stand in for these rows, joined or padded."""
-        if self._prefix is None or index is None:
-            return
-        self._prefix.select(index, rows.shape[1], torch.device("cpu"))
-        if joined:
-            self._prefix.join(rows.joined)
+    def give(self, index: list[int] | None, ids: torch.Tensor, rows: Rows | None) -> None:
+        """Let the prefix stand in for these rows of ids (B, T), joined or padded."""
+        if self._prefix is not None and index is not None:
+            self._prefix.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
 
 
 def arguments(ids: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:

@@ -132,18 +132,11 @@ def test_the_golden_arguments_are_those_of_the_recipe(tmp_path: Path) -> None:
 
 def test_rates_over_three_stages_are_the_closed_form(tmp_path: Path) -> None:
     used: list[dict[int, float]] = []
-
-    class Rates(training.TrainerCallback):
-        def on_pre_optimizer_step(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, **named: Any
-        ) -> None:
-            used.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
-
     lr, reach, first = (0.01, 0.02, 0.005), (1, 2, 5), (0, 0, 3, 6, 6, 6)
     method = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": list(lr), "bottom_ratio": 0.1}
     log: list[dict[str, Any]] = []
     made = training.trainer(
-        tmp_path, method, steps=9, shape="cosine", warmup=2 / 9, callbacks=[Rates()], record=log.append
+        tmp_path, method, steps=9, shape="cosine", warmup=2 / 9, callbacks=[training.Rates(used)], record=log.append
     )
     made.train()
     for step in range(9):

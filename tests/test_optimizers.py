@@ -48,16 +48,9 @@ def test_every_optimizer_of_the_recipe_is_tested() -> None:
 @pytest.mark.parametrize("name", OFFERED)
 def test_exactly_the_planned_tensors_move_at_the_plans_rates(tmp_path: Path, name: str) -> None:
     used: list[dict[int, float]] = []
-
-    class Rates(training.TrainerCallback):
-        def on_pre_optimizer_step(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, **named: Any
-        ) -> None:
-            used.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
-
     watch = training.Watch()
     small = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
-    made, log = fit(tmp_path, name, [watch, Rates()], **small)
+    made, log = fit(tmp_path, name, [watch, training.Rates(used)], **small)
     snapshots = [*watch.before, {name: p.detach().clone() for name, p in made.model.named_parameters()}]
     for step, reach in enumerate(REACHES):
         planned = {name for name, distance in made.distance.items() if distance <= reach}

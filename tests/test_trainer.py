@@ -74,16 +74,9 @@ FALLS: dict[str, Any] = {
 @pytest.mark.parametrize("shape", FALLS)
 def test_logged_rate_of_every_group_is_the_plans(tmp_path: Path, method: dict[str, Any], shape: str) -> None:
     seen: list[dict[int, float]] = []
-
-    class Rates(trainer_module.TrainerCallback):
-        def on_pre_optimizer_step(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, **named: Any
-        ) -> None:
-            seen.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
-
     log: list[dict[str, Any]] = []
     training.trainer(
-        tmp_path, method, steps=9, shape=shape, warmup=2 / 9, callbacks=[Rates()], record=log.append
+        tmp_path, method, steps=9, shape=shape, warmup=2 / 9, callbacks=[training.Rates(seen)], record=log.append
     ).train()
     reach, since, ratio = (1, 2, 5), (0, 0, 3, 6, 6, 6), method.get("bottom_ratio", 1.0)
     for step, (used, entry) in enumerate(zip(seen, log, strict=True)):

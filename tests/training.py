@@ -35,6 +35,16 @@ class Watch(TrainerCallback):
         self.live.append({name for name, p in model.named_parameters() if p.grad is not None})
 
 
+@dataclass
+class Rates(TrainerCallback):
+    """Keeps the rate of every distance at each step, as the optimizer has it."""
+
+    used: list[dict[int, float]]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **named: Any) -> None:
+        self.used.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
+
+
 class RefusedError(ValueError):
     """What a recipe's one-line error is here."""
 
