@@ -203,7 +203,13 @@ def leave(code: int) -> NoReturn:
     if told and code:
         _write_once(f"{code}\n")
     # When a rank fails, torchrun kills the others, and after Ctrl-C one of them may still be writing the checkpoint.
-    sys.exit(0 if told and code == Interrupted.exit_code else code)
+    shown = 0 if told and code == Interrupted.exit_code else code
+    if code and os.environ.get("WORLD_SIZE", "1") != "1":
+        # A process group that a failure leaves open may abort the interpreter's own end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(shown)
+    sys.exit(shown)
 
 
 @contextlib.contextmanager

@@ -97,6 +97,7 @@ def train(out: Path) -> None:
     except TrainingError as error:
         (out / f"error-{dist.get_rank()}").write_text(str(error))
     (out / f"reached-{dist.get_rank()}").write_text(str(made.state.global_step))
+    dist.destroy_process_group()
 
 
 def fsdp2(folder: Path) -> None:

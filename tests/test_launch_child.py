@@ -108,6 +108,13 @@ def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
     assert execute(ranks, leave) == 3
 
 
+def test_a_rank_that_fails_ends_before_anything_can_abort_it(tmp_path: Path) -> None:
+    leave = "import atexit, os; from llmtune import launch; atexit.register(os.abort); print('said'); launch.leave(4)"
+    env = {**os.environ, "WORLD_SIZE": "2"}
+    result = subprocess.run([sys.executable, "-c", leave], env=env, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (4, "said\n")
+
+
 def test_what_the_training_said_comes_back_with_its_code(tmp_path: Path) -> None:
     tell = "from llmtune import errors, launch\nlaunch.leave(launch.tell(errors.ProofError('a line, with ünïcode')))"
     ended = launch.execute([sys.executable, "-c", tell], launch.environment(1, 1), launcher=False)
