@@ -1,4 +1,4 @@
-"""Memory that a step frees is kept for the next one: a fresh page costs more than the arithmetic on it."""
+"""Memory on CPUs: what a step frees is kept for the next one, and what libraries keep for each shape is bounded."""
 
 import ctypes
 import os
@@ -6,13 +6,24 @@ import platform
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
+PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""How many compiled products oneDNN, and torch's layer over it, keep: a step has some forty, each length its own."""
 
 
 def keep_freed() -> bool:
-    """Let glibc give nothing back to the system and take it in large parts; leaves alone what a user has set."""
+    """Let glibc give nothing back to the system and take it in large parts; leaves alone what a user has set.
+
+    A fresh page costs more than the arithmetic on it.
+    """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     options = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**30, TOP_PAD: 2**26}
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(option, value) == 1 for option, value in options.items())
+
+
+def keep_few_primitives() -> None:
+    """Bound how many compiled products are kept, unless a user did; to be called before the first product."""
+    for name, count in PRIMITIVES.items():
+        os.environ.setdefault(name, count)

@@ -5,34 +5,51 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SHORT = 192
 
 
 class Rows:
-    """Where the tokens of right-padded rows (B, T) stand when they are joined into one row without padding (1, N)."""
+    """Where the tokens of right-padded rows (B, T) stand when they are joined into one row without padding (1, N).
+
+    The last place is a filler's: a row of its own that nothing else sees, which stands for all padding.
+    """
 
     def __init__(self, real: torch.Tensor) -> None:
         """`real` (B, T) is true on tokens, false on padding."""
         self.shape = real.shape
         self.tokens = int(real.sum())
+        self.length = self.tokens + 1
         self._real = real
-        self._slots = real.flatten().nonzero().flatten()
-        self._places = (real.flatten().cumsum(0) - 1).clamp_(min=0).view(real.shape)
+        self._slots = functional.pad(real.flatten().nonzero().flatten(), (0, 1))
+        self._places = (real.flatten().cumsum(0) - 1).view(real.shape).masked_fill_(~real, self.tokens)
+        self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def places(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """The places in the joined row of tokens given by row and column."""
         return self._places[rows, columns]
 
     def joined(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (B, T, ...) as (1, N, ...)."""
+        """Values (B, T, ...) as (1, N, ...); the filler repeats the first one."""
         return values.flatten(0, 1).index_select(0, self._slots)[None]
 
     def apart(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (1, N, ...) as (B, T, ...), zero on padding."""
-        slots = values.new_zeros(self._real.numel(), *values.shape[2:])
-        return slots.index_copy_(0, self._slots, values[0]).view(*self.shape, *values.shape[2:])
+        """Values of heads (1, H, N, D) as (B, H, T, D); on padding stands what the filler has."""
+        heads, width = values.shape[1], values.shape[3]
+        flat = values.transpose(1, 2).reshape(-1, width)
+        there, _ = self._index(heads)
+        return flat.index_select(0, there).view(self.shape[0], heads, self.shape[1], width)
+
+    def together(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of heads (B, H, T, D) as (1, N, H, D), zero on the filler."""
+        heads, width = values.shape[1], values.shape[3]
+        out = values.new_empty(self.length, heads, width)
+        _, back = self._index(heads)
+        torch.index_select(values.reshape(-1, width), 0, back, out=out[:-1].view(-1, width))
+        out[-1] = 0
+        return out[None]
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); nobody sees padding."""
@@ -40,18 +57,37 @@ class Rows:
         hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return seen.masked_fill(~self._real[:, None, :], hidden)[:, None]
 
+    def _index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where what stands at (B, H, T) is in (N, H), and the other way round for all but the filler."""
+        if heads not in self._indices:
+            head = torch.arange(heads)
+            there = self._places[:, None] * heads + head[:, None]
+            row, column = self._real.nonzero(as_tuple=True)
+            back = (row[:, None] * heads + head) * self.shape[1] + column[:, None]
+            self._indices[heads] = there.flatten(), back.flatten()
+        return self._indices[heads]
+
 
 class ShortAttention(torch.autograd.Function):
     """Scores and softmax in fp32, products with values in theirs; keeps the T x T weights, so T has to be small."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        scale: float,
+        rows: Rows | None,
     ) -> torch.Tensor:
-        """Outputs (B, H, T, D) of queries (B, H, T, D), keys and values (B, K, T, D), and a mask to add (B, 1, T, T).
+        """Outputs (B, T, H, D) of queries (B, H, T, D), keys and values (B, K, T, D), and a mask to add (B, 1, T, T).
 
-        H / K heads share keys and values: their queries stand under one another, so that nothing is repeated.
+        H / K heads share keys and values: their queries stand under one another, so that nothing is repeated. All but
+        the mask are of joined rows where `rows` says how: (1, N, H, D) of (1, H, N, D) and (1, K, N, D).
         """
+        if rows:
+            query, key, value = rows.apart(query), rows.apart(key), rows.apart(value)
         batch, heads, tokens, width = query.shape
         shared = key.shape[1]
         stacked = query.reshape(batch, shared, -1, width)
@@ -59,22 +95,27 @@ class ShortAttention(torch.autograd.Function):
         scores.view(batch, shared, heads // shared, tokens, tokens).add_(mask[:, :, None])
         weights = torch.softmax(scores, -1).to(query.dtype)
         ctx.save_for_backward(stacked, key, value, weights)
-        ctx.scale = scale
-        return torch.matmul(weights, value).view(batch, heads, tokens, -1)
+        ctx.scale, ctx.rows = scale, rows
+        out = torch.matmul(weights, value).view(batch, heads, tokens, -1)
+        return rows.together(out) if rows else out.transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Gradients of query, key and value."""
         stacked, key, value, weights = ctx.saved_tensors
         batch, shared, rows, width = stacked.shape
-        given = gradients[0].reshape(batch, shared, rows, -1)
+        outer = gradients[0].transpose(1, 2)
+        # Nothing that is scored sees the filler, so that its gradient is zero, as it has to be on padding.
+        given = (ctx.rows.apart(outer) if ctx.rows else outer).reshape(batch, shared, rows, -1)
         of_value = torch.matmul(weights.transpose(-1, -2), given)
         of_weights = torch.matmul(given.float(), value.float().transpose(-1, -2))
         of_scores = torch._softmax_backward_data(of_weights, weights.float(), -1, torch.float32)
         of_scores = of_scores.mul_(ctx.scale).to(stacked.dtype)
         of_query = torch.matmul(of_scores, key).view(batch, -1, key.shape[2], width)
         of_key = torch.matmul(of_scores.transpose(-1, -2), stacked)
-        return of_query, of_key, of_value, None, None
+        if ctx.rows:
+            of_query, of_key, of_value = (ctx.rows.together(of).transpose(1, 2) for of in (of_query, of_key, of_value))
+        return of_query, of_key, of_value, None, None, None
 
 
 _attend: Any = ShortAttention.apply
@@ -105,18 +146,15 @@ class Chooser:
             precision = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(precision), key.to(precision), value.to(precision)
         plain = dropout == 0 and all(named.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
-        rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.tokens) else None
+        rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
         if not (plain and attention_mask is not None and _short(query, key, value, attention_mask, rows)):
             more = {"dropout": dropout, "scaling": scaling, **named}
             given: tuple[torch.Tensor, None] = self._default(module, query, key, value, attention_mask, **more)
             return given
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         added = self._to_add(attention_mask, rows)
-        if rows is None:
-            out = _attend(query, key, value, added, scale)
-            return out.transpose(1, 2).contiguous(), None
-        apart = (rows.apart(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
-        return rows.joined(_attend(*apart, added, scale).transpose(1, 2)), None
+        with torch.autocast(query.device.type, enabled=False):  # which would have the scores in bf16
+            return _attend(query, key, value, added, scale, rows), None
 
     def _to_add(self, mask: torch.Tensor, rows: Rows | None) -> torch.Tensor:
         """The mask as fp32 (B, 1, T, T) to add; blocks of one kind are given the same one."""

@@ -35,8 +35,10 @@ def train(run: Run, found: Prepared | None = None) -> None:
     settings = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
     engine.check_world(settings, state)
-    if state.device.type == "cpu" and settings.memory.prefix != "stream":
-        allocator.keep_freed()
+    if state.device.type == "cpu":
+        allocator.keep_few_primitives()
+        if settings.memory.prefix != "stream":
+            allocator.keep_freed()
     set_seed(settings.train.seed)
     base = found.base if found else model.locate(settings)
     tokenizer = model.load_tokenizer(base)

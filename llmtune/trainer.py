@@ -9,13 +9,13 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
+from llmtune import cpu
 from llmtune.boundary import Span, boundaries
 from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.depth import blocks, distances, plain
 from llmtune.errors import TrainingError
 from llmtune.loss import Measured
-from llmtune.lowrank import one_operation
 from llmtune.moved import Moved
 from llmtune.plan import Schedule
 from llmtune.prefix import Prefix
@@ -99,7 +99,7 @@ class PlannedTrainer(Measured, Checkpointed):
         if self.args.bf16:
             cast_once(model)
         if self.args.device.type == "cpu":
-            one_operation(model)
+            cpu.install(model, self.args, self.args.world_size == 1)
         self._unpadded = Unpadded(model, prefix, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
         self._moved = Moved(record)

@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads than cores stall each other
@@ -11,3 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more th
 def pytest_collection_finish() -> None:
     """Spare every trainer's collection of garbage what the imports made, which takes longer than its training."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Let every test draw the same numbers, whatever ran before."""
+    import torch
+
+    torch.manual_seed(0)

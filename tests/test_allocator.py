@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 FREED = """
 import os, sys
@@ -33,3 +34,37 @@ def test_freed_memory_is_kept_unless_the_user_chose(how: str, environment: dict[
     command = [sys.executable, "-c", FREED, how]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
     assert done.stdout.strip() == printed, done.stderr
+
+
+GROWN = """
+import os, sys, torch
+from llmtune.allocator import keep_few_primitives
+if sys.argv[1] == "few":
+    keep_few_primitives()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+left, right = torch.randn(2000, 64).bfloat16(), torch.randn(64, 64).bfloat16()
+for tokens in range(400, 500):
+    left[:tokens] @ right
+before = resident()
+for tokens in range(500, 1500):
+    left[:tokens] @ right
+print(resident() - before, os.environ["LRU_CACHE_CAPACITY"])
+"""
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN compiles no bf16 products here")
+def test_what_is_kept_for_each_length_is_bounded_unless_the_user_chose() -> None:
+    def run(how: str, **environment: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", GROWN, how]
+        done = subprocess.run(
+            command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True, check=True
+        )
+        grown, capacity = done.stdout.split()
+        return int(grown), capacity
+
+    grown, capacity = run("few")
+    plain, _ = run("plain", LRU_CACHE_CAPACITY="1024")
+    assert capacity == "64"
+    assert grown < plain / 2
+    assert run("few", LRU_CACHE_CAPACITY="1000")[1] == "1000"

@@ -1,0 +1,114 @@
+"""What trains in fp32 under bf16 autocast, on CPUs: no copy of a weight is kept, and one of what goes into it."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+LARGE, PART = 2**25, 2**23
+"""Bytes above which space is not held between two uses, and of a gradient in low precision at one time."""
+
+
+class _Space:
+    """Room for one product at a time: memory that stays costs less than memory that is given back and taken again."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._input: Any = lambda: None
+        self._version, self._copy = 0, torch.empty(0)
+
+    def take(self, shape: torch.Size, dtype: torch.dtype, use: str) -> torch.Tensor:
+        """Uninitialised memory, which the next call for the same shape and use gives again."""
+        key = (shape, dtype, use)
+        made = self._held.get(key)
+        if made is None:
+            made = torch.empty(shape, dtype=dtype)
+            if made.nbytes <= LARGE:
+                self._held[key] = made
+        return made
+
+    def low(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A detached copy of `x` in `dtype`: the last one again, where it is of the same tensor, unchanged since."""
+        if self._input() is not x or self._version != x._version or self._copy.dtype != dtype:
+            self._input, self._version = weakref.ref(x), x._version
+            self._copy = x.detach().to(dtype)
+        return self._copy
+
+
+class CastLinear(torch.autograd.Function):
+    """x W^T + bias with the products in the precision of `low`, which is x in it, as autocast has them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        space: _Space,
+    ) -> torch.Tensor:
+        """Outputs (..., N) of x (..., K), a weight (N, K) and a bias (N)."""
+        ctx.save_for_backward(low, weight)
+        ctx.space, ctx.precision = space, x.dtype
+        cast = space.take(weight.shape, low.dtype, "weight").copy_(weight)
+        return nn.functional.linear(low, cast, None if bias is None else bias.to(low.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Gradients of x, weight and bias, where they are asked for."""
+        low, weight = ctx.saved_tensors
+        of_x, _, of_weight, of_bias, _ = ctx.needs_input_grad
+        given = gradients[0].reshape(-1, weight.shape[0])
+        back = product = None
+        if of_x:
+            cast = ctx.space.take(weight.shape, low.dtype, "weight").copy_(weight)
+            back = torch.mm(given, cast).view(low.shape).to(ctx.precision)
+            del cast
+        if of_weight:
+            product = torch.empty_like(weight)
+            inputs = low.reshape(-1, low.shape[-1])
+            at_once = max(1, PART // (low.element_size() * weight.shape[1]))
+            for start in range(0, len(product), at_once):
+                out = product[start : start + at_once]
+                part = ctx.space.take(out.shape, low.dtype, "gradient")
+                out.copy_(torch.mm(given[:, start : start + at_once].t(), inputs, out=part))
+        return back, None, product, given.sum(0).to(weight.dtype) if of_bias else None, None
+
+
+_compute: Any = CastLinear.apply
+
+
+class _Forward:
+    """A linear layer's forward: `CastLinear` under autocast, its own everywhere else."""
+
+    def __init__(self, layer: nn.Linear, space: _Space) -> None:
+        self._layer, self._space = layer, space
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self._layer
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+            return type(layer).forward(layer, x)
+        with torch.autocast("cpu", enabled=False):
+            low = self._space.low(x, torch.get_autocast_dtype("cpu"))
+            given: torch.Tensor = _compute(x, low, layer.weight, layer.bias, self._space)
+        return given
+
+
+def cast_where_used(model: nn.Module) -> int:
+    """Let linear layers with fp32 weights compute as `CastLinear`; gives how many there are."""
+    space = _Space()
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
+    chosen = [layer for layer in layers if not vars(layer).get("forward")]
+    for layer in chosen:
+        vars(layer)["forward"] = _Forward(layer, space)
+    return len(chosen)
+
+
+def sparse_lookup(model: Any) -> bool:
+    """Let the embedding add its gradient to the head's, row by row, where the two are one matrix; gives whether."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    one = type(embedding) is nn.Embedding and head is not None and head.weight is embedding.weight
+    if one:
+        embedding.sparse = True
+    return one
