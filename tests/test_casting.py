@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from llmtune import casting
 from llmtune.casting import cast_where_used, sparse_lookup
 from tests import tiny
 
@@ -57,7 +58,20 @@ def test_an_input_that_changed_is_cast_again() -> None:
         assert torch.equal(made[0](x).float(), x)
         x.mul_(2)
         assert torch.equal(made[0](x).float(), x)
-        assert torch.equal(made[0](x + 1).float(), x + 1)
+        other = torch.zeros(2, 4).mul_(1)
+        assert other._version == x._version
+        assert torch.equal(made[0](other).float(), other)
+
+
+def test_a_large_gradient_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = Three(bias=False), Three(bias=False)
+    cast_where_used(whole)
+    cast_where_used(parts)
+    x = torch.randn(2, 7, 24)
+    expected = run(whole, x)
+    monkeypatch.setattr(casting, "PART", 3 * 24 * 2)
+    for mine, other in zip(run(parts, x), expected, strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_one_copy_of_the_input_is_kept_and_no_cast_weight() -> None:

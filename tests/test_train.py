@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmtune import launch, recipe, run
+from llmtune import allocator, launch, recipe, run
 from llmtune.adapter import load_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
@@ -38,9 +38,13 @@ def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "r
 
 
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
-def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any) -> None:
+def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in allocator.PRIMITIVES:
+        monkeypatch.setenv(name, "")
+        os.environ.pop(name)
     done = made(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
     train(done)
+    assert allocator.PRIMITIVES.items() <= os.environ.items()
     assert done.done("train")
     plan = run.read_json(done.plan_file)
     log = [json.loads(line) for line in done.log_file.read_text().splitlines()]
