@@ -13,6 +13,7 @@ from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
+from llmtune.states import trim
 
 
 def layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:
@@ -49,4 +50,13 @@ def load(base: model.Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> Pr
     if found != set(never):
         odd = sorted(found ^ set(never))[0]
         raise TrainingError(f"{odd} is {'' if odd in found else 'not '}in 4 bits, against the plan")
+    _let_go_of_the_file(loaded)
     return loaded
+
+
+def _let_go_of_the_file(loaded: nn.Module) -> None:
+    """Keep none of what was read to be quantised, on CPUs: one tensor that is still mapped holds the whole file."""
+    for parameter in loaded.parameters():
+        if parameter.device.type == "cpu" and type(parameter) is nn.Parameter:
+            parameter.data = parameter.data.clone()
+    trim()

@@ -1,5 +1,7 @@
 """4-bit for whatever never trains, with an adapter and without one."""
 
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,22 @@ def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(model, "load_model", lambda *_: loaded)
     with pytest.raises(TrainingError, match="not in 4 bits, against the plan"):
         quantise.load(base, settings, plan, torch.float32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
+def test_what_was_read_to_be_quantised_does_not_stay_mapped(tmp_path: Path) -> None:
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
+    settings = done.recipe()
+    base = locate(settings)
+    plain = load_model(base, torch.float32)
+    assert mapped()
+    del plain
+    gc.collect()
+    plan = settings.plan(model.facts(model.skeleton(base)))
+    loaded = quantise.load(base, settings, plan, torch.float32)
+    gc.collect()
+    assert not mapped()
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
