@@ -53,6 +53,7 @@ def test_a_loaded_delta_is_the_live_model(tmp_path: Path, adapter: str, method: 
     assert (facts_of["base"], facts_of["revision"]) == ("someone/base", "abc")
 
 
+@pytest.mark.slow
 def test_another_process_loads_the_adapter_with_peft_alone(tmp_path: Path) -> None:
     live, tensors, base, _ = made(tmp_path, {"kind": "full", "adapter": LORA})
     save_delta(live, tensors, tmp_path / "delta", base, "lora")

@@ -44,6 +44,7 @@ def unmerged(made: Run) -> bool:
     return not left and not made.done("merge") and "merge" not in made.manifest()["steps"]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_reads_the_live_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = runs.trained(tmp_path)
     facts = merge.merge(made)
