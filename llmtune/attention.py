@@ -52,10 +52,8 @@ class Rows:
         return out[None]
 
     def mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); nobody sees padding."""
-        seen = mask[0, 0][self._places[:, :, None], self._places[:, None, :]]
-        hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        return seen.masked_fill(~self._real[:, None, :], hidden)[:, None]
+        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); padding sees padding alone."""
+        return mask[0, 0][self._places[:, :, None], self._places[:, None, :]][:, None]
 
     def _index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Where what stands at (B, H, T) is in (N, H), and the other way round for all but the filler."""

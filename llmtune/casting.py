@@ -1,6 +1,7 @@
 """What trains in fp32 under bf16 autocast, on CPUs: no copy of a weight is kept, and one of what goes into it."""
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ class _Space:
                 self._held[key] = made
         return made
 
+    def cast(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A weight in `dtype`, in memory that the next weight of this shape takes."""
+        return self.take(weight.shape, dtype, "weight").copy_(weight)
+
     def low(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A detached copy of `x` in `dtype`: the last one again, where it is of the same tensor, unchanged since."""
         if self._input() is not x or self._version != x._version or self._copy.dtype != dtype:
@@ -51,7 +56,7 @@ class CastLinear(torch.autograd.Function):
         """Outputs (..., N) of x (..., K), a weight (N, K) and a bias (N)."""
         ctx.save_for_backward(low, weight)
         ctx.space, ctx.precision = space, x.dtype
-        cast = space.take(weight.shape, low.dtype, "weight").copy_(weight)
+        cast = space.cast(weight, low.dtype)
         return nn.functional.linear(low, cast, None if bias is None else bias.to(low.dtype))
 
     @staticmethod
@@ -62,7 +67,7 @@ class CastLinear(torch.autograd.Function):
         given = gradients[0].reshape(-1, weight.shape[0])
         back = product = None
         if of_x:
-            cast = ctx.space.take(weight.shape, low.dtype, "weight").copy_(weight)
+            cast = ctx.space.cast(weight, low.dtype)
             back = torch.mm(given, cast).view(low.shape).to(ctx.precision)
             del cast
         if of_weight:
@@ -79,20 +84,14 @@ class CastLinear(torch.autograd.Function):
 _compute: Any = CastLinear.apply
 
 
-class _Forward:
+def _forward(layer: nn.Linear, space: _Space, x: torch.Tensor) -> torch.Tensor:
     """A linear layer's forward: `CastLinear` under autocast, its own everywhere else."""
-
-    def __init__(self, layer: nn.Linear, space: _Space) -> None:
-        self._layer, self._space = layer, space
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        layer = self._layer
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
-            return type(layer).forward(layer, x)
-        with torch.autocast("cpu", enabled=False):
-            low = self._space.low(x, torch.get_autocast_dtype("cpu"))
-            given: torch.Tensor = _compute(x, low, layer.weight, layer.bias, self._space)
-        return given
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+        return type(layer).forward(layer, x)
+    with torch.autocast("cpu", enabled=False):
+        low = space.low(x, torch.get_autocast_dtype("cpu"))
+        given: torch.Tensor = _compute(x, low, layer.weight, layer.bias, space)
+    return given
 
 
 def cast_where_used(model: nn.Module) -> int:
@@ -101,7 +100,7 @@ def cast_where_used(model: nn.Module) -> int:
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
     chosen = [layer for layer in layers if not vars(layer).get("forward")]
     for layer in chosen:
-        vars(layer)["forward"] = _Forward(layer, space)
+        vars(layer)["forward"] = partial(_forward, layer, space)
     return len(chosen)
 
 

@@ -7,7 +7,7 @@ from llmtune.lowrank import one_operation
 from llmtune.recompute import lean_mlps, lean_norms
 
 
-def install(model: Any, args: Any, alone: bool) -> None:
+def install(model: Any, args: Any) -> None:
     """Let a model's layers compute what they do now in fewer passes and with less kept, for a Trainer's `args`."""
     one_operation(model)
     lean_norms(model)
@@ -16,5 +16,5 @@ def install(model: Any, args: Any, alone: bool) -> None:
     if args.bf16:
         cast_where_used(model)
     # Across processes gradients are averaged in buffers that are laid out for dense ones.
-    if alone:
+    if args.world_size == 1:
         sparse_lookup(model)

@@ -1,5 +1,6 @@
 """A LoRA layer as one operation on CPUs: the same products as PEFT's, without its passes over whole outputs."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,26 +53,20 @@ class LowRank(torch.autograd.Function):
 _compute: Any = LowRank.apply
 
 
-class _Forward:
+def _forward(layer: Linear, x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
     """A layer's forward that is one operation wherever PEFT would compute just that."""
-
-    def __init__(self, layer: Linear) -> None:
-        self._layer = layer
-
-    def __call__(self, x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
-        layer = self._layer
-        base: Any = layer.base_layer
-        mixed = torch.is_autocast_enabled("cpu")
-        precision = torch.get_autocast_dtype("cpu") if mixed else x.dtype
-        alone = layer.active_adapters == [ADAPTER] and not (layer.merged or layer.disable_adapters)
-        if arguments or named or not alone or base.weight.dtype != precision or x.device.type != "cpu":
-            return type(layer).forward(layer, x, *arguments, **named)
-        down: Any = layer.lora_A[ADAPTER]
-        up: Any = layer.lora_B[ADAPTER]
-        bias = None if base.bias is None else base.bias.to(precision)
-        scale = layer.scaling[ADAPTER]
-        given: torch.Tensor = _compute(x.to(precision), base.weight, bias, down.weight, up.weight, scale)
-        return given
+    base: Any = layer.base_layer
+    mixed = torch.is_autocast_enabled("cpu")
+    precision = torch.get_autocast_dtype("cpu") if mixed else x.dtype
+    alone = layer.active_adapters == [ADAPTER] and not (layer.merged or layer.disable_adapters)
+    if arguments or named or not alone or base.weight.dtype != precision or x.device.type != "cpu":
+        return type(layer).forward(layer, x, *arguments, **named)
+    down: Any = layer.lora_A[ADAPTER]
+    up: Any = layer.lora_B[ADAPTER]
+    bias = None if base.bias is None else base.bias.to(precision)
+    scale = layer.scaling[ADAPTER]
+    given: torch.Tensor = _compute(x.to(precision), base.weight, bias, down.weight, up.weight, scale)
+    return given
 
 
 def one_operation(model: nn.Module) -> int:
@@ -79,7 +74,7 @@ def one_operation(model: nn.Module) -> int:
     count = 0
     for layer in model.modules():
         if isinstance(layer, Linear) and _plain(layer):
-            vars(layer)["forward"] = _Forward(layer)
+            vars(layer)["forward"] = partial(_forward, layer)
             count += 1
     return count
 

@@ -1,5 +1,6 @@
 """RMS norms and gated MLPs that keep little for the backward pass, on CPUs: what is cheap is computed again."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,44 +62,32 @@ _normalise: Any = RMSNorm.apply
 _multiply: Any = Gated.apply
 
 
-class _Norm:
-    """An RMS norm's forward."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        self._norm = norm
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        given: torch.Tensor = _normalise(x, self._norm.weight, _eps(self._norm))
-        return given
+def _norm(norm: nn.Module, eps: float, x: torch.Tensor) -> torch.Tensor:
+    given: torch.Tensor = _normalise(x, norm.weight, eps)
+    return given
 
 
-class _Mlp:
+def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     """A gated MLP's forward; what its last layer keeps of the product is computed again from gate and up."""
+    gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    if not (gate.requires_grad or up.requires_grad):
+        plain: torch.Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
+        return plain
+    product = _multiply(gate, up, mlp.act_fn)
+    place, count, dtype = product.data_ptr(), product.numel(), product.dtype
+    gate, up = gate.detach(), up.detach()
 
-    def __init__(self, mlp: nn.Module) -> None:
-        self._mlp = mlp
+    def keep(tensor: torch.Tensor) -> tuple[torch.Tensor | None, torch.Size]:
+        same = (tensor.data_ptr(), tensor.numel(), tensor.dtype) == (place, count, dtype)
+        return (None if same and tensor.is_contiguous() else tensor), tensor.shape
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        mlp: Any = self._mlp
-        gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-        if not (gate.requires_grad or up.requires_grad):
-            plain: torch.Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
-            return plain
-        product = _multiply(gate, up, mlp.act_fn)
-        place, count, dtype = product.data_ptr(), product.numel(), product.dtype
-        gate, up = gate.detach(), up.detach()
+    def again(kept: tuple[torch.Tensor | None, torch.Size]) -> torch.Tensor:
+        tensor, shape = kept
+        return (mlp.act_fn(gate) * up).view(shape) if tensor is None else tensor
 
-        def keep(tensor: torch.Tensor) -> tuple[torch.Tensor | None, torch.Size]:
-            same = (tensor.data_ptr(), tensor.numel(), tensor.dtype) == (place, count, dtype)
-            return (None if same and tensor.is_contiguous() else tensor), tensor.shape
-
-        def again(kept: tuple[torch.Tensor | None, torch.Size]) -> torch.Tensor:
-            tensor, shape = kept
-            return (mlp.act_fn(gate) * up).view(shape) if tensor is None else tensor
-
-        with saved_tensors_hooks(keep, again):
-            given: torch.Tensor = mlp.down_proj(product)
-        return given
+    with saved_tensors_hooks(keep, again):
+        given: torch.Tensor = mlp.down_proj(product)
+    return given
 
 
 def lean_norms(model: nn.Module) -> int:
@@ -108,7 +97,7 @@ def lean_norms(model: nn.Module) -> int:
     proved = {kind: _is_rms_norm(norm) for kind, norm in {type(norm): norm for norm in alike}.items()}
     chosen = [norm for norm in alike if proved[type(norm)]]
     for norm in chosen:
-        vars(norm)["forward"] = _Norm(norm)
+        vars(norm)["forward"] = partial(_norm, norm, _eps(norm))
     return len(chosen)
 
 
@@ -121,7 +110,7 @@ def lean_mlps(model: nn.Module) -> int:
     proved = {kind: _is_gated(kind) for kind in {type(mlp) for mlp in alike}}
     chosen = [mlp for mlp in alike if proved[type(mlp)] and not vars(mlp).get("forward")]
     for mlp in chosen:
-        vars(mlp)["forward"] = _Mlp(mlp)
+        vars(mlp)["forward"] = partial(_mlp, mlp)
     return len(chosen)
 
 

@@ -15,12 +15,12 @@ from tests import tiny, training
 LORA = {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 2}}
 
 
-def installed(method: dict[str, Any], alone: bool = True, **options: bool) -> tuple[set[str], bool]:
+def installed(method: dict[str, Any], **options: int) -> tuple[set[str], bool]:
     """The classes of the modules that compute in another way, and whether the embedding's gradient is sparse."""
     model = tiny.model("llama", blocks=2, tied=True)
     recipe = training.spec(method)
     model = insert(model, recipe, recipe.method.plan(facts(model)), training.BASE)
-    cpu.install(model, SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, **options}), alone)
+    cpu.install(model, SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, "world_size": 1, **options}))
     changed = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
     return changed, bool(model.get_input_embeddings().sparse)
 
@@ -39,4 +39,4 @@ def test_what_checkpointing_or_fp32_make_useless_is_left_out(how: dict[str, bool
 
 
 def test_among_several_processes_gradients_stay_dense() -> None:
-    assert not installed({"kind": "full", "lr": 0.01}, alone=False)[1]
+    assert not installed({"kind": "full", "lr": 0.01}, world_size=2)[1]
