@@ -18,8 +18,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
+from llmtune import launch, recipe
 from llmtune import model as models
-from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
@@ -120,7 +120,9 @@ def once(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace
         job |= {"examples": str(folder / "examples.json"), "batch": options.batch, "max_length": MAX_LENGTH}
         job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
         write_json(folder / "job.json", job)
-        environment = {**os.environ, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        ours = launch.environment(1, len(os.sched_getaffinity(0)), torch.cuda.device_count())
+        environment = {**(ours if tool == "llmtune" else os.environ), "HF_HUB_OFFLINE": "1"}
+        environment["LLMTUNE_CACHE"] = str(folder / "cache")
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")],

@@ -163,7 +163,7 @@ def main(file: Path) -> None:
     job = read_json(file)
     clock, arm = Clock(), ARMS[job["arm"]]
     torch.manual_seed(0)
-    result = (llmtune if job["tool"].startswith("llmtune") else others)(job, arm, clock)
+    result = (llmtune if job["tool"] == "llmtune" else others)(job, arm, clock)
     seconds = clock.ends[-1] - clock.began
     steps = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
     memory = {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}

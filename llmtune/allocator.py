@@ -6,6 +6,11 @@ import platform
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
+TUNABLES, UNCACHED = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
+"""Read by glibc when a process starts: small pieces go back at once to the room that they were cut from.
+
+Held in a cache, slivers beside tensors go to small objects, and the tensor's place does not fit the next one.
+"""
 PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 """How many compiled products oneDNN, and torch's layer over it, keep: a step has some forty, each length its own."""
 
@@ -15,7 +20,8 @@ def keep_freed() -> bool:
 
     A fresh page costs more than the arithmetic on it.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    tuned = os.environ.get(TUNABLES, UNCACHED)
+    chosen = any(name.startswith("MALLOC_") for name in os.environ) or (tuned != UNCACHED and "malloc" in tuned)
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     options = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**30, TOP_PAD: 2**26}

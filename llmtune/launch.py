@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import psutil  # type: ignore[import-untyped]
 
+from llmtune.allocator import TUNABLES, UNCACHED
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
 from llmtune.recipe import Recipe
 from llmtune.run import Run
@@ -100,7 +101,7 @@ def start(recipe: Recipe, arguments: list[str]) -> Ended:
     """Train what `arguments` tell llmtune.train, in as many processes as recipe and machine say, and wait for it."""
     here = gpus()
     name = choose(recipe, here)
-    env = environment(processes(recipe, name, here), len(os.sched_getaffinity(0)))
+    env = environment(processes(recipe, name, here), len(os.sched_getaffinity(0)), here)
     alone = _alone(config(name))
     return execute(command(recipe, arguments, here), {**env, **alone}, launcher=not alone)
 
@@ -138,7 +139,7 @@ def command(recipe: Recipe, arguments: list[str], gpus: int) -> list[str]:
     return [*launcher, "--num_processes", str(count), "-m", TRAIN_MODULE, *arguments]
 
 
-def environment(count: int, cores: int) -> dict[str, str]:
+def environment(count: int, cores: int, gpus: int = 0) -> dict[str, str]:
     """This environment for `count` processes; unless set, threads are shared out and no kernel is fetched."""
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
@@ -147,6 +148,8 @@ def environment(count: int, cores: int) -> dict[str, str]:
         "USE_HUB_KERNELS": "NO",
         "PYTHONSAFEPATH": "1",  # -m would let a random.py in the working folder stand in for the standard library's
     }
+    if not gpus:
+        defaults[TUNABLES] = UNCACHED
     return {**defaults, **os.environ, WORLD: str(count)}
 
 

@@ -4,11 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from llmtune.allocator import PRIMITIVES, keep_few_primitives
+from llmtune import launch
+from llmtune.allocator import PRIMITIVES, UNCACHED, keep_few_primitives
 
 FREED = """
 import os, sys
@@ -31,12 +33,35 @@ print(said, resident() - before > 2**25)
         ("plain", {}, "None False"),
         ("kept", {"MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576"}, "False False"),
         ("kept", {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1048576"}, "False False"),
+        ("kept", {"GLIBC_TUNABLES": UNCACHED}, "True True"),
     ],
 )
 def test_freed_memory_is_kept_unless_the_user_chose(how: str, environment: dict[str, str], printed: str) -> None:
     command = [sys.executable, "-c", FREED, how]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
     assert done.stdout.strip() == printed, done.stderr
+
+
+HOLES = """
+import os, torch
+from llmtune.allocator import keep_freed
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+keep_freed()
+x = y = torch.randn(400, 576, requires_grad=True)
+before = resident()
+for _ in range(100):
+    y = (y * 2).add(1).tanh()
+print((resident() - before) / (100 * x.nbytes))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes these options")
+def test_a_training_takes_little_more_memory_than_what_it_keeps() -> None:
+    child = {**launch.environment(1, 2), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", HOLES], env=child, capture_output=True, text=True)
+    # Of a multiplication, a sum and a hyperbolic tangent in a row, the last one's output is kept.
+    assert float(done.stdout) < 1.2, done.stderr
 
 
 def test_what_a_user_set_for_compiled_products_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,16 +144,20 @@ def test_the_command_of_several_processes_names_its_config_and_their_number(tmp_
 
 
 def test_the_environment_shares_cores_out_and_leaves_the_users_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "USE_HUB_KERNELS", launch.WORLD):
+    for name in ("OMP_NUM_THREADS", "USE_HUB_KERNELS", launch.WORLD, launch.TUNABLES):
         monkeypatch.delenv(name, raising=False)
     assert [launch.environment(count, 8)["OMP_NUM_THREADS"] for count in (1, 2, 3, 16)] == ["8", "4", "2", "1"]
     assert launch.environment(2, 8)["USE_HUB_KERNELS"] == "NO"
     assert launch.environment(2, 8)[launch.WORLD] == "2"
+    assert launch.environment(1, 8)[launch.TUNABLES] == launch.UNCACHED
+    assert launch.TUNABLES not in launch.environment(1, 8, gpus=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv(launch.TUNABLES, "")
     monkeypatch.setenv(launch.WORLD, "9")
     monkeypatch.setenv("MINE", "kept")
     child = launch.environment(2, 8)
     assert (child["OMP_NUM_THREADS"], child["MINE"], child[launch.WORLD]) == ("5", "kept", "2")
+    assert child[launch.TUNABLES] == ""
 
 
 @pytest.mark.parametrize(

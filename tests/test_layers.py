@@ -48,7 +48,7 @@ LAYERS = (
     {"cli", "__main__"},
 )
 STEPS = LAYERS.index(set())
-LIGHT = ("errors", "plan", "rates", "spec", "method", "yamlfile", "explain", "recipe", "run", "launch")
+LIGHT = ("errors", "plan", "rates", "spec", "method", "yamlfile", "explain", "recipe", "run", "allocator", "launch")
 HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "lm_eval", "huggingface_hub", "numpy")
 COMMAND = """
 import contextlib, io

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -12,10 +14,14 @@ from llmtune.lowrank import LowRank, one_operation
 from tests import tiny
 
 
-def layer(bias: bool = True, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-    """A LoRA layer whose A and B are both random."""
+def layer(bias: bool = True, dtype: torch.dtype = torch.float32, packed: bool = False, **more: Any) -> Any:
+    """A LoRA layer whose A and B are both random, over a linear one in `dtype` or in 4 bits that compute in it."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(24, 40, bias=bias)).to(dtype)
+    if packed:
+        four = Linear4bit(24, 40, bias=bias, compute_dtype=dtype, quant_type="nf4", compress_statistics=True)
+        four.load_state_dict(base[0].state_dict())
+        base = nn.Sequential(four.to("cpu"))
     settings = {"r": 4, "lora_alpha": 12, "target_modules": ["0"], "init_lora_weights": False, **more}
     made = get_peft_model(base, LoraConfig(**settings)).base_model.model[0]
     for parameter in made.parameters():
@@ -24,8 +30,17 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32, **more: Any) ->
     return made
 
 
+def whole(packed: Linear4bit) -> nn.Linear:
+    """A linear layer with what 4 bits stand for."""
+    made = nn.Linear(packed.in_features, packed.out_features)
+    made.weight.data = dequantize_4bit(packed.weight.data, packed.weight.quant_state)
+    made.bias.data = packed.bias.data
+    return made
+
+
 def run(made: Any, x: torch.Tensor, mixed: bool = False) -> list[torch.Tensor]:
     """Output and gradients of x, A and B."""
+    made.zero_grad()
     x = x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         out = made(x)
@@ -41,24 +56,33 @@ def pair(**more: Any) -> tuple[Any, Any]:
     return ours, plain
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "4bit"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_in_fp32_it_is_pefts(bias: bool) -> None:
+def test_in_fp32_it_is_pefts(bias: bool, packed: bool) -> None:
     x = torch.randn(3, 7, 24)
-    for mine, other in zip(*(run(made, x) for made in pair(bias=bias)), strict=True):
+    for mine, other in zip(*(run(made, x) for made in pair(bias=bias, packed=packed)), strict=True):
         assert mine.dtype == other.dtype
         assert (mine - other).norm() <= 1e-6 * other.norm()
         # Elements of sums that nearly cancel carry the rounding of what was summed.
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
 
 
-def test_in_bf16_it_is_as_near_to_exact_as_pefts() -> None:
-    ours, plain = pair(dtype=torch.bfloat16)
-    exact = copy.deepcopy(plain).double()
-    x = torch.randn(5, 9, 24).bfloat16()
-    truth = run(exact, x.double())
-    for mine, other, true in zip(run(ours, x, mixed=True), run(plain, x, mixed=True), truth, strict=True):
-        assert mine.dtype == other.dtype
-        assert (mine.double() - true).norm() <= 1.05 * (other.double() - true).norm()
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "4bit"])
+def test_in_bf16_it_is_as_near_to_exact_as_pefts(packed: bool) -> None:
+    ours, plain = pair(dtype=torch.bfloat16, packed=packed)
+    exact = copy.deepcopy(plain)
+    if packed:
+        exact.base_layer = whole(exact.base_layer)
+    exact.double()
+    errors = torch.zeros(4, 2, dtype=torch.float64)
+    for _ in range(20):
+        x = torch.randn(5, 9, 24).bfloat16()
+        found = [run(ours, x, mixed=True), run(plain, x, mixed=True), run(exact, x.double())]
+        for error, mine, other, true in zip(errors, *found, strict=True):
+            assert mine.dtype == other.dtype
+            error += torch.stack([(given.double() - true).square().sum() for given in (mine, other)])
+    ours_error, pefts_error = errors.sqrt().unbind(1)
+    assert (ours_error <= 1.05 * pefts_error).all()
 
 
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}], ids=str)
@@ -68,7 +92,24 @@ def test_a_layer_that_does_more_is_left_to_peft(change: dict[str, Any]) -> None:
     assert "forward" not in vars(made)
 
 
-def test_a_base_that_trains_or_is_packed_is_left_to_peft() -> None:
+def test_a_base_in_4_bits_is_never_kept_whole() -> None:
+    made, kept = layer(dtype=torch.bfloat16, packed=True), []
+    assert one_operation(made) == 1
+    x = torch.randn(5, 24, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda kept: kept)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        made(x)
+    assert kept
+    assert (40, 24) not in kept
+
+
+def test_a_4bit_base_on_its_side_is_left_to_peft() -> None:
+    made = layer(packed=True)
+    made.base_layer.weight.quant_state.shape = torch.Size((24, 40))
+    assert one_operation(made) == 0
+
+
+def test_a_base_that_trains_or_is_no_linear_layer_is_left_to_peft() -> None:
     made = layer()
     made.base_layer.weight.requires_grad_(True)
     assert one_operation(made) == 0
@@ -88,9 +129,9 @@ def test_a_disabled_or_merged_adapter_is_heeded() -> None:
 
 
 def test_only_the_gradients_that_are_asked_for_are_made() -> None:
-    x, weight = torch.randn(3, 8), torch.randn(6, 8)
+    x, base = torch.randn(3, 8), nn.Linear(8, 6, bias=False)
     down, up = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2)
-    LowRank.apply(x, weight, None, down, up, 1.0).sum().backward()
+    LowRank.apply(x, base, None, down, up, 1.0).sum().backward()
     assert down.grad is not None
     assert x.grad is None
     assert up.grad is None
