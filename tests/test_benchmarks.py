@@ -84,6 +84,11 @@ def test_operations_follow_the_plan() -> None:
     assert counted["gradual-3"] == 10 * 100 * (2 * 30 + 4 * 6 + 30 * 6) + 2 * 1000 * (4 + 4 + 6)
 
 
+def test_longer_arms_are_repeated_less_and_each_at_least_once() -> None:
+    assert [bench.rounds(arm, 3) for arm in ("lora", "frozen-3", "frozen-10")] == [3, 1, 1]
+    assert [bench.rounds(arm, 6) for arm in ("lora", "frozen-3", "frozen-10")] == [6, 2, 1]
+
+
 def test_medians_and_spreads_are_of_the_same_arm_and_tool() -> None:
     def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
         figures = dict.fromkeys(bench.MEDIANS, seconds)
