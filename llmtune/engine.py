@@ -38,8 +38,8 @@ def check_world(settings: Recipe, state: PartialState) -> None:
 
 def check(settings: Recipe, plan: Plan, state: PartialState) -> None:
     """Raise an error for an engine that `accelerate launch` was told to use and that cannot do what was asked."""
-    if _told("ACCELERATE_USE_DEEPSPEED") and plan.staged:
-        raise settings.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+    if _told("ACCELERATE_USE_DEEPSPEED"):
+        check_stages(settings, plan)
     if not _told("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -52,6 +52,12 @@ def check(settings: Recipe, plan: Plan, state: PartialState) -> None:
             raise settings.error("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
     if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
+
+
+def check_stages(recipe: Recipe, plan: Plan) -> None:
+    """Raise RecipeError for stages, which DeepSpeed does not follow."""
+    if plan.staged:
+        raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
 def check_sharded(recipe: Recipe) -> None:

@@ -145,8 +145,8 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
         raise recipe.error("method.adapter.form", said)
     if recipe.launch.accelerate == "fsdp2":
         engine.check_sharded(recipe)
-    if recipe.launch.accelerate in ("zero2", "zero3") and plan.staged:
-        raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+    if recipe.launch.accelerate in ("zero2", "zero3"):
+        engine.check_stages(recipe, plan)
 
 
 def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Run:
