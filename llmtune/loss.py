@@ -7,6 +7,7 @@ from torch import nn
 from trl import SFTTrainer
 
 from llmtune.attention import Chooser, Rows, short_rows
+from llmtune.casting import Held
 from llmtune.crossentropy import cross_entropy
 from llmtune.errors import TrainingError
 from llmtune.unpadded import Unpadded, arguments
@@ -17,6 +18,7 @@ class Measured(SFTTrainer):
 
     _unpadded: Unpadded
     _attention: Chooser | None = None
+    _held: Held | None = None
     _seen: int
     _supervised: int
     _step_seen: int
@@ -82,6 +84,8 @@ class Measured(SFTTrainer):
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass; raises TrainingError where the loss is not finite."""
         loss = super().training_step(*arguments, **named)
+        if self._held is not None:
+            self._held.give()
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "

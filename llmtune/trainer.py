@@ -99,7 +99,7 @@ class PlannedTrainer(Measured, Checkpointed):
         if self.args.bf16:
             cast_once(model)
         if self.args.device.type == "cpu":
-            cpu.install(model, self.args)
+            self._held = cpu.install(model, self.args)
         self._unpadded = Unpadded(model, prefix, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
         self._moved = Moved(record)
