@@ -83,11 +83,14 @@ def train(run: Run, found: Prepared | None = None) -> None:
         trained = sum(tensor.numel() for tensor in tensors.values())
         del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-    if stop.asked and trainer.state.global_step < steps:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {steps}, with a checkpoint; go on: llmtune run {run.path}"
-        )
-    _prove(before, trainer)
+        reached = trainer.state.global_step
+        if stop.asked and reached < steps:
+            raise Interrupted(f"stopped at step {reached} of {steps}, with a checkpoint; go on: llmtune run {run.path}")
+        still = _prove(before, trainer)
+        if still:
+            said = f"warning: never changed, though to be trained: {still[0]}"
+            said += f" and {len(still) - 1} more" if still[1:] else ""
+            progress.noted({"step": reached, "warning": said}, said)
     delta = trainer.trained_state()
     if state.is_main_process:
         save_delta(tuned, delta, run.delta, base, settings.method.adapter.kind)
@@ -135,8 +138,11 @@ def _same_data(run: Run, findings: dict[str, Any]) -> None:
         raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
 
 
-def _prove(before: dict[str, int], trainer: PlannedTrainer) -> None:
-    """Raise TrainingError where something frozen moved since `before`, or where nothing at some distance did."""
+def _prove(before: dict[str, int], trainer: PlannedTrainer) -> list[str]:
+    """What should have moved since `before` and did not.
+
+    Raises TrainingError where something frozen moved, or where nothing at some distance did.
+    """
     # What is empty was let go and cannot have trained.
     live = {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.numel()}
     after, trained = checksums(live), trainer.current_tensors()
@@ -148,6 +154,7 @@ def _prove(before: dict[str, int], trainer: PlannedTrainer) -> None:
     still = {distance[name] for name in trained} - {distance[name] for name in changed}
     if still:
         raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
+    return sorted(set(trained) - changed)
 
 
 def main(words: list[str]) -> int:

@@ -61,6 +61,21 @@ def test_a_run_in_which_nothing_changed_at_some_distance_fails(tmp_path: Path, m
     assert not done.done("train")
 
 
+def test_a_run_in_which_single_tensors_never_changed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, lost = trainer_module.groups, {f"model.layers.{at}.mlp.up_proj.weight" for at in (0, 1)}
+
+    def stale(tensors: dict[str, Any], distance: dict[str, int], decay: float) -> Any:
+        copies = {n: nn.Parameter(p.detach().clone()) if n in lost else p for n, p in tensors.items()}
+        return original(copies, distance, decay)
+
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    monkeypatch.setattr(trainer_module, "groups", stale)
+    monkeypatch.setattr(trainer_module._Stages, "on_step_begin", lambda *_, **__: None)
+    train(done)
+    said = [entry["warning"] for entry in map(json.loads, done.log_file.read_text().splitlines()) if "warning" in entry]
+    assert said == [f"warning: never changed, though to be trained: {min(lost)} and 1 more"]
+
+
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
 def test_what_trains_is_fp32_and_moves_where_the_model_is_bf16(tmp_path: Path, adapter: Any) -> None:
     watch = training.Watch()

@@ -51,6 +51,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch
     steps = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
     assert steps[-1]["supervised"] == 4 * run.read_json(done.data_file)["supervised_tokens"]["total"]
+    assert not [entry for entry in log if "warning" in entry]
     assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
     assert log[-1]["eval_loss"] < steps[0]["loss"]
     file = next(done.delta.glob("*.safetensors"))
