@@ -132,8 +132,9 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: An
     assert set(one) == set(two)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
-    counts = [(tmp_path / name / "log.jsonl").read_text().splitlines()[-2] for name in ("one", "two")]
-    assert json.loads(counts[0])["tokens"] == json.loads(counts[1])["tokens"]
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    counts = [max(json.loads(line).get("tokens", 0) for line in lines) for lines in logs]
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.slow
