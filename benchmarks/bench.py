@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,9 @@ def once(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace
         job |= {"examples": str(folder / "examples.json"), "batch": options.batch, "max_length": MAX_LENGTH}
         job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
         write_json(folder / "job.json", job)
-        ours = launch.environment(1, len(os.sched_getaffinity(0)), torch.cuda.device_count())
-        environment = {**(ours if tool == "llmtune" else os.environ), "HF_HUB_OFFLINE": "1"}
-        environment["LLMTUNE_CACHE"] = str(folder / "cache")
+        cores = len(os.sched_getaffinity(0))
+        around = launch.environment(1, cores, launch.gpus()) if tool == "llmtune" else os.environ
+        environment = {**around, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")],
@@ -175,10 +176,8 @@ def against(same: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str,
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table: x is how many times faster llmtune is, share its memory against the tool's."""
-    lines = [
-        "| arm | tool | s/step | x | tokens/s | peak RSS MB | share | command to end s | final loss | utilisation |"
-    ]
-    lines.append("|---" * 10 + "|")
+    head = "| arm | tool | s/step | x | tokens/s | peak RSS MB | share | command to end s | final loss | utilisation |"
+    lines = [head, "|---" * 10 + "|"]
     for row in rows:
         if "seconds_per_step" not in row:
             lines.append(f"| {row['arm']} | {row['tool']} | failed: {row.get('error', '')[:80]} |" + " |" * 7)
@@ -224,22 +223,20 @@ def main(arguments: list[str] | None = None) -> None:
         before = read_json(options.out)
         runs = [run for run in before["runs"] if (run["arm"], run["tool"]) not in pairs]
         asked = [*before["asked"], *asked]
+    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "device": device}
     with tempfile.TemporaryDirectory() as name:
         ready = prepared(options, Path(name))
-        for repeat in range(options.repeats):
-            for arm in (arm for arm in options.arms if repeat < rounds(arm, options.repeats)):
-                for tool in options.tools:
-                    rate = gemm_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
-                    run = once(arm, tool, ready, options) | {"repeat": repeat, "gemm_gflops": rate / 1e9}
-                    if "error" not in run:
-                        run["utilisation"] = utilised(run, ready, rate)
-                    runs.append(run)
-                    print(f"{arm} {tool}: {run.get('seconds_per_step', run.get('error'))}", file=sys.stderr, flush=True)
-                    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "device": device}
-                    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
-                    write_json(
-                        options.out, {**facts, "machine": machine, "asked": asked, "rows": summary(runs), "runs": runs}
-                    )
+        for repeat, arm, tool in product(range(options.repeats), options.arms, options.tools):
+            if repeat >= rounds(arm, options.repeats):
+                continue
+            rate = gemm_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
+            run = once(arm, tool, ready, options) | {"repeat": repeat, "gemm_gflops": rate / 1e9}
+            if "error" not in run:
+                run["utilisation"] = utilised(run, ready, rate)
+            runs.append(run)
+            print(f"{arm} {tool}: {run.get('seconds_per_step', run.get('error'))}", file=sys.stderr, flush=True)
+            facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
+            write_json(options.out, {**facts, "machine": machine, "asked": asked, "rows": summary(runs), "runs": runs})
     print(table(summary(runs)))
 
 

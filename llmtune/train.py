@@ -57,7 +57,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
         lora.start(tuned, settings.method.adapter, run.checkpoints / lora.INITIAL, bool(done), state.device)
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
-    stop = Stop()
+    stop, record = Stop(), recorder(progress)
     if state.is_main_process:
         show.heading("train")
     with progress:
@@ -65,7 +65,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
             tuned,
             make_schedule=lambda count: schedule(settings, plan, count),
             tensors=tensors,
-            record=recorder(progress),
+            record=record,
             keep=settings.train.keep,
             prefix=_prefix(settings, base, [*data.train, *data.eval], shelf),
             grouped=settings.train.group_by_length,
@@ -90,7 +90,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
         if still:
             said = f"warning: never changed, though to be trained: {still[0]}"
             said += f" and {len(still) - 1} more" if still[1:] else ""
-            progress.noted({"step": reached, "warning": said}, said)
+            record({"step": reached, "warning": said})
     delta = trainer.trained_state()
     if state.is_main_process:
         save_delta(tuned, delta, run.delta, base, settings.method.adapter.kind)
