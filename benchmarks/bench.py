@@ -19,13 +19,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
-from llmtune import launch, recipe
+from llmtune import launch as launch_module
 from llmtune import model as models
+from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
 from llmtune.depth import blocks
-from llmtune.run import read_json, write_json
+from llmtune.files import read_json, write_json
+from llmtune.launch import gpus
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("llmtune", "trl", "trl-best", "trainer")
@@ -122,7 +124,7 @@ def once(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace
         job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
         write_json(folder / "job.json", job)
         cores = len(os.sched_getaffinity(0))
-        around = launch.environment(1, cores, launch.gpus()) if tool == "llmtune" else os.environ
+        around = launch_module.environment(1, cores, gpus()) if tool == "llmtune" else os.environ
         environment = {**around, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         began = time.perf_counter()
         done = subprocess.run(

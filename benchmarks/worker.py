@@ -19,8 +19,8 @@ from llmtune import model as models
 from llmtune import recipe, train
 from llmtune.data.collate import Collator
 from llmtune.depth import blocks
+from llmtune.files import read_json, write_json
 from llmtune.prepare import prepare
-from llmtune.run import read_json, write_json
 from llmtune.trainer import PlannedTrainer
 
 

@@ -20,12 +20,12 @@ from llmtune import lora
 from llmtune.bottleneck import BottleneckConfig
 from llmtune.depth import blocks, distances
 from llmtune.errors import ProofError, nearest
+from llmtune.files import write_json
 from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
 from llmtune.mlp import mlps, width_key
 from llmtune.model import Base
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
-from llmtune.run import write_json
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"

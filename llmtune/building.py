@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtune import states
 from llmtune.decoder import Decoder
-from llmtune.progress import duration
-from llmtune.states import States, Writer
+from llmtune.numbers import duration
+from llmtune.states import States, Writer, check_room, complete, make_room
 from llmtune.stream import Shelf
 
 SECONDS = 15.0
@@ -33,7 +32,7 @@ class Place:
 
     def whole(self) -> bool:
         """Whether it is these states, whole and unchanged."""
-        return states.complete(self.folder, self.facts)
+        return complete(self.folder, self.facts)
 
     def open(self, decoder: Decoder) -> States:
         """The states, which are whole."""
@@ -117,11 +116,11 @@ def by_block(decoder: Decoder, shelf: Shelf, places: list[Place], size: int, lim
     start = max((at + 1 for at, place in enumerate(places) if place.there() and place.whole()), default=0)
     kept = places[start - 1].open(decoder) if start else None
     root, tokens = places[0].folder.parent, sum(decoder.lengths)
-    states.check_room(root, min(2, len(places) - start) * size)
+    check_room(root, min(2, len(places) - start) * size)
     pace = Pace(tokens * (len(places) - start))
     for at in range(start, len(places)):
         near = {place.folder for place in places[max(0, at - 1) : at + 1]}
-        states.make_room(root, size, limit, near)
+        make_room(root, size, limit, near)
         with Writer(places[at].folder, places[at].facts, size) as writer, shelf.lent(at, decoder.blocks[at]):
             through(decoder, {at + 1: writer}, at, kept, pace, f"block {at + 1} of {len(places)}, ")
         kept = places[at].open(decoder)

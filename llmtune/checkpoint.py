@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from trl import SFTTrainer
 
 from llmtune.errors import TrainingError
+from llmtune.files import fingerprint, write_json
 from llmtune.prefix import Prefix
-from llmtune.run import fingerprint, write_json
 from llmtune.sharding import laid_out_as, whole
 
 TENSORS = "trained.safetensors"

@@ -95,63 +95,69 @@ def _check(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
-    from llmtune import model, show
+    from llmtune import model
     from llmtune.prepare import examine
+    from llmtune.show import findings, gpus, plan
 
-    checked, table = examine(settings, model.locate(settings, weights=False), show.gpus())
+    checked, table = examine(settings, model.locate(settings, weights=False), gpus())
     if options.json:
         print(json.dumps({"data": checked.findings, "plan": table}, indent=2, ensure_ascii=False))
     else:
-        show.findings(checked.findings)
-        show.plan(table)
+        findings(checked.findings)
+        plan(table)
 
 
 def _plan(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
-    from llmtune import model, show
+    from llmtune import model
     from llmtune.prepare import plan_alone
+    from llmtune.show import gpus, plan
 
-    table = plan_alone(settings, model.locate(settings, weights=False), show.gpus())
+    table = plan_alone(settings, model.locate(settings, weights=False), gpus())
     if options.json:
         print(json.dumps(table, indent=2))
     else:
-        show.plan(table)
+        plan(table)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from llmtune import launch, recipe, run
+    from llmtune import recipe
+    from llmtune.launch import gpus, runs_one, train
+    from llmtune.run import Run, open_run
 
     if options.recipe.is_dir():
-        _finish(run.open_run(options.recipe))
+        _finish(open_run(options.recipe))
         return
     settings = recipe.load(options.recipe, options.set)
-    made = run.Run(options.out or Path("runs") / options.recipe.stem)
+    made = Run(options.out or Path("runs") / options.recipe.stem)
     if settings.publish:
         from llmtune.publish import preflight
 
         preflight(settings)
     with made.locked():
-        if launch.runs_one(settings):
+        if runs_one(settings):
             # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
-            launch.train(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+            train(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
-            from llmtune import prepare, show
+            from llmtune import prepare
+            from llmtune.show import gpus, prepared
 
-            show.prepared(prepare.prepare(settings, made.path, launch.gpus(), options.overwrite))
+            prepared(prepare.prepare(settings, made.path, gpus(), options.overwrite))
     _finish(made)
 
 
 def _finish(made: Any) -> None:
     """Every step that the recipe asks for and that is not done yet, in order."""
-    from llmtune import launch, show
+    from llmtune.launch import train
+    from llmtune.show import summary
 
     settings = made.recipe()
     with made.locked():
         if not made.done("train"):
-            launch.train(settings, made, [str(made.path)])
+            train(settings, made, [str(made.path)])
         if settings.eval.suite != "none" and not made.done("eval"):
             _step(made, "eval", _evaluate)
         if settings.merge.enabled and not made.done("merge"):
@@ -159,14 +165,14 @@ def _finish(made: Any) -> None:
         if settings.publish and not made.done("publish"):
             _step(made, "publish", _publish_run)
         _step(made, "report", _report_run)
-    show.summary(made)
+    summary(made)
 
 
 def _step(made: Any, name: str, step: Callable[[Any], object]) -> None:
     """A step after training; whatever ends it, say that the delta is safe and how to go on."""
-    from llmtune import show
+    from llmtune.show import heading
 
-    show.heading(name)
+    heading(name)
     try:
         step(made)
     except LlmtuneError:
@@ -183,14 +189,14 @@ def _open(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from llmtune import launch
+    from llmtune.launch import train
 
     made = _open(options)
     with made.locked():
         if made.done("train"):
             made.forget("train")
             shutil.rmtree(made.checkpoints, ignore_errors=True)
-        launch.train(made.recipe(), made, [str(made.path)])
+        train(made.recipe(), made, [str(made.path)])
 
 
 def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:

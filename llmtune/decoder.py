@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtune import states
 from llmtune.depth import blocks, plain
-from llmtune.states import States
+from llmtune.states import States, longest_first
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
 """What makes of states (B, T, H) those that a model is to go on from."""
@@ -90,7 +89,7 @@ class Decoder:
     def batches(self) -> Iterator[list[int]]:
         """Rows, longest first, in batches of a size that suits the device."""
         most = TOKENS.get(self.device.type, TOKENS["cpu"])
-        order = states.longest_first(self.lengths)
+        order = longest_first(self.lengths)
         while order:
             count = max(1, most // self.lengths[order[0]])
             yield order[:count]

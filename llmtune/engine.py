@@ -6,8 +6,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from llmtune import launch, model
+from llmtune import model
 from llmtune.errors import MachineError
+from llmtune.launch import WORLD
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
 
@@ -19,7 +20,7 @@ _UNSHARDABLE = {
 
 def check_world(settings: Recipe, state: PartialState) -> None:
     """Raise MachineError where the launcher started other processes than were asked for."""
-    asked = os.environ.get(launch.WORLD)
+    asked = os.environ.get(WORLD)
     expected = int(asked) if asked else settings.launch.processes
     if expected is not None and expected != state.num_processes:
         raise MachineError(

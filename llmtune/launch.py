@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import psutil  # type: ignore[import-untyped]
 
-from llmtune.allocator import TUNABLES, UNCACHED
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.files import shipped_folder
+from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe import Recipe
 from llmtune.run import Run
 from llmtune.yamlfile import load_yaml
@@ -43,12 +44,6 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def resource(name: str) -> Path:
-    """A folder that ships with llmtune, in an installed wheel or in a checkout."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).parent.parent / name
-
-
 def choose(recipe: Recipe, gpus: int) -> str:
     """The accelerate config's name: the recipe's, or what suits a machine with that many GPUs."""
     if recipe.launch.accelerate != "auto":
@@ -65,7 +60,7 @@ def config(name: str) -> dict[str, Any]:
 
 def config_file(name: str) -> Path:
     """The file of a shipped accelerate config."""
-    return resource("accelerate_configs") / f"{name}.yaml"
+    return shipped_folder("accelerate_configs") / f"{name}.yaml"
 
 
 def processes(recipe: Recipe, name: str, gpus: int) -> int:

@@ -15,10 +15,11 @@ from llmtune import model, quantise
 from llmtune.adapter import BASE, load_delta
 from llmtune.bottleneck import UNMERGEABLE
 from llmtune.errors import MachineError, ProofError
+from llmtune.files import fingerprint, read_json, write_json
 from llmtune.mlp import with_widths
 from llmtune.parity import logits, probes, reload, within
 from llmtune.recipe import Recipe
-from llmtune.run import Run, fingerprint, read_json, write_json
+from llmtune.run import Run
 
 COPIED = (
     "tokenizer*.json",

@@ -16,12 +16,13 @@ import torch
 import transformers
 from torch import nn
 
-from llmtune import building, states
+from llmtune import building
 from llmtune.boundary import Span, choose, random_part
 from llmtune.building import Place
 from llmtune.decoder import Decoder, Layout
 from llmtune.errors import MachineError, RecipeError, TrainingError
-from llmtune.states import States
+from llmtune.memory import release_pages
+from llmtune.states import States, key, longest_first, make_room
 from llmtune.stream import Shelf
 
 PROBED = 3
@@ -105,7 +106,7 @@ class Prefix:
             self._states[boundary] = places[boundary].open(decoder)
         missing = {boundary: places[boundary] for boundary in sorted(chosen - at_hand)}
         if missing:
-            states.make_room(self._keeping.folder, size * len(missing), limit, {places[b].folder for b in chosen})
+            make_room(self._keeping.folder, size * len(missing), limit, {places[b].folder for b in chosen})
             start = self._below(min(missing))
             reason = building.at_once(decoder, missing, size, start, self._states.get(start))
             if reason:
@@ -182,7 +183,7 @@ class Prefix:
             # Quantised weights are small and not made for this; shared ones are still needed.
             if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
                 continue
-            states.forget(parameter.data)
+            release_pages(parameter.data)
             freed += parameter.numel() * parameter.element_size()
             parameter.data = parameter.data.new_empty(0)
         return f"{freed / 2**20:,.0f} MB of weights let go" if freed else None
@@ -215,7 +216,7 @@ class Prefix:
             "weights": sorted({str(tensor.dtype) for tensor in inside}),
             "width": decoder.width,
         }
-        return Place(self._keeping.folder / states.key(facts), facts)
+        return Place(self._keeping.folder / key(facts), facts)
 
     @cached_property
     def _ids(self) -> str:
@@ -229,7 +230,7 @@ class Prefix:
         """
         if not self._states:
             return {}, 0.0
-        order = states.longest_first(decoder.lengths)
+        order = longest_first(decoder.lengths)
         rows = sorted({order[place * (len(order) - 1) // max(1, PROBED - 1)] for place in range(PROBED)})
         decoder.arrange()
         plain = decoder.forward(rows)

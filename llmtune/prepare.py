@@ -5,18 +5,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune import engine, launch, model, quantise, run, stream, suite
+from llmtune import engine, model, quantise, stream, suite
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.depth import distances
+from llmtune.files import write_json
+from llmtune.launch import choose, processes
 from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import Facts, rate_notes
 from llmtune.model import Base
 from llmtune.plan import Plan, Schedule
 from llmtune.recipe import Recipe
-from llmtune.run import Run, write_json
+from llmtune.run import Run, create
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> P
     base = model.locate(recipe)
     checked, table = examine(recipe, base, gpus)
     resolved = resolve(recipe, base)
-    made = run.create(resolved, out, overwrite)
+    made = create(resolved, out, overwrite)
     write_json(made.plan_file, table)
     write_json(made.data_file, checked.findings)
     return Prepared(made, base, checked)
@@ -169,7 +171,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
     asked = suite.load(recipe) if recipe.eval.suite != "none" else None
     checked = gate(recipe, model.load_tokenizer(base), model.stop_ids(base))
-    world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
+    world = processes(recipe, choose(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
@@ -185,7 +187,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
 
 def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
     """The plan table of a recipe whose training rows are counted but not tokenised."""
-    world = launch.processes(recipe, launch.choose(recipe, gpus), gpus)
+    world = processes(recipe, choose(recipe, gpus), gpus)
     count = len(read(recipe.data.train))
     return plan_table(recipe, base, total_steps(recipe, count, world))
 

@@ -8,15 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from llmtune.run import write_text
-
-Record = dict[str, Any]
+from llmtune.numbers import duration
+from llmtune.run_log import Record, trim_log
 
 LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
@@ -175,34 +174,3 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[facts]}"),
     ]
     return Bar(*columns, console=console, expand=True)
-
-
-def read_log(log: Path) -> list[Record]:
-    """The records of a log in order; a line that a killed process left half written is passed over."""
-    if not log.exists():
-        return []
-    records = (_parse(line) for line in log.read_text(encoding="utf-8", errors="replace").splitlines())
-    return [record for record in records if record is not None]
-
-
-def trim_log(log: Path, step: int, write: bool = True) -> list[Record]:
-    """The records of a log up to and with `step`; the file is cut down to them where `write` says so."""
-    kept = [record for record in read_log(log) if record["step"] <= step]
-    if write:
-        write_text(log, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-    return kept
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 0:07, 3:21 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _parse(line: str) -> Record | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -14,9 +14,10 @@ from huggingface_hub import get_token
 from llmtune import hub, model
 from llmtune.card import card, front_matter, shorten, shortened
 from llmtune.errors import LlmtuneError, PublishError
+from llmtune.files import fingerprint, read_json
 from llmtune.merge import COPIED
 from llmtune.recipe import Publish, Recipe, dump
-from llmtune.run import Run, fingerprint, read_json
+from llmtune.run import Run
 
 ALLOWED = {
     "delta": ("adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "base.json"),

@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from llmtune import model
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
+from llmtune.memory import trim_heap
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
-from llmtune.states import trim
 
 
 def layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:
@@ -59,4 +59,4 @@ def _let_go_of_the_file(loaded: nn.Module) -> None:
     for parameter in loaded.parameters():
         if parameter.device.type == "cpu" and type(parameter) is nn.Parameter:
             parameter.data = parameter.data.clone()
-    trim()
+    trim_heap()

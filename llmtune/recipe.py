@@ -9,9 +9,10 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from llmtune.errors import RecipeError
 from llmtune.explain import explain
+from llmtune.fields import Closed
 from llmtune.method import Method
 from llmtune.plan import Plan, Shape
-from llmtune.spec import Closed, Facts, PlanError
+from llmtune.spec import Facts, PlanError
 from llmtune.yamlfile import Located, load_yaml
 
 Count = Annotated[int, Field(ge=1)]

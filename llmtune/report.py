@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
-from llmtune.progress import read_log
+from llmtune.files import read_json, write_text
 from llmtune.recipe import Recipe
 from llmtune.report_data import data_section, files_section, merge_section
 from llmtune.report_html import Html, facts, section, tag
 from llmtune.report_results import cases_section, evaluation, next_section, results_section, tiles
 from llmtune.report_training import loss_section, rates_section, reach_in_words, trained_section
-from llmtune.run import Run, read_json, write_text
+from llmtune.run import Run
+from llmtune.run_log import read_log
 
 Found = dict[str, Any]
 

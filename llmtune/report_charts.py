@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from llmtune.report_html import Html, join, rate, tag
+from llmtune.numbers import rate
+from llmtune.report_html import Html, join, tag
 
 Point = tuple[float, float]
 

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from llmtune.report_html import Html, facts, join, number, section, size, table, tag
+from llmtune.numbers import number, size
+from llmtune.report_html import Html, facts, join, section, table, tag
 
 Found = dict[str, Any]
 

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from llmtune.files import read_json
 from llmtune.metrics import shown
-from llmtune.progress import Record, duration
+from llmtune.numbers import count, duration, size
 from llmtune.recipe import Recipe
-from llmtune.report_html import Html, count, section, size, table, tag
+from llmtune.report_html import Html, section, table, tag
 from llmtune.results import FEW_SHOT, HELD_OUT, TITLES
 from llmtune.results import table as result_table
-from llmtune.run import Run, read_json
+from llmtune.run import Run
+from llmtune.run_log import Record
 
 CASES = 10
 

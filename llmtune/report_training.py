@@ -4,9 +4,10 @@ import math
 from itertools import groupby
 from typing import Any
 
-from llmtune.progress import Record
+from llmtune.numbers import count, rate
 from llmtune.report_charts import Chart, Line, Point, ramp
-from llmtune.report_html import Html, count, rate, section, table, tag
+from llmtune.report_html import Html, section, table, tag
+from llmtune.run_log import Record
 
 Plan = dict[str, Any]
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from llmtune.errors import ProofError
+from llmtune.files import read_json
 from llmtune.metrics import Score, difference, shown
-from llmtune.run import Run, read_json
+from llmtune.run import Run
 
 Result = dict[str, Any]
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ import yaml
 
 from llmtune import __version__, recipe
 from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.files import fingerprint, read_json, write_json, write_text
 from llmtune.yamlfile import load_yaml
 
 STEPS = ("train", "eval", "merge", "publish", "report")
@@ -181,33 +179,3 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file that an earlier step wrote; raises LlmtuneError where it is gone or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LlmtuneError(f"{path}: cannot be read: {error}") from error

@@ -5,7 +5,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmtune.run import Run, read_json
+from llmtune.files import read_json
+from llmtune.numbers import quantity
+from llmtune.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -26,14 +28,6 @@ def prepared(run: Run) -> None:
     """Print what was found in a run's data, and its plan."""
     findings(read_json(run.data_file))
     plan(read_json(run.plan_file))
-
-
-def quantity(number: float) -> str:
-    """A count in at most four characters and a suffix: 950, 12.3k, 134.5M, 8.03B."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.4g}{suffix}"
-    return f"{number:.4g}"
 
 
 def plan(table: dict[str, Any]) -> None:

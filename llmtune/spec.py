@@ -4,22 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from llmtune import rates
-
-
-class Closed(BaseModel):
-    """A recipe section: unknown keys are errors, values are never coerced, nothing changes after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        validate_default=True,
-    )
+from llmtune.fields import Closed, Distances, Names, Positive
 
 
 @dataclass(frozen=True)
@@ -37,19 +25,6 @@ class PlanError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-
-
-def listed(value: object) -> object:
-    """A YAML list as the tuple that a frozen section holds; anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Reach = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
-Decay = Annotated[float, Field(gt=0, le=1.5)]
-Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
-Distances = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class NoAdapter(Closed):

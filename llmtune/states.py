@@ -1,12 +1,9 @@
 """Hidden states of token sequences on disk: one flat file and a manifest, complete or absent."""
 
-import ctypes
 import hashlib
 import json
-import mmap
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmtune.run import write_json
+from llmtune.files import write_json
 
 DATA, MANIFEST = "states.bin", "manifest.json"
 SPARE = 2**28
@@ -145,21 +142,3 @@ def digest(folder: Path) -> str:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()
-
-
-def forget(tensor: torch.Tensor) -> None:
-    """Give back a tensor's whole pages, and lose its content: weights are mapped from one file, which stays mapped."""
-    if tensor.device.type != "cpu" or sys.platform != "linux" or not tensor.is_contiguous():
-        return
-    page = mmap.PAGESIZE
-    start = -(-tensor.data_ptr() // page) * page
-    size = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // page * page - start
-    if size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-
-
-def trim() -> None:
-    """Give back what freed tensors leave in the allocator, where it is glibc's."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if give_back:
-        give_back(0)

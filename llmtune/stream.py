@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune import model, states
+from llmtune import model
 from llmtune.adapter import insert, trained_tensors
 from llmtune.boundary import boundaries, random_part
 from llmtune.depth import blocks, distances
 from llmtune.errors import RecipeError
+from llmtune.memory import trim_heap
 from llmtune.model import Base
 from llmtune.plan import Plan
 from llmtune.recipe import Recipe
@@ -82,7 +83,7 @@ class Shelf:
         yield
         for parameter in live.values():
             parameter.data = parameter.data.new_empty(0)
-        states.trim()
+        trim_heap()
 
     @contextmanager
     def lending(self, listed: list[nn.Module]) -> Iterator[None]:

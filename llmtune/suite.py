@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmtune.errors import RecipeError, nearest
 from llmtune.explain import explain
-from llmtune.launch import resource
+from llmtune.fields import Closed
+from llmtune.files import shipped_folder
 from llmtune.recipe import Count, Recipe
 from llmtune.results import HELD_OUT
-from llmtune.spec import Closed
 from llmtune.yamlfile import Key, Located, load_yaml
 
 # Keys of an lm-eval task that stand for code, or for a collection of tasks.
@@ -72,7 +72,7 @@ def task_file(suite: Suite, name: str) -> Path | None:
     """The YAML file of a task: a path from the suite's folder, or a shipped task; None for a name of lm-eval's."""
     if name.endswith((".yaml", ".yml")):
         return suite.path.parent / Path(name).expanduser()
-    shipped = resource("eval") / "tasks" / f"{name}.yaml"
+    shipped = shipped_folder("eval") / "tasks" / f"{name}.yaml"
     return shipped if shipped.is_file() else None
 
 
@@ -99,7 +99,7 @@ def resolved(recipe: Recipe) -> str:
 
 
 def _shipped() -> dict[str, Path]:
-    return {file.stem: file for file in sorted(resource("eval").glob("*.yaml"))}
+    return {file.stem: file for file in sorted(shipped_folder("eval").glob("*.yaml"))}
 
 
 def _find(recipe: Recipe) -> Path:

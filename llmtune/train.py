@@ -9,19 +9,24 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import allocator, engine, launch, lora, model, quantise, recipe, show, stream
+from llmtune import engine, lora, model, quantise, recipe, stream
+from llmtune import show as show_module
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
+from llmtune.files import read_json, write_json
+from llmtune.launch import leave, tell
+from llmtune.memory import bound_primitive_cache, keep_freed
 from llmtune.plan import Plan
 from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe import Recipe
-from llmtune.run import Run, open_run, read_json, write_json
+from llmtune.run import Run, open_run
+from llmtune.show import heading
 from llmtune.states import digest
 from llmtune.trainer import PlannedTrainer
 from llmtune.watch import Stop, recorder
@@ -36,9 +41,9 @@ def train(run: Run, found: Prepared | None = None) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     engine.check_world(settings, state)
     if state.device.type == "cpu":
-        allocator.keep_few_primitives()
+        bound_primitive_cache()
         if settings.memory.prefix != "stream":
-            allocator.keep_freed()
+            keep_freed()
     set_seed(settings.train.seed)
     base = found.base if found else model.locate(settings)
     tokenizer = model.load_tokenizer(base)
@@ -59,7 +64,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
     stop, record = Stop(), recorder(progress)
     if state.is_main_process:
-        show.heading("train")
+        heading("train")
     with progress:
         trainer = PlannedTrainer(
             tuned,
@@ -166,7 +171,7 @@ def main(words: list[str]) -> int:
         else:
             _train_recipe(options)
     except LlmtuneError as error:
-        return launch.tell(error)
+        return tell(error)
     except KeyboardInterrupt:
         return Interrupted.exit_code
     return 0
@@ -191,10 +196,10 @@ def _train_recipe(options: argparse.Namespace) -> None:
             found = prepared(settings, out, torch.cuda.device_count(), options.overwrite)
     made = open_run(out)
     if state.is_main_process:
-        show.prepared(made)
+        show_module.prepared(made)
     if not made.done("train"):
         train(made, found)
 
 
 if __name__ == "__main__":
-    launch.leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from llmtune import recipe, run, states
+from llmtune import recipe
 from llmtune.prepare import prepare
+from llmtune.run import Run
+from llmtune.states import DATA
 from tests import tiny
 
 FROZEN = {"kind": "frozen", "reach": 1, "lr": 0.01}
@@ -22,7 +24,7 @@ CALM = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}
 KINDS = ["llama", "gpt2", "gpt_neox", "gemma3_text", "mixtral"]
 
 
-def made(tmp_path: Path, how: str, method: Any = None, kind: str = "llama", name: str = "", **sections: Any) -> run.Run:
+def made(tmp_path: Path, how: str, method: Any = None, kind: str = "llama", name: str = "", **sections: Any) -> Run:
     """A prepared run on a tiny base of four blocks, with memory.prefix: `how`."""
     base = tmp_path / "base"
     if not base.exists():
@@ -35,7 +37,7 @@ def made(tmp_path: Path, how: str, method: Any = None, kind: str = "llama", name
     return prepare(recipe.load(written), tmp_path / name, gpus=0)
 
 
-def log(done: run.Run) -> list[dict[str, Any]]:
+def log(done: Run) -> list[dict[str, Any]]:
     """The losses and gradient norms that a run recorded."""
     records = [json.loads(line) for line in done.log_file.read_text().splitlines()]
     found = [
@@ -44,23 +46,23 @@ def log(done: run.Run) -> list[dict[str, Any]]:
     return [entry for entry in found if len(entry) > 1]
 
 
-def losses(done: run.Run) -> list[float]:
+def losses(done: Run) -> list[float]:
     """The training losses that a run recorded."""
     return [entry["loss"] for entry in log(done) if "loss" in entry]
 
 
-def said(done: run.Run) -> str:
+def said(done: Run) -> str:
     """What a run says of its prefix."""
     records = [json.loads(line) for line in done.log_file.read_text().splitlines()]
     return next(record["prefix"] for record in records if "prefix" in record)
 
 
-def delta(done: run.Run) -> dict[str, torch.Tensor]:
+def delta(done: Run) -> dict[str, torch.Tensor]:
     """The tensors of a run's delta."""
     return load_file(next(done.delta.glob("*.safetensors")))
 
 
-def assert_same(ours: run.Run, other: run.Run) -> None:
+def assert_same(ours: Run, other: Run) -> None:
     """Two runs have the same losses and the same delta, bit by bit."""
     assert log(ours) == log(other)
     stored = delta(other)
@@ -70,4 +72,4 @@ def assert_same(ours: run.Run, other: run.Run) -> None:
 
 def read(folder: Path) -> bytes:
     """The states in a folder."""
-    return (folder / states.DATA).read_bytes()
+    return (folder / DATA).read_bytes()

@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from llmtune import launch
-from llmtune.allocator import PRIMITIVES, UNCACHED, keep_few_primitives
+from llmtune import launch as launch_module
+from llmtune.memory import PRIMITIVES, UNCACHED, bound_primitive_cache
 
 FREED = """
 import os, sys
-from llmtune.allocator import keep_freed
+from llmtune.memory import keep_freed
 said = keep_freed() if sys.argv[1] == "kept" else None
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -59,7 +59,7 @@ print((taken - before) // 6000, (libc.mallinfo2().used - before) // 1000)
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc from 2.33 on tells what is taken")
 def test_small_pieces_that_a_training_frees_are_room_for_tensors_at_once() -> None:
-    child = launch.environment(1, 2)
+    child = launch_module.environment(1, 2)
     done = subprocess.run([sys.executable, "-c", SMALL], env=child, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "0"], done.stderr
 
@@ -68,16 +68,16 @@ def test_what_a_user_set_for_compiled_products_stands(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "1000")
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
     os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-    keep_few_primitives()
+    bound_primitive_cache()
     assert os.environ["LRU_CACHE_CAPACITY"] == "1000"
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == PRIMITIVES["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
 
 
 GROWN = """
 import os, sys, torch
-from llmtune.allocator import keep_few_primitives
+from llmtune.memory import bound_primitive_cache
 if sys.argv[1] == "few":
-    keep_few_primitives()
+    bound_primitive_cache()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 left, right = torch.randn(2000, 64).bfloat16(), torch.randn(64, 64).bfloat16()

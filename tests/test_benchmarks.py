@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import bench
 from benchmarks.arms import ARMS, Shape, operations
-from llmtune.run import read_json
+from llmtune.files import read_json
 from tests import tiny
 
 

@@ -17,9 +17,9 @@ from llmtune.adapter import load_delta, save_delta
 from llmtune.bottleneck import BottleneckConfig, BottleneckLayer
 from llmtune.depth import distances
 from llmtune.errors import ProofError, RecipeError
+from llmtune.files import read_json
 from llmtune.model import Base, load_model, skeleton
 from llmtune.prepare import plan_table
-from llmtune.run import read_json
 from tests import runs, tiny, training
 from tests.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
 from tests.test_merge import quick  # noqa: F401

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmtune import launch, recipe, suite, tasks, train
+from llmtune import launch as launch_module
+from llmtune import recipe, suite, tasks, train
 from llmtune.cli import main
+from llmtune.launch import EXIT_FILE, Ended
 from llmtune.prepare import prepare
 from tests import tiny
 from tests.test_suite import HARNESS
@@ -31,13 +33,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The training in this process, which saves its start-up; it ends where it would load weights."""
 
-    def start(settings: Any, words: list[str]) -> launch.Ended:
+    def start(settings: Any, words: list[str]) -> Ended:
         with tempfile.TemporaryDirectory() as folder:
-            monkeypatch.setenv(launch.EXIT_FILE, f"{folder}/code")
+            monkeypatch.setenv(EXIT_FILE, f"{folder}/code")
             code = train.main(words)
-            return launch.Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
+            return Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch_module, "start", start)
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
 
 

@@ -17,8 +17,9 @@ from llmtune.data.encode import encode
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluate import compare, evaluate, table
+from llmtune.files import read_json
 from llmtune.inference import answer_losses
-from llmtune.run import Run, read_json
+from llmtune.run import Run
 from tests import runs, tiny
 from tests.test_tasks import mine
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from llmtune import recipe, run
+from llmtune import recipe
 from llmtune import trainer as trainer_module
 from llmtune.arguments import ARGUMENTS, OPTIMIZERS
 from llmtune.errors import TrainingError
 from llmtune.prepare import prepare
+from llmtune.run import Run
 from llmtune.train import train
 from tests import tiny, training
 
@@ -21,7 +22,7 @@ GOLDEN = Path(__file__).parent / "arguments.json"
 OURS = {"max_steps", "save_steps", "eval_steps", "use_cpu", "bf16", "dataloader_pin_memory"}
 
 
-def made(tmp_path: Path, method: dict[str, Any]) -> run.Run:
+def made(tmp_path: Path, method: dict[str, Any]) -> Run:
     """A prepared run on a tiny base."""
     tiny.save_base(tmp_path / "base", blocks=3)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))

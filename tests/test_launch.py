@@ -12,8 +12,24 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from llmtune import launch, recipe
+from llmtune import launch as launch_module
+from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
+from llmtune.files import shipped_folder
+from llmtune.launch import (
+    TUNABLES,
+    UNCACHED,
+    WORLD,
+    Ended,
+    choose,
+    command,
+    config,
+    config_file,
+    environment,
+    processes,
+    start,
+    train,
+)
 from llmtune.recipe import Launch, Recipe
 from llmtune.run import Run
 
@@ -30,16 +46,16 @@ def settings(folder: Path, *overrides: str) -> Recipe:
 
 
 def test_every_accelerate_config_has_a_name_and_every_name_a_config() -> None:
-    assert sorted(file.stem for file in launch.resource("accelerate_configs").iterdir()) == sorted(NAMES)
+    assert sorted(file.stem for file in shipped_folder("accelerate_configs").iterdir()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_accelerate_config_is_plain_data_that_accelerate_takes(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    file = launch.config_file(name)
+    file = config_file(name)
     values = yaml.safe_load(file.read_text())
-    assert launch.config(name) == values
+    assert config(name) == values
     loaded = load_config_from_file(str(file))
     assert loaded.num_processes == values["num_processes"] >= values["num_machines"]
     assert file.read_text().startswith("# ")
@@ -72,15 +88,15 @@ def test_the_config_and_the_number_of_processes_follow_recipe_and_machine(
     tmp_path: Path, overrides: tuple[str, ...], gpus: int, name: str, count: int
 ) -> None:
     asked = settings(tmp_path, *overrides)
-    assert launch.choose(asked, gpus) == name
-    assert launch.processes(asked, name, gpus) == count
+    assert choose(asked, gpus) == name
+    assert processes(asked, name, gpus) == count
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_several_processes_of_a_config_that_runs_one_are_refused(tmp_path: Path, name: str) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}", "launch.processes=2")
     with pytest.raises(RecipeError, match=f"launch.processes: {name} runs one process, not 2; multi_cpu or ddp"):
-        launch.processes(asked, name, 2)
+        processes(asked, name, 2)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +111,7 @@ def test_a_machine_with_too_few_gpus_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], gpus: int, words: str
 ) -> None:
     with pytest.raises(MachineError, match=words) as caught:
-        launch.command(settings(tmp_path, *overrides), WORDS, gpus)
+        command(settings(tmp_path, *overrides), WORDS, gpus)
     assert caught.value.exit_code == 3
 
 
@@ -105,11 +121,11 @@ def test_one_process_is_started_as_accelerate_would_start_it(
 ) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}")
     started: list[tuple[list[str], dict[str, str], bool]] = []
-    monkeypatch.setattr(launch, "gpus", lambda: 1)
-    monkeypatch.setattr(launch, "execute", lambda words, env, launcher: started.append((words, env, launcher)))
-    launch.start(asked, WORDS)
+    monkeypatch.setattr(launch_module, "gpus", lambda: 1)
+    monkeypatch.setattr(launch_module, "execute", lambda words, env, launcher: started.append((words, env, launcher)))
+    start(asked, WORDS)
     words, env, launcher = started[0]
-    given = ["--config_file", str(launch.config_file(name)), "-m", "llmtune.train", *WORDS]
+    given = ["--config_file", str(config_file(name)), "-m", "llmtune.train", *WORDS]
     arguments = _validate_launch_command(launch_command_parser().parse_args(given))[0]
     theirs, variables = prepare_simple_launcher_cmd_env(arguments)
     assert words == theirs
@@ -127,56 +143,56 @@ def test_a_machine_without_the_device_file_of_a_gpu_is_not_asked_for_one(monkeyp
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
         assert said.split() == ["0", "False"]
-    monkeypatch.setattr(launch, "_GPU_FILES", ("null",))
+    monkeypatch.setattr(launch_module, "_GPU_FILES", ("null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert launch.gpus() == 3
+    assert launch_module.gpus() == 3
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE}))
 def test_the_command_of_several_processes_names_its_config_and_their_number(tmp_path: Path, name: str) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}")
-    words = launch.command(asked, WORDS, 8)
+    words = command(asked, WORDS, 8)
     assert words[:3] == [sys.executable, "-m", "llmtune.launcher"]
-    assert words[words.index("--config_file") + 1] == str(launch.config_file(name))
-    assert words[words.index("--num_processes") + 1] == str(launch.processes(asked, name, 8))
+    assert words[words.index("--config_file") + 1] == str(config_file(name))
+    assert words[words.index("--num_processes") + 1] == str(processes(asked, name, 8))
     assert words[-4:] == ["-m", "llmtune.train", *WORDS]
-    assert launch.command(asked, WORDS, 8) == words
+    assert command(asked, WORDS, 8) == words
 
 
 def test_the_environment_shares_cores_out_and_leaves_the_users_choices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "USE_HUB_KERNELS", launch.WORLD, launch.TUNABLES):
+    for name in ("OMP_NUM_THREADS", "USE_HUB_KERNELS", WORLD, TUNABLES):
         monkeypatch.delenv(name, raising=False)
-    assert [launch.environment(count, 8)["OMP_NUM_THREADS"] for count in (1, 2, 3, 16)] == ["8", "4", "2", "1"]
-    assert launch.environment(2, 8)["USE_HUB_KERNELS"] == "NO"
-    assert launch.environment(2, 8)[launch.WORLD] == "2"
-    assert launch.environment(1, 8)[launch.TUNABLES] == launch.UNCACHED
-    assert launch.TUNABLES not in launch.environment(1, 8, gpus=1)
+    assert [environment(count, 8)["OMP_NUM_THREADS"] for count in (1, 2, 3, 16)] == ["8", "4", "2", "1"]
+    assert environment(2, 8)["USE_HUB_KERNELS"] == "NO"
+    assert environment(2, 8)[WORLD] == "2"
+    assert environment(1, 8)[TUNABLES] == UNCACHED
+    assert TUNABLES not in environment(1, 8, gpus=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    monkeypatch.setenv(launch.TUNABLES, "")
-    monkeypatch.setenv(launch.WORLD, "9")
+    monkeypatch.setenv(TUNABLES, "")
+    monkeypatch.setenv(WORLD, "9")
     monkeypatch.setenv("MINE", "kept")
-    child = launch.environment(2, 8)
-    assert (child["OMP_NUM_THREADS"], child["MINE"], child[launch.WORLD]) == ("5", "kept", "2")
-    assert child[launch.TUNABLES] == ""
+    child = environment(2, 8)
+    assert (child["OMP_NUM_THREADS"], child["MINE"], child[WORLD]) == ("5", "kept", "2")
+    assert child[TUNABLES] == ""
 
 
 @pytest.mark.parametrize(
     ("ended", "made", "code", "said"),
     [
-        (launch.Ended(4, "the loss is not finite"), True, 4, "the loss is not finite"),
-        (launch.Ended(5, "a proof failed"), True, 5, "a proof failed"),
-        (launch.Ended(1), True, 4, "training ended with code 1; go on with: llmtune run "),
-        (launch.Ended(130), True, 130, "stopped; go on with: llmtune run "),
-        (launch.Ended(143), False, 143, "stopped; nothing was trained yet"),
-        (launch.Ended(130, "stopped at step 3"), True, 130, "stopped at step 3"),
+        (Ended(4, "the loss is not finite"), True, 4, "the loss is not finite"),
+        (Ended(5, "a proof failed"), True, 5, "a proof failed"),
+        (Ended(1), True, 4, "training ended with code 1; go on with: llmtune run "),
+        (Ended(130), True, 130, "stopped; go on with: llmtune run "),
+        (Ended(143), False, 143, "stopped; nothing was trained yet"),
+        (Ended(130, "stopped at step 3"), True, 130, "stopped at step 3"),
     ],
 )
 def test_an_early_end_is_one_error_with_the_trainings_own_words_and_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: launch.Ended, made: bool, code: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Ended, made: bool, code: int, said: str
 ) -> None:
     asked = settings(tmp_path)
-    monkeypatch.setattr(launch, "start", lambda *_: ended)
+    monkeypatch.setattr(launch_module, "start", lambda *_: ended)
     with pytest.raises(LlmtuneError) as caught:
-        launch.train(asked, Run(tmp_path if made else tmp_path / "nowhere"), WORDS)
+        train(asked, Run(tmp_path if made else tmp_path / "nowhere"), WORDS)
     assert caught.value.exit_code == code
     assert str(caught.value).startswith(said)

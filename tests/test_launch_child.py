@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtune import launch
+from llmtune import launch as launch_module
 from llmtune.errors import Interrupted, RecipeError
+from llmtune.launch import EXIT_FILE, config_file, environment
 
 EXECUTE = """
 import sys
@@ -63,7 +64,7 @@ def script(folder: Path, name: str, text: str) -> str:
 
 def execute(*arguments: str, launcher: bool = True) -> int:
     """The code of one Python child, run by `launch.execute` in this process."""
-    return launch.execute([sys.executable, "-c", *arguments], launch.environment(1, 1), launcher).code
+    return launch_module.execute([sys.executable, "-c", *arguments], environment(1, 1), launcher).code
 
 
 def stoppable(folder: Path, manner: str, alone: bool = False) -> subprocess.Popen[bytes]:
@@ -99,7 +100,7 @@ def test_execute_returns_128_and_the_signal_of_a_killed_child() -> None:
 def test_a_training_s_code_survives_a_launcher_that_says_1(tmp_path: Path, code: int) -> None:
     leave = script(tmp_path, "leave.py", f"from llmtune import launch\nlaunch.leave({code})")
     assert execute(LAUNCHER, leave) == code
-    assert launch.EXIT_FILE not in os.environ
+    assert EXIT_FILE not in os.environ
 
 
 def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
@@ -117,32 +118,32 @@ def test_a_rank_that_fails_ends_before_anything_can_abort_it(tmp_path: Path) -> 
 
 def test_what_the_training_said_comes_back_with_its_code(tmp_path: Path) -> None:
     tell = "from llmtune import errors, launch\nlaunch.leave(launch.tell(errors.ProofError('a line, with ünïcode')))"
-    ended = launch.execute([sys.executable, "-c", tell], launch.environment(1, 1), launcher=False)
+    ended = launch_module.execute([sys.executable, "-c", tell], environment(1, 1), launcher=False)
     assert (ended.code, ended.said) == (5, "a line, with ünïcode")
 
 
 def test_told_without_a_launch_a_line_goes_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(launch.EXIT_FILE, raising=False)
-    assert launch.tell(RecipeError("wrong")) == 2
+    monkeypatch.delenv(EXIT_FILE, raising=False)
+    assert launch_module.tell(RecipeError("wrong")) == 2
     assert capsys.readouterr().err == "llmtune: wrong\n"
 
 
 def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(launch.EXIT_FILE, raising=False)
+    monkeypatch.delenv(EXIT_FILE, raising=False)
     for code in (0, 4, 130):
         with pytest.raises(SystemExit) as caught:
-            launch.leave(code)
+            launch_module.leave(code)
         assert caught.value.code == code
 
 
 def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_while_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(launch.EXIT_FILE, str(tmp_path / "code"))
+    monkeypatch.setenv(EXIT_FILE, str(tmp_path / "code"))
     with pytest.raises(SystemExit) as caught:
-        launch.leave(Interrupted.exit_code)
+        launch_module.leave(Interrupted.exit_code)
     assert caught.value.code == 0
     assert (tmp_path / "code").read_text() == "130\n"
 
@@ -191,7 +192,7 @@ def test_execute_gives_the_signals_back() -> None:
 def probe(folder: Path, name: str, count: int, **env: str) -> subprocess.Popen[str]:
     """A real `accelerate launch` of the probe."""
     script(folder, "probe_module.py", PROBE)
-    file = str(launch.config_file(name))
+    file = str(config_file(name))
     words = [
         "-m",
         "accelerate.commands.launch",
@@ -202,7 +203,7 @@ def probe(folder: Path, name: str, count: int, **env: str) -> subprocess.Popen[s
         "-m",
         "probe_module",
     ]
-    env = {**launch.environment(count, 2), "PYTHONPATH": str(folder), **env}
+    env = {**environment(count, 2), "PYTHONPATH": str(folder), **env}
     return subprocess.Popen([sys.executable, *words], env=env, stdout=subprocess.PIPE, text=True, cwd=folder)
 
 
@@ -244,11 +245,11 @@ def test_a_default_config_of_accelerate_in_the_home_folder_changes_nothing(
 def test_without_its_own_config_the_launcher_would_follow_the_one_in_the_home_folder(tmp_path: Path) -> None:
     cache = tmp_path / "accelerate"
     cache.mkdir()
-    shutil.copy(launch.config_file("cpu"), cache / "default_config.yaml")
+    shutil.copy(config_file("cpu"), cache / "default_config.yaml")
     with (cache / "default_config.yaml").open("a") as file:
         file.write("no_such_key: 1\n")
     words = [sys.executable, "-m", "accelerate.commands.launch", "-m", "this"]
-    env = {**launch.environment(1, 2), "HF_HOME": str(tmp_path)}
+    env = {**environment(1, 2), "HF_HOME": str(tmp_path)}
     ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "no_such_key" in ended.stderr

@@ -11,12 +11,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from llmtune import lora, recipe, run
+from llmtune import lora, recipe
 from llmtune.adapter import insert, load_delta, save_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import RecipeError, TrainingError
+from llmtune.files import read_json
 from llmtune.model import Base, facts, load_model, locate
 from llmtune.prepare import prepare
+from llmtune.run import Run
 from llmtune.train import train
 from tests import tiny, training
 
@@ -107,7 +109,7 @@ def test_pissa_starts_from_the_principal_part(tmp_path: Path) -> None:
         torch.testing.assert_close(rest[: len(values) - 4], values[4:], rtol=0, atol=1e-4)
 
 
-def made(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) -> run.Run:
+def made(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) -> Run:
     """A prepared run of three stages with an adapter."""
     if not (tmp_path / "base").exists():
         tiny.save_base(tmp_path / "base", blocks=3)
@@ -124,7 +126,7 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     every = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.1, "keep": 99}}
     whole, again = (made(tmp_path, name, {"init": start}, **every) for name in ("whole", "again"))
     train(whole)
-    plan, stored = run.read_json(whole.plan_file), load_file(whole.delta / "adapter_model.safetensors")
+    plan, stored = read_json(whole.plan_file), load_file(whole.delta / "adapter_model.safetensors")
     assert 4 * sum(tensor.numel() for tensor in stored.values()) == plan["delta_bytes"] == 8 * plan["trained"]
     train(again)
     for folder in [again.delta, *complete_checkpoints(again.checkpoints)[3:]]:

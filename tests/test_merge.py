@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune import merge, model
 from llmtune.adapter import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
-from llmtune.run import Run, read_json
+from llmtune.files import read_json
+from llmtune.run import Run
 from tests import runs, tiny
 
 FP32 = {"dtype": "float32"}

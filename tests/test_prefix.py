@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmtune import states
+from llmtune import states as states_module
 from llmtune import trainer as trainer_module
 from llmtune.boundary import Span, boundaries, choose
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.plan import Plan, Stage
 from llmtune.prefix import PROBED, Keeping, Prefix
+from llmtune.states import DATA, MANIFEST, States, Writer, make_room, os
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -191,34 +192,34 @@ def test_resumed_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
 
 
 def damage_data(folder: Path) -> None:
-    content = bytearray((folder / states.DATA).read_bytes())
+    content = bytearray((folder / DATA).read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / states.DATA).write_bytes(content)
+    (folder / DATA).write_bytes(content)
 
 
 def cut_data(folder: Path) -> None:
-    (folder / states.DATA).write_bytes((folder / states.DATA).read_bytes()[:-4])
+    (folder / DATA).write_bytes((folder / DATA).read_bytes()[:-4])
 
 
 def damage_manifest(folder: Path) -> None:
-    (folder / states.MANIFEST).write_text("{")
+    (folder / MANIFEST).write_text("{")
 
 
 def foreign(folder: Path) -> None:
-    text = (folder / states.MANIFEST).read_text()
-    (folder / states.MANIFEST).write_text(text.replace('"base": "tiny"', '"base": "other"'))
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"base": "tiny"', '"base": "other"'))
 
 
 @pytest.mark.parametrize("damage", [damage_data, cut_data, damage_manifest, foreign])
 def test_a_damaged_or_foreign_file_is_built_again(tmp_path: Path, damage: Any) -> None:
     fit(tmp_path, FROZEN)
     (folder,) = (tmp_path / "cache").iterdir()
-    whole = (folder / states.DATA).read_bytes()
+    whole = (folder / DATA).read_bytes()
     damage(folder)
     ours = fit(tmp_path, FROZEN)
     assert "kept below block 2" in ours[0]
     assert "1 damaged or foreign, never used" in ours[0]
-    assert (folder / states.DATA).read_bytes() == whole
+    assert (folder / DATA).read_bytes() == whole
     assert "reused" in fit(tmp_path, FROZEN)[0]
 
 
@@ -259,7 +260,7 @@ def full_disk(*arguments: Any) -> None:
 
 
 def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(states_module.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     ours = fit(tmp_path, FROZEN)
     assert "not kept: no room for" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
@@ -267,7 +268,7 @@ def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_fills_up_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states.Writer, "add", full_disk)
+    monkeypatch.setattr(Writer, "add", full_disk)
     ours = fit(tmp_path, FROZEN)
     assert "not kept: [Errno 28] No space left" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
@@ -280,8 +281,8 @@ def test_a_cache_that_cannot_be_written_costs_the_saving_and_not_the_run(tmp_pat
 
 
 def test_outputs_that_differ_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = states.States.read
-    monkeypatch.setattr(states.States, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
+    read = States.read
+    monkeypatch.setattr(States, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
     ours = fit(tmp_path, FROZEN)
     assert "differ from the plain path's" in ours[0]
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
@@ -302,10 +303,10 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "old")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "states.bin").write_bytes(b"x" * 100)
-        states.os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    states.make_room(tmp_path, 100, 200, set())
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    make_room(tmp_path, 100, 200, set())
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
-    states.make_room(tmp_path, 100, 100, {tmp_path / "new"})
+    make_room(tmp_path, 100, 100, {tmp_path / "new"})
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmtune.progress import Progress, duration, read_log
+from llmtune.numbers import duration
+from llmtune.progress import Progress
+from llmtune.run_log import read_log
 
 
 class Clock:

@@ -30,7 +30,8 @@ from llmtune import merge, model, publish, recipe
 from llmtune.adapter import load_delta
 from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
-from llmtune.run import Run, read_json
+from llmtune.files import read_json
+from llmtune.run import Run
 from tests import hub as hub_double
 from tests import runs, tiny
 from tests.hub import Account, Fault, Handler, Hub, serve

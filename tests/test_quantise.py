@@ -10,12 +10,14 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 
-from llmtune import model, quantise, recipe, run
+from llmtune import model, quantise, recipe
 from llmtune.adapter import load_delta
 from llmtune.errors import RecipeError, TrainingError
+from llmtune.files import read_json
 from llmtune.merge import merge
 from llmtune.model import load_model, locate
 from llmtune.prepare import prepare
+from llmtune.run import Run
 from llmtune.train import train
 from llmtune.trainer import PlannedTrainer
 from tests import tiny, training
@@ -24,7 +26,7 @@ LORA = {"kind": "lora", "rank": 4}
 TOP = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01}
 
 
-def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any) -> run.Run:
+def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any) -> Run:
     """A prepared run with quantize: 4bit on a tiny base."""
     base = tmp_path / "base"
     if not base.exists():
@@ -62,7 +64,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
     train(done)
     trainer = seen[0]
     packed = {n for n, m in trainer.model.named_modules() if isinstance(m, Linear4bit)}
-    assert len(packed) == run.read_json(done.plan_file)["quantised"] > 0
+    assert len(packed) == read_json(done.plan_file)["quantised"] > 0
     trained = trainer.current_tensors()
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     assert not {name.removesuffix(".weight") for name in trained} & packed
@@ -73,7 +75,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
         assert len(packed) > len([name for name in packed if "base_layer" in name])
     base = locate(done.recipe())
     stored = load_file(next(done.delta.glob("*.safetensors")))
-    assert 4 * sum(tensor.numel() for tensor in stored.values()) == run.read_json(done.plan_file)["delta_bytes"]
+    assert 4 * sum(tensor.numel() for tensor in stored.values()) == read_json(done.plan_file)["delta_bytes"]
     ids = torch.arange(3, 40)[None]
     tuned = load_delta(load_model(base), done.delta)(ids).logits
     assert (tuned - load_model(base)(ids).logits).abs().max() > 0.02

@@ -11,11 +11,13 @@ import pytest
 
 from llmtune import recipe, results
 from llmtune.evaluate import evaluate
+from llmtune.files import read_json, write_json
 from llmtune.merge import merge
+from llmtune.numbers import count, rate, size
 from llmtune.report import report
 from llmtune.report_charts import decades, thin, ticks
-from llmtune.report_html import count, rate, size, tag
-from llmtune.run import Run, create, read_json, write_json
+from llmtune.report_html import tag
+from llmtune.run import Run, create
 from tests import runs, tiny
 
 EVIL = '<script>alert("x")</script>&amp;<img src=x onerror=alert(1)>'

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmtune import recipe, run
+from llmtune import recipe
 from llmtune.adapter import load_delta
 from llmtune.model import load_model, locate
 from llmtune.prepare import prepare
+from llmtune.run import open_run
 from llmtune.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
     command += ["--out", str(tmp_path / "run"), *(part for override in overrides for part in ("--set", override))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    done = run.open_run(tmp_path / "run")
+    done = open_run(tmp_path / "run")
     assert all(done.done(step) for step in ("train", "eval", "merge", "report"))
     assert "base, 1-shot" in result.stdout
     assert "largest logit gap" in result.stdout

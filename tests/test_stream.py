@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmtune import building, model, run, states
+from llmtune import building, model
 from llmtune.adapter import load_delta
 from llmtune.building import Pace
 from llmtune.checkpoint import complete_checkpoints
+from llmtune.files import read_json
+from llmtune.run import open_run
+from llmtune.states import DATA
 from llmtune.stream import Shelf
 from llmtune.train import train
 from tests import tiny
@@ -35,7 +38,7 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
     plain = made(tmp_path, "keep", kind=kind)
     train(plain)
     (kept,) = cache.iterdir()
-    whole = (kept / states.DATA).read_bytes()
+    whole = (kept / DATA).read_bytes()
     shutil.rmtree(cache)
     ours = made(tmp_path, "stream", kind=kind)
     train(ours)
@@ -141,7 +144,7 @@ def test_a_building_that_was_killed_goes_on_from_its_last_block(
     ours = made(tmp_path, "stream")
     with pytest.raises(KeyboardInterrupt):
         train(ours)
-    train(run.open_run(ours.path))
+    train(open_run(ours.path))
     assert ran == [0, 1, 2, 2]
     plain = made(tmp_path, "keep")
     train(plain)
@@ -160,12 +163,12 @@ def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh:
     shutil.rmtree(ours.delta)
     if fresh:
         shutil.rmtree(cache)
-    train(run.open_run(ours.path))
+    train(open_run(ours.path))
     assert_same(ours, whole)
 
 
 def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
-    whole, ours = (run.read_json(made(tmp_path, how).plan_file) for how in ("keep", "stream"))
+    whole, ours = (read_json(made(tmp_path, how).plan_file) for how in ("keep", "stream"))
     block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
     assert whole["states_bytes"] - ours["states_bytes"] == 2 * 3 * block
 
@@ -236,4 +239,4 @@ def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
     assert not plain[1].delta.exists()
     assert ours[0].returncode == 0, ours[0].stderr
     assert "kept below block 15" in said(ours[1])
-    assert sum(tensor.numel() for tensor in delta(ours[1]).values()) == run.read_json(ours[1].plan_file)["trained"]
+    assert sum(tensor.numel() for tensor in delta(ours[1]).values()) == read_json(ours[1].plan_file)["trained"]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune import model, states
+from llmtune import model
+from llmtune import states as states_module
 from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.states import DATA, States, Writer
 from llmtune.stream import Shelf
 from llmtune.train import train
 from tests import tiny
@@ -36,8 +38,8 @@ def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) ->
 
 
 def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = states.States.read
-    monkeypatch.setattr(states.States, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
+    original = States.read
+    monkeypatch.setattr(States, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
     with pytest.raises(TrainingError, match="outputs of block 3 differ from the plain path's"):
         train(made(tmp_path, "stream"))
 
@@ -58,7 +60,7 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
     train(made(tmp_path, "stream"))
     (folder,) = cache.iterdir()
     good = read(folder)
-    (folder / states.DATA).write_bytes(good[:-4] + b"\0\0\0\1")
+    (folder / DATA).write_bytes(good[:-4] + b"\0\0\0\1")
     ours = made(tmp_path, "stream", name="again")
     train(ours)
     assert "1 damaged or foreign, never used" in said(ours)
@@ -68,7 +70,7 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
 
 def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = made(tmp_path, "stream")
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(states_module.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     with pytest.raises(MachineError, match="no room for"):
         train(ours)
     assert not list(cache.iterdir())
@@ -78,14 +80,14 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = made(tmp_path, "stream")
-    add = states.Writer.add
+    add = Writer.add
 
-    def full(writer: states.Writer, *arguments: Any) -> None:
+    def full(writer: Writer, *arguments: Any) -> None:
         if writer._facts["boundary"] == 2:
             raise OSError(28, "No space left on device")
         add(writer, *arguments)
 
-    monkeypatch.setattr(states.Writer, "add", full)
+    monkeypatch.setattr(Writer, "add", full)
     with pytest.raises(MachineError, match=r"stream needs disk: .*No space left"):
         train(ours)
     assert len(list(cache.iterdir())) == 1, "the first block's outputs, from which a next run goes on"

@@ -7,7 +7,7 @@ import pytest
 
 from llmtune import recipe, suite
 from llmtune.errors import RecipeError
-from llmtune.launch import resource
+from llmtune.files import shipped_folder
 from tests import tiny
 
 HARNESS = Path(lm_eval.__file__).parent / "tasks"
@@ -24,7 +24,7 @@ def named(folder: Path, name: str) -> suite.Suite:
     return suite.load(recipe.load(tiny.write_recipe(folder / "r.json", folder, folder / "x", eval={"suite": name})))
 
 
-@pytest.mark.parametrize("file", sorted(resource("eval").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(shipped_folder("eval").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_suite_loads_by_its_name(tmp_path: Path, file: Path) -> None:
     found = named(tmp_path, file.stem)
     assert found.tasks
@@ -32,7 +32,7 @@ def test_every_shipped_suite_loads_by_its_name(tmp_path: Path, file: Path) -> No
 
 
 def test_three_suites_ship() -> None:
-    assert sorted(file.stem for file in resource("eval").glob("*.yaml")) == ["orders", "quick", "standard"]
+    assert sorted(file.stem for file in shipped_folder("eval").glob("*.yaml")) == ["orders", "quick", "standard"]
 
 
 @pytest.mark.parametrize(

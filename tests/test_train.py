@@ -14,12 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmtune import allocator, launch, recipe, run
+from llmtune import recipe
 from llmtune.adapter import load_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
+from llmtune.files import fingerprint, read_json
+from llmtune.launch import WORLD
+from llmtune.memory import PRIMITIVES
 from llmtune.model import load_model, locate
 from llmtune.prepare import prepare
+from llmtune.run import Run
 from llmtune.train import train
 from tests import tiny
 
@@ -27,7 +31,7 @@ GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
 ROOT = Path(__file__).parents[1]
 
 
-def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> run.Run:
+def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> Run:
     """A prepared run on a tiny base in tmp_path."""
     base = tmp_path / "base"
     if not base.exists():
@@ -39,18 +43,18 @@ def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "r
 
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
 def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in allocator.PRIMITIVES:
+    for name in PRIMITIVES:
         monkeypatch.setenv(name, "")
         os.environ.pop(name)
     done = made(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
     train(done)
-    assert allocator.PRIMITIVES.items() <= os.environ.items()
+    assert PRIMITIVES.items() <= os.environ.items()
     assert done.done("train")
-    plan = run.read_json(done.plan_file)
+    plan = read_json(done.plan_file)
     log = [json.loads(line) for line in done.log_file.read_text().splitlines()]
     steps = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
-    assert steps[-1]["supervised"] == 4 * run.read_json(done.data_file)["supervised_tokens"]["total"]
+    assert steps[-1]["supervised"] == 4 * read_json(done.data_file)["supervised_tokens"]["total"]
     assert not [entry for entry in log if "warning" in entry]
     assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
     assert log[-1]["eval_loss"] < steps[0]["loss"]
@@ -58,7 +62,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch
     stored = load_file(file)
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
     assert 4 * plan["trained"] == plan["delta_bytes"]
-    assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == run.fingerprint(file)
+    assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
     base = locate(done.recipe())
     load_delta(load_model(base), done.delta)
     assert not list(done.checkpoints.glob(".partial*"))
@@ -68,7 +72,7 @@ def test_the_resolved_recipe_gives_the_same_plan_again(tmp_path: Path) -> None:
     method = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.1}
     first = made(tmp_path, method)
     again = prepare(recipe.load(first.recipe_file), tmp_path / "again", gpus=0)
-    assert run.read_json(again.plan_file) == run.read_json(first.plan_file)
+    assert read_json(again.plan_file) == read_json(first.plan_file)
     assert again.recipe_file.read_text() == first.recipe_file.read_text()
     assert all(isinstance(rate, float) for rate in again.recipe().method.lr)
 
@@ -84,7 +88,7 @@ def test_another_number_of_processes_than_asked_for_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = made(tmp_path, {"kind": "full", "lr": 0.01})
-    monkeypatch.setenv(launch.WORLD, "2")
+    monkeypatch.setenv(WORLD, "2")
     with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
         train(done)
 
@@ -148,7 +152,7 @@ def test_typed_by_hand_the_launcher_trains_a_recipe(tmp_path: Path) -> None:
         [*command, "-m", "llmtune.train", str(written)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert run.Run(tmp_path / "runs" / "by-hand").done("train")
+    assert Run(tmp_path / "runs" / "by-hand").done("train")
 
 
 @pytest.mark.slow
@@ -202,7 +206,7 @@ def test_what_keeping_takes_is_what_the_plan_predicts(
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
     done = made(tmp_path, method, memory={"prefix": "keep"}, train={"epochs": 3, "batch_size": 4})
     train(done)
-    predicted = run.read_json(done.plan_file)["prefix"]
+    predicted = read_json(done.plan_file)["prefix"]
     files = list((tmp_path / "cache" / "prefix").glob("*/states.bin"))
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0

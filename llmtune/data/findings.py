@@ -11,8 +11,8 @@ from llmtune.data import overlap
 from llmtune.data.encode import IGNORED, Encoded, Example
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
+from llmtune.files import fingerprint
 from llmtune.recipe import Recipe
-from llmtune.run import fingerprint
 
 Finding = dict[str, Any]
 Parts = dict[str, list[Row]]
