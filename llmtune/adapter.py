@@ -24,7 +24,7 @@ from llmtune.files import write_json
 from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
 from llmtune.mlp import mlps, width_key
 from llmtune.model import Base
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
 TENSORS = "trained.safetensors"

@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from llmtune import model
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.prepare import micro_batch
 from llmtune.recipe import Recipe
 from llmtune.run import Run

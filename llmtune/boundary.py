@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 
 WORTH = 0.05
 

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from llmtune import model
 from llmtune.errors import MachineError
 from llmtune.launch import WORLD
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
 _UNSHARDABLE = {

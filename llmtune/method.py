@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmtune.fields import Closed, Decay, Fraction, Positive, Reach, listed
-from llmtune.plan import Plan, Stage, decay_for
-from llmtune.spec import Adapter, Bottleneck, Facts, Ia3, Lora, NoAdapter, PlanError, rate_notes
+from llmtune.plan.stages import Facts, Plan, Stage, decay_for
+from llmtune.spec import Adapter, Bottleneck, Ia3, Lora, NoAdapter, PlanError, rate_notes
 
 __all__ = [
     "METHODS",

@@ -16,7 +16,8 @@ from llmtune.launch import choose, processes
 from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import Facts, rate_notes
 from llmtune.model import Base
-from llmtune.plan import Plan, Schedule
+from llmtune.plan.schedule import Schedule
+from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 from llmtune.run import Run, create
 

@@ -12,7 +12,7 @@ from llmtune import model
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.memory import trim_heap
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
 

@@ -11,8 +11,9 @@ from llmtune.errors import RecipeError
 from llmtune.explain import explain
 from llmtune.fields import Closed
 from llmtune.method import Method
-from llmtune.plan import Plan, Shape
-from llmtune.spec import Facts, PlanError
+from llmtune.plan.schedule import Shape
+from llmtune.plan.stages import Facts, Plan
+from llmtune.spec import PlanError
 from llmtune.yamlfile import Located, load_yaml
 
 Count = Annotated[int, Field(ge=1)]

@@ -1,22 +1,13 @@
 """What recipe sections are made of: closed models, kinds of numbers, and adapters: what the parameters are."""
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmtune import rates
 from llmtune.fields import Closed, Distances, Names, Positive
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a plan needs to know of a model: transformer blocks, hidden size, parameters."""
-
-    blocks: int
-    hidden: int
-    parameters: int
+from llmtune.plan.stages import Facts
 
 
 class PlanError(ValueError):

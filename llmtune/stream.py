@@ -23,7 +23,7 @@ from llmtune.depth import blocks, distances
 from llmtune.errors import RecipeError
 from llmtune.memory import trim_heap
 from llmtune.model import Base
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
 KEY = "memory.prefix"

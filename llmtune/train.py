@@ -20,7 +20,7 @@ from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import read_json, write_json
 from llmtune.launch import leave, tell
 from llmtune.memory import bound_primitive_cache, keep_freed
-from llmtune.plan import Plan
+from llmtune.plan.stages import Plan
 from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
 from llmtune.progress import Progress

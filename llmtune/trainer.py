@@ -17,7 +17,7 @@ from llmtune.depth import blocks, distances, plain
 from llmtune.errors import TrainingError
 from llmtune.loss import Measured
 from llmtune.moved import Moved
-from llmtune.plan import Schedule
+from llmtune.plan.schedule import Schedule
 from llmtune.prefix import Prefix
 from llmtune.sharding import reshard, show_all
 from llmtune.unpadded import Unpadded

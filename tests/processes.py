@@ -23,7 +23,7 @@ from llmtune.data.collate import Collator
 from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.model import facts
-from llmtune.plan import Schedule
+from llmtune.plan.schedule import Schedule
 from llmtune.trainer import groups, narrow
 from tests import tiny, training
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmtune import rates
 from llmtune.method import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
-from llmtune.plan import Plan, Stage, decay_for
+from llmtune.plan.stages import Plan, Stage, decay_for
 
 SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)
 LARGE = Facts(blocks=32, hidden=4096, parameters=8_030_261_248)

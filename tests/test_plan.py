@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from llmtune.plan import Plan, Schedule, Shape, Stage, decay_for
+from llmtune.plan.schedule import Schedule, Shape
+from llmtune.plan.stages import Plan, Stage, decay_for
 
 BLOCKS = 6
 ONE = Plan((Stage(1.0, None, 1e-3),))

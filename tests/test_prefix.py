@@ -14,7 +14,7 @@ from llmtune import states as states_module
 from llmtune import trainer as trainer_module
 from llmtune.boundary import Span, boundaries, choose
 from llmtune.checkpoint import complete_checkpoints
-from llmtune.plan import Plan, Stage
+from llmtune.plan.stages import Plan, Stage
 from llmtune.prefix import PROBED, Keeping, Prefix
 from llmtune.states import DATA, MANIFEST, States, Writer, make_room, os
 from tests import tiny, training

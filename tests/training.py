@@ -14,7 +14,7 @@ from llmtune.adapter import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.method import Method
 from llmtune.model import Base, facts
-from llmtune.plan import Schedule
+from llmtune.plan.schedule import Schedule
 from llmtune.trainer import PlannedTrainer
 from tests import tiny
 
