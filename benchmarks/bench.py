@@ -20,14 +20,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
 from llmtune import launch as launch_module
-from llmtune import model as models
 from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
-from llmtune.depth import blocks
 from llmtune.files import read_json, write_json
 from llmtune.launch import gpus
+from llmtune.model.base import Base, build_skeleton, cache_folder, load_tokenizer, locate_base, stop_ids
+from llmtune.model.blocks import blocks
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("llmtune", "trl", "trl-best", "trainer")
@@ -63,14 +63,14 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The base's folder, the rows as JSONL and as tokens, and the model's shape."""
     sample = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
     (folder / "recipe.yaml").write_text(json.dumps(sample))
-    base = models.locate(recipe.load(folder / "recipe.yaml"))
+    base = locate_base(recipe.load(folder / "recipe.yaml"))
     if options.random:
         base = random_model(base)
-    tokenizer = models.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     needed = options.steps * options.batch
     every = read(str(options.data))
     step = max(1, len(every) // needed)
-    encoded = encode(every[::step], tokenizer, models.stop_ids(base), MAX_LENGTH, "drop")
+    encoded = encode(every[::step], tokenizer, stop_ids(base), MAX_LENGTH, "drop")
     examples = encoded.examples[:needed]
     if len(examples) < needed:
         raise SystemExit(f"{options.data}: gives {len(examples)} rows; {options.steps} steps need {needed}")
@@ -78,7 +78,7 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     lines = [json.dumps({"id": row.id, "messages": list(row.messages)}) for row in every[::step] if row.id in kept]
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(lines) + "\n")
-    skeleton = models.skeleton(base)
+    skeleton = build_skeleton(base)
     block = sum(p.numel() for p in blocks(skeleton)[0].parameters() if p.ndim > 1)
     head = skeleton.get_output_embeddings().weight.numel()
     return {
@@ -89,11 +89,11 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def random_model(base: models.Base) -> models.Base:
+def random_model(base: Base) -> Base:
     """A llama of 1.1 billion random weights, in the cache, with the tokenizer of `base`."""
-    folder = models.cache() / "bench-1b"
+    folder = cache_folder() / "bench-1b"
     if not (folder / "config.json").is_file():
-        tokenizer = models.load_tokenizer(base)
+        tokenizer = load_tokenizer(base)
         size = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "head_dim": 64}
         size |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": len(tokenizer)}
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -102,7 +102,7 @@ def random_model(base: models.Base) -> models.Base:
         made.generation_config.eos_token_id = tokenizer.eos_token_id
         made.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return models.Base(folder, str(folder), None, None)
+    return Base(folder, str(folder), None, None)
 
 
 def batches(examples: list[Any], batch: int, epochs: int, grouped: bool) -> list[dict[str, Any]]:

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, Trai
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.arms import ARMS, Arm
-from llmtune import model as models
 from llmtune import recipe, train
 from llmtune.data.collate import Collator
-from llmtune.depth import blocks
 from llmtune.files import read_json, write_json
+from llmtune.model.base import Base, load_tokenizer
+from llmtune.model.blocks import blocks
 from llmtune.prepare import prepare
 from llmtune.trainer import PlannedTrainer
 
@@ -116,15 +116,15 @@ def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     else:
         settings = {} if documented else {"gradient_checkpointing": False}
         args = SFTConfig(**names, **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
-        made = SFTTrainer(args=args, processing_class=models.load_tokenizer(base(job)), **more)
+        made = SFTTrainer(args=args, processing_class=load_tokenizer(base(job)), **more)
     made.train()
     made.save_model(str(Path(job["folder"]) / "saved"))
     return {"tokens": counter.tokens, "padding": 1 - counter.tokens / counter.slots, "said": ""}
 
 
-def base(job: dict[str, Any]) -> models.Base:
+def base(job: dict[str, Any]) -> Base:
     """The base model's folder, which the driver located."""
-    return models.Base(Path(job["base"]), job["base"], None, None)
+    return Base(Path(job["base"]), job["base"], None, None)
 
 
 def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:

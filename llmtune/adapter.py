@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtune import lora
 from llmtune.bottleneck import BottleneckConfig
-from llmtune.depth import blocks, distances
 from llmtune.errors import ProofError, nearest
 from llmtune.files import write_json
 from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
-from llmtune.mlp import mlps, width_key
-from llmtune.model import Base
+from llmtune.model.base import Base
+from llmtune.model.blocks import blocks, distances
+from llmtune.model.mlp import mlps, width_key
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 

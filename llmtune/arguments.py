@@ -7,7 +7,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from trl import SFTConfig
 
-from llmtune import model
+from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.prepare import micro_batch
 from llmtune.recipe import Recipe
@@ -36,7 +36,7 @@ def arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, va
         optim=OPTIMIZERS[settings.train.optimizer],
         weight_decay=settings.train.weight_decay,
         max_grad_norm=settings.train.grad_clip,
-        bf16=model.computes_bf16(settings),
+        bf16=computes_bf16(settings),
         use_cpu=PartialState().device.type == "cpu",
         seed=settings.train.seed,
         gradient_checkpointing=settings.train.activation_checkpointing,

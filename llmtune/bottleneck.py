@@ -11,7 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtune.mlp import Mlp, features, mlps, widen
+from llmtune.model.mlp import Mlp, features, mlps, widen
 
 
 def _add_peft_type(name: str) -> None:

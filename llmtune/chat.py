@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llmtune import adapter, model
+from llmtune import adapter
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
+from llmtune.model.base import computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.recipe import Recipe
 from llmtune.run import Run
 
@@ -73,13 +74,13 @@ def talk(pair: list[Speaker], lines: Iterable[str], console: Console) -> None:
 def speakers(run: Run) -> list[Speaker]:
     """Base and tuned model of a run; an adapter shares the base's weights, anything else is a second copy."""
     settings = run.recipe()
-    base = model.locate(settings)
+    base = locate_base(settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
-    tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
-    tuned: Any = adapter.load_delta(model.load_model(base, dtype), run.delta).to(device)
+    dtype = torch.bfloat16 if computes_bf16(settings) else torch.float32
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
+    tuned: Any = adapter.load_delta(load_model(base, dtype), run.delta).to(device)
     shared = isinstance(tuned, PeftModel)
-    plain: Any = tuned if shared else model.load_model(base, dtype).to(device)
+    plain: Any = tuned if shared else load_model(base, dtype).to(device)
     as_base = tuned.disable_adapter if shared else nullcontext
     system = system_prompt(settings)
     return [

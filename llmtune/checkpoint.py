@@ -16,8 +16,8 @@ from trl import SFTTrainer
 
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint, write_json
+from llmtune.model.sharded import gather, shard_like
 from llmtune.prefix import Prefix
-from llmtune.sharding import laid_out_as, whole
 
 TENSORS = "trained.safetensors"
 MANIFEST = "manifest.json"
@@ -67,7 +67,7 @@ class Checkpointed(SFTTrainer):
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
         state = {}
         for name, tensor in self.current_tensors().items():
-            full = whole(tensor.detach())
+            full = gather(tensor.detach())
             if self.args.process_index == 0:
                 state[name] = full.cpu().float().contiguous()
         return state
@@ -80,7 +80,7 @@ class Checkpointed(SFTTrainer):
         stored = self.optimizer.state_dict()
         stored["state"] = {
             place: {
-                key: whole(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()
+                key: gather(value).cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()
             }
             for place, state in stored["state"].items()
         }
@@ -98,7 +98,7 @@ class Checkpointed(SFTTrainer):
             like = parameters[place]
             for key, value in state.items():
                 if isinstance(value, torch.Tensor) and value.shape == like.shape:
-                    state[key] = laid_out_as(like, value)
+                    state[key] = shard_like(like, value)
         self.optimizer.load_state_dict(stored)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
 
@@ -109,7 +109,7 @@ class Checkpointed(SFTTrainer):
             raise TrainingError(f"{resume_from_checkpoint}: holds other tensors than this recipe trains")
         with torch.no_grad():
             for name, tensor in stored.items():
-                live[name].copy_(laid_out_as(live[name], tensor))
+                live[name].copy_(shard_like(live[name], tensor))
         counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
         first = self.args.process_index == 0
         self._kept_before = counts["prefix"]
@@ -130,13 +130,13 @@ class Checkpointed(SFTTrainer):
 
 def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """A sum over the bits of every whole tensor, modulo 2**64; one changed element changes it."""
-    return {name: int(_words(whole(tensor.detach())).sum()) for name, tensor in tensors.items()}
+    return {name: int(_words(gather(tensor.detach())).sum()) for name, tensor in tensors.items()}
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.contiguous().flatten()
-    whole = flat.numel() * flat.element_size() % 8 == 0
-    return flat.view(torch.int64) if whole else flat.view(torch.uint8).to(torch.int64)
+    gather = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64) if gather else flat.view(torch.uint8).to(torch.int64)
 
 
 def seal(partial_folder: Path, folder: Path) -> None:

@@ -95,11 +95,11 @@ def _check(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
-    from llmtune import model
+    from llmtune.model.base import locate_base
     from llmtune.prepare import examine
     from llmtune.show import findings, gpus, plan
 
-    checked, table = examine(settings, model.locate(settings, weights=False), gpus())
+    checked, table = examine(settings, locate_base(settings, weights=False), gpus())
     if options.json:
         print(json.dumps({"data": checked.findings, "plan": table}, indent=2, ensure_ascii=False))
     else:
@@ -111,11 +111,11 @@ def _plan(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
-    from llmtune import model
+    from llmtune.model.base import locate_base
     from llmtune.prepare import plan_alone
     from llmtune.show import gpus, plan
 
-    table = plan_alone(settings, model.locate(settings, weights=False), gpus())
+    table = plan_alone(settings, locate_base(settings, weights=False), gpus())
     if options.json:
         print(json.dumps(table, indent=2))
     else:

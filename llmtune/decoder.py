@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtune.depth import blocks, plain
+from llmtune.model.blocks import blocks, unwrap
 from llmtune.states import States, longest_first
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
@@ -18,7 +18,7 @@ class Decoder:
     """The part of a model below its head; what stands in for a block leaves masks and positions to the model."""
 
     def __init__(self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], Any]) -> None:
-        self.inner: Any = plain(model)
+        self.inner: Any = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
         self.lengths = [len(row) for row in rows]
         self.entry: set[int] = set()

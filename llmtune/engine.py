@@ -6,9 +6,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from llmtune import model
 from llmtune.errors import MachineError
 from llmtune.launch import WORLD
+from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
@@ -31,7 +31,7 @@ def check_world(settings: Recipe, state: PartialState) -> None:
         wanted = "gloo" if state.device.type == "cpu" else "nccl"
         if wanted not in (state.backend or ""):
             raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
-    if model.computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise MachineError("this GPU has no bf16; set model.precision to fp32")
     if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
         raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")

@@ -12,7 +12,7 @@ from lm_eval.api.task import Task
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune import model, suite
+from llmtune import suite
 from llmtune.adapter import load_delta
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError
@@ -21,6 +21,7 @@ from llmtune.harness import harness, quiet
 from llmtune.heldout import FEW_SHOT_SEED, HeldOut, Questions, questions, room, worked_examples
 from llmtune.inference import answer_losses
 from llmtune.metrics import score
+from llmtune.model.base import Base, computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.recipe import Recipe
 from llmtune.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
 from llmtune.run import Run
@@ -54,8 +55,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     asked = suite.load(recipe)
     delta = recorded_delta(run)
     tasks = load_tasks(asked)
-    base = model.locate(recipe)
-    live = model.load_model(base, torch.bfloat16 if model.computes_bf16(recipe) else torch.float32)
+    base = locate_base(recipe)
+    live = load_model(base, torch.bfloat16 if computes_bf16(recipe) else torch.float32)
     if torch.cuda.is_available():
         live.to("cuda")
     exam = _exam(recipe, asked, tasks, live, base)
@@ -108,8 +109,8 @@ def recorded_delta(run: Run) -> dict[str, str]:
     return found
 
 
-def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel, base: model.Base) -> _Exam:
-    tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
+def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel, base: Base) -> _Exam:
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
     sets: dict[str, Questions] = {}
     if HELD_OUT in asked.tasks:
         data = gate(recipe, tokenizer, stop)

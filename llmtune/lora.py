@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import TrainingError, nearest
-from llmtune.mlp import features
+from llmtune.model.mlp import features
 from llmtune.recipe import Recipe
 from llmtune.spec import Lora
 

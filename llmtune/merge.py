@@ -11,12 +11,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llmtune import model, quantise
 from llmtune.adapter import BASE, load_delta
 from llmtune.bottleneck import UNMERGEABLE
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import fingerprint, read_json, write_json
-from llmtune.mlp import with_widths
+from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts
+from llmtune.model.mlp import with_widths
+from llmtune.model.quantize import split_linear_layers
 from llmtune.parity import logits, probes, reload, within
 from llmtune.recipe import Recipe
 from llmtune.run import Run
@@ -48,7 +49,7 @@ _ROUNDED = (4, 0.05)
 def merge(run: Run) -> dict[str, Any]:
     """Write run.merged and give what was proved of it; raises ProofError, and leaves no folder, for another model."""
     settings = run.recipe()
-    base = model.locate(settings)
+    base = locate_base(settings)
     _same_delta(run)
     _same_base(run.delta, base)
     run.forget("merge")
@@ -73,11 +74,11 @@ def merge(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _write(run: Run, settings: Recipe, base: model.Base, folder: Path) -> dict[str, Any]:
+def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, Any]:
     """Merge in fp32, round, write, read in a fresh process; each step's logits are compared with the live model's."""
     name = settings.merge.dtype
     dtype = getattr(torch, name)
-    tokenizer = model.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     texts = probes(settings)
     ids = [tokenizer(text).input_ids for text in texts]
     weights = _plain_base(base)
@@ -125,7 +126,7 @@ def _same_delta(run: Run) -> None:
             raise ProofError(f"{run.path / name}: is not what training left; train again: llmtune train {run.path}")
 
 
-def _same_base(delta: Path, base: model.Base) -> None:
+def _same_base(delta: Path, base: Base) -> None:
     stored = read_json(delta / BASE)
     if (stored["base"], stored["revision"]) != (base.name, base.revision):
         raise ProofError(
@@ -134,11 +135,11 @@ def _same_base(delta: Path, base: model.Base) -> None:
         )
 
 
-def _plain_base(base: model.Base) -> PreTrainedModel:
+def _plain_base(base: Base) -> PreTrainedModel:
     """The base in fp32; raises ProofError for one that is stored quantised."""
     if "quantization_config" in read_json(base.folder / "config.json"):
         raise ProofError(f"{base.name} is stored quantised; a delta is merged into a 16- or 32-bit base only")
-    return model.load_model(base)
+    return load_model(base)
 
 
 def _unload(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -220,15 +221,15 @@ def _headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def _against_4bit(run: Run, base: model.Base, texts: list[str]) -> dict[str, Any]:
+def _against_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
     """Logit gaps from the trained 4-bit model to the delta on the original base, and on the base 4-bit and back."""
-    tokenizer = model.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in texts]
-    settings, skeleton = run.recipe(), model.skeleton(base)
-    _, keep = quantise.layers(skeleton, settings, settings.plan(model.facts(skeleton)))
-    trained = logits(load_delta(model.load_model(base, keep=keep), run.delta), ids)
-    back: Any = model.load_model(base, keep=keep).dequantize()
-    candidates = {"original": model.load_model(base), "dequantised": back.float()}
+    settings, skeleton = run.recipe(), build_skeleton(base)
+    _, keep = split_linear_layers(skeleton, settings, settings.plan(model_facts(skeleton)))
+    trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
+    back: Any = load_model(base, keep=keep).dequantize()
+    candidates = {"original": load_model(base), "dequantised": back.float()}
     gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
     return {
         "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},

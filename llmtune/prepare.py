@@ -5,17 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune import engine, model, quantise, stream, suite
+from llmtune import engine, stream, suite
 from llmtune.adapter import adapted, insert, trained_tensors
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
-from llmtune.depth import distances
 from llmtune.files import write_json
 from llmtune.launch import choose, processes
 from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import Facts, rate_notes
-from llmtune.model import Base
+from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
+from llmtune.model.blocks import distances
+from llmtune.model.quantize import count_quantized
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
@@ -61,10 +62,10 @@ def schedule(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
 
 def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     """What trains when and at which rate, from a model without weights; raises RecipeError for what cannot be."""
-    skeleton = model.skeleton(base)
-    facts = model.facts(skeleton)
+    skeleton = build_skeleton(base)
+    facts = model_facts(skeleton)
     plan = recipe.plan(facts)
-    quantised = quantise.check(skeleton, recipe, plan)
+    quantised = count_quantized(skeleton, recipe, plan)
     tuned = insert(skeleton, recipe, plan, base)
     tensors = trained_tensors(tuned, plan)
     if not tensors:
@@ -118,7 +119,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
 def prefix_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
     found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "none" else []
-    wide = max(distance.values()) > facts.blocks or not model.computes_bf16(recipe)
+    wide = max(distance.values()) > facts.blocks or not computes_bf16(recipe)
     return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 
 
@@ -159,7 +160,7 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
 
 def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
     """What `prepare` makes, with the base and the encoded data."""
-    base = model.locate(recipe)
+    base = locate_base(recipe)
     checked, table = examine(recipe, base, gpus)
     resolved = resolve(recipe, base)
     made = create(resolved, out, overwrite)
@@ -171,7 +172,7 @@ def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> P
 def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
     asked = suite.load(recipe) if recipe.eval.suite != "none" else None
-    checked = gate(recipe, model.load_tokenizer(base), model.stop_ids(base))
+    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = processes(recipe, choose(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
@@ -195,7 +196,7 @@ def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
 
 def resolve(recipe: Recipe, base: Base) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
-    facts = model.facts(model.skeleton(base))
+    facts = model_facts(build_skeleton(base))
     files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
     changed = {

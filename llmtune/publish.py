@@ -11,11 +11,12 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from llmtune import hub, model
+from llmtune import hub
 from llmtune.card import card, front_matter, shorten, shortened
 from llmtune.errors import LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
 from llmtune.merge import COPIED
+from llmtune.model.base import Base, locate_base
 from llmtune.recipe import Publish, Recipe, dump
 from llmtune.run import Run
 
@@ -45,7 +46,7 @@ def preflight(settings: Recipe, sleep: hub.Sleep = time.sleep) -> None:
         raise settings.error("publish.weights", "merged needs merge.enabled: true; the nearest valid is delta")
     target = hub.target(publish, sleep)
     target.check_login()
-    base = model.locate(settings, weights=False)
+    base = locate_base(settings, weights=False)
     _check_base(publish, base.name, base.hub_id)
     licence(target, base)
     target.probe()
@@ -66,9 +67,7 @@ def _publish(run: Run, settings: Recipe, sleep: hub.Sleep) -> dict[str, Any]:
     if settings.publish is None:
         raise settings.error("publish", "is not in the recipe; give publish: {repo: owner/name}")
     stored = read_json(run.delta / "base.json")
-    base = model.Base(
-        model.locate(settings, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"]
-    )
+    base = Base(locate_base(settings, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
     _check_base(settings.publish, base.name, base.hub_id)
     files = _weights(run, settings.publish, base) | _records(run, settings)
     target = hub.target(settings.publish, sleep)
@@ -88,7 +87,7 @@ def _publish(run: Run, settings: Recipe, sleep: hub.Sleep) -> dict[str, Any]:
     return facts
 
 
-def licence(target: hub.Target, base: model.Base) -> dict[str, str]:
+def licence(target: hub.Target, base: Base) -> dict[str, str]:
     """The base's licence by its card; raises PublishError where a public copy of a base is not for us to make."""
     info = target.info(base.hub_id) if base.hub_id else None
     readme = base.folder / "README.md"
@@ -138,7 +137,7 @@ def _check_base(publish: Publish, name: str, hub_id: str | None) -> None:
         )
 
 
-def _weights(run: Run, publish: Publish, base: model.Base) -> dict[str, hub.Content]:
+def _weights(run: Run, publish: Publish, base: Base) -> dict[str, hub.Content]:
     """The allowed files of delta or merged folder, each the one that its step left; configs without private paths."""
     step, folder = ("merge", run.merged) if publish.weights == "merged" else ("train", run.delta)
     if not run.done(step):
@@ -158,7 +157,7 @@ def _weights(run: Run, publish: Publish, base: model.Base) -> dict[str, hub.Cont
     return files
 
 
-def _clean(name: str, config: dict[str, Any], base: model.Base) -> dict[str, Any]:
+def _clean(name: str, config: dict[str, Any], base: Base) -> dict[str, Any]:
     """A config that names its base as the Hub does, and no folder of this machine."""
     if name == "adapter_config.json":
         commit = (

@@ -133,12 +133,3 @@ def make_room(root: Path, size: int, limit: int, using: set[Path]) -> None:
         oldest = others.pop(0)
         shutil.rmtree(oldest, ignore_errors=True)
         held.pop(oldest)
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 over the weights and the configuration in a base model's folder."""
-    total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        with file.open("rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()

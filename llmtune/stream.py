@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune import model
 from llmtune.adapter import insert, trained_tensors
 from llmtune.boundary import boundaries, random_part
-from llmtune.depth import blocks, distances
 from llmtune.errors import RecipeError
 from llmtune.memory import trim_heap
-from llmtune.model import Base
+from llmtune.model.base import Base, build_skeleton, load_config
+from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
@@ -48,8 +47,8 @@ class Shelf:
     def __init__(self, base: Base, low: int, dtype: torch.dtype) -> None:
         """Read names and shapes alone; raises RecipeError where the files are not those of a model."""
         self.low = low
-        self._base, self._dtype, self._config = base, dtype, model.load_config(base)
-        skeleton = model.skeleton(base)
+        self._base, self._dtype, self._config = base, dtype, load_config(base)
+        skeleton = build_skeleton(base)
         self._class = type(skeleton)
         self._stored = _stored(base)
         listed = blocks(skeleton)
@@ -137,7 +136,7 @@ def load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Pr
 def lowest(base: Base, recipe: Recipe, plan: Plan) -> int:
     """The lowest boundary of a plan's stages."""
     with torch.random.fork_rng():  # an adapter takes its start from it, and is to take the same one later
-        tuned = insert(model.skeleton(base), recipe, plan, base)
+        tuned = insert(build_skeleton(base), recipe, plan, base)
     distance = distances(tuned)
     return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
 

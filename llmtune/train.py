@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import engine, lora, model, quantise, recipe, stream
+from llmtune import engine, lora, recipe, stream
 from llmtune import show as show_module
 from llmtune.adapter import insert, save_delta, trained_tensors
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
@@ -20,6 +20,18 @@ from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import read_json, write_json
 from llmtune.launch import leave, tell
 from llmtune.memory import bound_primitive_cache, keep_freed
+from llmtune.model.base import (
+    Base,
+    build_skeleton,
+    cache_folder,
+    computes_bf16,
+    load_tokenizer,
+    locate_base,
+    model_facts,
+    stop_ids,
+    weights_digest,
+)
+from llmtune.model.quantize import load_quantized
 from llmtune.plan.stages import Plan
 from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
@@ -27,7 +39,6 @@ from llmtune.progress import Progress
 from llmtune.recipe import Recipe
 from llmtune.run import Run, open_run
 from llmtune.show import heading
-from llmtune.states import digest
 from llmtune.trainer import PlannedTrainer
 from llmtune.watch import Stop, recorder
 
@@ -45,13 +56,13 @@ def train(run: Run, found: Prepared | None = None) -> None:
         if settings.memory.prefix != "stream":
             keep_freed()
     set_seed(settings.train.seed)
-    base = found.base if found else model.locate(settings)
-    tokenizer = model.load_tokenizer(base)
-    data = found.data if found else gate(settings, tokenizer, model.stop_ids(base))
+    base = found.base if found else locate_base(settings)
+    tokenizer = load_tokenizer(base)
+    data = found.data if found else gate(settings, tokenizer, stop_ids(base))
     _same_data(run, data.findings)
-    plan = settings.plan(model.facts(model.skeleton(base)))
+    plan = settings.plan(model_facts(build_skeleton(base)))
     engine.check(settings, plan, state)
-    dtype = torch.bfloat16 if model.computes_bf16(settings) else torch.float32
+    dtype = torch.bfloat16 if computes_bf16(settings) else torch.float32
     loaded, shelf = _load(base, settings, plan, dtype)
     tuned = insert(loaded, settings, plan, base)
     tensors = trained_tensors(tuned, plan)
@@ -104,26 +115,26 @@ def train(run: Run, found: Prepared | None = None) -> None:
     state.destroy_process_group()
 
 
-def _load(base: model.Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, stream.Shelf | None]:
+def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, stream.Shelf | None]:
     """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
     if settings.memory.prefix == "stream":
         return stream.load(base, settings, plan, dtype)
-    return quantise.load(base, settings, plan, dtype), None
+    return load_quantized(base, settings, plan, dtype), None
 
 
-def _prefix(settings: Recipe, base: model.Base, examples: list[Any], shelf: stream.Shelf | None) -> Prefix | None:
+def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: stream.Shelf | None) -> Prefix | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
     if memory.prefix == "none":
         return None
     facts = {
-        "base": base.revision or digest(base.folder),
+        "base": base.revision or weights_digest(base.folder),
         "quantize": settings.model.quantize,
-        "bf16": model.computes_bf16(settings),
+        "bf16": computes_bf16(settings),
     }
     adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
     may = Keeping(
-        model.cache() / "prefix",
+        cache_folder() / "prefix",
         facts,
         None if adapter["kind"] == "none" else adapter,
         round(memory.prefix_limit_gb * 2**30),

@@ -13,13 +13,13 @@ from llmtune import cpu
 from llmtune.boundary import Span, boundaries
 from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
-from llmtune.depth import blocks, distances, plain
 from llmtune.errors import TrainingError
 from llmtune.loss import Measured
+from llmtune.model.blocks import blocks, distances, unwrap
+from llmtune.model.sharded import reshard, warm_up_dtypes
 from llmtune.moved import Moved
 from llmtune.plan.schedule import Schedule
 from llmtune.prefix import Prefix
-from llmtune.sharding import reshard, show_all
 from llmtune.unpadded import Unpadded
 
 
@@ -84,7 +84,7 @@ class PlannedTrainer(Measured, Checkpointed):
         # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
         model.requires_grad_(False)
         # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
-        plain(model).enable_input_require_grads = lambda: None
+        unwrap(model).enable_input_require_grads = lambda: None
         packed = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
         if packed:
             raise TrainingError(f"{packed[0]} should train but is quantised")
@@ -221,7 +221,7 @@ class _Stages(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self.trainer.is_fsdp_enabled:
-            show_all(self.trainer.model)
+            warm_up_dtypes(self.trainer.model)
         if self.trainer.args.device.type == "cpu":
             # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
             self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)

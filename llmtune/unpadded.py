@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmtune.attention import SHORT, Chooser, Rows
-from llmtune.depth import plain
+from llmtune.model.blocks import unwrap
 from llmtune.prefix import Prefix
 
 EXACT, ROUNDED = 1e-5, 2**-6
@@ -18,7 +18,7 @@ class Unpadded:
     """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
 
     def __init__(self, model: nn.Module, prefix: Prefix | None, autocast: Callable[[], Any]) -> None:
-        inner: Any = plain(model)
+        inner: Any = unwrap(model)
         self._inner, self._prefix, self._autocast = inner, prefix, autocast
         self._equal: bool | None = None
         self._may = inner.config._attn_implementation == "sdpa"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llmtune import rates
 from llmtune.adapter import load_delta, save_delta
 from llmtune.merge import _unload
-from llmtune.model import Base, load_model
+from llmtune.model.base import Base, load_model
 from llmtune.spec import PlanError
 from tests import tiny, training
 

@@ -20,9 +20,9 @@ from llmtune import train as train_module
 from llmtune.adapter import insert, trained_tensors
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.data.collate import Collator
-from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
-from llmtune.model import facts
+from llmtune.model.base import model_facts
+from llmtune.model.blocks import blocks, distances
 from llmtune.plan.schedule import Schedule
 from llmtune.trainer import groups, narrow
 from tests import tiny, training
@@ -42,7 +42,7 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     """The trained tensors after a plain loop over the trainer's groups, stages and rates; sharded where `world` > 1."""
     model = tiny.model(blocks=4, tied=False)
     recipe = training.spec(method)
-    plan = recipe.method.plan(facts(model))
+    plan = recipe.method.plan(model_facts(model))
     torch.manual_seed(0)
     tuned = insert(model, recipe, plan, training.BASE)
     names, distance = list(trained_tensors(tuned, plan)), distances(tuned)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune import model, parity, recipe
+from llmtune import parity, recipe
 from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.model.base import load_model, locate_base, model_facts
 from llmtune.prepare import prepare
 from llmtune.run import Run
 from tests import tiny
@@ -34,9 +35,9 @@ def trained(
 def perturbed(made: Run, step: float = 0.05) -> Run:
     """The run with a delta that differs from the base by noise of size `step`."""
     settings = made.recipe()
-    base = model.locate(settings)
-    weights = model.load_model(base)
-    plan = settings.plan(model.facts(weights))
+    base = locate_base(settings)
+    weights = load_model(base)
+    plan = settings.plan(model_facts(weights))
     tuned = insert(weights, settings, plan, base)
     generator = torch.Generator().manual_seed(7)
     tensors = trained_tensors(tuned, plan)

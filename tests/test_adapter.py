@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llmtune.adapter import insert, load_delta, save_delta, trained_tensors
 from llmtune.errors import ProofError
-from llmtune.model import Base, facts, load_model
+from llmtune.model.base import Base, load_model, model_facts
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -30,7 +30,7 @@ def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", **more: An
     base = Base(tiny.save_base(tmp_path / "base", kind, blocks=3, **more), "someone/base", "abc", "someone/base")
     model = load_model(base)
     recipe = training.spec(method)
-    plan = recipe.method.plan(facts(model))
+    plan = recipe.method.plan(model_facts(model))
     adapted = insert(model, recipe, plan, base)
     tensors = trained_tensors(adapted, plan)
     torch.manual_seed(1)

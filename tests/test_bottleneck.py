@@ -15,10 +15,10 @@ from torch import nn
 from llmtune import merge, recipe
 from llmtune.adapter import load_delta, save_delta
 from llmtune.bottleneck import BottleneckConfig, BottleneckLayer
-from llmtune.depth import distances
 from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
-from llmtune.model import Base, load_model, skeleton
+from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.blocks import distances
 from llmtune.prepare import plan_table
 from tests import runs, tiny, training
 from tests.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
@@ -176,7 +176,7 @@ def test_the_skeleton_counts_what_the_model_trains(tmp_path: Path, form: str) ->
     base = Base(tiny.save_base(tmp_path / "base", "phi3"), "base", None, None)
     counts = [
         {name: (tuple(p.shape), p.requires_grad) for name, p in adapted(model, form).named_parameters()}
-        for model in (skeleton(base), load_model(base))
+        for model in (build_skeleton(base), load_model(base))
     ]
     assert counts[0] == counts[1]
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmtune import adapter, chat, model, recipe
+from llmtune import adapter, chat, recipe
 from llmtune.chat import Speaker, talk
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError
 from llmtune.method import Facts
+from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.run import Run, create
 from tests import tiny
 
@@ -97,9 +98,9 @@ def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None
     train = tiny.write_rows(folder / "train.jsonl", rows or tiny.sums(20))
     settings = recipe.load(tiny.write_recipe(folder / "recipe.json", base_folder, train, method))
     run = create(settings, folder / "run")
-    base = model.locate(settings)
+    base = locate_base(settings)
     plan = settings.plan(Facts(2, 32, 1000))
-    live = adapter.insert(model.load_model(base), settings, plan, base)
+    live = adapter.insert(load_model(base), settings, plan, base)
     tensors = adapter.trained_tensors(live, plan)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -111,16 +112,16 @@ def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None
 
 def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
     """What the base or tuned model says, loaded for itself and generated token by token."""
-    base = model.locate(run.recipe())
-    weights: Any = model.load_model(base)
+    base = locate_base(run.recipe())
+    weights: Any = load_model(base)
     weights = adapter.load_delta(weights, run.delta) if tuned else weights
-    tokenizer = model.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     ids = prompt_ids(messages, tokenizer)
     start = len(ids)
     while len(ids) < start + chat.NEW_TOKENS:
         with torch.no_grad():
             ids.append(int(weights(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] in model.stop_ids(base):
+        if ids[-1] in stop_ids(base):
             break
     return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
 
@@ -133,8 +134,8 @@ def test_base_and_tuned_answer_as_each_would_alone(
     method = {"kind": "full", "adapter": {"kind": kind}}
     run = made(tmp_path, method)
     loads: list[Any] = []
-    load = model.load_model
-    monkeypatch.setattr(model, "load_model", lambda *given: (loads.append(given), load(*given))[1])
+    load = load_model
+    monkeypatch.setattr("llmtune.chat.load_model", lambda *given: (loads.append(given), load(*given))[1])
     base, tuned = chat.speakers(run)
     assert len(loads) == (1 if kind == "lora" else 2)
     asked = [{"role": "user", "content": "7 plus 1?"}]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune import model
 from llmtune.adapter import insert, load_delta, save_delta, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.encode import encode
@@ -19,6 +18,7 @@ from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluate import compare, evaluate, table
 from llmtune.files import read_json
 from llmtune.inference import answer_losses
+from llmtune.model.base import load_model, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.run import Run
 from tests import runs, tiny
 from tests.test_tasks import mine
@@ -33,10 +33,10 @@ BOTTLENECK = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "bottleneck", "siz
 def learned(run: Run, steps: int) -> Run:
     """The run with a delta from a plain loop over its rows; no step leaves the adapter as it starts, which is zero."""
     settings = run.recipe()
-    base = model.locate(settings)
-    tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
-    weights = model.load_model(base)
-    plan = settings.plan(model.facts(weights))
+    base = locate_base(settings)
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
+    weights = load_model(base)
+    plan = settings.plan(model_facts(weights))
     torch.manual_seed(0)
     tuned = insert(weights, settings, plan, base)
     tensors = trained_tensors(tuned, plan)
@@ -54,7 +54,7 @@ def learned(run: Run, steps: int) -> Run:
 
 def live(run: Run) -> Any:
     """The tuned model of a run."""
-    return load_delta(model.load_model(model.locate(run.recipe())), run.delta)
+    return load_delta(load_model(locate_base(run.recipe())), run.delta)
 
 
 def made(folder: Path, rows: list[dict[str, Any]] | None = None, **more: Any) -> Run:
@@ -106,8 +106,8 @@ def test_the_loss_is_that_of_the_tuned_model_on_the_held_out_answers(tmp_path: P
     run = made(tmp_path, step=0.3)
     found = evaluate(run)["tuned"]["results"]["held_out"]
     settings = run.recipe()
-    base = model.locate(settings)
-    tokenizer, stop = model.load_tokenizer(base), model.stop_ids(base)
+    base = locate_base(settings)
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
     tuned = live(run)
     examples = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, 512, "drop").examples
     expected = answer_losses(tuned, examples, 0)
@@ -118,8 +118,8 @@ def test_the_loss_is_that_of_the_tuned_model_on_the_held_out_answers(tmp_path: P
 
 def test_a_padded_vocabulary_stays_in_base_and_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    real = model.load_model
-    monkeypatch.setattr(model, "load_model", lambda *given: loaded.append(real(*given)) or loaded[-1])
+    real = load_model
+    monkeypatch.setattr("llmtune.evaluate.load_model", lambda *given: loaded.append(real(*given)) or loaded[-1])
     run = made(tmp_path, base=tiny.save_base(tmp_path / "base", vocab_size=320))
     loaded.clear()
     evaluate(run)

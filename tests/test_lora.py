@@ -16,7 +16,7 @@ from llmtune.adapter import insert, load_delta, save_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
-from llmtune.model import Base, facts, load_model, locate
+from llmtune.model.base import Base, load_model, locate_base, model_facts
 from llmtune.prepare import prepare
 from llmtune.run import Run
 from llmtune.train import train
@@ -46,7 +46,7 @@ def inserted(folder: Path, adapter: dict[str, Any], kind: str = "llama", method:
     base = Base(folder / "base", "base", None, None)
     settings = training.spec({**(method or {"kind": "full"}), "adapter": {"kind": "lora", "rank": 4, **adapter}})
     model = load_model(base)
-    tuned = insert(model, settings, settings.method.plan(facts(model)), base)
+    tuned = insert(model, settings, settings.method.plan(model_facts(model)), base)
     lora.start(tuned, settings.method.adapter, folder / lora.INITIAL, resumes=False)
     return tuned.eval(), base, settings.method.adapter
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     train(again)
     resumed = load_file(again.delta / "adapter_model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in stored.items())
-    tuned, base = load_model(locate(whole.recipe())), whole.delta
+    tuned, base = load_model(locate_base(whole.recipe())), whole.delta
     before = tuned(IDS).logits
     assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
 

@@ -11,10 +11,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtune import merge, model
+from llmtune import merge
 from llmtune.adapter import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
+from llmtune.model.base import load_model, locate_base
 from llmtune.run import Run
 from tests import runs, tiny
 
@@ -33,7 +34,7 @@ def adapter(**more: Any) -> dict[str, Any]:
 
 
 def live(made: Run) -> Any:
-    return load_delta(model.load_model(model.locate(made.recipe())), made.delta)
+    return load_delta(load_model(locate_base(made.recipe())), made.delta)
 
 
 def stock(made: Run, **more: Any) -> Any:
@@ -144,8 +145,8 @@ def test_the_folder_alone_gives_the_same_tokens_and_text(
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapted_head_merges_or_is_refused_by_name(tmp_path: Path, quick: None, tied: bool) -> None:
     made = runs.trained(tmp_path, tied=tied, merge=FP32)
-    base = model.locate(made.recipe())
-    tuned = get_peft_model(model.load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    base = locate_base(made.recipe())
+    tuned = get_peft_model(load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
     torch.nn.init.normal_(tuned.base_model.model.lm_head.lora_B["default"].weight, std=0.1)
     save_delta(tuned, dict(tuned.named_parameters()), made.delta, base, "lora")
     made.mark("train", [made.delta])

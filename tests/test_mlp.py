@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from llmtune.bottleneck import BottleneckConfig
-from llmtune.mlp import mlps
+from llmtune.model.mlp import mlps
 from tests import tiny
 from tests.bottlenecks import adapted, logits, shaken, small
 

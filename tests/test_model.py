@@ -7,8 +7,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from llmtune import model, recipe
+from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
+from llmtune.model.base import build_skeleton, load_config, load_model, locate_base, model_facts, stop_ids
 from tests import tiny
 
 
@@ -19,13 +20,13 @@ def settings(tmp_path: Path, base: str | Path) -> recipe.Recipe:
 
 def test_a_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base", blocks=2)
-    base = model.locate(settings(tmp_path, folder))
-    loaded = model.load_model(base)
+    base = locate_base(settings(tmp_path, folder))
+    loaded = load_model(base)
     assert (base.folder, base.revision, base.hub_id) == (folder, None, None)
     expected = dict(tiny.model(blocks=2).named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in loaded.named_parameters())
-    assert model.stop_ids(base) == {2}
-    assert model.facts(model.skeleton(base)) == model.facts(loaded)
+    assert stop_ids(base) == {2}
+    assert model_facts(build_skeleton(base)) == model_facts(loaded)
     assert not loaded.training
 
 
@@ -45,7 +46,7 @@ def test_a_base_that_is_nothing_is_told_in_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(error, match=message) as caught:
-        model.locate(settings(tmp_path, base))
+        locate_base(settings(tmp_path, base))
     assert "\n" not in str(caught.value)
     assert "r.yaml:" in str(caught.value)
 
@@ -53,11 +54,11 @@ def test_a_base_that_is_nothing_is_told_in_one_line(
 def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"no config\.json"):
-        model.locate(settings(tmp_path, tmp_path / "empty"))
+        locate_base(settings(tmp_path, tmp_path / "empty"))
     folder = tiny.save_base(tmp_path / "base")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(RecipeError, match="pickled weights are refused"):
-        model.locate(settings(tmp_path, folder))
+        locate_base(settings(tmp_path, folder))
 
 
 def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
@@ -67,16 +68,16 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     touched = tmp_path / "touched"
     (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Evil: pass\nclass Model: pass\n")
-    base = model.locate(settings(tmp_path, folder))
-    for load in (model.load_config, model.load_model, model.skeleton):
+    base = locate_base(settings(tmp_path, folder))
+    for load in (load_config, load_model, build_skeleton):
         with pytest.raises(RecipeError, match="cannot be loaded"):
             load(base)
     assert not touched.exists()
 
 
 def test_frozen_layers_go_to_4_bits_and_named_ones_do_not(tmp_path: Path) -> None:
-    base = model.locate(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)))
-    loaded = model.load_model(base, torch.float32, keep=["lm_head", "model.layers.1.mlp.up_proj"])
+    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)))
+    loaded = load_model(base, torch.float32, keep=["lm_head", "model.layers.1.mlp.up_proj"])
     kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}
     assert {name for name, kind in kinds.items() if kind == "Linear"} == {"model.layers.1.mlp.up_proj"}
     assert set(kinds.values()) == {"Linear", "Linear4bit"}

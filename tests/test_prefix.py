@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmtune import states as states_module
+from llmtune import states
 from llmtune import trainer as trainer_module
 from llmtune.boundary import Span, boundaries, choose
 from llmtune.checkpoint import complete_checkpoints
@@ -260,7 +260,7 @@ def full_disk(*arguments: Any) -> None:
 
 
 def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states_module.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     ours = fit(tmp_path, FROZEN)
     assert "not kept: no room for" in ours[0]
     assert not list((tmp_path / "cache").iterdir())

@@ -26,11 +26,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llmtune import hub as client
-from llmtune import merge, model, publish, recipe
+from llmtune import merge, publish, recipe
 from llmtune.adapter import load_delta
 from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
+from llmtune.model.base import load_model, locate_base
 from llmtune.run import Run
 from tests import hub as hub_double
 from tests import runs, tiny
@@ -118,7 +119,7 @@ def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def live(made: Run) -> torch.Tensor:
-    tuned = load_delta(model.load_model(model.locate(made.recipe())), made.delta)
+    tuned = load_delta(load_model(locate_base(made.recipe())), made.delta)
     with torch.inference_mode():
         return tuned(input_ids=torch.arange(3, 40)[None]).logits
 

@@ -10,12 +10,13 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 
-from llmtune import model, quantise, recipe
+from llmtune import recipe
 from llmtune.adapter import load_delta
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.merge import merge
-from llmtune.model import load_model, locate
+from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
+from llmtune.model.quantize import load_quantized
 from llmtune.prepare import prepare
 from llmtune.run import Run
 from llmtune.train import train
@@ -73,7 +74,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
     else:
         assert {trainer.distance[f"{name}.weight"] for name in packed if "base_layer" in name} == {1, 2}
         assert len(packed) > len([name for name in packed if "base_layer" in name])
-    base = locate(done.recipe())
+    base = locate_base(done.recipe())
     stored = load_file(next(done.delta.glob("*.safetensors")))
     assert 4 * sum(tensor.numel() for tensor in stored.values()) == read_json(done.plan_file)["delta_bytes"]
     ids = torch.arange(3, 40)[None]
@@ -83,7 +84,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
         return
     facts = merge(done)
     assert facts["merged_into"] == "original"
-    merged = load_model(model.Base(done.merged, "merged", None, None))
+    merged = load_model(Base(done.merged, "merged", None, None))
     torch.testing.assert_close(merged(ids).logits, tuned, rtol=0, atol=facts["bound"])
 
 
@@ -93,9 +94,9 @@ def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
     seen = watched(monkeypatch)
     done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
     train(done)
-    settings, base = done.recipe(), locate(done.recipe())
-    plan = settings.plan(model.facts(model.skeleton(base)))
-    again = load_delta(quantise.load(base, settings, plan, torch.float32), done.delta)
+    settings, base = done.recipe(), locate_base(done.recipe())
+    plan = settings.plan(model_facts(build_skeleton(base)))
+    again = load_delta(load_quantized(base, settings, plan, torch.float32), done.delta)
     ids = torch.arange(3, 40)[None]
     assert torch.equal(again(ids).logits, seen[0].model.eval()(ids).logits)
 
@@ -104,14 +105,16 @@ def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
 def test_nothing_to_quantise_is_refused_before_weights_load(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
     with pytest.raises(RecipeError, match=r"model\.quantize: 4bit is for linear layers that never train") as caught:
         made(tmp_path, method)
     assert "\n" not in str(caught.value)
 
 
 def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
-    base = locate(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe())
+    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe())
     loaded = load_model(base, keep=["lm_head"])
     with pytest.raises(TrainingError, match=r"should train but is quantised"):
         training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
@@ -119,12 +122,12 @@ def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
 
 def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = made(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
-    base = locate(settings)
-    plan = settings.plan(model.facts(model.skeleton(base)))
+    base = locate_base(settings)
+    plan = settings.plan(model_facts(build_skeleton(base)))
     loaded = load_model(base)
-    monkeypatch.setattr(model, "load_model", lambda *_: loaded)
+    monkeypatch.setattr("llmtune.model.quantize.load_model", lambda *_: loaded)
     with pytest.raises(TrainingError, match="not in 4 bits, against the plan"):
-        quantise.load(base, settings, plan, torch.float32)
+        load_quantized(base, settings, plan, torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
@@ -134,13 +137,13 @@ def test_what_was_read_to_be_quantised_does_not_stay_mapped(tmp_path: Path) -> N
 
     done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
     settings = done.recipe()
-    base = locate(settings)
+    base = locate_base(settings)
     plain = load_model(base, torch.float32)
     assert mapped()
     del plain
     gc.collect()
-    plan = settings.plan(model.facts(model.skeleton(base)))
-    loaded = quantise.load(base, settings, plan, torch.float32)
+    plan = settings.plan(model_facts(build_skeleton(base)))
+    loaded = load_quantized(base, settings, plan, torch.float32)
     gc.collect()
     assert not mapped()
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight

@@ -119,7 +119,9 @@ def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_i
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, **sections)
     made = prepare(recipe.load(file), tmp_path / "run", gpus=0)
-    monkeypatch.setattr(train.model, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert train.main([str(made.path)]) == code

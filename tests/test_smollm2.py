@@ -10,7 +10,7 @@ import torch
 
 from llmtune import recipe
 from llmtune.adapter import load_delta
-from llmtune.model import load_model, locate
+from llmtune.model.base import load_model, locate_base
 from llmtune.prepare import prepare
 from llmtune.run import open_run
 from llmtune.train import train
@@ -47,7 +47,7 @@ def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], fi
     losses = [json.loads(line)["loss"] for line in made.log_file.read_text().splitlines() if '"loss"' in line]
     assert len(losses) == 3
     assert all(0 < loss < 6 for loss in losses)
-    base = locate(made.recipe())
+    base = locate_base(made.recipe())
     ids = torch.arange(100, 120)[None]
     with torch.no_grad():
         before = load_model(base)(ids).logits

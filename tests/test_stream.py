@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmtune import building, model
+from llmtune import building
 from llmtune.adapter import load_delta
 from llmtune.building import Pace
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.files import read_json
+from llmtune.model.base import Base, load_model, locate_base
 from llmtune.run import open_run
 from llmtune.states import DATA
 from llmtune.stream import Shelf
@@ -51,7 +52,7 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
         return
     assert read(kept) == whole
     assert_same(ours, plain)
-    load_delta(model.load_model(model.locate(ours.recipe())), ours.delta)
+    load_delta(load_model(locate_base(ours.recipe())), ours.delta)
 
 
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
@@ -84,9 +85,9 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
     for file in set(where.values()):
         save_file({name: stored[name] for name in names if where[name] == file}, several / file, {"format": "pt"})
     (several / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    whole = model.load_model(model.Base(one, "one", None, None))
+    whole = load_model(Base(one, "one", None, None))
     for folder in (one, several):
-        shelf = Shelf(model.Base(folder, "tiny", None, None), 3, torch.float32)
+        shelf = Shelf(Base(folder, "tiny", None, None), 3, torch.float32)
         loaded = shelf.load()
         listed = list(loaded.model.layers)
         assert all(not p.numel() for block in listed[:3] for p in block.parameters())

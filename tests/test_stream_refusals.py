@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune import model
-from llmtune import states as states_module
+from llmtune import states
 from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.model.base import Base
 from llmtune.states import DATA, States, Writer
 from llmtune.stream import Shelf
 from llmtune.train import train
@@ -34,7 +34,7 @@ def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) ->
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, file, {"format": "pt"})
     with pytest.raises(RecipeError, match=r"stores no mlp\.up_proj\.weight of block 1"):
-        Shelf(model.Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
+        Shelf(Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
 
 
 def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_state_that_another_model_left_is_not_trained_on(tmp_path: Path, monke
     train(made(tmp_path, "keep"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=1, blocks=4)
-    monkeypatch.setattr("llmtune.train.digest", lambda folder: "the same")
+    monkeypatch.setattr("llmtune.train.weights_digest", lambda folder: "the same")
     train(made(tmp_path, "keep", name="other"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=2, blocks=4)
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
 
 def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = made(tmp_path, "stream")
-    monkeypatch.setattr(states_module.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     with pytest.raises(MachineError, match="no room for"):
         train(ours)
     assert not list(cache.iterdir())

@@ -21,7 +21,7 @@ from llmtune.errors import MachineError, RecipeError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch import WORLD
 from llmtune.memory import PRIMITIVES
-from llmtune.model import load_model, locate
+from llmtune.model.base import load_model, locate_base
 from llmtune.prepare import prepare
 from llmtune.run import Run
 from llmtune.train import train
@@ -63,7 +63,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
     assert 4 * plan["trained"] == plan["delta_bytes"]
     assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
-    base = locate(done.recipe())
+    base = locate_base(done.recipe())
     load_delta(load_model(base), done.delta)
     assert not list(done.checkpoints.glob(".partial*"))
 

@@ -12,8 +12,8 @@ from peft import PeftModel
 
 from llmtune import trainer as trainer_module
 from llmtune.checkpoint import checksums, complete_checkpoints
-from llmtune.depth import distances
 from llmtune.errors import TrainingError
+from llmtune.model.blocks import distances
 from tests import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}

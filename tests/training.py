@@ -13,7 +13,7 @@ from trl import SFTConfig
 from llmtune.adapter import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.method import Method
-from llmtune.model import Base, facts
+from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule
 from llmtune.trainer import PlannedTrainer
 from tests import tiny
@@ -94,7 +94,7 @@ def trainer(
     """A trainer for a method on a tiny model (4 blocks unless given), ready to train."""
     model = tiny.model(blocks=4, tied=False) if model is None else model
     recipe = spec(method)
-    plan = recipe.method.plan(facts(model))
+    plan = recipe.method.plan(model_facts(model))
     torch.manual_seed(0)
     adapted = insert(model, recipe, plan, BASE)  # type: ignore[arg-type]
     defaults: dict[str, Any] = {

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from llmtune.depth import blocks
+from llmtune.model.blocks import blocks
 
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "ffn_intermediate_size")
 """What configurations call the MLP's inner width."""

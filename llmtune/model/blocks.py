@@ -15,7 +15,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {count} blocks")
 
 
-def plain(model: nn.Module) -> Any:
+def unwrap(model: nn.Module) -> Any:
     """The model itself, without PEFT's wrapper where it has one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 

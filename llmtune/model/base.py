@@ -49,7 +49,7 @@ class Base:
     hub_id: str | None
 
 
-def locate(recipe: Recipe, weights: bool = True) -> Base:
+def locate_base(recipe: Recipe, weights: bool = True) -> Base:
     """The base model that a recipe names, fetched or converted if need be; without `weights`, config and tokenizer do.
 
     Raises RecipeError for a name that is nothing, MachineError for a Hub id that cannot be reached.
@@ -85,7 +85,7 @@ def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
     """The safetensors copy of a .gguf file in the cache, made on first use (about 20 s for 135M parameters)."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    folder = cache() / "gguf" / digest[:16]
+    folder = cache_folder() / "gguf" / digest[:16]
     if not (folder / "config.json").is_file():
         print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -133,7 +133,7 @@ def _from_hub(recipe: Recipe, name: str, weights: bool) -> Base:
     return Base(folder, name, folder.name, name)
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The folder for what can be made again: $LLMTUNE_CACHE, or llmtune in the user's cache folder."""
     root = os.environ.get("LLMTUNE_CACHE")
     return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmtune"
@@ -179,13 +179,13 @@ def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] |
     return loaded.eval()
 
 
-def skeleton(base: Base) -> PreTrainedModel:
+def build_skeleton(base: Base) -> PreTrainedModel:
     """The model without its weights (meta device), for plans and predictions."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_config(base), trust_remote_code=False)
 
 
-def facts(model: PreTrainedModel) -> Facts:
+def model_facts(model: PreTrainedModel) -> Facts:
     """Blocks, hidden size and parameters of a model."""
     config = model.config.get_text_config()
     return Facts(
@@ -215,3 +215,12 @@ def computes_bf16(recipe: Recipe) -> bool:
 def _cpu_has_bf16() -> bool:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the weights and the configuration in a base model's folder."""
+    total = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()

@@ -6,12 +6,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that is sharded over processes, each of which has to ask; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def laid_out_as(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def shard_like(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A whole tensor sharded as `like` is, where `like` is sharded."""
     if not isinstance(like, DTensor):
         return tensor
@@ -27,7 +27,7 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def show_all(model: nn.Module) -> None:
+def warm_up_dtypes(model: nn.Module) -> None:
     """Run a first pass while everything that will ever train requires a gradient, since FSDP2 settles dtypes in it."""
     model.eval()
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)

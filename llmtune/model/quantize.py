@@ -8,15 +8,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmtune import model
-from llmtune.depth import blocks, distances
 from llmtune.errors import TrainingError
 from llmtune.memory import trim_heap
+from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
 
 
-def layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:
+def split_linear_layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:
     """Names of the linear layers that go to NF4 and of those that stay: outside the blocks, or trained themselves."""
     linear = [name for name, m in skeleton.named_modules() if isinstance(m, Conv1D) or type(m) is nn.Linear]
     inside = {id(module) for block in blocks(skeleton) for module in block.modules()}
@@ -27,11 +27,11 @@ def layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], 
     return never, [name for name in linear if name not in set(never)]
 
 
-def check(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> int:
+def count_quantized(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> int:
     """How many layers the recipe puts into NF4; raises RecipeError where it asks for that and there is none."""
     if recipe.model.quantize == "none":
         return 0
-    count = len(layers(skeleton, recipe, plan)[0])
+    count = len(split_linear_layers(skeleton, recipe, plan)[0])
     if not count:
         said = (
             "4bit is for linear layers that never train, and here every one does; add an adapter, or reach fewer blocks"
@@ -40,12 +40,12 @@ def check(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> int:
     return count
 
 
-def load(base: model.Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
+def load_quantized(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     """The base with what the recipe quantises in NF4 and all else in `dtype`; raises TrainingError for another set."""
     if recipe.model.quantize == "none":
-        return model.load_model(base, dtype)
-    never, keep = layers(model.skeleton(base), recipe, plan)
-    loaded: Any = model.load_model(base, dtype, keep)
+        return load_model(base, dtype)
+    never, keep = split_linear_layers(build_skeleton(base), recipe, plan)
+    loaded: Any = load_model(base, dtype, keep)
     found = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
     if found != set(never):
         odd = sorted(found ^ set(never))[0]
