@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llmtune import adapter
+from llmtune.adapters.delta import load_delta
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
@@ -78,7 +78,7 @@ def speakers(run: Run) -> list[Speaker]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if computes_bf16(settings) else torch.float32
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
-    tuned: Any = adapter.load_delta(load_model(base, dtype), run.delta).to(device)
+    tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
     shared = isinstance(tuned, PeftModel)
     plain: Any = tuned if shared else load_model(base, dtype).to(device)
     as_base = tuned.disable_adapter if shared else nullcontext

@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune import suite
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError
 from llmtune.files import fingerprint, write_json

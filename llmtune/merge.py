@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llmtune.adapter import BASE, load_delta
-from llmtune.bottleneck import UNMERGEABLE
+from llmtune.adapters.bottleneck import UNMERGEABLE
+from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import fingerprint, read_json, write_json
 from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts

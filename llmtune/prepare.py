@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import engine, stream, suite
-from llmtune.adapter import adapted, insert, trained_tensors
+from llmtune.adapters.insert import count_adapted, insert, trained_tensors
+from llmtune.adapters.lora import moves_weight, stored_elements
 from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.files import write_json
 from llmtune.launch import choose, processes
-from llmtune.lora import moves_weight, stored_elements
 from llmtune.method import Facts, rate_notes
 from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.model.blocks import distances
@@ -105,7 +105,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "blocks": facts.blocks,
         "parameters": facts.parameters,
         "trained": trained,
-        "adapted": adapted(tuned),
+        "adapted": count_adapted(tuned),
         "quantised": quantised,
         "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters - left, trained),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune.adapter import insert, trained_tensors
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.boundary import boundaries, random_part
 from llmtune.errors import RecipeError
 from llmtune.memory import trim_heap

@@ -9,9 +9,11 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import engine, lora, recipe, stream
+from llmtune import engine, recipe, stream
 from llmtune import show as show_module
-from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.adapters.delta import save_delta
+from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.adapters.lora import INITIAL, move_weight_into_adapter
 from llmtune.arguments import ARGUMENTS, arguments, dataset, resolved_arguments
 from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.data.collate import Collator
@@ -70,7 +72,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
     laid = schedule(settings, plan, steps)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
-        lora.start(tuned, settings.method.adapter, run.checkpoints / lora.INITIAL, bool(done), state.device)
+        move_weight_into_adapter(tuned, settings.method.adapter, run.checkpoints / INITIAL, bool(done), state.device)
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
     stop, record = Stop(), recorder(progress)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from llmtune.adapter import insert
+from llmtune.adapters.insert import insert
 from llmtune.model.base import model_facts
 from tests import tiny, training
 

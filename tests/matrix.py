@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune import rates
-from llmtune.adapter import load_delta, save_delta
+from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
+from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.merge import _unload
 from llmtune.model.base import Base, load_model
 from llmtune.spec import PlanError
@@ -144,14 +144,14 @@ def default_rates() -> str:
     """The Markdown table of default learning rates at the output."""
     sizes = {"135M": 135_000_000, "1B": 10**9, "8B": 8 * 10**9, "70B": 70 * 10**9}
     kinds = {
-        "none, all blocks": lambda n: rates.full(n, 1.0),
-        "none, half of the blocks": lambda n: rates.full(n, 0.5),
-        "none, the head alone": lambda n: rates.full(n, 0.0),
-        "lora, alpha 32": lambda n: rates.lora(n, 32, "default"),
-        "lora, alpha 32, pissa": lambda n: rates.lora(n, 32, "pissa"),
-        "lora, alpha 32, olora": lambda n: rates.lora(n, 32, "olora"),
-        "ia3": rates.ia3,
-        "bottleneck": rates.bottleneck,
+        "none, all blocks": lambda n: full_rate(n, 1.0),
+        "none, half of the blocks": lambda n: full_rate(n, 0.5),
+        "none, the head alone": lambda n: full_rate(n, 0.0),
+        "lora, alpha 32": lambda n: lora_rate(n, 32, "default"),
+        "lora, alpha 32, pissa": lambda n: lora_rate(n, 32, "pissa"),
+        "lora, alpha 32, olora": lambda n: lora_rate(n, 32, "olora"),
+        "ia3": ia3_rate,
+        "bottleneck": bottleneck_rate,
     }
     lines = ["| adapter | " + " | ".join(sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
     lines += [

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from llmtune import train as train_module
-from llmtune.adapter import insert, trained_tensors
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError

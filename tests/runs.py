@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from llmtune import parity, recipe
-from llmtune.adapter import insert, save_delta, trained_tensors
+from llmtune.adapters.delta import save_delta
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.model.base import load_model, locate_base, model_facts
 from llmtune.prepare import prepare
 from llmtune.run import Run

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune.adapter import insert, load_delta, save_delta, trained_tensors
+from llmtune.adapters.delta import load_delta, save_delta
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import ProofError
 from llmtune.model.base import Base, load_model, model_facts
 from tests import tiny, training

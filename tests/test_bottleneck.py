@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune import merge, recipe
-from llmtune.adapter import load_delta, save_delta
-from llmtune.bottleneck import BottleneckConfig, BottleneckLayer
+from llmtune.adapters.bottleneck import BottleneckConfig, BottleneckLayer
+from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import Base, build_skeleton, load_model

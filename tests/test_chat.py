@@ -9,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmtune import adapter, chat, recipe
+from llmtune import chat, recipe
+from llmtune.adapters.delta import TENSORS, load_delta, save_delta
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.chat import Speaker, talk
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError
@@ -100,13 +102,13 @@ def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None
     run = create(settings, folder / "run")
     base = locate_base(settings)
     plan = settings.plan(Facts(2, 32, 1000))
-    live = adapter.insert(load_model(base), settings, plan, base)
-    tensors = adapter.trained_tensors(live, plan)
+    live = insert(load_model(base), settings, plan, base)
+    tensors = trained_tensors(live, plan)
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in tensors.values():
             tensor.add_(torch.randn_like(tensor) * 0.3)
-    adapter.save_delta(live, dict(tensors), run.delta, base, settings.method.adapter.kind)
+    save_delta(live, dict(tensors), run.delta, base, settings.method.adapter.kind)
     return run
 
 
@@ -114,7 +116,7 @@ def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
     """What the base or tuned model says, loaded for itself and generated token by token."""
     base = locate_base(run.recipe())
     weights: Any = load_model(base)
-    weights = adapter.load_delta(weights, run.delta) if tuned else weights
+    weights = load_delta(weights, run.delta) if tuned else weights
     tokenizer = load_tokenizer(base)
     ids = prompt_ids(messages, tokenizer)
     start = len(ids)
@@ -169,6 +171,6 @@ def test_a_full_context_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_delta_the_command_says_what_to_do_first(tmp_path: Path) -> None:
     run = made(tmp_path, {"kind": "full"})
-    (run.delta / adapter.TENSORS).unlink()
+    (run.delta / TENSORS).unlink()
     with pytest.raises(ProofError, match="train first"):
         chat.chat(run, ["hello"])

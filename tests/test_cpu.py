@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from llmtune import cpu
-from llmtune.adapter import insert
+from llmtune.adapters.insert import insert
 from llmtune.casting import Held
 from llmtune.model.base import model_facts
 from tests import tiny, training

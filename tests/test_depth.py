@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from llmtune.adapter import insert
+from llmtune.adapters.insert import insert
 from llmtune.model.base import Base, model_facts
 from llmtune.model.blocks import blocks, distances
 from tests import tiny, training

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.adapter import insert, load_delta, save_delta, trained_tensors
+from llmtune.adapters.delta import load_delta, save_delta
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.encode import encode
 from llmtune.data.gate import gate

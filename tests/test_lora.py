@@ -11,8 +11,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from llmtune import lora, recipe
-from llmtune.adapter import insert, load_delta, save_delta
+from llmtune import recipe
+from llmtune.adapters import lora as lora_module
+from llmtune.adapters.delta import load_delta, save_delta
+from llmtune.adapters.insert import insert
+from llmtune.adapters.lora import INITIAL, move_weight_into_adapter, moves_weight
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
@@ -47,7 +50,7 @@ def inserted(folder: Path, adapter: dict[str, Any], kind: str = "llama", method:
     settings = training.spec({**(method or {"kind": "full"}), "adapter": {"kind": "lora", "rank": 4, **adapter}})
     model = load_model(base)
     tuned = insert(model, settings, settings.method.plan(model_facts(model)), base)
-    lora.start(tuned, settings.method.adapter, folder / lora.INITIAL, resumes=False)
+    move_weight_into_adapter(tuned, settings.method.adapter, folder / INITIAL, resumes=False)
     return tuned.eval(), base, settings.method.adapter
 
 
@@ -78,7 +81,7 @@ def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
         not torch.equal(layer.get_base_layer().weight, untouched.get_submodule(name[17:]).weight)
         for name, layer in layers(tuned).items()
     }
-    assert moved == {lora.moves_weight(spec)}
+    assert moved == {moves_weight(spec)}
     expected = shake(tuned)
     assert (expected - untouched(IDS).logits).abs().max() > 0.05
     save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", base, "lora")
@@ -89,7 +92,7 @@ def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
 def test_another_process_loads_every_start_on_the_base_as_it_was_with_peft_alone(tmp_path: Path) -> None:
     expected = {}
     for start, adapter in STARTS.items():
-        (tmp_path / lora.INITIAL).unlink(missing_ok=True)
+        (tmp_path / INITIAL).unlink(missing_ok=True)
         tuned, base, _ = inserted(tmp_path, adapter)
         expected[tmp_path / start] = shake(tuned)
         save_delta(tuned, dict(tuned.named_parameters()), tmp_path / start, base, "lora")
@@ -132,7 +135,7 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     for folder in [again.delta, *complete_checkpoints(again.checkpoints)[3:]]:
         shutil.rmtree(folder)
     again.forget("train")
-    monkeypatch.setattr(lora, "_write", lambda *_: pytest.fail("a resumed run computed its start again"))
+    monkeypatch.setattr(lora_module, "_write", lambda *_: pytest.fail("a resumed run computed its start again"))
     train(again)
     resumed = load_file(again.delta / "adapter_model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in stored.items())
@@ -145,7 +148,7 @@ def test_a_run_whose_start_is_lost_does_not_go_on(tmp_path: Path) -> None:
     stopped = made(tmp_path, "run", {"init": "pissa"})
     train(stopped)
     stopped.forget("train")
-    (stopped.checkpoints / lora.INITIAL).unlink()
+    (stopped.checkpoints / INITIAL).unlink()
     with pytest.raises(TrainingError, match="cannot go on"):
         train(stopped)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtune import merge
-from llmtune.adapter import TENSORS, load_delta, save_delta
+from llmtune.adapters.delta import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
 from llmtune.model.base import load_model, locate_base

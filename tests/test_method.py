@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llmtune import rates
+from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
 from llmtune.method import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
 from llmtune.plan.stages import Plan, Stage, decay_for
 
@@ -173,16 +173,16 @@ def test_what_contradicts_itself_is_refused_at_its_key(key: str, keys: dict[str,
 def test_default_rates_are_the_table_and_flat_outside_it(
     parameters: int, full: float, lora: float, ia3: float, bottleneck: float
 ) -> None:
-    assert rates.full(parameters, share=1.0) == full
-    assert rates.lora(parameters, effective_alpha=32, init="default") == lora
-    assert rates.ia3(parameters) == ia3
-    assert rates.bottleneck(parameters) == bottleneck
+    assert full_rate(parameters, share=1.0) == full
+    assert lora_rate(parameters, effective_alpha=32, init="default") == lora
+    assert ia3_rate(parameters) == ia3
+    assert bottleneck_rate(parameters) == bottleneck
 
 
 def test_default_rates_fall_between_the_rows_of_the_table() -> None:
-    between = [rates.lora(int(size), 32, "default") for size in (135e6, 3e8, 6e8, 1e9, 3e9, 8e9, 3e10, 7e10)]
+    between = [lora_rate(int(size), 32, "default") for size in (135e6, 3e8, 6e8, 1e9, 3e9, 8e9, 3e10, 7e10)]
     assert between == sorted(between, reverse=True)
-    assert rates.lora(int((1e9 * 8e9) ** 0.5), 32, "default") == pytest.approx((5e-4 * 3e-4) ** 0.5, rel=0.03)
+    assert lora_rate(int((1e9 * 8e9) ** 0.5), 32, "default") == pytest.approx((5e-4 * 3e-4) ** 0.5, rel=0.03)
 
 
 def test_the_top_alone_learns_faster_than_everything() -> None:

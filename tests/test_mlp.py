@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from llmtune.bottleneck import BottleneckConfig
+from llmtune.adapters.bottleneck import BottleneckConfig
 from llmtune.model.mlp import mlps
 from tests import tiny
 from tests.bottlenecks import adapted, logits, shaken, small

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from llmtune import hub as client
 from llmtune import merge, publish, recipe
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json

@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file
 
 from llmtune import recipe
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.merge import merge

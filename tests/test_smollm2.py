@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmtune import recipe
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.model.base import load_model, locate_base
 from llmtune.prepare import prepare
 from llmtune.run import open_run

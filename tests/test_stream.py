@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmtune import building
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.building import Pace
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.files import read_json

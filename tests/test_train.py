@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmtune import recipe
-from llmtune.adapter import load_delta
+from llmtune.adapters.delta import load_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
 from llmtune.files import fingerprint, read_json

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from llmtune.adapter import insert, trained_tensors
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.method import Method
 from llmtune.model.base import Base, model_facts

@@ -12,16 +12,16 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from llmtune.adapters.sections import Lora
 from llmtune.errors import TrainingError, nearest
 from llmtune.model.mlp import features
 from llmtune.recipe import Recipe
-from llmtune.spec import Lora
 
 INITIAL = "initial-adapter.safetensors"
 _KEPT = "_initial_adapter"
 
 
-def config(model: nn.Module, recipe: Recipe, spec: Lora, targets: list[str]) -> LoraConfig:
+def lora_config(model: nn.Module, recipe: Recipe, spec: Lora, targets: list[str]) -> LoraConfig:
     """PEFT's configuration for these layers, by full name; raises RecipeError for what they cannot follow."""
     for key, patterns in (("ranks", spec.ranks), ("alphas", spec.alphas)):
         for pattern in patterns:
@@ -48,7 +48,7 @@ def config(model: nn.Module, recipe: Recipe, spec: Lora, targets: list[str]) -> 
     )
 
 
-def within(recipe: Recipe, spec: Lora, blocks: int) -> set[int]:
+def chosen_distances(recipe: Recipe, spec: Lora, blocks: int) -> set[int]:
     """The distances of the blocks that the recipe's `layers` means; raises RecipeError for one the model has not."""
     if isinstance(spec.layers, tuple):
         beyond = [distance for distance in spec.layers if distance > blocks]
@@ -68,7 +68,9 @@ def moves_weight(spec: object) -> bool:
     return isinstance(spec, Lora) and spec.init in _STARTS
 
 
-def start(tuned: nn.Module, spec: object, file: Path, resumes: bool, device: str | torch.device = "cpu") -> None:
+def move_weight_into_adapter(
+    tuned: nn.Module, spec: object, file: Path, resumes: bool, device: str | torch.device = "cpu"
+) -> None:
     """Move the adapter's share of the base weights into it, as `file` says, which is written where it is missing.
 
     A resumed run finds the same remainder bit by bit; raises TrainingError where it cannot.
@@ -126,7 +128,7 @@ def _olora(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]
 _STARTS = {"pissa": _pissa, "olora": _olora}
 
 
-def for_the_original_base(model: PeftModel, file: Path) -> None:
+def rebase_on_original(model: PeftModel, file: Path) -> None:
     """Rewrite a saved adapter so that it fits the base as it was: twice the rank, with the start subtracted."""
     initial = model.__dict__.get(_KEPT)
     if initial is None:

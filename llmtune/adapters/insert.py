@@ -1,35 +1,26 @@
 """Insert an adapter where a plan trains; save and load a delta: the adapter, or the tensors that trained."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
-from peft import IA3Config, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmtune import lora
-from llmtune.bottleneck import BottleneckConfig
-from llmtune.errors import ProofError, nearest
-from llmtune.files import write_json
+from llmtune.adapters.bottleneck import BottleneckConfig
+from llmtune.adapters.lora import chosen_distances, lora_config
+from llmtune.errors import nearest
 from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
 from llmtune.model.base import Base
 from llmtune.model.blocks import blocks, distances
 from llmtune.model.mlp import mlps, width_key
 from llmtune.plan.stages import Plan
 from llmtune.recipe import Recipe
-
-TENSORS = "trained.safetensors"
-ADAPTER = "adapter_model.safetensors"
-BASE = "base.json"
 
 
 def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:
@@ -38,17 +29,17 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
     if isinstance(spec, NoAdapter):
         return model
     if isinstance(spec, Lora):
-        near = lora.within(recipe, spec, len(blocks(model)))
-        config: Any = lora.config(model, recipe, spec, _targets(model, recipe, plan, spec.targets, near))
+        near = chosen_distances(recipe, spec, len(blocks(model)))
+        config: Any = lora_config(model, recipe, spec, _targets(model, recipe, plan, spec.targets, near))
     elif isinstance(spec, Ia3):
         config = _ia3(model, recipe, plan, spec)
     else:
         config = _bottleneck(model, recipe, plan, spec)
-    adapted = get_peft_model(model, config)
+    count_adapted = get_peft_model(model, config)
     # get_peft_model puts the folder's path in place of a name: a private path would be published.
     config.base_model_name_or_path = base.hub_id or base.name
     config.revision = base.revision if base.hub_id == base.name else None
-    return adapted
+    return count_adapted
 
 
 def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Config:
@@ -122,7 +113,7 @@ def _no_match(target: str, modules: dict[str, nn.Module], ends: list[str]) -> st
     return f"{target!r} matches no linear layer that trains{hint}"
 
 
-def adapted(model: nn.Module) -> dict[str, int]:
+def count_adapted(model: nn.Module) -> dict[str, int]:
     """How many layers of each name carry an adapter."""
     names = [name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     return {name: names.count(name) for name in dict.fromkeys(names)}
@@ -135,59 +126,3 @@ def trained_tensors(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
         (lambda name: model.get_parameter(name).requires_grad) if isinstance(model, PeftModel) else (lambda name: True)
     )
     return {name: p for name, p in model.named_parameters() if plan.peak(distance[name]) > 0 and own(name)}
-
-
-def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
-    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), state_dict=tensors, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
-        lora.for_the_original_base(model, folder / ADAPTER)
-    else:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-    facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
-    write_json(
-        folder / BASE, {**facts, "kind": "adapter" if isinstance(model, PeftModel) else "tensors", "adapter": kind}
-    )
-
-
-def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
-    """The tuned model from a base model and a delta folder; raises ProofError for any missing or unexpected tensor."""
-    if (delta / TENSORS).is_file():
-        return _load_tensors(model, delta / TENSORS)
-    if not (delta / ADAPTER).is_file():
-        raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
-    try:
-        tuned = PeftModel.from_pretrained(model, str(delta))
-    except RuntimeError as error:  # torch's word for tensors of other shapes
-        raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
-    stored = load_file(delta / ADAPTER)
-    live = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    _same_names(delta / ADAPTER, set(stored), set(live))
-    changed = [name for name, tensor in stored.items() if not torch.equal(tensor, live[name].to(tensor.dtype).cpu())]
-    if changed:
-        raise ProofError(f"{delta / ADAPTER}: {changed[0]} was not loaded as stored")
-    return tuned.eval()
-
-
-def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
-    parameters = dict(model.named_parameters())
-    with safe_open(file, framework="pt") as stored, torch.no_grad():
-        names = set(stored.keys())
-        _same_names(file, names, names & set(parameters))
-        for name in names:
-            tensor = stored.get_tensor(name)
-            if tensor.shape != parameters[name].shape:
-                raise ProofError(
-                    f"{file}: {name} has shape {list(tensor.shape)}, the base {list(parameters[name].shape)}"
-                )
-            parameters[name].copy_(tensor)
-    return model.eval()
-
-
-def _same_names(file: Path, stored: set[str], live: set[str]) -> None:
-    odd = sorted(stored ^ live)
-    if odd:
-        where = "is not in the model" if odd[0] in stored else "is missing"
-        raise ProofError(f"{file}: {odd[0]} {where} ({len(odd)} such tensors): another base, or a damaged delta")

@@ -10,22 +10,22 @@ _BOTTLENECK = (1e-3, 5e-4, 3e-4, 1e-4)
 _INIT_FACTOR = {"pissa": 1 / 10, "olora": 1 / 18}
 
 
-def full(parameters: int, share: float) -> float:
+def full_rate(parameters: int, share: float) -> float:
     """The rate without an adapter where `share` of the blocks trains: ten times the full rate for the head alone."""
     return _rounded(_by_size(parameters, _FULL) * 10 ** (1 - share))
 
 
-def lora(parameters: int, effective_alpha: float, init: str) -> float:
+def lora_rate(parameters: int, effective_alpha: float, init: str) -> float:
     """The rate at alpha 32 for the model's size, carried over to this alpha and initialisation."""
     return _rounded(_by_size(parameters, _LORA) * 32 / effective_alpha * _INIT_FACTOR.get(init, 1.0))
 
 
-def ia3(parameters: int) -> float:
+def ia3_rate(parameters: int) -> float:
     """The rate of rescaling vectors."""
     return _rounded(_by_size(parameters, _IA3))
 
 
-def bottleneck(parameters: int) -> float:
+def bottleneck_rate(parameters: int) -> float:
     """The rate of bottleneck adapters."""
     return _rounded(_by_size(parameters, _BOTTLENECK))
 

@@ -1,0 +1,75 @@
+"""The delta: what was trained, the adapter or the tensors, with the base it fits."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtune.adapters.lora import rebase_on_original
+from llmtune.errors import ProofError
+from llmtune.files import write_json
+from llmtune.model.base import Base
+
+TENSORS = "trained.safetensors"
+ADAPTER = "adapter_model.safetensors"
+BASE = "base.json"
+
+
+def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
+    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), state_dict=tensors, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        rebase_on_original(model, folder / ADAPTER)
+    else:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+    facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
+    write_json(
+        folder / BASE, {**facts, "kind": "adapter" if isinstance(model, PeftModel) else "tensors", "adapter": kind}
+    )
+
+
+def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
+    """The tuned model from a base model and a delta folder; raises ProofError for any missing or unexpected tensor."""
+    if (delta / TENSORS).is_file():
+        return _load_tensors(model, delta / TENSORS)
+    if not (delta / ADAPTER).is_file():
+        raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
+    try:
+        tuned = PeftModel.from_pretrained(model, str(delta))
+    except RuntimeError as error:  # torch's word for tensors of other shapes
+        raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
+    stored = load_file(delta / ADAPTER)
+    live = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    _same_names(delta / ADAPTER, set(stored), set(live))
+    changed = [name for name, tensor in stored.items() if not torch.equal(tensor, live[name].to(tensor.dtype).cpu())]
+    if changed:
+        raise ProofError(f"{delta / ADAPTER}: {changed[0]} was not loaded as stored")
+    return tuned.eval()
+
+
+def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+    parameters = dict(model.named_parameters())
+    with safe_open(file, framework="pt") as stored, torch.no_grad():
+        names = set(stored.keys())
+        _same_names(file, names, names & set(parameters))
+        for name in names:
+            tensor = stored.get_tensor(name)
+            if tensor.shape != parameters[name].shape:
+                raise ProofError(
+                    f"{file}: {name} has shape {list(tensor.shape)}, the base {list(parameters[name].shape)}"
+                )
+            parameters[name].copy_(tensor)
+    return model.eval()
+
+
+def _same_names(file: Path, stored: set[str], live: set[str]) -> None:
+    odd = sorted(stored ^ live)
+    if odd:
+        where = "is not in the model" if odd[0] in stored else "is missing"
+        raise ProofError(f"{file}: {odd[0]} {where} ({len(odd)} such tensors): another base, or a damaged delta")
