@@ -10,7 +10,7 @@ from trl import SFTConfig
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.prepare import micro_batch
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 ARGUMENTS = "arguments.json"

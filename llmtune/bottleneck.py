@@ -1,3 +1,3 @@
-"""Published cards say `import llmtune.bottleneck`; what it registers with PEFT lives in `llmtune.adapters.bottleneck`."""
+"""Published cards say `import llmtune.bottleneck`: it registers bottleneck adapters with PEFT."""
 
 from llmtune.adapters.bottleneck import BottleneckConfig as BottleneckConfig

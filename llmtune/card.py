@@ -11,7 +11,7 @@ import yaml
 from llmtune import __version__
 from llmtune.errors import PublishError
 from llmtune.files import read_json
-from llmtune.recipe import Recipe, dump
+from llmtune.recipe.sections import Recipe, dump
 from llmtune.results import table as results
 from llmtune.run import Run
 

@@ -19,7 +19,7 @@ from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
 from llmtune.model.base import computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 NEW_TOKENS = 256

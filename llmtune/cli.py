@@ -86,7 +86,7 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from llmtune.recipe import schema
+    from llmtune.recipe.sections import schema
 
     print(json.dumps(schema(), indent=2))
 

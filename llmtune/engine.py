@@ -10,7 +10,7 @@ from llmtune.errors import MachineError
 from llmtune.launch import WORLD
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 _UNSHARDABLE = {
     "cpu_ram_efficient_loading": "set it to false: every process reads the base",

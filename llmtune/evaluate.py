@@ -12,7 +12,6 @@ from lm_eval.api.task import Task
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune import suite
 from llmtune.adapters.delta import load_delta
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError
@@ -22,10 +21,10 @@ from llmtune.heldout import FEW_SHOT_SEED, HeldOut, Questions, questions, room, 
 from llmtune.inference import answer_losses
 from llmtune.metrics import score
 from llmtune.model.base import Base, computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
+from llmtune.recipe.suite import Suite, check_rows, load_suite
 from llmtune.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
 from llmtune.run import Run
-from llmtune.suite import Suite
 from llmtune.tasks import load_tasks
 
 __all__ = ["compare", "evaluate", "table"]
@@ -52,7 +51,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises RecipeError for a bad suite, MachineError where a task's rows cannot be had, ProofError for a changed delta.
     """
     recipe = run.recipe()
-    asked = suite.load(recipe)
+    asked = load_suite(recipe)
     delta = recorded_delta(run)
     tasks = load_tasks(asked)
     base = locate_base(recipe)
@@ -114,7 +113,7 @@ def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel
     sets: dict[str, Questions] = {}
     if HELD_OUT in asked.tasks:
         data = gate(recipe, tokenizer, stop)
-        suite.check_rows(recipe, asked, len(data.test))
+        check_rows(recipe, asked, len(data.test))
         limit, context = recipe.eval.limit, model_context(live)
         sets[HELD_OUT] = questions(data.test, [], limit, tokenizer, stop, context)
         shots = worked_examples(recipe, data, tokenizer)

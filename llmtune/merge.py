@@ -19,7 +19,7 @@ from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer,
 from llmtune.model.mlp import with_widths
 from llmtune.model.quantize import split_linear_layers
 from llmtune.parity import logits, probes, reload, within
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 COPIED = (

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmtune.errors import ProofError
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. 0123456789",

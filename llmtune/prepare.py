@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune import engine, stream, suite
+from llmtune import engine, stream
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.adapters.lora import moves_weight, stored_elements
 from llmtune.boundary import boundaries
@@ -13,13 +13,14 @@ from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.files import write_json
 from llmtune.launch import choose, processes
-from llmtune.method import Facts, rate_notes
+from llmtune.methods.kinds import Facts, rate_notes
 from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.model.blocks import distances
 from llmtune.model.quantize import count_quantized
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
+from llmtune.recipe.suite import beyond_held_out, check_rows, load_suite, resolved_suite
 from llmtune.run import Run, create
 
 
@@ -171,7 +172,7 @@ def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> P
 
 def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
-    asked = suite.load(recipe) if recipe.eval.suite != "none" else None
+    asked = load_suite(recipe) if recipe.eval.suite != "none" else None
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = processes(recipe, choose(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
@@ -179,8 +180,8 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
     stream.check_size(recipe, table["prefix"], world)
     if asked:
-        suite.check_rows(recipe, asked, len(checked.test))
-        if suite.beyond_held_out(asked):
+        check_rows(recipe, asked, len(checked.test))
+        if beyond_held_out(asked):
             from llmtune.tasks import load_tasks  # lm-eval takes seconds
 
             load_tasks(asked)
@@ -203,7 +204,7 @@ def resolve(recipe: Recipe, base: Base) -> Recipe:
         "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
         "data": recipe.data.model_copy(update=files),
         "method": recipe.method.resolved(facts),
-        "eval": recipe.eval.model_copy(update={"suite": suite.resolved(recipe)}),
+        "eval": recipe.eval.model_copy(update={"suite": resolved_suite(recipe)}),
     }
     return recipe.model_copy(update=changed)
 

@@ -17,7 +17,7 @@ from llmtune.errors import LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
 from llmtune.merge import COPIED
 from llmtune.model.base import Base, locate_base
-from llmtune.recipe import Publish, Recipe, dump
+from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run
 
 ALLOWED = {

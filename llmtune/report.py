@@ -6,7 +6,7 @@ from typing import Any
 
 from llmtune import __version__
 from llmtune.files import read_json, write_text
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.report_data import data_section, files_section, merge_section
 from llmtune.report_html import Html, facts, section, tag
 from llmtune.report_results import cases_section, evaluation, next_section, results_section, tiles

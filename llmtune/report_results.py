@@ -5,7 +5,7 @@ from typing import Any
 from llmtune.files import read_json
 from llmtune.metrics import shown
 from llmtune.numbers import count, duration, size
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.report_html import Html, section, table, tag
 from llmtune.results import FEW_SHOT, HELD_OUT, TITLES
 from llmtune.results import table as result_table

@@ -14,7 +14,7 @@ import yaml
 from llmtune import __version__, recipe
 from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import fingerprint, read_json, write_json, write_text
-from llmtune.yamlfile import load_yaml
+from llmtune.recipe.located_yaml import load_yaml
 
 STEPS = ("train", "eval", "merge", "publish", "report")
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"

@@ -23,7 +23,7 @@ from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 KEY = "memory.prefix"
 

@@ -38,7 +38,7 @@ from llmtune.plan.stages import Plan
 from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
 from llmtune.progress import Progress
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, open_run
 from llmtune.show import heading
 from llmtune.trainer import PlannedTrainer

@@ -14,7 +14,7 @@ from llmtune import card as cards
 from llmtune.card import card, code, front_matter, indented, is_ours, seal, shorten, table
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests import runs
 

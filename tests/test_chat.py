@@ -15,7 +15,7 @@ from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.chat import Speaker, talk
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError
-from llmtune.method import Facts
+from llmtune.methods.kinds import Facts
 from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.run import Run, create
 from tests import tiny

@@ -12,10 +12,11 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from llmtune import launch as launch_module
-from llmtune import recipe, suite, tasks, train
+from llmtune import recipe, tasks, train
 from llmtune.cli import main
 from llmtune.launch import EXIT_FILE, Ended
 from llmtune.prepare import prepare
+from llmtune.recipe.suite import Suite, load_suite
 from tests import tiny
 from tests.test_suite import HARNESS
 
@@ -140,14 +141,14 @@ def test_a_suite_file_is_found_from_another_folder(place: Path, monkeypatch: pyt
         resolved = prepare(recipe.load(file), place / name.removesuffix(".yaml"), gpus=0).recipe()
         assert resolved.eval.suite == expected
         monkeypatch.chdir(place / "base")
-        assert name == "none" or suite.load(resolved).tasks == ("held_out",)
+        assert name == "none" or load_suite(resolved).tasks == ("held_out",)
         monkeypatch.chdir(place)
 
 
 def test_tasks_of_the_harness_are_loaded_only_where_the_suite_has_some(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[suite.Suite] = []
+    loaded: list[Suite] = []
     monkeypatch.setattr(tasks, "load_tasks", loaded.append)
     assert main(["check", written(place, eval={"suite": "quick"})]) == 0
     assert loaded == []

@@ -14,6 +14,7 @@ from llmtune.data.encode import IGNORED, Example
 from llmtune.data.gate import Gate, check_bos, check_stop, check_supervised, gate
 from llmtune.data.rows import read
 from llmtune.errors import RecipeError
+from llmtune.files import shipped_folder
 from tests import tiny
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -249,7 +250,7 @@ def test_overlaps_of_published_sets_are_found():
 
 
 def test_the_sample_has_no_overlap_and_learns_every_answer(tmp_path):
-    sample = Path(recipe.__file__).parent / "sample"
+    sample = shipped_folder("sample")
     files = {
         part: str(sample / f"{name}.jsonl")
         for part, name in (("train", "train"), ("eval", "validation"), ("test", "test"))

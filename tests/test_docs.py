@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from llmtune.recipe import schema
+from llmtune.recipe.sections import schema
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| R\d+ \| (.+) \| (tests/\w+\.py)::(\w+) \|$", re.MULTILINE)

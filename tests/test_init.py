@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import llmtune
 from llmtune import recipe
 from llmtune.data.gate import gate
 from llmtune.errors import RecipeError
 from llmtune.init import KINDS, write_recipe
-from llmtune.method import Facts
+from llmtune.methods.kinds import Facts
 from tests import tiny
 
 
@@ -80,7 +81,7 @@ def test_files_beside_train_are_used_where_they_can_be_read(tmp_path):
 
 
 def test_without_data_it_is_the_sample(tmp_path, monkeypatch):
-    root = Path(recipe.__file__).parents[1]
+    root = Path(llmtune.__file__).parents[1]
     monkeypatch.chdir(tmp_path)
     made = recipe.load(write_recipe(None, None, None, tmp_path / "a.yaml"))
     sample = root / "llmtune" / "sample"

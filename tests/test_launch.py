@@ -30,7 +30,7 @@ from llmtune.launch import (
     start,
     train,
 )
-from llmtune.recipe import Launch, Recipe
+from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run
 
 NAMES = [name for name in get_args(Launch.model_fields["accelerate"].annotation) if name != "auto"]

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
-from llmtune.method import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
+from llmtune.methods.kinds import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
 from llmtune.plan.stages import Plan, Stage, decay_for
 
 SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)

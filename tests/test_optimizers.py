@@ -12,7 +12,7 @@ from llmtune.arguments import OPTIMIZERS
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError
 from llmtune.prepare import prepare
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.train import train
 from tests import tiny, training
 

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from llmtune import recipe
 from llmtune.errors import RecipeError
-from llmtune.method import Facts
-from llmtune.recipe import Recipe
+from llmtune.methods.kinds import Facts
+from llmtune.recipe.sections import Recipe
 from tests.recipes import EVERYTHING, FACTS, GOOD, method, write
 from tests.schema import violations
 

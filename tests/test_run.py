@@ -14,7 +14,7 @@ import pytest
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import fingerprint, read_json, write_json, write_text
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 from llmtune.run import STEPS, Run, create, open_run
 
 HOLD = """

@@ -5,23 +5,24 @@ from pathlib import Path
 import lm_eval
 import pytest
 
-from llmtune import recipe, suite
+from llmtune import recipe
 from llmtune.errors import RecipeError
 from llmtune.files import shipped_folder
+from llmtune.recipe.suite import Suite, load_suite
 from tests import tiny
 
 HARNESS = Path(lm_eval.__file__).parent / "tasks"
 
 
-def load(folder: Path, text: str) -> suite.Suite:
+def load(folder: Path, text: str) -> Suite:
     """The suite of a file with this text."""
     (folder / "suite.yaml").write_text(text)
     return named(folder, str(folder / "suite.yaml"))
 
 
-def named(folder: Path, name: str) -> suite.Suite:
+def named(folder: Path, name: str) -> Suite:
     """The suite that a recipe names so."""
-    return suite.load(recipe.load(tiny.write_recipe(folder / "r.json", folder, folder / "x", eval={"suite": name})))
+    return load_suite(recipe.load(tiny.write_recipe(folder / "r.json", folder, folder / "x", eval={"suite": name})))
 
 
 @pytest.mark.parametrize("file", sorted(shipped_folder("eval").glob("*.yaml")), ids=lambda file: file.stem)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from llmtune import recipe
-from llmtune.yamlfile import LIMIT_BYTES
+from llmtune.recipe.located_yaml import LIMIT_BYTES
 from tests.recipes import GOOD, said, write
 
 BROKEN = [

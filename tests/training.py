@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
-from llmtune.method import Method
+from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule
 from llmtune.trainer import PlannedTrainer

@@ -15,12 +15,12 @@ from transformers.pytorch_utils import Conv1D
 from llmtune.adapters.bottleneck import BottleneckConfig
 from llmtune.adapters.lora import chosen_distances, lora_config
 from llmtune.errors import nearest
-from llmtune.method import Bottleneck, Ia3, Lora, NoAdapter
+from llmtune.methods.kinds import Bottleneck, Ia3, Lora, NoAdapter
 from llmtune.model.base import Base
 from llmtune.model.blocks import blocks, distances
 from llmtune.model.mlp import mlps, width_key
 from llmtune.plan.stages import Plan
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 
 def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:

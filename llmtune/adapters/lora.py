@@ -15,7 +15,7 @@ from torch import nn
 from llmtune.adapters.sections import Lora
 from llmtune.errors import TrainingError, nearest
 from llmtune.model.mlp import features
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 INITIAL = "initial-adapter.safetensors"
 _KEPT = "_initial_adapter"

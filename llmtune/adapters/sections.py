@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
+from llmtune.errors import PlanError
 from llmtune.fields import Closed, Distances, Names, Positive
 from llmtune.plan.stages import Facts
-from llmtune.spec import PlanError
 
 
 class NoAdapter(Closed):

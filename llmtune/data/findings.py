@@ -12,7 +12,7 @@ from llmtune.data.encode import IGNORED, Encoded, Example
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
 from llmtune.files import fingerprint
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 Finding = dict[str, Any]
 Parts = dict[str, list[Row]]

@@ -10,7 +10,7 @@ from llmtune.data.findings import Finding, describe, listed, notes, shown
 from llmtune.data.rows import Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 _SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 

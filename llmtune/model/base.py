@@ -27,8 +27,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
-from llmtune.method import Facts
-from llmtune.recipe import Recipe
+from llmtune.methods.kinds import Facts
+from llmtune.recipe.sections import Recipe
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]

@@ -13,7 +13,7 @@ from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
-from llmtune.recipe import Recipe
+from llmtune.recipe.sections import Recipe
 
 
 def split_linear_layers(skeleton: nn.Module, recipe: Recipe, plan: Plan) -> tuple[list[str], list[str]]:

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError
 
-from llmtune.errors import RecipeError
-from llmtune.explain import explain
+from llmtune.errors import PlanError, RecipeError
 from llmtune.fields import Closed
-from llmtune.method import Method
+from llmtune.methods.kinds import Method
 from llmtune.plan.schedule import Shape
 from llmtune.plan.stages import Facts, Plan
-from llmtune.spec import PlanError
-from llmtune.yamlfile import Located, load_yaml
+from llmtune.recipe.located_yaml import Located, load_yaml
+from llmtune.recipe.mistakes import explain
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmtune.errors import RecipeError, nearest
-from llmtune.explain import explain
 from llmtune.fields import Closed
 from llmtune.files import shipped_folder
-from llmtune.recipe import Count, Recipe
+from llmtune.recipe.located_yaml import Key, Located, load_yaml
+from llmtune.recipe.mistakes import explain
+from llmtune.recipe.sections import Count, Recipe
 from llmtune.results import HELD_OUT
-from llmtune.yamlfile import Key, Located, load_yaml
 
 # Keys of an lm-eval task that stand for code, or for a collection of tasks.
 _REFUSED = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")
@@ -55,7 +55,7 @@ class Suite(Closed):
         return self._where.error(key, message)
 
 
-def load(recipe: Recipe) -> Suite:
+def load_suite(recipe: Recipe) -> Suite:
     """The suite that a recipe names, its task files checked; raises RecipeError, also for the suite `none`."""
     located = load_yaml(_find(recipe))
     try:
@@ -92,7 +92,7 @@ def check_rows(recipe: Recipe, suite: Suite, count: int) -> None:
         raise recipe.error("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
 
 
-def resolved(recipe: Recipe) -> str:
+def resolved_suite(recipe: Recipe) -> str:
     """What a recipe calls its suite, a file by its absolute path."""
     name = recipe.eval.suite
     return name if name == "none" or name in _shipped() else str(_find(recipe))

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from llmtune.errors import RecipeError
-from llmtune.yamlfile import Key, Located
+from llmtune.recipe.located_yaml import Key, Located
 
 Loc = tuple[int | str, ...]
 

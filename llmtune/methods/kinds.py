@@ -9,9 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from llmtune.adapters.sections import Adapter, Bottleneck, Ia3, Lora, NoAdapter, rate_notes
+from llmtune.errors import PlanError
 from llmtune.fields import Closed, Decay, Fraction, Positive, Reach, listed
 from llmtune.plan.stages import Facts, Plan, Stage, decay_for
-from llmtune.spec import PlanError
 
 __all__ = [
     "METHODS",
