@@ -19,13 +19,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
-from llmtune import launch as launch_module
 from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
 from llmtune.files import read_json, write_json
-from llmtune.launch import gpus
+from llmtune.launch.command import count_gpus, training_environment
 from llmtune.model.base import Base, build_skeleton, cache_folder, load_tokenizer, locate_base, stop_ids
 from llmtune.model.blocks import blocks
 
@@ -124,7 +123,7 @@ def once(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace
         job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
         write_json(folder / "job.json", job)
         cores = len(os.sched_getaffinity(0))
-        around = launch_module.environment(1, cores, gpus()) if tool == "llmtune" else os.environ
+        around = training_environment(1, cores, count_gpus()) if tool == "llmtune" else os.environ
         environment = {**around, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         began = time.perf_counter()
         done = subprocess.run(

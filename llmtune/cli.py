@@ -95,11 +95,12 @@ def _check(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
+    from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
     from llmtune.prepare import examine
-    from llmtune.show import findings, gpus, plan
+    from llmtune.show import findings, plan
 
-    checked, table = examine(settings, locate_base(settings, weights=False), gpus())
+    checked, table = examine(settings, locate_base(settings, weights=False), count_gpus())
     if options.json:
         print(json.dumps({"data": checked.findings, "plan": table}, indent=2, ensure_ascii=False))
     else:
@@ -111,11 +112,12 @@ def _plan(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
+    from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
     from llmtune.prepare import plan_alone
-    from llmtune.show import gpus, plan
+    from llmtune.show import plan
 
-    table = plan_alone(settings, locate_base(settings, weights=False), gpus())
+    table = plan_alone(settings, locate_base(settings, weights=False), count_gpus())
     if options.json:
         print(json.dumps(table, indent=2))
     else:
@@ -124,7 +126,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from llmtune import recipe
-    from llmtune.launch import gpus, runs_one, train
+    from llmtune.launch.command import count_gpus, runs_one
+    from llmtune.launch.process import train_in_children
     from llmtune.run import Run, open_run
 
     if options.recipe.is_dir():
@@ -140,24 +143,24 @@ def _run(options: argparse.Namespace) -> None:
         if runs_one(settings):
             # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
-            train(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+            train_in_children(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
             from llmtune import prepare
-            from llmtune.show import gpus, prepared
+            from llmtune.show import prepared
 
-            prepared(prepare.prepare(settings, made.path, gpus(), options.overwrite))
+            prepared(prepare.prepare(settings, made.path, count_gpus(), options.overwrite))
     _finish(made)
 
 
 def _finish(made: Any) -> None:
     """Every step that the recipe asks for and that is not done yet, in order."""
-    from llmtune.launch import train
+    from llmtune.launch.process import train_in_children
     from llmtune.show import summary
 
     settings = made.recipe()
     with made.locked():
         if not made.done("train"):
-            train(settings, made, [str(made.path)])
+            train_in_children(settings, made, [str(made.path)])
         if settings.eval.suite != "none" and not made.done("eval"):
             _step(made, "eval", _evaluate)
         if settings.merge.enabled and not made.done("merge"):
@@ -189,14 +192,14 @@ def _open(options: argparse.Namespace) -> Any:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from llmtune.launch import train
+    from llmtune.launch.process import train_in_children
 
     made = _open(options)
     with made.locked():
         if made.done("train"):
             made.forget("train")
             shutil.rmtree(made.checkpoints, ignore_errors=True)
-        train(made.recipe(), made, [str(made.path)])
+        train_in_children(made.recipe(), made, [str(made.path)])
 
 
 def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from llmtune.errors import MachineError
-from llmtune.launch import WORLD
+from llmtune.launch.command import WORLD
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe

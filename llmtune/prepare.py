@@ -12,7 +12,7 @@ from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.files import write_json
-from llmtune.launch import choose, processes
+from llmtune.launch.command import choose_config, count_processes
 from llmtune.methods.kinds import Facts, rate_notes
 from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.model.blocks import distances
@@ -174,7 +174,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
     asked = load_suite(recipe) if recipe.eval.suite != "none" else None
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
-    world = processes(recipe, choose(recipe, gpus), gpus)
+    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
@@ -190,7 +190,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
 
 def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
     """The plan table of a recipe whose training rows are counted but not tokenised."""
-    world = processes(recipe, choose(recipe, gpus), gpus)
+    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
     count = len(read(recipe.data.train))
     return plan_table(recipe, base, total_steps(recipe, count, world))
 

@@ -12,13 +12,6 @@ from llmtune.run import Run
 console = Console(highlight=False, soft_wrap=True)
 
 
-def gpus() -> int:
-    """How many GPUs this machine has."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def heading(name: str) -> None:
     """Announce a step."""
     console.print(f"\n[bold]{name}[/bold]")

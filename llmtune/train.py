@@ -20,7 +20,7 @@ from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import read_json, write_json
-from llmtune.launch import leave, tell
+from llmtune.launch.process import exit_process, report_failure
 from llmtune.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import (
     Base,
@@ -184,7 +184,7 @@ def main(words: list[str]) -> int:
         else:
             _train_recipe(options)
     except LlmtuneError as error:
-        return tell(error)
+        return report_failure(error)
     except KeyboardInterrupt:
         return Interrupted.exit_code
     return 0
@@ -215,4 +215,4 @@ def _train_recipe(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from llmtune import launch as launch_module
+from llmtune.launch.command import training_environment
 from llmtune.memory import PRIMITIVES, UNCACHED, bound_primitive_cache
 
 FREED = """
@@ -59,7 +59,7 @@ print((taken - before) // 6000, (libc.mallinfo2().used - before) // 1000)
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc from 2.33 on tells what is taken")
 def test_small_pieces_that_a_training_frees_are_room_for_tensors_at_once() -> None:
-    child = launch_module.environment(1, 2)
+    child = training_environment(1, 2)
     done = subprocess.run([sys.executable, "-c", SMALL], env=child, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "0"], done.stderr
 

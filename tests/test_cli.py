@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmtune import launch as launch_module
 from llmtune import recipe, tasks, train
 from llmtune.cli import main
-from llmtune.launch import EXIT_FILE, Ended
+from llmtune.launch import process
+from llmtune.launch.process import EXIT_FILE, Ended
 from llmtune.prepare import prepare
 from llmtune.recipe.suite import Suite, load_suite
 from tests import tiny
@@ -40,7 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             code = train.main(words)
             return Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
 
-    monkeypatch.setattr(launch_module, "start", start)
+    monkeypatch.setattr(process, "run_training", start)
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
 
 

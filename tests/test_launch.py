@@ -12,24 +12,24 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from llmtune import launch as launch_module
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
 from llmtune.files import shipped_folder
-from llmtune.launch import (
+from llmtune.launch import command as command_module
+from llmtune.launch import process
+from llmtune.launch.command import (
     TUNABLES,
     UNCACHED,
     WORLD,
-    Ended,
-    choose,
-    command,
-    config,
+    choose_config,
     config_file,
-    environment,
-    processes,
-    start,
-    train,
+    count_gpus,
+    count_processes,
+    read_config,
+    training_command,
+    training_environment,
 )
+from llmtune.launch.process import Ended, run_training, train_in_children
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run
 
@@ -55,7 +55,7 @@ def test_an_accelerate_config_is_plain_data_that_accelerate_takes(name: str) -> 
 
     file = config_file(name)
     values = yaml.safe_load(file.read_text())
-    assert config(name) == values
+    assert read_config(name) == values
     loaded = load_config_from_file(str(file))
     assert loaded.num_processes == values["num_processes"] >= values["num_machines"]
     assert file.read_text().startswith("# ")
@@ -88,15 +88,15 @@ def test_the_config_and_the_number_of_processes_follow_recipe_and_machine(
     tmp_path: Path, overrides: tuple[str, ...], gpus: int, name: str, count: int
 ) -> None:
     asked = settings(tmp_path, *overrides)
-    assert choose(asked, gpus) == name
-    assert processes(asked, name, gpus) == count
+    assert choose_config(asked, gpus) == name
+    assert count_processes(asked, name, gpus) == count
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_several_processes_of_a_config_that_runs_one_are_refused(tmp_path: Path, name: str) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}", "launch.processes=2")
     with pytest.raises(RecipeError, match=f"launch.processes: {name} runs one process, not 2; multi_cpu or ddp"):
-        processes(asked, name, 2)
+        count_processes(asked, name, 2)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_machine_with_too_few_gpus_is_refused(
     tmp_path: Path, overrides: tuple[str, ...], gpus: int, words: str
 ) -> None:
     with pytest.raises(MachineError, match=words) as caught:
-        command(settings(tmp_path, *overrides), WORDS, gpus)
+        training_command(settings(tmp_path, *overrides), WORDS, gpus)
     assert caught.value.exit_code == 3
 
 
@@ -121,9 +121,9 @@ def test_one_process_is_started_as_accelerate_would_start_it(
 ) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}")
     started: list[tuple[list[str], dict[str, str], bool]] = []
-    monkeypatch.setattr(launch_module, "gpus", lambda: 1)
-    monkeypatch.setattr(launch_module, "execute", lambda words, env, launcher: started.append((words, env, launcher)))
-    start(asked, WORDS)
+    monkeypatch.setattr(process, "count_gpus", lambda: 1)
+    monkeypatch.setattr(process, "execute", lambda words, env, launcher: started.append((words, env, launcher)))
+    run_training(asked, WORDS)
     words, env, launcher = started[0]
     given = ["--config_file", str(config_file(name)), "-m", "llmtune.train", *WORDS]
     arguments = _validate_launch_command(launch_command_parser().parse_args(given))[0]
@@ -139,39 +139,41 @@ def test_one_process_is_started_as_accelerate_would_start_it(
 
 
 def test_a_machine_without_the_device_file_of_a_gpu_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = "from llmtune import launch; print(launch.gpus()); import sys; print('torch' in sys.modules)"
+    asked = (
+        "from llmtune.launch.command import count_gpus; print(count_gpus()); import sys; print('torch' in sys.modules)"
+    )
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
         assert said.split() == ["0", "False"]
-    monkeypatch.setattr(launch_module, "_GPU_FILES", ("null",))
+    monkeypatch.setattr(command_module, "_GPU_FILES", ("null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert launch_module.gpus() == 3
+    assert count_gpus() == 3
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE}))
 def test_the_command_of_several_processes_names_its_config_and_their_number(tmp_path: Path, name: str) -> None:
     asked = settings(tmp_path, f"launch.accelerate={name}")
-    words = command(asked, WORDS, 8)
-    assert words[:3] == [sys.executable, "-m", "llmtune.launcher"]
+    words = training_command(asked, WORDS, 8)
+    assert words[:3] == [sys.executable, "-m", "llmtune.launch.accelerate_entry"]
     assert words[words.index("--config_file") + 1] == str(config_file(name))
-    assert words[words.index("--num_processes") + 1] == str(processes(asked, name, 8))
+    assert words[words.index("--num_processes") + 1] == str(count_processes(asked, name, 8))
     assert words[-4:] == ["-m", "llmtune.train", *WORDS]
-    assert command(asked, WORDS, 8) == words
+    assert training_command(asked, WORDS, 8) == words
 
 
 def test_the_environment_shares_cores_out_and_leaves_the_users_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "USE_HUB_KERNELS", WORLD, TUNABLES):
         monkeypatch.delenv(name, raising=False)
-    assert [environment(count, 8)["OMP_NUM_THREADS"] for count in (1, 2, 3, 16)] == ["8", "4", "2", "1"]
-    assert environment(2, 8)["USE_HUB_KERNELS"] == "NO"
-    assert environment(2, 8)[WORLD] == "2"
-    assert environment(1, 8)[TUNABLES] == UNCACHED
-    assert TUNABLES not in environment(1, 8, gpus=1)
+    assert [training_environment(count, 8)["OMP_NUM_THREADS"] for count in (1, 2, 3, 16)] == ["8", "4", "2", "1"]
+    assert training_environment(2, 8)["USE_HUB_KERNELS"] == "NO"
+    assert training_environment(2, 8)[WORLD] == "2"
+    assert training_environment(1, 8)[TUNABLES] == UNCACHED
+    assert TUNABLES not in training_environment(1, 8, gpus=1)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv(TUNABLES, "")
     monkeypatch.setenv(WORLD, "9")
     monkeypatch.setenv("MINE", "kept")
-    child = environment(2, 8)
+    child = training_environment(2, 8)
     assert (child["OMP_NUM_THREADS"], child["MINE"], child[WORLD]) == ("5", "kept", "2")
     assert child[TUNABLES] == ""
 
@@ -191,8 +193,8 @@ def test_an_early_end_is_one_error_with_the_trainings_own_words_and_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Ended, made: bool, code: int, said: str
 ) -> None:
     asked = settings(tmp_path)
-    monkeypatch.setattr(launch_module, "start", lambda *_: ended)
+    monkeypatch.setattr(process, "run_training", lambda *_: ended)
     with pytest.raises(LlmtuneError) as caught:
-        train(asked, Run(tmp_path if made else tmp_path / "nowhere"), WORDS)
+        train_in_children(asked, Run(tmp_path if made else tmp_path / "nowhere"), WORDS)
     assert caught.value.exit_code == code
     assert str(caught.value).startswith(said)

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtune import launch as launch_module
 from llmtune.errors import Interrupted, RecipeError
-from llmtune.launch import EXIT_FILE, config_file, environment
+from llmtune.launch import process
+from llmtune.launch.command import config_file, training_environment
+from llmtune.launch.process import EXIT_FILE, exit_process, report_failure
 
 EXECUTE = """
 import sys
-from llmtune import launch
-ended = launch.execute(sys.argv[2:], launch.environment(1, 2), launcher=sys.argv[1] == "launcher")
+from llmtune.launch.command import training_environment
+from llmtune.launch.process import execute
+ended = execute(sys.argv[2:], training_environment(1, 2), launcher=sys.argv[1] == "launcher")
 sys.exit(ended.code)
 """
 # A launcher as accelerate's: it starts the training and turns every failure into 1; Ctrl-C ends it at once.
@@ -28,7 +30,7 @@ LAUNCHER = "import subprocess, sys\nsys.exit(min(1, subprocess.Popen([sys.execut
 TRAINING = """
 import signal, sys, time
 from pathlib import Path
-from llmtune import launch
+from llmtune.launch.process import exit_process
 folder, times = Path(sys.argv[1]), 0
 def ask(number, frame):
     global times
@@ -37,7 +39,7 @@ def ask(number, frame):
     if sys.argv[2] == "orderly":
         time.sleep(0.5)
         (folder / "checkpoint").touch()
-        launch.leave(130)
+        exit_process(130)
 signal.signal(signal.SIGTERM, ask)
 (folder / "started").touch()
 while True:
@@ -63,8 +65,8 @@ def script(folder: Path, name: str, text: str) -> str:
 
 
 def execute(*arguments: str, launcher: bool = True) -> int:
-    """The code of one Python child, run by `launch.execute` in this process."""
-    return launch_module.execute([sys.executable, "-c", *arguments], environment(1, 1), launcher).code
+    """The code of one Python child, run by `execute` in this process."""
+    return process.execute([sys.executable, "-c", *arguments], training_environment(1, 1), launcher).code
 
 
 def stoppable(folder: Path, manner: str, alone: bool = False) -> subprocess.Popen[bytes]:
@@ -98,27 +100,33 @@ def test_execute_returns_128_and_the_signal_of_a_killed_child() -> None:
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 130])
 def test_a_training_s_code_survives_a_launcher_that_says_1(tmp_path: Path, code: int) -> None:
-    leave = script(tmp_path, "leave.py", f"from llmtune import launch\nlaunch.leave({code})")
+    leave = script(tmp_path, "leave.py", f"from llmtune.launch.process import exit_process\nexit_process({code})")
     assert execute(LAUNCHER, leave) == code
     assert EXIT_FILE not in os.environ
 
 
 def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
-    leave = script(tmp_path, "leave.py", "import sys\nfrom llmtune import launch\nlaunch.leave(int(sys.argv[1]))")
+    leave = script(
+        tmp_path,
+        "leave.py",
+        "import sys\nfrom llmtune.launch.process import exit_process\nexit_process(int(sys.argv[1]))",
+    )
     ranks = "import subprocess, sys\nfor code in '34': subprocess.run([sys.executable, sys.argv[1], code])\nsys.exit(1)"
     assert execute(ranks, leave) == 3
 
 
 def test_a_rank_that_fails_ends_before_anything_can_abort_it(tmp_path: Path) -> None:
-    leave = "import atexit, os; from llmtune import launch; atexit.register(os.abort); print('said'); launch.leave(4)"
+    leave = "import atexit, os; from llmtune.launch import process; atexit.register(os.abort); print('said'); "
+    leave += "process.exit_process(4)"
     env = {**os.environ, "WORLD_SIZE": "2"}
     result = subprocess.run([sys.executable, "-c", leave], env=env, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (4, "said\n")
 
 
 def test_what_the_training_said_comes_back_with_its_code(tmp_path: Path) -> None:
-    tell = "from llmtune import errors, launch\nlaunch.leave(launch.tell(errors.ProofError('a line, with ünïcode')))"
-    ended = launch_module.execute([sys.executable, "-c", tell], environment(1, 1), launcher=False)
+    tell = "from llmtune import errors\nfrom llmtune.launch import process\n"
+    tell += "process.exit_process(process.report_failure(errors.ProofError('a line, with ünïcode')))"
+    ended = process.execute([sys.executable, "-c", tell], training_environment(1, 1), launcher=False)
     assert (ended.code, ended.said) == (5, "a line, with ünïcode")
 
 
@@ -126,7 +134,7 @@ def test_told_without_a_launch_a_line_goes_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(EXIT_FILE, raising=False)
-    assert launch_module.tell(RecipeError("wrong")) == 2
+    assert report_failure(RecipeError("wrong")) == 2
     assert capsys.readouterr().err == "llmtune: wrong\n"
 
 
@@ -134,7 +142,7 @@ def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv(EXIT_FILE, raising=False)
     for code in (0, 4, 130):
         with pytest.raises(SystemExit) as caught:
-            launch_module.leave(code)
+            exit_process(code)
         assert caught.value.code == code
 
 
@@ -143,7 +151,7 @@ def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_whi
 ) -> None:
     monkeypatch.setenv(EXIT_FILE, str(tmp_path / "code"))
     with pytest.raises(SystemExit) as caught:
-        launch_module.leave(Interrupted.exit_code)
+        exit_process(Interrupted.exit_code)
     assert caught.value.code == 0
     assert (tmp_path / "code").read_text() == "130\n"
 
@@ -203,7 +211,7 @@ def probe(folder: Path, name: str, count: int, **env: str) -> subprocess.Popen[s
         "-m",
         "probe_module",
     ]
-    env = {**environment(count, 2), "PYTHONPATH": str(folder), **env}
+    env = {**training_environment(count, 2), "PYTHONPATH": str(folder), **env}
     return subprocess.Popen([sys.executable, *words], env=env, stdout=subprocess.PIPE, text=True, cwd=folder)
 
 
@@ -249,7 +257,7 @@ def test_without_its_own_config_the_launcher_would_follow_the_one_in_the_home_fo
     with (cache / "default_config.yaml").open("a") as file:
         file.write("no_such_key: 1\n")
     words = [sys.executable, "-m", "accelerate.commands.launch", "-m", "this"]
-    env = {**environment(1, 2), "HF_HOME": str(tmp_path)}
+    env = {**training_environment(1, 2), "HF_HOME": str(tmp_path)}
     ended = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "no_such_key" in ended.stderr

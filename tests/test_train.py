@@ -19,7 +19,7 @@ from llmtune.adapters.delta import load_delta
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
 from llmtune.files import fingerprint, read_json
-from llmtune.launch import WORLD
+from llmtune.launch.command import WORLD
 from llmtune.memory import PRIMITIVES
 from llmtune.model.base import load_model, locate_base
 from llmtune.prepare import prepare

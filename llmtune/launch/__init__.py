@@ -1,0 +1,1 @@
+"""Processes: the command line that trains, and the children that it starts."""
