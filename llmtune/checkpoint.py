@@ -16,8 +16,8 @@ from trl import SFTTrainer
 
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint, write_json
+from llmtune.frozen.cache import FrozenBlocks
 from llmtune.model.sharded import gather, shard_like
-from llmtune.prefix import Prefix
 
 TENSORS = "trained.safetensors"
 MANIFEST = "manifest.json"
@@ -28,7 +28,7 @@ SCHEDULER = "scheduler.pt"
 class Checkpointed(SFTTrainer):
     """SFTTrainer whose checkpoints hold what trains, and are complete or absent."""
 
-    prefix: Prefix | None
+    prefix: FrozenBlocks | None
     _names: list[str]
     _keep: int
     _kept_before: list[int] | None

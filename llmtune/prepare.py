@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune import engine, stream
+from llmtune import engine
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.adapters.lora import moves_weight, stored_elements
-from llmtune.boundary import boundaries
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.files import write_json
+from llmtune.frozen.boundary import boundaries
+from llmtune.frozen.stream import check_disk, count_offloaded
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.methods.kinds import Facts, rate_notes
 from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
@@ -97,7 +98,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
                 "trained": sum(map(sum, counts.values())),
             }
         )
-    left = stream.check(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
+    left = count_offloaded(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
     trained = sum(tensor.numel() for tensor in tensors.values())
     return {
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
@@ -178,7 +179,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
-    stream.check_size(recipe, table["prefix"], world)
+    check_disk(recipe, table["prefix"], world)
     if asked:
         check_rows(recipe, asked, len(checked.test))
         if beyond_held_out(asked):

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
-from llmtune import engine, recipe, stream
+from llmtune import engine, recipe
 from llmtune import show as show_module
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
@@ -20,6 +20,8 @@ from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import read_json, write_json
+from llmtune.frozen.cache import CachePolicy, FrozenBlocks
+from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.launch.process import exit_process, report_failure
 from llmtune.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import (
@@ -35,7 +37,6 @@ from llmtune.model.base import (
 )
 from llmtune.model.quantize import load_quantized
 from llmtune.plan.stages import Plan
-from llmtune.prefix import Keeping, Prefix
 from llmtune.prepare import Prepared, prepared, schedule, total_steps
 from llmtune.progress import Progress
 from llmtune.recipe.sections import Recipe
@@ -117,14 +118,14 @@ def train(run: Run, found: Prepared | None = None) -> None:
     state.destroy_process_group()
 
 
-def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, stream.Shelf | None]:
+def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, OffloadedBlocks | None]:
     """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
     if settings.memory.prefix == "stream":
-        return stream.load(base, settings, plan, dtype)
+        return load_offloaded(base, settings, plan, dtype)
     return load_quantized(base, settings, plan, dtype), None
 
 
-def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: stream.Shelf | None) -> Prefix | None:
+def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedBlocks | None) -> FrozenBlocks | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
     if memory.prefix == "none":
@@ -135,7 +136,7 @@ def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: stream.She
         "bf16": computes_bf16(settings),
     }
     adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
-    may = Keeping(
+    may = CachePolicy(
         cache_folder() / "prefix",
         facts,
         None if adapter["kind"] == "none" else adapter,
@@ -143,7 +144,7 @@ def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: stream.She
         memory.prefix == "keep",
         shelf,
     )
-    return Prefix([example.input_ids for example in examples], may)
+    return FrozenBlocks([example.input_ids for example in examples], may)
 
 
 def _same_data(run: Run, findings: dict[str, Any]) -> None:

@@ -10,16 +10,16 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llmtune import cpu
-from llmtune.boundary import Span, boundaries
 from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.errors import TrainingError
+from llmtune.frozen.boundary import Span, boundaries
+from llmtune.frozen.cache import FrozenBlocks
 from llmtune.loss import Measured
 from llmtune.model.blocks import blocks, distances, unwrap
 from llmtune.model.sharded import reshard, warm_up_dtypes
 from llmtune.moved import Moved
 from llmtune.plan.schedule import Schedule
-from llmtune.prefix import Prefix
 from llmtune.unpadded import Unpadded
 
 
@@ -67,7 +67,7 @@ class PlannedTrainer(Measured, Checkpointed):
         tensors: dict[str, nn.Parameter],
         record: Callable[[dict[str, Any]], None],
         keep: int,
-        prefix: Prefix | None = None,
+        prefix: FrozenBlocks | None = None,
         grouped: bool = False,
         **more: Any,
     ) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmtune.attention import SHORT, Chooser, Rows
+from llmtune.frozen.cache import FrozenBlocks
 from llmtune.model.blocks import unwrap
-from llmtune.prefix import Prefix
 
 EXACT, ROUNDED = 1e-5, 2**-6
 
@@ -17,7 +17,7 @@ EXACT, ROUNDED = 1e-5, 2**-6
 class Unpadded:
     """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
 
-    def __init__(self, model: nn.Module, prefix: Prefix | None, autocast: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module, prefix: FrozenBlocks | None, autocast: Callable[[], Any]) -> None:
         inner: Any = unwrap(model)
         self._inner, self._prefix, self._autocast = inner, prefix, autocast
         self._equal: bool | None = None

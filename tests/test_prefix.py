@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmtune import states
 from llmtune import trainer as trainer_module
-from llmtune.boundary import Span, boundaries, choose
 from llmtune.checkpoint import complete_checkpoints
+from llmtune.frozen import store
+from llmtune.frozen.boundary import Span, boundaries, choose_boundaries
+from llmtune.frozen.cache import PROBED, CachePolicy, FrozenBlocks
+from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room, os
 from llmtune.plan.stages import Plan, Stage
-from llmtune.prefix import PROBED, Keeping, Prefix
-from llmtune.states import DATA, MANIFEST, States, Writer, make_room, os
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -64,8 +64,8 @@ def fit(
     """What was said of the prefix, the log, the gradients of every step, and the trainer."""
     data = [row | {"index": index} for index, row in enumerate(training.rows(24))]
     held = [row | {"index": 24 + index} for index, row in enumerate(training.rows(5, seed=3))]
-    keeping = Keeping(tmp_path / "cache", {"base": "tiny"}, method.get("adapter"), limit, always)
-    kept = Prefix([row["input_ids"] for row in [*data, *held]], keeping) if keep else None
+    keeping = CachePolicy(tmp_path / "cache", {"base": "tiny"}, method.get("adapter"), limit, always)
+    kept = FrozenBlocks([row["input_ids"] for row in [*data, *held]], keeping) if keep else None
     watch, log = Gradients(), []
     settings = {"steps": 14, "optim": "sgd", "eval_data": held, "eval_strategy": "steps", "eval_steps": 7, **more}
     made = training.trainer(
@@ -224,11 +224,11 @@ def test_a_damaged_or_foreign_file_is_built_again(tmp_path: Path, damage: Any) -
 
 
 def test_other_rows_or_another_base_share_nothing(tmp_path: Path) -> None:
-    facts = Keeping(tmp_path, {"base": "a"}, None, 2**30, False)
+    facts = CachePolicy(tmp_path, {"base": "a"}, None, 2**30, False)
     rows = [[5, 6, 7], [8, 9]]
     found = set()
     for keeping, data in ((facts, rows), (replace(facts, facts={"base": "b"}), rows), (facts, [[5, 6], [7, 8, 9]])):
-        made = Prefix(data, keeping)
+        made = FrozenBlocks(data, keeping)
         made.begin(tiny.model(blocks=4), [Span(2, 99)], {"model.norm.weight": 0}, torch.enable_grad)
         found.add(tuple(sorted(folder.name for folder in tmp_path.iterdir())))
     assert len(found) == 3
@@ -260,7 +260,7 @@ def full_disk(*arguments: Any) -> None:
 
 
 def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     ours = fit(tmp_path, FROZEN)
     assert "not kept: no room for" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
@@ -268,7 +268,7 @@ def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_fills_up_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Writer, "add", full_disk)
+    monkeypatch.setattr(OutputWriter, "add", full_disk)
     ours = fit(tmp_path, FROZEN)
     assert "not kept: [Errno 28] No space left" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
@@ -281,8 +281,8 @@ def test_a_cache_that_cannot_be_written_costs_the_saving_and_not_the_run(tmp_pat
 
 
 def test_outputs_that_differ_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = States.read
-    monkeypatch.setattr(States, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
+    read = StoredOutputs.read
+    monkeypatch.setattr(StoredOutputs, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
     ours = fit(tmp_path, FROZEN)
     assert "differ from the plain path's" in ours[0]
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
@@ -335,4 +335,4 @@ def test_boundaries_follow_the_plan() -> None:
     ],
 )
 def test_what_saves_most_is_chosen(wanted: Any, kept: Any, limit: int, always: bool, expected: Any) -> None:
-    assert choose(wanted, kept, 100, 1, limit, always) == expected
+    assert choose_boundaries(wanted, kept, 100, 1, limit, always) == expected

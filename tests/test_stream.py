@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmtune import building
 from llmtune.adapters.delta import load_delta
-from llmtune.building import Pace
 from llmtune.checkpoint import complete_checkpoints
 from llmtune.files import read_json
+from llmtune.frozen import build
+from llmtune.frozen.build import BuildProgress, run_rows
+from llmtune.frozen.store import DATA
+from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base, load_model, locate_base
 from llmtune.run import open_run
-from llmtune.states import DATA
-from llmtune.stream import Shelf
 from llmtune.train import train
 from tests import tiny
 from tests.streams import FROZEN, KINDS, LORA, NARROWING, STAGED, assert_same, delta, losses, made, read, said
@@ -87,7 +87,7 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
     (several / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     whole = load_model(Base(one, "one", None, None))
     for folder in (one, several):
-        shelf = Shelf(Base(folder, "tiny", None, None), 3, torch.float32)
+        shelf = OffloadedBlocks(Base(folder, "tiny", None, None), 3, torch.float32)
         loaded = shelf.load()
         listed = list(loaded.model.layers)
         assert all(not p.numel() for block in listed[:3] for p in block.parameters())
@@ -107,7 +107,7 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
 
 def test_what_is_kept_already_is_used_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(made(tmp_path, "keep"))
-    monkeypatch.setattr(building, "by_block", None)
+    monkeypatch.setattr(build, "build_by_block", None)
     ours = made(tmp_path, "stream")
     train(ours)
     assert "reused below block 3" in said(ours)
@@ -117,14 +117,14 @@ def test_one_block_is_in_memory_and_two_boundaries_on_disk(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most: list[int] = []
-    original = building.through
+    original = run_rows
 
     def watched(decoder: Any, *arguments: Any) -> None:
         original(decoder, *arguments)
         most.append(sum(1 for block in decoder.blocks[:3] if any(p.numel() for p in block.parameters())))
         assert len(list(cache.iterdir())) <= 2
 
-    monkeypatch.setattr(building, "through", watched)
+    monkeypatch.setattr(build, "run_rows", watched)
     train(made(tmp_path, "stream"))
     assert most == [1, 1, 1]
 
@@ -133,7 +133,7 @@ def test_a_building_that_was_killed_goes_on_from_its_last_block(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    original = building.through
+    original = run_rows
 
     def cut(decoder: Any, writers: Any, start: int, *arguments: Any) -> None:
         ran.append(start)
@@ -141,7 +141,7 @@ def test_a_building_that_was_killed_goes_on_from_its_last_block(
             raise KeyboardInterrupt
         original(decoder, writers, start, *arguments)
 
-    monkeypatch.setattr(building, "through", cut)
+    monkeypatch.setattr(build, "run_rows", cut)
     ours = made(tmp_path, "stream")
     with pytest.raises(KeyboardInterrupt):
         train(ours)
@@ -176,7 +176,7 @@ def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
 
 def test_progress_is_readable_lines() -> None:
     now, lines = [0.0], []
-    pace = Pace(1000, lines.append, lambda: now[0])
+    pace = BuildProgress(1000, lines.append, lambda: now[0])
     for second in range(1, 101):
         now[0] = float(second)
         pace.add(10, "block 3 of 24, ")
@@ -184,7 +184,7 @@ def test_progress_is_readable_lines() -> None:
     assert len(lines) == 7
     assert lines[-1].endswith("100%, 10 tokens/s, 0:00 left")
     short: list[str] = []
-    Pace(10, short.append, lambda: 0.0).add(10, "")
+    BuildProgress(10, short.append, lambda: 0.0).add(10, "")
     assert not short
 
 

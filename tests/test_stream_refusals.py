@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune import states
 from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.frozen import store
+from llmtune.frozen.store import DATA, OutputWriter, StoredOutputs
+from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base
-from llmtune.states import DATA, States, Writer
-from llmtune.stream import Shelf
 from llmtune.train import train
 from tests import tiny
 from tests.streams import FROZEN, LORA, made, read, said
@@ -34,12 +34,12 @@ def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) ->
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, file, {"format": "pt"})
     with pytest.raises(RecipeError, match=r"stores no mlp\.up_proj\.weight of block 1"):
-        Shelf(Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
+        OffloadedBlocks(Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
 
 
 def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = States.read
-    monkeypatch.setattr(States, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
+    original = StoredOutputs.read
+    monkeypatch.setattr(StoredOutputs, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
     with pytest.raises(TrainingError, match="outputs of block 3 differ from the plain path's"):
         train(made(tmp_path, "stream"))
 
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
 
 def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = made(tmp_path, "stream")
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     with pytest.raises(MachineError, match="no room for"):
         train(ours)
     assert not list(cache.iterdir())
@@ -80,14 +80,14 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = made(tmp_path, "stream")
-    add = Writer.add
+    add = OutputWriter.add
 
-    def full(writer: Writer, *arguments: Any) -> None:
+    def full(writer: OutputWriter, *arguments: Any) -> None:
         if writer._facts["boundary"] == 2:
             raise OSError(28, "No space left on device")
         add(writer, *arguments)
 
-    monkeypatch.setattr(Writer, "add", full)
+    monkeypatch.setattr(OutputWriter, "add", full)
     with pytest.raises(MachineError, match=r"stream needs disk: .*No space left"):
         train(ours)
     assert len(list(cache.iterdir())) == 1, "the first block's outputs, from which a next run goes on"

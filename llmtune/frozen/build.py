@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtune.decoder import Decoder
+from llmtune.frozen.stand_in import StubbedDecoder
+from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room
+from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.numbers import duration
-from llmtune.states import States, Writer, check_room, complete, make_room
-from llmtune.stream import Shelf
 
 SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheEntry:
     """Where the states with these facts lie, or will."""
 
     folder: Path
@@ -32,14 +32,14 @@ class Place:
 
     def whole(self) -> bool:
         """Whether it is these states, whole and unchanged."""
-        return complete(self.folder, self.facts)
+        return is_complete(self.folder, self.facts)
 
-    def open(self, decoder: Decoder) -> States:
+    def open(self, decoder: StubbedDecoder) -> StoredOutputs:
         """The states, which are whole."""
-        return States(self.folder, decoder.lengths, decoder.width, decoder.dtype)
+        return StoredOutputs(self.folder, decoder.lengths, decoder.width, decoder.dtype)
 
 
-class Pace:
+class BuildProgress:
     """Says now and then how far a building is that takes `total` tokens through blocks, and what is left of it."""
 
     def __init__(
@@ -65,8 +65,13 @@ class Pace:
         self._say(f"prefix: building {what}{share}, {speed:,.0f} tokens/s, {left} left")
 
 
-def through(
-    decoder: Decoder, writers: dict[int, Writer], start: int, kept: States | None, pace: Pace, what: str = ""
+def run_rows(
+    decoder: StubbedDecoder,
+    writers: dict[int, OutputWriter],
+    start: int,
+    kept: StoredOutputs | None,
+    pace: BuildProgress,
+    what: str = "",
 ) -> None:
     """Every row through the blocks from `start` on, whose states are `kept`; writes the states at each boundary.
 
@@ -74,7 +79,7 @@ def through(
     """
     batch: list[int] = []
 
-    def keeper(writer: Writer) -> Callable[[nn.Module, Any, Any], None]:
+    def keeper(writer: OutputWriter) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, arguments: Any, output: Any) -> None:
             hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
             writer.add(hidden, [decoder.lengths[row] for row in batch])
@@ -94,21 +99,25 @@ def through(
         writer.seal()
 
 
-def at_once(decoder: Decoder, missing: dict[int, Place], size: int, start: int, kept: States | None) -> str | None:
+def build_in_one_pass(
+    decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, kept: StoredOutputs | None
+) -> str | None:
     """The states at the missing boundaries in one pass; gives a reason where the disk cannot take them."""
     try:
         with ExitStack() as opened:
             writers = {
-                boundary: opened.enter_context(Writer(place.folder, place.facts, size))
+                boundary: opened.enter_context(OutputWriter(place.folder, place.facts, size))
                 for boundary, place in missing.items()
             }
-            through(decoder, writers, start, kept, Pace(sum(decoder.lengths)))
+            run_rows(decoder, writers, start, kept, BuildProgress(sum(decoder.lengths)))
     except OSError as error:  # a full or read-only disk costs the saving, not the run
         return str(error)
     return None
 
 
-def by_block(decoder: Decoder, shelf: Shelf, places: list[Place], size: int, limit: int) -> None:
+def build_by_block(
+    decoder: StubbedDecoder, shelf: OffloadedBlocks, places: list[CacheEntry], size: int, limit: int
+) -> None:
     """The states at the last of the boundaries 1, 2, ..., a block at a time, from the highest boundary that is whole.
 
     Two boundaries take disk at a time; raises OSError where there is no room for them.
@@ -117,12 +126,12 @@ def by_block(decoder: Decoder, shelf: Shelf, places: list[Place], size: int, lim
     kept = places[start - 1].open(decoder) if start else None
     root, tokens = places[0].folder.parent, sum(decoder.lengths)
     check_room(root, min(2, len(places) - start) * size)
-    pace = Pace(tokens * (len(places) - start))
+    pace = BuildProgress(tokens * (len(places) - start))
     for at in range(start, len(places)):
         near = {place.folder for place in places[max(0, at - 1) : at + 1]}
         make_room(root, size, limit, near)
-        with Writer(places[at].folder, places[at].facts, size) as writer, shelf.lent(at, decoder.blocks[at]):
-            through(decoder, {at + 1: writer}, at, kept, pace, f"block {at + 1} of {len(places)}, ")
+        with OutputWriter(places[at].folder, places[at].facts, size) as writer, shelf.lent(at, decoder.blocks[at]):
+            run_rows(decoder, {at + 1: writer}, at, kept, pace, f"block {at + 1} of {len(places)}, ")
         kept = places[at].open(decoder)
         if at > start:
             shutil.rmtree(places[at - 1].folder)

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmtune.frozen.store import StoredOutputs, longest_first
 from llmtune.model.blocks import blocks, unwrap
-from llmtune.states import States, longest_first
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
 """What makes of states (B, T, H) those that a model is to go on from."""
 TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
-class Decoder:
+class StubbedDecoder:
     """The part of a model below its head; what stands in for a block leaves masks and positions to the model."""
 
     def __init__(self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], Any]) -> None:
@@ -47,7 +47,7 @@ class Decoder:
             _replace(block, self._give if index < given else self._through if passes else None)
 
     def give(
-        self, kept: States, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None
+        self, kept: StoredOutputs, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None
     ) -> None:
         """Let stand-ins return the kept states of these rows, padded to so many tokens, laid out as `lay` says."""
         given = kept.read(rows, tokens).to(device, non_blocking=True)
@@ -96,7 +96,7 @@ class Decoder:
             del order[:count]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[int], kept: States | None = None) -> torch.Tensor:
+    def forward(self, rows: Sequence[int], kept: StoredOutputs | None = None) -> torch.Tensor:
         """The last hidden states (B, T, H) of rows, padded on the right, for evaluation; stand-ins return `kept`."""
         device = self.device
         lengths = [self.lengths[row] for row in rows]

@@ -16,20 +16,19 @@ import torch
 import transformers
 from torch import nn
 
-from llmtune import building
-from llmtune.boundary import Span, choose, random_part
-from llmtune.building import Place
-from llmtune.decoder import Decoder, Layout
 from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
+from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass
+from llmtune.frozen.stand_in import Layout, StubbedDecoder
+from llmtune.frozen.store import StoredOutputs, entry_name, longest_first, make_room
+from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.memory import release_pages
-from llmtune.states import States, key, longest_first, make_room
-from llmtune.stream import Shelf
 
 PROBED = 3
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CachePolicy:
     """What may be kept where: `facts` name the base and its precision, `adapter` counts where it lies in the prefix.
 
     With a `shelf`, the blocks below its boundary are not in memory, and what they give must be kept.
@@ -40,16 +39,16 @@ class Keeping:
     adapter: dict[str, Any] | None
     limit: int
     always: bool
-    shelf: Shelf | None = None
+    shelf: OffloadedBlocks | None = None
 
 
-class Prefix:
+class FrozenBlocks:
     """Keeps, gives back and proves the outputs of the blocks below a stage's boundary, for rows of token ids."""
 
-    def __init__(self, rows: Sequence[list[int]], keeping: Keeping) -> None:
+    def __init__(self, rows: Sequence[list[int]], keeping: CachePolicy) -> None:
         self._rows, self._keeping = rows, keeping
-        self._decoder: Decoder | None = None
-        self._states: dict[int, States] = {}
+        self._decoder: StubbedDecoder | None = None
+        self._states: dict[int, StoredOutputs] = {}
         self._installed = 0
         self._gone = 0
 
@@ -74,9 +73,9 @@ class Prefix:
         useful = sorted({span.boundary for span in wanted if span.boundary})
         if not useful:
             return None
-        decoder = self._decoder = Decoder(model, self._rows, autocast)
+        decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with self._lending():
-            reason = random_part(decoder.inner, decoder.blocks[useful[-1] :])
+            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
             reason = reason or decoder.look(first=self._keeping.shelf is not None) or self._low(model, distance)
             if reason and self._keeping.shelf:
                 raise RecipeError(f"memory.prefix: stream does not work here: {reason}")
@@ -89,7 +88,7 @@ class Prefix:
         return f"prefix: {'; '.join([*said, gone] if gone else said)}"
 
     def _keep(
-        self, decoder: Decoder, wanted: list[Span], places: dict[int, Place], before: list[int] | None
+        self, decoder: StubbedDecoder, wanted: list[Span], places: dict[int, CacheEntry], before: list[int] | None
     ) -> list[str]:
         """Open, build and prove what is worth keeping at these boundaries, and say what was done."""
         limit = self._keeping.limit
@@ -99,7 +98,7 @@ class Prefix:
         said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
         streamed = self._stream(decoder, size) if self._keeping.shelf and min(places) not in whole else set()
         at_hand = whole | streamed
-        chosen = set(choose(wanted, at_hand, len(self._rows), size, limit, self._keeping.always))
+        chosen = set(choose_boundaries(wanted, at_hand, len(self._rows), size, limit, self._keeping.always))
         if before is not None:
             chosen = set(places) & {*before, *streamed}
         for boundary in chosen & at_hand:
@@ -108,7 +107,7 @@ class Prefix:
         if missing:
             make_room(self._keeping.folder, size * len(missing), limit, {places[b].folder for b in chosen})
             start = self._below(min(missing))
-            reason = building.at_once(decoder, missing, size, start, self._states.get(start))
+            reason = build_in_one_pass(decoder, missing, size, start, self._states.get(start))
             if reason:
                 said.append(f"not kept: {reason}")
             else:
@@ -124,7 +123,7 @@ class Prefix:
             said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.prefix_limit_gb")
         return said or ["computed at every step: too few passes over the rows to pay"]
 
-    def _stream(self, decoder: Decoder, size: int) -> set[int]:
+    def _stream(self, decoder: StubbedDecoder, size: int) -> set[int]:
         """Build the states at the shelf's boundary a block at a time; raises MachineError where disk lacks."""
         shelf = self._keeping.shelf
         assert shelf is not None
@@ -132,12 +131,12 @@ class Prefix:
             raise MachineError(f"memory.prefix_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB of kept outputs")
         places = [self._place(boundary, {}) for boundary in range(1, shelf.low + 1)]
         try:
-            building.by_block(decoder, shelf, places, size, self._keeping.limit)
+            build_by_block(decoder, shelf, places, size, self._keeping.limit)
         except OSError as error:
             raise MachineError(f"memory.prefix: stream needs disk: {error}") from error
         return {shelf.low}
 
-    def _keep_proved(self, decoder: Decoder, said: list[str]) -> None:
+    def _keep_proved(self, decoder: StubbedDecoder, said: list[str]) -> None:
         """Drop what the probe finds different; raises TrainingError where nothing else could take its place."""
         gaps, allowed = self._probe(decoder)
         for boundary, gap in gaps.items():
@@ -198,7 +197,7 @@ class Prefix:
         if self._installed and self._decoder:
             self._decoder.give(self._states[self._installed], rows, tokens, device, lay)
 
-    def _place(self, boundary: int, distance: dict[str, int]) -> Place:
+    def _place(self, boundary: int, distance: dict[str, int]) -> CacheEntry:
         """Where the states below a boundary lie, by what they depend on, as plain values."""
         decoder = self._decoder
         assert decoder is not None
@@ -216,13 +215,13 @@ class Prefix:
             "weights": sorted({str(tensor.dtype) for tensor in inside}),
             "width": decoder.width,
         }
-        return Place(self._keeping.folder / key(facts), facts)
+        return CacheEntry(self._keeping.folder / entry_name(facts), facts)
 
     @cached_property
     def _ids(self) -> str:
         return hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
 
-    def _probe(self, decoder: Decoder) -> tuple[dict[int, float], float]:
+    def _probe(self, decoder: StubbedDecoder) -> tuple[dict[int, float], float]:
         """How far each kept path's outputs are from the plain path's on a few rows, and how far they may be.
 
         Relative in the Euclidean norm. They may be as far as rounding, or twice what batching the same rows otherwise

@@ -30,7 +30,7 @@ def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
     return found
 
 
-def choose(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
+def choose_boundaries(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
     """The boundaries to keep: those that save the most passes through blocks, building included, within `limit` bytes.
 
     `kept` are there already; `size` is what one boundary takes.
@@ -51,7 +51,7 @@ def choose(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int,
     return best
 
 
-def random_part(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
+def find_randomness(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
     """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
     spared = {id(module) for block in above for module in block.modules()}
     for name, module in model.named_modules():

@@ -17,8 +17,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.boundary import boundaries, random_part
 from llmtune.errors import RecipeError
+from llmtune.frozen.boundary import boundaries, find_randomness
 from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import blocks, distances
@@ -28,20 +28,20 @@ from llmtune.recipe.sections import Recipe
 KEY = "memory.prefix"
 
 
-class _Left:
+class _UnreadTensor:
     """Stands for a stored tensor that is not to be read."""
 
     def __init__(self, shape: list[int]) -> None:
         self._shape = shape
 
-    def __getitem__(self, index: Any) -> "_Left":
+    def __getitem__(self, index: Any) -> "_UnreadTensor":
         return self
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype, device="meta")
 
 
-class Shelf:
+class OffloadedBlocks:
     """The stored weights of a base, of whose first `low` blocks each is lent to a model for as long as it runs."""
 
     def __init__(self, base: Base, low: int, dtype: torch.dtype) -> None:
@@ -113,7 +113,9 @@ class Shelf:
     def _read(self, wanted: Callable[[int | None], bool]) -> PreTrainedModel:
         """The model with the tensors of the wanted blocks (None: outside the low ones), all else on the meta device."""
         read = {key for key, block in self._block.items() if wanted(block)}
-        lazy: dict[str, Any] = {key: _Left(shape) for key, (_, shape) in self._stored.items() if key not in read}
+        lazy: dict[str, Any] = {
+            key: _UnreadTensor(shape) for key, (_, shape) in self._stored.items() if key not in read
+        }
         with ExitStack() as opened:
             for file in sorted({self._stored[key][0] for key in read}):
                 stored = opened.enter_context(safe_open(file, framework="pt"))
@@ -125,15 +127,17 @@ class Shelf:
         return result
 
 
-def load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[PreTrainedModel, Shelf]:
+def load_offloaded(
+    base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype
+) -> tuple[PreTrainedModel, OffloadedBlocks]:
     """The base without the blocks below every stage's boundary, and the shelf that lends them."""
     if PartialState().distributed_type != DistributedType.NO:
         raise _not_alone(recipe)
-    shelf = Shelf(base, lowest(base, recipe, plan), dtype)
+    shelf = OffloadedBlocks(base, lowest_boundary(base, recipe, plan), dtype)
     return shelf.load(), shelf
 
 
-def lowest(base: Base, recipe: Recipe, plan: Plan) -> int:
+def lowest_boundary(base: Base, recipe: Recipe, plan: Plan) -> int:
     """The lowest boundary of a plan's stages."""
     with torch.random.fork_rng():  # an adapter takes its start from it, and is to take the same one later
         tuned = insert(build_skeleton(base), recipe, plan, base)
@@ -141,7 +145,7 @@ def lowest(base: Base, recipe: Recipe, plan: Plan) -> int:
     return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
 
 
-def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
+def count_offloaded(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
     """How many parameters stay on disk, by the boundaries `found`; raises RecipeError for what cannot be streamed."""
     if recipe.memory.prefix != "stream":
         return 0
@@ -150,13 +154,13 @@ def check(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
     if min(found) == 0:
         said = "stream needs blocks that never train, and this plan trains the lowest one"
         raise recipe.error(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
-    reason = random_part(tuned, list(blocks(tuned))[max(found) :])
+    reason = find_randomness(tuned, list(blocks(tuned))[max(found) :])
     if reason:
         raise recipe.error(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
     return sum(parameter.numel() for block in list(blocks(tuned))[: min(found)] for parameter in block.parameters())
 
 
-def check_size(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
+def check_disk(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
     """Raise RecipeError where streaming passes the recipe's limit on disk, as the plan's `table` of the prefix says."""
     if recipe.memory.prefix != "stream":
         return

@@ -22,12 +22,12 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
-def key(facts: dict[str, Any]) -> str:
+def entry_name(facts: dict[str, Any]) -> str:
     """The name of the folder of states with these facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Writer:
+class OutputWriter:
     """Takes the states of rows in `longest_first` order; nothing is to be seen under the final name before `seal`.
 
     As a context manager it leaves nothing behind where that does not come.
@@ -59,7 +59,7 @@ class Writer:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._partial.rename(self._folder)
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "OutputWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -67,7 +67,7 @@ class Writer:
         self._file.close()
 
 
-class States:
+class StoredOutputs:
     """The states in a complete folder; rows are read by offset, so that the file takes no memory of this process."""
 
     def __init__(self, folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype) -> None:
@@ -96,7 +96,7 @@ class States:
         return states
 
 
-def complete(folder: Path, facts: dict[str, Any]) -> bool:
+def is_complete(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether a folder holds the states with exactly these facts, whole and unchanged."""
     manifest, data = folder / MANIFEST, folder / DATA
     if not (manifest.is_file() and data.is_file()):

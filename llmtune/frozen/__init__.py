@@ -1,0 +1,1 @@
+"""Blocks that do not train run once a row: their outputs are cached on disk, or the blocks are streamed."""
