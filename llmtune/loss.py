@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from trl import SFTTrainer
 
-from llmtune.attention import Chooser, Rows, short_rows
-from llmtune.casting import Held
-from llmtune.crossentropy import cross_entropy
 from llmtune.errors import TrainingError
+from llmtune.kernels.cpu.attention import AttentionRouter, JoinedRows, short_row_attention
+from llmtune.kernels.cpu.autocast import PendingGradients
+from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.unpadded import Unpadded, arguments
 
 
@@ -17,8 +17,8 @@ class Measured(SFTTrainer):
     """SFTTrainer whose loss is the mean over the supervised tokens of a whole optimizer step."""
 
     _unpadded: Unpadded
-    _attention: Chooser | None = None
-    _held: Held | None = None
+    _attention: AttentionRouter | None = None
+    _held: PendingGradients | None = None
     _seen: int
     _supervised: int
     _step_seen: int
@@ -26,7 +26,7 @@ class Measured(SFTTrainer):
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Train as the plan says; rows that are short are attended to in the way that suits this machine."""
-        with short_rows() as self._attention:
+        with short_row_attention() as self._attention:
             given = super().train(*arguments, **named)
         self._attention = None
         return given
@@ -73,7 +73,7 @@ class Measured(SFTTrainer):
 
     def _joined(
         self, inputs: dict[str, torch.Tensor], index: list[int] | None
-    ) -> tuple[dict[str, torch.Tensor], Rows | None]:
+    ) -> tuple[dict[str, torch.Tensor], JoinedRows | None]:
         """What the model takes for a batch, joined without padding where that is equal, and how it was joined."""
         rows = self._unpadded.rows(inputs, index, self._attention)
         if self._attention is not None:

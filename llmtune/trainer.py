@@ -9,12 +9,12 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
-from llmtune import cpu
 from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span, boundaries
 from llmtune.frozen.cache import FrozenBlocks
+from llmtune.kernels.cpu.install import install
 from llmtune.loss import Measured
 from llmtune.model.blocks import blocks, distances, unwrap
 from llmtune.model.sharded import reshard, warm_up_dtypes
@@ -99,7 +99,7 @@ class PlannedTrainer(Measured, Checkpointed):
         if self.args.bf16:
             cast_once(model)
         if self.args.device.type == "cpu":
-            self._held = cpu.install(model, self.args)
+            self._held = install(model, self.args)
         self._unpadded = Unpadded(model, prefix, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
         self._moved = Moved(record)

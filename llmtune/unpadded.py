@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from llmtune.attention import SHORT, Chooser, Rows
 from llmtune.frozen.cache import FrozenBlocks
+from llmtune.kernels.cpu.attention import SHORT, AttentionRouter, JoinedRows
 from llmtune.model.blocks import unwrap
 
 EXACT, ROUNDED = 1e-5, 2**-6
@@ -27,7 +27,9 @@ class Unpadded:
         """Prove it anew, since other blocks compute now."""
         self._equal = None
 
-    def rows(self, inputs: dict[str, torch.Tensor], index: list[int] | None, chooser: Chooser | None) -> Rows | None:
+    def rows(
+        self, inputs: dict[str, torch.Tensor], index: list[int] | None, chooser: AttentionRouter | None
+    ) -> JoinedRows | None:
         """How a batch's rows are joined, None where they are to stay padded; `index` names them in the prefix."""
         real = inputs["attention_mask"].bool()
         fits = self._may and real.device.type == "cpu" and real.shape[1] <= SHORT
@@ -37,14 +39,14 @@ class Unpadded:
             # Weights are sharded after this was made, and a part of a sharded model cannot be asked alone.
             sharded = any(isinstance(parameter, DTensor) for parameter in self._inner.parameters())
             self._equal = not sharded and self._prove(inputs["input_ids"], real, index, chooser)
-        return Rows(real) if self._equal else None
+        return JoinedRows(real) if self._equal else None
 
     @torch.no_grad()
-    def _prove(self, ids: torch.Tensor, real: torch.Tensor, index: list[int] | None, chooser: Chooser) -> bool:
+    def _prove(self, ids: torch.Tensor, real: torch.Tensor, index: list[int] | None, chooser: AttentionRouter) -> bool:
         """Whether the shortest and the longest row give the same hidden states joined as they give padded."""
         lengths = real.sum(1)
         two = [int(lengths.argmin()), int(lengths.argmax())]
-        ids, real, rows = ids[two], real[two], Rows(real[two])
+        ids, real, rows = ids[two], real[two], JoinedRows(real[two])
         select = [index[row] for row in two] if index else None
         decoder: Any = self._inner.base_model
         training = self._inner.training
@@ -62,13 +64,13 @@ class Unpadded:
         allowed = ROUNDED if mixed or padded.dtype != torch.float32 else EXACT
         return float((ours - wanted).norm() / wanted.norm()) <= allowed
 
-    def give(self, index: list[int] | None, ids: torch.Tensor, rows: Rows | None) -> None:
+    def give(self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None) -> None:
         """Let the prefix stand in for these rows of ids (B, T), joined or padded."""
         if self._prefix is not None and index is not None:
             self._prefix.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
 
 
-def arguments(ids: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+def arguments(ids: torch.Tensor, rows: JoinedRows) -> dict[str, torch.Tensor]:
     """What a model takes for rows (B, T) that are joined: ids and positions, which start anew at every row."""
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     return {"input_ids": rows.joined(ids), "position_ids": rows.joined(positions)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llmtune.attention import SHORT, Rows, short_rows
+from llmtune.kernels.cpu.attention import SHORT, JoinedRows, short_row_attention
 from llmtune.unpadded import arguments
 
 
@@ -17,7 +17,7 @@ def attend(tensors: Any, mask: Any, ours: bool, mixed: bool = False, **more: Any
     module = torch.nn.Module()
     module.num_key_value_groups = query.shape[1] // key.shape[1]
     module.is_causal = True
-    with short_rows() if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with short_row_attention() if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         out = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **more)[0]
     out.backward(given)
     return [out.detach(), query.grad, key.grad, value.grad]
@@ -67,7 +67,7 @@ def test_what_it_is_not_made_for_goes_to_the_default(more: dict[str, Any]) -> No
     default = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *arguments, **named: called.append(arguments[1]) or (arguments[1], None)
     try:
-        with short_rows() as chooser:
+        with short_row_attention() as chooser:
             chooser(None, *tensors[:3], None if "mask" in more else mask, dropout=more.get("dropout", 0.0))
     finally:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = default
@@ -78,7 +78,7 @@ def test_what_it_is_not_made_for_goes_to_the_default(more: dict[str, Any]) -> No
 def test_rows_that_are_joined_attend_to_themselves_alone(dtype: torch.dtype) -> None:
     tensors, mask = batch(dtype=dtype)
     real = mask[:, 0, -1]
-    rows = Rows(real)
+    rows = JoinedRows(real)
     count = rows.tokens
     joined = [rows.joined(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors[:3]] + [rows.joined(tensors[3])]
     joined[3][:, count:] = 0
@@ -86,7 +86,7 @@ def test_rows_that_are_joined_attend_to_themselves_alone(dtype: torch.dtype) -> 
     own = (owner[:, None] == owner) & torch.ones(rows.length, rows.length, dtype=torch.bool).tril()
     plain = attend(joined, own[None, None], ours=False)
     query, key, value = (tensor.clone().requires_grad_() for tensor in joined[:3])
-    with short_rows() as chooser, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with short_row_attention() as chooser, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         chooser.rows = rows
         out = chooser(torch.nn.Module(), query, key, value, own[None, None])[0]
     out.backward(joined[3])
@@ -97,13 +97,13 @@ def test_rows_that_are_joined_attend_to_themselves_alone(dtype: torch.dtype) -> 
 
 def test_positions_of_joined_rows_and_of_the_filler_start_anew() -> None:
     ids = torch.tensor([[7, 8, 0, 0], [1, 2, 3, 4]])
-    made = arguments(ids, Rows(ids > 0))
+    made = arguments(ids, JoinedRows(ids > 0))
     assert made["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
     assert made["input_ids"].tolist() == [[7, 8, 1, 2, 3, 4, 7]]
 
 
 def test_the_default_is_back_afterwards_whatever_happens() -> None:
     default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with pytest.raises(KeyError), short_rows():
+    with pytest.raises(KeyError), short_row_attention():
         raise KeyError
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is default

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmtune import casting
-from llmtune.casting import cast_where_used, sparse_lookup
+from llmtune.kernels.cpu import autocast
+from llmtune.kernels.cpu.autocast import patch_embedding, patch_linears
 from tests import tiny
 
 
@@ -39,7 +39,7 @@ def run(made: Any, x: torch.Tensor, mixed: bool = True) -> list[torch.Tensor]:
 def test_outputs_and_gradients_are_autocasts(bias: bool, dtype: torch.dtype, mixed: bool) -> None:
     plain = Three(bias)
     ours = copy.deepcopy(plain)
-    assert cast_where_used(ours) == 3
+    assert patch_linears(ours) == 3
     x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     for _ in range(2):  # space is used again
         for mine, other in zip(run(ours, x, mixed), run(plain, x, mixed), strict=True):
@@ -51,7 +51,7 @@ def test_outputs_and_gradients_are_autocasts(bias: bool, dtype: torch.dtype, mix
 def test_an_input_that_changed_is_cast_again() -> None:
     made, weight = nn.ModuleList([nn.Linear(4, 4, bias=False)]), torch.eye(4)
     made[0].weight.data.copy_(weight)
-    cast_where_used(made)
+    patch_linears(made)
     x = torch.ones(2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(made[0](x).float(), x)
@@ -64,18 +64,18 @@ def test_an_input_that_changed_is_cast_again() -> None:
 
 def test_a_large_gradient_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = Three(bias=False), Three(bias=False)
-    cast_where_used(whole)
-    cast_where_used(parts)
+    patch_linears(whole)
+    patch_linears(parts)
     x = torch.randn(2, 7, 24)
     expected = run(whole, x)
-    monkeypatch.setattr(casting, "PART", 3 * 24 * 2)
+    monkeypatch.setattr(autocast, "PART", 3 * 24 * 2)
     for mine, other in zip(run(parts, x), expected, strict=True):
         assert torch.equal(mine, other)
 
 
 def test_one_copy_of_the_input_is_kept_and_no_cast_weight() -> None:
     made = Three(bias=False)
-    cast_where_used(made)
+    patch_linears(made)
     found: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_one_copy_of_the_input_is_kept_and_no_cast_weight() -> None:
 
 def test_frozen_layers_and_other_precisions_stay_as_they_are() -> None:
     made = nn.ModuleList([nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4)])
-    assert cast_where_used(made) == 1
+    assert patch_linears(made) == 1
     made[1].requires_grad_(False)
     x = torch.randn(3, 4).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -106,7 +106,7 @@ def test_a_tied_embeddings_gradient_is_the_dense_ones() -> None:
     for sparse in (False, True):
         model = tiny.model("llama", blocks=1, tied=True)
         if sparse:
-            assert sparse_lookup(model)
+            assert patch_embedding(model)
         for _ in range(2):  # a step of two passes
             model(ids).logits.float().pow(2).sum().backward()
         grads.append(model.get_input_embeddings().weight.grad)
@@ -116,5 +116,5 @@ def test_a_tied_embeddings_gradient_is_the_dense_ones() -> None:
 
 def test_an_embedding_of_its_own_keeps_a_dense_gradient() -> None:
     model = tiny.model("llama", blocks=1, tied=False)
-    assert not sparse_lookup(model)
+    assert not patch_embedding(model)
     assert not model.get_input_embeddings().sparse

@@ -8,9 +8,9 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from llmtune import cpu
 from llmtune.adapters.insert import insert
-from llmtune.casting import Held
+from llmtune.kernels.cpu.autocast import PendingGradients
+from llmtune.kernels.cpu.install import install
 from llmtune.model.base import model_facts
 from tests import tiny, training
 
@@ -22,7 +22,7 @@ def installed(method: dict[str, Any], **options: int) -> tuple[set[str], bool]:
     model = tiny.model("llama", blocks=2, tied=True)
     recipe = training.spec(method)
     model = insert(model, recipe, recipe.method.plan(model_facts(model)), training.BASE)
-    cpu.install(model, SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, "world_size": 1, **options}))
+    install(model, SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, "world_size": 1, **options}))
     changed = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
     return changed, bool(model.get_input_embeddings().sparse)
 
@@ -49,7 +49,7 @@ def test_gradients_that_are_held_until_a_pass_is_over_are_the_same(tied: bool) -
     given = []
     for world_size in (1, 2):
         model = tiny.model("llama", blocks=2, tied=tied)
-        held = cpu.install(model, SimpleNamespace(bf16=True, gradient_checkpointing=False, world_size=world_size))
+        held = install(model, SimpleNamespace(bf16=True, gradient_checkpointing=False, world_size=world_size))
         for ids in ([[3, 4, 3, 5]], [[5, 6, 7, 3]]):  # a step of two passes
             with torch.autocast("cpu", torch.bfloat16):
                 model(torch.tensor(ids)).logits.float().pow(2).sum().backward()
@@ -63,7 +63,7 @@ def test_gradients_that_are_held_until_a_pass_is_over_are_the_same(tied: bool) -
 
 
 def test_nothing_is_held_once_it_was_given() -> None:
-    held, weight = Held(), torch.zeros(2, 2)
+    held, weight = PendingGradients(), torch.zeros(2, 2)
     held.add(weight, torch.ones(2, 2).bfloat16())
     held.give()
     held.give()

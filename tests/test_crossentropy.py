@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmtune import crossentropy
-from llmtune.crossentropy import cross_entropy
+from llmtune.kernels.cpu import cross_entropy as cross_entropy_module
+from llmtune.kernels.cpu.cross_entropy import cross_entropy
 
 
 def both(dtype: torch.dtype, outer: float = 1.0, spread: float = 3.0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -25,7 +25,7 @@ def both(dtype: torch.dtype, outer: float = 1.0, spread: float = 3.0) -> list[tu
 @pytest.mark.parametrize("rows", [1, 5, 100])
 @pytest.mark.parametrize("outer", [1.0, 3.0])
 def test_value_and_gradient_are_torchs(rows: int, outer: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossentropy, "ELEMENTS", rows * 301)
+    monkeypatch.setattr(cross_entropy_module, "ELEMENTS", rows * 301)
     (value, gradient), (plain_value, plain) = both(torch.float32, outer)
     torch.testing.assert_close(value, plain_value, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, plain, rtol=1e-5, atol=1e-8)

@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from llmtune.lowrank import LowRank, one_operation
+from llmtune.kernels.cpu.lora import FusedLora, patch_lora
 from tests import tiny
 
 
@@ -52,7 +52,7 @@ def run(made: Any, x: torch.Tensor, mixed: bool = False) -> list[torch.Tensor]:
 def pair(**more: Any) -> tuple[Any, Any]:
     plain = layer(**more)
     ours = copy.deepcopy(plain)
-    assert one_operation(ours) == 1
+    assert patch_lora(ours) == 1
     return ours, plain
 
 
@@ -88,13 +88,13 @@ def test_in_bf16_it_is_as_near_to_exact_as_pefts(packed: bool) -> None:
 @pytest.mark.parametrize("change", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}], ids=str)
 def test_a_layer_that_does_more_is_left_to_peft(change: dict[str, Any]) -> None:
     made = layer(**change)
-    assert one_operation(made) == 0
+    assert patch_lora(made) == 0
     assert "forward" not in vars(made)
 
 
 def test_a_base_in_4_bits_is_never_kept_whole() -> None:
     made, kept = layer(dtype=torch.bfloat16, packed=True), []
-    assert one_operation(made) == 1
+    assert patch_lora(made) == 1
     x = torch.randn(5, 24, requires_grad=True)
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape), lambda kept: kept)
     with hooks, torch.autocast("cpu", torch.bfloat16):
@@ -106,20 +106,20 @@ def test_a_base_in_4_bits_is_never_kept_whole() -> None:
 def test_a_4bit_base_on_its_side_is_left_to_peft() -> None:
     made = layer(packed=True)
     made.base_layer.weight.quant_state.shape = torch.Size((24, 40))
-    assert one_operation(made) == 0
+    assert patch_lora(made) == 0
 
 
 def test_a_base_that_trains_or_is_no_linear_layer_is_left_to_peft() -> None:
     made = layer()
     made.base_layer.weight.requires_grad_(True)
-    assert one_operation(made) == 0
+    assert patch_lora(made) == 0
     model = get_peft_model(tiny.model("gpt2"), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
-    assert one_operation(model) == 0
+    assert patch_lora(model) == 0
 
 
 def test_a_disabled_or_merged_adapter_is_heeded() -> None:
     made, x = layer(), torch.randn(2, 24)
-    assert one_operation(made) == 1
+    assert patch_lora(made) == 1
     made.enable_adapters(False)
     assert torch.equal(made(x), made.base_layer(x))
     made.enable_adapters(True)
@@ -131,7 +131,7 @@ def test_a_disabled_or_merged_adapter_is_heeded() -> None:
 def test_only_the_gradients_that_are_asked_for_are_made() -> None:
     x, base = torch.randn(3, 8), nn.Linear(8, 6, bias=False)
     down, up = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2)
-    LowRank.apply(x, base, None, down, up, 1.0).sum().backward()
+    FusedLora.apply(x, base, None, down, up, 1.0).sum().backward()
     assert down.grad is not None
     assert x.grad is None
     assert up.grad is None

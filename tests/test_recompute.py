@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from llmtune.recompute import lean_mlps, lean_norms
+from llmtune.kernels.cpu.recompute import patch_mlps, patch_norms
 from tests import tiny
 
 CASES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
@@ -64,7 +64,7 @@ def test_a_norm_gives_the_same_bits_and_gradients_as_near_to_exact(of_x: torch.d
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     # Only the class's own products are exact in double: it goes through fp32.
     exact.forward = lambda x: exact.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + exact.variance_epsilon)
-    assert lean_norms(ours) == 1
+    assert patch_norms(ours) == 1
     x = torch.randn(3, 7, 48).to(of_x)
     mine, other, true = run(ours, x), run(plain, x), run(exact, x.double())
     assert torch.equal(mine[0], other[0])
@@ -80,7 +80,7 @@ def test_a_norm_gives_the_same_bits_and_gradients_as_near_to_exact(of_x: torch.d
 def test_a_gated_mlp_gives_the_same_bits_and_keeps_half(dtype: torch.dtype, act: str) -> None:
     plain = mlp(dtype, act)
     ours = copy.deepcopy(plain)
-    assert lean_mlps(ours) == 1
+    assert patch_mlps(ours) == 1
     x = torch.randn(2, 5, plain.hidden_size).to(dtype)
     for mine, other in zip(run(ours, x), run(plain, x), strict=True):
         assert torch.equal(mine, other)
@@ -90,7 +90,7 @@ def test_a_gated_mlp_gives_the_same_bits_and_keeps_half(dtype: torch.dtype, act:
 def test_a_gated_mlp_computes_again_what_its_last_layer_kept() -> None:
     ours = mlp()
     act = ours.act_fn = Counted()
-    assert lean_mlps(ours) == 1
+    assert patch_mlps(ours) == 1
     x = torch.randn(2, 5, ours.hidden_size)
     out = ours(x.requires_grad_())
     assert act.calls == 1
@@ -119,12 +119,12 @@ def test_norms_and_mlps_of_another_form_stay_as_they_are() -> None:
             )
 
     model = nn.ModuleList([Other(tiny.model().config), Before(8), Gemma3RMSNorm(8), nn.LayerNorm(8)])
-    assert lean_norms(model) == lean_mlps(model) == 0
+    assert patch_norms(model) == patch_mlps(model) == 0
     assert not any("forward" in vars(module) for module in model)
 
 
 @pytest.mark.parametrize(("kind", "norms", "mlps"), [("llama", 5, 2), ("qwen3", 9, 2), ("gpt2", 0, 0), ("opt", 0, 0)])
 def test_what_is_found_in_an_architecture(kind: str, norms: int, mlps: int) -> None:
     model = tiny.model(kind, blocks=2)
-    assert (lean_norms(model), lean_mlps(model)) == (norms, mlps)
-    assert (lean_norms(model), lean_mlps(model)) == (0, 0), "once is enough"
+    assert (patch_norms(model), patch_mlps(model)) == (norms, mlps)
+    assert (patch_norms(model), patch_mlps(model)) == (0, 0), "once is enough"

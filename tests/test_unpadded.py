@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmtune import attention, loss, unpadded
+from llmtune import loss, unpadded
 from llmtune import trainer as trainer_module
+from llmtune.kernels.cpu import attention as attention_module
+from llmtune.kernels.cpu.attention import _attend
 from tests import tiny, training
 from tests.test_prefix import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 
@@ -18,8 +20,8 @@ FULL = {"kind": "full", "lr": 0.01}
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
-    monkeypatch.setattr(loss, "short_rows", lambda: nullcontext(None))
-    monkeypatch.setattr(trainer_module.cpu, "install", lambda *given: None)
+    monkeypatch.setattr(loss, "short_row_attention", lambda: nullcontext(None))
+    monkeypatch.setattr(trainer_module, "install", lambda *given: None)
 
     def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
@@ -67,8 +69,8 @@ def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, mon
     score = loss.cross_entropy
     monkeypatch.setattr(loss, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
     attended: list[torch.dtype] = []
-    attend = attention._attend
-    monkeypatch.setattr(attention, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
+    attend = _attend
+    monkeypatch.setattr(attention_module, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
     ours = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
     assert padding(ours) == 0
     assert set(attended) == {torch.bfloat16}

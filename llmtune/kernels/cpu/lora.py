@@ -13,7 +13,7 @@ from torch import nn
 ADAPTER = "default"
 
 
-class LowRank(torch.autograd.Function):
+class FusedLora(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T, with the sum taken in the product; gradients for x, A and B."""
 
     @staticmethod
@@ -53,7 +53,7 @@ class LowRank(torch.autograd.Function):
         )
 
 
-_compute: Any = LowRank.apply
+_compute: Any = FusedLora.apply
 
 
 def _weight(base: Any, precision: torch.dtype) -> torch.Tensor:
@@ -85,7 +85,7 @@ def _forward(layer: Linear | Linear4bit, x: torch.Tensor, *arguments: Any, **nam
     return given
 
 
-def one_operation(model: nn.Module) -> int:
+def patch_lora(model: nn.Module) -> int:
     """Let LoRA layers over linear ones, plain or in 4 bits, compute as `LowRank`; gives how many there are."""
     count = 0
     for layer in model.modules():

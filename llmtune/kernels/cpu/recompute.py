@@ -36,7 +36,7 @@ class RMSNorm(torch.autograd.Function):
         return of_unit.sub_(unit.mul_(along)).mul_(scale).to(x.dtype), of_weight, None
 
 
-class Gated(torch.autograd.Function):
+class GatedProduct(torch.autograd.Function):
     """act(gate) * up; keeps gate and up alone."""
 
     @staticmethod
@@ -59,7 +59,7 @@ class Gated(torch.autograd.Function):
 
 
 _normalise: Any = RMSNorm.apply
-_multiply: Any = Gated.apply
+_multiply: Any = GatedProduct.apply
 
 
 def _norm(norm: nn.Module, eps: float, x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     return given
 
 
-def lean_norms(model: nn.Module) -> int:
+def patch_norms(model: nn.Module) -> int:
     """Let RMS norms that compute just what `RMSNorm` does keep their input alone; gives how many there are."""
     norms = [module for module in model.modules() if _eps(module) is not None and not vars(module).get("forward")]
     alike = [norm for norm in norms if [(n, p.ndim) for n, p in norm.named_parameters()] == [("weight", 1)]]
@@ -101,7 +101,7 @@ def lean_norms(model: nn.Module) -> int:
     return len(chosen)
 
 
-def lean_mlps(model: nn.Module) -> int:
+def patch_mlps(model: nn.Module) -> int:
     """Let gated MLPs keep the outputs of their first two layers alone; gives how many there are.
 
     Not for activation checkpointing, which keeps less, and whose hooks these would replace.

@@ -41,7 +41,7 @@ class _Space:
         return self._copy
 
 
-class Held:
+class PendingGradients:
     """Gradients in the precision of the products that gave them, until a backward pass is over.
 
     What a pass frees lies in pieces that few gradients in fp32 would fit; when it is over, they have room.
@@ -73,7 +73,7 @@ class CastLinear(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         space: _Space,
-        held: Held | None,
+        held: PendingGradients | None,
     ) -> torch.Tensor:
         """Outputs (..., N) of x (..., K), a weight (N, K) and a bias (N); the weight's gradient goes to `held`."""
         # Saved, the weight would come back as another tensor where hooks of saved tensors are at work.
@@ -115,7 +115,7 @@ def _in_parts(given: torch.Tensor, inputs: torch.Tensor, product: torch.Tensor, 
 _compute: Any = CastLinear.apply
 
 
-def _forward(layer: nn.Linear, space: _Space, held: Held | None, x: torch.Tensor) -> torch.Tensor:
+def _forward(layer: nn.Linear, space: _Space, held: PendingGradients | None, x: torch.Tensor) -> torch.Tensor:
     """A linear layer's forward: `CastLinear` under autocast, its own everywhere else."""
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
         return type(layer).forward(layer, x)
@@ -125,7 +125,7 @@ def _forward(layer: nn.Linear, space: _Space, held: Held | None, x: torch.Tensor
     return given
 
 
-def cast_where_used(model: nn.Module, held: Held | None = None) -> int:
+def patch_linears(model: nn.Module, held: PendingGradients | None = None) -> int:
     """Let linear layers with fp32 weights compute as `CastLinear`; gives how many there are.
 
     Their weights' gradients are there once `held` has given them, and as ever without it.
@@ -138,7 +138,7 @@ def cast_where_used(model: nn.Module, held: Held | None = None) -> int:
     return len(chosen)
 
 
-def sparse_lookup(model: Any) -> bool:
+def patch_embedding(model: Any) -> bool:
     """Let the embedding add its gradient to the head's, row by row, where the two are one matrix; gives whether."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     one = type(embedding) is nn.Embedding and head is not None and head.weight is embedding.weight

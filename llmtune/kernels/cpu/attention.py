@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 SHORT = 192
 
 
-class Rows:
+class JoinedRows:
     """Where the tokens of right-padded rows (B, T) stand when they are joined into one row without padding (1, N).
 
     The last place is a filler's: a row of its own that nothing else sees, which stands for all padding.
@@ -77,7 +77,7 @@ class ShortAttention(torch.autograd.Function):
         value: torch.Tensor,
         mask: torch.Tensor,
         scale: float,
-        rows: Rows | None,
+        rows: JoinedRows | None,
     ) -> torch.Tensor:
         """Outputs (B, T, H, D) of queries (B, H, T, D), keys and values (B, K, T, D), and a mask to add (B, 1, T, T).
 
@@ -119,14 +119,14 @@ class ShortAttention(torch.autograd.Function):
 _attend: Any = ShortAttention.apply
 
 
-class Chooser:
+class AttentionRouter:
     """Stands in for transformers' "sdpa" and takes what is short, on a CPU; everything else goes on to it."""
 
     def __init__(self, default: Any) -> None:
         self._default = default
         self._mask: torch.Tensor | None = None
         self._added = torch.empty(0)
-        self.rows: Rows | None = None
+        self.rows: JoinedRows | None = None
 
     def __call__(
         self,
@@ -154,7 +154,7 @@ class Chooser:
         with torch.autocast(query.device.type, enabled=False):  # which would have the scores in bf16
             return _attend(query, key, value, added, scale, rows), None
 
-    def _to_add(self, mask: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    def _to_add(self, mask: torch.Tensor, rows: JoinedRows | None) -> torch.Tensor:
         """The mask as fp32 (B, 1, T, T) to add; blocks of one kind are given the same one."""
         if mask is not self._mask:
             wanted = rows.mask(mask) if rows else mask
@@ -165,7 +165,9 @@ class Chooser:
         return self._added
 
 
-def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: Rows | None) -> bool:
+def _short(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: JoinedRows | None
+) -> bool:
     known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
     fits = query.shape[1] % key.shape[1] == 0 and mask.shape[1:] == (1, query.shape[2], key.shape[2])
     longest = rows.shape[1] if rows else query.shape[2]
@@ -173,10 +175,10 @@ def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: to
 
 
 @contextmanager
-def short_rows() -> Iterator[Chooser]:
+def short_row_attention() -> Iterator[AttentionRouter]:
     """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
     default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    chooser = Chooser(default)
+    chooser = AttentionRouter(default)
     ALL_ATTENTION_FUNCTIONS["sdpa"] = chooser
     try:
         yield chooser

@@ -1,0 +1,1 @@
+"""Faster steps on CPUs."""
