@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, Trai
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.arms import ARMS, Arm
-from llmtune import recipe, train
+from llmtune import recipe
 from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base, load_tokenizer
 from llmtune.model.blocks import blocks
-from llmtune.prepare import prepare
-from llmtune.trainer import PlannedTrainer
+from llmtune.train import loop
+from llmtune.train.planned import PlannedTrainer
+from llmtune.train.prepare import prepare
 
 
 class Clock(TrainerCallback):
@@ -65,7 +66,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
         def __init__(self, *arguments: Any, callbacks: list[Any], **named: Any) -> None:
             super().__init__(*arguments, callbacks=[clock, *callbacks], **named)
 
-    train.PlannedTrainer = Timed
+    loop.PlannedTrainer = Timed
     folder = Path(job["folder"])
     written = {
         "model": {"base": job["base"], "quantize": "4bit" if arm.quantize else "none", "precision": job["precision"]},
@@ -78,7 +79,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     }
     (folder / "recipe.yaml").write_text(json.dumps(written))
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
-    train.train(run)
+    loop.train(run)
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     said = [entry["prefix"] for entry in log if "prefix" in entry]
     steps = [entry for entry in log if "loss" in entry]

@@ -97,8 +97,8 @@ def _check(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
-    from llmtune.prepare import examine
     from llmtune.show import findings, plan
+    from llmtune.train.prepare import examine
 
     checked, table = examine(settings, locate_base(settings, weights=False), count_gpus())
     if options.json:
@@ -114,8 +114,8 @@ def _plan(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
-    from llmtune.prepare import plan_alone
     from llmtune.show import plan
+    from llmtune.train.prepare import plan_alone
 
     table = plan_alone(settings, locate_base(settings, weights=False), count_gpus())
     if options.json:
@@ -145,10 +145,10 @@ def _run(options: argparse.Namespace) -> None:
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
             train_in_children(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
-            from llmtune import prepare
             from llmtune.show import prepared
+            from llmtune.train import prepare as prepare_module
 
-            prepared(prepare.prepare(settings, made.path, count_gpus(), options.overwrite))
+            prepared(prepare_module.prepare(settings, made.path, count_gpus(), options.overwrite))
     _finish(made)
 
 

@@ -16,15 +16,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
-from llmtune import train as train_module
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.schedule import Schedule
-from llmtune.trainer import groups, narrow
+from llmtune.train import __main__ as training_process
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.planned import freeze_to_stage, optimizer_groups
 from tests import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}
@@ -57,13 +57,13 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     live = dict(tuned.named_parameters())
     tensors = {name: live[name] for name in names}
     # With Adam's usual eps the step is the sign of a gradient near 0, which rounding turns.
-    optimizer = torch.optim.AdamW(groups(tensors, distance, 0.1), lr=1.0, eps=1e-4)
+    optimizer = torch.optim.AdamW(optimizer_groups(tensors, distance, 0.1), lr=1.0, eps=1e-4)
     schedule = Schedule(plan, STEPS, 0.2, "linear")
     rates = [lambda step, far=group["distance"]: schedule.rate(step, far) for group in optimizer.param_groups]
     laid = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
     rows, collate = training.rows(), Collator(0)
     for step in range(STEPS):
-        narrow(tensors, distance, schedule, step)
+        freeze_to_stage(tensors, distance, schedule, step)
         batch = rows[4 * step : 4 * step + 4]
         count = sum(label != -100 for row in batch for label in row["labels"][1:])
         inputs = collate(batch[rank::world])
@@ -113,7 +113,7 @@ def fsdp2(folder: Path) -> None:
     PartialState.__init__ = disguised
     PartialState.destroy_process_group = lambda self: None  # the next run needs it
     for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
-        assert train_module.main([str(run)]) == 0
+        assert training_process.main([str(run)]) == 0
         assert AcceleratorState._shared_state["distributed_type"] == DistributedType.FSDP
         dist.barrier()
         if dist.get_rank() == 0:
@@ -121,7 +121,7 @@ def fsdp2(folder: Path) -> None:
             for late in complete_checkpoints(run / "checkpoints")[2:]:
                 shutil.rmtree(late)
         dist.barrier()
-        assert train_module.main([str(run)]) == 0
+        assert training_process.main([str(run)]) == 0
     dist.destroy_process_group()
 
 

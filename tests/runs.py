@@ -15,8 +15,8 @@ from llmtune import parity, recipe
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.model.base import load_model, locate_base, model_facts
-from llmtune.prepare import prepare
 from llmtune.run import Run
+from llmtune.train.prepare import prepare
 from tests import tiny
 
 LORA = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "lora", "rank": 4, "alpha": 8}}

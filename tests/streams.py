@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from llmtune import recipe
 from llmtune.frozen.store import DATA
-from llmtune.prepare import prepare
 from llmtune.run import Run
+from llmtune.train.prepare import prepare
 from tests import tiny
 
 FROZEN = {"kind": "frozen", "reach": 1, "lr": 0.01}

@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmtune.kernels.cpu.attention import SHORT, JoinedRows, short_row_attention
-from llmtune.unpadded import arguments
+from llmtune.train.joined import arguments
 
 
 def attend(tensors: Any, mask: Any, ours: bool, mixed: bool = False, **more: Any) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import distances
-from llmtune.prepare import plan_table
+from llmtune.train.plan_table import plan_table
 from tests import runs, tiny, training
 from tests.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
 from tests.test_merge import quick  # noqa: F401

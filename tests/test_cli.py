@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmtune import recipe, tasks, train
+from llmtune import recipe, tasks
 from llmtune.cli import main
 from llmtune.launch import process
 from llmtune.launch.process import EXIT_FILE, Ended
-from llmtune.prepare import prepare
 from llmtune.recipe.suite import Suite, load_suite
+from llmtune.train import __main__ as training_process
+from llmtune.train.prepare import prepare
 from tests import tiny
 from tests.test_suite import HARNESS
 
@@ -37,11 +38,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(settings: Any, words: list[str]) -> Ended:
         with tempfile.TemporaryDirectory() as folder:
             monkeypatch.setenv(EXIT_FILE, f"{folder}/code")
-            code = train.main(words)
+            code = training_process.main(words)
             return Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
 
     monkeypatch.setattr(process, "run_training", start)
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(training_process, "train", lambda *_: pytest.fail("it trains"))
 
 
 def written(place: Path, **sections: Any) -> str:

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from llmtune import recipe
-from llmtune import trainer as trainer_module
-from llmtune.arguments import ARGUMENTS, OPTIMIZERS
 from llmtune.errors import TrainingError
-from llmtune.prepare import prepare
 from llmtune.run import Run
-from llmtune.train import train
+from llmtune.train import planned
+from llmtune.train.arguments import ARGUMENTS, OPTIMIZERS
+from llmtune.train.loop import train
+from llmtune.train.planned import _Stages, optimizer_groups
+from llmtune.train.prepare import prepare
 from tests import tiny, training
 
 GOLDEN = Path(__file__).parent / "arguments.json"
@@ -34,9 +35,9 @@ def made(tmp_path: Path, method: dict[str, Any]) -> Run:
 def test_a_tensor_that_is_to_train_but_is_in_no_group_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trainer_module.groups
+    original = optimizer_groups
     monkeypatch.setattr(
-        trainer_module, "groups", lambda tensors, distance, decay: original(
+        planned, "optimizer_groups", lambda tensors, distance, decay: original(
             {name: p for name, p in tensors.items() if distance[name] < 2}, distance, decay
         ),
     )  # fmt: skip
@@ -46,7 +47,7 @@ def test_a_tensor_that_is_to_train_but_is_in_no_group_ends_the_run(
 
 
 def test_a_run_in_which_nothing_changed_at_some_distance_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = trainer_module.groups
+    original = optimizer_groups
 
     def stale(tensors: dict[str, Any], distance: dict[str, int], decay: float) -> Any:
         copies = {n: nn.Parameter(p.detach().clone()) if distance[n] == 2 else p for n, p in tensors.items()}
@@ -55,23 +56,23 @@ def test_a_run_in_which_nothing_changed_at_some_distance_fails(tmp_path: Path, m
         return original(copies, distance, decay)
 
     done = made(tmp_path, {"kind": "full", "lr": 0.01})
-    monkeypatch.setattr(trainer_module, "groups", stale)
-    monkeypatch.setattr(trainer_module._Stages, "on_step_begin", lambda *_, **__: None)
+    monkeypatch.setattr(planned, "optimizer_groups", stale)
+    monkeypatch.setattr(_Stages, "on_step_begin", lambda *_, **__: None)
     with pytest.raises(TrainingError, match="nothing at distance 2 changed, so it was not trained"):
         train(done)
     assert not done.done("train")
 
 
 def test_a_run_in_which_single_tensors_never_changed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, lost = trainer_module.groups, {f"model.layers.{at}.mlp.up_proj.weight" for at in (0, 1)}
+    original, lost = optimizer_groups, {f"model.layers.{at}.mlp.up_proj.weight" for at in (0, 1)}
 
     def stale(tensors: dict[str, Any], distance: dict[str, int], decay: float) -> Any:
         copies = {n: nn.Parameter(p.detach().clone()) if n in lost else p for n, p in tensors.items()}
         return original(copies, distance, decay)
 
     done = made(tmp_path, {"kind": "full", "lr": 0.01})
-    monkeypatch.setattr(trainer_module, "groups", stale)
-    monkeypatch.setattr(trainer_module._Stages, "on_step_begin", lambda *_, **__: None)
+    monkeypatch.setattr(planned, "optimizer_groups", stale)
+    monkeypatch.setattr(_Stages, "on_step_begin", lambda *_, **__: None)
     train(done)
     said = [entry["warning"] for entry in map(json.loads, done.log_file.read_text().splitlines()) if "warning" in entry]
     assert said == [f"warning: never changed, though to be trained: {min(lost)} and 1 more"]

@@ -16,13 +16,13 @@ from llmtune.adapters import lora as lora_module
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert
 from llmtune.adapters.lora import INITIAL, move_weight_into_adapter, moves_weight
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.model.base import Base, load_model, locate_base, model_facts
-from llmtune.prepare import prepare
 from llmtune.run import Run
-from llmtune.train import train
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
 from tests import tiny, training
 
 IDS = torch.arange(3, 40)[None]

@@ -8,12 +8,12 @@ import torch
 from accelerate import PartialState
 
 from llmtune import recipe
-from llmtune.arguments import OPTIMIZERS
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError
-from llmtune.prepare import prepare
 from llmtune.recipe.sections import Recipe
-from llmtune.train import train
+from llmtune.train.arguments import OPTIMIZERS
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
 from tests import tiny, training
 
 STAGES = [{"until": 0.34, "lr": 0.01}, {"until": 0.67, "reach": 1, "lr": 0.01}, {"until": 1.0, "reach": 2, "lr": 0.02}]
@@ -113,17 +113,17 @@ def test_8bit_states_are_8bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "adafactor", "sgd", "paged_adamw_8bit"])
 def test_a_recipes_optimizer_is_the_one_that_trains(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtune import train as module
+    from llmtune.train.loop import PlannedTrainer
 
     seen: list[str] = []
-    original = module.PlannedTrainer.train
+    original = PlannedTrainer.train
 
     def look(self: Any, **named: Any) -> Any:
         result = original(self, **named)
         seen.append(type(self.optimizer.optimizer).__name__)
         return result
 
-    monkeypatch.setattr(module.PlannedTrainer, "train", look)
+    monkeypatch.setattr(PlannedTrainer, "train", look)
     tiny.save_base(tmp_path / "base", hidden=64)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(20))
     section = {"epochs": 1, "batch_size": 4, "optimizer": name}

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmtune import trainer as trainer_module
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.frozen import store
 from llmtune.frozen.boundary import Span, boundaries, choose_boundaries
 from llmtune.frozen.cache import PROBED, CachePolicy, FrozenBlocks
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room, os
 from llmtune.plan.stages import Plan, Stage
+from llmtune.train import planned
+from llmtune.train.checkpoint import complete_checkpoints
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -139,7 +139,7 @@ def test_weights_that_no_coming_stage_runs_are_let_go(tmp_path: Path) -> None:
 def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = {**FROZEN, "reach": 4, "adapter": LORA | {"dora": kind == "dora"}}
     ours = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
-    monkeypatch.setattr(trainer_module, "cast_once", lambda model: None)
+    monkeypatch.setattr(planned, "skip_input_casts", lambda model: None)
     plain = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
     assert ours[1] == plain[1]
     assert all(torch.equal(a[name], b[name]) for a, b in zip(ours[2], plain[2], strict=True) for name in b)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from llmtune import recipe
-from llmtune.prepare import prepare
 from llmtune.run import open_run
-from llmtune.train import train
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
 from tests import processes, tiny
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from llmtune.numbers import duration
-from llmtune.progress import Progress
 from llmtune.run_log import read_log
+from llmtune.train.progress import Progress
 
 
 class Clock:

@@ -17,10 +17,10 @@ from llmtune.files import read_json
 from llmtune.merge import merge
 from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
 from llmtune.model.quantize import load_quantized
-from llmtune.prepare import prepare
 from llmtune.run import Run
-from llmtune.train import train
-from llmtune.trainer import PlannedTrainer
+from llmtune.train.loop import train
+from llmtune.train.planned import PlannedTrainer
+from llmtune.train.prepare import prepare
 from tests import tiny, training
 
 LORA = {"kind": "lora", "rank": 4}

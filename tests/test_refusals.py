@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmtune import cli, recipe, train
-from llmtune.prepare import prepare
+from llmtune import cli, recipe
+from llmtune.train.__main__ import main
+from llmtune.train.prepare import prepare
 from tests import tiny
 
 LORA = {"kind": "lora", "rank": 4}
@@ -124,7 +125,7 @@ def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_i
     )
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert train.main([str(made.path)]) == code
+    assert main([str(made.path)]) == code
     said = capsys.readouterr().err
     assert line in said
     assert said.strip().count("\n") == 0

@@ -11,9 +11,9 @@ import torch
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.model.base import load_model, locate_base
-from llmtune.prepare import prepare
 from llmtune.run import open_run
-from llmtune.train import train
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))

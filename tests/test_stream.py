@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmtune.adapters.delta import load_delta
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.files import read_json
 from llmtune.frozen import build
 from llmtune.frozen.build import BuildProgress, run_rows
@@ -22,7 +21,8 @@ from llmtune.frozen.store import DATA
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base, load_model, locate_base
 from llmtune.run import open_run
-from llmtune.train import train
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
 from tests import tiny
 from tests.streams import FROZEN, KINDS, LORA, NARROWING, STAGED, assert_same, delta, losses, made, read, said
 

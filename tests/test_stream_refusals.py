@@ -14,7 +14,7 @@ from llmtune.frozen import store
 from llmtune.frozen.store import DATA, OutputWriter, StoredOutputs
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base
-from llmtune.train import train
+from llmtune.train.loop import train
 from tests import tiny
 from tests.streams import FROZEN, LORA, made, read, said
 
@@ -48,7 +48,7 @@ def test_a_state_that_another_model_left_is_not_trained_on(tmp_path: Path, monke
     train(made(tmp_path, "keep"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=1, blocks=4)
-    monkeypatch.setattr("llmtune.train.weights_digest", lambda folder: "the same")
+    monkeypatch.setattr("llmtune.train.loop.weights_digest", lambda folder: "the same")
     train(made(tmp_path, "keep", name="other"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=2, blocks=4)

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
-from llmtune.checkpoint import complete_checkpoints
 from llmtune.errors import MachineError, RecipeError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD
 from llmtune.memory import PRIMITIVES
 from llmtune.model.base import load_model, locate_base
-from llmtune.prepare import prepare
 from llmtune.run import Run
-from llmtune.train import train
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
 from tests import tiny
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
@@ -94,10 +94,10 @@ def test_another_number_of_processes_than_asked_for_is_an_error(
 
 
 def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtune import trainer
+    from llmtune.train.planned import PlannedTrainer
 
     done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"prefix": "none"})
-    original = trainer.PlannedTrainer.train
+    original = PlannedTrainer.train
 
     def meddle(self: Any, **named: Any) -> Any:
         result = original(self, **named)
@@ -105,7 +105,7 @@ def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pyte
             self.model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
         return result
 
-    monkeypatch.setattr(trainer.PlannedTrainer, "train", meddle)
+    monkeypatch.setattr(PlannedTrainer, "train", meddle)
     with pytest.raises(Exception, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
         train(done)
     assert not done.done("train")

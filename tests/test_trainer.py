@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from llmtune import trainer as trainer_module
-from llmtune.checkpoint import checksums, complete_checkpoints
 from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.planned import TrainerCallback, optimizer_groups
+from llmtune.train.proof import checksums
 from tests import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
@@ -97,7 +98,7 @@ def test_first_step_moves_weights_in_proportion_to_their_rate(tmp_path: Path, ad
     model = tiny.model(blocks=4, tied=False)
     grads: dict[str, torch.Tensor] = {}
 
-    class Grads(trainer_module.TrainerCallback):
+    class Grads(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **named: Any) -> None:
             grads.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
@@ -121,7 +122,7 @@ def test_backward_stops_at_the_farthest_distance_that_trains(tmp_path: Path, met
     model = tiny.model(blocks=4, tied=False)
     reached: list[set[int]] = []
 
-    class NewStep(trainer_module.TrainerCallback):
+    class NewStep(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
             reached.append(set())
 
@@ -178,7 +179,7 @@ def test_loss_and_gradients_are_the_plain_models(tmp_path: Path) -> None:
 def test_groups_partition_what_trains() -> None:
     model = tiny.model(blocks=3)
     tensors, distance = dict(model.named_parameters()), distances(model)
-    made = trainer_module.groups(tensors, distance, 0.1)
+    made = optimizer_groups(tensors, distance, 0.1)
     listed = [id(parameter) for group in made for parameter in group["params"]]
     assert sorted(listed) == sorted(id(parameter) for parameter in tensors.values())
     assert {(group["distance"], group["weight_decay"]) for group in made} == {

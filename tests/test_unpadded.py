@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmtune import loss, unpadded
-from llmtune import trainer as trainer_module
 from llmtune.kernels.cpu import attention as attention_module
 from llmtune.kernels.cpu.attention import _attend
+from llmtune.train import joined, objective, planned
+from llmtune.train.objective import cross_entropy
 from tests import tiny, training
 from tests.test_prefix import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 
@@ -20,13 +20,13 @@ FULL = {"kind": "full", "lr": 0.01}
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
-    monkeypatch.setattr(loss, "short_row_attention", lambda: nullcontext(None))
-    monkeypatch.setattr(trainer_module, "install", lambda *given: None)
+    monkeypatch.setattr(objective, "short_row_attention", lambda: nullcontext(None))
+    monkeypatch.setattr(planned, "install", lambda *given: None)
 
     def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
 
-    monkeypatch.setattr(loss, "cross_entropy", plain)
+    monkeypatch.setattr(objective, "cross_entropy", plain)
 
 
 def padding(result: Any) -> float:
@@ -66,8 +66,8 @@ def test_with_a_kept_prefix_stages_and_accumulation_too(
 def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]
     scored: set[torch.dtype] = set()
-    score = loss.cross_entropy
-    monkeypatch.setattr(loss, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
+    score = cross_entropy
+    monkeypatch.setattr(objective, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
     attended: list[torch.dtype] = []
     attend = _attend
     monkeypatch.setattr(attention_module, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
@@ -97,7 +97,7 @@ def test_a_model_that_mixes_neighbours_stays_padded(tmp_path: Path, monkeypatch:
 
 
 def test_rows_too_long_for_short_attention_stay_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpadded, "SHORT", 8)
+    monkeypatch.setattr(joined, "SHORT", 8)
     assert padding(fit(tmp_path, FULL, keep=False)) > 0
 
 

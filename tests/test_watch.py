@@ -7,7 +7,7 @@ import pytest
 from accelerate import PartialState
 from transformers import TrainerControl
 
-from llmtune.watch import Stop
+from llmtune.train.stop import Stop
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 

@@ -15,7 +15,7 @@ from llmtune.data.collate import Collator
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule
-from llmtune.trainer import PlannedTrainer
+from llmtune.train.planned import PlannedTrainer
 from tests import tiny
 
 BASE = Base(Path("nowhere"), "tiny", None, None)

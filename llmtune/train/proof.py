@@ -1,11 +1,15 @@
 """Whether the weights that should learn really move: updates below a weight's precision are rounded away in silence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from llmtune.errors import TrainingError
+from llmtune.model.sharded import gather
 
 AT_STEP = 20
 SAMPLE = 1024
@@ -13,7 +17,7 @@ SAMPLE = 1024
 ENOUGH = 0.5
 
 
-class Moved(TrainerCallback):
+class UpdateCheck(TrainerCallback):
     """Measures at step 20, or half-way, which share of the elements that have a gradient the step changes."""
 
     def __init__(self, record: Callable[[dict[str, Any]], None]) -> None:
@@ -46,3 +50,33 @@ class Moved(TrainerCallback):
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
     flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).flatten()
     return flat[:: max(1, flat.numel() // SAMPLE)]
+
+
+def prove_planned_changes(
+    before: dict[str, int], model: nn.Module, trained: Collection[str], distance: dict[str, int]
+) -> list[str]:
+    """The tensors in `trained` that are still what their checksums `before` say.
+
+    Raises TrainingError where something frozen changed, or where nothing at some distance did.
+    """
+    # What is empty was let go and cannot have trained.
+    after = checksums({name: parameter for name, parameter in model.named_parameters() if parameter.numel()})
+    changed = {name for name in after if before[name] != after[name]}
+    moved = sorted(changed - set(trained))
+    if moved:
+        raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
+    still = {distance[name] for name in trained} - {distance[name] for name in changed}
+    if still:
+        raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
+    return sorted(set(trained) - changed)
+
+
+def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """A sum over the bits of every whole tensor, modulo 2**64; one changed element changes it."""
+    return {name: int(_words(gather(tensor.detach())).sum()) for name, tensor in tensors.items()}
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.contiguous().flatten()
+    gather = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64) if gather else flat.view(torch.uint8).to(torch.int64)

@@ -14,7 +14,7 @@ from llmtune.model.blocks import unwrap
 EXACT, ROUNDED = 1e-5, 2**-6
 
 
-class Unpadded:
+class RowJoiner:
     """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
 
     def __init__(self, model: nn.Module, prefix: FrozenBlocks | None, autocast: Callable[[], Any]) -> None:

@@ -9,9 +9,9 @@ from trl import SFTConfig
 
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
-from llmtune.prepare import micro_batch
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.train.plan_table import split_batch
 
 ARGUMENTS = "arguments.json"
 OPTIMIZERS = {
@@ -23,9 +23,9 @@ OPTIMIZERS = {
 }
 
 
-def arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
+def training_arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
     """The arguments that TRL and transformers read; the plan decides rates, so theirs are not used."""
-    size, passes = micro_batch(settings, world)
+    size, passes = split_batch(settings, world)
     every = math.ceil(settings.train.save_every * steps)
     return SFTConfig(
         output_dir=str(run.checkpoints),
@@ -60,7 +60,7 @@ def resolved_arguments(args: SFTConfig) -> dict[str, Any]:
     return {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
 
 
-def dataset(examples: list[Any], first: int = 0) -> Dataset:
+def to_dataset(examples: list[Any], first: int = 0) -> Dataset:
     """Examples for the trainer, numbered from `first` on: input_ids, labels, index."""
     numbered = enumerate(examples, first)
     return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels, "index": at} for at, e in numbered])

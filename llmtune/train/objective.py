@@ -10,13 +10,13 @@ from llmtune.errors import TrainingError
 from llmtune.kernels.cpu.attention import AttentionRouter, JoinedRows, short_row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
-from llmtune.unpadded import Unpadded, arguments
+from llmtune.train.joined import RowJoiner, arguments
 
 
 class Measured(SFTTrainer):
     """SFTTrainer whose loss is the mean over the supervised tokens of a whole optimizer step."""
 
-    _unpadded: Unpadded
+    _unpadded: RowJoiner
     _attention: AttentionRouter | None = None
     _held: PendingGradients | None = None
     _seen: int

@@ -2,14 +2,16 @@
 
 import json
 import math
+import resource
 import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -174,3 +176,35 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[facts]}"),
     ]
     return Bar(*columns, console=console, expand=True)
+
+
+def step_recorder(progress: Progress) -> Any:
+    """A function that completes a step's record with time, speed and memory and hands it to the log."""
+    began = time.monotonic()
+    earlier = progress.previous.get("seconds", 0.0)
+    last = (began, progress.previous.get("tokens", 0))
+
+    def record(entry: dict[str, Any]) -> None:
+        nonlocal last
+        said = entry.get("prefix") or entry.get("warning")
+        if said:
+            progress.noted(entry, said)
+            return
+        if "eval_loss" in entry:
+            progress.evaluated(entry)
+            last = (time.monotonic(), last[1])
+            return
+        now = time.monotonic()
+        speed = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
+        last = (now, entry["tokens"])
+        progress.step(
+            entry | {"seconds": earlier + now - began, "tokens_per_s": speed, "peak_memory_mb": _peak_memory_mb()}
+        )
+
+    return record
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

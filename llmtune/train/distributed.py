@@ -37,7 +37,7 @@ def check_world(settings: Recipe, state: PartialState) -> None:
         raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
 
 
-def check(settings: Recipe, plan: Plan, state: PartialState) -> None:
+def check_engine(settings: Recipe, plan: Plan, state: PartialState) -> None:
     """Raise an error for an engine that `accelerate launch` was told to use and that cannot do what was asked."""
     if _told("ACCELERATE_USE_DEEPSPEED"):
         check_stages(settings, plan)

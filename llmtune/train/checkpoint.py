@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llmtune.errors import TrainingError
 from llmtune.files import fingerprint, write_json
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.model.sharded import gather, shard_like
+from llmtune.train.proof import checksums
 
 TENSORS = "trained.safetensors"
 MANIFEST = "manifest.json"
@@ -126,17 +126,6 @@ class Checkpointed(SFTTrainer):
         odd = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
         if odd:
             raise TrainingError(f"the processes' weights differ at step {self.state.global_step}: {odd[0]}")
-
-
-def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """A sum over the bits of every whole tensor, modulo 2**64; one changed element changes it."""
-    return {name: int(_words(gather(tensor.detach())).sum()) for name, tensor in tensors.items()}
-
-
-def _words(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.contiguous().flatten()
-    gather = flat.numel() * flat.element_size() % 8 == 0
-    return flat.view(torch.int64) if gather else flat.view(torch.uint8).to(torch.int64)
 
 
 def seal(partial_folder: Path, folder: Path) -> None:

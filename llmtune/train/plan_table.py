@@ -1,40 +1,24 @@
-"""Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
+"""The plan table: what trains when, at which rate, from a model without weights."""
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from llmtune import engine
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.adapters.lora import moves_weight, stored_elements
-from llmtune.data.gate import Gate, gate
-from llmtune.data.rows import read
-from llmtune.files import write_json
 from llmtune.frozen.boundary import boundaries
-from llmtune.frozen.stream import check_disk, count_offloaded
-from llmtune.launch.command import choose_config, count_processes
+from llmtune.frozen.stream import count_offloaded
 from llmtune.methods.kinds import Facts, rate_notes
-from llmtune.model.base import Base, build_skeleton, computes_bf16, load_tokenizer, locate_base, model_facts, stop_ids
+from llmtune.model.base import Base, build_skeleton, computes_bf16, model_facts
 from llmtune.model.blocks import distances
 from llmtune.model.quantize import count_quantized
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
-from llmtune.recipe.suite import beyond_held_out, check_rows, load_suite, resolved_suite
-from llmtune.run import Run, create
+from llmtune.train.distributed import check_sharded, check_stages
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run folder, and what was found out on the way to it, which takes time to find out again."""
-
-    run: Run
-    base: Base
-    data: Gate
-
-
-def micro_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     """Rows per forward pass and passes per optimizer step; raises RecipeError where batch_size is no multiple."""
     share, rest = divmod(recipe.train.batch_size, world)
     if rest or not share:
@@ -48,13 +32,13 @@ def micro_batch(recipe: Recipe, world: int) -> tuple[int, int]:
 
 def total_steps(recipe: Recipe, rows: int, world: int) -> int:
     """Optimizer steps of a run over that many training rows."""
-    size, passes = micro_batch(recipe, world)
+    size, passes = split_batch(recipe, world)
     per_epoch = max(1, math.ceil(math.ceil(rows / world / size) / passes))
     steps = math.ceil(recipe.train.epochs * per_epoch)
     return min(steps, recipe.train.max_steps or steps)
 
 
-def schedule(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
+def lay_out(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
     """The plan laid over the steps with the recipe's warm-up and shape; raises RecipeError where they are too few."""
     try:
         return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule)
@@ -74,7 +58,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
     _refuse(recipe, plan)
     distance = distances(tuned)
-    laid = schedule(recipe, plan, steps)
+    laid = lay_out(recipe, plan, steps)
     ends = [*laid.starts[1:], steps]
     stages = []
     for stage, start, end in zip(plan.stages, laid.starts, ends, strict=True):
@@ -150,65 +134,6 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
         said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
         raise recipe.error("method.adapter.form", said)
     if recipe.launch.accelerate == "fsdp2":
-        engine.check_sharded(recipe)
+        check_sharded(recipe)
     if recipe.launch.accelerate in ("zero2", "zero3"):
-        engine.check_stages(recipe, plan)
-
-
-def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Run:
-    """The run folder of a recipe, checked and resolved; an unfinished run of the same recipe is opened again."""
-    return prepared(recipe, out, gpus, overwrite).run
-
-
-def prepared(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
-    """What `prepare` makes, with the base and the encoded data."""
-    base = locate_base(recipe)
-    checked, table = examine(recipe, base, gpus)
-    resolved = resolve(recipe, base)
-    made = create(resolved, out, overwrite)
-    write_json(made.plan_file, table)
-    write_json(made.data_file, checked.findings)
-    return Prepared(made, base, checked)
-
-
-def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
-    """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
-    asked = load_suite(recipe) if recipe.eval.suite != "none" else None
-    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
-    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
-    table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
-    tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
-    table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
-    check_disk(recipe, table["prefix"], world)
-    if asked:
-        check_rows(recipe, asked, len(checked.test))
-        if beyond_held_out(asked):
-            from llmtune.tasks import load_tasks  # lm-eval takes seconds
-
-            load_tasks(asked)
-    return checked, table
-
-
-def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
-    """The plan table of a recipe whose training rows are counted but not tokenised."""
-    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
-    count = len(read(recipe.data.train))
-    return plan_table(recipe, base, total_steps(recipe, count, world))
-
-
-def resolve(recipe: Recipe, base: Base) -> Recipe:
-    """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
-    facts = model_facts(build_skeleton(base))
-    files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
-    revision = base.revision if base.hub_id == base.name else recipe.model.revision
-    changed = {
-        "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
-        "data": recipe.data.model_copy(update=files),
-        "method": recipe.method.resolved(facts),
-        "eval": recipe.eval.model_copy(update={"suite": resolved_suite(recipe)}),
-    }
-    return recipe.model_copy(update=changed)
-
-
-def _absolute(source: str | None) -> str | None:
-    return str(Path(source).expanduser().absolute()) if source and Path(source).expanduser().exists() else source
+        check_stages(recipe, plan)

@@ -9,21 +9,23 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
-from llmtune.checkpoint import Checkpointed
 from llmtune.data.order import Ordered
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span, boundaries
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.cpu.install import install
-from llmtune.loss import Measured
 from llmtune.model.blocks import blocks, distances, unwrap
 from llmtune.model.sharded import reshard, warm_up_dtypes
-from llmtune.moved import Moved
 from llmtune.plan.schedule import Schedule
-from llmtune.unpadded import Unpadded
+from llmtune.train.checkpoint import Checkpointed
+from llmtune.train.joined import RowJoiner
+from llmtune.train.objective import Measured
+from llmtune.train.proof import UpdateCheck
 
 
-def groups(tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float) -> list[dict[str, Any]]:
+def optimizer_groups(
+    tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float
+) -> list[dict[str, Any]]:
     """Optimizer groups, one per distance and kind (matrices decay, vectors do not); together exactly `tensors`."""
     made: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in tensors.items():
@@ -37,14 +39,14 @@ def groups(tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_de
     return [made[key] for key in sorted(made)]
 
 
-def narrow(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
+def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
     """Let exactly the tensors require gradients whose stage rate is above 0 at `step`."""
     stage = schedule.plan.stages[schedule.stage_at(step)]
     for name, parameter in tensors.items():
         parameter.requires_grad_(stage.rate(distance[name]) > 0)
 
 
-def cast_once(model: nn.Module) -> None:
+def skip_input_casts(model: nn.Module) -> None:
     """Let LoRA layers give bf16 input straight to autocast; PEFT's way through fp32 and back gives the same bits."""
     for module in (module for module in model.modules() if isinstance(module, LoraLayer)):
         # A dropout or a variant (DoRA) computes in the precision that it is given.
@@ -97,12 +99,12 @@ class PlannedTrainer(Measured, Checkpointed):
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
         if self.args.bf16:
-            cast_once(model)
+            skip_input_casts(model)
         if self.args.device.type == "cpu":
             self._held = install(model, self.args)
-        self._unpadded = Unpadded(model, prefix, self.accelerator.autocast)
+        self._unpadded = RowJoiner(model, prefix, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
-        self._moved = Moved(record)
+        self._moved = UpdateCheck(record)
         self.add_callback(_Stages(self))
         self.add_callback(self._moved)
 
@@ -111,7 +113,7 @@ class PlannedTrainer(Measured, Checkpointed):
         if getattr(self, "optimizer", None) is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
-            listed = groups(self.current_tensors(), self.distance, self.args.weight_decay)
+            listed = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
             self.optimizer = kind(listed, lr=1.0, **options)
         return self.optimizer
 
@@ -167,7 +169,7 @@ class PlannedTrainer(Measured, Checkpointed):
     def enter_stage(self, step: int) -> None:
         """Let exactly what trains at `step` require gradients, and what is kept stand in for what does not."""
         tensors = self.current_tensors()
-        narrow(tensors, self.distance, self.schedule, step)
+        freeze_to_stage(tensors, self.distance, self.schedule, step)
         if self.prefix is not None:
             self.prefix.enter(self._boundaries[self.schedule.stage_at(step)])
         if step in self.schedule.starts:

@@ -1,0 +1,1 @@
+"""Training: a plan followed by transformers' Trainer, with checkpoints, progress and proof."""

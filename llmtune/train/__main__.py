@@ -1,0 +1,59 @@
+"""`accelerate launch -m llmtune.train RECIPE|RUN`: one process of a training."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from llmtune import recipe
+from llmtune import show as show_module
+from llmtune.errors import Interrupted, LlmtuneError
+from llmtune.launch.process import exit_process, report_failure
+from llmtune.run import open_run
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare_all
+
+
+def main(words: list[str]) -> int:
+    """Train the run folder, or the recipe, that the words of a command line name; gives the exit code."""
+    options = _parser().parse_args(words)
+    try:
+        if options.recipe.is_dir():
+            train(open_run(options.recipe))
+        else:
+            _train_recipe(options)
+    except LlmtuneError as error:
+        return report_failure(error)
+    except KeyboardInterrupt:
+        return Interrupted.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accelerate launch --config_file FILE -m llmtune.train")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE|RUN")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/<recipe's name>)")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")
+    return parser
+
+
+def _train_recipe(options: argparse.Namespace) -> None:
+    """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    out, found = options.out or Path("runs") / options.recipe.stem, None
+    with state.local_main_process_first():
+        if state.is_local_main_process:
+            settings = recipe.load(options.recipe, options.set)
+            found = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
+    made = open_run(out)
+    if state.is_main_process:
+        show_module.prepared(made)
+    if not made.done("train"):
+        train(made, found)
+
+
+if __name__ == "__main__":
+    exit_process(main(sys.argv[1:]))
