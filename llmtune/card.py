@@ -10,9 +10,9 @@ import yaml
 
 from llmtune import __version__
 from llmtune.errors import PublishError
+from llmtune.evaluate.results import table as results
 from llmtune.files import read_json
 from llmtune.recipe.sections import Recipe, dump
-from llmtune.results import table as results
 from llmtune.run import Run
 
 _MARK = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")

@@ -211,7 +211,7 @@ def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:
 
 
 def _evaluate(made: Any) -> None:
-    from llmtune.evaluate import evaluate
+    from llmtune.evaluate.evaluate import evaluate
 
     evaluate(made)
 

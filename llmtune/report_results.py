@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from llmtune.evaluate.metrics import format_score
+from llmtune.evaluate.results import FEW_SHOT, HELD_OUT, TITLES
+from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
-from llmtune.metrics import shown
 from llmtune.numbers import count, duration, size
 from llmtune.recipe.sections import Recipe
 from llmtune.report_html import Html, section, table, tag
-from llmtune.results import FEW_SHOT, HELD_OUT, TITLES
-from llmtune.results import table as result_table
 from llmtune.run import Run
 from llmtune.run_log import Record
 
@@ -104,7 +104,7 @@ def _differences(found: Evaluation) -> Html | None:
 
 
 def _difference(one: dict[str, Any]) -> list[object]:
-    gap = shown({"value": one["difference"], "stderr": one["stderr"]})
+    gap = format_score({"value": one["difference"], "stderr": one["stderr"]})
     sign = "" if gap.startswith("-") else "+"
     return [sign + gap, one.get("won"), one.get("lost"), f"{one['p']:.2g}" if "p" in one else None]
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llmtune import recipe, tasks
+from llmtune import recipe
 from llmtune.cli import main
+from llmtune.evaluate import tasks as tasks_module
 from llmtune.launch import process
 from llmtune.launch.process import EXIT_FILE, Ended
 from llmtune.recipe.suite import Suite, load_suite
@@ -129,7 +130,7 @@ def test_a_public_task_is_told_without_a_network_before_anything_trains(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [str(HARNESS / "arc")]  # the whole index takes some ten seconds
-    monkeypatch.setattr(tasks, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
+    monkeypatch.setattr(tasks_module, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
     line = told(capsys, ["run", written(place, eval={"suite": "standard"})], 3)
     assert "standard.yaml:4: tasks.1: arc_easy needs its rows from the Hub, which cannot be reached" in line
     assert not (place / "runs" / "r" / "recipe.yaml").exists()
@@ -150,7 +151,7 @@ def test_tasks_of_the_harness_are_loaded_only_where_the_suite_has_some(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Suite] = []
-    monkeypatch.setattr(tasks, "load_tasks", loaded.append)
+    monkeypatch.setattr(tasks_module, "load_tasks", loaded.append)
     assert main(["check", written(place, eval={"suite": "quick"})]) == 0
     assert loaded == []
     assert main(["check", written(place, eval={"suite": "orders"})]) == 0

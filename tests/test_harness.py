@@ -10,10 +10,10 @@ import torch
 
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import read
-from llmtune.harness import harness
-from llmtune.heldout import HeldOut, questions
-from llmtune.inference import shares_start
-from llmtune.tasks import load_tasks
+from llmtune.evaluate.generate import shares_start
+from llmtune.evaluate.harness import harness
+from llmtune.evaluate.held_out import HeldOut, questions
+from llmtune.evaluate.tasks import load_tasks
 from tests import tiny
 from tests.test_suite import load
 
@@ -73,7 +73,9 @@ def test_the_ids_are_those_of_training_with_one_bos(tmp_path: Path, monkeypatch:
     tokenizer.bos_token = "<|pad|>"
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
     seen = []
-    monkeypatch.setattr("llmtune.harness.greedy", lambda model, prompts, stop, room: seen.extend(prompts) or [[5]] * 3)
+    monkeypatch.setattr(
+        "llmtune.evaluate.harness.greedy", lambda model, prompts, stop, room: seen.extend(prompts) or [[5]] * 3
+    )
     harness(tiny.model(), tokenizer, [task])
     assert sorted(seen) == sorted(prompt_ids(row.prompt, tokenizer) for row in task.asked.rows)
     assert all(ids.count(0) == 1 and ids[0] == 0 for ids in seen)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmtune.data.encode import Example
-from llmtune.inference import answer_losses, greedy, head_reads, rows_per_batch, shares_start
+from llmtune.evaluate.generate import answer_losses, greedy, head_reads, rows_per_batch, shares_start
 from tests import tiny
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
@@ -86,7 +86,7 @@ def test_losses_come_back_in_the_order_of_the_rows_over_several_batches(monkeypa
     model = tiny.model().eval()
     examples = [example([1, 40, *range(60, 60 + n), 2], 2) for n in (30, 2, 17, 5, 23)]
     whole = answer_losses(model, examples, pad_id=0)
-    monkeypatch.setattr("llmtune.inference.LOSS_TOKENS", 20)
+    monkeypatch.setattr("llmtune.evaluate.generate.LOSS_TOKENS", 20)
     assert answer_losses(model, examples, pad_id=0) == pytest.approx(whole, rel=1e-5)
     assert len(set(whole)) == 5
 

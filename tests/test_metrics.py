@@ -3,12 +3,13 @@
 import numpy
 import pytest
 
-from llmtune import metrics
+from llmtune.evaluate import metrics as metrics_module
+from llmtune.evaluate.metrics import difference, format_score, mcnemar, score
 
 
 def test_a_mean_has_the_standard_error_of_its_sample() -> None:
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
-    found = metrics.score(values)
+    found = score(values)
     assert found == pytest.approx({"value": 0.6, "stderr": numpy.std(values, ddof=1) / 5**0.5, "n": 5})
 
 
@@ -16,7 +17,7 @@ def test_a_loss_is_weighted_by_tokens_and_its_error_covers_what_resampling_shows
     generator = numpy.random.default_rng(0)
     tokens = generator.integers(2, 30, 200)
     sums = tokens * generator.normal(2.0, 0.5, 200)
-    found = metrics.score(sums.tolist(), tokens.tolist())
+    found = score(sums.tolist(), tokens.tolist())
     drawn = generator.integers(0, 200, (4000, 200))
     resampled = sums[drawn].sum(1) / tokens[drawn].sum(1)
     assert found["value"] == pytest.approx(sums.sum() / tokens.sum())
@@ -24,15 +25,15 @@ def test_a_loss_is_weighted_by_tokens_and_its_error_covers_what_resampling_shows
 
 
 def test_a_single_row_has_no_standard_error() -> None:
-    assert metrics.score([1.0])["stderr"] is None
-    assert metrics.shown(metrics.score([1.0])) == "1.000"
-    assert metrics.shown(metrics.score([1.0, 0.0])) == "0.500 ± 0.500"
+    assert score([1.0])["stderr"] is None
+    assert format_score(score([1.0])) == "1.000"
+    assert format_score(score([1.0, 0.0])) == "0.500 ± 0.500"
 
 
 def test_a_paired_difference_has_the_error_of_the_differences_not_of_two_samples() -> None:
     old = [0.0, 1.0] * 20
     new = [1.0, 1.0] * 19 + [0.0, 1.0]
-    found = metrics.difference(new, old)
+    found = difference(new, old)
     differences = numpy.array(new) - numpy.array(old)
     assert found["difference"] == pytest.approx(differences.mean())
     assert found["stderr"] == pytest.approx(differences.std(ddof=1) / 40**0.5)
@@ -41,7 +42,7 @@ def test_a_paired_difference_has_the_error_of_the_differences_not_of_two_samples
 
 @pytest.mark.parametrize(("won", "lost", "p"), [(0, 0, 1.0), (5, 5, 1.0), (5, 0, 0.0625), (1, 8, 0.0390625)])
 def test_mcnemar_is_the_exact_two_sided_binomial(won: int, lost: int, p: float) -> None:
-    assert metrics.mcnemar(won, lost) == pytest.approx(p)
+    assert mcnemar(won, lost) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,9 @@ def test_mcnemar_is_the_exact_two_sided_binomial(won: int, lost: int, p: float) 
     ],
 )
 def test_json_answers_are_compared_as_what_they_say(output: str, same: bool) -> None:
-    assert metrics.same(output, '{"a":true,"b":[1]}', as_json=True) is same
+    assert metrics_module.same(output, '{"a":true,"b":[1]}', as_json=True) is same
 
 
 def test_other_answers_are_compared_as_stripped_text() -> None:
-    assert metrics.same(" yes\n", "yes", as_json=False)
-    assert not metrics.same("Yes", "yes", as_json=False)
+    assert metrics_module.same(" yes\n", "yes", as_json=False)
+    assert not metrics_module.same("Yes", "yes", as_json=False)

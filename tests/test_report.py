@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from llmtune import recipe, results
-from llmtune.evaluate import evaluate
+from llmtune import recipe
+from llmtune.evaluate.evaluate import evaluate
+from llmtune.evaluate.results import table
 from llmtune.files import read_json, write_json
 from llmtune.merge import merge
 from llmtune.numbers import count, rate, size
@@ -167,7 +168,7 @@ def test_names_of_the_recipe_are_text_on_the_page(tmp_path: Path) -> None:
 
 def test_the_table_shows_what_the_evaluation_stored(finished: Run) -> None:
     shown = page(finished).rows
-    for row in results.table(finished):
+    for row in table(finished):
         assert list(row.values()) in shown
     stored = read_json(finished.eval / "tuned.json")
     gap = stored["differences"]["base, zero-shot"]["held_out"]["loss"]

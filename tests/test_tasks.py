@@ -9,9 +9,10 @@ import pytest
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from llmtune import tasks
 from llmtune.errors import MachineError, RecipeError
-from llmtune.harness import harness
+from llmtune.evaluate import tasks as tasks_module
+from llmtune.evaluate.harness import harness
+from llmtune.evaluate.tasks import load_tasks
 from tests import tiny
 from tests.test_suite import HARNESS, load
 
@@ -29,12 +30,12 @@ COPA = {"premise": "It rained.", "choice1": "The street got wet.", "choice2": "T
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Index a few of lm-eval's folders: the whole index takes some ten seconds."""
     folders = [str(HARNESS / name) for name in ("arc", "piqa", "super_glue", "humaneval")]
-    monkeypatch.setattr(tasks, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
+    monkeypatch.setattr(tasks_module, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
 
 
 def from_suite(folder: Path, text: str) -> list[Task]:
     """The lm-eval tasks of a suite file with this text."""
-    return tasks.load_tasks(load(folder, text))
+    return load_tasks(load(folder, text))
 
 
 def mine(folder: Path, **keys: Any) -> str:
@@ -122,7 +123,7 @@ def test_an_unknown_task_names_the_nearest_one(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_alone_need_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TaskManager", None)
+    monkeypatch.setattr(tasks_module, "TaskManager", None)
     assert from_suite(tmp_path, "tasks: [held_out]") == []
 
 
@@ -162,6 +163,6 @@ def test_a_task_file_may_include_the_harness_own_and_change_its_rows(tmp_path: P
 
 @pytest.mark.slow
 def test_the_whole_index_knows_the_tasks_of_the_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TaskManager", TaskManager)
+    monkeypatch.setattr(tasks_module, "TaskManager", TaskManager)
     needs_shared()
     assert [task.task_name for task in from_suite(tmp_path, local_suite())] == list(FILES)

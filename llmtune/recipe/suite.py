@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmtune.errors import RecipeError, nearest
+from llmtune.evaluate.results import HELD_OUT
 from llmtune.fields import Closed
 from llmtune.files import shipped_folder
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 from llmtune.recipe.mistakes import explain
 from llmtune.recipe.sections import Count, Recipe
-from llmtune.results import HELD_OUT
 
 # Keys of an lm-eval task that stand for code, or for a collection of tasks.
 _REFUSED = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")

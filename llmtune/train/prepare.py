@@ -53,7 +53,7 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     if asked:
         check_rows(recipe, asked, len(checked.test))
         if beyond_held_out(asked):
-            from llmtune.tasks import load_tasks  # lm-eval takes seconds
+            from llmtune.evaluate.tasks import load_tasks
 
             load_tasks(asked)
     return checked, table

@@ -3,8 +3,8 @@
 from typing import Any
 
 from llmtune.errors import ProofError
+from llmtune.evaluate.metrics import Score, difference, format_score
 from llmtune.files import read_json
-from llmtune.metrics import Score, difference, shown
 from llmtune.run import Run
 
 Result = dict[str, Any]
@@ -55,7 +55,7 @@ def count(found: Result) -> str:
 
 
 def _held_cells(found: Result) -> dict[str, str]:
-    cells = {title: shown(found["metrics"][key]) for key, title in TITLES.items() if key in found["metrics"]}
+    cells = {title: format_score(found["metrics"][key]) for key, title in TITLES.items() if key in found["metrics"]}
     return {**cells, "n": count(found)}
 
 
@@ -65,7 +65,7 @@ def _task_cells(results: Result, tasks: list[str]) -> dict[str, str]:
     for name in tasks:
         found = results.get(name)
         metric = next(iter(found["metrics"])) if found else ""
-        cells[name] = f"{metric} {shown(found['metrics'][metric])} (n {count(found)})" if found else "-"
+        cells[name] = f"{metric} {format_score(found['metrics'][metric])} (n {count(found)})" if found else "-"
     return cells
 
 

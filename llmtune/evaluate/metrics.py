@@ -67,7 +67,7 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def shown(found: Score, signs: int = 3) -> str:
+def format_score(found: Score, signs: int = 3) -> str:
     """A score as it stands in tables: value ± standard error."""
     error = found["stderr"]
     return f"{found['value']:.{signs}f}" + (f" ± {error:.{signs}f}" if error is not None else "")

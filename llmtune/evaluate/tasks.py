@@ -14,9 +14,9 @@ from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 
 import llmtune
 from llmtune.errors import MachineError, nearest
-from llmtune.harness import quiet
+from llmtune.evaluate.harness import quiet
+from llmtune.evaluate.results import HELD_OUT
 from llmtune.recipe.suite import LocalTask, Suite, local_rows, task_file
-from llmtune.results import HELD_OUT
 
 # lm-eval renders task files' templates outside a sandbox: a template could reach any Python object.
 _sandbox = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

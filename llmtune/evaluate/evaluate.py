@@ -15,17 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.adapters.delta import load_delta
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError
+from llmtune.evaluate.generate import answer_losses
+from llmtune.evaluate.harness import harness, quiet
+from llmtune.evaluate.held_out import FEW_SHOT_SEED, HeldOut, Questions, questions, room, worked_examples
+from llmtune.evaluate.metrics import score
+from llmtune.evaluate.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
+from llmtune.evaluate.tasks import load_tasks
 from llmtune.files import fingerprint, write_json
-from llmtune.harness import harness, quiet
-from llmtune.heldout import FEW_SHOT_SEED, HeldOut, Questions, questions, room, worked_examples
-from llmtune.inference import answer_losses
-from llmtune.metrics import score
 from llmtune.model.base import Base, computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import Suite, check_rows, load_suite
-from llmtune.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
 from llmtune.run import Run
-from llmtune.tasks import load_tasks
 
 __all__ = ["compare", "evaluate", "table"]
 

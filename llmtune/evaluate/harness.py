@@ -14,8 +14,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.heldout import HeldOut
-from llmtune.inference import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.evaluate.generate import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.evaluate.held_out import HeldOut
 
 TASK_BATCH = 8
 SEED = 1234

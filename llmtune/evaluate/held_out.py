@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
 from llmtune.data.gate import Gate
 from llmtune.data.rows import Row, read
-from llmtune.metrics import parsed, same
+from llmtune.evaluate.metrics import parsed, same
 from llmtune.recipe.sections import Recipe
 
 FEW_SHOT_SEED = 1234

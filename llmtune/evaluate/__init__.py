@@ -1,0 +1,1 @@
+"""Base and tuned model on the same questions."""
