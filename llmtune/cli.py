@@ -217,7 +217,7 @@ def _evaluate(made: Any) -> None:
 
 
 def _merge_run(made: Any) -> None:
-    from llmtune.merge import merge
+    from llmtune.merge.merge import merge
 
     merge(made)
 

@@ -15,7 +15,7 @@ from llmtune import hub
 from llmtune.card import card, front_matter, shorten, shortened
 from llmtune.errors import LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
-from llmtune.merge import COPIED
+from llmtune.merge.merge import COPIED
 from llmtune.model.base import Base, locate_base
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run

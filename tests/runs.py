@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune import parity, recipe
+from llmtune import recipe
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.merge import proof
 from llmtune.model.base import load_model, locate_base, model_facts
 from llmtune.run import Run
 from llmtune.train.prepare import prepare
@@ -60,4 +61,4 @@ def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
             exec(arguments[-1], {})
         return subprocess.CompletedProcess(arguments, 0, said.getvalue(), "")
 
-    monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=run))

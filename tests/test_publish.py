@@ -26,11 +26,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llmtune import hub as client
-from llmtune import merge, publish, recipe
+from llmtune import publish, recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
+from llmtune.merge import merge as merge_module
 from llmtune.model.base import load_model, locate_base
 from llmtune.run import Run
 from tests import hub as hub_double
@@ -162,7 +163,7 @@ def test_a_merged_model_is_published_and_loaded_again_by_a_fresh_process(
 ) -> None:
     runs.reload_here(monkeypatch)
     made = world.run(publish={"weights": "merged"}, merge={"dtype": "float32"})
-    merge.merge(made)
+    merge_module.merge(made)
     out = world.folder / "logits.pt"
     env = {**os.environ, "HF_ENDPOINT": world.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HOME": str(world.folder / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}

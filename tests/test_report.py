@@ -13,7 +13,7 @@ from llmtune import recipe
 from llmtune.evaluate.evaluate import evaluate
 from llmtune.evaluate.results import table
 from llmtune.files import read_json, write_json
-from llmtune.merge import merge
+from llmtune.merge.merge import merge
 from llmtune.numbers import count, rate, size
 from llmtune.report import report
 from llmtune.report_charts import decades, thin, ticks

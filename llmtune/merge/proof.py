@@ -93,7 +93,7 @@ def within(what: str, found: torch.Tensor, expected: torch.Tensor, bound: float)
     return gap
 
 
-def reload(folder: Path, texts: list[str], dtype: torch.dtype) -> Reloaded:
+def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dtype) -> Reloaded:
     """A folder as stock transformers reads it, offline, in a fresh process that works elsewhere; raises ProofError."""
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"

@@ -15,10 +15,10 @@ from llmtune.adapters.bottleneck import UNMERGEABLE
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import fingerprint, read_json, write_json
+from llmtune.merge.proof import load_with_stock_transformers, logits, probes, within
 from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts
 from llmtune.model.mlp import with_widths
 from llmtune.model.quantize import split_linear_layers
-from llmtune.parity import logits, probes, reload, within
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
@@ -100,7 +100,7 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
         )
     _save(merged.to(dtype), base.folder, folder, name)
     del weights, tuned, merged
-    again = reload(folder, texts, dtype)
+    again = load_with_stock_transformers(folder, texts, dtype)
     bound = close if dtype == torch.float32 else max(_ROUNDED[0] * again.rounding, _ROUNDED[1] * scale)
     if again.odd or again.ids != ids or again.template != tokenizer.chat_template:
         raise ProofError(f"the merged folder reads unlike the base: {(again.odd or ['tokens or chat template'])[0]}")

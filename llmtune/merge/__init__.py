@@ -1,0 +1,1 @@
+"""Base and delta as full weights, with the proof that they are the tuned model."""
