@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     made = Run(options.out or Path("runs") / options.recipe.stem)
     if settings.publish:
-        from llmtune.publish import preflight
+        from llmtune.publish.publish import preflight
 
         preflight(settings)
     with made.locked():
@@ -223,7 +223,7 @@ def _merge_run(made: Any) -> None:
 
 
 def _publish_run(made: Any) -> None:
-    from llmtune.publish import publish
+    from llmtune.publish.publish import publish
 
     publish(made)
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 import llmtune
-from llmtune import card as cards
-from llmtune.card import card, code, front_matter, indented, is_ours, seal, shorten, table
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
+from llmtune.publish import card as card_module
+from llmtune.publish.card import card, code, front_matter, indented, is_ours, seal, shorten, table
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests import runs
@@ -40,9 +40,9 @@ def made(trained: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
             values[section] |= changed
         settings = Recipe.model_validate(values)
         monkeypatch.setattr(Run, "recipe", lambda run: settings)
-        read = cards.read_json
+        read = card_module.read_json
         monkeypatch.setattr(
-            cards, "read_json", lambda path: {**facts, **named} if path.name == "base.json" else read(path)
+            card_module, "read_json", lambda path: {**facts, **named} if path.name == "base.json" else read(path)
         )
         return card(trained, **more)
 
@@ -178,7 +178,7 @@ def test_no_path_and_no_word_of_the_data_is_in_it(made: Any, trained: Run) -> No
 def test_results_come_with_n_error_and_limit(made: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Not evaluated." in made()
     rows = [{"model": "base", "n": "20", "exact match": "0.10 ± 0.07", "limit": "20"}]
-    monkeypatch.setattr(cards, "results", lambda run: rows)
+    monkeypatch.setattr(card_module, "results", lambda run: rows)
     monkeypatch.setattr(Run, "done", lambda run, step: step == "eval")
     text = made()
     assert "| model | n | exact match | limit |\n| --- | --- | --- | --- |\n| base | 20 | 0.10 ± 0.07 | 20 |" in text

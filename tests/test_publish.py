@@ -25,14 +25,16 @@ from huggingface_hub.utils import _http
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from llmtune import hub as client
-from llmtune import publish, recipe
+from llmtune import recipe
 from llmtune.adapters.delta import load_delta
-from llmtune.card import front_matter, is_ours, seal
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
 from llmtune.merge import merge as merge_module
 from llmtune.model.base import load_model, locate_base
+from llmtune.publish import publish as publish_module
+from llmtune.publish.card import front_matter, is_ours, seal
+from llmtune.publish.hub import WAITS
+from llmtune.publish.publish import check_private, preflight
 from llmtune.run import Run
 from tests import hub as hub_double
 from tests import runs, tiny
@@ -66,7 +68,7 @@ class World:
         return made
 
     def publish(self, made: Run) -> dict[str, Any]:
-        return publish.publish(made, self.waited.append)
+        return publish_module.publish(made, self.waited.append)
 
     def files(self, repo: str = REPO) -> dict[str, bytes]:
         return self.hub.repos[repo].files
@@ -206,7 +208,7 @@ def test_a_public_repository_is_not_published_to_unasked(world: World, step: str
     made = world.run()
     world.hub.add(REPO, {}, private=False)
     with pytest.raises(PublishError, match=r"me/tuned is public, and the recipe does not say"):
-        publish.preflight(made.recipe()) if step == "preflight" else world.publish(made)
+        preflight(made.recipe()) if step == "preflight" else world.publish(made)
     assert world.writes() == 0
     assert not made.done("publish")
 
@@ -264,7 +266,7 @@ def test_what_does_not_pass_leaves_the_delta_and_the_command(world: World) -> No
     assert str(caught.value).endswith(f"llmtune publish {made.path}")
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
-    assert world.waited == list(client.WAITS)
+    assert world.waited == list(WAITS)
     assert {path: path.read_bytes() for path in made.delta.iterdir()} == before
     assert not made.done("publish")
     world.hub.faults, sent = [], world.hub.count("PUT", "/blob/")
@@ -322,7 +324,7 @@ def test_a_login_that_cannot_publish_is_told_before_training(world: World, chang
     settings = world.run().recipe()
     change(world)
     with pytest.raises(PublishError, match=message):
-        publish.preflight(settings, world.waited.append)
+        preflight(settings, world.waited.append)
     assert world.writes() == 0
     assert world.waited == []
 
@@ -331,20 +333,20 @@ def test_no_login_is_told_before_training(world: World, monkeypatch: pytest.Monk
     settings = world.run().recipe()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PublishError, match="you are not logged in to the Hub; `hf auth login`"):
-        publish.preflight(settings)
+        preflight(settings)
 
 
 def test_no_right_to_commit_is_found_before_training(world: World) -> None:
     settings = world.run().recipe()
     world.hub.faults = [Fault("POST", "/preupload/", 9, 403)]
     with pytest.raises(PublishError, match=r"your token may not do this.*\(403"):
-        publish.preflight(settings)
+        preflight(settings)
 
 
 def test_before_training_a_private_place_is_made_once(world: World) -> None:
     made = world.run()
-    publish.preflight(made.recipe())
-    publish.preflight(made.recipe())
+    preflight(made.recipe())
+    preflight(made.recipe())
     assert world.hub.repos[REPO].private
     assert len(world.hub.repos[REPO].commits) == 2
     world.publish(made)
@@ -354,7 +356,7 @@ def test_before_training_a_private_place_is_made_once(world: World) -> None:
 def test_without_a_publish_section_nobody_is_asked(world: World) -> None:
     settings = recipe.load(world.trained / "recipe.yaml")
     asked = len(world.hub.asked)
-    publish.preflight(settings)
+    preflight(settings)
     assert len(world.hub.asked) == asked
 
 
@@ -363,14 +365,14 @@ def test_offline_the_machine_is_named(world: World, monkeypatch: pytest.MonkeyPa
     made = world.run()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE is set; unset it to publish") as caught:
-        publish.preflight(made.recipe()) if step == "preflight" else world.publish(made)
+        preflight(made.recipe()) if step == "preflight" else world.publish(made)
     assert caught.value.exit_code == 3
 
 
 def test_a_readme_of_somebody_else_is_never_overwritten(world: World) -> None:
     made = world.run()
     world.hub.add(REPO, {"README.md": b"my own words"}, private=True)
-    for step in (lambda: publish.preflight(made.recipe()), lambda: world.publish(made)):
+    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
         with pytest.raises(PublishError, match=r"holds a README\.md that llmtune did not write"):
             step()
     assert world.files() == {"README.md": b"my own words"}
@@ -436,14 +438,14 @@ def test_a_login_of_any_form_is_known_in_a_text(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HF_TOKEN", "plainlogin")
     (tmp_path / "tokenizer.json").write_text('{"added": "plainlogin"}')
     with pytest.raises(PublishError, match=r"tokenizer\.json holds what looks like your Hub token"):
-        publish.check_private("tokenizer.json", tmp_path / "tokenizer.json")
+        check_private("tokenizer.json", tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("place", ["/home/ann/rows", "/Users/ann", "~/rows", "C:\\Users\\ann", str(Path.cwd())])
 def test_a_folder_of_this_machine_stops_everything(place: str) -> None:
     with pytest.raises(PublishError, match=r"recipe\.yaml names a folder of this machine"):
-        publish.check_private("recipe.yaml", f"train: '{place}/x.jsonl'\n".encode())
-    publish.check_private("recipe.yaml", b"base: owner/name, see https://example.org/home/page and a/tmp/b")
+        check_private("recipe.yaml", f"train: '{place}/x.jsonl'\n".encode())
+    check_private("recipe.yaml", b"base: owner/name, see https://example.org/home/page and a/tmp/b")
 
 
 def test_only_files_on_the_list_go_out(world: World) -> None:
@@ -488,7 +490,7 @@ def test_evaluation_goes_out_as_numbers_without_rows(world: World) -> None:
 
 def test_a_base_that_is_not_on_the_hub_is_named(world: World) -> None:
     made = runs.trained(world.folder, publish={"repo": REPO})
-    for step in (lambda: publish.preflight(made.recipe()), lambda: world.publish(made)):
+    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
         with pytest.raises(PublishError, match=r"the base .*/base is not on the Hub.*publish\.weights: merged"):
             step()
     assert world.writes() == 0
@@ -497,7 +499,7 @@ def test_a_base_that_is_not_on_the_hub_is_named(world: World) -> None:
 def test_merged_weights_that_are_not_to_be_made_are_a_mistake_in_the_recipe(world: World) -> None:
     made = world.run(publish={"weights": "merged"}, merge={"enabled": False})
     with pytest.raises(RecipeError, match=r"publish\.weights: merged needs merge\.enabled: true"):
-        publish.preflight(made.recipe())
+        preflight(made.recipe())
 
 
 @pytest.mark.parametrize(
@@ -513,7 +515,7 @@ def test_a_public_copy_of_a_gated_or_unlicensed_base_is_refused(
     made = world.run(publish={"visibility": "public"}, model={"revision": None})
     world.hub.repos[BASE].gated = gated
     world.hub.commit(world.hub.repos[BASE], {**world.files(BASE), "README.md": card})
-    for step in (lambda: publish.preflight(made.recipe()), lambda: world.publish(made)):
+    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
         with pytest.raises(PublishError, match=message):
             step()
     assert world.writes() == 0

@@ -11,12 +11,13 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from llmtune import hub
-from llmtune.card import card, front_matter, shorten, shortened
 from llmtune.errors import LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
 from llmtune.merge.merge import COPIED
 from llmtune.model.base import Base, locate_base
+from llmtune.publish import hub as hub_module
+from llmtune.publish.card import card, front_matter, shorten, shortened
+from llmtune.publish.hub import Content, Sleep, Target
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run
 
@@ -37,14 +38,14 @@ _PRIVATE_PATH = re.compile(r"(?<![\w./:-])(~/|/(home|Users|root|tmp|var|mnt|medi
 _CONFIGS = {"adapter_config.json", "base.json", "config.json", "generation_config.json", "tokenizer_config.json"}
 
 
-def preflight(settings: Recipe, sleep: hub.Sleep = time.sleep) -> None:
+def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     """Before training: raise PublishError, MachineError or RecipeError where the result could not be published."""
     publish = settings.publish
     if publish is None:
         return
     if publish.weights == "merged" and not settings.merge.enabled:
         raise settings.error("publish.weights", "merged needs merge.enabled: true; the nearest valid is delta")
-    target = hub.target(publish, sleep)
+    target = hub_module.target(publish, sleep)
     target.check_login()
     base = locate_base(settings, weights=False)
     _check_base(publish, base.name, base.hub_id)
@@ -52,7 +53,7 @@ def preflight(settings: Recipe, sleep: hub.Sleep = time.sleep) -> None:
     target.probe()
 
 
-def publish(run: Run, sleep: hub.Sleep = time.sleep) -> dict[str, Any]:
+def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
     """Upload what the recipe says and give where it is; raises PublishError with the command that tries again."""
     try:
         facts = _publish(run, run.recipe(), sleep)
@@ -63,14 +64,14 @@ def publish(run: Run, sleep: hub.Sleep = time.sleep) -> dict[str, Any]:
     return facts
 
 
-def _publish(run: Run, settings: Recipe, sleep: hub.Sleep) -> dict[str, Any]:
+def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     if settings.publish is None:
         raise settings.error("publish", "is not in the recipe; give publish: {repo: owner/name}")
     stored = read_json(run.delta / "base.json")
     base = Base(locate_base(settings, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
     _check_base(settings.publish, base.name, base.hub_id)
     files = _weights(run, settings.publish, base) | _records(run, settings)
-    target = hub.target(settings.publish, sleep)
+    target = hub_module.target(settings.publish, sleep)
     target.check_login()
     files["README.md"] = card(run, licence(target, base)).encode()
     for name, content in files.items():
@@ -87,7 +88,7 @@ def _publish(run: Run, settings: Recipe, sleep: hub.Sleep) -> dict[str, Any]:
     return facts
 
 
-def licence(target: hub.Target, base: Base) -> dict[str, str]:
+def licence(target: Target, base: Base) -> dict[str, str]:
     """The base's licence by its card; raises PublishError where a public copy of a base is not for us to make."""
     info = target.info(base.hub_id) if base.hub_id else None
     readme = base.folder / "README.md"
@@ -107,7 +108,7 @@ def licence(target: hub.Target, base: Base) -> dict[str, str]:
     return found
 
 
-def check_private(name: str, content: hub.Content) -> None:
+def check_private(name: str, content: Content) -> None:
     """Raise PublishError where a file holds a secret or, if llmtune wrote it, the name of a folder of this machine."""
     text = _text(content)
     token = get_token()
@@ -121,7 +122,7 @@ def check_private(name: str, content: hub.Content) -> None:
             raise PublishError(f"{name} names a folder of this machine ({found[0]}...); nothing was uploaded")
 
 
-def _text(content: hub.Content) -> str:
+def _text(content: Content) -> str:
     """A file's text; of weights, the header."""
     if isinstance(content, bytes):
         return content.decode(errors="replace")
@@ -137,13 +138,13 @@ def _check_base(publish: Publish, name: str, hub_id: str | None) -> None:
         )
 
 
-def _weights(run: Run, publish: Publish, base: Base) -> dict[str, hub.Content]:
+def _weights(run: Run, publish: Publish, base: Base) -> dict[str, Content]:
     """The allowed files of delta or merged folder, each the one that its step left; configs without private paths."""
     step, folder = ("merge", run.merged) if publish.weights == "merged" else ("train", run.delta)
     if not run.done(step):
         raise PublishError(f"{folder} is not there or not whole; first: llmtune {step} {shlex.quote(str(run.path))}")
     listed = run.manifest()["steps"][step]["files"]
-    files: dict[str, hub.Content] = {}
+    files: dict[str, Content] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if not any(fnmatch(name, pattern) for pattern in ALLOWED[publish.weights]):
@@ -169,9 +170,9 @@ def _clean(name: str, config: dict[str, Any], base: Base) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.endswith("name_or_path") or shorten(value) == value}
 
 
-def _records(run: Run, settings: Recipe) -> dict[str, hub.Content]:
+def _records(run: Run, settings: Recipe) -> dict[str, Content]:
     """The recipe without paths, and the numbers of the evaluation without the rows."""
-    files: dict[str, hub.Content] = {"recipe.yaml": dump(shortened(settings)).encode()}
+    files: dict[str, Content] = {"recipe.yaml": dump(shortened(settings)).encode()}
     if run.done("eval"):
         stored = [run.eval / name for name in ("base.json", "tuned.json") if (run.eval / name).is_file()]
         files |= {f"eval/{file.name}": _json(numbers(read_json(file))) for file in stored}

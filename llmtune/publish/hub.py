@@ -15,9 +15,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from llmtune.card import is_ours, seal
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
+from llmtune.publish.card import is_ours, seal
 from llmtune.recipe.sections import Publish
 
 T = TypeVar("T")

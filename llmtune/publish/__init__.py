@@ -1,0 +1,1 @@
+"""The model card, the Hub, and what may go there."""
