@@ -229,7 +229,7 @@ def _publish_run(made: Any) -> None:
 
 
 def _report_run(made: Any) -> None:
-    from llmtune.report import report
+    from llmtune.report.page import report
 
     report(made)
 

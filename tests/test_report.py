@@ -15,9 +15,9 @@ from llmtune.evaluate.results import table
 from llmtune.files import read_json, write_json
 from llmtune.merge.merge import merge
 from llmtune.numbers import count, rate, size
-from llmtune.report import report
-from llmtune.report_charts import decades, thin, ticks
-from llmtune.report_html import tag
+from llmtune.report.charts import decades, thin, ticks
+from llmtune.report.html import tag
+from llmtune.report.page import report
 from llmtune.run import Run, create
 from tests import runs, tiny
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from llmtune.numbers import number, size
-from llmtune.report_html import Html, facts, join, section, table, tag
+from llmtune.report.html import Html, facts, join, section, table, tag
 
 Found = dict[str, Any]
 

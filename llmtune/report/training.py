@@ -5,8 +5,8 @@ from itertools import groupby
 from typing import Any
 
 from llmtune.numbers import count, rate
-from llmtune.report_charts import Chart, Line, Point, ramp
-from llmtune.report_html import Html, section, table, tag
+from llmtune.report.charts import Chart, Line, Point, ramp
+from llmtune.report.html import Html, section, table, tag
 from llmtune.run_log import Record
 
 Plan = dict[str, Any]

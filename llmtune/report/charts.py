@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmtune.numbers import rate
-from llmtune.report_html import Html, join, tag
+from llmtune.report.html import Html, join, tag
 
 Point = tuple[float, float]
 

@@ -7,10 +7,10 @@ from typing import Any
 from llmtune import __version__
 from llmtune.files import read_json, write_text
 from llmtune.recipe.sections import Recipe
-from llmtune.report_data import data_section, files_section, merge_section
-from llmtune.report_html import Html, facts, section, tag
-from llmtune.report_results import cases_section, evaluation, next_section, results_section, tiles
-from llmtune.report_training import loss_section, rates_section, reach_in_words, trained_section
+from llmtune.report.html import Html, facts, section, tag
+from llmtune.report.record import data_section, files_section, merge_section
+from llmtune.report.results import cases_section, evaluation, next_section, results_section, tiles
+from llmtune.report.training import loss_section, rates_section, reach_in_words, trained_section
 from llmtune.run import Run
 from llmtune.run_log import read_log
 
@@ -47,7 +47,7 @@ def report(run: Run) -> Path:
 
 
 def _page(title: str, body: list[Html | None]) -> str:
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

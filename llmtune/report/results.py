@@ -8,7 +8,7 @@ from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
 from llmtune.numbers import count, duration, size
 from llmtune.recipe.sections import Recipe
-from llmtune.report_html import Html, section, table, tag
+from llmtune.report.html import Html, section, table, tag
 from llmtune.run import Run
 from llmtune.run_log import Record
 
