@@ -97,7 +97,7 @@ def _check(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
-    from llmtune.show import findings, plan
+    from llmtune.terminal import findings, plan
     from llmtune.train.prepare import examine
 
     checked, table = examine(settings, locate_base(settings, weights=False), count_gpus())
@@ -114,7 +114,7 @@ def _plan(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
     from llmtune.model.base import locate_base
-    from llmtune.show import plan
+    from llmtune.terminal import plan
     from llmtune.train.prepare import plan_alone
 
     table = plan_alone(settings, locate_base(settings, weights=False), count_gpus())
@@ -145,7 +145,7 @@ def _run(options: argparse.Namespace) -> None:
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
             train_in_children(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
-            from llmtune.show import prepared
+            from llmtune.terminal import prepared
             from llmtune.train import prepare as prepare_module
 
             prepared(prepare_module.prepare(settings, made.path, count_gpus(), options.overwrite))
@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> None:
 def _finish(made: Any) -> None:
     """Every step that the recipe asks for and that is not done yet, in order."""
     from llmtune.launch.process import train_in_children
-    from llmtune.show import summary
+    from llmtune.terminal import summary
 
     settings = made.recipe()
     with made.locked():
@@ -173,7 +173,7 @@ def _finish(made: Any) -> None:
 
 def _step(made: Any, name: str, step: Callable[[Any], object]) -> None:
     """A step after training; whatever ends it, say that the delta is safe and how to go on."""
-    from llmtune.show import heading
+    from llmtune.terminal import heading
 
     heading(name)
     try:

@@ -8,10 +8,10 @@ import torch
 from accelerate import PartialState
 
 from llmtune import recipe
-from llmtune import show as show_module
 from llmtune.errors import Interrupted, LlmtuneError
 from llmtune.launch.process import exit_process, report_failure
 from llmtune.run import open_run
+from llmtune.terminal import prepared
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare_all
 
@@ -50,7 +50,7 @@ def _train_recipe(options: argparse.Namespace) -> None:
             found = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
     made = open_run(out)
     if state.is_main_process:
-        show_module.prepared(made)
+        prepared(made)
     if not made.done("train"):
         train(made, found)
 

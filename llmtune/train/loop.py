@@ -31,7 +31,7 @@ from llmtune.model.quantize import load_quantized
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-from llmtune.show import heading
+from llmtune.terminal import heading
 from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_dataset, training_arguments
 from llmtune.train.checkpoint import complete_checkpoints
 from llmtune.train.distributed import check_engine, check_world
