@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> None:
     settings = recipe.load(options.recipe, options.set)
     made = Run(options.out or Path("runs") / options.recipe.stem)
     if settings.publish:
-        from llmtune.publish.publish import preflight
+        from llmtune.publish.step import preflight
 
         preflight(settings)
     with made.locked():
@@ -211,19 +211,19 @@ def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:
 
 
 def _evaluate(made: Any) -> None:
-    from llmtune.evaluate.evaluate import evaluate
+    from llmtune.evaluate.step import evaluate
 
     evaluate(made)
 
 
 def _merge_run(made: Any) -> None:
-    from llmtune.merge.merge import merge
+    from llmtune.merge.step import merge
 
     merge(made)
 
 
 def _publish_run(made: Any) -> None:
-    from llmtune.publish.publish import publish
+    from llmtune.publish.step import publish
 
     publish(made)
 
@@ -245,7 +245,3 @@ def _chat(options: argparse.Namespace) -> None:
     from llmtune.chat import chat
 
     chat(_open(options))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -68,7 +68,7 @@ def findings(found: dict[str, Any]) -> None:
 def summary(run: Run) -> None:
     """The last words of a run: the table on held-out rows, where everything lies, what to type next."""
     if run.done("eval"):
-        from llmtune.evaluate.evaluate import table
+        from llmtune.evaluate.step import table
 
         listed = table(run)
         rows = Table(box=None, pad_edge=False)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import PlanError
-from llmtune.merge.merge import _unload
+from llmtune.merge.step import _unload
 from llmtune.model.base import Base, load_model
 from tests import tiny, training
 

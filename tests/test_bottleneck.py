@@ -17,7 +17,7 @@ from llmtune.adapters.bottleneck import BottleneckConfig, BottleneckLayer
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
-from llmtune.merge import merge as merge_module
+from llmtune.merge.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import distances
 from llmtune.train.plan_table import plan_table
@@ -152,7 +152,7 @@ def test_a_fresh_process_reads_delta_and_merged_folder(elsewhere: dict[str, torc
 def test_a_run_with_a_parallel_adapter_merges(tmp_path: Path, quick: None) -> None:  # noqa: F811
     method = {"kind": "frozen", "reach": 1, "lr": 1e-3, "adapter": {"kind": "bottleneck"}}
     made = runs.trained(tmp_path, method, merge={"dtype": "float32"})
-    found = merge_module.merge(made)
+    found = merge(made)
     assert found["gap"] <= 1e-5 < 1e-3 < found["shift"]
     base, merged = read_json(tmp_path / "base" / "config.json"), read_json(made.merged / "config.json")
     assert {key: merged[key] for key in base if merged[key] != base[key]} == {"intermediate_size": 64 + 32 // 16}
@@ -162,7 +162,7 @@ def test_a_run_with_a_sequential_adapter_is_told_before_it_starts_and_never_merg
     method = {**FULL, "adapter": {"kind": "bottleneck", "form": "sequential"}}
     made = runs.trained(tmp_path, method, merge={"enabled": False})
     with pytest.raises(ProofError, match="sequential bottleneck cannot be merged: publish the delta"):
-        merge_module.merge(made)
+        merge(made)
     assert not made.merged.exists()
     file = tiny.write_recipe(tmp_path / "again.json", tmp_path / "base", tmp_path / "rows.jsonl", method)
     settings = recipe.load(file)

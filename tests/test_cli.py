@@ -202,7 +202,7 @@ def test_the_whole_pipeline_on_a_tiny_model(place: Path) -> None:
         eval={"suite": "quick", "shots": 2},
         merge={"dtype": "float32"},
     )
-    command = [sys.executable, "-m", "llmtune.cli", "run", recipe]
+    command = [sys.executable, "-m", "llmtune", "run", recipe]
     first = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     run = place / "runs" / "r"

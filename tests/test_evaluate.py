@@ -16,8 +16,8 @@ from llmtune.data.collate import Collator
 from llmtune.data.encode import encode
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
-from llmtune.evaluate.evaluate import compare, evaluate, table
 from llmtune.evaluate.generate import answer_losses
+from llmtune.evaluate.step import compare, evaluate, table
 from llmtune.files import read_json
 from llmtune.model.base import load_model, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.run import Run
@@ -120,9 +120,7 @@ def test_the_loss_is_that_of_the_tuned_model_on_the_held_out_answers(tmp_path: P
 def test_a_padded_vocabulary_stays_in_base_and_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     real = load_model
-    monkeypatch.setattr(
-        "llmtune.evaluate.evaluate.load_model", lambda *given: loaded.append(real(*given)) or loaded[-1]
-    )
+    monkeypatch.setattr("llmtune.evaluate.step.load_model", lambda *given: loaded.append(real(*given)) or loaded[-1])
     run = made(tmp_path, base=tiny.save_base(tmp_path / "base", vocab_size=320))
     loaded.clear()
     evaluate(run)

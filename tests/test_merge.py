@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune.adapters.delta import TENSORS, load_delta, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
-from llmtune.merge import merge as merge_module
-from llmtune.merge.merge import _round, _save, _unload, shutil
+from llmtune.merge import step
+from llmtune.merge.step import _round, _save, _unload, merge, shutil
 from llmtune.model.base import load_model, locate_base
 from llmtune.run import Run
 from tests import runs, tiny
@@ -50,7 +50,7 @@ def unmerged(made: Run) -> bool:
 @pytest.mark.slow
 def test_a_fresh_process_reads_the_live_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = runs.trained(tmp_path)
-    facts = merge_module.merge(made)
+    facts = merge(made)
     assert made.done("merge")
     assert facts["gap_in_memory"] < 1e-5
     assert facts["gap_on_disk"] < 1e-5
@@ -75,7 +75,7 @@ def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None, st
     if not stored:
         base.joinpath(same.pop(3)).unlink()
     made = runs.trained(tmp_path, base=base)
-    merge_module.merge(made)
+    merge(made)
     for name in same:
         assert (made.merged / name).read_bytes() == (base / name).read_bytes(), name
     key = next(iter(stored), "dtype")
@@ -105,7 +105,7 @@ def test_every_kind_of_delta_merges_exactly(
     tmp_path: Path, quick: None, method: dict[str, Any], more: dict[str, Any]
 ) -> None:
     made = runs.trained(tmp_path, method, merge=FP32, **more)
-    facts = merge_module.merge(made)
+    facts = merge(made)
     ids = torch.arange(3, 60)[None]
     with torch.inference_mode():
         expected, found = live(made)(input_ids=ids).logits, stock(made)(input_ids=ids).logits
@@ -117,7 +117,7 @@ def test_every_kind_of_delta_merges_exactly(
 
 def test_trained_tensors_replace_the_bases_and_nothing_else_moves(tmp_path: Path, quick: None) -> None:
     made = runs.trained(tmp_path, {"kind": "frozen", "reach": 1, "lr": 1e-3}, merge=FP32)
-    facts = merge_module.merge(made)
+    facts = merge(made)
     delta = load_file(made.delta / TENSORS)
     base = load_file(tmp_path / "base" / "model.safetensors")
     merged = load_file(made.merged / "model.safetensors")
@@ -130,7 +130,7 @@ def test_the_folder_alone_gives_the_same_tokens_and_text(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = runs.trained(tmp_path, merge=FP32)
-    merge_module.merge(made)
+    merge(made)
     monkeypatch.chdir(tmp_path)
     base = AutoTokenizer.from_pretrained(tmp_path / "base")
     alone = AutoTokenizer.from_pretrained(made.merged)
@@ -153,16 +153,16 @@ def test_an_adapted_head_merges_or_is_refused_by_name(tmp_path: Path, quick: Non
     made.mark("train", [made.delta])
     if tied:
         with pytest.raises(ProofError, match="lm_head is adapted, but embedding and head are one matrix"):
-            merge_module.merge(made)
+            merge(made)
         assert unmerged(made)
     else:
-        assert merge_module.merge(made)["changed"] == 1
+        assert merge(made)["changed"] == 1
 
 
 def test_a_delta_that_changes_nothing_is_not_called_merged(tmp_path: Path, quick: None) -> None:
     made = runs.trained(tmp_path, step=0.0)
     with pytest.raises(ProofError, match="every tensor equals the base's"):
-        merge_module.merge(made)
+        merge(made)
     assert unmerged(made)
 
 
@@ -202,7 +202,7 @@ _UNLOAD, _ROUND = _unload, _round
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
 def test_rounding_that_does_no_more_than_rounding_does_is_merged(tmp_path: Path, quick: None, kind: str) -> None:
-    facts = merge_module.merge(runs.trained(tmp_path, adapter(), kind, step=1.0))
+    facts = merge(runs.trained(tmp_path, adapter(), kind, step=1.0))
     assert facts["gap"] > 0.05 * facts["largest_logit"]
     assert 0.2 * facts["rounding"] < facts["gap"] <= facts["bound"] < 10 * facts["gap"]
 
@@ -222,11 +222,11 @@ def test_over_the_bound_nothing_is_called_merged(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str, dtype: str
 ) -> None:
     made = runs.trained(tmp_path, merge={"dtype": dtype})
-    merge_module.merge(made)
+    merge(made)
     assert made.done("merge")
-    monkeypatch.setattr(merge_module, part, broken)
+    monkeypatch.setattr(step, part, broken)
     with pytest.raises(ProofError, match=message) as caught:
-        merge_module.merge(made)
+        merge(made)
     assert caught.value.exit_code == 5
     assert unmerged(made)
     assert (made.delta / "adapter_model.safetensors").is_file()
@@ -240,9 +240,9 @@ def test_a_tensor_that_is_lost_on_the_way_is_named(
         _SAVE(weights, *rest)
 
     made = runs.trained(tmp_path)
-    monkeypatch.setattr(merge_module, "_save", lose)
+    monkeypatch.setattr(step, "_save", lose)
     with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
-        merge_module.merge(made)
+        merge(made)
     assert unmerged(made)
 
 
@@ -251,10 +251,10 @@ def test_another_delta_or_base_than_the_trained_one_is_refused(tmp_path: Path, q
     facts = read_json(made.delta / "base.json")
     (made.delta / "base.json").write_text(json.dumps({**facts, "revision": "0" * 40}))
     with pytest.raises(ProofError, match=r"base\.json: is not what training left"):
-        merge_module.merge(made)
+        merge(made)
     made.mark("train", [made.delta])
     with pytest.raises(ProofError, match="at revision 0000000000000000000000000000000000000000, but the recipe gives"):
-        merge_module.merge(made)
+        merge(made)
     assert unmerged(made)
 
 
@@ -263,7 +263,7 @@ def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quick: None)
     config = read_json(tmp_path / "base" / "config.json")
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
     with pytest.raises(ProofError, match="stored quantised"):
-        merge_module.merge(made)
+        merge(made)
 
 
 def test_a_link_out_of_the_base_carries_nothing_along(tmp_path: Path, quick: None) -> None:
@@ -271,7 +271,7 @@ def test_a_link_out_of_the_base_carries_nothing_along(tmp_path: Path, quick: Non
     (tmp_path / "private.txt").write_text("private")
     (tmp_path / "base" / "LICENSE").symlink_to(tmp_path / "private.txt")
     with pytest.raises(ProofError, match="LICENSE: is a link that leads out of the base's folder"):
-        merge_module.merge(made)
+        merge(made)
     assert unmerged(made)
 
 
@@ -282,7 +282,7 @@ def test_too_little_disk_is_told_before_a_byte_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(MachineError, match=r"merging needs 0\.0 GB of disk, 0\.0 GB are free"):
-        merge_module.merge(made)
+        merge(made)
     assert unmerged(made)
 
 
@@ -290,7 +290,7 @@ def test_a_4bit_run_is_merged_into_the_original_base_and_both_gaps_are_told(tmp_
     pytest.importorskip("bitsandbytes")
     section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
     made = runs.trained(tmp_path, hidden=128, model=section)
-    facts = merge_module.merge(made)
+    facts = merge(made)
     assert facts["merged_into"] == "original"
     original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantised"))
     assert 0 <= back < original  # 0 where 4-bit layers compute in fp32

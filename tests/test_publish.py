@@ -29,12 +29,12 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
-from llmtune.merge import merge as merge_module
+from llmtune.merge.step import merge
 from llmtune.model.base import load_model, locate_base
-from llmtune.publish import publish as publish_module
+from llmtune.publish import step as step_module
 from llmtune.publish.card import front_matter, is_ours, seal
 from llmtune.publish.hub import WAITS
-from llmtune.publish.publish import check_private, preflight
+from llmtune.publish.step import check_private, preflight
 from llmtune.run import Run
 from tests import hub as hub_double
 from tests import runs, tiny
@@ -68,7 +68,7 @@ class World:
         return made
 
     def publish(self, made: Run) -> dict[str, Any]:
-        return publish_module.publish(made, self.waited.append)
+        return step_module.publish(made, self.waited.append)
 
     def files(self, repo: str = REPO) -> dict[str, bytes]:
         return self.hub.repos[repo].files
@@ -165,7 +165,7 @@ def test_a_merged_model_is_published_and_loaded_again_by_a_fresh_process(
 ) -> None:
     runs.reload_here(monkeypatch)
     made = world.run(publish={"weights": "merged"}, merge={"dtype": "float32"})
-    merge_module.merge(made)
+    merge(made)
     out = world.folder / "logits.pt"
     env = {**os.environ, "HF_ENDPOINT": world.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HOME": str(world.folder / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -14,7 +14,7 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
-from llmtune.merge.merge import merge
+from llmtune.merge.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
 from llmtune.model.quantize import load_quantized
 from llmtune.run import Run

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
-from llmtune.evaluate.evaluate import evaluate
 from llmtune.evaluate.results import table
+from llmtune.evaluate.step import evaluate
 from llmtune.files import read_json, write_json
-from llmtune.merge.merge import merge
+from llmtune.merge.step import merge
 from llmtune.numbers import count, rate, size
 from llmtune.report.charts import decades, thin, ticks
 from llmtune.report.html import tag

@@ -57,7 +57,7 @@ def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], fi
 
 def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
     overrides = [*few_rows, *FEW, "eval.shots=1"]
-    command = [sys.executable, "-m", "llmtune.cli", "run", str(ROOT / "recipes" / "quickstart.yaml")]
+    command = [sys.executable, "-m", "llmtune", "run", str(ROOT / "recipes" / "quickstart.yaml")]
     command += ["--out", str(tmp_path / "run"), *(part for override in overrides for part in ("--set", override))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

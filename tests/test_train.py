@@ -118,7 +118,7 @@ def deltas(folder: Path) -> dict[str, torch.Tensor]:
 
 def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "llmtune.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "llmtune", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, number: 
     whole = made(tmp_path, GRADUAL, count=400, name="whole")
     train(whole)
     stopped = made(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
-    command = [sys.executable, "-m", "llmtune.cli", "run", str(stopped.path)]
+    command = [sys.executable, "-m", "llmtune", "run", str(stopped.path)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     deadline = time.monotonic() + 120
     while not (stopped.log_file.exists() and stopped.log_file.read_text().count("\n") >= 3):
@@ -233,7 +233,7 @@ def test_a_stop_while_the_training_still_imports_is_one_line(
     tmp_path: Path, processes: int, after: float, then: str
 ) -> None:
     recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
-    command = [sys.executable, "-m", "llmtune.cli", "run", str(recipe_file)]
+    command = [sys.executable, "-m", "llmtune", "run", str(recipe_file)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     while not psutil.Process(process.pid).children():
         time.sleep(0.02)

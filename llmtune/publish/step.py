@@ -13,7 +13,7 @@ from huggingface_hub import get_token
 
 from llmtune.errors import LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
-from llmtune.merge.merge import COPIED
+from llmtune.merge.step import COPIED
 from llmtune.model.base import Base, locate_base
 from llmtune.publish import hub as hub_module
 from llmtune.publish.card import card, front_matter, shorten, shortened
