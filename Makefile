@@ -35,4 +35,4 @@ bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.bench --random 1b --out benchmarks/results-gpu.json $(BENCH)
 
 methods: $(STAMP)
-	$(BIN)/python -m tests.matrix
+	$(BIN)/python -m tests.support.matrix

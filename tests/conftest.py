@@ -21,3 +21,11 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock loader of merged folders in this process, which saves its start-up."""
+    from tests.support import runs
+
+    runs.reload_here(monkeypatch)

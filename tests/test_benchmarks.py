@@ -10,7 +10,7 @@ import torch
 from benchmarks import bench
 from benchmarks.arms import ARMS, Shape, operations
 from llmtune.files import read_json
-from tests import tiny
+from tests.support import tiny
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:

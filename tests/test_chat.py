@@ -18,7 +18,7 @@ from llmtune.errors import ProofError
 from llmtune.methods.kinds import Facts
 from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.run import Run, create
-from tests import tiny
+from tests.support import tiny
 
 SYSTEM = {"role": "system", "content": "Add."}
 

@@ -19,8 +19,8 @@ from llmtune.launch.process import EXIT_FILE, Ended
 from llmtune.recipe.suite import Suite, load_suite
 from llmtune.train import __main__ as training_process
 from llmtune.train.prepare import prepare
-from tests import tiny
-from tests.test_suite import HARNESS
+from tests.support import tiny
+from tests.support.suites import HARNESS
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 import ast
 import json
 import re
-from pathlib import Path
 
 from llmtune.recipe.sections import schema
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
-ROW = re.compile(r"^\| R\d+ \| (.+) \| (tests/\w+\.py)::(\w+) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| R\d+ \| (.+) \| (tests/[\w/]+\.py)::(\w+) \|$", re.MULTILINE)
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

@@ -12,7 +12,7 @@ from llmtune.data.gate import gate
 from llmtune.errors import RecipeError
 from llmtune.init import KINDS, write_recipe
 from llmtune.methods.kinds import Facts
-from tests import tiny
+from tests.support import tiny
 
 
 def labelled(count: int, labels: int) -> list[dict[str, str]]:

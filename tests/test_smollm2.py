@@ -14,8 +14,8 @@ from llmtune.model.base import load_model, locate_base
 from llmtune.run import open_run
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))
 FEW = ["train.max_steps=3", "train.batch_size=4", "train.save_every=1.0", "memory.prefix=none"]
 

@@ -1,0 +1,204 @@
+"""The LoRA family: what is adapted at which rank, and starts whose delta fits the base as it was."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from llmtune import recipe
+from llmtune.adapters import lora as lora_module
+from llmtune.adapters.delta import load_delta, save_delta
+from llmtune.adapters.insert import insert
+from llmtune.adapters.lora import INITIAL, move_weight_into_adapter, moves_weight
+from llmtune.errors import RecipeError, TrainingError
+from llmtune.files import read_json
+from llmtune.model.base import Base, load_model, locate_base, model_facts
+from llmtune.run import Run
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
+from tests.support import tiny, training
+
+IDS = torch.arange(3, 40)[None]
+STARTS: dict[str, dict[str, Any]] = {
+    "pissa": {"init": "pissa"},
+    "olora": {"init": "olora"},
+    "pissa-rslora-dora": {"init": "pissa", "rslora": True, "dora": True},
+    "olora-patterns": {"init": "olora", "ranks": {"q_proj": 2, ".*mlp.*": 6}, "alphas": {"up_proj": 3}},
+    "orthogonal": {"init": "orthogonal"},
+    "gaussian": {"init": "gaussian"},
+}
+SCRIPT = (
+    "import sys, torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+    "for delta in sys.argv[2:]:\n"
+    "    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), delta).eval()\n"
+    "    torch.save(model(torch.arange(3, 40)[None]).logits, delta + '/logits.pt')"
+)
+
+
+def inserted(folder: Path, adapter: dict[str, Any], kind: str = "llama", method: Any = None) -> tuple[Any, Base, Any]:
+    """A model with an adapter as a run inserts it, its base, and the adapter's spec."""
+    if not (folder / "base").exists():
+        tiny.save_base(folder / "base", kind, blocks=3)
+    base = Base(folder / "base", "base", None, None)
+    settings = training.spec({**(method or {"kind": "full"}), "adapter": {"kind": "lora", "rank": 4, **adapter}})
+    model = load_model(base)
+    tuned = insert(model, settings, settings.method.plan(model_facts(model)), base)
+    move_weight_into_adapter(tuned, settings.method.adapter, folder / INITIAL, resumes=False)
+    return tuned.eval(), base, settings.method.adapter
+
+
+def layers(tuned: Any) -> dict[str, LoraLayer]:
+    """The adapted layers by name."""
+    return {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
+
+
+def shake(tuned: Any) -> torch.Tensor:
+    """Logits of the model after its adapter moved by noise."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return tuned(IDS).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("start", [start for start in STARTS if start != "olora-patterns"])
+def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
+    tmp_path: Path, start: str, kind: str
+) -> None:
+    tuned, base, spec = inserted(tmp_path, STARTS[start], kind)
+    untouched = load_model(base)
+    torch.testing.assert_close(tuned(IDS).logits, untouched(IDS).logits, rtol=0, atol=1e-5)
+    moved = {
+        not torch.equal(layer.get_base_layer().weight, untouched.get_submodule(name[17:]).weight)
+        for name, layer in layers(tuned).items()
+    }
+    assert moved == {moves_weight(spec)}
+    expected = shake(tuned)
+    assert (expected - untouched(IDS).logits).abs().max() > 0.05
+    save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", base, "lora")
+    torch.testing.assert_close(load_delta(untouched, tmp_path / "delta")(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_another_process_loads_every_start_on_the_base_as_it_was_with_peft_alone(tmp_path: Path) -> None:
+    expected = {}
+    for start, adapter in STARTS.items():
+        (tmp_path / INITIAL).unlink(missing_ok=True)
+        tuned, base, _ = inserted(tmp_path, adapter)
+        expected[tmp_path / start] = shake(tuned)
+        save_delta(tuned, dict(tuned.named_parameters()), tmp_path / start, base, "lora")
+    subprocess.run([sys.executable, "-c", SCRIPT, base.folder, *expected], check=True, cwd="/")
+    for folder, logits in expected.items():
+        loaded = torch.load(folder / "logits.pt", weights_only=True)
+        torch.testing.assert_close(loaded, logits, rtol=0, atol=1e-5, msg=folder.name)
+
+
+def test_pissa_starts_from_the_principal_part(tmp_path: Path) -> None:
+    tuned, base, _ = inserted(tmp_path, {"init": "pissa"})
+    untouched = load_model(base)
+    for name, layer in layers(tuned).items():
+        weight = untouched.get_submodule(name[17:]).weight
+        values = torch.linalg.svdvals(weight)
+        rest = torch.linalg.svdvals(layer.get_base_layer().weight)
+        torch.testing.assert_close(rest[: len(values) - 4], values[4:], rtol=0, atol=1e-4)
+
+
+def made(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) -> Run:
+    """A prepared run of three stages with an adapter."""
+    if not (tmp_path / "base").exists():
+        tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    method = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "adapter": {"kind": "lora", "rank": 4, **adapter}}  # fmt: skip # noqa: E501
+    file = tiny.write_recipe(tmp_path / f"{name}.yaml", tmp_path / "base", data, method, **sections)
+    return prepare(recipe.load(file), tmp_path / name, gpus=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.1, "keep": 99}}
+    whole, again = (made(tmp_path, name, {"init": start}, **every) for name in ("whole", "again"))
+    train(whole)
+    plan, stored = read_json(whole.plan_file), load_file(whole.delta / "adapter_model.safetensors")
+    assert 4 * sum(tensor.numel() for tensor in stored.values()) == plan["delta_bytes"] == 8 * plan["trained"]
+    train(again)
+    for folder in [again.delta, *complete_checkpoints(again.checkpoints)[3:]]:
+        shutil.rmtree(folder)
+    again.forget("train")
+    monkeypatch.setattr(lora_module, "_write", lambda *_: pytest.fail("a resumed run computed its start again"))
+    train(again)
+    resumed = load_file(again.delta / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in stored.items())
+    tuned, base = load_model(locate_base(whole.recipe())), whole.delta
+    before = tuned(IDS).logits
+    assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
+
+
+def test_a_run_whose_start_is_lost_does_not_go_on(tmp_path: Path) -> None:
+    stopped = made(tmp_path, "run", {"init": "pissa"})
+    train(stopped)
+    stopped.forget("train")
+    (stopped.checkpoints / INITIAL).unlink()
+    with pytest.raises(TrainingError, match="cannot go on"):
+        train(stopped)
+
+
+def test_patterns_give_layers_other_ranks_and_alphas(tmp_path: Path) -> None:
+    tuned, _, _ = inserted(tmp_path, {"alpha": 8, "ranks": {"q_proj": 2, "layers.1.mlp.*": 6}, "alphas": {"k_proj": 1}})
+    for name, layer in layers(tuned).items():
+        rank = 2 if name.endswith("q_proj") else 6 if ".layers.1.mlp." in name else 4
+        assert layer.r["default"] == rank
+        assert layer.scaling["default"] == (1 if name.endswith("k_proj") else 8) / rank
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [("top", {2}), ("middle", {1}), ("bottom", {0}), ([1, 3], {0, 2}), ("all", {0, 1, 2})],
+)
+def test_layers_chooses_blocks(tmp_path: Path, chosen: Any, expected: set[int]) -> None:
+    tuned, _, _ = inserted(tmp_path, {"layers": chosen})
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in layers(tuned)} == expected
+
+
+@pytest.mark.parametrize(
+    ("adapter", "line"),
+    [
+        ({"ranks": {"q_prj": 2}}, "ranks: 'q_prj' matches none of the adapted layers; did you mean 'q_proj'"),
+        ({"alphas": {"layers.7": 2}}, "alphas: 'layers.7' matches none"),
+        ({"targets": ["mlp"]}, "'mlp' is a LlamaMLP, and adapters go to linear layers"),
+        ({"targets": ["embed_tokens"], "dora": True}, "'embed_tokens' is a Embedding"),
+        ({"targets": ["q_proj", "lm_head"]}, "'lm_head' is the head"),
+        ({"layers": [1, 9]}, "distance 9 is beyond the model, which has 3 blocks; the nearest valid is 3"),
+        ({"init": "loftq"}, "loftq fits a quantised base"),
+        ({"init": "eva"}, "eva starts from activations"),
+        ({"init": "pisa"}, "did you mean 'pissa'"),
+        ({"init": "orthogonal", "rank": 3}, "even ranks, not 3; the nearest valid is 4"),
+        ({"init": "pissa", "rank": 17}, "takes at most rank 16"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tmp_path: Path, adapter: dict[str, Any], line: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        made(tmp_path, "run", adapter)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_beyond_the_plans_reach_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"layers: names no block that trains; the plan reaches distance 1"):
+        inserted(tmp_path, {"layers": "bottom"}, method={"kind": "frozen", "reach": 1})
+
+
+def test_4bit_does_not_take_a_start_from_the_weights(tmp_path: Path) -> None:
+    model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
+    with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which 4bit rounds"):
+        made(tmp_path, "run", {"init": "pissa"}, model=model)

@@ -1,0 +1,291 @@
+"""Merging: the folder is the live tuned model, alone, in the asked dtype; what is not proved is not called merged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtune.adapters.delta import TENSORS, load_delta, save_delta
+from llmtune.errors import MachineError, ProofError
+from llmtune.files import read_json
+from llmtune.merge import step
+from llmtune.merge.step import _round, _save, _unload, merge, shutil
+from llmtune.model.base import load_model, locate_base
+from llmtune.run import Run
+from tests.support import runs, tiny
+
+FP32 = {"dtype": "float32"}
+FULL = {"kind": "full", "lr": 1e-3}
+
+
+def adapter(**more: Any) -> dict[str, Any]:
+    return {**FULL, "adapter": {"kind": "lora", "rank": 4, "alpha": 8, **more}}
+
+
+def live(made: Run) -> Any:
+    return load_delta(load_model(locate_base(made.recipe())), made.delta)
+
+
+def stock(made: Run, **more: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(made.merged, local_files_only=True, **more).eval()
+
+
+def unmerged(made: Run) -> bool:
+    left = [path.name for path in made.path.iterdir() if "merged" in path.name]
+    return not left and not made.done("merge") and "merge" not in made.manifest()["steps"]
+
+
+@pytest.mark.slow
+def test_a_fresh_process_reads_the_live_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = runs.trained(tmp_path)
+    facts = merge(made)
+    assert made.done("merge")
+    assert facts["gap_in_memory"] < 1e-5
+    assert facts["gap_on_disk"] < 1e-5
+    assert 0 < facts["gap"] < 0.01 < facts["shift"]
+    assert f"logit gap to the live tuned model {facts['gap']:.2g}" in capsys.readouterr().out
+    stored = load_file(made.merged / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    size = (made.merged / "model.safetensors").stat().st_size
+    entry = made.manifest()["steps"]["merge"]
+    assert (entry["dtype"], entry["bytes"], entry["tensors"]) == ("bfloat16", size, len(stored))
+    assert entry["files"]["merged/model.safetensors"]["bytes"] == size
+
+
+@pytest.mark.parametrize("stored", [{"dtype": "float32"}, {"torch_dtype": "float32"}, {}])
+def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None, stored: dict[str, str]) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    config = {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
+    (base / "config.json").write_text(json.dumps(config | stored))
+    (base / "LICENSE.txt").write_text("licence")
+    (base / "README.md").write_text("of the base")
+    same = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"]
+    if not stored:
+        base.joinpath(same.pop(3)).unlink()
+    made = runs.trained(tmp_path, base=base)
+    merge(made)
+    for name in same:
+        assert (made.merged / name).read_bytes() == (base / name).read_bytes(), name
+    key = next(iter(stored), "dtype")
+    assert read_json(made.merged / "config.json") == config | {key: "bfloat16"}
+    assert {path.name for path in made.merged.iterdir()} == {*same, "config.json", "model.safetensors"}
+    assert stock(made).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        (adapter(), {}),
+        (adapter(), {"tied": False}),
+        (adapter(targets=["q_proj", "v_proj"]), {}),
+        (adapter(rslora=True), {}),
+        (adapter(dora=True), {}),
+        ({**FULL, "adapter": {"kind": "ia3"}}, {}),
+        (FULL, {}),
+        (FULL, {"tied": False}),
+        ({"kind": "frozen", "reach": 1, "lr": 1e-3}, {}),
+        (adapter(), {"kind": "gpt2"}),
+        (FULL, {"kind": "mixtral"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.get("adapter", value).values())) if value else "tied",
+)
+def test_every_kind_of_delta_merges_exactly(
+    tmp_path: Path, quick: None, method: dict[str, Any], more: dict[str, Any]
+) -> None:
+    made = runs.trained(tmp_path, method, merge=FP32, **more)
+    facts = merge(made)
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        expected, found = live(made)(input_ids=ids).logits, stock(made)(input_ids=ids).logits
+    assert stock(made).dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-4
+    assert facts["gap"] <= facts["bound"] == 1e-4
+    assert facts["shift"] > 1e-2
+
+
+def test_trained_tensors_replace_the_bases_and_nothing_else_moves(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path, {"kind": "frozen", "reach": 1, "lr": 1e-3}, merge=FP32)
+    facts = merge(made)
+    delta = load_file(made.delta / TENSORS)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(made.merged / "model.safetensors")
+    assert set(merged) == set(base)
+    assert all(torch.equal(tensor, delta.get(name, base[name])) for name, tensor in merged.items())
+    assert 0 < facts["changed"] == len(delta) < len(base)
+
+
+def test_the_folder_alone_gives_the_same_tokens_and_text(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.trained(tmp_path, merge=FP32)
+    merge(made)
+    monkeypatch.chdir(tmp_path)
+    base = AutoTokenizer.from_pretrained(tmp_path / "base")
+    alone = AutoTokenizer.from_pretrained(made.merged)
+    strings = [f"{n} Straße\t<|im_end|> 你 {'x' * n}\n" for n in range(20)]
+    assert [alone(text).input_ids for text in strings] == [base(text).input_ids for text in strings]
+    asked = {"conversation": [{"role": "user", "content": "3 plus 4?"}], "add_generation_prompt": True}
+    ids = alone.apply_chat_template(**asked, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == base.apply_chat_template(**asked, return_tensors="pt")["input_ids"].tolist()
+    answers = [one.generate(input_ids=ids, max_new_tokens=12, do_sample=False) for one in (live(made), stock(made))]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapted_head_merges_or_is_refused_by_name(tmp_path: Path, quick: None, tied: bool) -> None:
+    made = runs.trained(tmp_path, tied=tied, merge=FP32)
+    base = locate_base(made.recipe())
+    tuned = get_peft_model(load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(tuned.base_model.model.lm_head.lora_B["default"].weight, std=0.1)
+    save_delta(tuned, dict(tuned.named_parameters()), made.delta, base, "lora")
+    made.mark("train", [made.delta])
+    if tied:
+        with pytest.raises(ProofError, match="lm_head is adapted, but embedding and head are one matrix"):
+            merge(made)
+        assert unmerged(made)
+    else:
+        assert merge(made)["changed"] == 1
+
+
+def test_a_delta_that_changes_nothing_is_not_called_merged(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path, step=0.0)
+    with pytest.raises(ProofError, match="every tensor equals the base's"):
+        merge(made)
+    assert unmerged(made)
+
+
+def _forget_the_delta(weights: Any) -> Any:
+    return weights.unload()
+
+
+def _save_other_weights(weights: Any, *rest: Any) -> None:
+    with torch.no_grad():
+        weights.get_input_embeddings().weight.mul_(1.5)
+    _SAVE(weights, *rest)
+
+
+_SAVE = _save
+
+
+def _drop_a_tensor(weights: Any) -> Any:
+    torch.nn.init.zeros_(
+        weights.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").lora_B["default"].weight
+    )
+    return _UNLOAD(weights)
+
+
+def _take_alpha_twice(weights: Any) -> Any:
+    for module in weights.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] *= 2
+    return _UNLOAD(weights)
+
+
+def _round_too_far(weights: Any, dtype: Any) -> None:
+    _ROUND(weights, torch.float8_e4m3fn)
+
+
+_UNLOAD, _ROUND = _unload, _round
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_rounding_that_does_no_more_than_rounding_does_is_merged(tmp_path: Path, quick: None, kind: str) -> None:
+    facts = merge(runs.trained(tmp_path, adapter(), kind, step=1.0))
+    assert facts["gap"] > 0.05 * facts["largest_logit"]
+    assert 0.2 * facts["rounding"] < facts["gap"] <= facts["bound"] < 10 * facts["gap"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("part", "broken", "message"),
+    [
+        ("_unload", _forget_the_delta, "adding the delta to the weights moved logits"),
+        ("_unload", _drop_a_tensor, "adding the delta to the weights moved logits"),
+        ("_unload", _take_alpha_twice, "adding the delta to the weights moved logits"),
+        ("_round", _round_too_far, "rounding the weights to .* moved logits"),
+        ("_save", _save_other_weights, "moved logits by .* over the bound"),
+    ],
+)
+def test_over_the_bound_nothing_is_called_merged(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str, dtype: str
+) -> None:
+    made = runs.trained(tmp_path, merge={"dtype": dtype})
+    merge(made)
+    assert made.done("merge")
+    monkeypatch.setattr(step, part, broken)
+    with pytest.raises(ProofError, match=message) as caught:
+        merge(made)
+    assert caught.value.exit_code == 5
+    assert unmerged(made)
+    assert (made.delta / "adapter_model.safetensors").is_file()
+
+
+def test_a_tensor_that_is_lost_on_the_way_is_named(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(weights: Any, *rest: Any) -> None:
+        weights.model.layers[1].mlp.down_proj = torch.nn.Identity()
+        _SAVE(weights, *rest)
+
+    made = runs.trained(tmp_path)
+    monkeypatch.setattr(step, "_save", lose)
+    with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        merge(made)
+    assert unmerged(made)
+
+
+def test_another_delta_or_base_than_the_trained_one_is_refused(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    facts = read_json(made.delta / "base.json")
+    (made.delta / "base.json").write_text(json.dumps({**facts, "revision": "0" * 40}))
+    with pytest.raises(ProofError, match=r"base\.json: is not what training left"):
+        merge(made)
+    made.mark("train", [made.delta])
+    with pytest.raises(ProofError, match="at revision 0000000000000000000000000000000000000000, but the recipe gives"):
+        merge(made)
+    assert unmerged(made)
+
+
+def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    config = read_json(tmp_path / "base" / "config.json")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(ProofError, match="stored quantised"):
+        merge(made)
+
+
+def test_a_link_out_of_the_base_carries_nothing_along(tmp_path: Path, quick: None) -> None:
+    made = runs.trained(tmp_path)
+    (tmp_path / "private.txt").write_text("private")
+    (tmp_path / "base" / "LICENSE").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(ProofError, match="LICENSE: is a link that leads out of the base's folder"):
+        merge(made)
+    assert unmerged(made)
+
+
+def test_too_little_disk_is_told_before_a_byte_is_written(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.trained(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(MachineError, match=r"merging needs 0\.0 GB of disk, 0\.0 GB are free"):
+        merge(made)
+    assert unmerged(made)
+
+
+def test_a_4bit_run_is_merged_into_the_original_base_and_both_gaps_are_told(tmp_path: Path, quick: None) -> None:
+    pytest.importorskip("bitsandbytes")
+    section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
+    made = runs.trained(tmp_path, hidden=128, model=section)
+    facts = merge(made)
+    assert facts["merged_into"] == "original"
+    original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantised"))
+    assert 0 <= back < original  # 0 where 4-bit layers compute in fp32
+    assert load_file(made.merged / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16

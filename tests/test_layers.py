@@ -1,0 +1,131 @@
+"""Packages import only what stands left of them, nothing light drags torch in, and no folder grows past its size."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PACKAGE = ROOT / "llmtune"
+FLOORS = (
+    {"errors", "kernels"},
+    {"files", "numbers", "memory", "fields", "plan"},
+    {"run_log", "model"},
+    {"adapters"},
+    {"methods"},
+    {"recipe"},
+    {"run"},
+    {"data", "launch"},
+    {"frozen", "evaluate"},
+    {"terminal"},
+    {"train", "merge"},
+    {"publish", "report"},
+    {"init", "chat"},
+    {"cli"},
+    {"__main__", "bottleneck", "__init__"},
+)
+"""Packages and modules, lowest first: each may import what stands on a lower floor, nothing beside or above it."""
+MODULES_PER_FOLDER, LINES_PER_FILE = 14, 250
+LIGHT = (
+    "errors",
+    "files",
+    "numbers",
+    "memory",
+    "fields",
+    "plan",
+    "adapters",
+    "methods",
+    "recipe",
+    "run",
+    "launch.command",
+)
+HEAVY = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "lm_eval", "huggingface_hub", "numpy")
+COMMAND = """
+import contextlib, io
+from llmtune import cli
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:
+    cli.main({arguments!r})
+assert len(out.getvalue()) > 100
+"""
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit(file: Path) -> str:
+    """The package, or the top-level module, that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+UNITS = {unit(file) for file in FILES}
+
+
+def floor(name: str) -> int:
+    """The floor on which a unit stands."""
+    return next(place for place, names in enumerate(FLOORS) if name in names)
+
+
+def imported(source: str) -> set[str]:
+    """The units that a source file imports, at its top or inside functions."""
+    return {name.split(".")[1] for name in _names(source) if name.startswith("llmtune.")} & UNITS
+
+
+def _names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what they import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_unit_has_a_floor_and_every_floor_its_units() -> None:
+    listed = [name for names in FLOORS for name in names]
+    assert sorted(listed) == sorted(UNITS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_stands_on_lower_floors(file: Path) -> None:
+    here = unit(file)
+    wrong = {name for name in imported(file.read_text()) - {here} if floor(name) >= floor(here)}
+    assert not wrong, f"{here} imports {', '.join(sorted(wrong))}"
+
+
+def test_the_check_sees_every_way_to_import() -> None:
+    source = "import llmtune.run\nfrom llmtune import recipe, plan\ndef f():\n    from llmtune.errors import nearest\n"
+    assert imported(source) == {"run", "recipe", "plan", "errors"}
+
+
+def test_kernels_import_nothing_of_llmtune() -> None:
+    used = {name for file in (PACKAGE / "kernels").rglob("*.py") for name in imported(file.read_text())}
+    assert used <= {"kernels"}
+
+
+def test_no_folder_and_no_file_is_too_large() -> None:
+    folders = {file.parent for file in FILES}
+    counts = {folder.name: len(list(folder.glob("*.py"))) for folder in folders}
+    lines = {str(file.relative_to(PACKAGE)): len(file.read_text().splitlines()) for file in FILES}
+    assert {name: count for name, count in counts.items() if count > MODULES_PER_FOLDER} == {}
+    assert {name: count for name, count in lines.items() if count > LINES_PER_FILE} == {}
+
+
+def heavy_after(statement: str) -> list[str]:
+    """The heavy packages that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_light_units_never_import_torch() -> None:
+    assert heavy_after("import " + ", ".join(f"llmtune.{name}" for name in LIGHT)) == []
+
+
+def test_the_commands_import_nothing_heavy_before_they_run() -> None:
+    assert heavy_after("import llmtune.cli") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"]])
+def test_help_and_schema_import_nothing_heavy(arguments: list[str]) -> None:
+    run = COMMAND.format(arguments=arguments)
+    assert heavy_after(run) == []

@@ -1,0 +1,112 @@
+"""Rows joined without padding: the plain path's losses and gradients, and padding where joining is not equal."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from llmtune.kernels.cpu import attention as attention_module
+from llmtune.kernels.cpu.attention import _attend
+from llmtune.train import joined, objective, planned
+from llmtune.train.objective import cross_entropy
+from tests.support import tiny, training
+from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
+
+FULL = {"kind": "full", "lr": 0.01}
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
+    monkeypatch.setattr(objective, "short_row_attention", lambda: nullcontext(None))
+    monkeypatch.setattr(planned, "install", lambda *given: None)
+
+    def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+        return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
+
+    monkeypatch.setattr(objective, "cross_entropy", plain)
+
+
+def padding(result: Any) -> float:
+    return max(entry.get("padding", 0) for entry in result[1])
+
+
+@pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_gives_the_plain_paths_losses_and_gradients(
+    tmp_path: Path, kind: str, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, more = {**FULL, "adapter": adapter}, CALM.get(kind, {})
+    ours = fit(tmp_path, method, model=tiny.model(kind, blocks=4, **more), keep=False, steps=4, eval_steps=2)
+    plainly(monkeypatch)
+    plain = fit(tmp_path, method, model=tiny.model(kind, blocks=4, **more), keep=False, steps=4, eval_steps=2)
+    assert padding(plain) > 0
+    assert_equal(ours, plain)
+    if kind in ("llama", "qwen3", "gemma3_text", "mixtral", "gpt_neox"):
+        assert padding(ours) == 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
+def test_with_a_kept_prefix_stages_and_accumulation_too(
+    tmp_path: Path, checkpointing: bool, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing}
+    method = {**GRADUAL, "adapter": adapter}
+    ours = fit(tmp_path, method, always=True, **more)
+    assert "kept below block 2, 3" in ours[0]
+    assert padding(ours) == 0
+    plainly(monkeypatch)
+    assert_equal(ours, fit(tmp_path, method, keep=False, **more))
+
+
+@pytest.mark.parametrize("method", ["full", "frozen", "lora"])
+def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]
+    scored: set[torch.dtype] = set()
+    score = cross_entropy
+    monkeypatch.setattr(objective, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
+    attended: list[torch.dtype] = []
+    attend = _attend
+    monkeypatch.setattr(attention_module, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
+    ours = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    assert padding(ours) == 0
+    assert set(attended) == {torch.bfloat16}
+    plainly(monkeypatch)
+    plain = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
+    assert scored == {torch.bfloat16}
+    losses = [[entry["loss"] for entry in run[1] if "loss" in entry] for run in (ours, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] != losses[1], "the plain path ran"
+
+
+def test_a_model_that_mixes_neighbours_stays_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> Any:
+        made = tiny.model(blocks=4)
+        mlp = made.model.layers[0].mlp
+        plain = mlp.forward
+        mlp.forward = lambda x: plain(x + functional.pad(x, (0, 0, 1, 0))[:, :-1])
+        return made
+
+    ours = fit(tmp_path, FULL, keep=False, model=model())
+    assert padding(ours) > 0
+    plainly(monkeypatch)
+    assert_equal(ours, fit(tmp_path, FULL, keep=False, model=model()))
+
+
+def test_rows_too_long_for_short_attention_stay_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "SHORT", 8)
+    assert padding(fit(tmp_path, FULL, keep=False)) > 0
+
+
+def test_validation_between_two_passes_of_a_step_changes_nothing(tmp_path: Path) -> None:
+    once = fit(tmp_path, FULL, keep=False, eval_steps=7)
+    often = fit(tmp_path, FULL, keep=False, eval_steps=1)
+    losses = [[entry["loss"] for entry in run[1] if "loss" in entry] for run in (once, often)]
+    assert losses[0] == losses[1]
+
+
+def test_the_shared_rows_need_padding() -> None:
+    assert len({len(row["input_ids"]) for row in training.rows(4)}) > 1

@@ -1,0 +1,253 @@
+"""train(run) from end to end on a tiny base: what it leaves, how it goes on, how it is launched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmtune import recipe
+from llmtune.adapters.delta import load_delta
+from llmtune.errors import MachineError, RecipeError
+from llmtune.files import fingerprint, read_json
+from llmtune.launch.command import WORLD
+from llmtune.memory import PRIMITIVES
+from llmtune.model.base import load_model, locate_base
+from llmtune.run import Run
+from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare
+from tests.support import ROOT, tiny
+
+GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
+
+
+def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> Run:
+    """A prepared run on a tiny base in tmp_path."""
+    base = tmp_path / "base"
+    if not base.exists():
+        tiny.save_base(base, blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(count))
+    written = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method, **sections)
+    return prepare(recipe.load(written), tmp_path / name, gpus=0)
+
+
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PRIMITIVES:
+        monkeypatch.setenv(name, "")
+        os.environ.pop(name)
+    done = made(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
+    train(done)
+    assert PRIMITIVES.items() <= os.environ.items()
+    assert done.done("train")
+    plan = read_json(done.plan_file)
+    log = [json.loads(line) for line in done.log_file.read_text().splitlines()]
+    steps = [entry for entry in log if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
+    assert steps[-1]["supervised"] == 4 * read_json(done.data_file)["supervised_tokens"]["total"]
+    assert not [entry for entry in log if "warning" in entry]
+    assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
+    assert log[-1]["eval_loss"] < steps[0]["loss"]
+    file = next(done.delta.glob("*.safetensors"))
+    stored = load_file(file)
+    assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
+    assert 4 * plan["trained"] == plan["delta_bytes"]
+    assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
+    base = locate_base(done.recipe())
+    load_delta(load_model(base), done.delta)
+    assert not list(done.checkpoints.glob(".partial*"))
+
+
+def test_the_resolved_recipe_gives_the_same_plan_again(tmp_path: Path) -> None:
+    method = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.1}
+    first = made(tmp_path, method)
+    again = prepare(recipe.load(first.recipe_file), tmp_path / "again", gpus=0)
+    assert read_json(again.plan_file) == read_json(first.plan_file)
+    assert again.recipe_file.read_text() == first.recipe_file.read_text()
+    assert all(isinstance(rate, float) for rate in again.recipe().method.lr)
+
+
+def test_changed_data_is_not_resumed_on(tmp_path: Path) -> None:
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(41))
+    with pytest.raises(RecipeError, match="data changed"):
+        train(done)
+
+
+def test_another_number_of_processes_than_asked_for_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+    monkeypatch.setenv(WORLD, "2")
+    with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
+        train(done)
+
+
+def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmtune.train.planned import PlannedTrainer
+
+    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"prefix": "none"})
+    original = PlannedTrainer.train
+
+    def meddle(self: Any, **named: Any) -> Any:
+        result = original(self, **named)
+        with torch.no_grad():
+            self.model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+        return result
+
+    monkeypatch.setattr(PlannedTrainer, "train", meddle)
+    with pytest.raises(Exception, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
+        train(done)
+    assert not done.done("train")
+
+
+def deltas(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's delta."""
+    return load_file(next((folder / "delta").glob("*.safetensors")))
+
+
+def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "llmtune", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
+    method = GRADUAL | {"adapter": adapter, "lr": 0.1}
+    # AdamW divides by the gradient's size: it would magnify the rounding of near zeros, and hide a wrong scale.
+    steps = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
+    for name, section in (("one", {}), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
+        made(tmp_path, method, name=name, train=steps, merge={"enabled": False}, **section)
+        result = llmtune("train", tmp_path / name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, two = deltas(tmp_path / "one"), deltas(tmp_path / "two")
+    assert set(one) == set(two)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    counts = [max(json.loads(line).get("tokens", 0) for line in lines) for lines in logs]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.slow
+def test_typed_by_hand_the_launcher_trains_a_recipe(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    written = tiny.write_recipe(tmp_path / "by-hand.yaml", tmp_path / "base", data, {"kind": "full", "lr": 0.01})
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    result = subprocess.run(
+        [*command, "-m", "llmtune.train", str(written)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert Run(tmp_path / "runs" / "by-hand").done("train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, number: signal.Signals) -> None:
+    whole = made(tmp_path, GRADUAL, count=400, name="whole")
+    train(whole)
+    stopped = made(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
+    command = [sys.executable, "-m", "llmtune", "run", str(stopped.path)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    deadline = time.monotonic() + 120
+    while not (stopped.log_file.exists() and stopped.log_file.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, "no step was logged"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"llmtune run {stopped.path}" in errors
+    assert not stopped.done("train")
+    assert complete_checkpoints(stopped.checkpoints)
+    again = llmtune("run", stopped.path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    expected, found = deltas(whole.path), deltas(stopped.path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    sections = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.05}, "merge": {"enabled": False}}
+    whole = made(tmp_path, GRADUAL, count=300, name="whole", **sections)
+    train(whole)
+    killed = made(tmp_path, GRADUAL, count=300, name="killed", **sections)
+    for _ in range(3):
+        before = len(complete_checkpoints(killed.checkpoints))
+        command = [sys.executable, "-m", "llmtune.train", str(killed.path)]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = sorted(killed.checkpoints.glob("step-*"))[-1:] if before else []
+        while process.poll() is None and sorted(killed.checkpoints.glob("step-*"))[-1:] == last:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert llmtune("train", killed.path, cwd=tmp_path).returncode == 0
+    expected, found = deltas(whole.path), deltas(killed.path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("method", [GRADUAL, {"kind": "frozen", "reach": 1, "lr": 0.01}], ids=["gradual", "frozen"])
+def test_what_keeping_takes_is_what_the_plan_predicts(
+    tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    done = made(tmp_path, method, memory={"prefix": "keep"}, train={"epochs": 3, "batch_size": 4})
+    train(done)
+    predicted = read_json(done.plan_file)["prefix"]
+    files = list((tmp_path / "cache" / "prefix").glob("*/states.bin"))
+    assert len(files) == len(predicted["boundaries"])
+    assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
+    assert any("prefix: kept" in line for line in done.log_file.read_text().splitlines())
+
+
+def tiny_recipe(folder: Path, **sections: Any) -> Path:
+    """A recipe for a tiny base on rows in a folder."""
+    tiny.save_base(folder / "base", blocks=3)
+    data = tiny.write_rows(folder / "train.jsonl", tiny.sums(40))
+    return tiny.write_recipe(folder / "r.yaml", folder / "base", data, {"kind": "full", "lr": 0.01}, **sections)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "after", "then"),
+    [
+        (1, 0.3, "nothing was trained yet"),
+        (1, 3.0, "nothing was trained yet"),
+        (2, 4.0, "go on with: llmtune run runs/r"),
+    ],
+)
+def test_a_stop_while_the_training_still_imports_is_one_line(
+    tmp_path: Path, processes: int, after: float, then: str
+) -> None:
+    recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
+    command = [sys.executable, "-m", "llmtune", "run", str(recipe_file)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    while not psutil.Process(process.pid).children():
+        time.sleep(0.02)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == f"llmtune: stopped; {then}\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_ends_a_training_is_the_only_line(tmp_path: Path, processes: int) -> None:
+    section = {"launch": {"processes": processes}, "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 8}}
+    ended = llmtune("run", tiny_recipe(tmp_path, **section), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "longer than max_length 8" in ended.stderr
+    assert ended.stderr.startswith("llmtune: ")
+    assert ended.stderr.count("\n") == 1

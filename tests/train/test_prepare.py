@@ -1,0 +1,145 @@
+"""Recipes that cannot work: one line on stderr that names the place, exit code 2, nothing trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtune import cli, recipe
+from llmtune.train.__main__ import main
+from llmtune.train.prepare import prepare
+from tests.support import tiny
+
+LORA = {"kind": "lora", "rank": 4}
+STAGE = {"until": 1.0}
+STAGED = {"kind": "gradual", "reaches": [1, "all"]}
+
+
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied: bool = True, **sections: Any) -> str:
+    """The one line that `llmtune check` ends in."""
+    tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "bad.yaml", tmp_path / "base", data, method, **sections)
+    assert cli.main(["check", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"llmtune: {file}:")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ({"kind": "frozen", "reach": 0, "adapter": LORA}, "reach: reaches no block, so no adapter would train"),
+        (
+            {"kind": "frozen", "reach": 9},
+            "reach 9 is beyond the model, which has 3 blocks; the nearest valid reach is 3",
+        ),
+        ({"kind": "gradual", "reaches": [0, 1], "adapter": LORA}, "trains nothing: no tensor is within its reach"),
+        ({"kind": "gradual", "reaches": [1, "all"], "until": [0.001, 1.0]}, "cannot hold 2 stages: one of them"),
+        ({"kind": "staged", "stages": [{"until": 0.5, "reach": -1}, STAGE]}, "stages.0.reach"),
+        ({"kind": "gradual", "reaches": [2, 1]}, "each stage reaches farther than the one before, not 1 after 2"),
+        ({"kind": "staged", "stages": [{"until": 0.7}, {"until": 0.3}, STAGE]}, "growing fractions of training; 0.3"),
+        ({"kind": "staged", "stages": [{"until": 0.5}]}, "the last stage ends at 1, not 0.5"),
+        ({"kind": "discriminative", "decay": 0.0}, "a number > 0 is expected, got 0.0"),
+        ({"kind": "discriminative", "decay": -0.5}, "a number > 0 is expected, got -0.5"),
+        ({"kind": "discriminative", "decay": 1.6}, "a number <= 1.5 is expected, got 1.6"),
+        ({"kind": "full", "adapter": LORA | {"targets": ["lm_head"]}}, "'lm_head' is the head"),
+        ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["embed_tokens"]}}, "is a Embedding"),
+        ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["input_layernorm"]}}, "is a LlamaRMSNorm"),
+        ({"kind": "full", "adapter": LORA | {"targets": ["q_proj", "kproj"]}}, "did you mean 'k_proj'"),
+        ({"kind": "full", "adapter": {"kind": "lorra"}}, "did you mean 'lora'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else json.dumps(value).replace('"', "")[:60],
+)
+def test_a_method_that_makes_no_sense_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, line: str
+) -> None:
+    assert line in check(tmp_path, capsys, method)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "line"),
+    [
+        ({"model": {"base": "base", "added_tokens": ["<call>"]}}, "model.added_tokens", "unknown key"),
+        ({"data": {"train": "train.jsonl", "new_tokens": ["<call>"]}}, "data.new_tokens", "unknown key"),
+        ({"method": {"kind": "full", "adapter": LORA | {"modules_to_save": ["embed_tokens"]}}}, "modules_to_save", ""),
+        ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
+    ],
+)
+def test_tokens_cannot_be_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
+) -> None:
+    said = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
+    assert key in said
+    assert line in said
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    said = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
+    assert "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2" in said
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_that_cannot_be_sharded_is_refused_under_fsdp2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    sections = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
+    said = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert f"{optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw" in said
+
+
+FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
+FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sections", "line", "code"),
+    [
+        ({**FSDP1, "FSDP_VERSION": "1"}, {}, "FSDP1 is not supported", 2),
+        (FSDP1, {}, "FSDP1 is not supported", 2),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"method": STAGED}, "DeepSpeed cannot follow stages", 2),
+        (FSDP2, {}, "fsdp2 shards over GPUs, and there is none", 3),
+        (FSDP2, {"train": {"optimizer": "adafactor"}}, "adafactor cannot hold its state sharded", 2),
+        ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "every process reads the base", 2),
+        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
+    ],
+)
+def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_itself(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    sections: dict[str, Any],
+    line: str,
+    code: int,
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, **sections)
+    made = prepare(recipe.load(file), tmp_path / "run", gpus=0)
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(made.path)]) == code
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.strip().count("\n") == 0
+    assert not made.done("train")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_tied_head_without_its_embedding_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tied: bool
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, {"kind": "frozen", "reach": 0})
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["trained"] == (32 if tied else 32 + 259 * 32)
+    assert any("the head is the embeddings' matrix" in note for note in table["notes"]) == tied
