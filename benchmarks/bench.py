@@ -62,7 +62,7 @@ def prepared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The base's folder, the rows as JSONL and as tokens, and the model's shape."""
     sample = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
     (folder / "recipe.yaml").write_text(json.dumps(sample))
-    base = locate_base(recipe.load(folder / "recipe.yaml"))
+    base = locate_base(recipe.load(folder / "recipe.yaml").model)
     if options.random:
         base = random_model(base)
     tokenizer = load_tokenizer(base)

@@ -74,9 +74,9 @@ def talk(pair: list[Speaker], lines: Iterable[str], console: Console) -> None:
 def speakers(run: Run) -> list[Speaker]:
     """Base and tuned model of a run; an adapter shares the base's weights, anything else is a second copy."""
     settings = run.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if computes_bf16(settings) else torch.float32
+    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
     shared = isinstance(tuned, PeftModel)

@@ -96,11 +96,10 @@ def _check(options: argparse.Namespace) -> None:
 
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
-    from llmtune.model.base import locate_base
     from llmtune.terminal import findings, plan
     from llmtune.train.prepare import examine
 
-    checked, table = examine(settings, locate_base(settings, weights=False), count_gpus())
+    checked, table = examine(settings, count_gpus())
     if options.json:
         print(json.dumps({"data": checked.findings, "plan": table}, indent=2, ensure_ascii=False))
     else:
@@ -113,11 +112,10 @@ def _plan(options: argparse.Namespace) -> None:
 
     settings = recipe.load(options.recipe, options.set)
     from llmtune.launch.command import count_gpus
-    from llmtune.model.base import locate_base
     from llmtune.terminal import plan
     from llmtune.train.prepare import plan_alone
 
-    table = plan_alone(settings, locate_base(settings, weights=False), count_gpus())
+    table = plan_alone(settings, count_gpus())
     if options.json:
         print(json.dumps(table, indent=2))
     else:

@@ -13,6 +13,15 @@ class RecipeError(LlmtuneError):
     exit_code = 2
 
 
+class FieldError(RecipeError):
+    """A mistake at a dotted key of the recipe; who holds the recipe adds file and line (`Recipe.located`)."""
+
+    def __init__(self, key: str, message: str, kind: type[LlmtuneError] = RecipeError) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key, self.message, self.kind = key, message, kind
+        self.exit_code = kind.exit_code
+
+
 class MachineError(LlmtuneError):
     """The machine lacks something: GPU, disk, memory, a package, the network."""
 

@@ -3,21 +3,25 @@
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from llmtune import __version__, recipe
-from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.files import fingerprint, read_json, write_json, write_text
 from llmtune.recipe.located_yaml import load_yaml
 
 STEPS = ("train", "eval", "merge", "publish", "report")
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
+
+
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,20 @@ class Run:
                     f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
                 ) from error
             yield
+
+
+def locates_mistakes(step: Step) -> Step:
+    """A function of a recipe, or of a run, whose mistakes at a key name the recipe's file and line."""
+
+    @wraps(step)
+    def located(subject: "Run | recipe.Recipe", *arguments: Any, **named: Any) -> Any:
+        try:
+            return step(subject, *arguments, **named)
+        except FieldError as error:
+            settings = subject.recipe() if isinstance(subject, Run) else subject
+            raise settings.located(error) from error
+
+    return cast(Step, located)
 
 
 def open_run(path: Path) -> Run:

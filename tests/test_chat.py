@@ -100,9 +100,9 @@ def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None
     train = tiny.write_rows(folder / "train.jsonl", rows or tiny.sums(20))
     settings = recipe.load(tiny.write_recipe(folder / "recipe.json", base_folder, train, method))
     run = create(settings, folder / "run")
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     plan = settings.plan(Facts(2, 32, 1000))
-    live = insert(load_model(base), settings, plan, base)
+    live = insert(load_model(base), settings.method.adapter, plan, base)
     tensors = trained_tensors(live, plan)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None
 
 def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
     """What the base or tuned model says, loaded for itself and generated token by token."""
-    base = locate_base(run.recipe())
+    base = locate_base(run.recipe().model)
     weights: Any = load_model(base)
     weights = load_delta(weights, run.delta) if tuned else weights
     tokenizer = load_tokenizer(base)

@@ -47,7 +47,7 @@ def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], fi
     losses = [json.loads(line)["loss"] for line in made.log_file.read_text().splitlines() if '"loss"' in line]
     assert len(losses) == 3
     assert all(0 < loss < 6 for loss in losses)
-    base = locate_base(made.recipe())
+    base = locate_base(made.recipe().model)
     ids = torch.arange(100, 120)[None]
     with torch.no_grad():
         before = load_model(base)(ids).logits

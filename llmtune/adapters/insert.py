@@ -14,27 +14,25 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtune.adapters.bottleneck import BottleneckConfig
 from llmtune.adapters.lora import chosen_distances, lora_config
-from llmtune.errors import nearest
-from llmtune.methods.kinds import Bottleneck, Ia3, Lora, NoAdapter
+from llmtune.adapters.sections import AnyAdapter, Bottleneck, Ia3, Lora, NoAdapter
+from llmtune.errors import FieldError, nearest
 from llmtune.model.base import Base
 from llmtune.model.blocks import blocks, distances
 from llmtune.model.mlp import mlps, width_key
 from llmtune.plan.stages import Plan
-from llmtune.recipe.sections import Recipe
 
 
-def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:
-    """The model with the recipe's adapter in every block that the plan ever trains; the model itself without one."""
-    spec = recipe.method.adapter
+def insert(model: PreTrainedModel, spec: AnyAdapter, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:
+    """The model with an adapter in every block that the plan ever trains; the model itself without one."""
     if isinstance(spec, NoAdapter):
         return model
     if isinstance(spec, Lora):
-        near = chosen_distances(recipe, spec, len(blocks(model)))
-        config: Any = lora_config(model, recipe, spec, _targets(model, recipe, plan, spec.targets, near))
+        near = chosen_distances(spec, len(blocks(model)))
+        config: Any = lora_config(model, spec, _targets(model, plan, spec.targets, near))
     elif isinstance(spec, Ia3):
-        config = _ia3(model, recipe, plan, spec)
+        config = _ia3(model, plan, spec)
     else:
-        config = _bottleneck(model, recipe, plan, spec)
+        config = _bottleneck(model, plan, spec)
     count_adapted = get_peft_model(model, config)
     # get_peft_model puts the folder's path in place of a name: a private path would be published.
     config.base_model_name_or_path = base.hub_id or base.name
@@ -42,39 +40,39 @@ def insert(model: PreTrainedModel, recipe: Recipe, plan: Plan, base: Base) -> Pr
     return count_adapted
 
 
-def _ia3(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Ia3) -> IA3Config:
+def _ia3(model: PreTrainedModel, plan: Plan, spec: Ia3) -> IA3Config:
     kind = model.config.model_type
     known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
     if spec.targets == "auto" and known is None:
-        raise recipe.error("method.adapter.targets", f"PEFT knows no IA3 targets for {kind}; list module names")
+        raise FieldError("method.adapter.targets", f"PEFT knows no IA3 targets for {kind}; list module names")
     inside = [pair for block in blocks(model) for pair in block.named_modules()]
     names = {name.rsplit(".", 1)[-1] for name, module in inside if isinstance(module, nn.Linear | Conv1D)}
     missing = [name for name in known or () if spec.targets == "auto" and name.rsplit(".", 1)[-1] not in names]
     if missing:
         said = f"auto means {', '.join(known or ())} for {kind}, and this model has no linear layer {missing[0]}"
-        raise recipe.error("method.adapter.targets", f"{said}; list module names: {', '.join(sorted(names))}")
-    targets = _targets(model, recipe, plan, tuple(known or ()) if spec.targets == "auto" else spec.targets)
+        raise FieldError("method.adapter.targets", f"{said}; list module names: {', '.join(sorted(names))}")
+    targets = _targets(model, plan, tuple(known or ()) if spec.targets == "auto" else spec.targets)
     ends = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
     feedforward = [name for name in targets if name.endswith(tuple(ends))] if ends else []
     return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
 
 
-def _bottleneck(model: PreTrainedModel, recipe: Recipe, plan: Plan, spec: Bottleneck) -> BottleneckConfig:
-    trained = set(_targets(model, recipe, plan, "all-linear"))
+def _bottleneck(model: PreTrainedModel, plan: Plan, spec: Bottleneck) -> BottleneckConfig:
+    trained = set(_targets(model, plan, "all-linear"))
     names = {id(module): name for name, module in model.named_modules()}
     try:
         found = mlps(model)
         if spec.form == "parallel":
             width_key(model, found[0].width)
     except ValueError as error:
-        raise recipe.error("method.adapter.kind", str(error)) from error
+        raise FieldError("method.adapter.kind", str(error)) from error
     targets = [mlp.name for mlp in found if names[id(mlp.down)] in trained]
     size = spec.size or max(1, model.config.get_text_config().hidden_size // 16)
     return BottleneckConfig(task_type="CAUSAL_LM", size=size, form=spec.form, target_modules=targets)
 
 
 def _targets(
-    model: PreTrainedModel, recipe: Recipe, plan: Plan, wanted: str | tuple[str, ...], near: set[int] | None = None
+    model: PreTrainedModel, plan: Plan, wanted: str | tuple[str, ...], near: set[int] | None = None
 ) -> list[str]:
     """Full names of the linear layers to adapt, in blocks that the plan ever trains; every wanted name must match."""
     modules = dict(model.named_modules())
@@ -84,17 +82,17 @@ def _targets(
     far = {name: distance[f"{name}.weight"] for name in linear}
     reached = [name for name in linear if plan.peak(far[name]) > 0]
     if not reached:
-        raise recipe.error("method.reach", "reaches no block, so no adapter would train; the nearest valid reach is 1")
+        raise FieldError("method.reach", "reaches no block, so no adapter would train; the nearest valid reach is 1")
     trained = [name for name in reached if near is None or far[name] in near]
     if not trained:
         said = f"names no block that trains; the plan reaches distance {max(far[name] for name in reached)}"
-        raise recipe.error("method.adapter.layers", said)
+        raise FieldError("method.adapter.layers", said)
     if isinstance(wanted, str):
         return trained
     ends = sorted({name.rsplit(".", 1)[-1] for name in trained})
     for target in wanted:
         if not any(_called(name, target) for name in trained):
-            raise recipe.error("method.adapter.targets", _no_match(target, modules, ends))
+            raise FieldError("method.adapter.targets", _no_match(target, modules, ends))
     return [name for name in trained if any(_called(name, target) for target in wanted)]
 
 

@@ -13,27 +13,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.adapters.sections import Lora
-from llmtune.errors import TrainingError, nearest
+from llmtune.errors import FieldError, TrainingError, nearest
 from llmtune.model.mlp import features
-from llmtune.recipe.sections import Recipe
 
 INITIAL = "initial-adapter.safetensors"
 _KEPT = "_initial_adapter"
 
 
-def lora_config(model: nn.Module, recipe: Recipe, spec: Lora, targets: list[str]) -> LoraConfig:
+def lora_config(model: nn.Module, spec: Lora, targets: list[str]) -> LoraConfig:
     """PEFT's configuration for these layers, by full name; raises RecipeError for what they cannot follow."""
     for key, patterns in (("ranks", spec.ranks), ("alphas", spec.alphas)):
         for pattern in patterns:
             if not any(get_pattern_key([pattern], name) == pattern for name in targets):
                 hint = nearest(pattern, sorted({name.rsplit(".", 1)[-1] for name in targets}))
-                raise recipe.error(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
+                raise FieldError(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
     for name in targets if moves_weight(spec) else []:
         most = min(features(model.get_submodule(name)))
         rank = spec.ranks.get(get_pattern_key(list(spec.ranks), name), spec.rank)
         if rank > most:
             said = f"{spec.init} takes at most rank {most} from {name}, not {rank}"
-            raise recipe.error("method.adapter.rank", f"{said}; the nearest valid is {most}")
+            raise FieldError("method.adapter.rank", f"{said}; the nearest valid is {most}")
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
@@ -48,13 +47,13 @@ def lora_config(model: nn.Module, recipe: Recipe, spec: Lora, targets: list[str]
     )
 
 
-def chosen_distances(recipe: Recipe, spec: Lora, blocks: int) -> set[int]:
+def chosen_distances(spec: Lora, blocks: int) -> set[int]:
     """The distances of the blocks that the recipe's `layers` means; raises RecipeError for one the model has not."""
     if isinstance(spec.layers, tuple):
         beyond = [distance for distance in spec.layers if distance > blocks]
         if beyond:
             said = f"distance {beyond[0]} is beyond the model, which has {blocks} blocks; the nearest valid is {blocks}"
-            raise recipe.error("method.adapter.layers", said)
+            raise FieldError("method.adapter.layers", said)
         return set(spec.layers)
     third = math.ceil(blocks / 3)
     top, bottom = set(range(1, third + 1)), set(range(blocks - third + 1, blocks + 1))

@@ -9,8 +9,9 @@ from llmtune.data.encode import Encoded, Example, encode
 from llmtune.data.findings import Finding, describe, listed, notes, shown
 from llmtune.data.rows import Row, read
 from llmtune.data.sources import problem
-from llmtune.errors import RecipeError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.recipe.sections import Recipe
+from llmtune.run import locates_mistakes
 
 _SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
@@ -25,6 +26,7 @@ class Gate:
     findings: Finding
 
 
+@locates_mistakes
 def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong."""
     data = recipe.data
@@ -55,9 +57,9 @@ def without_overlap(recipe: Recipe, given: dict[str, list[Row]]) -> tuple[list[R
     asked = sorted({place for _, places in found.values() for place in places} - set(whole))
     if whole and policy == "error":
         first = train[whole[0]].where
-        raise recipe.error("data.overlap", f"{len(whole)} train rows also stand in eval or test; the first is {first}")
+        raise FieldError("data.overlap", f"{len(whole)} train rows also stand in eval or test; the first is {first}")
     if len(whole) == len(train) and policy == "drop":
-        raise recipe.error("data.train", "every train row also stands in eval or test; nothing is left to train on")
+        raise FieldError("data.train", "every train row also stands in eval or test; nothing is left to train on")
     out = set(whole) if policy == "drop" else set()
     finding = {
         "policy": policy,
@@ -73,7 +75,7 @@ def check_length(recipe: Recipe, part: str, found: Encoded) -> None:
     """Raise RecipeError where every row of a part is too long."""
     if found.dropped and not found.examples:
         limit, shortest = recipe.data.max_length, min(found.dropped_lengths)
-        raise recipe.error(
+        raise FieldError(
             "data.max_length",
             f"all {len(found.dropped)} {part} rows are longer than max_length {limit} "
             f"(shortest has {shortest} tokens); nearest valid: {shortest}",
@@ -85,7 +87,7 @@ def check_supervised(recipe: Recipe, part: str, examples: list[Example]) -> None
     masked = [example.id for example in examples if example.supervised == 0]
     if masked:
         share = "no row has" if len(masked) == len(examples) else f"{len(masked)} of {len(examples)} rows do not have"
-        raise recipe.error(
+        raise FieldError(
             f"data.{part if getattr(recipe.data, part) else 'train'}",
             f"{share} a token to learn from ({shown(masked)}): chat template or max_length leaves none of the answer",
         )
@@ -115,5 +117,5 @@ def _read(recipe: Recipe, part: str) -> list[Row]:
         return []
     reason = problem(source)
     if reason:
-        raise recipe.error(f"data.{part}", reason)
+        raise FieldError(f"data.{part}", reason)
     return read(source, _SPLITS[part])

@@ -5,11 +5,12 @@ from typing import Any
 from llmtune.errors import ProofError
 from llmtune.evaluate.metrics import Score, difference, format_score
 from llmtune.files import read_json
+from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
 
 Result = dict[str, Any]
 
-HELD_OUT, FEW_SHOT = "held_out", "held_out_few_shot"
+FEW_SHOT = "held_out_few_shot"
 TITLES = {"valid_json": "valid JSON", "exact_match": "exact match", "loss": "loss"}
 
 

@@ -19,13 +19,13 @@ from llmtune.evaluate.generate import answer_losses
 from llmtune.evaluate.harness import harness, quiet
 from llmtune.evaluate.held_out import FEW_SHOT_SEED, HeldOut, Questions, questions, room, worked_examples
 from llmtune.evaluate.metrics import score
-from llmtune.evaluate.results import FEW_SHOT, HELD_OUT, Result, compare, paired, table
+from llmtune.evaluate.results import FEW_SHOT, Result, compare, paired, table
 from llmtune.evaluate.tasks import load_tasks
 from llmtune.files import fingerprint, write_json
 from llmtune.model.base import Base, computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.recipe.sections import Recipe
-from llmtune.recipe.suite import Suite, check_rows, load_suite
-from llmtune.run import Run
+from llmtune.recipe.suite import HELD_OUT, Suite, check_rows, load_suite
+from llmtune.run import Run, locates_mistakes
 
 __all__ = ["compare", "evaluate", "table"]
 
@@ -45,6 +45,7 @@ class _Exam:
     new_tokens: int
 
 
+@locates_mistakes
 def evaluate(run: Run) -> dict[str, Any]:
     """Ask base and tuned model what the recipe's suite says; writes eval/ and gives {"base", "tuned", "settings"}.
 
@@ -54,8 +55,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     asked = load_suite(recipe)
     delta = recorded_delta(run)
     tasks = load_tasks(asked)
-    base = locate_base(recipe)
-    live = load_model(base, torch.bfloat16 if computes_bf16(recipe) else torch.float32)
+    base = locate_base(recipe.model)
+    live = load_model(base, torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32)
     if torch.cuda.is_available():
         live.to("cuda")
     exam = _exam(recipe, asked, tasks, live, base)

@@ -15,8 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 import llmtune
 from llmtune.errors import MachineError, nearest
 from llmtune.evaluate.harness import quiet
-from llmtune.evaluate.results import HELD_OUT
-from llmtune.recipe.suite import LocalTask, Suite, local_rows, task_file
+from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
 
 # lm-eval renders task files' templates outside a sandbox: a template could reach any Python object.
 _sandbox = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.errors import RecipeError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.frozen.boundary import boundaries, find_randomness
 from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
@@ -140,7 +140,7 @@ def load_offloaded(
 def lowest_boundary(base: Base, recipe: Recipe, plan: Plan) -> int:
     """The lowest boundary of a plan's stages."""
     with torch.random.fork_rng():  # an adapter takes its start from it, and is to take the same one later
-        tuned = insert(build_skeleton(base), recipe, plan, base)
+        tuned = insert(build_skeleton(base), recipe.method.adapter, plan, base)
     distance = distances(tuned)
     return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
 
@@ -150,13 +150,13 @@ def count_offloaded(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
     if recipe.memory.prefix != "stream":
         return 0
     if recipe.model.quantize != "none":
-        raise recipe.error(KEY, "stream reads no block into 4 bits; the nearest valid is keep, or model.quantize: none")
+        raise FieldError(KEY, "stream reads no block into 4 bits; the nearest valid is keep, or model.quantize: none")
     if min(found) == 0:
         said = "stream needs blocks that never train, and this plan trains the lowest one"
-        raise recipe.error(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
+        raise FieldError(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
     reason = find_randomness(tuned, list(blocks(tuned))[max(found) :])
     if reason:
-        raise recipe.error(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
+        raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
     return sum(parameter.numel() for block in list(blocks(tuned))[: min(found)] for parameter in block.parameters())
 
 
@@ -170,11 +170,11 @@ def check_disk(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
     if need > recipe.memory.prefix_limit_gb:
         said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
         nearest = math.ceil(need * 100) / 100
-        raise recipe.error("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
+        raise FieldError("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
 
 
 def _not_alone(recipe: Recipe) -> RecipeError:
-    return recipe.error(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+    return FieldError(KEY, "stream is for one process with whole weights; the nearest valid is auto")
 
 
 def _stored(base: Base) -> dict[str, tuple[Path, list[int]]]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import MachineError
+from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
@@ -51,9 +51,7 @@ def count_processes(recipe: Recipe, name: str, gpus: int) -> int:
     asked = recipe.launch.processes
     if values["distributed_type"] == "NO":
         if (asked or 1) > 1:
-            raise recipe.error(
-                "launch.processes", f"{name} runs one process, not {asked}; multi_cpu or ddp run several"
-            )
+            raise FieldError("launch.processes", f"{name} runs one process, not {asked}; multi_cpu or ddp run several")
         return 1
     each = int(values["num_processes"]) if values.get("use_cpu") else max(1, gpus) * int(values["num_machines"])
     return asked or each

@@ -20,7 +20,7 @@ from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer,
 from llmtune.model.mlp import with_widths
 from llmtune.model.quantize import split_linear_layers
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run
+from llmtune.run import Run, locates_mistakes
 
 COPIED = (
     "tokenizer*.json",
@@ -46,10 +46,11 @@ _ROUNDED = (4, 0.05)
 """Times the random moves, and least part of the largest logit: a router may choose another expert in one of the two."""
 
 
+@locates_mistakes
 def merge(run: Run) -> dict[str, Any]:
     """Write run.merged and give what was proved of it; raises ProofError, and leaves no folder, for another model."""
     settings = run.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     _same_delta(run)
     _same_base(run.delta, base)
     run.forget("merge")
@@ -226,7 +227,8 @@ def _against_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in texts]
     settings, skeleton = run.recipe(), build_skeleton(base)
-    _, keep = split_linear_layers(skeleton, settings, settings.plan(model_facts(skeleton)))
+    plan, adapted = settings.plan(model_facts(skeleton)), settings.method.adapter.kind != "none"
+    _, keep = split_linear_layers(skeleton, plan, adapted)
     trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
     back: Any = load_model(base, keep=keep).dequantize()
     candidates = {"original": load_model(base), "dequantised": back.float()}

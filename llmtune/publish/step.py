@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from llmtune.errors import LlmtuneError, PublishError
+from llmtune.errors import FieldError, LlmtuneError, PublishError
 from llmtune.files import fingerprint, read_json
 from llmtune.merge.step import COPIED
 from llmtune.model.base import Base, locate_base
@@ -19,7 +19,7 @@ from llmtune.publish import hub as hub_module
 from llmtune.publish.card import card, front_matter, shorten, shortened
 from llmtune.publish.hub import Content, Sleep, Target
 from llmtune.recipe.sections import Publish, Recipe, dump
-from llmtune.run import Run
+from llmtune.run import Run, locates_mistakes
 
 ALLOWED = {
     "delta": ("adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "base.json"),
@@ -38,21 +38,23 @@ _PRIVATE_PATH = re.compile(r"(?<![\w./:-])(~/|/(home|Users|root|tmp|var|mnt|medi
 _CONFIGS = {"adapter_config.json", "base.json", "config.json", "generation_config.json", "tokenizer_config.json"}
 
 
+@locates_mistakes
 def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     """Before training: raise PublishError, MachineError or RecipeError where the result could not be published."""
     publish = settings.publish
     if publish is None:
         return
     if publish.weights == "merged" and not settings.merge.enabled:
-        raise settings.error("publish.weights", "merged needs merge.enabled: true; the nearest valid is delta")
+        raise FieldError("publish.weights", "merged needs merge.enabled: true; the nearest valid is delta")
     target = hub_module.target(publish, sleep)
     target.check_login()
-    base = locate_base(settings, weights=False)
+    base = locate_base(settings.model, weights=False)
     _check_base(publish, base.name, base.hub_id)
     licence(target, base)
     target.probe()
 
 
+@locates_mistakes
 def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
     """Upload what the recipe says and give where it is; raises PublishError with the command that tries again."""
     try:
@@ -66,9 +68,9 @@ def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
 
 def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     if settings.publish is None:
-        raise settings.error("publish", "is not in the recipe; give publish: {repo: owner/name}")
+        raise FieldError("publish", "is not in the recipe; give publish: {repo: owner/name}")
     stored = read_json(run.delta / "base.json")
-    base = Base(locate_base(settings, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
+    base = Base(locate_base(settings.model, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
     _check_base(settings.publish, base.name, base.hub_id)
     files = _weights(run, settings.publish, base) | _records(run, settings)
     target = hub_module.target(settings.publish, sleep)

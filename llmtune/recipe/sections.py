@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError
 
-from llmtune.errors import PlanError, RecipeError
+from llmtune.errors import FieldError, LlmtuneError, PlanError
 from llmtune.fields import Closed
 from llmtune.methods.kinds import Method
 from llmtune.plan.schedule import Shape
@@ -153,9 +153,10 @@ class Recipe(Closed):
 
     _where: Located = PrivateAttr()
 
-    def error(self, key: str, message: str) -> RecipeError:
-        """A one-line error that names this recipe's file and the line of a dotted key."""
-        return self._where.error(tuple(int(part) if part.isdigit() else part for part in key.split(".")), message)
+    def located(self, error: FieldError) -> LlmtuneError:
+        """The same mistake in one line that names this recipe's file and the line of its key."""
+        key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
+        return error.kind(str(self._where.error(key, error.message)))
 
     @property
     def path(self) -> Path:
@@ -163,14 +164,14 @@ class Recipe(Closed):
         return self._where.path
 
     def plan(self, facts: Facts) -> Plan:
-        """The plan for a model with these facts; raises RecipeError at the key that the model cannot follow."""
+        """The plan for a model with these facts; raises FieldError at the key that the model cannot follow."""
         try:
             return self.method.plan(facts)
         except PlanError as error:
-            raise self.error(f"method.{error.key}", str(error)) from error
+            raise FieldError(f"method.{error.key}", str(error)) from error
 
     def resolved(self, facts: Facts, revision: str | None) -> Self:
-        """The recipe with the base's revision and every learning rate written out; raises RecipeError like `plan`."""
+        """The recipe with the base's revision and every learning rate written out; raises FieldError like `plan`."""
         self.plan(facts)
         pinned = self.model.model_copy(update={"revision": revision})
         return self.model_copy(update={"model": pinned, "method": self.method.resolved(facts)})

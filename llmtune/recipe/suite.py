@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
-from llmtune.errors import RecipeError, nearest
-from llmtune.evaluate.results import HELD_OUT
+from llmtune.errors import FieldError, RecipeError, nearest
 from llmtune.fields import Closed
 from llmtune.files import shipped_folder
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 from llmtune.recipe.mistakes import explain
 from llmtune.recipe.sections import Count, Recipe
 
+HELD_OUT = "held_out"
+"""The task that asks the run's own rows."""
 # Keys of an lm-eval task that stand for code, or for a collection of tasks.
 _REFUSED = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")
 
@@ -89,7 +90,7 @@ def beyond_held_out(suite: Suite) -> bool:
 def check_rows(recipe: Recipe, suite: Suite, count: int) -> None:
     """Raise RecipeError where a suite asks the held-out rows and there are none."""
     if HELD_OUT in suite.tasks and not count:
-        raise recipe.error("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
+        raise FieldError("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
 
 
 def resolved_suite(recipe: Recipe) -> str:
@@ -105,11 +106,11 @@ def _shipped() -> dict[str, Path]:
 def _find(recipe: Recipe) -> Path:
     name, shipped = recipe.eval.suite, _shipped()
     if name == "none":
-        raise recipe.error("eval.suite", f"is none, so nothing is evaluated; give {', '.join(shipped)} or a suite file")
+        raise FieldError("eval.suite", f"is none, so nothing is evaluated; give {', '.join(shipped)} or a suite file")
     path = shipped.get(name, Path(name).expanduser())
     if not path.is_file():
         known = f"{', '.join(shipped)}, none or a suite file"
-        raise recipe.error("eval.suite", f"{name!r} is not one of {known}{nearest(name, [*shipped, 'none'])}")
+        raise FieldError("eval.suite", f"{name!r} is not one of {known}{nearest(name, [*shipped, 'none'])}")
     return path.absolute()
 
 

@@ -3,11 +3,12 @@
 from typing import Any
 
 from llmtune.evaluate.metrics import format_score
-from llmtune.evaluate.results import FEW_SHOT, HELD_OUT, TITLES
+from llmtune.evaluate.results import FEW_SHOT, TITLES
 from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
 from llmtune.numbers import count, duration, size
 from llmtune.recipe.sections import Recipe
+from llmtune.recipe.suite import HELD_OUT
 from llmtune.report.html import Html, section, table, tag
 from llmtune.run import Run
 from llmtune.run_log import Record

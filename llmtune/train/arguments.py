@@ -36,7 +36,7 @@ def training_arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world
         optim=OPTIMIZERS[settings.train.optimizer],
         weight_decay=settings.train.weight_decay,
         max_grad_norm=settings.train.grad_clip,
-        bf16=computes_bf16(settings),
+        bf16=computes_bf16(settings.model.precision),
         use_cpu=PartialState().device.type == "cpu",
         seed=settings.train.seed,
         gradient_checkpointing=settings.train.activation_checkpointing,

@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from llmtune.errors import MachineError
+from llmtune.errors import FieldError, MachineError
 from llmtune.launch.command import WORLD
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
@@ -31,7 +31,7 @@ def check_world(settings: Recipe, state: PartialState) -> None:
         wanted = "gloo" if state.device.type == "cpu" else "nccl"
         if wanted not in (state.backend or ""):
             raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
-    if computes_bf16(settings) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if computes_bf16(settings.model.precision) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise MachineError("this GPU has no bf16; set model.precision to fp32")
     if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
         raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
@@ -44,13 +44,11 @@ def check_engine(settings: Recipe, plan: Plan, state: PartialState) -> None:
     if not _told("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise settings.error(
-            "launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)"
-        )
+        raise FieldError("launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)")
     check_sharded(settings)
     for key, instead in _UNSHARDABLE.items():
         if _told(f"FSDP_{key.upper()}"):
-            raise settings.error("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
+            raise FieldError("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
     if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
 
@@ -58,14 +56,14 @@ def check_engine(settings: Recipe, plan: Plan, state: PartialState) -> None:
 def check_stages(recipe: Recipe, plan: Plan) -> None:
     """Raise RecipeError for stages, which DeepSpeed does not follow."""
     if plan.staged:
-        raise recipe.error("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+        raise FieldError("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
 
 
 def check_sharded(recipe: Recipe) -> None:
     """Raise RecipeError for an optimizer that cannot hold the state of sharded weights."""
     if recipe.train.optimizer not in ("adamw", "sgd"):
         said = f"{recipe.train.optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw"
-        raise recipe.error("train.optimizer", said)
+        raise FieldError("train.optimizer", said)
 
 
 def _told(variable: str) -> bool:

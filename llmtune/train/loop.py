@@ -21,6 +21,7 @@ from llmtune.model.base import (
     build_skeleton,
     cache_folder,
     computes_bf16,
+    load_model,
     load_tokenizer,
     locate_base,
     model_facts,
@@ -30,7 +31,7 @@ from llmtune.model.base import (
 from llmtune.model.quantize import load_quantized
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run
+from llmtune.run import Run, locates_mistakes
 from llmtune.terminal import heading
 from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_dataset, training_arguments
 from llmtune.train.checkpoint import complete_checkpoints
@@ -43,6 +44,7 @@ from llmtune.train.proof import checksums, prove_planned_changes
 from llmtune.train.stop import Stop
 
 
+@locates_mistakes
 def train(run: Run, found: Prepared | None = None) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
 
@@ -56,15 +58,15 @@ def train(run: Run, found: Prepared | None = None) -> None:
         if settings.memory.prefix != "stream":
             keep_freed()
     set_seed(settings.train.seed)
-    base = found.base if found else locate_base(settings)
+    base = found.base if found else locate_base(settings.model)
     tokenizer = load_tokenizer(base)
     data = found.data if found else gate(settings, tokenizer, stop_ids(base))
     check_same_data(run, data.findings)
     plan = settings.plan(model_facts(build_skeleton(base)))
     check_engine(settings, plan, state)
-    dtype = torch.bfloat16 if computes_bf16(settings) else torch.float32
+    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
     loaded, shelf = _load(base, settings, plan, dtype)
-    tuned = insert(loaded, settings, plan, base)
+    tuned = insert(loaded, settings.method.adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     steps = total_steps(settings, len(data.train), state.num_processes)
     laid = lay_out(settings, plan, steps)
@@ -119,7 +121,9 @@ def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple
     """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
     if settings.memory.prefix == "stream":
         return load_offloaded(base, settings, plan, dtype)
-    return load_quantized(base, settings, plan, dtype), None
+    if settings.model.quantize == "none":
+        return load_model(base, dtype), None
+    return load_quantized(base, plan, settings.method.adapter.kind != "none", dtype), None
 
 
 def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedBlocks | None) -> FrozenBlocks | None:
@@ -130,7 +134,7 @@ def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedB
     facts = {
         "base": base.revision or weights_digest(base.folder),
         "quantize": settings.model.quantize,
-        "bf16": computes_bf16(settings),
+        "bf16": computes_bf16(settings.model.precision),
     }
     adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
     may = CachePolicy(

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.adapters.lora import moves_weight, stored_elements
+from llmtune.errors import FieldError
 from llmtune.frozen.boundary import boundaries
 from llmtune.frozen.stream import count_offloaded
 from llmtune.methods.kinds import Facts, rate_notes
@@ -23,10 +24,10 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     share, rest = divmod(recipe.train.batch_size, world)
     if rest or not share:
         nearest = max(1, round(recipe.train.batch_size / world)) * world
-        raise recipe.error("train.batch_size", f"is no multiple of {world} processes; the nearest valid is {nearest}")
+        raise FieldError("train.batch_size", f"is no multiple of {world} processes; the nearest valid is {nearest}")
     size = recipe.train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
     if share % size:
-        raise recipe.error("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
+        raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
     return size, share // size
 
 
@@ -43,7 +44,7 @@ def lay_out(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
     try:
         return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule)
     except ValueError as error:
-        raise recipe.error("train.epochs", str(error)) from error
+        raise FieldError("train.epochs", str(error)) from error
 
 
 def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
@@ -51,11 +52,12 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     skeleton = build_skeleton(base)
     facts = model_facts(skeleton)
     plan = recipe.plan(facts)
-    quantised = count_quantized(skeleton, recipe, plan)
-    tuned = insert(skeleton, recipe, plan, base)
+    adapter = recipe.method.adapter
+    quantised = count_quantized(skeleton, plan, adapter.kind != "none") if recipe.model.quantize != "none" else 0
+    tuned = insert(skeleton, adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     if not tensors:
-        raise recipe.error("method", "nothing would train: this reach and adapter have no tensor in common")
+        raise FieldError("method", "nothing would train: this reach and adapter have no tensor in common")
     _refuse(recipe, plan)
     distance = distances(tuned)
     laid = lay_out(recipe, plan, steps)
@@ -64,7 +66,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     for stage, start, end in zip(plan.stages, laid.starts, ends, strict=True):
         live = {name: tensor for name, tensor in tensors.items() if stage.rate(distance[name]) > 0}
         if not live:
-            raise recipe.error(
+            raise FieldError(
                 "method", f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
             )
         counts: dict[int, list[int]] = {}
@@ -105,7 +107,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
 def prefix_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
     found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "none" else []
-    wide = max(distance.values()) > facts.blocks or not computes_bf16(recipe)
+    wide = max(distance.values()) > facts.blocks or not computes_bf16(recipe.model.precision)
     return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 
 
@@ -127,12 +129,12 @@ def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
 
 def _refuse(recipe: Recipe, plan: Plan) -> None:
     if recipe.model.quantize == "4bit" and moves_weight(recipe.method.adapter):
-        raise recipe.error(
+        raise FieldError(
             "method.adapter.init", "takes weight out of the base, which 4bit rounds; the nearest valid is default"
         )
     if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
         said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
-        raise recipe.error("method.adapter.form", said)
+        raise FieldError("method.adapter.form", said)
     if recipe.launch.accelerate == "fsdp2":
         check_sharded(recipe)
     if recipe.launch.accelerate in ("zero2", "zero3"):

@@ -12,7 +12,7 @@ from llmtune.launch.command import choose_config, count_processes
 from llmtune.model.base import Base, build_skeleton, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import beyond_held_out, check_rows, load_suite, resolved_suite
-from llmtune.run import Run, create
+from llmtune.run import Run, create, locates_mistakes
 from llmtune.train.plan_table import plan_table, total_steps
 
 
@@ -30,10 +30,11 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
     return prepare_all(recipe, out, gpus, overwrite).run
 
 
+@locates_mistakes
 def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
     """What `prepare` makes, with the base and the encoded data."""
-    base = locate_base(recipe)
-    checked, table = examine(recipe, base, gpus)
+    base = locate_base(recipe.model)
+    checked, table = examine(recipe, gpus, base)
     resolved = resolve(recipe, base)
     made = create(resolved, out, overwrite)
     write_json(made.plan_file, table)
@@ -41,8 +42,10 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     return Prepared(made, base, checked)
 
 
-def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]]:
+@locates_mistakes
+def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> tuple[Gate, dict[str, Any]]:
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
+    base = base or locate_base(recipe.model, weights=False)
     asked = load_suite(recipe) if recipe.eval.suite != "none" else None
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = count_processes(recipe, choose_config(recipe, gpus), gpus)
@@ -59,8 +62,10 @@ def examine(recipe: Recipe, base: Base, gpus: int) -> tuple[Gate, dict[str, Any]
     return checked, table
 
 
-def plan_alone(recipe: Recipe, base: Base, gpus: int) -> dict[str, Any]:
+@locates_mistakes
+def plan_alone(recipe: Recipe, gpus: int) -> dict[str, Any]:
     """The plan table of a recipe whose training rows are counted but not tokenised."""
+    base = locate_base(recipe.model, weights=False)
     world = count_processes(recipe, choose_config(recipe, gpus), gpus)
     count = len(read(recipe.data.train))
     return plan_table(recipe, base, total_steps(recipe, count, world))

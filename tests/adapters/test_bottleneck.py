@@ -20,6 +20,7 @@ from llmtune.files import read_json
 from llmtune.merge.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import distances
+from llmtune.run import locates_mistakes
 from llmtune.train.plan_table import plan_table
 from tests.support import runs, tiny, training
 from tests.support.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
@@ -168,7 +169,7 @@ def test_a_run_with_a_sequential_adapter_is_told_before_it_starts_and_never_merg
     with pytest.raises(
         RecipeError, match=r"again\.json:\d+: method\.adapter\.form: a sequential .* nearest .*parallel"
     ):
-        plan_table(settings, Base(tmp_path / "base", "base", None, None), 10)
+        locates_mistakes(plan_table)(settings, Base(tmp_path / "base", "base", None, None), 10)
 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])

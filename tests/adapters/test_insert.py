@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.errors import ProofError
+from llmtune.errors import FieldError, ProofError
 from llmtune.model.base import Base, load_model, model_facts
 from tests.support import tiny, training
 
@@ -32,7 +32,7 @@ def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", **more: An
     model = load_model(base)
     recipe = training.spec(method)
     plan = recipe.method.plan(model_facts(model))
-    adapted = insert(model, recipe, plan, base)
+    adapted = insert(model, recipe.method.adapter, plan, base)
     tensors = trained_tensors(adapted, plan)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -115,10 +115,10 @@ def test_adapters_stand_only_where_the_plan_trains(tmp_path: Path) -> None:
     [(["q_proj", "nope_proj"], "'nope_proj' matches no linear layer"), (["q_prjo"], "did you mean 'q_proj'")],
 )
 def test_every_target_matches_or_is_an_error(tmp_path: Path, targets: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(FieldError, match=message):
         made(tmp_path, {"kind": "full", "adapter": LORA | {"targets": targets}})
 
 
 def test_an_adapter_out_of_the_plans_reach_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no adapter would train"):
+    with pytest.raises(FieldError, match="no adapter would train"):
         made(tmp_path, {"kind": "frozen", "reach": 0, "adapter": LORA})

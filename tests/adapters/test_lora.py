@@ -16,7 +16,7 @@ from llmtune.adapters import lora as lora_module
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert
 from llmtune.adapters.lora import INITIAL, move_weight_into_adapter, moves_weight
-from llmtune.errors import RecipeError, TrainingError
+from llmtune.errors import FieldError, RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.model.base import Base, load_model, locate_base, model_facts
 from llmtune.run import Run
@@ -49,7 +49,7 @@ def inserted(folder: Path, adapter: dict[str, Any], kind: str = "llama", method:
     base = Base(folder / "base", "base", None, None)
     settings = training.spec({**(method or {"kind": "full"}), "adapter": {"kind": "lora", "rank": 4, **adapter}})
     model = load_model(base)
-    tuned = insert(model, settings, settings.method.plan(model_facts(model)), base)
+    tuned = insert(model, settings.method.adapter, settings.method.plan(model_facts(model)), base)
     move_weight_into_adapter(tuned, settings.method.adapter, folder / INITIAL, resumes=False)
     return tuned.eval(), base, settings.method.adapter
 
@@ -139,7 +139,7 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     train(again)
     resumed = load_file(again.delta / "adapter_model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in stored.items())
-    tuned, base = load_model(locate_base(whole.recipe())), whole.delta
+    tuned, base = load_model(locate_base(whole.recipe().model)), whole.delta
     before = tuned(IDS).logits
     assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused_by_name(tmp_path: Path, adapter: dict[str, An
 
 
 def test_layers_beyond_the_plans_reach_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"layers: names no block that trains; the plan reaches distance 1"):
+    with pytest.raises(FieldError, match=r"layers: names no block that trains; the plan reaches distance 1"):
         inserted(tmp_path, {"layers": "bottom"}, method={"kind": "frozen", "reach": 1})
 
 

@@ -15,6 +15,7 @@ from llmtune.data.gate import Gate, check_bos, check_stop, check_supervised, gat
 from llmtune.data.rows import read
 from llmtune.errors import RecipeError
 from llmtune.files import shipped_folder
+from llmtune.run import locates_mistakes
 from tests.support import ROOT, tiny
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -93,7 +94,7 @@ def test_examples_with_nothing_to_learn_are_refused_by_count_and_id(tmp_path):
     good, masked = Example("g", "t:1", [5, 2], [5, 2]), Example("m", "t:2", [5, 2], [IGNORED, IGNORED])
     check_supervised(asked, "train", [good])
     with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+: data\.train: 1 of 2 rows do not have a token .*\(m\)"):
-        check_supervised(asked, "train", [good, masked])
+        locates_mistakes(check_supervised)(asked, "train", [good, masked])
     with pytest.raises(RecipeError, match="no row has a token to learn from"):
         check_supervised(asked, "eval", [masked])
 

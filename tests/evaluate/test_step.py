@@ -34,12 +34,12 @@ BOTTLENECK = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "bottleneck", "siz
 def learned(run: Run, steps: int) -> Run:
     """The run with a delta from a plain loop over its rows; no step leaves the adapter as it starts, which is zero."""
     settings = run.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     weights = load_model(base)
     plan = settings.plan(model_facts(weights))
     torch.manual_seed(0)
-    tuned = insert(weights, settings, plan, base)
+    tuned = insert(weights, settings.method.adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     found = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, 512, "drop").examples
     batch = Collator(0)([{"input_ids": example.input_ids, "labels": example.labels} for example in found])
@@ -55,7 +55,7 @@ def learned(run: Run, steps: int) -> Run:
 
 def live(run: Run) -> Any:
     """The tuned model of a run."""
-    return load_delta(load_model(locate_base(run.recipe())), run.delta)
+    return load_delta(load_model(locate_base(run.recipe().model)), run.delta)
 
 
 def made(folder: Path, rows: list[dict[str, Any]] | None = None, **more: Any) -> Run:
@@ -107,7 +107,7 @@ def test_the_loss_is_that_of_the_tuned_model_on_the_held_out_answers(tmp_path: P
     run = made(tmp_path, step=0.3)
     found = evaluate(run)["tuned"]["results"]["held_out"]
     settings = run.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     tuned = live(run)
     examples = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, 512, "drop").examples

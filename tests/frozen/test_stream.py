@@ -52,7 +52,7 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
         return
     assert read(kept) == whole
     assert_same(ours, plain)
-    load_delta(load_model(locate_base(ours.recipe())), ours.delta)
+    load_delta(load_model(locate_base(ours.recipe().model)), ours.delta)
 
 
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])

@@ -21,7 +21,7 @@ def installed(method: dict[str, Any], **options: int) -> tuple[set[str], bool]:
     """The classes of the modules that compute in another way, and whether the embedding's gradient is sparse."""
     model = tiny.model("llama", blocks=2, tied=True)
     recipe = training.spec(method)
-    model = insert(model, recipe, recipe.method.plan(model_facts(model)), training.BASE)
+    model = insert(model, recipe.method.adapter, recipe.method.plan(model_facts(model)), training.BASE)
     install(model, SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, "world_size": 1, **options}))
     changed = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
     return changed, bool(model.get_input_embeddings().sparse)

@@ -29,7 +29,7 @@ def adapter(**more: Any) -> dict[str, Any]:
 
 
 def live(made: Run) -> Any:
-    return load_delta(load_model(locate_base(made.recipe())), made.delta)
+    return load_delta(load_model(locate_base(made.recipe().model)), made.delta)
 
 
 def stock(made: Run, **more: Any) -> Any:
@@ -140,7 +140,7 @@ def test_the_folder_alone_gives_the_same_tokens_and_text(
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapted_head_merges_or_is_refused_by_name(tmp_path: Path, quick: None, tied: bool) -> None:
     made = runs.trained(tmp_path, tied=tied, merge=FP32)
-    base = locate_base(made.recipe())
+    base = locate_base(made.recipe().model)
     tuned = get_peft_model(load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
     torch.nn.init.normal_(tuned.base_model.model.lm_head.lora_B["default"].weight, std=0.1)
     save_delta(tuned, dict(tuned.named_parameters()), made.delta, base, "lora")

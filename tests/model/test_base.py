@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
 from llmtune.model.base import build_skeleton, load_config, load_model, locate_base, model_facts, stop_ids
+from llmtune.run import locates_mistakes
 from tests.support import tiny
 
 
@@ -20,7 +21,7 @@ def settings(tmp_path: Path, base: str | Path) -> recipe.Recipe:
 
 def test_a_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base", blocks=2)
-    base = locate_base(settings(tmp_path, folder))
+    base = locate_base(settings(tmp_path, folder).model)
     loaded = load_model(base)
     assert (base.folder, base.revision, base.hub_id) == (folder, None, None)
     expected = dict(tiny.model(blocks=2).named_parameters())
@@ -46,7 +47,7 @@ def test_a_base_that_is_nothing_is_told_in_one_line(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(error, match=message) as caught:
-        locate_base(settings(tmp_path, base))
+        locates_mistakes(lambda asked: locate_base(asked.model))(settings(tmp_path, base))
     assert "\n" not in str(caught.value)
     assert "r.yaml:" in str(caught.value)
 
@@ -54,11 +55,11 @@ def test_a_base_that_is_nothing_is_told_in_one_line(
 def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"no config\.json"):
-        locate_base(settings(tmp_path, tmp_path / "empty"))
+        locate_base(settings(tmp_path, tmp_path / "empty").model)
     folder = tiny.save_base(tmp_path / "base")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(RecipeError, match="pickled weights are refused"):
-        locate_base(settings(tmp_path, folder))
+        locate_base(settings(tmp_path, folder).model)
 
 
 def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     touched = tmp_path / "touched"
     (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Evil: pass\nclass Model: pass\n")
-    base = locate_base(settings(tmp_path, folder))
+    base = locate_base(settings(tmp_path, folder).model)
     for load in (load_config, load_model, build_skeleton):
         with pytest.raises(RecipeError, match="cannot be loaded"):
             load(base)
@@ -76,7 +77,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
 
 
 def test_frozen_layers_go_to_4_bits_and_named_ones_do_not(tmp_path: Path) -> None:
-    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)))
+    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)).model)
     loaded = load_model(base, torch.float32, keep=["lm_head", "model.layers.1.mlp.up_proj"])
     kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}
     assert {name for name, kind in kinds.items() if kind == "Linear"} == {"model.layers.1.mlp.up_proj"}

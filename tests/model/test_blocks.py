@@ -34,7 +34,9 @@ def test_distances_count_from_the_output(kind: str, tied: bool) -> None:
 def test_adapter_parameters_have_the_distance_of_their_layer(kind: str, adapter: dict[str, Any]) -> None:
     model = tiny.model(kind, blocks=3)
     recipe = training.spec({"kind": "frozen", "reach": 2, "adapter": adapter})
-    adapted = insert(model, recipe, recipe.method.plan(model_facts(model)), Base(Path("x"), "x", None, None))
+    adapted = insert(
+        model, recipe.method.adapter, recipe.method.plan(model_facts(model)), Base(Path("x"), "x", None, None)
+    )
     distance = distances(adapted)
     own = {name: d for name, d in distance.items() if "lora_" in name or "ia3_" in name}
     assert set(own.values()) == {1, 2}

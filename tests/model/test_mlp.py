@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from llmtune.adapters.bottleneck import BottleneckConfig
+from llmtune.errors import FieldError
 from llmtune.model.mlp import mlps
 from tests.support import tiny
 from tests.support.bottlenecks import adapted, logits, shaken, small
@@ -77,14 +78,14 @@ def test_a_merged_model_is_wider_and_zero_where_nothing_trained() -> None:
     ids=["experts", "unknown activation", "a norm inside", "square"],
 )
 def test_what_has_no_such_mlp_is_refused_by_name(kind: str, more: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"method\.adapter\.kind: .*{message}"):
+    with pytest.raises(FieldError, match=rf"method\.adapter\.kind: .*{message}"):
         adapted(tiny.model(kind, **more))
 
 
 def test_what_could_not_be_merged_is_refused_by_name() -> None:
     model = small("llama")
     model.config.intermediate_size = 65
-    with pytest.raises(ValueError, match=r"no key of LlamaConfig says that MLPs are 64 wide.*form: sequential"):
+    with pytest.raises(FieldError, match=r"no key of LlamaConfig says that MLPs are 64 wide.*form: sequential"):
         adapted(model)
     with pytest.raises(ValueError, match="a sequential bottleneck cannot be merged"):
         adapted(model, "sequential").merge_and_unload()

@@ -74,7 +74,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
     else:
         assert {trainer.distance[f"{name}.weight"] for name in packed if "base_layer" in name} == {1, 2}
         assert len(packed) > len([name for name in packed if "base_layer" in name])
-    base = locate_base(done.recipe())
+    base = locate_base(done.recipe().model)
     stored = load_file(next(done.delta.glob("*.safetensors")))
     assert 4 * sum(tensor.numel() for tensor in stored.values()) == read_json(done.plan_file)["delta_bytes"]
     ids = torch.arange(3, 40)[None]
@@ -94,9 +94,9 @@ def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
     seen = watched(monkeypatch)
     done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
     train(done)
-    settings, base = done.recipe(), locate_base(done.recipe())
+    settings, base = done.recipe(), locate_base(done.recipe().model)
     plan = settings.plan(model_facts(build_skeleton(base)))
-    again = load_delta(load_quantized(base, settings, plan, torch.float32), done.delta)
+    again = load_delta(load_quantized(base, plan, False, torch.float32), done.delta)
     ids = torch.arange(3, 40)[None]
     assert torch.equal(again(ids).logits, seen[0].model.eval()(ids).logits)
 
@@ -114,7 +114,7 @@ def test_nothing_to_quantise_is_refused_before_weights_load(
 
 
 def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
-    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe())
+    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
     loaded = load_model(base, keep=["lm_head"])
     with pytest.raises(TrainingError, match=r"should train but is quantised"):
         training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
@@ -122,12 +122,12 @@ def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
 
 def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = made(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     plan = settings.plan(model_facts(build_skeleton(base)))
     loaded = load_model(base)
     monkeypatch.setattr("llmtune.model.quantize.load_model", lambda *_: loaded)
     with pytest.raises(TrainingError, match="not in 4 bits, against the plan"):
-        load_quantized(base, settings, plan, torch.float32)
+        load_quantized(base, plan, False, torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
@@ -137,13 +137,13 @@ def test_what_was_read_to_be_quantised_does_not_stay_mapped(tmp_path: Path) -> N
 
     done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
     settings = done.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     plain = load_model(base, torch.float32)
     assert mapped()
     del plain
     gc.collect()
     plan = settings.plan(model_facts(build_skeleton(base)))
-    loaded = load_quantized(base, settings, plan, torch.float32)
+    loaded = load_quantized(base, plan, False, torch.float32)
     gc.collect()
     assert not mapped()
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight

@@ -122,7 +122,7 @@ def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def live(made: Run) -> torch.Tensor:
-    tuned = load_delta(load_model(locate_base(made.recipe())), made.delta)
+    tuned = load_delta(load_model(locate_base(made.recipe().model)), made.delta)
     with torch.inference_mode():
         return tuned(input_ids=torch.arange(3, 40)[None]).logits
 

@@ -7,9 +7,10 @@ import yaml
 from pydantic import ValidationError
 
 from llmtune import recipe
-from llmtune.errors import RecipeError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.methods.kinds import Facts
 from llmtune.recipe.sections import Recipe
+from llmtune.run import locates_mistakes
 from tests.support import ROOT
 from tests.support.recipes import EVERYTHING, FACTS, GOOD, method, write
 from tests.support.schema import violations
@@ -54,18 +55,18 @@ def test_overrides_are_applied_in_order(tmp_path: Path) -> None:
 def test_an_error_found_later_knows_whether_file_or_override_wrote_the_key(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD + "train:\n  epochs: 1\n  seed: 1\n")
     loaded = recipe.load(file, ["train.seed=7", "train.schedule=linear"])
-    assert str(loaded.error("train.epochs", "no")) == f"{file}:5: train.epochs: no"
-    assert str(loaded.error("train.seed", "no")) == "--set train.seed=7: train.seed: no"
-    assert str(loaded.error("train.keep", "no")) == f"{file}:4: train.keep: no"
-    assert str(loaded.error("eval.suite", "no")) == f"{file}:1: eval.suite: no"
+    assert str(loaded.located(FieldError("train.epochs", "no"))) == f"{file}:5: train.epochs: no"
+    assert str(loaded.located(FieldError("train.seed", "no"))) == "--set train.seed=7: train.seed: no"
+    assert str(loaded.located(FieldError("train.keep", "no"))) == f"{file}:4: train.keep: no"
+    assert str(loaded.located(FieldError("eval.suite", "no"))) == f"{file}:1: eval.suite: no"
 
 
 def test_what_the_model_cannot_follow_is_told_at_its_key(tmp_path: Path) -> None:
     loaded = recipe.load(write(tmp_path, method("\n  kind: gradual\n  reaches:\n  - 1\n  - 99")))
     with pytest.raises(RecipeError, match=r"recipe.yaml:7: method.reaches.1: reach 99 is beyond the model"):
-        loaded.plan(FACTS)
+        locates_mistakes(Recipe.plan)(loaded, FACTS)
     with pytest.raises(RecipeError, match=r"recipe.yaml:7: method.reaches.1: reach 99 is beyond the model"):
-        loaded.resolved(FACTS, None)
+        locates_mistakes(Recipe.resolved)(loaded, FACTS, None)
 
 
 def test_resolved_pins_revision_and_rates_and_keeps_its_file(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_resolved_pins_revision_and_rates_and_keeps_its_file(tmp_path: Path) -> 
     assert (fixed.model.revision, fixed.method.lr, fixed.method.bottom_ratio) == ("abc123", 1e-4, 0.1)
     assert fixed.plan(FACTS) == loaded.plan(FACTS)
     assert (loaded.model.revision, loaded.method.lr) == (None, None)
-    assert str(fixed.error("method.kind", "no")) == f"{file}:4: method.kind: no"
+    assert str(fixed.located(FieldError("method.kind", "no"))) == f"{file}:4: method.kind: no"
 
 
 @pytest.mark.parametrize("text", [GOOD, EVERYTHING, method("{kind: gradual, adapter: none}")])

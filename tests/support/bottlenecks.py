@@ -38,7 +38,7 @@ def small(kind: str, blocks: int = 3) -> Any:
 def adapted(model: Any, form: str = "parallel", plan: str = "full", size: int = 3) -> Any:
     """The model with adapters where a plan trains, as `insert` places them."""
     spec = training.spec({**PLANS[plan], "adapter": {"kind": "bottleneck", "form": form, "size": size}})
-    return insert(model, spec, spec.method.plan(model_facts(model)), training.BASE).eval()
+    return insert(model, spec.method.adapter, spec.method.plan(model_facts(model)), training.BASE).eval()
 
 
 def shaken(tuned: Any, size: float = 0.1) -> Any:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
 from llmtune.adapters.delta import load_delta, save_delta
-from llmtune.errors import PlanError
+from llmtune.errors import FieldError, PlanError
 from llmtune.merge.step import _unload
 from llmtune.model.base import Base, load_model
 from tests.support import ROOT, tiny, training
@@ -80,7 +80,7 @@ def fill(cell: Cell, folder: Path) -> str:
     method = {**METHODS[cell.method], "lr": 0.01, "adapter": ADAPTERS[cell.adapter]}
     try:
         made = training.trainer(folder / "out", method, model=load_model(base), steps=3)
-    except (training.RefusedError, PlanError) as refusal:
+    except (FieldError, PlanError) as refusal:
         return str(refusal)
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
     made.train()

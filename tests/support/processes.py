@@ -44,7 +44,7 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     recipe = training.spec(method)
     plan = recipe.method.plan(model_facts(model))
     torch.manual_seed(0)
-    tuned = insert(model, recipe, plan, training.BASE)
+    tuned = insert(model, recipe.method.adapter, plan, training.BASE)
     names, distance = list(trained_tensors(tuned, plan)), distances(tuned)
     tuned.requires_grad_(False)
     for name in names:

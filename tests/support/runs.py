@@ -37,10 +37,10 @@ def trained(
 def perturbed(made: Run, step: float = 0.05) -> Run:
     """The run with a delta that differs from the base by noise of size `step`."""
     settings = made.recipe()
-    base = locate_base(settings)
+    base = locate_base(settings.model)
     weights = load_model(base)
     plan = settings.plan(model_facts(weights))
-    tuned = insert(weights, settings, plan, base)
+    tuned = insert(weights, settings.method.adapter, plan, base)
     generator = torch.Generator().manual_seed(7)
     tensors = trained_tensors(tuned, plan)
     with torch.no_grad():

@@ -8,6 +8,7 @@ import lm_eval
 
 from llmtune import recipe
 from llmtune.recipe.suite import Suite, load_suite
+from llmtune.run import locates_mistakes
 from tests.support import tiny
 
 HARNESS = Path(lm_eval.__file__).parent / "tasks"
@@ -21,7 +22,8 @@ def load(folder: Path, text: str) -> Suite:
 
 def named(folder: Path, name: str) -> Suite:
     """The suite that a recipe names so."""
-    return load_suite(recipe.load(tiny.write_recipe(folder / "r.json", folder, folder / "x", eval={"suite": name})))
+    asked = recipe.load(tiny.write_recipe(folder / "r.json", folder, folder / "x", eval={"suite": name}))
+    return locates_mistakes(load_suite)(asked)
 
 
 def mine(folder: Path, **keys: Any) -> str:

@@ -45,23 +45,16 @@ class Rates(TrainerCallback):
         self.used.append({group["distance"]: group["lr"] for group in optimizer.param_groups})
 
 
-class RefusedError(ValueError):
-    """What a recipe's one-line error is here."""
-
-
+@dataclass
 class _Recipe:
-    """As much of a recipe as `insert` reads."""
+    """As much of a recipe as choosing a plan and inserting an adapter need."""
 
-    def __init__(self, method: dict[str, Any]) -> None:
-        self.method = TypeAdapter(Method).validate_python(method)
-
-    def error(self, key: str, message: str) -> Exception:
-        return RefusedError(f"{key}: {message}")
+    method: Method
 
 
 def spec(method: dict[str, Any]) -> Any:
     """As much of a recipe as choosing a plan and inserting an adapter need."""
-    return _Recipe(method)
+    return _Recipe(TypeAdapter(Method).validate_python(method))
 
 
 def rows(count: int = 24, seed: int = 1) -> list[dict[str, list[int]]]:
@@ -96,7 +89,7 @@ def trainer(
     recipe = spec(method)
     plan = recipe.method.plan(model_facts(model))
     torch.manual_seed(0)
-    adapted = insert(model, recipe, plan, BASE)  # type: ignore[arg-type]
+    adapted = insert(model, recipe.method.adapter, plan, BASE)  # type: ignore[arg-type]
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": steps,

@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
     assert 4 * plan["trained"] == plan["delta_bytes"]
     assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
-    base = locate_base(done.recipe())
+    base = locate_base(done.recipe().model)
     load_delta(load_model(base), done.delta)
     assert not list(done.checkpoints.glob(".partial*"))
 
