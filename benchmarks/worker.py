@@ -81,7 +81,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
     loop.train(run)
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
-    said = [entry["prefix"] for entry in log if "prefix" in entry]
+    said = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
     steps = [entry for entry in log if "loss" in entry]
     clock.losses = [entry["loss"] for entry in steps]
     padding = sum(entry["padding"] for entry in steps) / len(steps)

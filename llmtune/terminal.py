@@ -34,8 +34,8 @@ def plan(table: dict[str, Any]) -> None:
     )
     if table.get("adapted"):
         console.print(f"adapts {sum(table['adapted'].values())} layers: {', '.join(table['adapted'])}", markup=False)
-    if table.get("quantised"):
-        console.print(f"puts {table['quantised']} linear layers that never train into 4 bits")
+    if table.get("quantized"):
+        console.print(f"puts {table['quantized']} linear layers that never train into 4 bits")
     rows = Table(box=None, pad_edge=False)
     for title, side in (("stage", "left"), ("steps", "left"), ("distance", "left"), ("tensors", "right")):
         rows.add_column(title, justify=side)  # type: ignore[arg-type]

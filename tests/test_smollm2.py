@@ -17,7 +17,7 @@ from llmtune.train.prepare import prepare
 from tests.support import ROOT
 
 RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))
-FEW = ["train.max_steps=3", "train.batch_size=4", "train.save_every=1.0", "memory.prefix=none"]
+FEW = ["train.max_steps=3", "train.batch_size=4", "train.save_every=1.0", "memory.frozen_blocks=recompute"]
 
 pytestmark = pytest.mark.slow
 

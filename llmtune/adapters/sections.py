@@ -27,7 +27,7 @@ def _offline_start(value: object) -> object:
         "eva": "eva starts from activations on the data",
         "corda": "corda starts from activations on the data",
         "lora_ga": "lora_ga starts from gradients on the data",
-        "loftq": "loftq fits a quantised base, and a delta is loaded on the base as it was",
+        "loftq": "loftq fits a quantized base, and a delta is loaded on the base as it was",
     }
     if value in reasons:
         raise ValueError(f"{reasons[str(value)]}, which llmtune does not do; the nearest valid is pissa")

@@ -62,7 +62,7 @@ class BuildProgress:
         speed = self._done / (now - self._began)
         left = duration((self._total - self._done) / speed)
         share = f"{self._done / self._total:.0%}"
-        self._say(f"prefix: building {what}{share}, {speed:,.0f} tokens/s, {left} left")
+        self._say(f"frozen blocks: building {what}{share}, {speed:,.0f} tokens/s, {left} left")
 
 
 def run_rows(

@@ -78,14 +78,14 @@ class FrozenBlocks:
             reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
             reason = reason or decoder.look(first=self._keeping.shelf is not None) or self._low(model, distance)
             if reason and self._keeping.shelf:
-                raise RecipeError(f"memory.prefix: stream does not work here: {reason}")
+                raise RecipeError(f"memory.frozen_blocks: stream does not work here: {reason}")
             if reason:
-                return f"prefix: computed at every step: {reason}"
+                return f"frozen blocks: computed at every step: {reason}"
             said = self._keep(
                 decoder, wanted, {boundary: self._place(boundary, distance) for boundary in useful}, before
             )
         gone = self._let_go(wanted)
-        return f"prefix: {'; '.join([*said, gone] if gone else said)}"
+        return f"frozen blocks: {'; '.join([*said, gone] if gone else said)}"
 
     def _keep(
         self, decoder: StubbedDecoder, wanted: list[Span], places: dict[int, CacheEntry], before: list[int] | None
@@ -120,7 +120,7 @@ class FrozenBlocks:
         if self._keeping.shelf:
             said.append("each block below read when needed, never held")
         if not said and size > limit:
-            said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.prefix_limit_gb")
+            said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.cache_limit_gb")
         return said or ["computed at every step: too few passes over the rows to pay"]
 
     def _stream(self, decoder: StubbedDecoder, size: int) -> set[int]:
@@ -128,12 +128,12 @@ class FrozenBlocks:
         shelf = self._keeping.shelf
         assert shelf is not None
         if size * min(2, shelf.low) > self._keeping.limit:
-            raise MachineError(f"memory.prefix_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB of kept outputs")
+            raise MachineError(f"memory.cache_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB of kept outputs")
         places = [self._place(boundary, {}) for boundary in range(1, shelf.low + 1)]
         try:
             build_by_block(decoder, shelf, places, size, self._keeping.limit)
         except OSError as error:
-            raise MachineError(f"memory.prefix: stream needs disk: {error}") from error
+            raise MachineError(f"memory.frozen_blocks: stream needs disk: {error}") from error
         return {shelf.low}
 
     def _keep_proved(self, decoder: StubbedDecoder, said: list[str]) -> None:
@@ -144,7 +144,7 @@ class FrozenBlocks:
                 continue
             line = f"outputs of block {boundary} differ from the plain path's by {gap:.1e}"
             if self._keeping.shelf and boundary == self._keeping.shelf.low:
-                raise TrainingError(f"memory.prefix: stream does not work with this model: {line}")
+                raise TrainingError(f"memory.frozen_blocks: stream does not work with this model: {line}")
             del self._states[boundary]
             said.append(f"{line}: not used")
 
@@ -179,7 +179,7 @@ class FrozenBlocks:
         listed = self._decoder.blocks
         stays = {p.data_ptr() for block in listed[floor:] for p in block.parameters()}
         for parameter in (parameter for block in listed[:floor] for parameter in block.parameters()):
-            # Quantised weights are small and not made for this; shared ones are still needed.
+            # Quantized weights are small and not made for this; shared ones are still needed.
             if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
                 continue
             release_pages(parameter.data)

@@ -25,7 +25,7 @@ from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 
-KEY = "memory.prefix"
+KEY = "memory.frozen_blocks"
 
 
 class _UnreadTensor:
@@ -147,30 +147,30 @@ def lowest_boundary(base: Base, recipe: Recipe, plan: Plan) -> int:
 
 def count_offloaded(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
     """How many parameters stay on disk, by the boundaries `found`; raises RecipeError for what cannot be streamed."""
-    if recipe.memory.prefix != "stream":
+    if recipe.memory.frozen_blocks != "stream":
         return 0
     if recipe.model.quantize != "none":
-        raise FieldError(KEY, "stream reads no block into 4 bits; the nearest valid is keep, or model.quantize: none")
+        raise FieldError(KEY, "stream reads no block into 4 bits; the nearest valid is cache, or model.quantize: none")
     if min(found) == 0:
         said = "stream needs blocks that never train, and this plan trains the lowest one"
         raise FieldError(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
     reason = find_randomness(tuned, list(blocks(tuned))[max(found) :])
     if reason:
-        raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is none")
+        raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is recompute")
     return sum(parameter.numel() for block in list(blocks(tuned))[: min(found)] for parameter in block.parameters())
 
 
 def check_disk(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
     """Raise RecipeError where streaming passes the recipe's limit on disk, as the plan's `table` of the prefix says."""
-    if recipe.memory.prefix != "stream":
+    if recipe.memory.frozen_blocks != "stream":
         return
     if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
         raise _not_alone(recipe)
     need = min(2, table["boundaries"][0]) * table["bytes"] / len(table["boundaries"]) / 2**30
-    if need > recipe.memory.prefix_limit_gb:
+    if need > recipe.memory.cache_limit_gb:
         said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
         nearest = math.ceil(need * 100) / 100
-        raise FieldError("memory.prefix_limit_gb", f"{said}; the nearest valid is {nearest:g}")
+        raise FieldError("memory.cache_limit_gb", f"{said}; the nearest valid is {nearest:g}")
 
 
 def _not_alone(recipe: Recipe) -> RecipeError:

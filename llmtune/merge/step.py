@@ -137,9 +137,9 @@ def _same_base(delta: Path, base: Base) -> None:
 
 
 def _plain_base(base: Base) -> PreTrainedModel:
-    """The base in fp32; raises ProofError for one that is stored quantised."""
+    """The base in fp32; raises ProofError for one that is stored quantized."""
     if "quantization_config" in read_json(base.folder / "config.json"):
-        raise ProofError(f"{base.name} is stored quantised; a delta is merged into a 16- or 32-bit base only")
+        raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
     return load_model(base)
 
 
@@ -231,7 +231,7 @@ def _against_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
     _, keep = split_linear_layers(skeleton, plan, adapted)
     trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
     back: Any = load_model(base, keep=keep).dequantize()
-    candidates = {"original": load_model(base), "dequantised": back.float()}
+    candidates = {"original": load_model(base), "dequantized": back.float()}
     gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
     return {
         "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},

@@ -139,7 +139,7 @@ def widen(
     """The model with every MLP `size` wider: by the layers in `pieces` for it, else by zeros; raises ValueError."""
     key = width_key(model, found[0].width)
     if any(not layer.weight.dtype.is_floating_point for mlp in found for layer in (mlp.down, *dict(mlp.into))):
-        raise ValueError("an adapter is merged into a 16- or 32-bit base only; load the base without quantisation")
+        raise ValueError("an adapter is merged into a 16- or 32-bit base only; load the base without quantization")
     if not all(p.isfinite().all() for made in pieces.values() for layer in made.values() for p in layer.parameters()):
         raise ValueError("the adapter's weights are not finite")
     with torch.no_grad():

@@ -53,7 +53,7 @@ def load_quantized(base: Base, plan: Plan, adapted: bool, dtype: torch.dtype) ->
 
 
 def _let_go_of_the_file(loaded: nn.Module) -> None:
-    """Keep none of what was read to be quantised, on CPUs: one tensor that is still mapped holds the whole file."""
+    """Keep none of what was read to be quantized, on CPUs: one tensor that is still mapped holds the whole file."""
     for parameter in loaded.parameters():
         if parameter.device.type == "cpu" and type(parameter) is nn.Parameter:
             parameter.data = parameter.data.clone()

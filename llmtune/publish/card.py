@@ -20,11 +20,11 @@ _HUB_DATA = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
 _WEIGHTS = {"adapter": "adapter_model.safetensors", "tensors": "trained.safetensors"}
 
 
-def card(run: Run, licence: Mapping[str, str] | None = None) -> str:
-    """The README.md of what a run publishes; `licence` is the base's: license, license_name, license_link."""
+def card(run: Run, license: Mapping[str, str] | None = None) -> str:
+    """The README.md of what a run publishes; `license` is the base's: license, license_name, license_link."""
     settings = run.recipe()
     base = read_json(run.delta / "base.json")
-    fields = _fields(settings, base, licence or {})
+    fields = _fields(settings, base, license or {})
     front = yaml.safe_dump(fields, sort_keys=False, width=1 << 20)
     if front_matter(f"---\n{front}---\n") != fields:
         raise PublishError(
@@ -98,7 +98,7 @@ def _merged(settings: Recipe) -> bool:
     return settings.publish is not None and settings.publish.weights == "merged"
 
 
-def _fields(settings: Recipe, base: dict[str, Any], licence: Mapping[str, str]) -> dict[str, Any]:
+def _fields(settings: Recipe, base: dict[str, Any], license: Mapping[str, str]) -> dict[str, Any]:
     sources = (settings.data.train, settings.data.eval, settings.data.test)
     found = [_HUB_DATA.fullmatch(source) for source in sources if source]
     data = sorted({match["name"] for match in found if match})
@@ -109,7 +109,7 @@ def _fields(settings: Recipe, base: dict[str, Any], licence: Mapping[str, str]) 
         "base_model_relation": relation if base["hub_id"] else None,
         "library_name": library,
         "pipeline_tag": "text-generation",
-        **{key: licence[key] for key in ("license", "license_name", "license_link") if key in licence},
+        **{key: license[key] for key in ("license", "license_name", "license_link") if key in license},
         "tags": ["llmtune", settings.method.kind, *([base["adapter"]] if base["kind"] == "adapter" else [])],
         "datasets": data,
     }

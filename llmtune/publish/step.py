@@ -50,7 +50,7 @@ def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     target.check_login()
     base = locate_base(settings.model, weights=False)
     _check_base(publish, base.name, base.hub_id)
-    licence(target, base)
+    license(target, base)
     target.probe()
 
 
@@ -75,7 +75,7 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     files = _weights(run, settings.publish, base) | _records(run, settings)
     target = hub_module.target(settings.publish, sleep)
     target.check_login()
-    files["README.md"] = card(run, licence(target, base)).encode()
+    files["README.md"] = card(run, license(target, base)).encode()
     for name, content in files.items():
         check_private(name, content)
     found = target.upload(files)
@@ -90,8 +90,8 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     return facts
 
 
-def licence(target: Target, base: Base) -> dict[str, str]:
-    """The base's licence by its card; raises PublishError where a public copy of a base is not for us to make."""
+def license(target: Target, base: Base) -> dict[str, str]:
+    """The base's license by its card; raises PublishError where a public copy of a base is not for us to make."""
     info = target.info(base.hub_id) if base.hub_id else None
     readme = base.folder / "README.md"
     fields = front_matter(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else {}
@@ -105,7 +105,7 @@ def licence(target: Target, base: Base) -> dict[str, str]:
             )
         if "license" not in found:
             raise PublishError(
-                f"the licence of {shorten(base.name)} is not known, so nothing is made public; publish privately"
+                f"the license of {shorten(base.name)} is not known, so nothing is made public; publish privately"
             )
     return found
 

@@ -30,6 +30,11 @@ _EXPECTED = {
     "less_than_equal": "a number <= {le:g}",
     "too_short": "a list of at least {min_length}",
 }
+_RENAMED = {
+    "memory.prefix": "memory.frozen_blocks: auto, cache (was keep), recompute (was none) or stream",
+    "memory.prefix_limit_gb": "memory.cache_limit_gb",
+}
+"""Keys of earlier versions, and what they are now."""
 _SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -131,6 +136,9 @@ def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
 def _unknown(schema: type[BaseModel], loc: Loc) -> str:
     """Where the key belongs: another section, another kind of this one, or a key with nearly that name."""
     name = str(loc[-1])
+    renamed = _RENAMED.get(".".join(map(str, loc)))
+    if renamed:
+        return f"is now {renamed}"
     here = _sections(schema, loc[:-1])
     known = sorted({field for section in here for field in section.model_fields})
     union = _sections(schema, loc[:-2]) if loc[:-1] and not _fields(schema, loc[:-1]) else []

@@ -27,7 +27,7 @@ class Model(Closed):
     revision: str | None = None
     """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
     quantize: Literal["none", "4bit"] = "none"
-    """4bit puts the frozen linear layers into NF4 with double quantisation."""
+    """4bit puts the frozen linear layers into NF4 with double quantization."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it."""
 
@@ -88,12 +88,13 @@ class Train(Closed):
 class Memory(Closed):
     """What the blocks that do not train may cost."""
 
-    prefix: Literal["auto", "none", "keep", "stream"] = "auto"
-    """Their outputs, once a row: auto keeps them on disk where that saves time, keep always, none never. stream always,
-    and reads these blocks from the safetensors files one at a time, so that they may be larger than memory."""
-    prefix_limit_gb: Annotated[float, Field(ge=0)] = 8
-    """Disk that kept outputs may take, of all runs together; what was used longest ago goes first. stream needs room
-    for the outputs of two blocks."""
+    frozen_blocks: Literal["auto", "cache", "recompute", "stream"] = "auto"
+    """Whether frozen blocks run once per row. cache keeps the output of the last one on disk, recompute runs them at
+    every step, auto caches where that saves time. stream caches, and reads one block at a time from the safetensors
+    files, so that they may be larger than memory."""
+    cache_limit_gb: Annotated[float, Field(ge=0)] = 8
+    """Disk that cached outputs of all runs together may take; the least recently used go first. stream needs room for
+    the outputs of two blocks."""
 
 
 class Launch(Closed):

@@ -95,7 +95,7 @@ def trained_section(log: list[Record], plan: Plan) -> Html:
     ]
     rows = [_stage_row(index, stage, total, plan) for index, stage in enumerate(stages)]
     strip = _strip(plan, stages)
-    said = [*(plan.get("notes") or []), *(record["prefix"] for record in log if "prefix" in record)]
+    said = [*(plan.get("notes") or []), *(record["frozen_blocks"] for record in log if "frozen_blocks" in record)]
     notes = [tag("p", note, class_="note") for note in said]
     return section(
         "What trained when",

@@ -28,7 +28,7 @@ SCHEDULER = "scheduler.pt"
 class Checkpointed(SFTTrainer):
     """SFTTrainer whose checkpoints hold what trains, and are complete or absent."""
 
-    prefix: FrozenBlocks | None
+    frozen_blocks: FrozenBlocks | None
     _names: list[str]
     _keep: int
     _kept_before: list[int] | None
@@ -56,8 +56,8 @@ class Checkpointed(SFTTrainer):
         if self.args.should_save:
             self.state.save_to_json(str(partial_folder / "trainer_state.json"))
             counts = {"seen": self._seen, "supervised": self._supervised}
-            kept = self.prefix.kept if self.prefix else []
-            write_json(partial_folder / "counts.json", {**counts, "prefix": kept})
+            kept = self.frozen_blocks.kept if self.frozen_blocks else []
+            write_json(partial_folder / "counts.json", {**counts, "frozen_blocks": kept})
             seal(partial_folder, folder)
             for old in complete_checkpoints(folder.parent)[: -self._keep]:
                 shutil.rmtree(old)
@@ -112,7 +112,7 @@ class Checkpointed(SFTTrainer):
                 live[name].copy_(shard_like(live[name], tensor))
         counts = json.loads((Path(resume_from_checkpoint) / "counts.json").read_text())
         first = self.args.process_index == 0
-        self._kept_before = counts["prefix"]
+        self._kept_before = counts["frozen_blocks"]
         self._seen, self._supervised = (counts["seen"], counts["supervised"]) if first else (0, 0)
 
     def assert_replicas_equal(self) -> None:

@@ -17,9 +17,9 @@ EXACT, ROUNDED = 1e-5, 2**-6
 class RowJoiner:
     """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
 
-    def __init__(self, model: nn.Module, prefix: FrozenBlocks | None, autocast: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module, frozen_blocks: FrozenBlocks | None, autocast: Callable[[], Any]) -> None:
         inner: Any = unwrap(model)
-        self._inner, self._prefix, self._autocast = inner, prefix, autocast
+        self._inner, self._frozen_blocks, self._autocast = inner, frozen_blocks, autocast
         self._equal: bool | None = None
         self._may = inner.config._attn_implementation == "sdpa"
 
@@ -66,8 +66,8 @@ class RowJoiner:
 
     def give(self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None) -> None:
         """Let the prefix stand in for these rows of ids (B, T), joined or padded."""
-        if self._prefix is not None and index is not None:
-            self._prefix.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
+        if self._frozen_blocks is not None and index is not None:
+            self._frozen_blocks.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
 
 
 def arguments(ids: torch.Tensor, rows: JoinedRows) -> dict[str, torch.Tensor]:

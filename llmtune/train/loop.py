@@ -55,7 +55,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
     check_world(settings, state)
     if state.device.type == "cpu":
         bound_primitive_cache()
-        if settings.memory.prefix != "stream":
+        if settings.memory.frozen_blocks != "stream":
             keep_freed()
     set_seed(settings.train.seed)
     base = found.base if found else locate_base(settings.model)
@@ -85,7 +85,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
             tensors=tensors,
             record=record,
             keep=settings.train.keep,
-            prefix=_prefix(settings, base, [*data.train, *data.eval], shelf),
+            frozen_blocks=_frozen_blocks(settings, base, [*data.train, *data.eval], shelf),
             grouped=settings.train.group_by_length,
             args=training_arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
             train_dataset=to_dataset(data.train),
@@ -119,17 +119,19 @@ def train(run: Run, found: Prepared | None = None) -> None:
 
 def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, OffloadedBlocks | None]:
     """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
-    if settings.memory.prefix == "stream":
+    if settings.memory.frozen_blocks == "stream":
         return load_offloaded(base, settings, plan, dtype)
     if settings.model.quantize == "none":
         return load_model(base, dtype), None
     return load_quantized(base, plan, settings.method.adapter.kind != "none", dtype), None
 
 
-def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedBlocks | None) -> FrozenBlocks | None:
+def _frozen_blocks(
+    settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedBlocks | None
+) -> FrozenBlocks | None:
     """What keeps the outputs of blocks that do not train, where the recipe allows it."""
     memory = settings.memory
-    if memory.prefix == "none":
+    if memory.frozen_blocks == "recompute":
         return None
     facts = {
         "base": base.revision or weights_digest(base.folder),
@@ -138,11 +140,11 @@ def _prefix(settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedB
     }
     adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
     may = CachePolicy(
-        cache_folder() / "prefix",
+        cache_folder() / "frozen-blocks",
         facts,
         None if adapter["kind"] == "none" else adapter,
-        round(memory.prefix_limit_gb * 2**30),
-        memory.prefix == "keep",
+        round(memory.cache_limit_gb * 2**30),
+        memory.frozen_blocks == "cache",
         shelf,
     )
     return FrozenBlocks([example.input_ids for example in examples], may)

@@ -53,7 +53,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     facts = model_facts(skeleton)
     plan = recipe.plan(facts)
     adapter = recipe.method.adapter
-    quantised = count_quantized(skeleton, plan, adapter.kind != "none") if recipe.model.quantize != "none" else 0
+    quantized = count_quantized(skeleton, plan, adapter.kind != "none") if recipe.model.quantize != "none" else 0
     tuned = insert(skeleton, adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     if not tensors:
@@ -94,19 +94,23 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
         "parameters": facts.parameters,
         "trained": trained,
         "adapted": count_adapted(tuned),
-        "quantised": quantised,
+        "quantized": quantized,
         "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters - left, trained),
-        "prefix": prefix_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
+        "frozen_blocks": frozen_blocks_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
         "steps": steps,
         "stages": stages,
         "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
     }
 
 
-def prefix_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
+def frozen_blocks_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
-    found = sorted(set(boundaries(plan, distance, facts.blocks)) - {0}) if recipe.memory.prefix != "none" else []
+    found = (
+        sorted(set(boundaries(plan, distance, facts.blocks)) - {0})
+        if recipe.memory.frozen_blocks != "recompute"
+        else []
+    )
     wide = max(distance.values()) > facts.blocks or not computes_bf16(recipe.model.precision)
     return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 

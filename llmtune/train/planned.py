@@ -69,7 +69,7 @@ class PlannedTrainer(Measured, Checkpointed):
         tensors: dict[str, nn.Parameter],
         record: Callable[[dict[str, Any]], None],
         keep: int,
-        prefix: FrozenBlocks | None = None,
+        frozen_blocks: FrozenBlocks | None = None,
         grouped: bool = False,
         **more: Any,
     ) -> None:
@@ -78,23 +78,23 @@ class PlannedTrainer(Measured, Checkpointed):
         self.distance = distances(model)
         self._record = record
         self._keep = keep
-        self.prefix, self._grouped = prefix, grouped
+        self.frozen_blocks, self._grouped = frozen_blocks, grouped
         self._kept_before: list[int] | None = None
         self._supervised = self._seen = 0
         self._step_seen = self._step_slots = 0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        # SFTTrainer casts what requires a gradient to bf16 in a quantised model, where small updates are rounded away.
+        # SFTTrainer casts what requires a gradient to bf16 in a quantized model, where small updates are rounded away.
         model.requires_grad_(False)
         # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
         unwrap(model).enable_input_require_grads = lambda: None
         packed = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
         if packed:
-            raise TrainingError(f"{packed[0]} should train but is quantised")
-        # Trainer refuses a quantised model without an adapter; here nothing that is quantised trains.
-        quantised = vars(model).pop("is_quantized", None)
+            raise TrainingError(f"{packed[0]} should train but is quantized")
+        # Trainer refuses a quantized model without an adapter; here nothing that is quantized trains.
+        quantized = vars(model).pop("is_quantized", None)
         super().__init__(model=model, **more)
-        if quantised is not None:
-            vars(model)["is_quantized"] = quantised
+        if quantized is not None:
+            vars(model)["is_quantized"] = quantized
         for tensor in tensors.values():
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
@@ -102,7 +102,7 @@ class PlannedTrainer(Measured, Checkpointed):
             skip_input_casts(model)
         if self.args.device.type == "cpu":
             self._held = install(model, self.args)
-        self._unpadded = RowJoiner(model, prefix, self.accelerator.autocast)
+        self._unpadded = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
         self.model_accepts_loss_kwargs = True
         self._moved = UpdateCheck(record)
         self.add_callback(_Stages(self))
@@ -138,13 +138,15 @@ class PlannedTrainer(Measured, Checkpointed):
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
-    def begin_prefix(self) -> None:
+    def begin_frozen_blocks(self) -> None:
         """Keep the outputs of what does not train, where the coming steps profit from it, and say what was done."""
-        if self.prefix is None:
+        if self.frozen_blocks is None:
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.prefix = None
-            self._record({"step": self.state.global_step, "prefix": "prefix: not kept where weights are sharded"})
+            self.frozen_blocks = None
+            self._record(
+                {"step": self.state.global_step, "frozen_blocks": "frozen blocks: not kept where weights are sharded"}
+            )
             return
         distance = {name: self.distance[name] for name in self._names}
         step, laid = self.state.global_step, self.schedule
@@ -156,9 +158,9 @@ class PlannedTrainer(Measured, Checkpointed):
             if end > step
         ]
         with self.accelerator.local_main_process_first():
-            said = self.prefix.begin(self.model, coming, distance, self.accelerator.autocast, self._kept_before)
+            said = self.frozen_blocks.begin(self.model, coming, distance, self.accelerator.autocast, self._kept_before)
         if said:
-            self._record({"step": step, "prefix": said})
+            self._record({"step": step, "frozen_blocks": said})
 
     def _rows_between(self, start: int, end: int) -> int:
         """Rows, for training and validation, that pass through the model in steps `start` to `end`."""
@@ -170,8 +172,8 @@ class PlannedTrainer(Measured, Checkpointed):
         """Let exactly what trains at `step` require gradients, and what is kept stand in for what does not."""
         tensors = self.current_tensors()
         freeze_to_stage(tensors, self.distance, self.schedule, step)
-        if self.prefix is not None:
-            self.prefix.enter(self._boundaries[self.schedule.stage_at(step)])
+        if self.frozen_blocks is not None:
+            self.frozen_blocks.enter(self._boundaries[self.schedule.stage_at(step)])
         if step in self.schedule.starts:
             self._unpadded.again()
 
@@ -227,11 +229,11 @@ class _Stages(TrainerCallback):
         if self.trainer.args.device.type == "cpu":
             # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
             self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
-        self.trainer.begin_prefix()
+        self.trainer.begin_frozen_blocks()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        if self.trainer.prefix is not None:
-            self.trainer.prefix.end()
+        if self.trainer.frozen_blocks is not None:
+            self.trainer.frozen_blocks.end()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         trainer = self.trainer

@@ -51,8 +51,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> tuple[Gate, 
     world = count_processes(recipe, choose_config(recipe, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
-    table["prefix"]["bytes"] = tokens * table["prefix"]["bytes_per_token"]
-    check_disk(recipe, table["prefix"], world)
+    table["frozen_blocks"]["bytes"] = tokens * table["frozen_blocks"]["bytes_per_token"]
+    check_disk(recipe, table["frozen_blocks"], world)
     if asked:
         check_rows(recipe, asked, len(checked.test))
         if beyond_held_out(asked):

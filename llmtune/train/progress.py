@@ -186,7 +186,7 @@ def step_recorder(progress: Progress) -> Any:
 
     def record(entry: dict[str, Any]) -> None:
         nonlocal last
-        said = entry.get("prefix") or entry.get("warning")
+        said = entry.get("frozen_blocks") or entry.get("warning")
         if said:
             progress.noted(entry, said)
             return

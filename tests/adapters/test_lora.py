@@ -179,7 +179,7 @@ def test_layers_chooses_blocks(tmp_path: Path, chosen: Any, expected: set[int]) 
         ({"targets": ["embed_tokens"], "dora": True}, "'embed_tokens' is a Embedding"),
         ({"targets": ["q_proj", "lm_head"]}, "'lm_head' is the head"),
         ({"layers": [1, 9]}, "distance 9 is beyond the model, which has 3 blocks; the nearest valid is 3"),
-        ({"init": "loftq"}, "loftq fits a quantised base"),
+        ({"init": "loftq"}, "loftq fits a quantized base"),
         ({"init": "eva"}, "eva starts from activations"),
         ({"init": "pisa"}, "did you mean 'pissa'"),
         ({"init": "orthogonal", "rank": 3}, "even ranks, not 3; the nearest valid is 4"),

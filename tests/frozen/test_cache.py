@@ -34,7 +34,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_gradients_are_the_plain_paths(tmp_path: Path, method: str, tied: bool) -> None:
     ours = fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied))
-    assert ours[0].startswith("prefix: kept below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
+    assert ours[0].startswith("frozen blocks: kept below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
     assert_equal(ours, fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied), keep=False))
 
 
@@ -232,7 +232,7 @@ def test_outputs_that_differ_are_not_used(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_does_not_fit_the_limit_is_not_kept(tmp_path: Path) -> None:
     ours = fit(tmp_path, FROZEN, limit=1000)
-    assert "would pass memory.prefix_limit_gb" in ours[0]
+    assert "would pass memory.cache_limit_gb" in ours[0]
     assert not (tmp_path / "cache").exists()
 
 

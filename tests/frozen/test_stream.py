@@ -30,13 +30,13 @@ from tests.support.streams import FROZEN, KINDS, LORA, NARROWING, STAGED, assert
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept states, this test's own."""
-    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefix"
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept" / "frozen-blocks"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind: str) -> None:
-    plain = made(tmp_path, "keep", kind=kind)
+    plain = made(tmp_path, "cache", kind=kind)
     train(plain)
     (kept,) = cache.iterdir()
     whole = (kept / DATA).read_bytes()
@@ -58,7 +58,7 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
 def test_in_bf16_too(tmp_path: Path, cache: Path, method: Any) -> None:
     both = []
-    for how in ("keep", "stream"):
+    for how in ("cache", "stream"):
         both.append(made(tmp_path, how, method, model={"base": str(tmp_path / "base"), "precision": "bf16"}))
         train(both[-1])
         shutil.rmtree(cache)
@@ -67,7 +67,7 @@ def test_in_bf16_too(tmp_path: Path, cache: Path, method: Any) -> None:
 
 @pytest.mark.parametrize("method", [{**FROZEN, "adapter": LORA}, STAGED, {**STAGED, "adapter": LORA}, NARROWING])
 def test_adapters_and_stages_above_the_streamed_blocks(tmp_path: Path, cache: Path, method: Any) -> None:
-    plain = made(tmp_path, "none", method)
+    plain = made(tmp_path, "recompute", method)
     train(plain)
     ours = made(tmp_path, "stream", method)
     train(ours)
@@ -106,7 +106,7 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_already_is_used_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(made(tmp_path, "keep"))
+    train(made(tmp_path, "cache"))
     monkeypatch.setattr(build, "build_by_block", None)
     ours = made(tmp_path, "stream")
     train(ours)
@@ -147,7 +147,7 @@ def test_a_building_that_was_killed_goes_on_from_its_last_block(
         train(ours)
     train(open_run(ours.path))
     assert ran == [0, 1, 2, 2]
-    plain = made(tmp_path, "keep")
+    plain = made(tmp_path, "cache")
     train(plain)
     assert_same(ours, plain)
 
@@ -155,7 +155,7 @@ def test_a_building_that_was_killed_goes_on_from_its_last_block(
 @pytest.mark.parametrize("method", [FROZEN, {**STAGED, "adapter": LORA}], ids=["frozen", "staged lora"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["kept", "cache gone"])
 def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh: bool) -> None:
-    whole = made(tmp_path, "stream", method, "llama", "whole", memory={"prefix": "stream"})
+    whole = made(tmp_path, "stream", method, "llama", "whole", memory={"frozen_blocks": "stream"})
     train(whole)
     ours = made(tmp_path, "stream", method)
     train(ours)
@@ -169,7 +169,7 @@ def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh:
 
 
 def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
-    whole, ours = (read_json(made(tmp_path, how).plan_file) for how in ("keep", "stream"))
+    whole, ours = (read_json(made(tmp_path, how).plan_file) for how in ("cache", "stream"))
     block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
     assert whole["states_bytes"] - ours["states_bytes"] == 2 * 3 * block
 
@@ -180,7 +180,7 @@ def test_progress_is_readable_lines() -> None:
     for second in range(1, 101):
         now[0] = float(second)
         pace.add(10, "block 3 of 24, ")
-    assert lines[0] == "prefix: building block 3 of 24, 15%, 10 tokens/s, 1:25 left"
+    assert lines[0] == "frozen blocks: building block 3 of 24, 15%, 10 tokens/s, 1:25 left"
     assert len(lines) == 7
     assert lines[-1].endswith("100%, 10 tokens/s, 0:00 left")
     short: list[str] = []
@@ -208,12 +208,13 @@ def large_base(folder: Path) -> Path:
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
-from llmtune import run, train
+from llmtune import run
+from llmtune.train.loop import train
 data = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 most = (data + 600 * 1024) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 try:
-    train.train(run.open_run(Path(sys.argv[1])))
+    train(run.open_run(Path(sys.argv[1])))
 except (MemoryError, RuntimeError) as error:
     sys.exit(f"no memory: {error}")
 print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
@@ -225,7 +226,7 @@ print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_
 def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
     large_base(tmp_path / "base")
     results = {}
-    for how in ("none", "stream"):
+    for how in ("recompute", "stream"):
         done = made(tmp_path, how, train={"epochs": 1, "batch_size": 4, "max_steps": 2, "optimizer": "sgd"})
         command = [sys.executable, "-c", LIMITED, str(done.path)]
         # What the allocator keeps of freed tensors would count although nothing lies there.
@@ -234,7 +235,7 @@ def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
             subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False),
             done,
         )
-    plain, ours = results["none"], results["stream"]
+    plain, ours = results["recompute"], results["stream"]
     assert plain[0].returncode == 1
     assert "no memory" in plain[0].stderr
     assert not plain[1].delta.exists()

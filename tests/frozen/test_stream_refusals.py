@@ -24,8 +24,8 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of kept states, this test's own."""
-    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "prefix"
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept" / "frozen-blocks"
 
 
 def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) -> None:
@@ -45,11 +45,11 @@ def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_state_that_another_model_left_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(made(tmp_path, "keep"))
+    train(made(tmp_path, "cache"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=1, blocks=4)
     monkeypatch.setattr("llmtune.train.loop.weights_digest", lambda folder: "the same")
-    train(made(tmp_path, "keep", name="other"))
+    train(made(tmp_path, "cache", name="other"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=2, blocks=4)
     with pytest.raises(TrainingError, match="differ"):
@@ -101,14 +101,14 @@ REFUSED = {
     ),
     "4bit": (
         {"quantize": "4bit", "method": {**FROZEN, "adapter": LORA}},
-        "stream reads no block into 4 bits; the nearest valid is keep",
+        "stream reads no block into 4 bits; the nearest valid is cache",
     ),
     "several processes": (
         {"launch": {"accelerate": "multi_cpu", "processes": 2}},
         "stream is for one process with whole weights; the nearest valid is auto",
     ),
     "too large": (
-        {"memory": {"prefix": "stream", "prefix_limit_gb": 0.0001}},
+        {"memory": {"frozen_blocks": "stream", "cache_limit_gb": 0.0001}},
         "stream needs 0.000.* GB of disk, for the outputs of two blocks at a time; the nearest valid is 0.01",
     ),
     "dropout": ({"kind": "gpt2"}, r"embd_pdrop is 0\.1|drop\.p is 0\.1"),
@@ -125,7 +125,8 @@ def test_what_cannot_be_streamed_is_refused_at_check(tmp_path: Path, case: str) 
     with pytest.raises(RecipeError, match=message) as caught:
         made(tmp_path, "stream", **sections)
     assert "\n" not in str(caught.value)
-    assert "memory.prefix" in str(caught.value)
+    key = "memory.cache_limit_gb" if case == "too large" else "memory.frozen_blocks"
+    assert f": {key}: " in str(caught.value)
 
 
 def test_a_norm_below_the_blocks_that_trains_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_everything_but_the_weights_is_the_bases(tmp_path: Path, quick: None, st
     base = tiny.save_base(tmp_path / "base")
     config = {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
     (base / "config.json").write_text(json.dumps(config | stored))
-    (base / "LICENSE.txt").write_text("licence")
+    (base / "LICENSE.txt").write_text("license")
     (base / "README.md").write_text("of the base")
     same = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"]
     if not stored:
@@ -252,11 +252,11 @@ def test_another_delta_or_base_than_the_trained_one_is_refused(tmp_path: Path, q
     assert unmerged(made)
 
 
-def test_a_base_that_is_stored_quantised_is_refused(tmp_path: Path, quick: None) -> None:
+def test_a_base_that_is_stored_quantized_is_refused(tmp_path: Path, quick: None) -> None:
     made = runs.trained(tmp_path)
     config = read_json(tmp_path / "base" / "config.json")
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
-    with pytest.raises(ProofError, match="stored quantised"):
+    with pytest.raises(ProofError, match="stored quantized"):
         merge(made)
 
 
@@ -286,6 +286,6 @@ def test_a_4bit_run_is_merged_into_the_original_base_and_both_gaps_are_told(tmp_
     made = runs.trained(tmp_path, hidden=128, model=section)
     facts = merge(made)
     assert facts["merged_into"] == "original"
-    original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantised"))
+    original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantized"))
     assert 0 <= back < original  # 0 where 4-bit layers compute in fp32
     assert load_file(made.merged / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16

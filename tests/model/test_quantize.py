@@ -65,7 +65,7 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
     train(done)
     trainer = seen[0]
     packed = {n for n, m in trainer.model.named_modules() if isinstance(m, Linear4bit)}
-    assert len(packed) == read_json(done.plan_file)["quantised"] > 0
+    assert len(packed) == read_json(done.plan_file)["quantized"] > 0
     trained = trainer.current_tensors()
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     assert not {name.removesuffix(".weight") for name in trained} & packed
@@ -102,7 +102,7 @@ def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
 
 
 @pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "frozen", "reach": 3}, {"kind": "gradual"}])
-def test_nothing_to_quantise_is_refused_before_weights_load(
+def test_nothing_to_quantize_is_refused_before_weights_load(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -113,10 +113,10 @@ def test_nothing_to_quantise_is_refused_before_weights_load(
     assert "\n" not in str(caught.value)
 
 
-def test_a_quantised_tensor_never_trains(tmp_path: Path) -> None:
+def test_a_quantized_tensor_never_trains(tmp_path: Path) -> None:
     base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
     loaded = load_model(base, keep=["lm_head"])
-    with pytest.raises(TrainingError, match=r"should train but is quantised"):
+    with pytest.raises(TrainingError, match=r"should train but is quantized"):
         training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
 
 
@@ -131,7 +131,7 @@ def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
-def test_what_was_read_to_be_quantised_does_not_stay_mapped(tmp_path: Path) -> None:
+def test_what_was_read_to_be_quantized_does_not_stay_mapped(tmp_path: Path) -> None:
     def mapped() -> bool:
         return str(tmp_path) in Path("/proc/self/maps").read_text()
 

@@ -50,14 +50,14 @@ def made(trained: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_header_says_what_the_hub_needs_to_know(made: Any) -> None:
-    licence = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
+    license = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
     data = {"train": "acme/rows:train", "eval": "acme/rows:test"}
-    assert front_matter(made({"data": data}, licence=licence)) == {
+    assert front_matter(made({"data": data}, license=license)) == {
         "base_model": "acme/tiny",
         "base_model_relation": "adapter",
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        **licence,
+        **license,
         "tags": ["llmtune", "full", "lora"],
         "datasets": ["acme/rows"],
     }
@@ -127,7 +127,7 @@ NASTY = [
 @pytest.mark.parametrize("text", NASTY)
 def test_whatever_a_user_wrote_the_header_is_the_yaml_that_was_meant(made: Any, text: str) -> None:
     base = {"base": text, "revision": text, "hub_id": text}
-    written = made(base=base, licence={"license": text, "license_name": text})
+    written = made(base=base, license={"license": text, "license_name": text})
     assert written.startswith("---\n")
     header, rest = written[4:].split("\n---\n", 1)
     head = yaml.safe_load(header)

@@ -506,7 +506,7 @@ def test_merged_weights_that_are_not_to_be_made_are_a_mistake_in_the_recipe(worl
     ("card", "gated", "message"),
     [
         (b"---\nlicense: llama3.2\n---\n", "manual", "the base acme/tiny is gated"),
-        (b"no header", False, "the licence of acme/tiny is not known"),
+        (b"no header", False, "the license of acme/tiny is not known"),
     ],
 )
 def test_a_public_copy_of_a_gated_or_unlicensed_base_is_refused(

@@ -169,3 +169,14 @@ BEYOND = ("lr: [1.0]}", "decay: 0.9", "{until: 0.5}", ".nan", ".inf", "8.0}")
 def test_the_schema_refuses_what_does_not_load(text: str) -> None:
     root = recipe.schema()
     assert violations(yaml.safe_load(text), root, root) != []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("prefix: keep", "memory.prefix: is now memory.frozen_blocks: auto, cache (was keep), recompute (was none)"),
+        ("prefix_limit_gb: 4", "memory.prefix_limit_gb: is now memory.cache_limit_gb"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    assert new in said(write(tmp_path, GOOD + f"memory: {{{old}}}\n"))

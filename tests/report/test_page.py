@@ -329,7 +329,7 @@ def test_layers_without_a_trained_tensor_are_shown_frozen(tmp_path: Path) -> Non
 
 
 def test_what_the_log_notes_is_told(tmp_path: Path) -> None:
-    log = [*falling({"0": 1e-3}), {"step": 40, "prefix": "28 of 30 blocks were computed once"}]
+    log = [*falling({"0": 1e-3}), {"step": 40, "frozen_blocks": "28 of 30 blocks were computed once"}]
     assert (
         "28 of 30 blocks were computed once"
         in page(with_log(empty(tmp_path), [stage(0, 40, 0, {"0": 1e-3})], log)).text

@@ -51,7 +51,7 @@ def fit(
     resume: str | None = None,
     **more: Any,
 ) -> tuple[str, list[dict[str, Any]], list[dict[str, torch.Tensor]], Any]:
-    """What was said of the prefix, the log, the gradients of every step, and the trainer."""
+    """What was said of the frozen_blocks, the log, the gradients of every step, and the trainer."""
     data = [row | {"index": index} for index, row in enumerate(training.rows(24))]
     held = [row | {"index": 24 + index} for index, row in enumerate(training.rows(5, seed=3))]
     keeping = CachePolicy(tmp_path / "cache", {"base": "tiny"}, method.get("adapter"), limit, always)
@@ -59,11 +59,11 @@ def fit(
     watch, log = Gradients(), []
     settings = {"steps": 14, "optim": "sgd", "eval_data": held, "eval_strategy": "steps", "eval_steps": 7, **more}
     made = training.trainer(
-        tmp_path / "out", method, data=data, prefix=kept, callbacks=[watch], record=log.append, **settings
+        tmp_path / "out", method, data=data, frozen_blocks=kept, callbacks=[watch], record=log.append, **settings
     )
     made.train(resume_from_checkpoint=resume)
-    said = [entry["prefix"] for entry in log if "prefix" in entry]
-    return (said or [""])[0], [entry for entry in log if "prefix" not in entry], watch.steps, made
+    said = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
+    return (said or [""])[0], [entry for entry in log if "frozen_blocks" not in entry], watch.steps, made
 
 
 def assert_equal(ours: Any, plain: Any) -> None:

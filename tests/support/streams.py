@@ -1,4 +1,4 @@
-"""Runs with memory.prefix: stream on a tiny base, and what to compare of them."""
+"""Runs with memory.frozen_blocks: stream on a tiny base, and what to compare of them."""
 
 import json
 from pathlib import Path
@@ -25,13 +25,13 @@ KINDS = ["llama", "gpt2", "gpt_neox", "gemma3_text", "mixtral"]
 
 
 def made(tmp_path: Path, how: str, method: Any = None, kind: str = "llama", name: str = "", **sections: Any) -> Run:
-    """A prepared run on a tiny base of four blocks, with memory.prefix: `how`."""
+    """A prepared run on a tiny base of four blocks, with memory.frozen_blocks: `how`."""
     base = tmp_path / "base"
     if not base.exists():
         tiny.save_base(base, kind, blocks=4, **CALM.get(kind, {}))
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(24))
     name = name or how
-    sections.setdefault("memory", {"prefix": how})
+    sections.setdefault("memory", {"frozen_blocks": how})
     sections.setdefault("train", {"epochs": 2, "batch_size": 4, "keep": 9})
     written = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method or FROZEN, **sections)
     return prepare(recipe.load(written), tmp_path / name, gpus=0)
@@ -54,7 +54,7 @@ def losses(done: Run) -> list[float]:
 def said(done: Run) -> str:
     """What a run says of its prefix."""
     records = [json.loads(line) for line in done.log_file.read_text().splitlines()]
-    return next(record["prefix"] for record in records if "prefix" in record)
+    return next(record["frozen_blocks"] for record in records if "frozen_blocks" in record)
 
 
 def delta(done: Run) -> dict[str, torch.Tensor]:

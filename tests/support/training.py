@@ -80,7 +80,7 @@ def trainer(
     record: Any = None,
     keep: int = 99,
     eval_data: list[dict[str, list[int]]] | None = None,
-    prefix: Any = None,
+    frozen_blocks: Any = None,
     grouped: bool = False,
     **arguments: Any,
 ) -> PlannedTrainer:
@@ -114,7 +114,7 @@ def trainer(
         tensors=trained_tensors(adapted, plan),
         record=record or (lambda entry: None),
         keep=keep,
-        prefix=prefix,
+        frozen_blocks=frozen_blocks,
         grouped=grouped,
         args=SFTConfig(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=Dataset.from_list(data or rows()),

@@ -95,7 +95,7 @@ def test_another_number_of_processes_than_asked_for_is_an_error(
 def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmtune.train.planned import PlannedTrainer
 
-    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"prefix": "none"})
+    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"frozen_blocks": "recompute"})
     original = PlannedTrainer.train
 
     def meddle(self: Any, **named: Any) -> Any:
@@ -203,13 +203,13 @@ def test_what_keeping_takes_is_what_the_plan_predicts(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    done = made(tmp_path, method, memory={"prefix": "keep"}, train={"epochs": 3, "batch_size": 4})
+    done = made(tmp_path, method, memory={"frozen_blocks": "cache"}, train={"epochs": 3, "batch_size": 4})
     train(done)
-    predicted = read_json(done.plan_file)["prefix"]
-    files = list((tmp_path / "cache" / "prefix").glob("*/states.bin"))
+    predicted = read_json(done.plan_file)["frozen_blocks"]
+    files = list((tmp_path / "cache" / "frozen-blocks").glob("*/states.bin"))
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
-    assert any("prefix: kept" in line for line in done.log_file.read_text().splitlines())
+    assert any("frozen blocks: kept" in line for line in done.log_file.read_text().splitlines())
 
 
 def tiny_recipe(folder: Path, **sections: Any) -> Path:
