@@ -1,8 +1,11 @@
 """Files that are whole or absent, their fingerprints, and the folders that ship with llmtune."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,31 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill aside; it takes its name when the block ends, replaces what had it, and never stands half full.
+
+    Every file is on disk before the rename; a block that raises leaves nothing behind.
+    """
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in (file for file in partial.rglob("*") if file.is_file()):
+            sync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(file: Path) -> None:
+    """Wait until a file's content is on disk."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
