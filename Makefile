@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test bench bench-gpu methods
+.PHONY: setup quickstart check test bench bench-gpu methods reference
 
 setup: $(STAMP)
 
@@ -36,3 +36,7 @@ bench-gpu: $(STAMP)
 
 methods: $(STAMP)
 	$(BIN)/python -m tests.support.matrix
+
+reference: $(STAMP)
+	$(BIN)/python -m tests.support.reference
+	$(BIN)/python -m tests.support.mistakes
