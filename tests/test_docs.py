@@ -149,3 +149,19 @@ def test_the_files_that_people_look_for_are_short_enough() -> None:
     for name, most in (("README.md", 149), ("LICENSE", 250), ("CHANGELOG.md", 250), ("CONTRIBUTING.md", 59)):
         assert (ROOT / name).stat().st_size > 300, name
         assert len((ROOT / name).read_text().splitlines()) <= most, name
+
+
+def test_code_page_lists_every_package_and_module() -> None:
+    package = ROOT / "llmtune"
+    listed = re.findall(
+        r"^\| `([\w.]+/?)` \|", (ROOT / "docs" / "code.md").read_text().split("Outside")[0], re.MULTILINE
+    )
+    folders = {f"{folder.name}/" for folder in package.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+    modules = {file.name for file in package.glob("*.py")} - {"__init__.py"}
+    assert sorted(listed) == sorted(folders | modules)
+
+
+def test_every_recipe_is_listed_in_the_readme_of_its_folder() -> None:
+    for folder in (folder for folder in (ROOT / "recipes").iterdir() if folder.is_dir()):
+        listed = re.findall(r"^\| `([\w-]+\.yaml)` \|", (folder / "README.md").read_text(), re.MULTILINE)
+        assert sorted(listed) == sorted(file.name for file in folder.glob("*.yaml"))
