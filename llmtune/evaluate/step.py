@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import load_delta
 from llmtune.data.gate import gate
+from llmtune.data.template import template_sha256
 from llmtune.errors import ProofError
 from llmtune.evaluate.generate import answer_losses
 from llmtune.evaluate.harness import harness, quiet
@@ -52,7 +53,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises RecipeError for a bad suite, MachineError where a task's rows cannot be had, ProofError for a changed delta.
     """
     recipe = run.recipe()
-    asked = load_suite(recipe)
+    asked = load_suite(recipe.eval.suite)
     delta = recorded_delta(run)
     tasks = load_tasks(asked)
     base = locate_base(recipe.model)
@@ -114,7 +115,7 @@ def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel
     sets: dict[str, Questions] = {}
     if HELD_OUT in asked.tasks:
         data = gate(recipe, tokenizer, stop)
-        check_rows(recipe, asked, len(data.test))
+        check_rows(asked, len(data.test))
         limit, context = recipe.eval.limit, model_context(live)
         sets[HELD_OUT] = questions(data.test, [], limit, tokenizer, stop, context)
         shots = worked_examples(recipe, data, tokenizer)
@@ -197,7 +198,7 @@ def _settings(recipe: Recipe, exam: _Exam, live: PreTrainedModel) -> dict[str, A
         "limit": exam.limit,
         "held_out": _held_out_settings(recipe, exam) if exam.sets else None,
         "tasks": asked if exam.tasks else None,
-        "chat_template_sha256": _digest(tokenizer.chat_template),
+        "chat_template_sha256": template_sha256(tokenizer),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(live.dtype).removeprefix("torch."),
         "device": live.device.type,
