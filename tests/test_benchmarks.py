@@ -32,7 +32,7 @@ def options(tmp_path: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["full", "frozen-3", "lora-top8"])
-def test_tools_see_the_same_tokens_and_llmtune_starts_as_the_plain_model(tmp_path: Path, arm: str) -> None:
+def test_feeds_every_tool_the_same_tokens_and_llmtune_starts_as_the_plain_model(tmp_path: Path, arm: str) -> None:
     bench.main(options(tmp_path, "--arms", arm))
     found = read_json(tmp_path / "results.json")
     assert [run.get("error") for run in found["runs"]] == [None] * 4
@@ -60,7 +60,7 @@ def plain_loss(tmp_path: Path) -> float:
     return total / count
 
 
-def test_batches_are_every_row_once_an_epoch_in_llmtunes_order(tmp_path: Path) -> None:
+def test_batches_hold_every_row_once_per_epoch(tmp_path: Path) -> None:
     parsed = bench.parse(options(tmp_path))
     ready = bench.prepared(parsed, tmp_path)
     assert len(ready["examples"]) == 8
@@ -73,7 +73,7 @@ def test_batches_are_every_row_once_an_epoch_in_llmtunes_order(tmp_path: Path) -
     assert [row["id"] for row in written] == [example.id for example in ready["examples"]]
 
 
-def test_operations_follow_the_plan() -> None:
+def test_counts_the_operations_of_the_plan() -> None:
     shape = Shape(blocks=30, block=100, head=1000)
     counted = {name: operations(arm, shape, 10, 2) for name, arm in ARMS.items()}
     assert counted["full"] == 10 * 30 * 100 * 6 + 2 * 1000 * 6
@@ -84,12 +84,12 @@ def test_operations_follow_the_plan() -> None:
     assert counted["gradual-3"] == 10 * 100 * (2 * 30 + 4 * 6 + 30 * 6) + 2 * 1000 * (4 + 4 + 6)
 
 
-def test_longer_arms_are_repeated_less_and_each_at_least_once() -> None:
+def test_repeats_longer_arms_less_and_each_at_least_once() -> None:
     assert [bench.rounds(arm, 3) for arm in ("lora", "frozen-3", "frozen-10")] == [3, 1, 1]
     assert [bench.rounds(arm, 6) for arm in ("lora", "frozen-3", "frozen-10")] == [6, 2, 1]
 
 
-def test_medians_and_spreads_are_of_the_same_arm_and_tool() -> None:
+def test_summarizes_by_arm_and_tool() -> None:
     def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
         figures = dict.fromkeys(bench.MEDIANS, seconds)
         more = {"tokens": 1, "padding": 0.1, "said": "", "losses": [1.0]}

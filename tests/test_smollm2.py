@@ -34,13 +34,13 @@ def few_rows(tmp_path: Path) -> list[str]:
     return overrides
 
 
-def test_there_is_a_recipe_for_every_method() -> None:
+def test_ships_a_recipe_for_every_method() -> None:
     names = {file.stem for file in RECIPES}
     assert names >= {"full", "frozen", "gradual", "discriminative", "ulmfit", "lora", "dora", "qlora", "staged-lora"}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], file: Path) -> None:
+def test_trains_a_few_steps_with_every_recipe(tmp_path: Path, few_rows: list[str], file: Path) -> None:
     settings = recipe.load(file, [*few_rows, *FEW])
     made = prepare(settings, tmp_path / "run", gpus=0)
     train(made)
@@ -55,7 +55,7 @@ def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], fi
     assert not torch.equal(before, after)
 
 
-def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
+def test_runs_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
     overrides = [*few_rows, *FEW, "eval.shots=1"]
     command = [sys.executable, "-m", "llmtune", "run", str(ROOT / "recipes" / "quickstart.yaml")]
     command += ["--out", str(tmp_path / "run"), *(part for override in overrides for part in ("--set", override))]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ WORLD = "LLMTUNE_WORLD"  # the number of processes that the training must find
 _GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # CUDA, ROCm, CUDA on Windows
 
 
-def count_gpus() -> int:
+def count_gpus(devices: Path = Path("/dev")) -> int:
     """Count the GPUs of this machine; torch is imported only where a GPU has a device file."""
-    if not any(file for pattern in _GPU_FILES for file in Path("/dev").glob(pattern)):
+    if not any(file for pattern in _GPU_FILES for file in devices.glob(pattern)):
         return 0
     import torch
 
@@ -77,6 +78,23 @@ def single_process_environment(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class TrainingProcess:
+    """How to start a training: its command line, its environment, and whether a launcher starts several processes."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    launcher: bool
+
+
+def training_process(launch: Launch, arguments: list[str], gpus: int, cores: int) -> TrainingProcess:
+    """Build what starts a training on a machine with so many GPUs and CPU cores; raises as `training_command`."""
+    name = choose_config(launch, gpus)
+    single = single_process_environment(read_config(name))
+    environment = training_environment(count_processes(launch, name, gpus), cores, gpus) | single
+    return TrainingProcess(training_command(launch, arguments, gpus), environment, launcher=not single)
+
+
 def training_command(launch: Launch, arguments: list[str], gpus: int) -> list[str]:
     """Build the command line that trains; raises MachineError where the machine has too few GPUs for it.
 
@@ -88,7 +106,9 @@ def training_command(launch: Launch, arguments: list[str], gpus: int) -> list[st
     needed = 0 if config.get("use_cpu") else -(-count // int(config["num_machines"]))
     if needed > gpus:
         hint = "auto, which uses the GPUs that there are" if gpus else "cpu or multi_cpu"
-        raise MachineError(f"launch.accelerate: {name} needs {needed} GPU{'s' * (needed > 1)} and this machine has {gpus}; try {hint}")
+        raise MachineError(
+            f"launch.accelerate: {name} needs {needed} GPU{'s' * (needed > 1)} and this machine has {gpus}; try {hint}"
+        )
     if single_process_environment(config):
         return [sys.executable, "-m", TRAIN_MODULE, *arguments]
     launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]

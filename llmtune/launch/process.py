@@ -14,15 +14,7 @@ from typing import NoReturn
 import psutil  # type: ignore[import-untyped]
 
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
-from llmtune.launch.command import (
-    choose_config,
-    count_gpus,
-    count_processes,
-    read_config,
-    single_process_environment,
-    training_command,
-    training_environment,
-)
+from llmtune.launch.command import count_gpus, training_process
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run
 
@@ -40,8 +32,12 @@ class Exit:
 def train_in_children(launch: Launch, run: Run, arguments: list[str]) -> None:
     """Run training in child processes; raise its error after their output has been printed."""
     result = run_training(launch, arguments)
-    if not result.code:
-        return
+    if result.code:
+        raise training_error(result, run)
+
+
+def training_error(result: Exit, run: Run) -> LlmtuneError:
+    """Make the error of a training that ended early: its own message and code, or a line that says how to go on."""
     resume = f"go on with: llmtune run {run.path}" if run.recipe_file.is_file() else "nothing was trained yet"
     if result.code > 128:
         error: LlmtuneError = Interrupted(result.message or f"stopped; {resume}")
@@ -49,16 +45,13 @@ def train_in_children(launch: Launch, run: Run, arguments: list[str]) -> None:
         error = TrainingError(result.message or f"training ended with code {result.code}; {resume}")
     explained = bool(result.message) or result.code > 128
     error.exit_code = result.code if explained else TrainingError.exit_code
-    raise error
+    return error
 
 
 def run_training(launch: Launch, arguments: list[str]) -> Exit:
     """Run llmtune.train with these arguments in as many processes as launch section and machine give, and wait."""
-    gpus = count_gpus()
-    name = choose_config(launch, gpus)
-    env = training_environment(count_processes(launch, name, gpus), len(os.sched_getaffinity(0)), gpus)
-    single = single_process_environment(read_config(name))
-    return execute(training_command(launch, arguments, gpus), {**env, **single}, launcher=not single)
+    training = training_process(launch, arguments, count_gpus(), len(os.sched_getaffinity(0)))
+    return execute(training.arguments, training.environment, training.launcher)
 
 
 def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Exit:
