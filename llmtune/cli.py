@@ -138,10 +138,10 @@ def _run(options: argparse.Namespace) -> None:
 
         preflight(settings)
     with made.locked():
-        if runs_one(settings.launch):
+        if runs_one(settings):
             # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
             words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
-            train_in_children(settings.launch, made, [*words, *(["--overwrite"] if options.overwrite else [])])
+            train_in_children(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
         else:
             from llmtune.terminal import prepared
             from llmtune.train import prepare as prepare_module
@@ -158,7 +158,7 @@ def _finish(made: Any) -> None:
     settings = made.recipe()
     with made.locked():
         if not made.done("train"):
-            train_in_children(settings.launch, made, [str(made.path)])
+            train_in_children(settings, made, [str(made.path)])
         if settings.eval.suite != "none" and not made.done("eval"):
             _step(made, "eval", _evaluate)
         if settings.merge.enabled and not made.done("merge"):
@@ -197,7 +197,7 @@ def _train(options: argparse.Namespace) -> None:
         if made.done("train"):
             made.forget("train")
             shutil.rmtree(made.checkpoints, ignore_errors=True)
-        train_in_children(made.recipe().launch, made, [str(made.path)])
+        train_in_children(made.recipe(), made, [str(made.path)])
 
 
 def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:

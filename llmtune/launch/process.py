@@ -15,8 +15,8 @@ import psutil  # type: ignore[import-untyped]
 
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.launch.command import count_gpus, training_process
-from llmtune.recipe.sections import Launch
-from llmtune.run import Run
+from llmtune.recipe.sections import Launch, Recipe
+from llmtune.run import Run, locates_mistakes
 
 EXIT_FILE = "LLMTUNE_EXIT_FILE"
 
@@ -29,9 +29,10 @@ class Exit:
     message: str = ""
 
 
-def train_in_children(launch: Launch, run: Run, arguments: list[str]) -> None:
+@locates_mistakes
+def train_in_children(recipe: Recipe, run: Run, arguments: list[str]) -> None:
     """Run training in child processes; raise its error after their output has been printed."""
-    result = run_training(launch, arguments)
+    result = run_training(recipe.launch, arguments)
     if result.code:
         raise training_error(result, run)
 

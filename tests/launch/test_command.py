@@ -12,7 +12,8 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from llmtune.errors import FieldError, MachineError
+from llmtune import recipe
+from llmtune.errors import FieldError, MachineError, RecipeError
 from llmtune.files import shipped_folder
 from llmtune.launch.command import (
     WORLD,
@@ -25,10 +26,11 @@ from llmtune.launch.command import (
     training_environment,
     training_process,
 )
-from llmtune.launch.process import Exit, training_error
+from llmtune.launch.process import Exit, train_in_children, training_error
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run
+from tests.support.recipes import GOOD, write
 
 NAMES = [name for name in get_args(Launch.model_fields["accelerate"].annotation) if name != "auto"]
 ARGUMENTS = ["some recipe.yaml", "--out=runs/x"]
@@ -93,6 +95,12 @@ def test_refuses_several_processes_of_a_config_that_runs_one(name: str) -> None:
         FieldError, match=f"launch.processes: {name} runs one process, not 2; try accelerate: multi_cpu"
     ):
         count_processes(section(name, 2), name, 2)
+
+
+def test_names_the_recipe_line_of_a_wrong_number_of_processes(tmp_path: Path) -> None:
+    loaded = recipe.load(write(tmp_path, GOOD + "launch:\n  accelerate: cpu\n  processes: 2\n"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:6: launch\.processes: cpu runs one process, not 2"):
+        train_in_children(loaded, Run(tmp_path / "run"), ARGUMENTS)
 
 
 @pytest.mark.parametrize(
