@@ -54,7 +54,8 @@ def plain_loss(tmp_path: Path) -> float:
     batch = bench.batches(ready["examples"], parsed.batch, 1, False)[: parsed.batch]
     model, total, count = tiny.model(blocks=10, tied=True), 0.0, 0
     for row in batch:
-        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
         labels = torch.tensor(row["labels"][1:])
         total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
         count += int((labels != -100).sum())

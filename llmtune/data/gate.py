@@ -43,7 +43,7 @@ def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -
     }
     for part, result in encoded.items():
         check_length(part, result, data.max_length)
-        check_supervised(f"data.{part if getattr(data, part) else 'train'}", result.examples)
+        check_supervised(data, part, result.examples)
         check_stop(result.examples, stop)
         check_bos(result.examples, tokenizer)
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
@@ -85,13 +85,13 @@ def check_length(part: str, encoded: Encoded, max_length: int) -> None:
         )
 
 
-def check_supervised(key: str, examples: list[Example]) -> None:
-    """Raise FieldError at the part's key where an example has nothing to learn."""
+def check_supervised(data: Data, part: str, examples: list[Example]) -> None:
+    """Raise FieldError at the key of the part's rows, `data.train` if they were held out, for nothing to learn."""
     masked = [example.id for example in examples if example.supervised == 0]
     if masked:
         share = "no row has" if len(masked) == len(examples) else f"{len(masked)} of {len(examples)} rows do not have"
         raise FieldError(
-            key,
+            f"data.{part if getattr(data, part) else 'train'}",
             f"{share} a token to learn from ({format_ids(masked)}): chat template or max_length leaves no answer",
         )
 

@@ -11,8 +11,8 @@ POOL_BATCHES = 50
 def order(lengths: Sequence[int], batch: int, seed: int, epoch: int, grouped: bool) -> list[int]:
     """Shuffle all rows of an epoch; `grouped` puts rows of similar length (tokens) into the same optimizer batch.
 
-    Pools of up to 50 batches are drawn at random and sorted, as transformers does; then full batches are shuffled,
-    so that the length of one batch says nothing about the next. An incomplete last batch stays last.
+    Pools of up to 50 batches are drawn at random and sorted by length, as transformers does. Then full batches are
+    shuffled, so that the length of one says nothing about the next. An incomplete last batch stays last.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     rows = torch.randperm(len(lengths), generator=generator).tolist()

@@ -95,15 +95,15 @@ def test_refuses_examples_with_nothing_to_learn_by_count_and_id(tmp_path: Path) 
     loaded = load(tmp_path, {"train": tiny.sums(2)})
 
     @locates_mistakes
-    def check(loaded: recipe.Recipe, examples: list[Example]) -> None:
-        check_supervised("data.train", examples)
+    def check(loaded: recipe.Recipe, part: str, examples: list[Example]) -> None:
+        check_supervised(loaded.data, part, examples)
 
     good, masked = Example("g", "t:1", [5, 2], [5, 2]), Example("m", "t:2", [5, 2], [IGNORED, IGNORED])
-    check(loaded, [good])
+    check(loaded, "train", [good])
     with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+: data\.train: 1 of 2 rows do not have a token .*\(m\)"):
-        check(loaded, [good, masked])
-    with pytest.raises(RecipeError, match="no row has a token to learn from"):
-        check(loaded, [masked])
+        check(loaded, "train", [good, masked])
+    with pytest.raises(RecipeError, match=r"data\.train: no row has a token to learn from"):
+        check(loaded, "eval", [masked])
 
 
 def test_refuses_examples_without_learned_stop_token_or_with_two_bos(tmp_path: Path) -> None:
