@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test coverage bench bench-gpu methods
+.PHONY: setup quickstart check test bench bench-gpu methods
 
 setup: $(STAMP)
 
@@ -29,6 +29,7 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 # Not part of test: on Python 3.11 the tests take about twice the CPU time under coverage.
+.PHONY: coverage
 coverage: $(STAMP)
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 

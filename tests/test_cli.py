@@ -65,7 +65,7 @@ def told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) ->
 RECIPES = {
     "no YAML": ("a: [1", "not YAML"),
     "empty": ("", "is empty"),
-    "too large": ("#" * (1 << 20) + "\nmodel: x", "more than a recipe may have"),
+    "too large": ("#" * (1 << 20) + "\nmodel: x", "a recipe may have at most 1048576"),
     "python object": ("model: !!python/object/apply:os.system ['touch owned']", "is not allowed"),
     "unknown key": ("modle: {base: x}", "did you mean 'model'"),
 }

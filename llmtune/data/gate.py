@@ -80,8 +80,8 @@ def check_length(part: str, encoded: Encoded, max_length: int) -> None:
         shortest = min(encoded.dropped_lengths)
         raise FieldError(
             "data.max_length",
-            f"all {len(encoded.dropped)} {part} rows are longer than {max_length} tokens "
-            f"(the shortest has {shortest}); try {shortest} or more",
+            f"all {len(encoded.dropped)} {part} rows are longer than max_length {max_length} "
+            f"(the shortest has {shortest} tokens); try {shortest} or more",
         )
 
 

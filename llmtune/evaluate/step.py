@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import load_delta
 from llmtune.data.gate import gate
-from llmtune.data.template import template_sha256
 from llmtune.errors import ProofError
 from llmtune.evaluate.generate import answer_losses
 from llmtune.evaluate.harness import harness, quiet
@@ -198,7 +197,7 @@ def _settings(recipe: Recipe, exam: _Exam, live: PreTrainedModel) -> dict[str, A
         "limit": exam.limit,
         "held_out": _held_out_settings(recipe, exam) if exam.sets else None,
         "tasks": asked if exam.tasks else None,
-        "chat_template_sha256": template_sha256(tokenizer),
+        "chat_template_sha256": _digest(tokenizer.chat_template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(live.dtype).removeprefix("torch."),
         "device": live.device.type,

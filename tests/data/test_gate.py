@@ -78,7 +78,7 @@ def test_refuses_a_max_length_below_every_row_and_names_one_that_works(tmp_path:
             | {"train": [pair(letter * size, "x") for size, letter in enumerate("abcde", 40)]},
             max_length=16,
         )
-    assert "longer than 16 tokens (the shortest has 61); try 61 or more" in str(caught.value)
+    assert "longer than max_length 16 (the shortest has 61 tokens); try 61 or more" in str(caught.value)
     assert len(run_gate(tmp_path, {"train": [pair("a" * 40, "x")], "eval": tiny.sums(1)}, max_length=61).train) == 1
 
 
