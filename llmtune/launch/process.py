@@ -38,8 +38,8 @@ def train_in_children(recipe: Recipe, run: Run, arguments: list[str]) -> None:
 
 
 def training_error(result: Exit, run: Run) -> LlmtuneError:
-    """Make the error of a training that ended early: its own message and code, or a line that says how to go on."""
-    resume = f"go on with: llmtune run {run.path}" if run.recipe_file.is_file() else "nothing was trained yet"
+    """Make the error of a training that ended early: its own message and code, or a line that says how to continue."""
+    resume = f"continue with: llmtune run {run.path}" if run.recipe_file.is_file() else "nothing was trained yet"
     if result.code > 128:
         error: LlmtuneError = Interrupted(result.message or f"stopped; {resume}")
     else:
