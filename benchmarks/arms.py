@@ -1,4 +1,4 @@
-"""The arms of the bench: what trains, for how long, and how many floating point operations that needs."""
+"""The arms of the bench: what trains, for how many epochs, and the floating-point operations that it needs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ LORA = {"kind": "lora", "rank": 16, "alpha": 32}
 
 @dataclass(frozen=True)
 class Arm:
-    """A method as a recipe says it, its epochs, and what the other tools train: the top blocks, all, or adapters."""
+    """A recipe's method and epochs, and what the other tools train for it: the top blocks, all blocks, or LoRA."""
 
     method: dict[str, Any]
     epochs: int = 1
@@ -32,7 +32,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the count needs to know of a model: blocks, parameters of a block's matrices, and of the head."""
+    """The sizes of a model: the number of blocks, and the parameters of one block's matrices and of the head."""
 
     blocks: int
     block: int
@@ -40,10 +40,10 @@ class Shape:
 
 
 def operations(arm: Arm, shape: Shape, tokens: int, supervised: int) -> float:
-    """FLOPs that an arm's plan needs for one epoch of `tokens`, times its epochs; adapters and attention not counted.
+    """Count the FLOPs that an arm needs for all its epochs of `tokens`, without those of adapters and attention.
 
-    A matrix costs 2 per parameter and token forward, 2 for the gradient of its input, 2 for that of its weights. What
-    does not train is needed once a row, whatever the epochs; backward stops at the farthest block that trains.
+    A matrix costs 2 FLOPs per parameter and token forward, 2 for the gradient of its input and 2 for that of its
+    weights. Frozen blocks run once per row, whatever the epochs; backward stops at the lowest block that trains.
     """
     reaches = [TOP if reach == 4 else shape.blocks if reach == "all" else 0 for reach in REACHES]
     if arm.method["kind"] != "gradual":
@@ -53,7 +53,7 @@ def operations(arm: Arm, shape: Shape, tokens: int, supervised: int) -> float:
     deepest = shape.blocks - min(reaches)
     total += 2 * tokens * shape.block * deepest * (1 if min(reaches) < shape.blocks else passes)
     for reach in reaches:
-        # The prefix of the first stage is counted above; a later, wider stage computes what is no longer frozen.
+        # The frozen blocks of the first stage are counted above; a later stage also runs the blocks that it unfreezes.
         backward = 2 if arm.lora else 4
         head = (2 + 2) + (2 if not arm.lora and reach == shape.blocks else 0)
         total += passes * (tokens * shape.block * reach * (2 + backward) + supervised * shape.head * head)

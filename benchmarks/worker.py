@@ -1,4 +1,4 @@
-"""One run of the bench in a process of its own: `python -m benchmarks.worker JOB.json` writes its result beside it."""
+"""One run of the bench in its own process: `python -m benchmarks.worker JOB.json` writes result.json beside it."""
 
 import json
 import math
@@ -20,17 +20,17 @@ from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base, load_tokenizer
 from llmtune.model.blocks import blocks
-from llmtune.train import loop
-from llmtune.train.planned import PlannedTrainer
+from llmtune.train.loop import train
 from llmtune.train.prepare import prepare
 
 
 class Clock(TrainerCallback):
-    """When training began and each step ended, and each step's loss."""
+    """Records when training began, when each step ended, and each step's loss."""
 
     def __init__(self) -> None:
-        self.began, self.ends, self.losses = math.nan, [], []
-        self.cpu = 0.0
+        self.began, self.cpu_began, self.cpu = math.nan, math.nan, 0.0
+        self.ends: list[float] = []
+        self.losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         self.began, self.cpu_began = time.perf_counter(), time.process_time()
@@ -47,7 +47,7 @@ class Clock(TrainerCallback):
 
 
 class Counter:
-    """The collator, counting what it hands out."""
+    """Collates batches, and counts their tokens and slots (tokens and padding)."""
 
     def __init__(self, pad: int) -> None:
         self.collator, self.tokens, self.slots = Collator(pad), 0, 0
@@ -60,15 +60,9 @@ class Counter:
 
 
 def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
-    """The product as `llmtune train` runs it, on a run folder that it prepares itself."""
-
-    class Timed(PlannedTrainer):
-        def __init__(self, *arguments: Any, callbacks: list[Any], **named: Any) -> None:
-            super().__init__(*arguments, callbacks=[clock, *callbacks], **named)
-
-    loop.PlannedTrainer = Timed
+    """Train as `llmtune train` does, in a run folder prepared here."""
     folder = Path(job["folder"])
-    written = {
+    settings = {
         "model": {"base": job["base"], "quantize": "4bit" if arm.quantize else "none", "precision": job["precision"]},
         "data": {"train": job["rows"], "eval_fraction": 0, "max_length": job["max_length"], "overlap": "warn"},
         "method": arm.method,
@@ -77,22 +71,22 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
         "eval": {"suite": "none"},
         "launch": {"accelerate": "single_gpu" if torch.cuda.is_available() else "cpu"},
     }
-    (folder / "recipe.yaml").write_text(json.dumps(written))
+    (folder / "recipe.yaml").write_text(json.dumps(settings))
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
-    loop.train(run)
+    train(run, callbacks=[clock])
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
-    said = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
+    notes = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
     steps = [entry for entry in log if "loss" in entry]
     clock.losses = [entry["loss"] for entry in steps]
     padding = sum(entry["padding"] for entry in steps) / len(steps)
-    return {"tokens": steps[-1]["tokens"], "padding": padding, "said": (said or [""])[0]}
+    return {"tokens": steps[-1]["tokens"], "padding": padding, "frozen_blocks": (notes or [""])[0]}
 
 
 def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
-    """TRL's SFTTrainer as documented, the same at its fastest, or transformers' Trainer, on the same batches."""
+    """Train the same batches with TRL's SFTTrainer as documented, the same at its fastest, or transformers' Trainer."""
     counter = Counter(0)
     documented = job["tool"] == "trl"
-    # As documented the model is loaded in fp32 and computes under bf16 autocast; the fast ones freeze it in bf16.
+    # As documented, the model loads in fp32 and runs under bf16 autocast; the fast variants load it in bf16.
     model = load(job, arm, torch.float32 if documented or job["precision"] == "fp32" else torch.bfloat16)
     names = {
         "output_dir": str(Path(job["folder"]) / "out"),
@@ -113,23 +107,23 @@ def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     data = Dataset.from_list(read_json(Path(job["examples"])))
     more = {"model": model, "train_dataset": data, "data_collator": counter, "callbacks": [clock]}
     if job["tool"] == "trainer":
-        made = Trainer(args=TrainingArguments(**names), **more)
+        trainer = Trainer(args=TrainingArguments(**names), **more)
     else:
         settings = {} if documented else {"gradient_checkpointing": False}
         args = SFTConfig(**names, **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
-        made = SFTTrainer(args=args, processing_class=load_tokenizer(base(job)), **more)
-    made.train()
-    made.save_model(str(Path(job["folder"]) / "saved"))
-    return {"tokens": counter.tokens, "padding": 1 - counter.tokens / counter.slots, "said": ""}
+        trainer = SFTTrainer(args=args, processing_class=load_tokenizer(base(job)), **more)
+    trainer.train()
+    trainer.save_model(str(Path(job["folder"]) / "saved"))
+    return {"tokens": counter.tokens, "padding": 1 - counter.tokens / counter.slots, "frozen_blocks": ""}
 
 
 def base(job: dict[str, Any]) -> Base:
-    """The base model's folder, which the driver located."""
+    """Return the base model, which the bench has located."""
     return Base(Path(job["base"]), job["base"], None, None)
 
 
 def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
-    """The base with what trains in fp32, and adapters where the arm has them."""
+    """Load the base with its trained weights in fp32, and with LoRA where the arm has it."""
     more: dict[str, Any] = {}
     if arm.quantize:
         options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -140,9 +134,9 @@ def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
     count = len(blocks(model))
     if arm.lora:
         layers = None if arm.top is None else list(range(count - arm.top, count))
-        # PEFT takes a choice of layers only together with module names.
-        inside = (name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear))
-        names = sorted({name.rsplit(".", 1)[-1] for name in inside})
+        # PEFT accepts layers_to_transform only together with module names.
+        linears = (name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear))
+        names = sorted({name.rsplit(".", 1)[-1] for name in linears})
         torch.manual_seed(0)
         config = LoraConfig(
             r=16, lora_alpha=32, target_modules=names, layers_to_transform=layers, task_type="CAUSAL_LM"
@@ -150,7 +144,7 @@ def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
         model = get_peft_model(model, config)
     elif arm.top is not None:
         model.requires_grad_(False)
-        # The head is tied to the embedding, which does not train: the final norm and the top blocks do.
+        # Only the final norm and the top blocks train: the head is tied to the embedding, which is frozen.
         for part in (*blocks(model)[count - arm.top :], model.base_model.norm):
             part.requires_grad_(True)
     for parameter in model.parameters():
@@ -160,7 +154,7 @@ def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
 
 
 def main(file: Path) -> None:
-    """Run the job in a file and write what was measured."""
+    """Run the job in a file and write its measurements to result.json."""
     job = read_json(file)
     clock, arm = Clock(), ARMS[job["arm"]]
     torch.manual_seed(0)

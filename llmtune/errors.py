@@ -1,8 +1,8 @@
-"""The errors a user can cause, each with the exit code of its kind."""
+"""The errors that llmtune reports to the user, each with the exit code of its kind."""
 
 
 class LlmtuneError(Exception):
-    """A failure that is told in one line and ends the command with its class's exit code."""
+    """A failure that the command reports in one line before it exits with the class's code."""
 
     exit_code = 1
 
@@ -14,7 +14,7 @@ class RecipeError(LlmtuneError):
 
 
 class FieldError(RecipeError):
-    """A mistake at a dotted key of the recipe; who holds the recipe adds file and line (`Recipe.located`)."""
+    """A mistake at a dotted key of the recipe; `Recipe.located` adds file and line."""
 
     def __init__(self, key: str, message: str, kind: type[LlmtuneError] = RecipeError) -> None:
         super().__init__(f"{key}: {message}")
@@ -23,13 +23,13 @@ class FieldError(RecipeError):
 
 
 class MachineError(LlmtuneError):
-    """The machine lacks something: GPU, disk, memory, a package, the network."""
+    """The machine lacks a GPU, disk, memory, a package or the network."""
 
     exit_code = 3
 
 
 class TrainingError(LlmtuneError):
-    """Training failed or would have taught nothing."""
+    """Training failed, or the model would have learned nothing."""
 
     exit_code = 4
 
@@ -41,19 +41,19 @@ class ProofError(LlmtuneError):
 
 
 class PublishError(LlmtuneError):
-    """Publishing failed; what was trained is untouched."""
+    """Publishing failed; the trained weights are untouched."""
 
     exit_code = 6
 
 
 class Interrupted(LlmtuneError):  # noqa: N818
-    """The user stopped the run; a checkpoint holds what was reached."""
+    """The user stopped the run; a checkpoint holds its state."""
 
     exit_code = 130
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A did-you-mean ending for a message, empty when nothing in `known` is close."""
+    """The ending `; did you mean ...?` for a message, or "" where no known word is close."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -61,7 +61,7 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 class PlanError(ValueError):
-    """A method that makes no sense or that the model cannot follow; `key` is the dotted key within its section."""
+    """A method that is contradictory or does not fit the model; `key` is dotted and relative to its section."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What recipe sections are made of: the closed model, and the kinds of numbers and names."""
+"""Building blocks of recipe sections: the strict base class and the types of numbers and names."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Closed(BaseModel):
-    """A recipe section: unknown keys are errors, values are never coerced, nothing changes after validation."""
+    """A recipe section that rejects unknown keys, never converts values, and cannot change after validation."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -19,7 +19,7 @@ class Closed(BaseModel):
 
 
 def listed(value: object) -> object:
-    """A YAML list as the tuple that a frozen section holds; anything else as it is."""
+    """Convert a YAML list to the tuple that a frozen section holds; return anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -1,4 +1,4 @@
-"""The bench: every tool sees the same tokens, the first losses are the plain model's, and the counts are right."""
+"""The bench: every tool trains on the same tokens, the first losses are the model's own, and the counts are right."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import bench
 from benchmarks.arms import ARMS, Shape, operations
-from llmtune.files import read_json
+from llmtune.data.rows import read
+from llmtune.files import read_json, shipped_folder
 from tests.support import tiny
 
 
@@ -32,75 +33,84 @@ def options(tmp_path: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["full", "frozen-3", "lora-top8"])
-def test_tools_see_the_same_tokens_and_llmtune_starts_as_the_plain_model(tmp_path: Path, arm: str) -> None:
+def test_feeds_every_tool_the_same_tokens_and_llmtune_starts_as_the_plain_model(tmp_path: Path, arm: str) -> None:
     bench.main(options(tmp_path, "--arms", arm))
-    found = read_json(tmp_path / "results.json")
-    assert [run.get("error") for run in found["runs"]] == [None] * 4
-    rows = {row["tool"]: row for row in found["rows"]}
+    results = read_json(tmp_path / "results.json")
+    assert [run.get("error") for run in results["runs"]] == [None] * 4
+    rows = {row["tool"]: row for row in results["rows"]}
     assert set(rows) == set(bench.TOOLS)
     assert len({row["tokens"] for row in rows.values()}) == 1
     for tool in ("trl", "trl-best", "trainer"):
         assert rows["llmtune"]["losses"] == pytest.approx(rows[tool]["losses"], rel=1e-3)
     assert rows["llmtune"]["losses"][0] == pytest.approx(plain_loss(tmp_path), rel=1e-5)
-    wanted = {"arm", "tool", "seconds_per_step", "tokens_per_s", "peak_rss_mb", "wall_s", "final_loss", "utilisation"}
-    assert all(wanted <= set(row) and f"{name}_spread" in row for row in rows.values() for name in ("wall_s",))
+    keys = {"arm", "tool", "seconds_per_step", "tokens_per_s", "peak_rss_mb", "wall_s", "final_loss", "utilization"}
+    assert all({*keys, "wall_s_spread"} <= set(row) for row in rows.values())
 
 
 def plain_loss(tmp_path: Path) -> float:
     """The mean loss of the untrained model on the bench's first batch."""
     parsed = bench.parse(options(tmp_path))
-    ready = bench.prepared(parsed, tmp_path)
+    ready = bench.prepare(parsed, tmp_path)
     batch = bench.batches(ready["examples"], parsed.batch, 1, False)[: parsed.batch]
     model, total, count = tiny.model(blocks=10, tied=True), 0.0, 0
     for row in batch:
-        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
         labels = torch.tensor(row["labels"][1:])
         total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
         count += int((labels != -100).sum())
     return total / count
 
 
-def test_batches_are_every_row_once_an_epoch_in_llmtunes_order(tmp_path: Path) -> None:
+def test_batches_hold_every_row_once_per_epoch(tmp_path: Path) -> None:
     parsed = bench.parse(options(tmp_path))
-    ready = bench.prepared(parsed, tmp_path)
+    ready = bench.prepare(parsed, tmp_path)
     assert len(ready["examples"]) == 8
     for grouped in (False, True):
         rows = bench.batches(ready["examples"], 4, 3, grouped)
         assert len(rows) == 24
         ids = sorted(example.input_ids for example in ready["examples"])
         assert all(sorted(row["input_ids"] for row in rows[start : start + 8]) == ids for start in (0, 8, 16))
-    written = [json.loads(line) for line in Path(ready["rows"]).read_text().splitlines()]
-    assert [row["id"] for row in written] == [example.id for example in ready["examples"]]
+    records = [json.loads(line) for line in Path(ready["rows"]).read_text().splitlines()]
+    assert [row["id"] for row in records] == [example.id for example in ready["examples"]]
 
 
-def test_operations_follow_the_plan() -> None:
+def test_trains_on_the_shipped_sample_by_default(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base")
+    ready = bench.prepare(bench.parse(["--model", str(tmp_path / "base")]), tmp_path)
+    assert len(ready["examples"]) == 160
+    sample = {row.id for row in read(str(shipped_folder("sample") / "train.jsonl"))}
+    assert {example.id for example in ready["examples"]} < sample
+
+
+def test_counts_the_operations_of_the_plan() -> None:
     shape = Shape(blocks=30, block=100, head=1000)
-    counted = {name: operations(arm, shape, 10, 2) for name, arm in ARMS.items()}
-    assert counted["full"] == 10 * 30 * 100 * 6 + 2 * 1000 * 6
-    assert counted["lora"] == 10 * 30 * 100 * 4 + 2 * 1000 * 4 == counted["qlora"]
-    assert counted["frozen"] == 10 * 100 * (2 * 26 + 4 * 6) + 2 * 1000 * 4
-    assert counted["frozen-10"] == 10 * 100 * (2 * 26 + 10 * 4 * 6) + 10 * 2 * 1000 * 4
-    assert counted["lora-top8"] == 10 * 100 * (2 * 22 + 3 * 8 * 4) + 3 * 2 * 1000 * 4
-    assert counted["gradual-3"] == 10 * 100 * (2 * 30 + 4 * 6 + 30 * 6) + 2 * 1000 * (4 + 4 + 6)
+    counts = {name: operations(arm, shape, 10, 2) for name, arm in ARMS.items()}
+    assert counts["full"] == 10 * 30 * 100 * 6 + 2 * 1000 * 6
+    assert counts["lora"] == 10 * 30 * 100 * 4 + 2 * 1000 * 4 == counts["qlora"]
+    assert counts["frozen"] == 10 * 100 * (2 * 26 + 4 * 6) + 2 * 1000 * 4
+    assert counts["frozen-10"] == 10 * 100 * (2 * 26 + 10 * 4 * 6) + 10 * 2 * 1000 * 4
+    assert counts["lora-top8"] == 10 * 100 * (2 * 22 + 3 * 8 * 4) + 3 * 2 * 1000 * 4
+    assert counts["gradual-3"] == 10 * 100 * (2 * 30 + 4 * 6 + 30 * 6) + 2 * 1000 * (4 + 4 + 6)
 
 
-def test_longer_arms_are_repeated_less_and_each_at_least_once() -> None:
+def test_repeats_longer_arms_less_and_each_at_least_once() -> None:
     assert [bench.rounds(arm, 3) for arm in ("lora", "frozen-3", "frozen-10")] == [3, 1, 1]
     assert [bench.rounds(arm, 6) for arm in ("lora", "frozen-3", "frozen-10")] == [6, 2, 1]
 
 
-def test_medians_and_spreads_are_of_the_same_arm_and_tool() -> None:
+def test_summarizes_by_arm_and_tool() -> None:
     def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
         figures = dict.fromkeys(bench.MEDIANS, seconds)
-        more = {"tokens": 1, "padding": 0.1, "said": "", "losses": [1.0]}
+        more = {"tokens": 1, "padding": 0.1, "frozen_blocks": "", "losses": [1.0]}
         return {"arm": "full", "tool": tool, "repeat": repeat, **figures, **more}
 
     pairs = [(0, 1.0, 4.0), (1, 3.0, 6.0), (2, 2.0, 6.0)]
-    runs = [run(tool, at, took) for at, ours, trl in pairs for tool, took in (("llmtune", ours), ("trl", trl))]
-    rows = bench.summary([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
+    runs = [run(tool, at, seconds) for at, ours, trl in pairs for tool, seconds in (("llmtune", ours), ("trl", trl))]
+    rows = bench.summarize([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
     assert [(row["tool"], row["runs"]) for row in rows] == [("llmtune", 3), ("trl", 3), ("trainer", 0)]
     assert (rows[0]["wall_s"], rows[0]["wall_s_spread"]) == (2.0, 2.0)
     assert (rows[1]["times"], rows[1]["memory"]) == (3.0, pytest.approx(1 / 3))
-    shown = bench.table(rows)
-    assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in shown
-    assert "failed: no room" in shown
+    table = bench.table(rows)
+    assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in table
+    assert "failed: no room" in table

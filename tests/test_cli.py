@@ -15,7 +15,7 @@ from llmtune import recipe
 from llmtune.cli import main
 from llmtune.evaluate import tasks as tasks_module
 from llmtune.launch import process
-from llmtune.launch.process import EXIT_FILE, Ended
+from llmtune.launch.process import EXIT_FILE, Exit
 from llmtune.recipe.suite import Suite, load_suite
 from llmtune.train import __main__ as training_process
 from llmtune.train.prepare import prepare
@@ -36,11 +36,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The training in this process, which saves its start-up; it ends where it would load weights."""
 
-    def start(settings: Any, words: list[str]) -> Ended:
+    def start(settings: Any, words: list[str]) -> Exit:
         with tempfile.TemporaryDirectory() as folder:
             monkeypatch.setenv(EXIT_FILE, f"{folder}/code")
             code = training_process.main(words)
-            return Ended(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
+            return Exit(code, Path(folder, "code").read_text().partition("\n")[2] if code else "")
 
     monkeypatch.setattr(process, "run_training", start)
     monkeypatch.setattr(training_process, "train", lambda *_: pytest.fail("it trains"))
@@ -65,7 +65,7 @@ def told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) ->
 RECIPES = {
     "no YAML": ("a: [1", "not YAML"),
     "empty": ("", "is empty"),
-    "too large": ("#" * (1 << 20) + "\nmodel: x", "more than a recipe may have"),
+    "too large": ("#" * (1 << 20) + "\nmodel: x", "a recipe may have at most 1048576"),
     "python object": ("model: !!python/object/apply:os.system ['touch owned']", "is not allowed"),
     "unknown key": ("modle: {base: x}", "did you mean 'model'"),
 }
@@ -143,7 +143,7 @@ def test_a_suite_file_is_found_from_another_folder(place: Path, monkeypatch: pyt
         resolved = prepare(recipe.load(file), place / name.removesuffix(".yaml"), gpus=0).recipe()
         assert resolved.eval.suite == expected
         monkeypatch.chdir(place / "base")
-        assert name == "none" or load_suite(resolved).tasks == ("held_out",)
+        assert name == "none" or load_suite(resolved.eval.suite).tasks == ("held_out",)
         monkeypatch.chdir(place)
 
 

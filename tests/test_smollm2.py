@@ -1,4 +1,4 @@
-"""The real model: every shipped recipe for it trains, and one run goes all the way."""
+"""SmolLM2-135M: every shipped recipe for it trains, and one run goes through every step."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def few_rows(tmp_path: Path) -> list[str]:
-    """Overrides that put a handful of rows in the place of the sample."""
+    """Overrides that replace the sample by a few of its rows."""
     names = {"train": ("train", 12), "eval": ("validation", 2), "test": ("test", 4)}
     overrides = []
     for part, (name, count) in names.items():
@@ -34,35 +34,35 @@ def few_rows(tmp_path: Path) -> list[str]:
     return overrides
 
 
-def test_there_is_a_recipe_for_every_method() -> None:
+def test_ships_a_recipe_for_every_method() -> None:
     names = {file.stem for file in RECIPES}
     assert names >= {"full", "frozen", "gradual", "discriminative", "ulmfit", "lora", "dora", "qlora", "staged-lora"}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_every_recipe_trains_a_few_steps(tmp_path: Path, few_rows: list[str], file: Path) -> None:
-    settings = recipe.load(file, [*few_rows, *FEW])
-    made = prepare(settings, tmp_path / "run", gpus=0)
-    train(made)
-    losses = [json.loads(line)["loss"] for line in made.log_file.read_text().splitlines() if '"loss"' in line]
+def test_trains_a_few_steps_with_every_recipe(tmp_path: Path, few_rows: list[str], file: Path) -> None:
+    loaded = recipe.load(file, [*few_rows, *FEW])
+    run = prepare(loaded, tmp_path / "run", gpus=0)
+    train(run)
+    losses = [json.loads(line)["loss"] for line in run.log_file.read_text().splitlines() if '"loss"' in line]
     assert len(losses) == 3
     assert all(0 < loss < 6 for loss in losses)
-    base = locate_base(made.recipe().model)
+    base = locate_base(run.recipe().model)
     ids = torch.arange(100, 120)[None]
     with torch.no_grad():
         before = load_model(base)(ids).logits
-        after = load_delta(load_model(base), made.delta)(ids).logits
+        after = load_delta(load_model(base), run.delta)(ids).logits
     assert not torch.equal(before, after)
 
 
-def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
+def test_runs_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
     overrides = [*few_rows, *FEW, "eval.shots=1"]
     command = [sys.executable, "-m", "llmtune", "run", str(ROOT / "recipes" / "quickstart.yaml")]
     command += ["--out", str(tmp_path / "run"), *(part for override in overrides for part in ("--set", override))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    done = open_run(tmp_path / "run")
-    assert all(done.done(step) for step in ("train", "eval", "merge", "report"))
+    run = open_run(tmp_path / "run")
+    assert all(run.done(step) for step in ("train", "eval", "merge", "report"))
     assert "base, 1-shot" in result.stdout
     assert "largest logit gap" in result.stdout
     script = (
@@ -73,4 +73,4 @@ def test_a_run_goes_all_the_way(tmp_path: Path, few_rows: list[str]) -> None:
         " return_tensors='pt', return_dict=True)\n"
         "assert model.generate(**ids, max_new_tokens=2).shape[1] > ids['input_ids'].shape[1]\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(done.merged)], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", script, str(run.merged)], cwd=tmp_path, check=True)

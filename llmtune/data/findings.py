@@ -1,83 +1,86 @@
-"""What the gate found, as plain values for data.json, and as lines for people."""
+"""What the checks of the data found: values for data.json, and lines for people."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data import overlap
 from llmtune.data.encode import IGNORED, Encoded, Example
+from llmtune.data.overlap import count_duplicates
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
+from llmtune.data.template import template_sha256
 from llmtune.files import fingerprint
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Data
 
-Finding = dict[str, Any]
+Findings = dict[str, Any]
 Parts = dict[str, list[Row]]
+"""The rows of "train", "eval" and "test"."""
 
-_SHOWN = 20
+_LISTED_IDS, _PRINTED_IDS = 20, 8
+_UNLIMITED = 1 << 40  # tokenizers without a limit give an even larger model_max_length
 
 
 def describe(
-    recipe: Recipe, given: Parts, rows: Parts, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
-) -> Finding:
-    """Counts, lengths, hashes and one marked example; `given` is what was read, `rows` what the parts became."""
+    data: Data, sources: Parts, rows: Parts, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
+) -> Findings:
+    """Collect counts, lengths, hashes and an example; `sources` are the rows read, `rows` those after the split."""
     train = encoded["train"]
     return {
-        "rows": {part: len(found) for part, found in rows.items()},
-        "files": {part: _file(getattr(recipe.data, part), found) for part, found in given.items() if found},
-        "max_length": recipe.data.max_length,
-        "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < 1 << 40 else None,
-        **_tokens(train.examples),
-        "over_length": {part: _over_length(found) for part, found in encoded.items()},
-        "partly_learned": listed(train.partly_learned),
-        "duplicates": overlap.duplicates(rows["train"]),
-        "ignored_columns": sorted({column for found in given.values() for row in found for column in row.ignored}),
-        "special_tokens_in_text": listed(_with_special_tokens(rows["train"], tokenizer)),
+        "rows": {part: len(part_rows) for part, part_rows in rows.items()},
+        "files": {part: _file(getattr(data, part), part_rows) for part, part_rows in sources.items() if part_rows},
+        "max_length": data.max_length,
+        "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None,
+        **_count_tokens(train.examples),
+        "over_length": {part: _over_length(result) for part, result in encoded.items()},
+        "partly_learned": summarize_ids(train.partly_learned),
+        "duplicates": count_duplicates(rows["train"]),
+        "ignored_columns": sorted({name for part in sources.values() for row in part for name in row.ignored}),
+        "special_tokens_in_text": summarize_ids(_with_special_tokens(rows["train"], tokenizer)),
         "template_adds": train.template_adds,
-        "template_sha256": _template_sha256(tokenizer),
-        "example": marked(train.examples[0], tokenizer),
+        "template_sha256": template_sha256(tokenizer),
+        "example": mark_learned(train.examples[0], tokenizer),
     }
 
 
-def notes(found: Finding) -> list[str]:
-    """What a user should know of the findings, one line each."""
-    shared, tokens = found["overlap"], found["supervised_tokens"]
-    same, special, partly = shared["same_prompt"], found["special_tokens_in_text"], found["partly_learned"]
-    limit = found["tokenizer_limit"]
+def write_notes(findings: Findings) -> list[str]:
+    """Turn the findings into notes for the user, one line each."""
+    overlap, tokens = findings["overlap"], findings["supervised_tokens"]
+    same_prompt, special = overlap["same_prompt"], findings["special_tokens_in_text"]
+    partly, limit = findings["partly_learned"]["rows"], findings["tokenizer_limit"]
+    count = findings["examples"]
     lines = [
-        f"{tokens['total']} tokens to learn in {found['examples']} rows (mean {tokens['mean']}, max {tokens['max']})",
-        f"max_length {found['max_length']}; the longest row has {found['longest']} tokens",
+        f"{tokens['total']} tokens to learn in {count} rows (mean {tokens['mean']}, max {tokens['max']})",
+        f"max_length {findings['max_length']}; the longest row has {findings['longest']} tokens",
     ]
-    lines += [_over_length_note(part, over) for part, over in found["over_length"].items() if over["rows"]]
-    told = [
-        (limit and found["longest"] > limit, f"warning: the tokenizer says that the model takes {limit} tokens"),
-        (found["rows"]["eval"] == 0, "no validation rows: eval_fraction or the number of different rows is too small"),
-        (shared["rows"], _overlap_note(shared)),
-        (same["rows"], f"{same['rows']} train rows share only their prompt with eval or test ({shown(same['ids'])})"),
-        (shared["eval_in_test"], f"{shared['eval_in_test']} eval rows also stand in test"),
-        (found["duplicates"], f"{found['duplicates']} train rows repeat an earlier one exactly"),
-        (found["ignored_columns"], f"columns that are not used: {', '.join(found['ignored_columns'])}"),
+    lines += [_over_length_note(part, over) for part, over in findings["over_length"].items() if over["rows"]]
+    conditional = [
+        (limit and findings["longest"] > limit, f"warning: the tokenizer says that the model takes {limit} tokens"),
+        (findings["rows"]["eval"] == 0, "no validation rows: eval_fraction is 0, or train has too few different rows"),
+        (overlap["rows"], _overlap_note(overlap)),
         (
-            partly["rows"],
-            f"{partly['rows']} rows teach only some of their answers: the chat template rewrites the others",
+            same_prompt["rows"],
+            f"{same_prompt['rows']} train rows share only their prompt with eval or test "
+            f"({format_ids(same_prompt['ids'])})",
         ),
+        (overlap["eval_in_test"], f"{overlap['eval_in_test']} eval rows are also in test"),
+        (findings["duplicates"], f"{findings['duplicates']} train rows repeat an earlier one exactly"),
+        (findings["ignored_columns"], f"columns that are not used: {', '.join(findings['ignored_columns'])}"),
+        (partly, f"{partly} rows teach only some of their answers: the chat template rewrites the others"),
         (
             special["rows"],
-            f"warning: {special['rows']} rows hold special tokens in their text ({shown(special['ids'])})",
+            f"warning: {special['rows']} rows have special tokens in their text ({format_ids(special['ids'])})",
         ),
         (
-            found["template_adds"],
-            f"the chat template puts {found['template_adds']!r} before answers; it is learned too",
+            findings["template_adds"],
+            f"the chat template puts {findings['template_adds']!r} before answers; it is learned too",
         ),
     ]
-    return lines + [line for happened, line in told if happened]
+    return lines + [line for applies, line in conditional if applies]
 
 
-def marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The example as text with what is learned between ⟦ and ⟧."""
+def mark_learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Decode an example and put what is learned between ⟦ and ⟧."""
     text, start = "", 0
     learned = [label != IGNORED for label in example.labels]
     for end in range(1, len(learned) + 1):
@@ -88,24 +91,23 @@ def marked(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
-def listed(ids: list[str]) -> Finding:
-    """How many rows, and the first ids of them."""
-    return {"rows": len(ids), "ids": ids[:_SHOWN]}
+def summarize_ids(ids: list[str]) -> Findings:
+    """Return the number of rows and the ids of the first 20."""
+    return {"rows": len(ids), "ids": ids[:_LISTED_IDS]}
 
 
-def shown(ids: list[str]) -> str:
-    """Ids for one line."""
-    return ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
+def format_ids(ids: list[str]) -> str:
+    """Format up to eight ids for one line."""
+    return ", ".join(ids[:_PRINTED_IDS]) + (", ..." if len(ids) > _PRINTED_IDS else "")
 
 
-def _file(source: str, rows: list[Row]) -> Finding:
+def _file(source: str, rows: list[Row]) -> Findings:
     return {"source": source, "rows": len(rows), **(fingerprint(Path(source)) if is_file(source) else {})}
 
 
-def _tokens(examples: list[Example]) -> Finding:
-    """Token counts of the train examples."""
+def _count_tokens(examples: list[Example]) -> Findings:
     learned = [example.supervised for example in examples]
-    sizes = [len(example.input_ids) for example in examples]
+    lengths = [len(example.input_ids) for example in examples]
     return {
         "examples": len(examples),
         "supervised_tokens": {
@@ -113,39 +115,32 @@ def _tokens(examples: list[Example]) -> Finding:
             "mean": round(sum(learned) / len(learned), 1),
             "max": max(learned),
         },
-        "prompt_tokens": sum(sizes) - sum(learned),
-        "longest": max(sizes),
+        "prompt_tokens": sum(lengths) - sum(learned),
+        "longest": max(lengths),
     }
 
 
-def _over_length(found: Encoded) -> Finding:
-    """Rows longer than max_length: all, dropped, cut at the start of their prompt."""
-    ids = found.dropped + found.truncated
-    over = {"of": len(found.examples) + len(found.dropped), "dropped": len(found.dropped), "cut": len(found.truncated)}
-    return listed(ids) | over
+def _over_length(encoded: Encoded) -> Findings:
+    """Count the rows over max_length: all, dropped, and cut at the start of their prompt."""
+    dropped, cut = encoded.dropped, encoded.truncated
+    counts = {"of": len(encoded.examples) + len(dropped), "dropped": len(dropped), "cut": len(cut)}
+    return summarize_ids(dropped + cut) | counts
 
 
-def _over_length_note(part: str, over: Finding) -> str:
-    done = [f"{over[key]} {key}" for key in ("dropped", "cut") if over[key]]
-    cut = " at the start of the prompt" if over["cut"] else ""
-    return f"{over['rows']} of {over['of']} {part} rows over length ({shown(over['ids'])}): {', '.join(done)}{cut}"
+def _over_length_note(part: str, over: Findings) -> str:
+    actions = [f"{over[key]} {key}" for key in ("dropped", "cut") if over[key]]
+    where = " at the start of the prompt" if over["cut"] else ""
+    rows = f"{over['rows']} of {over['of']} {part} rows are longer than max_length ({format_ids(over['ids'])})"
+    return f"{rows}: {', '.join(actions)}{where}"
 
 
-def _overlap_note(shared: Finding) -> str:
-    done = "dropped from train" if shared["policy"] == "drop" else "warning: they are trained on"
-    return f"{shared['rows']} train rows also stand in eval or test ({shown(shared['ids'])}): {done}"
+def _overlap_note(overlap: Findings) -> str:
+    action = "dropped from train" if overlap["policy"] == "drop" else "warning: they are trained on"
+    return f"{overlap['rows']} train rows are also in eval or test ({format_ids(overlap['ids'])}): {action}"
 
 
 def _with_special_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Rows whose text holds a special token, which would be read as one."""
+    """Find rows whose text contains a special token, which the model would read as one."""
     special = [token for token in tokenizer.all_special_tokens if token]
     texts = ((row, "\n".join(message["content"] for message in row.messages)) for row in rows)
     return [row.id for row, text in texts if any(token in text for token in special)]
-
-
-def _template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    if not template:
-        return None
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

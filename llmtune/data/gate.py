@@ -1,16 +1,16 @@
-"""The gate: the one place where a user's data is checked before anything trains; what it finds is written down."""
+"""Checks a user's data before anything trains, and writes down what it found."""
 
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data import overlap
 from llmtune.data.encode import Encoded, Example, encode
-from llmtune.data.findings import Finding, describe, listed, notes, shown
+from llmtune.data.findings import Findings, Parts, describe, format_ids, summarize_ids, write_notes
+from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
 from llmtune.data.rows import Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import FieldError, RecipeError
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Data, Recipe
 from llmtune.run import locates_mistakes
 
 _SPLITS = {"train": "train", "eval": "validation", "test": "test"}
@@ -18,78 +18,81 @@ _SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Gate:
-    """What passed: encoded train and eval examples, test rows, and the findings that go to data.json."""
+    """The data that passed the checks: encoded train and eval examples, test rows, and the findings for data.json."""
 
     train: list[Example]
     eval: list[Example]
     test: list[Row]
-    findings: Finding
+    findings: Findings
 
 
 @locates_mistakes
 def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong."""
-    data = recipe.data
-    given = {part: _read(recipe, part) for part in _SPLITS}
-    kept, shared = without_overlap(recipe, given)
-    train, held = (kept, given["eval"]) if data.eval else overlap.set_aside(kept, data.eval_fraction)
-    test = given["test"] if data.test else held
+    return check_data(recipe.data, tokenizer, stop)
+
+
+def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
+    """Do what `gate` does for a recipe's data section; raises FieldError at its key."""
+    sources = {part: _read(part, getattr(data, part)) for part in _SPLITS}
+    kept, overlap = remove_overlap(sources, data.overlap)
+    train, held_out = (kept, sources["eval"]) if data.eval else hold_out(kept, data.eval_fraction)
+    rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
     encoded = {
-        part: encode(rows, tokenizer, stop, data.max_length, data.overlength)
-        for part, rows in (("train", train), ("eval", held))
+        part: encode(rows[part], tokenizer, stop, data.max_length, data.overlength) for part in ("train", "eval")
     }
-    for part, found in encoded.items():
-        check_length(recipe, part, found)
-        check_supervised(recipe, part, found.examples)
-        check_stop(found.examples, stop)
-        check_bos(found.examples, tokenizer)
-    rows = {"train": train, "eval": held, "test": test}
-    findings = describe(recipe, given, rows, encoded, tokenizer) | {"overlap": shared}
-    return Gate(encoded["train"].examples, encoded["eval"].examples, test, findings | {"notes": notes(findings)})
+    for part, result in encoded.items():
+        check_length(part, result, data.max_length)
+        check_supervised(data, part, result.examples)
+        check_stop(result.examples, stop)
+        check_bos(result.examples, tokenizer)
+    findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
+    findings["notes"] = write_notes(findings)
+    return Gate(encoded["train"].examples, encoded["eval"].examples, rows["test"], findings)
 
 
-def without_overlap(recipe: Recipe, given: dict[str, list[Row]]) -> tuple[list[Row], Finding]:
-    """The train rows that stay by the recipe's rule for rows that also stand in eval or test, and what was found."""
-    train, policy = given["train"], recipe.data.overlap
-    keys = {part: overlap.keys(rows) for part, rows in given.items()}
-    found = {part: overlap.shared(keys["train"], keys[part]) for part in ("eval", "test")}
-    whole = sorted({place for places, _ in found.values() for place in places})
-    asked = sorted({place for _, places in found.values() for place in places} - set(whole))
-    if whole and policy == "error":
-        first = train[whole[0]].where
-        raise FieldError("data.overlap", f"{len(whole)} train rows also stand in eval or test; the first is {first}")
-    if len(whole) == len(train) and policy == "drop":
-        raise FieldError("data.train", "every train row also stands in eval or test; nothing is left to train on")
-    out = set(whole) if policy == "drop" else set()
-    finding = {
+def remove_overlap(sources: Parts, policy: str) -> tuple[list[Row], Findings]:
+    """Apply `data.overlap` to train rows that eval or test contains; returns the rows that stay, and the findings."""
+    train = sources["train"]
+    keys = {part: dedup_keys(rows) for part, rows in sources.items()}
+    overlaps = {part: find_overlap(keys["train"], keys[part]) for part in ("eval", "test")}
+    same_content = sorted({index for indices, _ in overlaps.values() for index in indices})
+    same_prompt = sorted({index for _, indices in overlaps.values() for index in indices} - set(same_content))
+    if same_content and policy == "error":
+        count, first = len(same_content), train[same_content[0]].where
+        raise FieldError("data.overlap", f"{count} train rows are also in eval or test; the first is {first}")
+    if len(same_content) == len(train) and policy == "drop":
+        raise FieldError("data.train", "every train row is also in eval or test; no row is left to train on")
+    dropped = set(same_content) if policy == "drop" else set()
+    findings = {
         "policy": policy,
-        **listed([train[place].id for place in whole]),
-        **{f"in_{part}": len(places) for part, (places, _) in found.items()},
-        "same_prompt": listed([train[place].id for place in asked]),
-        "eval_in_test": len(overlap.shared(keys["eval"], keys["test"])[0]),
+        **summarize_ids([train[index].id for index in same_content]),
+        **{f"in_{part}": len(indices) for part, (indices, _) in overlaps.items()},
+        "same_prompt": summarize_ids([train[index].id for index in same_prompt]),
+        "eval_in_test": len(find_overlap(keys["eval"], keys["test"])[0]),
     }
-    return [row for place, row in enumerate(train) if place not in out], finding
+    return [row for index, row in enumerate(train) if index not in dropped], findings
 
 
-def check_length(recipe: Recipe, part: str, found: Encoded) -> None:
-    """Raise RecipeError where every row of a part is too long."""
-    if found.dropped and not found.examples:
-        limit, shortest = recipe.data.max_length, min(found.dropped_lengths)
+def check_length(part: str, encoded: Encoded, max_length: int) -> None:
+    """Raise FieldError where every row of a part is too long."""
+    if encoded.dropped and not encoded.examples:
+        shortest = min(encoded.dropped_lengths)
         raise FieldError(
             "data.max_length",
-            f"all {len(found.dropped)} {part} rows are longer than max_length {limit} "
-            f"(shortest has {shortest} tokens); nearest valid: {shortest}",
+            f"all {len(encoded.dropped)} {part} rows are longer than max_length {max_length} "
+            f"(the shortest has {shortest} tokens); try {shortest} or more",
         )
 
 
-def check_supervised(recipe: Recipe, part: str, examples: list[Example]) -> None:
-    """Raise RecipeError where an example has nothing to learn."""
+def check_supervised(data: Data, part: str, examples: list[Example]) -> None:
+    """Raise FieldError at the key of the part's rows, `data.train` if they were held out, for nothing to learn."""
     masked = [example.id for example in examples if example.supervised == 0]
     if masked:
         share = "no row has" if len(masked) == len(examples) else f"{len(masked)} of {len(examples)} rows do not have"
         raise FieldError(
-            f"data.{part if getattr(recipe.data, part) else 'train'}",
-            f"{share} a token to learn from ({shown(masked)}): chat template or max_length leaves none of the answer",
+            f"data.{part if getattr(data, part) else 'train'}",
+            f"{share} a token to learn from ({format_ids(masked)}): chat template or max_length leaves no answer",
         )
 
 
@@ -97,7 +100,9 @@ def check_stop(examples: list[Example], stop: set[int]) -> None:
     """Raise RecipeError where an example does not end in a learned stop token."""
     for example in examples:
         if example.labels[-1] not in stop:
-            raise RecipeError(f"{example.where}: does not end in a learned stop token; generation would not end either")
+            raise RecipeError(
+                f"{example.where}: does not end in a learned stop token; the tuned model would not stop either"
+            )
 
 
 def check_bos(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -106,13 +111,12 @@ def check_bos(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> No
     for example in examples:
         if bos is not None and example.input_ids[:2] == [bos, bos]:
             raise RecipeError(
-                f"{example.where}: starts with {tokenizer.bos_token!r} twice; take it out of row or template"
+                f"{example.where}: starts with {tokenizer.bos_token!r} twice; remove it from the row or the template"
             )
 
 
-def _read(recipe: Recipe, part: str) -> list[Row]:
-    """The rows of a part, none where the recipe does not name it."""
-    source = getattr(recipe.data, part)
+def _read(part: str, source: str | None) -> list[Row]:
+    """Read the rows of a part, none without a source; raises FieldError where the source does not exist."""
     if source is None:
         return []
     reason = problem(source)

@@ -1,4 +1,4 @@
-"""Which rows say the same: comparison across files, and a share set aside by content."""
+"""Finds rows with the same text across files, and holds out a share of the rows by their text."""
 
 import hashlib
 import json
@@ -8,35 +8,38 @@ from typing import NamedTuple
 
 from llmtune.data.rows import Row
 
-# White space and punctuation, but not what makes a sum or a line of code another one.
+# White space and punctuation, except what turns one formula or line of code into another.
 _NOISE = re.compile(r"[^\w+\-*/=<>%^&|~$@#\\]|_|(?<!\d)-(?!\d)")
 
 
-class Key(NamedTuple):
-    """What rows have in common that say the same but for case, punctuation and white space."""
+class DedupKey(NamedTuple):
+    """The text of a row without case, punctuation and white space: duplicates have equal keys."""
 
     content: str
-    """Of all turns."""
+    """The text of all turns."""
     prompt: str
-    """Of the turns before the last."""
+    """The text of the turns before the last."""
 
 
-def keys(rows: list[Row]) -> list[Key]:
-    """The key of each row."""
-    return [_key(row) for row in rows]
+def dedup_keys(rows: list[Row]) -> list[DedupKey]:
+    """Compute the key of each row."""
+    return [_dedup_key(row) for row in rows]
 
 
-def shared(rows: list[Key], others: list[Key]) -> tuple[list[int], list[int]]:
-    """Places in `rows` of those that also stand in `others`, and of those that share the prompt only."""
+def find_overlap(rows: list[DedupKey], others: list[DedupKey]) -> tuple[list[int], list[int]]:
+    """Return the indices of `rows` whose content is also in `others`, and of those that share only a prompt."""
     contents, prompts = {key.content for key in others}, {key.prompt for key in others}
-    whole = [place for place, key in enumerate(rows) if key.content in contents]
-    asked = {place for place, key in enumerate(rows) if key.prompt in prompts}
-    return whole, sorted(asked - set(whole))
+    same_content = [index for index, key in enumerate(rows) if key.content in contents]
+    same_prompt = {index for index, key in enumerate(rows) if key.prompt in prompts}
+    return same_content, sorted(same_prompt - set(same_content))
 
 
-def set_aside(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """The rows without and with a fraction (at least one) by content: equal rows stay together, order plays no part."""
-    hashes = [hashlib.sha256(key.content.encode()).hexdigest() for key in keys(rows)]
+def hold_out(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """Split rows into train and held-out (at least one row) by a hash of their content.
+
+    Duplicates stay together, and the order of the rows does not matter.
+    """
+    hashes = [hashlib.sha256(key.content.encode()).hexdigest() for key in dedup_keys(rows)]
     distinct = sorted(set(hashes))
     count = min(math.ceil(fraction * len(distinct)), len(distinct) - 1)
     chosen = set(distinct[:count])
@@ -44,13 +47,13 @@ def set_aside(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
     return [row for row, digest in pairs if digest not in chosen], [row for row, digest in pairs if digest in chosen]
 
 
-def duplicates(rows: list[Row]) -> int:
-    """How many rows repeat an earlier one exactly."""
+def count_duplicates(rows: list[Row]) -> int:
+    """Count the rows that repeat an earlier row exactly."""
     return len(rows) - len({json.dumps(row.messages) for row in rows})
 
 
-def _key(row: Row) -> Key:
+def _dedup_key(row: Row) -> DedupKey:
     texts = [message["content"].lower() for message in row.messages]
-    # A turn of punctuation only is itself.
-    plain = [_NOISE.sub("", text) or text.strip() for text in texts]
-    return Key("\x1f".join(plain), "\x1f".join(plain[:-1]))
+    # A turn that is only punctuation keeps it: otherwise "?" and "!" would be equal.
+    stripped = [_NOISE.sub("", text) or text.strip() for text in texts]
+    return DedupKey("\x1f".join(stripped), "\x1f".join(stripped[:-1]))

@@ -1,4 +1,4 @@
-"""Rows: chat messages or prompt and completion, read from any source, every one of them checked."""
+"""Reads rows (chat messages, or prompt and completion) from any source and checks each of them."""
 
 import difflib
 from collections.abc import Iterator
@@ -9,29 +9,29 @@ from llmtune.data.sources import records
 from llmtune.errors import RecipeError, nearest
 
 Message = dict[str, str]
-"""One turn: its role and its content."""
+"""One turn: {"role", "content"}."""
 
 ROLES = ("system", "user", "assistant")
 
-# What people call these columns, the likeliest first.
+# Other names of these columns, the most common first.
 _SYNONYMS = {
     "messages": ("conversations", "conversation", "chat", "dialog", "dialogue", "turns"),
     "prompt": ("instruction", "question", "query", "user", "source", "context", "input", "text"),
     "completion": ("output", "response", "answer", "target", "label", "assistant", "summary", "chosen"),
 }
-# Chat templates render these: to pass over them would train on something else than the row says.
-_RENDERED = ("tool_calls", "function_call", "tools", "reasoning_content", "reasoning", "thinking")
+# Chat templates render these keys: without them the model would train on another text than the row's.
+_UNSUPPORTED = ("tool_calls", "function_call", "tools", "reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One checked row; its last turn is the assistant's."""
+    """A checked row, whose last turn is the assistant's."""
 
     id: str
     messages: tuple[Message, ...]
     where: str
     ignored: tuple[str, ...] = ()
-    """Columns that the row has beside the known ones."""
+    """Columns that llmtune does not use."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -40,56 +40,56 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """The text of the last turn."""
+        """The content of the last turn."""
         return self.messages[-1]["content"]
 
 
 def read(source: str, default_split: str = "train") -> list[Row]:
-    """All rows of a file or Hub data set `owner/name[:split]`, in order; raises RecipeError at the first bad one."""
-    rows = [_row(where, record) for where, record in records(source, default_split)]
+    """Read all rows of a file or Hub data set `owner/name[:split]`; raises RecipeError at the first bad one."""
+    rows = [_parse_row(where, record) for where, record in records(source, default_split)]
     if not rows:
-        raise RecipeError(f"{source}: is empty: it holds no row")
+        raise RecipeError(f"{source}: is empty: it has no rows")
     return rows
 
 
-def _row(where: str, record: Any) -> Row:
-    """A record as a row; raises RecipeError naming its place and key."""
+def _parse_row(where: str, record: Any) -> Row:
+    """Check a record and return its row; raises RecipeError with its place and key."""
     if not isinstance(record, dict):
         raise RecipeError(
-            f"{where}: holds {_name(record)}; an object with messages, or prompt and completion, is expected"
+            f"{where}: holds {_describe(record)}; an object with messages, or prompt and completion, is expected"
         )
-    _refuse_rendered(where, record)
+    _refuse_unsupported(where, record)
     if "messages" in record:
-        messages, ignored = _messages(where, record["messages"])
+        messages, ignored = _parse_messages(where, record["messages"])
         known = {"messages", "id"}
     else:
-        messages, ignored = _pair(where, record), set()
+        messages, ignored = _parse_pair(where, record), set()
         known = {"prompt", "completion", "id"}
     ignored |= {str(column) for column in record if column not in known}
-    given = record.get("id")
-    return Row(where if given in (None, "") else str(given), messages, where, tuple(sorted(ignored)))
+    name = record.get("id")
+    return Row(where if name in (None, "") else str(name), messages, where, tuple(sorted(ignored)))
 
 
-def _refuse_rendered(where: str, found: dict[str, Any], at: str = "") -> None:
-    for key in _RENDERED:
-        if found.get(key):
-            raise RecipeError(f"{where}: {at}{key}: is not supported; a turn is its role and its content")
+def _refuse_unsupported(where: str, mapping: dict[str, Any], at: str = "") -> None:
+    for key in _UNSUPPORTED:
+        if mapping.get(key):
+            raise RecipeError(f"{where}: {at}{key}: is not supported; a turn has role and content only")
 
 
-def _pair(where: str, record: dict[str, Any]) -> tuple[Message, ...]:
+def _parse_pair(where: str, record: dict[str, Any]) -> tuple[Message, ...]:
     missing = [key for key in ("prompt", "completion") if key not in record]
     if missing:
         raise RecipeError(f"{where}: {_columns_hint([str(column) for column in record], missing)}")
-    prompt, completion = (_words(where, key, record[key]) for key in ("prompt", "completion"))
+    prompt, completion = (_check_text(where, key, record[key]) for key in ("prompt", "completion"))
     return ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
 
 
-def _messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[str]]:
-    """The checked turns, and the names of keys in them that are passed over."""
+def _parse_messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[str]]:
+    """Return the checked turns, and the names of keys in them that are not used."""
     if not isinstance(value, list) or not value:
-        wanted = "a list of turns with role and content is expected"
-        raise RecipeError(f"{where}: messages: is {'empty' if value == [] else _name(value)}; {wanted}")
-    messages = tuple(_message(where, f"messages[{index}]", turn) for index, turn in enumerate(value))
+        content = "empty" if value == [] else _describe(value)
+        raise RecipeError(f"{where}: messages: is {content}; a list of turns with role and content is expected")
+    messages = tuple(_parse_message(where, f"messages[{index}]", turn) for index, turn in enumerate(value))
     if messages[-1]["role"] != "assistant":
         raise RecipeError(f"{where}: messages: the last turn is {messages[-1]['role']}; it must be assistant")
     if messages[0]["role"] == "assistant":
@@ -98,10 +98,10 @@ def _messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[str]]:
     return messages, {f"messages.{key}" for key in extra - {"role", "content"}}
 
 
-def _message(where: str, at: str, turn: Any) -> Message:
+def _parse_message(where: str, at: str, turn: Any) -> Message:
     if not isinstance(turn, dict):
-        raise RecipeError(f"{where}: {at}: is {_name(turn)}; an object with role and content is expected")
-    _refuse_rendered(where, turn, f"{at}.")
+        raise RecipeError(f"{where}: {at}: is {_describe(turn)}; an object with role and content is expected")
+    _refuse_unsupported(where, turn, f"{at}.")
     for key, other in (("role", "from"), ("content", "value")):
         if key not in turn:
             hint = f"; rename {other} to {key}" if other in turn else nearest(key, [str(name) for name in turn])
@@ -110,50 +110,51 @@ def _message(where: str, at: str, turn: Any) -> Message:
     if role not in ROLES:
         hint = nearest(role, list(ROLES)) if isinstance(role, str) else ""
         raise RecipeError(f"{where}: {at}.role: is {role!r}, not one of {', '.join(ROLES)}{hint}")
-    return {"role": role, "content": _words(where, f"{at}.content", turn["content"], may_be_empty=role == "system")}
+    content = _check_text(where, f"{at}.content", turn["content"], may_be_empty=role == "system")
+    return {"role": role, "content": content}
 
 
-def _words(where: str, key: str, value: Any, may_be_empty: bool = False) -> str:
+def _check_text(where: str, key: str, value: Any, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise RecipeError(f"{where}: {key}: is {_name(value)}; text is expected")
+        raise RecipeError(f"{where}: {key}: is {_describe(value)}; text is expected")
     if not value.strip() and not may_be_empty:
         raise RecipeError(f"{where}: {key}: is empty; text is expected")
     return value
 
 
-def _name(value: Any) -> str:
+def _describe(value: Any) -> str:
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    shown = f" ({value!r})" if isinstance(value, int | float) else ""
-    return f"{names.get(type(value), type(value).__name__)}{shown}"
+    literal = f" ({value!r})" if isinstance(value, int | float) else ""
+    return f"{names.get(type(value), type(value).__name__)}{literal}"
 
 
 def _columns_hint(columns: list[str], missing: list[str]) -> str:
-    """What the columns are and which of them to rename."""
-    found = f"columns {', '.join(columns)}" if columns else "no columns"
-    conversations = _like("messages", columns)
+    """Name the columns and say which of them to rename."""
+    names = f"columns {', '.join(columns)}" if columns else "no columns"
+    conversations = _similar("messages", columns)
     if conversations and len(missing) == 2:
-        return f"{found}: rename {conversations[0]} to messages"
+        return f"{names}: rename {conversations[0]} to messages"
     advice = list(_advice(columns, missing))
     if advice:
-        return f"{found}: {' and '.join(advice)}"
-    wanted = "messages, or prompt and completion, are expected" if len(missing) == 2 else f"{missing[0]} is missing"
-    return f"{found}: {wanted}"
+        return f"{names}: {' and '.join(advice)}"
+    problem = "messages, or prompt and completion, are expected" if len(missing) == 2 else f"{missing[0]} is missing"
+    return f"{names}: {problem}"
 
 
 def _advice(columns: list[str], missing: list[str]) -> Iterator[str]:
     for key in missing:
-        like = _like(key, [column for column in columns if column not in ("id", "prompt", "completion")])
-        if len(like) > 1 and key == "prompt":
-            yield f"join {' and '.join(like)} into {key}"
-        elif like:
-            yield f"rename {like[0]} to {key}"
+        similar = _similar(key, [column for column in columns if column not in ("id", "prompt", "completion")])
+        if len(similar) > 1 and key == "prompt":
+            yield f"join {' and '.join(similar)} into {key}"
+        elif similar:
+            yield f"rename {similar[0]} to {key}"
 
 
-def _like(key: str, columns: list[str]) -> list[str]:
-    """The columns that go by another name for `key`, else the one that looks like a slip of it."""
+def _similar(key: str, columns: list[str]) -> list[str]:
+    """Return the columns that are synonyms of `key`, else the one that looks like a typo of it."""
     lower = {column.lower(): column for column in columns}
-    named = [lower[word] for word in (key, *_SYNONYMS[key]) if word in lower]
+    synonyms = [lower[word] for word in (key, *_SYNONYMS[key]) if word in lower]
     close = difflib.get_close_matches(key, list(lower), n=1, cutoff=0.75)
-    return named or [lower[word] for word in close]
+    return synonyms or [lower[word] for word in close]

@@ -1,4 +1,4 @@
-"""Where rows come from: raw records of a .jsonl, .csv or .parquet file or of a Hub data set, each with its place."""
+"""Reads raw records of a .jsonl, .csv or .parquet file or of a Hub data set, each with its place."""
 
 import csv
 import gzip
@@ -12,14 +12,14 @@ from typing import Any
 from llmtune.errors import MachineError, RecipeError, nearest
 
 Record = tuple[str, Any]
-"""Where it stands ("train.jsonl:12") and what was read there."""
+"""The place of a record ("train.jsonl:12") and its value."""
 
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<split>[\w.-]+))?")
 
 
 def records(source: str, default_split: str) -> Iterator[Record]:
-    """The raw records of a file or Hub data set; raises RecipeError, MachineError where a data set is not to be had."""
+    """Read the records of a file or Hub data set; raises RecipeError, or MachineError where the set is unreachable."""
     reason = problem(source)
     if reason:
         raise RecipeError(reason)
@@ -34,17 +34,17 @@ def records(source: str, default_split: str) -> Iterator[Record]:
 
 
 def problem(source: str) -> str | None:
-    """Why a source cannot be there (no such file, a folder, an unknown kind of file), None where it can."""
+    """Say why a source cannot be read (no such file, a folder, an unknown kind of file), None where it may be."""
     path = _path(source)
     if path.is_dir():
-        return f"{source} is a folder; name the file in it ({_listed(path)})"
+        return f"{source} is a folder; name the file in it ({_list_files(path)})"
     if path.is_file():
         known = _kind(source) is not None
-        return None if known else f"{source}: unknown kind of file; known are {', '.join(_READERS)}"
+        return None if known else f"{source}: unknown kind of file; try {', '.join(_READERS)}"
     if _HUB.fullmatch(source) and not _FILE_ENDING.fullmatch(path.suffix) and not path.parent.is_dir():
         return None
     folder = path.absolute().parent
-    names = [name.name for name in folder.iterdir()] if folder.is_dir() else []
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     hint = nearest(path.name, names) if folder.is_dir() else f"; there is no folder {folder}"
     return f"no file {source} (looked for {path.absolute()}){hint}"
 
@@ -62,9 +62,9 @@ def _kind(source: str) -> str | None:
     return next((suffix for suffix in _READERS if source.lower().endswith(suffix)), None)
 
 
-def _listed(folder: Path) -> str:
-    names = sorted(name.name for name in folder.iterdir() if _kind(name.name))
-    return ", ".join(names[:5]) if names else f"it holds none that ends in {', '.join(_READERS)}"
+def _list_files(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir() if _kind(file.name))
+    return ", ".join(names[:5]) if names else f"it has none that ends in {', '.join(_READERS)}"
 
 
 def _json_lines(source: str) -> Iterator[Record]:
@@ -91,12 +91,12 @@ def _json(line: str, where: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        hint = "; a JSON list must be written as one object a line" if line.strip() in ("[", "{") else ""
+        hint = "; write a JSON list as one object per line" if line.strip() in ("[", "{") else ""
         raise RecipeError(f"{where}: not JSON: {detail}{hint}") from error
 
 
 def _csv(source: str) -> Iterator[Record]:
-    """Records of a CSV file with a header; a record's line is the one it starts on."""
+    """Read a CSV file with a header; the place of a record is the line on which it starts."""
     with _path(source).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
@@ -135,28 +135,28 @@ def _parquet(source: str) -> Iterator[Record]:
 
 
 def _hub(source: str, default_split: str) -> Iterator[Record]:
-    """Records of a Hub data set as data only: one that brings code is refused."""
+    """Read a Hub data set as plain data; raises RecipeError for one that contains code."""
     import datasets
 
-    found = _HUB.fullmatch(source)
-    assert found is not None
-    name, split = found["name"], found["split"] or default_split
+    match = _HUB.fullmatch(source)
+    assert match is not None
+    name, split = match["name"], match["split"] or default_split
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(name, split=split)
     except RuntimeError as error:
-        raise RecipeError(f"{source}: a data set that runs code is refused: {_first_line(error)}") from error
+        raise RecipeError(f"{source}: data sets that run code are not allowed: {_first_line(error)}") from error
     except ValueError as error:
         raise RecipeError(f"{source}: {_first_line(error)}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise MachineError(
-            f"{source}: no such file here, and no such data set to be had: {_hub_reason(error)}"
+            f"{source}: is not a file, and the Hub data set cannot be loaded: {_hub_reason(error)}"
         ) from error
-    for number, record in enumerate(loaded, 1):
+    for number, record in enumerate(dataset, 1):
         yield f"{source}:{number}", record
 
 
 def _hub_reason(error: Exception) -> str:
-    return "HF_HUB_OFFLINE is set and the cache does not hold it" if _offline() else _first_line(error)
+    return "HF_HUB_OFFLINE is set and the data set is not in the cache" if _offline() else _first_line(error)
 
 
 def _offline() -> bool:

@@ -1,5 +1,7 @@
-"""The chat template's view of a row: where each answer starts and where its stop token ends, in the rendered text."""
+"""Renders a row with the chat template, and finds where each answer starts and where its stop token ends."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -14,74 +16,81 @@ class Turn:
     """An assistant turn in the rendered conversation."""
 
     prompt: str
-    """The text that generation starts from: everything before the answer."""
+    """The text before the answer, from which generation starts."""
     end: str
-    """The text up to the end of the turn's stop token; starts with `prompt`."""
+    """The text up to the end of the turn's stop token; it starts with `prompt`."""
     adds: str = ""
-    """What the template puts between the two on its own, such as an empty think block."""
+    """What the template itself puts before the answer, such as an empty think block."""
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str, generation_prompt: bool = False
 ) -> str:
-    """The conversation as text; raises RecipeError naming `where` for one that the template refuses."""
+    """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:
-        raise RecipeError(f"{where}: the chat template refuses this conversation: {error}") from error
+        raise RecipeError(f"{where}: the chat template rejects this conversation: {error}") from error
     return str(text)
 
 
-def turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> list[Turn]:
-    """The assistant turns, each as it stands where it is the last; RecipeError where the row's last one does not."""
-    places = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
-    found = []
-    for place in places:
-        prompt = render(tokenizer, list(row.messages[:place]), row.where, True)
-        shown = render(tokenizer, list(row.messages[: place + 1]), row.where)
-        turn = _turn(prompt, shown, row.messages[place]["content"], stops)
+def find_turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> list[Turn]:
+    """Find the assistant turns, each rendered as the last turn; raises RecipeError if the row's last is not found."""
+    indices = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    turns = []
+    for index in indices:
+        prompt = render(tokenizer, list(row.messages[:index]), row.where, True)
+        rendered = render(tokenizer, list(row.messages[: index + 1]), row.where)
+        turn = _last_turn(prompt, rendered, row.messages[index]["content"], stops)
         if turn is not None:
-            found.append(turn)
-        elif place == places[-1]:
-            raise RecipeError(f"{row.where}: {_reason(prompt, shown, row.answer.strip(), tokenizer, stops)}")
-    return found
+            turns.append(turn)
+        elif index == indices[-1]:
+            raise RecipeError(f"{row.where}: {_reason(prompt, rendered, row.answer.strip(), tokenizer, stops)}")
+    return turns
 
 
-def _turn(prompt: str, shown: str, answer: str, stops: list[str]) -> Turn | None:
-    """The turn at the end of `shown`, None where that is not prompt, answer (some templates strip it), stop token."""
-    if not shown.startswith(prompt):
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the SHA-256 of the chat template, None without one; named templates are hashed together."""
+    template = tokenizer.chat_template
+    if not template:
         return None
-    for words in (answer, answer.strip()):
-        at = shown.find(words, len(prompt))
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _last_turn(prompt: str, rendered: str, answer: str, stops: list[str]) -> Turn | None:
+    """Find the turn at the end of a text: prompt, answer (some templates strip it), stop token; else None."""
+    if not rendered.startswith(prompt):
+        return None
+    for text in (answer, answer.strip()):
+        at = rendered.find(text, len(prompt))
         while at >= 0:
-            end = _stop_end(shown, at + len(words), stops)
+            end = _stop_end(rendered, at + len(text), stops)
             if end is not None:
-                return Turn(prompt, shown[:end], shown[len(prompt) : at].strip())
-            at = shown.find(words, at + 1)
+                return Turn(prompt, rendered[:end], rendered[len(prompt) : at].strip())
+            at = rendered.find(text, at + 1)
     return None
 
 
-def _stop_end(shown: str, start: int, stops: list[str]) -> int | None:
-    """Where the stop token ends that follows `start`, with nothing but white space before it."""
-    rest = shown[start:]
+def _stop_end(rendered: str, start: int, stops: list[str]) -> int | None:
+    """Return where the stop token ends that follows `start`; only white space may stand between them."""
+    rest = rendered[start:]
     space = len(rest) - len(rest.lstrip())
     ends = [at + len(stop) for stop in stops for at in (0, space) if rest.startswith(stop, at)]
     return start + max(ends) if ends else None
 
 
-def _reason(prompt: str, shown: str, answer: str, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> str:
-    """Why the last turn cannot be learned."""
-    if not shown.startswith(prompt):
-        at = next((i for i, (a, b) in enumerate(zip(prompt, shown, strict=False)) if a != b), len(shown))
-        asked, there = prompt[at : at + 30], shown[at : at + 30]
-        return (
-            f"the chat template rewrites earlier turns: it asks for an answer after {asked!r} but shows {there!r} there"
-        )
-    at = shown.find(answer, len(prompt))
+def _reason(prompt: str, rendered: str, answer: str, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> str:
+    """Say why the model could not learn the last turn."""
+    if not rendered.startswith(prompt):
+        at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
+        before, after = prompt[at : at + 30], rendered[at : at + 30]
+        return f"the chat template changes the text before an answer: {before!r} becomes {after!r} once it is given"
+    at = rendered.find(answer, len(prompt))
     if at < 0:
-        return f"the chat template rewrites the answer: {answer[:30]!r} does not stand in it as written"
-    rest = shown[at + len(answer) :].strip()
+        return f"the chat template changes the answer: the rendered text does not contain {answer[:30]!r}"
+    rest = rendered[at + len(answer) :].strip()
     first = tokenizer.decode(tokenizer(rest, add_special_tokens=False)["input_ids"][:1]) if rest else ""
     ends = f"ends an answer with {first!r}" if first else "puts nothing after an answer"
     stop = " or ".join(repr(stop) for stop in stops)
-    return f"the chat template {ends}, but the model stops at {stop}: it would never learn to stop"
+    return f"the chat template {ends}, but the model stops at {stop}: the tuned model would not stop"

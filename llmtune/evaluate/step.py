@@ -52,7 +52,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises RecipeError for a bad suite, MachineError where a task's rows cannot be had, ProofError for a changed delta.
     """
     recipe = run.recipe()
-    asked = load_suite(recipe)
+    asked = load_suite(recipe.eval.suite)
     delta = recorded_delta(run)
     tasks = load_tasks(asked)
     base = locate_base(recipe.model)
@@ -114,7 +114,7 @@ def _exam(recipe: Recipe, asked: Suite, tasks: list[Task], live: PreTrainedModel
     sets: dict[str, Questions] = {}
     if HELD_OUT in asked.tasks:
         data = gate(recipe, tokenizer, stop)
-        check_rows(recipe, asked, len(data.test))
+        check_rows(asked, len(data.test))
         limit, context = recipe.eval.limit, model_context(live)
         sets[HELD_OUT] = questions(data.test, [], limit, tokenizer, stop, context)
         shots = worked_examples(recipe, data, tokenizer)

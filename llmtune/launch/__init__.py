@@ -1,1 +1,1 @@
-"""Processes: the command line that trains, and the children that it starts."""
+"""Training processes: the command line that starts them, and the children that run it."""

@@ -1,4 +1,4 @@
-"""`accelerate launch` without torchrun's pages about a process that failed: llmtune says in one line what was wrong."""
+"""`accelerate launch` without torchrun's long report of a failed process: llmtune reports the error in one line."""
 
 import logging
 import sys

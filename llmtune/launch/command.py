@@ -1,7 +1,8 @@
-"""Recipe and run -> the `accelerate launch` command line, and its execution as a child."""
+"""Builds the command line and environment that train, from the recipe's launch section and this machine."""
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,95 +10,119 @@ from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Launch, Recipe
 
 TRAIN_MODULE = "llmtune.train"
 LAUNCHER_MODULE = "llmtune.launch.accelerate_entry"
-WORLD = "LLMTUNE_WORLD"  # how many processes the training is to find
-_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # of CUDA, of ROCm, of CUDA under Windows
+WORLD = "LLMTUNE_WORLD"  # the number of processes that the training must find
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # CUDA, ROCm, CUDA on Windows
 
 
-def count_gpus() -> int:
-    """How many GPUs this machine has; torch is asked, and imported, only where there is a device file of one."""
-    if not any(file for pattern in _GPU_FILES for file in Path("/dev").glob(pattern)):
+def count_gpus(devices: Path = Path("/dev")) -> int:
+    """Count the GPUs of this machine; torch is imported only where a GPU has a device file."""
+    if not any(file for pattern in _GPU_FILES for file in devices.glob(pattern)):
         return 0
     import torch
 
     return torch.cuda.device_count()
 
 
-def choose_config(recipe: Recipe, gpus: int) -> str:
-    """The accelerate config's name: the recipe's, or what suits a machine with that many GPUs."""
-    if recipe.launch.accelerate != "auto":
-        return recipe.launch.accelerate
+def choose_config(launch: Launch, gpus: int) -> str:
+    """Return the name of the accelerate config: the recipe's, or for `auto` the one for that many GPUs."""
+    if launch.accelerate != "auto":
+        return launch.accelerate
     if gpus == 0:
-        return "multi_cpu" if (recipe.launch.processes or 1) > 1 else "cpu"
-    return "single_gpu" if gpus == 1 or recipe.launch.processes == 1 else "ddp"
+        return "multi_cpu" if (launch.processes or 1) > 1 else "cpu"
+    return "single_gpu" if gpus == 1 or launch.processes == 1 else "ddp"
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The values of a shipped accelerate config."""
+    """Read the values of a shipped accelerate config."""
     return dict(load_yaml(config_file(name)).value)
 
 
 def config_file(name: str) -> Path:
-    """The file of a shipped accelerate config."""
+    """Return the file of a shipped accelerate config."""
     return shipped_folder("accelerate_configs") / f"{name}.yaml"
 
 
-def count_processes(recipe: Recipe, name: str, gpus: int) -> int:
-    """Processes over all machines: the recipe's number, else one a GPU, or the config's on CPUs; raises RecipeError."""
-    values = read_config(name)
-    asked = recipe.launch.processes
-    if values["distributed_type"] == "NO":
-        if (asked or 1) > 1:
-            raise FieldError("launch.processes", f"{name} runs one process, not {asked}; multi_cpu or ddp run several")
+def count_processes(launch: Launch, name: str, gpus: int) -> int:
+    """Count the processes on all machines: the recipe's number, else one per GPU, or on CPUs the config's number.
+
+    Raises FieldError where the recipe wants several processes of a config that runs one.
+    """
+    config = read_config(name)
+    if config["distributed_type"] == "NO":
+        if (launch.processes or 1) > 1:
+            raise FieldError(
+                "launch.processes", f"{name} runs one process, not {launch.processes}; try accelerate: multi_cpu or ddp"
+            )
         return 1
-    each = int(values["num_processes"]) if values.get("use_cpu") else max(1, gpus) * int(values["num_machines"])
-    return asked or each
+    if launch.processes:
+        return launch.processes
+    return int(config["num_processes"]) if config.get("use_cpu") else max(1, gpus) * int(config["num_machines"])
 
 
 def runs_one(recipe: Recipe) -> bool:
-    """Whether one process trains, so that it may prepare the run too."""
-    return bool(_alone(read_config(choose_config(recipe, count_gpus()))))
+    """Whether a single process trains, so that it may prepare the run too."""
+    return bool(single_process_environment(read_config(choose_config(recipe.launch, count_gpus()))))
 
 
-def _alone(values: dict[str, Any]) -> dict[str, str]:
-    """What `accelerate launch` would tell a process that is alone; empty where there are several."""
-    if values["distributed_type"] != "NO":
+def single_process_environment(config: dict[str, Any]) -> dict[str, str]:
+    """Return the variables that `accelerate launch` would set for a single process; empty for several processes."""
+    if config["distributed_type"] != "NO":
         return {}
     return {
-        "ACCELERATE_USE_CPU": str(bool(values.get("use_cpu"))),
-        "ACCELERATE_MIXED_PRECISION": str(values["mixed_precision"]),
+        "ACCELERATE_USE_CPU": str(bool(config.get("use_cpu"))),
+        "ACCELERATE_MIXED_PRECISION": str(config["mixed_precision"]),
     }
 
 
-def training_command(recipe: Recipe, arguments: list[str], gpus: int) -> list[str]:
-    """The command line that trains; raises MachineError where the machine has too few GPUs for it.
+@dataclass(frozen=True)
+class TrainingProcess:
+    """How to start a training: its command line, its environment, and whether a launcher starts several processes."""
 
-    One process is started as it is: accelerate's launcher would import torch first, only to do the same.
+    arguments: list[str]
+    environment: dict[str, str]
+    launcher: bool
+
+
+def training_process(launch: Launch, arguments: list[str], gpus: int, cores: int) -> TrainingProcess:
+    """Build what starts a training on a machine with so many GPUs and CPU cores; raises as `training_command`."""
+    name = choose_config(launch, gpus)
+    single = single_process_environment(read_config(name))
+    environment = training_environment(count_processes(launch, name, gpus), cores, gpus) | single
+    return TrainingProcess(training_command(launch, arguments, gpus), environment, launcher=not single)
+
+
+def training_command(launch: Launch, arguments: list[str], gpus: int) -> list[str]:
+    """Build the command line that trains; raises MachineError where the machine has too few GPUs for it.
+
+    A single process starts without accelerate's launcher, which would import torch only to start the same command.
     """
-    name = choose_config(recipe, gpus)
-    count = count_processes(recipe, name, gpus)
-    values = read_config(name)
-    needed = 0 if values.get("use_cpu") else -(-count // int(values["num_machines"]))
+    name = choose_config(launch, gpus)
+    count = count_processes(launch, name, gpus)
+    config = read_config(name)
+    needed = 0 if config.get("use_cpu") else -(-count // int(config["num_machines"]))
     if needed > gpus:
-        instead = "auto takes what there is" if gpus else "cpu and multi_cpu need none"
-        raise MachineError(f"launch.accelerate {name} needs {needed} GPUs and this machine has {gpus}; {instead}")
-    if _alone(values):
+        hint = "auto, which uses the GPUs that there are" if gpus else "cpu or multi_cpu"
+        raise MachineError(
+            f"launch.accelerate: {name} needs {needed} GPU{'s' * (needed > 1)} and this machine has {gpus}; try {hint}"
+        )
+    if single_process_environment(config):
         return [sys.executable, "-m", TRAIN_MODULE, *arguments]
     launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]
     return [*launcher, "--num_processes", str(count), "-m", TRAIN_MODULE, *arguments]
 
 
 def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str]:
-    """This environment for `count` processes; unless set, threads are shared out and no kernel is fetched."""
+    """Return this environment with defaults for `count` processes: threads are shared out, no kernel is downloaded."""
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "USE_HUB_KERNELS": "NO",
-        "PYTHONSAFEPATH": "1",  # -m would let a random.py in the working folder stand in for the standard library's
+        "PYTHONSAFEPATH": "1",  # else `-m` imports a random.py of the working folder as the standard library's
     }
     if not gpus:
         defaults[TUNABLES] = UNCACHED

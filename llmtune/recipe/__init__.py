@@ -1,4 +1,4 @@
-"""What the user writes: sections, YAML with line numbers, and what is said of mistakes."""
+"""The recipe that a user writes: its sections, YAML with line numbers, and one-line errors."""
 
 from llmtune.recipe.sections import Recipe, dump, load, schema
 

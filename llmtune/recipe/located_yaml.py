@@ -1,4 +1,4 @@
-"""YAML with the place of every key: safe, no duplicate keys, no aliases, no tags, at most 1 MiB; and overrides."""
+"""Safe YAML that remembers the line of every key: no duplicate keys, aliases or tags, at most 1 MiB; and overrides."""
 
 import difflib
 import re
@@ -16,28 +16,28 @@ LIMIT_DEPTH = 32
 Key = tuple[str | int, ...]
 
 _CORE = "tag:yaml.org,2002:"
-_PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
+_SCALARS_AND_CONTAINERS = ("map", "seq", "str", "int", "float", "bool", "null")
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
 
 @dataclass(frozen=True)
 class Located:
-    """Plain values of a YAML file and the place (file:line, or the override) of every key path."""
+    """The values of a YAML file, and for every key path its place: file:line, or the override that set it."""
 
     path: Path
     value: Any
     places: dict[Key, str] = field(default_factory=dict)
 
     def error(self, key: Key, message: str) -> RecipeError:
-        """A one-line error that names the place and the key."""
+        """Make a one-line error that names the place and the key."""
         prefixes = (key[:size] for size in range(len(key), -1, -1))
         place = next((self.places[prefix] for prefix in prefixes if prefix in self.places), f"{self.path}:1")
         return RecipeError(f"{place}: {_dotted(key)}{message}")
 
     def override(self, text: str) -> None:
-        """Set the value at a dotted key as `a.b=c` says; raises RecipeError that names the override."""
+        """Set the value at a dotted key from `a.b=c`; raises RecipeError that names the override."""
         place = f"--set {text}"
-        dotted, equals, written = text.partition("=")
+        dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise RecipeError(f"{place}: write it as section.key=value")
         *parents, last = dotted.split(".")
@@ -49,11 +49,11 @@ class Located:
         key = (*key, slot)
         for known in [known for known in self.places if known[: len(key)] == key]:
             del self.places[known]
-        container[slot] = _Reader(lambda _line: place).read(written, key)
+        container[slot] = _Reader(lambda _line: place).read(value, key)
         self.places[key] = place
 
     def _enter(self, container: Any, key: Key, part: str, place: str) -> tuple[Any, Key]:
-        """The section or list under `part`, made where there is nothing yet."""
+        """Return the section or list under `part`, and its key; an absent section is created."""
         slot = self._slot(container, key, part, place)
         if isinstance(container, dict) and container.get(part) is None:
             container[part] = {}
@@ -63,30 +63,31 @@ class Located:
     def _slot(self, container: Any, key: Key, part: str, place: str) -> str | int:
         if isinstance(container, dict):
             return part
+        """Return the key or list index that `part` names in a container."""
         name = ".".join(map(str, key))
         if not isinstance(container, list):
             raise RecipeError(f"{place}: {name} is {container!r}, not a section, so {part!r} cannot be set in it")
         if part.isdecimal() and int(part) < len(container):
             return int(part)
-        valid = f"0 to {len(container) - 1}" if container else "none, it is empty"
-        raise RecipeError(f"{place}: {name} is a list and {part!r} is none of its places; valid: {valid}")
+        hint = f"try 0 to {len(container) - 1}" if container else "it is empty"
+        raise RecipeError(f"{place}: {name} is a list and {part!r} is not an index of it; {hint}")
 
 
 def load_yaml(path: Path) -> Located:
-    """The mapping in a YAML file; raises RecipeError with file and line for anything else."""
+    """Read the mapping in a YAML file; raises RecipeError with file and line for anything else."""
     reader = _Reader(lambda line: f"{path}:{line}")
-    value = reader.read(_text(path), ())
+    value = reader.read(_read_text(path), ())
     if not isinstance(value, dict):
-        found = "is empty" if value is None else f"holds {'a list' if isinstance(value, list) else 'a single value'}"
-        raise RecipeError(f"{path}:1: {found}; a mapping of sections (model, data, method, ...) is expected")
+        content = "is empty" if value is None else f"holds {'a list' if isinstance(value, list) else 'a single value'}"
+        raise RecipeError(f"{path}:1: {content}; a mapping of sections (model, data, method, ...) is expected")
     return Located(path, value, reader.places)
 
 
-def _text(path: Path) -> str:
-    """The text of a file that is one, and small, and text; raises RecipeError."""
+def _read_text(path: Path) -> str:
+    """Read a small UTF-8 file; raises RecipeError."""
     if path.is_dir():
-        inside = path / "recipe.yaml"
-        raise RecipeError(f"{path}: is a folder; give a file" + (f", such as {inside}" if inside.is_file() else ""))
+        recipe = path / "recipe.yaml"
+        raise RecipeError(f"{path}: is a folder; give a file" + (f", such as {recipe}" if recipe.is_file() else ""))
     if not path.exists():
         beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
@@ -94,7 +95,7 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise RecipeError(f"{path}: is not a regular file")
     if path.stat().st_size > LIMIT_BYTES:
-        raise RecipeError(f"{path}: {path.stat().st_size} bytes are more than a recipe may have ({LIMIT_BYTES})")
+        raise RecipeError(f"{path}: has {path.stat().st_size} bytes; a recipe may have at most {LIMIT_BYTES}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -108,13 +109,13 @@ def _dotted(key: Key) -> str:
 
 @dataclass(frozen=True)
 class _Reader:
-    """YAML text -> plain values; `place` names a line, `places` collects where each key stands."""
+    """Turns YAML text into values; `place` names a line, `places` collects the place of each key."""
 
     place: Callable[[int], str]
     places: dict[Key, str] = field(default_factory=dict)
 
     def read(self, text: str, key: Key) -> Any:
-        """The value that the text holds at `key`; raises RecipeError with its place."""
+        """Parse the text of the value at `key`; raises RecipeError with its place."""
         try:
             self._refuse_bombs(text)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -128,7 +129,7 @@ class _Reader:
             raise RecipeError(f"{self.place(mark.line + 1 if mark else 1)}: not YAML: {problem}") from error
 
     def _refuse_bombs(self, text: str) -> None:
-        """Raise RecipeError for aliases, and for nesting that would exhaust the stack, before anything is built."""
+        """Raise RecipeError for aliases, and for nesting that would exhaust the stack, before any value is built."""
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 1
@@ -136,7 +137,7 @@ class _Reader:
             if isinstance(event, yaml.AliasEvent):
                 raise RecipeError(f"{self.place(line)}: aliases (*{event.anchor}) are not allowed; write the value out")
             if depth > LIMIT_DEPTH:
-                raise RecipeError(f"{self.place(line)}: nested more than {LIMIT_DEPTH} deep; no recipe is")
+                raise RecipeError(f"{self.place(line)}: nested more than {LIMIT_DEPTH} levels deep; no recipe is")
 
     def _error(self, node: yaml.Node, key: Key, message: str) -> RecipeError:
         return RecipeError(f"{self.place(node.start_mark.line + 1)}: {_dotted(key)}{message}")
@@ -146,7 +147,7 @@ class _Reader:
         tag = node.tag.removeprefix(_CORE)
         if tag == "timestamp":
             raise self._error(node, key, f"{node.value} is a date in YAML; put it in quotes")
-        if tag not in _PLAIN:
+        if tag not in _SCALARS_AND_CONTAINERS:
             raise self._error(node, key, f"the tag {node.tag!r} is not allowed; a recipe is plain data")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
@@ -155,25 +156,25 @@ class _Reader:
         return self._scalar(node, key, tag)
 
     def _scalar(self, node: yaml.Node, key: Key, tag: str) -> Any:
-        word = node.value
-        if tag == "bool" and word.lower() not in ("true", "false"):
-            read = str(word.lower() in ("on", "yes")).lower()
-            raise self._error(node, key, f'{word} is {read} in YAML; write true or false, or "{word}" in quotes')
-        if (tag == "int" and not _DECIMAL.fullmatch(word)) or (tag == "float" and ":" in word):
-            raise self._error(node, key, f"{word} is no plain decimal number; write one, or put the text in quotes")
+        text = node.value
+        if tag == "bool" and text.lower() not in ("true", "false"):
+            boolean = str(text.lower() in ("on", "yes")).lower()
+            raise self._error(node, key, f'{text} is {boolean} in YAML; write true or false, or "{text}" in quotes')
+        if (tag == "int" and not _DECIMAL.fullmatch(text)) or (tag == "float" and ":" in text):
+            raise self._error(node, key, f"{text} is not a plain decimal number; write one, or put the text in quotes")
         try:
             return yaml.SafeLoader("").construct_object(node)
         except ValueError as error:
-            raise self._error(node, key, f"not a valid {tag}: {word[:40]!r}") from error
+            raise self._error(node, key, f"not a valid {tag}: {text[:40]!r}") from error
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for name_node, value_node in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
-                raise self._error(name_node, key, "a key is a single word")
+                raise self._error(name_node, key, "a key must be a single word")
             inner = (*key, name_node.value)
-            if name_node.value in found:
-                raise self._error(name_node, inner, f"duplicate key; it stands at {self.places[inner]} too")
+            if name_node.value in mapping:
+                raise self._error(name_node, inner, f"duplicate key; it is also set at {self.places[inner]}")
             self.places[inner] = self.place(name_node.start_mark.line + 1)
-            found[name_node.value] = self._value(value_node, inner)
-        return found
+            mapping[name_node.value] = self._value(value_node, inner)
+        return mapping

@@ -1,4 +1,4 @@
-"""What validation found wrong with a recipe, as one line: place, key, what is expected and the nearest valid word."""
+"""Validation errors of a recipe as one line: place, key, what is expected and the nearest valid word."""
 
 import difflib
 import math
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from llmtune.errors import RecipeError
+from llmtune.errors import RecipeError, nearest
 from llmtune.recipe.located_yaml import Key, Located
 
 Loc = tuple[int | str, ...]
@@ -34,24 +34,24 @@ _RENAMED = {
     "memory.prefix": "memory.frozen_blocks: auto, cache (was keep), recompute (was none) or stream",
     "memory.prefix_limit_gb": "memory.cache_limit_gb",
 }
-"""Keys of earlier versions, and what they are now."""
-_SECTION = ("model_type", "model_attributes_type", "dict_type")
+"""Keys of earlier versions, and the keys that replace them."""
+_NOT_A_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
 def explain(located: Located, schema: type[BaseModel], error: ValidationError) -> RecipeError:
-    """The error that is told first: unknown keys before all else, then the deepest of what the first one is about."""
-    found = [(_key(located, details), details) for details in error.errors()]
-    unknown = [pair for pair in found if pair[1]["type"] == "extra_forbidden"]
+    """Choose one error to report: an unknown key if there is one, else the deepest error at the first key."""
+    pairs = [(_key(located, details), details) for details in error.errors()]
+    unknown = [pair for pair in pairs if pair[1]["type"] == "extra_forbidden"]
     if unknown:
         key, details = unknown[0]
         return located.error(key, _unknown(schema, details["loc"]))
-    within = [pair for pair in found if pair[0][: len(found[0][0])] == found[0][0]]
+    within = [pair for pair in pairs if pair[0][: len(pairs[0][0])] == pairs[0][0]]
     key = max((key for key, _ in within), key=len)
     return located.error(key, _message(schema, [details for other, details in within if other == key]))
 
 
 def _key(located: Located, details: ErrorDetails) -> Key:
-    """The recipe key of an error: its location without the union tags that pydantic puts between keys."""
+    """Return the recipe key of an error: its location without the union tags that pydantic puts between keys."""
     key: list[str | int] = []
     value = located.value
     loc = details["loc"]
@@ -69,7 +69,7 @@ def _key(located: Located, details: ErrorDetails) -> Key:
 
 
 def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
-    """What is expected at one key, over all members of a union that refused the value, and what stands there."""
+    """Say what one key expects, over all members of a union that rejected the value, and what it got."""
     first = group[0]
     kind, value, loc = first["type"], first["input"], first["loc"]
     if kind == "missing":
@@ -78,10 +78,10 @@ def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
     if kind == "union_tag_not_found":
         return f"needs a kind: {', '.join(_kinds(schema, loc))}"
     if kind == "union_tag_invalid":
-        return f"one of {', '.join(_kinds(schema, loc))} is expected, got {_shown(value['kind'])}" + _near(
-            value["kind"], _kinds(schema, loc)
+        return f"one of {', '.join(_kinds(schema, loc))} is expected, got {_format(value['kind'])}" + nearest(
+            str(value["kind"]), _kinds(schema, loc)
         )
-    if kind in _SECTION:
+    if kind in _NOT_A_SECTION:
         return _section(schema, loc, value)
     if kind == "value_error":
         return str(first["ctx"]["error"])
@@ -102,11 +102,11 @@ def _expected(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
         else:
             phrases.append(details["msg"])
     unique = [phrase for phrase in dict.fromkeys(phrases) if phrase != "a whole number" or "a number" not in phrases]
-    return f"{' or '.join(unique)} is expected, got {_shown(group[0]['input'])}"
+    return f"{' or '.join(unique)} is expected, got {_format(group[0]['input'])}"
 
 
 def _hint(value: Any, group: list[ErrorDetails]) -> str:
-    """How to write the number that a text looks like, or the nearest valid word."""
+    """Say how to write the number that a text looks like, or name the nearest valid word."""
     if not isinstance(value, str):
         return "; put it in quotes" if group[0]["type"] == "string_type" and isinstance(value, int | float) else ""
     number = _NUMBER.fullmatch(value.strip())
@@ -116,10 +116,11 @@ def _hint(value: Any, group: list[ErrorDetails]) -> str:
             return "; write it without quotes"
         digits = digits if "." in digits else f"{digits}.0"
         return f", which is text in YAML; write {sign}{digits}e{exponent_sign or '+'}{power}"
-    return _near(value, [word for details in group if details["type"] == "literal_error" for word in _words(details)])
+    return nearest(value, [word for details in group if details["type"] == "literal_error" for word in _words(details)])
 
 
 def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
+    """Say which section a key expects in place of a single value or a list."""
     kinds = _kinds(schema, loc)
     if isinstance(value, str) and kinds:
         near = difflib.get_close_matches(value, kinds, n=1, cutoff=0.5)
@@ -129,12 +130,12 @@ def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
     if isinstance(value, str) and len(needed) == 1:
         return f"a section is expected, got {value!r}; write {{{needed[0]}: {value}}}"
     keys = list(dict.fromkeys(name for section in sections for name in section.model_fields))
-    such = f"a section with keys such as {', '.join(keys[:3])}" if keys else "a mapping"
-    return f"{such} is expected, got {_shown(value)}"
+    expected = f"a section with keys such as {', '.join(keys[:3])}" if keys else "a mapping"
+    return f"{expected} is expected, got {_format(value)}"
 
 
 def _unknown(schema: type[BaseModel], loc: Loc) -> str:
-    """Where the key belongs: another section, another kind of this one, or a key with nearly that name."""
+    """Say where an unknown key belongs: another section, another kind of this one, or a key of nearly that name."""
     name = str(loc[-1])
     renamed = _RENAMED.get(".".join(map(str, loc)))
     if renamed:
@@ -156,14 +157,14 @@ def _unknown(schema: type[BaseModel], loc: Loc) -> str:
 
 
 def _options(annotation: Any) -> list[type[BaseModel]]:
-    """The sections among the members of an annotation, however nested."""
+    """List the sections among the members of an annotation, however nested."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [option for member in get_args(annotation) for option in _options(member)]
 
 
 def _sections(schema: type[BaseModel], loc: Loc) -> list[type[BaseModel]]:
-    """The sections that a location, with union tags and list places, can mean."""
+    """List the sections that a location, with its union tags and list indices, can mean."""
     options = [schema]
     for part in loc:
         fields = [option.model_fields[part] for option in options if part in option.model_fields]
@@ -187,16 +188,16 @@ def _required(section: type[BaseModel]) -> list[str]:
 
 
 def _everywhere(schema: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    """Every key of the schema and where it stands, the shallowest place of each."""
-    found = {key: prefix + key for key in schema.model_fields}
+    """Map every key of the schema to its dotted path, the shallowest one where several sections have the key."""
+    paths = {key: prefix + key for key in schema.model_fields}
     for key, field in schema.model_fields.items():
         for section in _options(field.annotation):
-            found = _everywhere(section, f"{prefix}{key}.") | found
-    return found
+            paths = _everywhere(section, f"{prefix}{key}.") | paths
+    return paths
 
 
 def _fields(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
-    """What the schema says of the key at a location, in each section that it can mean."""
+    """List the schema's fields for the key at a location, one for each section that it can mean."""
     sections = _sections(schema, loc[:-1])
     return [section.model_fields[name] for section in sections for name in section.model_fields if name == loc[-1]]
 
@@ -207,19 +208,14 @@ def _example(schema: type[BaseModel], loc: Loc) -> str:
 
 def _default(schema: type[BaseModel], loc: Loc) -> str:
     defaults = [field.default for field in _fields(schema, loc) if isinstance(field.default, bool | int | float | str)]
-    return f"; the default is {_shown(defaults[0])}" if defaults else ""
+    return f"; the default is {_format(defaults[0])}" if defaults else ""
 
 
 def _words(details: ErrorDetails) -> list[str]:
     return re.findall(r"'([^']*)'", details["ctx"]["expected"])
 
 
-def _near(word: Any, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, dict | list | tuple):

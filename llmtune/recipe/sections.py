@@ -1,4 +1,4 @@
-"""The recipe: closed, frozen sections; load, override, dump and JSON schema."""
+"""The recipe: its sections, which reject unknown keys and never change; load, override, dump and JSON schema."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ class Data(Closed):
     eval: str | None = None
     """Rows for the validation loss; a share of train is set aside where not given."""
     test: str | None = None
-    """Rows that base and tuned model are compared on; the eval rows where not given."""
+    """Rows on which base and tuned model are compared; the eval rows where not given."""
     eval_fraction: Share = 0.05
     """The share of train that is set aside, by content, where eval is not given; 0 for none."""
     max_length: Annotated[int, Field(ge=8)] = 1024
@@ -48,7 +48,7 @@ class Data(Closed):
     overlength: Literal["drop", "error", "truncate_prompt"] = "drop"
     """What happens to a longer row; an answer is never cut."""
     overlap: Literal["drop", "warn", "error"] = "drop"
-    """What happens to training rows that also stand in eval or test."""
+    """What happens to training rows that eval or test also contains."""
 
 
 class Train(Closed):
@@ -63,30 +63,30 @@ class Train(Closed):
     micro_batch_size: Count | None = None
     """Rows per forward pass and process; batch_size / processes, at most 8, where not given."""
     warmup: Share = 0.05
-    """Share of the steps in which a newly trained group's rate rises."""
+    """Share of the steps over which the learning rate of a newly trained group rises."""
     schedule: Shape = "cosine"
-    """How rates fall to the end of training."""
+    """How learning rates fall toward the end of training."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
-    """8-bit states take a quarter of AdamW's memory, paged ones move to the CPU when a GPU is full, Adafactor's are
-    factored; sgd is without momentum. Every one follows the plan's rates."""
+    """8-bit states take a quarter of AdamW's memory; paged states move to the CPU when a GPU is full; Adafactor's are
+    factored; sgd has no momentum. All of them use the plan's learning rates."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on matrices only."""
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     group_by_length: bool = True
-    """Rows of like length share an optimizer step, which saves padding; false draws them at random."""
+    """Rows of similar length share an optimizer step, which saves padding; false draws rows at random."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of initialisation, order and dropout."""
+    """Seed of initialization, row order and dropout."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_every: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """A checkpoint after each such share of the steps."""
+    """Share of the steps after which a checkpoint is saved, again and again."""
     keep: Count = 2
-    """Checkpoints kept; the newest ones."""
+    """How many of the newest checkpoints are kept."""
 
 
 class Memory(Closed):
-    """What the blocks that do not train may cost."""
+    """What frozen blocks may cost in time, memory and disk."""
 
     frozen_blocks: Literal["auto", "cache", "recompute", "stream"] = "auto"
     """Whether frozen blocks run once per row. cache keeps the output of the last one on disk, recompute runs them at
@@ -98,14 +98,14 @@ class Memory(Closed):
 
 
 class Launch(Closed):
-    """How training is started."""
+    """How training processes are started."""
 
     accelerate: Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"] = (
         "auto"
     )
-    """The file in accelerate_configs/; auto looks at the machine."""
+    """A file of accelerate_configs/ by name; auto chooses one for this machine."""
     processes: Count | None = None
-    """Processes; what the accelerate config says where not given."""
+    """Number of processes; the accelerate config's where not given."""
 
 
 class Eval(Closed):
@@ -116,7 +116,7 @@ class Eval(Closed):
     limit: Count | None = None
     """Rows per task; all where not given. Reported with every number."""
     shots: Annotated[int, Field(ge=0)] = 5
-    """Worked examples that the few-shot base model sees."""
+    """Worked examples in the prompt of the few-shot base model."""
 
 
 class Merge(Closed):
@@ -125,11 +125,11 @@ class Merge(Closed):
     enabled: bool = True
     """Write merged/."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the merged weights are stored in."""
+    """The data type in which merged weights are stored."""
 
 
 class Publish(Closed):
-    """Where the result goes."""
+    """Where the result is published."""
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["owner/name"])]
     """owner/name on the Hub."""
@@ -140,7 +140,7 @@ class Publish(Closed):
 
 
 class Recipe(Closed):
-    """A base model, data, a method, and what is done with the result."""
+    """A base model, data, a method, and what happens to the result."""
 
     model: Model
     data: Data
@@ -155,31 +155,31 @@ class Recipe(Closed):
     _where: Located = PrivateAttr()
 
     def located(self, error: FieldError) -> LlmtuneError:
-        """The same mistake in one line that names this recipe's file and the line of its key."""
+        """Turn a mistake at a key into one line that names this recipe's file and the key's line."""
         key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
         return error.kind(str(self._where.error(key, error.message)))
 
     @property
     def path(self) -> Path:
-        """The file it was loaded from."""
+        """The file from which the recipe was loaded."""
         return self._where.path
 
     def plan(self, facts: Facts) -> Plan:
-        """The plan for a model with these facts; raises FieldError at the key that the model cannot follow."""
+        """Make the plan for a model with these facts; raises FieldError at the key that does not fit the model."""
         try:
             return self.method.plan(facts)
         except PlanError as error:
             raise FieldError(f"method.{error.key}", str(error)) from error
 
     def resolved(self, facts: Facts, revision: str | None) -> Self:
-        """The recipe with the base's revision and every learning rate written out; raises FieldError like `plan`."""
+        """Fill in the base's revision and every learning rate; raises FieldError like `plan`."""
         self.plan(facts)
         pinned = self.model.model_copy(update={"revision": revision})
         return self.model_copy(update={"model": pinned, "method": self.method.resolved(facts)})
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The validated recipe in a file, with `a.b=c` overrides applied; raises RecipeError."""
+    """Load and validate the recipe in a file, with `a.b=c` overrides applied; raises RecipeError."""
     located = load_yaml(path)
     for override in overrides or []:
         located.override(override)
@@ -192,10 +192,10 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out."""
+    """Write the recipe as YAML with every default filled in."""
     return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of recipes."""
+    """Return the JSON schema of recipes."""
     return Recipe.model_json_schema()

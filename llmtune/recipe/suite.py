@@ -1,4 +1,4 @@
-"""What is asked of base and tuned model: a suite file, its tasks, and the refusal of task files that bring code."""
+"""Evaluation suites: a suite file, its tasks, and the refusal of task files that contain code."""
 
 import importlib.util
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmtune.errors import FieldError, RecipeError, nearest
-from llmtune.fields import Closed
+from llmtune.fields import Closed, listed
 from llmtune.files import shipped_folder
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 from llmtune.recipe.mistakes import explain
-from llmtune.recipe.sections import Count, Recipe
+from llmtune.recipe.sections import Count
 
 HELD_OUT = "held_out"
-"""The task that asks the run's own rows."""
-# Keys of an lm-eval task that stand for code, or for a collection of tasks.
-_REFUSED = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")
+"""The task that evaluates on the run's own rows."""
+# Keys of an lm-eval task that run code, or that name a collection of tasks.
+_FORBIDDEN_KEYS = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")
 
 
 class LocalTask(Closed):
-    """A task of lm-eval on rows of this machine, in place of its data set on the Hub."""
+    """An lm-eval task on a local file of rows, which replaces the task's data set on the Hub."""
 
     task: Annotated[str, Field(min_length=1)]
     """The task's name in lm-eval."""
@@ -29,16 +29,16 @@ class LocalTask(Closed):
 
 
 class Suite(Closed):
-    """Tasks for lm-eval, and how they are asked."""
+    """Evaluation tasks and their settings."""
 
     tasks: Annotated[
         tuple[Annotated[str, Field(min_length=1)] | LocalTask, ...],
-        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+        BeforeValidator(listed),
         Field(min_length=1),
     ]
     """held_out (the run's own rows), a task of lm-eval, a task of eval/tasks by name, or a task's YAML file."""
     limit: Count | None = None
-    """Rows per lm-eval task where the recipe's eval.limit says nothing; all where not given."""
+    """Rows per lm-eval task where the recipe does not set eval.limit; all where not given."""
     shots: Annotated[int, Field(ge=0)] = 0
     """Worked examples before each question of an lm-eval task."""
     chat_template: bool = False
@@ -48,17 +48,17 @@ class Suite(Closed):
 
     @property
     def path(self) -> Path:
-        """The file it was loaded from."""
+        """The file from which the suite was loaded."""
         return self._where.path
 
     def error(self, key: Key, message: str) -> RecipeError:
-        """A one-line error that names the suite's file and the line of a key."""
+        """Make a one-line error that names the suite's file and the line of a key."""
         return self._where.error(key, message)
 
 
-def load_suite(recipe: Recipe) -> Suite:
-    """The suite that a recipe names, its task files checked; raises RecipeError, also for the suite `none`."""
-    located = load_yaml(_find(recipe))
+def load_suite(name: str) -> Suite:
+    """Load the suite that `eval.suite` names and check its task files; raises RecipeError, also for `none`."""
+    located = load_yaml(_suite_file(name))
     try:
         suite = Suite.model_validate(located.value)
     except ValidationError as error:
@@ -70,7 +70,7 @@ def load_suite(recipe: Recipe) -> Suite:
 
 
 def task_file(suite: Suite, name: str) -> Path | None:
-    """The YAML file of a task: a path from the suite's folder, or a shipped task; None for a name of lm-eval's."""
+    """Return a task's YAML file: a path from the suite's folder, or a shipped task; None for a task of lm-eval."""
     if name.endswith((".yaml", ".yml")):
         return suite.path.parent / Path(name).expanduser()
     shipped = shipped_folder("eval") / "tasks" / f"{name}.yaml"
@@ -78,35 +78,34 @@ def task_file(suite: Suite, name: str) -> Path | None:
 
 
 def local_rows(suite: Suite, entry: LocalTask) -> Path:
-    """The file with a local task's rows, looked for from the suite's folder."""
+    """Return the file of a local task's rows; a relative path starts at the suite's folder."""
     return suite.path.parent / Path(entry.rows).expanduser()
 
 
-def beyond_held_out(suite: Suite) -> bool:
-    """Whether a suite asks anything but the run's own rows, for which lm-eval's tasks have to be loaded."""
+def needs_lm_eval(suite: Suite) -> bool:
+    """Whether a suite has tasks beside the run's own rows, for which lm-eval has to be loaded."""
     return any(entry != HELD_OUT for entry in suite.tasks)
 
 
-def check_rows(recipe: Recipe, suite: Suite, count: int) -> None:
-    """Raise RecipeError where a suite asks the held-out rows and there are none."""
+def check_rows(suite: Suite, count: int) -> None:
+    """Raise FieldError where a suite evaluates on held-out rows and there are none."""
     if HELD_OUT in suite.tasks and not count:
-        raise FieldError("data", "has no held-out rows; give data.test, data.eval or data.eval_fraction")
+        raise FieldError("data", "has no held-out rows; set data.test, data.eval or data.eval_fraction")
 
 
-def resolved_suite(recipe: Recipe) -> str:
-    """What a recipe calls its suite, a file by its absolute path."""
-    name = recipe.eval.suite
-    return name if name == "none" or name in _shipped() else str(_find(recipe))
+def resolve_suite(name: str) -> str:
+    """Return the name of a shipped suite or `none` as it is, a suite file as an absolute path."""
+    return name if name == "none" or name in _shipped() else str(_suite_file(name))
 
 
 def _shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(shipped_folder("eval").glob("*.yaml"))}
 
 
-def _find(recipe: Recipe) -> Path:
-    name, shipped = recipe.eval.suite, _shipped()
+def _suite_file(name: str) -> Path:
+    shipped = _shipped()
     if name == "none":
-        raise FieldError("eval.suite", f"is none, so nothing is evaluated; give {', '.join(shipped)} or a suite file")
+        raise FieldError("eval.suite", f"is none, so nothing is evaluated; try {', '.join(shipped)} or a suite file")
     path = shipped.get(name, Path(name).expanduser())
     if not path.is_file():
         known = f"{', '.join(shipped)}, none or a suite file"
@@ -120,7 +119,7 @@ def _check(suite: Suite, index: int, entry: str | LocalTask) -> None:
         if not local_rows(suite, entry).is_file():
             raise suite.error((*key, "rows"), f"no such file: {local_rows(suite, entry)}")
         if suite.shots:
-            raise suite.error(("shots",), "must be 0 with local rows: they are the questions, there are none to show")
+            raise suite.error(("shots",), "must be 0 with local rows: all of them are questions, none a worked example")
         return
     file = task_file(suite, entry)
     if file is not None:
@@ -130,30 +129,30 @@ def _check(suite: Suite, index: int, entry: str | LocalTask) -> None:
 
 
 def _refuse_code(file: Path, seen: set[Path]) -> None:
-    """Raise RecipeError where a task file, or one that it includes, brings code; lm-eval's own files may."""
+    """Raise RecipeError where a task file, or one that it includes, contains code; lm-eval's own files may."""
     if file in seen or file.is_relative_to(_lm_eval()):
         return
     located = load_yaml(file)
-    for name in _REFUSED:
+    for name in _FORBIDDEN_KEYS:
         if name in located.value:
             raise located.error((name,), "is not allowed in a task file: a task is data, not code")
     metrics = located.value.get("metric_list")
     for index, metric in enumerate(metrics if isinstance(metrics, list) else []):
         if isinstance(metric, dict) and "hf_evaluate" in metric:
             raise located.error(("metric_list", index, "hf_evaluate"), "is not allowed: it would run downloaded code")
-    for included in _listed(located.value.get("include")):
+    for included in _as_list(located.value.get("include")):
         target = (file.parent / str(included)).resolve()
         if not target.is_file():
             raise located.error(("include",), f"no such file: {target}")
         _refuse_code(target, {*seen, file})
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _lm_eval() -> Path:
-    """The folder of the installed lm-eval, found without importing it."""
+    """Find the folder of the installed lm-eval without importing it."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None

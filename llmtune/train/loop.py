@@ -1,10 +1,11 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
@@ -45,10 +46,10 @@ from llmtune.train.stop import Stop
 
 
 @locates_mistakes
-def train(run: Run, found: Prepared | None = None) -> None:
+def train(run: Run, found: Prepared | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
 
-    `found` is what this process found out when it prepared the run.
+    `found` is what this process found out when it prepared the run; `callbacks` watch the training.
     """
     settings = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -92,7 +93,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
             eval_dataset=to_dataset(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            callbacks=[stop],
+            callbacks=[stop, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         if state.is_main_process:

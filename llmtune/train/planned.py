@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
-from llmtune.data.order import Ordered
+from llmtune.data.order import EpochSampler
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span, boundaries
 from llmtune.frozen.cache import FrozenBlocks
@@ -130,10 +130,10 @@ class PlannedTrainer(Measured, Checkpointed):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Ordered:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]]
-        return Ordered(lengths, self._rows_per_step(), self.args.seed, self._grouped)
+        return EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped)
 
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

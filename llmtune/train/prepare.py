@@ -11,7 +11,7 @@ from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.model.base import Base, build_skeleton, load_tokenizer, locate_base, model_facts, stop_ids
 from llmtune.recipe.sections import Recipe
-from llmtune.recipe.suite import beyond_held_out, check_rows, load_suite, resolved_suite
+from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.train.plan_table import plan_table, total_steps
 
@@ -46,16 +46,16 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
 def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> tuple[Gate, dict[str, Any]]:
     """The data gate's findings and the plan table of a recipe; raises for a suite that could not be asked either."""
     base = base or locate_base(recipe.model, weights=False)
-    asked = load_suite(recipe) if recipe.eval.suite != "none" else None
+    asked = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
-    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
+    world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     table = plan_table(recipe, base, total_steps(recipe, len(checked.train), world))
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table["frozen_blocks"]["bytes"] = tokens * table["frozen_blocks"]["bytes_per_token"]
     check_disk(recipe, table["frozen_blocks"], world)
     if asked:
-        check_rows(recipe, asked, len(checked.test))
-        if beyond_held_out(asked):
+        check_rows(asked, len(checked.test))
+        if needs_lm_eval(asked):
             from llmtune.evaluate.tasks import load_tasks
 
             load_tasks(asked)
@@ -66,7 +66,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> tuple[Gate, 
 def plan_alone(recipe: Recipe, gpus: int) -> dict[str, Any]:
     """The plan table of a recipe whose training rows are counted but not tokenised."""
     base = locate_base(recipe.model, weights=False)
-    world = count_processes(recipe, choose_config(recipe, gpus), gpus)
+    world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
     return plan_table(recipe, base, total_steps(recipe, count, world))
 
@@ -80,7 +80,7 @@ def resolve(recipe: Recipe, base: Base) -> Recipe:
         "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
         "data": recipe.data.model_copy(update=files),
         "method": recipe.method.resolved(facts),
-        "eval": recipe.eval.model_copy(update={"suite": resolved_suite(recipe)}),
+        "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
     }
     return recipe.model_copy(update=changed)
 

@@ -1,5 +1,6 @@
-"""Exactly the assistant's words and the stop token are learned, behind the very ids that generation starts from."""
+"""Encoding: only answers and stop tokens are learned, and examples start with the ids from which generation starts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmtune.data.collate import Collator
 from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
-from llmtune.data.findings import marked
+from llmtune.data.findings import mark_learned
 from llmtune.data.rows import Row
 from llmtune.errors import RecipeError
 from tests.support import tiny
@@ -33,7 +34,7 @@ LLAMA2 = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}"
     "{% else %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
 )
-# As Qwen3: thoughts of turns before the last question are left out, and the last answer gets a think block in any case.
+# Like Qwen3: thoughts before the last question are removed, and the last answer always gets a think block.
 THINKING = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
@@ -53,7 +54,7 @@ SPECIAL = {
 }
 
 
-def make(
+def make_tokenizer(
     template: str | None,
     special: tuple[str, ...] = ("<s>", "</s>"),
     adds_bos: bool = False,
@@ -78,17 +79,20 @@ def make(
 
 
 def chat(*texts: str, system: str | None = None) -> Row:
+    """A row of user and assistant turns in turn, after an optional system turn."""
     turns = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
     first = [{"role": "system", "content": system}] if system is not None else []
     return Row("r", (*first, *turns), "t.jsonl:1")
 
 
-def one(row: Row, tokenizer: PreTrainedTokenizerFast, stop: set[int] | None = None) -> Example:
+def encode_one(row: Row, tokenizer: PreTrainedTokenizerFast, stop: set[int] | None = None) -> Example:
+    """The example of one row; generation stops at `stop`, or at the EOS token."""
     (example,) = encode([row], tokenizer, stop or {tokenizer.eos_token_id}, 4096, "drop").examples
     return example
 
 
-def learned(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
+def learned_text(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The text of the learned tokens."""
     return tokenizer.decode([label for label in example.labels if label != IGNORED])
 
 
@@ -106,15 +110,15 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("template", GOLDEN, ids=["chatml", "llama3", "gemma", "mistral", "llama2"])
-def test_each_template_learns_the_answers_and_their_stop_tokens_only(template):
-    tokenizer = make(template, SPECIAL[template])
+def test_learns_only_answers_and_stop_tokens_with_each_template(template: str) -> None:
+    tokenizer = make_tokenizer(template, SPECIAL[template])
     row = chat("A", "B", "C", "Ünï ✓")
-    example = one(row, tokenizer)
-    assert marked(example, tokenizer) == GOLDEN[template]
+    example = encode_one(row, tokenizer)
+    assert mark_learned(example, tokenizer) == GOLDEN[template]
     assert example.labels[-1] == example.input_ids[-1] == tokenizer.eos_token_id
-    asked = prompt_ids(row.prompt, tokenizer)
-    assert example.input_ids[: len(asked)] == asked
-    assert asked == tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"]
+    prompt = prompt_ids(row.prompt, tokenizer)
+    assert example.input_ids[: len(prompt)] == prompt
+    assert prompt == tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -130,126 +134,136 @@ def test_each_template_learns_the_answers_and_their_stop_tokens_only(template):
         ("tell", "use <|im_end|> to stop"),
     ],
 )
-def test_the_learned_text_is_the_answers_and_stop_tokens_exactly(texts):
+def test_learned_text_equals_answers_and_stop_tokens(texts: tuple[str, ...]) -> None:
     tokenizer = tiny.tokenizer()
-    example = one(chat(*texts, system="Be brief."), tokenizer)
-    assert learned(example, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
+    example = encode_one(chat(*texts, system="Be brief."), tokenizer)
+    assert learned_text(example, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
 
 
-def test_what_a_prompt_and_completion_row_learns_is_the_completion():
+def test_learns_only_the_completion_of_a_pair() -> None:
     tokenizer = tiny.tokenizer()
     rows = [Row(pair["id"], chat(pair["prompt"], pair["completion"]).messages, "t:1") for pair in tiny.sums(20)]
-    found = encode(rows, tokenizer, {2}, 4096, "drop").examples
-    assert [learned(example, tokenizer) for example in found] == [row.answer + "<|im_end|>" for row in rows]
-    assert [example.supervised for example in found] == [len(row.answer) + 1 for row in rows]
+    examples = encode(rows, tokenizer, {2}, 4096, "drop").examples
+    assert [learned_text(example, tokenizer) for example in examples] == [row.answer + "<|im_end|>" for row in rows]
+    assert [example.supervised for example in examples] == [len(row.answer) + 1 for row in rows]
 
 
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("emits", [True, False])
-def test_bos_is_there_as_often_as_the_model_expects_it(emits, adds):
+def test_adds_bos_as_often_as_the_template_does(emits: bool, adds: bool) -> None:
     template = ("{{ bos_token }}" if emits else "") + tiny.CHATML
-    tokenizer = make(template, ("<s>", "<|im_end|>", "<|im_start|>"), adds_bos=adds)
+    tokenizer = make_tokenizer(template, ("<s>", "<|im_end|>", "<|im_start|>"), adds_bos=adds)
     assert (tokenizer("x")["input_ids"][0] == 0) == adds
     row = chat("hi", "ho")
     expected = tokenizer.apply_chat_template(list(row.messages))["input_ids"]
-    for ids in (one(row, tokenizer).input_ids, prompt_ids(row.prompt, tokenizer)):
+    for ids in (encode_one(row, tokenizer).input_ids, prompt_ids(row.prompt, tokenizer)):
         assert ids.count(0) == expected.count(0) == int(emits)
         assert (ids[0] == 0) == emits
 
 
 @pytest.mark.parametrize("adds", [True, False])
-def test_without_a_template_a_row_is_prompt_completion_end(adds):
-    tokenizer = make(None, adds_bos=adds)
-    example = one(chat("2+2=", " 4"), tokenizer)
-    assert marked(example, tokenizer) == ("<s>" if adds else "") + "2+2=⟦ 4</s>⟧"
+def test_encodes_prompt_completion_end_without_a_template(adds: bool) -> None:
+    tokenizer = make_tokenizer(None, adds_bos=adds)
+    example = encode_one(chat("2+2=", " 4"), tokenizer)
+    assert mark_learned(example, tokenizer) == ("<s>" if adds else "") + "2+2=⟦ 4</s>⟧"
     assert prompt_ids(chat("2+2=", "4").prompt, tokenizer) == example.input_ids[: 4 + adds]
-    assert one(chat("<s>2+2=", "4"), tokenizer).input_ids.count(0) == 1
+    assert encode_one(chat("<s>2+2=", "4"), tokenizer).input_ids.count(0) == 1
     with pytest.raises(RecipeError, match=r"t\.jsonl:1: the tokenizer has no chat template"):
-        one(chat("a", "b", "c", "d"), tokenizer)
+        encode_one(chat("a", "b", "c", "d"), tokenizer)
     with pytest.raises(RecipeError, match="no chat template"):
         prompt_ids(chat("a", "b", system="s").prompt, tokenizer)
 
 
 @pytest.mark.parametrize("template", [None, tiny.CHATML])
-def test_a_stop_token_that_the_model_does_not_stop_at_is_refused(template):
-    tokenizer = make(template, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
+def test_refuses_a_stop_token_at_which_the_model_does_not_stop(template: str) -> None:
+    tokenizer = make_tokenizer(template, ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
     ends, stops = ("<|im_end|>", "</s>") if template else ("</s>", "<|im_end|>")
-    with pytest.raises(RecipeError, match="it would never learn to stop") as caught:
-        one(chat("hi", "ho"), tokenizer, {tokenizer.convert_tokens_to_ids(stops)})
+    with pytest.raises(RecipeError, match="the tuned model would not stop") as caught:
+        encode_one(chat("hi", "ho"), tokenizer, {tokenizer.convert_tokens_to_ids(stops)})
     assert repr(ends) in str(caught.value)
     assert repr(stops) in str(caught.value)
     with pytest.raises(RecipeError, match="names no token that stops"):
         encode([chat("hi", "ho")], tokenizer, set(), 10, "drop")
     both = {1, 3}
-    assert one(chat("hi", "ho"), tokenizer, both).labels[-1] == (3 if template else 1)
+    assert encode_one(chat("hi", "ho"), tokenizer, both).labels[-1] == (3 if template else 1)
 
 
-def test_a_stop_token_that_is_read_as_part_of_another_is_refused():
-    tokenizer = make("{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}", merges=(("o", "!"),))
+def test_refuses_a_stop_token_that_merges_into_another() -> None:
+    tokenizer = make_tokenizer("{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}", merges=(("o", "!"),))
     stop = {tokenizer.convert_tokens_to_ids("!")}
-    assert one(chat("hi", "ha"), tokenizer, stop).supervised == 3
-    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the stop token in the chat template's text is read as 'o!'"):
-        one(chat("hi", "ho"), tokenizer, stop)
+    assert encode_one(chat("hi", "ha"), tokenizer, stop).supervised == 3
+    with pytest.raises(
+        RecipeError, match=r"t\.jsonl:1: the tokenizer reads the stop token at the end of the text as 'o!'"
+    ):
+        encode_one(chat("hi", "ho"), tokenizer, stop)
 
 
-def test_an_answer_that_the_template_strips_is_learned_as_it_shows_it():
-    tokenizer = make(LLAMA3, SPECIAL[LLAMA3])
-    assert learned(one(chat("A", "  B\n", "C", " D "), tokenizer), tokenizer) == "B<|eot_id|>D<|eot_id|>"
+def test_learns_an_answer_as_the_template_strips_it() -> None:
+    tokenizer = make_tokenizer(LLAMA3, SPECIAL[LLAMA3])
+    assert learned_text(encode_one(chat("A", "  B\n", "C", " D "), tokenizer), tokenizer) == "B<|eot_id|>D<|eot_id|>"
 
 
-def test_a_template_that_ends_an_answer_with_nothing_is_refused():
-    tokenizer = make("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+def test_refuses_a_template_that_ends_an_answer_with_nothing() -> None:
+    tokenizer = make_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(RecipeError, match="puts nothing after an answer, but the model stops at '</s>'"):
-        one(chat("hi", "ho"), tokenizer)
+        encode_one(chat("hi", "ho"), tokenizer)
 
 
-def test_an_earlier_turn_that_the_template_rewrites_is_not_learned_and_counted():
-    tokenizer = make(THINKING, SPECIAL[THINKING])
+def test_skips_and_counts_an_earlier_turn_that_the_template_rewrites() -> None:
+    tokenizer = make_tokenizer(THINKING, SPECIAL[THINKING])
     rows = [chat("a", "<think>\nx\n</think>\n\nb", "c", "<think>\ny\n</think>\n\nd"), chat("a", "b")]
-    found = encode([rows[0]], tokenizer, {1}, 4096, "drop")
-    assert learned(found.examples[0], tokenizer) == "<think>\ny\n</think>\n\nd<|im_end|>"
-    assert found.partly_learned == ["r"]
-    asked = prompt_ids(rows[0].prompt, tokenizer)
-    assert found.examples[0].input_ids[: len(asked)] == asked
+    encoded = encode([rows[0]], tokenizer, {1}, 4096, "drop")
+    assert learned_text(encoded.examples[0], tokenizer) == "<think>\ny\n</think>\n\nd<|im_end|>"
+    assert encoded.partly_learned == ["r"]
+    prompt = prompt_ids(rows[0].prompt, tokenizer)
+    assert encoded.examples[0].input_ids[: len(prompt)] == prompt
     short = encode([rows[1]], tokenizer, {1}, 4096, "drop")
     assert (short.partly_learned, short.template_adds) == ([], "<think>\n\n</think>")
-    assert learned(short.examples[0], tokenizer) == "<think>\n\n</think>\n\nb<|im_end|>"  # what generation must say
-    same = one(chat("a", "think"), tokenizer)
-    assert learned(same, tokenizer) == "<think>\n\n</think>\n\nthink<|im_end|>"
+    assert (
+        learned_text(short.examples[0], tokenizer) == "<think>\n\n</think>\n\nb<|im_end|>"
+    )  # what generation must say
+    same = encode_one(chat("a", "think"), tokenizer)
+    assert learned_text(same, tokenizer) == "<think>\n\n</think>\n\nthink<|im_end|>"
 
 
-def test_a_last_turn_that_the_template_rewrites_is_an_error():
+def test_refuses_a_last_turn_that_the_template_rewrites() -> None:
     opened = tiny.CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif")
-    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the chat template rewrites earlier turns: it asks .*<think>"):
-        one(chat("a", "b"), tiny.tokenizer(opened))
+    with pytest.raises(
+        RecipeError, match=r"t\.jsonl:1: the chat template changes the text before an answer: .*<think>"
+    ):
+        encode_one(chat("a", "b"), tiny.tokenizer(opened))
     upper = tiny.CHATML.replace("message['content']", "message['content'] | upper")
-    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the chat template rewrites the answer: 'ho' does not stand"):
-        one(chat("hi", "ho"), tiny.tokenizer(upper))
+    with pytest.raises(
+        RecipeError, match=r"t\.jsonl:1: the chat template changes the answer: the rendered text does not contain 'ho'"
+    ):
+        encode_one(chat("hi", "ho"), tiny.tokenizer(upper))
 
 
-def test_a_conversation_that_the_template_refuses_is_named():
-    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the chat template refuses .*System role not supported"):
-        one(chat("hi", "ho", system="s"), make(GEMMA, SPECIAL[GEMMA]))
+def test_names_the_row_that_the_template_rejects() -> None:
+    with pytest.raises(RecipeError, match=r"t\.jsonl:1: the chat template rejects .*System role not supported"):
+        encode_one(chat("hi", "ho", system="s"), make_tokenizer(GEMMA, SPECIAL[GEMMA]))
 
 
-def test_a_token_across_the_border_is_split_so_that_generation_starts_where_training_did():
+def test_splits_a_token_that_spans_prompt_and_answer() -> None:
     newline, space, h = "Ċ", "Ġ", "h"
-    tokenizer = make(tiny.CHATML, SPECIAL[tiny.CHATML], merges=((newline, newline), (space, h)))
+    tokenizer = make_tokenizer(tiny.CHATML, SPECIAL[tiny.CHATML], merges=((newline, newline), (space, h)))
     row = chat("hi", "\nho")
     whole = tokenizer.apply_chat_template(list(row.messages))["input_ids"]
-    asked = prompt_ids(row.prompt, tokenizer)
-    assert whole[: len(asked)] != asked  # the two line breaks are one token there
-    example = one(row, tokenizer)
-    assert example.input_ids[: len(asked)] == asked
-    assert learned(example, tokenizer) == "\nho<|im_end|>"
+    prompt = prompt_ids(row.prompt, tokenizer)
+    assert whole[: len(prompt)] != prompt  # the two line breaks are one token there
+    example = encode_one(row, tokenizer)
+    assert example.input_ids[: len(prompt)] == prompt
+    assert learned_text(example, tokenizer) == "\nho<|im_end|>"
     twice = encode([chat("hi", "\nho", "and", "so")], tokenizer, {1}, 4096, "drop")
-    assert learned(twice.examples[0], tokenizer) == "so<|im_end|>"  # generation would see the joined token before it
+    assert (
+        learned_text(twice.examples[0], tokenizer) == "so<|im_end|>"
+    )  # generation would see the joined token before it
     assert twice.partly_learned == ["r"]
-    plain = make(None, merges=((space, h),))
-    assert marked(one(chat("say ", "hi"), plain), plain) == "say ⟦hi</s>⟧"
+    plain = make_tokenizer(None, merges=((space, h),))
+    assert mark_learned(encode_one(chat("say ", "hi"), plain), plain) == "say ⟦hi</s>⟧"
 
 
-def test_a_tokenizer_that_starts_every_text_with_a_space_keeps_the_border_too():
+def test_splits_prompt_and_answer_with_a_tokenizer_that_adds_a_space() -> None:
     vocabulary = {
         name: index for index, name in enumerate(["<s>", "</s>", "<0x0A>", "▁", *"abcdefghijk:y", "▁y", "\n"])
     }
@@ -259,64 +273,65 @@ def test_a_tokenizer_that_starts_every_text_with_a_space_keeps_the_border_too():
     backend.add_special_tokens(["<s>", "</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     row = chat("a: ", "yea")
-    asked, example = prompt_ids(row.prompt, tokenizer), one(row, tokenizer)
-    assert tokenizer("a: yea")["input_ids"][: len(asked)] != asked
-    assert example.input_ids[: len(asked)] == asked
+    prompt, example = prompt_ids(row.prompt, tokenizer), encode_one(row, tokenizer)
+    assert tokenizer("a: yea")["input_ids"][: len(prompt)] != prompt
+    assert example.input_ids[: len(prompt)] == prompt
     assert tokenizer.decode(example.input_ids) == "a: yea</s>"
 
 
-def lengths(sizes: list[int]) -> list[Row]:
+def rows_of_length(sizes: list[int]) -> list[Row]:
+    """Rows whose prompts have these sizes in characters, which are tokens."""
     return [Row(f"row-{size}", chat("p" * size, "answer").messages, f"t.jsonl:{size}") for size in sizes]
 
 
-def test_over_long_rows_are_dropped_and_counted_and_no_answer_is_cut():
+def test_drops_and_counts_long_rows_and_cuts_no_answer() -> None:
     tokenizer = tiny.tokenizer()
-    rows = lengths([5, 100, 6, 200, 7, 300, 8, 400, 9, 10])
-    found = encode(rows, tokenizer, {2}, 64, "drop")
-    assert found.dropped == ["row-100", "row-200", "row-300", "row-400"]
-    assert found.dropped_lengths == [126, 226, 326, 426]
-    assert len(found.examples) == 6
-    for example in found.examples:
+    rows = rows_of_length([5, 100, 6, 200, 7, 300, 8, 400, 9, 10])
+    encoded = encode(rows, tokenizer, {2}, 64, "drop")
+    assert encoded.dropped == ["row-100", "row-200", "row-300", "row-400"]
+    assert encoded.dropped_lengths == [126, 226, 326, 426]
+    assert len(encoded.examples) == 6
+    for example in encoded.examples:
         assert example.input_ids[-1] == example.labels[-1] == 2
-        assert learned(example, tokenizer) == "answer<|im_end|>"
+        assert learned_text(example, tokenizer) == "answer<|im_end|>"
 
 
-def test_the_limit_itself_is_not_over():
-    (size,) = encode(lengths([5]), tiny.tokenizer(), {2}, 1, "drop").dropped_lengths
-    assert len(encode(lengths([5]), tiny.tokenizer(), {2}, size, "drop").examples) == 1
-    assert len(encode(lengths([5]), tiny.tokenizer(), {2}, size - 1, "drop").examples) == 0
+def test_keeps_a_row_of_exactly_max_length() -> None:
+    (size,) = encode(rows_of_length([5]), tiny.tokenizer(), {2}, 1, "drop").dropped_lengths
+    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, size, "drop").examples) == 1
+    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, size - 1, "drop").examples) == 0
 
 
-def test_over_long_rows_can_be_an_error():
+def test_refuses_a_long_row_with_overlength_error() -> None:
     with pytest.raises(RecipeError, match=r"t\.jsonl:100: row row-100 has 126 tokens, more than data\.max_length 64"):
-        encode(lengths([5, 100, 200]), tiny.tokenizer(), {2}, 64, "error")
+        encode(rows_of_length([5, 100, 200]), tiny.tokenizer(), {2}, 64, "error")
 
 
-def test_the_start_of_a_prompt_can_be_cut_but_not_bos_or_the_answer():
-    tokenizer = make("{{ bos_token }}" + tiny.CHATML, ("<s>", "<|im_end|>", "<|im_start|>"))
+def test_truncate_prompt_keeps_bos_and_the_answer() -> None:
+    tokenizer = make_tokenizer("{{ bos_token }}" + tiny.CHATML, ("<s>", "<|im_end|>", "<|im_start|>"))
     rows = [chat("p" * 100, "answer"), Row("long", chat("p", "a" * 70).messages, "t.jsonl:2"), chat("q", "fits")]
-    found = encode(rows, tokenizer, {1}, 64, "truncate_prompt")
-    cut, fits = found.examples
-    assert (found.truncated, found.dropped) == (["r"], ["long"])
+    encoded = encode(rows, tokenizer, {1}, 64, "truncate_prompt")
+    cut, fits = encoded.examples
+    assert (encoded.truncated, encoded.dropped) == (["r"], ["long"])
     assert len(cut.input_ids) == 64
     assert cut.input_ids[0] == 0
-    assert marked(cut, tokenizer) == "<s>" + "p" * 43 + "<|im_end|>\n<|im_start|>assistant\n⟦answer<|im_end|>⟧"
-    assert learned(fits, tokenizer) == "fits<|im_end|>"
+    assert mark_learned(cut, tokenizer) == "<s>" + "p" * 43 + "<|im_end|>\n<|im_start|>assistant\n⟦answer<|im_end|>⟧"
+    assert learned_text(fits, tokenizer) == "fits<|im_end|>"
     first = chat("p" * 60, "early", "q", "late")
     assert encode([first], tokenizer, {1}, 64, "truncate_prompt").examples[0].supervised == 6 + 5
     assert encode([first], tokenizer, {1}, 32, "truncate_prompt").dropped == ["r"]  # it would cut the first answer
 
 
-def test_a_row_reaches_the_collator_at_its_length():
+def test_keeps_a_row_of_1500_tokens_whole() -> None:
     tokenizer = tiny.tokenizer()
-    (example,) = encode(lengths([1500 - 26]), tokenizer, {2}, 2048, "drop").examples
+    (example,) = encode(rows_of_length([1500 - 26]), tokenizer, {2}, 2048, "drop").examples
     batch = Collator(0)([vars(example)])
     assert batch["input_ids"].shape == (1, 1500)
 
 
 @pytest.fixture
-def one_thread():
-    """Tiny models are slower, not faster, where threads compete for cores."""
+def one_thread() -> Iterator[None]:
+    """One thread: tiny models are slower where threads compete for cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -324,7 +339,7 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_model_taught_with_pad_equal_to_stop_stops():
+def test_model_trained_with_pad_equal_to_stop_stops() -> None:
     tokenizer = tiny.tokenizer()
     rows = [chat(prompt, answer) for prompt, answer in (("a", "one"), ("b", "two!"), ("c", "three"), ("d", "4"))]
     examples = encode(rows, tokenizer, {2}, 128, "drop").examples
@@ -338,13 +353,13 @@ def test_a_model_taught_with_pad_equal_to_stop_stops():
         optimizer.step()
     model.eval()
     for row in rows:
-        asked = torch.tensor([prompt_ids(row.prompt, tokenizer)])
-        said = model.generate(
-            asked,
-            attention_mask=torch.ones_like(asked),
+        prompt = torch.tensor([prompt_ids(row.prompt, tokenizer)])
+        generated = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
             max_new_tokens=18,
             do_sample=False,
             eos_token_id=2,
             pad_token_id=2,
         )
-        assert tokenizer.decode(said[0, asked.shape[1] :]) == row.answer + "<|im_end|>"
+        assert tokenizer.decode(generated[0, prompt.shape[1] :]) == row.answer + "<|im_end|>"

@@ -1,4 +1,4 @@
-"""Rows from every kind of source, and the first bad one named by file, line and key."""
+"""Reading rows: every kind of source, and errors that name file, line and key of the first bad row."""
 
 import csv
 import gzip
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
-import pyarrow.parquet
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 
 from llmtune.data.rows import Row, read
@@ -29,6 +29,7 @@ CHAT = [
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A CSV file with a header and a byte order mark."""
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -37,12 +38,14 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_gzip(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A gzipped JSONL file."""
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return path
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A Parquet file."""
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
 
@@ -51,7 +54,7 @@ WRITERS = {"t.jsonl": tiny.write_rows, "t.jsonl.gz": write_gzip, "t.csv": write_
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
+def test_reads_the_same_rows_from_every_kind_of_file(tmp_path: Path, name: str) -> None:
     rows = read(str(WRITERS[name](tmp_path / name, PAIRS)))
     assert [(row.id, row.prompt[0]["content"], row.answer) for row in rows] == [
         (pair["id"], pair["prompt"], pair["completion"]) for pair in PAIRS
@@ -59,21 +62,21 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     assert [row.prompt[0]["role"] for row in rows] == ["user", "user"]
 
 
-def test_places_are_lines_of_the_file(tmp_path):
+def test_gives_lines_of_the_file_as_places(tmp_path: Path) -> None:
     lines = read(str(tiny.write_rows(tmp_path / "t.jsonl", PAIRS)))
     assert [row.where for row in lines] == [f"{tmp_path}/t.jsonl:1", f"{tmp_path}/t.jsonl:2"]
     records = read(str(write_csv(tmp_path / "t.csv", [*reversed(PAIRS), PAIRS[0]])))
     assert [row.where[-2:] for row in records] == [":2", ":4", ":5"]  # the first record takes two lines
 
 
-def test_chat_messages_from_parquet_and_jsonl(tmp_path):
+def test_reads_chat_messages_from_parquet_and_jsonl(tmp_path: Path) -> None:
     for name in ("t.jsonl", "t.parquet"):
         (row,) = read(str(WRITERS[name](tmp_path / name, [{"messages": CHAT}])))
         assert list(row.messages) == CHAT
         assert (row.prompt, row.answer, row.id) == (CHAT[:-1], "yes", row.where)
 
 
-def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
+def test_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(
         b"\xef\xbb\xbf" + json.dumps(PAIRS[0]).encode() + b"\n\n  \n" + json.dumps(PAIRS[1]).encode() + b"\n"
@@ -81,7 +84,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
     assert [row.where[-2:] for row in read(str(path))] == [":1", ":4"]
 
 
-def test_other_columns_are_named_not_used(tmp_path):
+def test_names_unused_columns(tmp_path: Path) -> None:
     rows = read(str(tiny.write_rows(tmp_path / "t.jsonl", [PAIRS[0] | {"lang": "en"}])))
     assert rows[0].ignored == ("lang",)
     turn = {"role": "user", "content": "hi", "weight": 1, "name": None}
@@ -90,14 +93,16 @@ def test_other_columns_are_named_not_used(tmp_path):
 
 
 def user(text: Any) -> dict[str, Any]:
+    """A user turn."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: Any) -> dict[str, Any]:
+    """An assistant turn."""
     return {"role": "assistant", "content": text}
 
 
-BAD = {
+BAD: dict[str, tuple[Any, str]] = {
     "null completion": ({"prompt": "a", "completion": None}, "completion: is null"),
     "number": ({"prompt": "a", "completion": 4}, "completion: is a number (4); text is expected"),
     "empty completion": ({"prompt": "a", "completion": " \n"}, "completion: is empty"),
@@ -118,10 +123,13 @@ BAD = {
     "assistant first": ({"messages": [assistant("a")]}, "messages: the first turn is assistant"),
     "tool call": (
         {"messages": [user("a"), assistant("b") | {"tool_calls": [{"name": "f"}]}]},
-        "messages[1].tool_calls: is not supported",
+        "messages[1].tool_calls: is not supported; a turn has role and content only",
     ),
     "reasoning": ({"messages": [user("a"), assistant("b") | {"thinking": "hm"}]}, "messages[1].thinking: is not"),
-    "tools": ({"messages": [user("a"), assistant("b")], "tools": [{}]}, "tools: is not supported"),
+    "tools": (
+        {"messages": [user("a"), assistant("b")], "tools": [{}]},
+        "tools: is not supported; a turn has role and content only",
+    ),
     "alpaca": (
         {"id": "1", "instruction": "a", "output": "c"},
         "columns id, instruction, output: rename instruction to prompt and rename output to completion",
@@ -136,17 +144,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_the_first_bad_row_is_named_by_file_line_and_key(tmp_path, name):
-    bad, told = BAD[name]
+def test_names_file_line_and_key_of_the_first_bad_row(tmp_path: Path, name: str) -> None:
+    bad, words = BAD[name]
     path = tiny.write_rows(tmp_path / "train.jsonl", [PAIRS[0], PAIRS[1], bad, bad])
     with pytest.raises(RecipeError) as caught:
         read(str(path))
     assert str(caught.value).startswith(f"{path}:3: ")
-    assert told in str(caught.value)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_bad_row_is_found_in_every_kind_of_file(tmp_path):
+def test_finds_a_bad_row_in_every_kind_of_file(tmp_path: Path) -> None:
     for name in ("t.csv", "t.parquet"):
         with pytest.raises(RecipeError, match=rf"{name}:\d: completion: is (empty|null)"):
             read(str(WRITERS[name](tmp_path / name, [PAIRS[0], {"id": "c", "prompt": "x", "completion": None}])))
@@ -155,7 +163,7 @@ def test_a_bad_row_is_found_in_every_kind_of_file(tmp_path):
 BROKEN = {
     "t.jsonl": [
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', r"t.jsonl:2: not JSON: .* column \d+"),
-        (b'[\n{"prompt": "a"}]', r"t.jsonl:1: not JSON.*one object a line"),
+        (b'[\n{"prompt": "a"}]', r"t.jsonl:1: not JSON.*one object per line"),
         (b"", "t.jsonl: is empty"),
         (b"\n\n", "t.jsonl: is empty"),
         (b'{"prompt": "caf\xe9"}\n', r"t.jsonl:1: not UTF-8 text \(byte 16"),
@@ -170,20 +178,22 @@ BROKEN = {
     ],
     "t.parquet": [(b"PAR1 nothing", "t.parquet: not a Parquet file")],
     "t.jsonl.gz": [(b"not gzip", "t.jsonl.gz: cannot be read: Not a gzipped file")],
-    "t.json": [(b"[]", r"t.json: unknown kind of file; known are \.jsonl")],
+    "t.json": [(b"[]", r"t.json: unknown kind of file; try \.jsonl")],
 }
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in BROKEN.items() for case in cases])
-def test_broken_files_are_told_in_one_line(tmp_path, name, case):
-    content, told = case
+def test_reports_a_broken_file_in_one_line(tmp_path: Path, name: str, case: tuple[bytes, str]) -> None:
+    content, words = case
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RecipeError, match=told) as caught:
+    with pytest.raises(RecipeError, match=words) as caught:
         read(str(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_where_it_was_looked_for_and_the_nearest_name(tmp_path, monkeypatch):
+def test_names_the_searched_path_and_the_nearest_name_of_a_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.write_rows(tmp_path / "data/train.jsonl", PAIRS)
     with pytest.raises(RecipeError, match=rf"looked for {tmp_path}/data/trian.jsonl\); did you mean 'train.jsonl'\?"):
@@ -197,21 +207,23 @@ def test_a_missing_file_names_where_it_was_looked_for_and_the_nearest_name(tmp_p
     assert len(read("data/train.jsonl")) == 2
 
 
-def test_an_absent_hub_data_set_is_the_machines_lack(monkeypatch):
+def test_reports_an_unreachable_hub_data_set_as_machine_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(MachineError, match=r"nobody/nothing-2\.5: .*HF_HUB_OFFLINE is set") as caught:
+    with pytest.raises(MachineError, match=r"nobody/nothing-2\.5: is not a file, .*HF_HUB_OFFLINE is set") as caught:
         read("nobody/nothing-2.5")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"),
+    ("source", "named"),
     [("me/set", ("me/set", "validation")), ("me/set-2.5:test", ("me/set-2.5", "test"))],
 )
-def test_a_hub_data_set_is_read_by_split_without_code(monkeypatch, source, asked):
+def test_reads_a_hub_data_set_by_split_without_code(
+    monkeypatch: pytest.MonkeyPatch, source: str, named: tuple[str, str]
+) -> None:
     def load(name: str, **options: Any) -> list[dict[str, Any]]:
-        assert options == {"split": asked[1]}  # above all: nothing that lets it run code
-        assert name == asked[0]
+        assert options == {"split": named[1]}  # in particular no trust_remote_code
+        assert name == named[0]
         return PAIRS
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -220,20 +232,22 @@ def test_a_hub_data_set_is_read_by_split_without_code(monkeypatch, source, asked
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "words"),
     [
         (
             RuntimeError("Dataset scripts are no longer supported, but found set.py"),
-            "runs code is refused: Dataset scripts",
+            "data sets that run code are not allowed: Dataset scripts",
         ),
         (ValueError("Unknown split \"trian\". Should be one of ['train'].\nmore"), "me/set: Unknown split"),
     ],
 )
-def test_a_hub_data_set_that_cannot_be_used_is_refused(monkeypatch, error, told):
+def test_refuses_a_hub_data_set_with_code_or_without_the_split(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(RecipeError, match=told) as caught:
+    with pytest.raises(RecipeError, match=words) as caught:
         read("me/set")
     assert "\n" not in str(caught.value)

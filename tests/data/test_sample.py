@@ -1,4 +1,4 @@
-"""The shipped sample: well annotated, and its test rows use phrasings and values that do not occur in train."""
+"""The shipped sample: values are quoted from the orders; test shares no phrasing and no value with train."""
 
 import json
 import re
@@ -14,9 +14,9 @@ SIZES = {"train": 600, "validation": 80, "test": 120}
 
 def rows(part: str) -> list[tuple[str, dict[str, Any]]]:
     """Each row's order and its true answer."""
-    read = [json.loads(line)["messages"] for line in (SAMPLE / f"{part}.jsonl").read_text().splitlines()]
-    assert all([turn["role"] for turn in row] == ["system", "user", "assistant"] for row in read)
-    return [(row[1]["content"], json.loads(row[2]["content"])) for row in read]
+    messages = [json.loads(line)["messages"] for line in (SAMPLE / f"{part}.jsonl").read_text().splitlines()]
+    assert all([turn["role"] for turn in row] == ["system", "user", "assistant"] for row in messages)
+    return [(row[1]["content"], json.loads(row[2]["content"])) for row in messages]
 
 
 def skeleton(text: str, answer: dict[str, Any]) -> str:
@@ -33,32 +33,32 @@ def runs_of_five(text: str) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("part", SIZES)
-def test_every_value_stands_in_its_order_word_for_word(part: str) -> None:
-    found = rows(part)
-    assert len(found) == SIZES[part]
-    for text, answer in found:
+def test_quotes_every_value_from_its_order(part: str) -> None:
+    orders = rows(part)
+    assert len(orders) == SIZES[part]
+    for text, answer in orders:
         assert set(answer) == {"intent", "slots"}
         assert all(value in text for value in answer["slots"].values()), text
 
 
-def test_test_rows_share_no_value_with_train() -> None:
+def test_shares_no_value_between_test_and_train() -> None:
     values = {part: {value.lower() for _, answer in rows(part) for value in answer["slots"].values()} for part in SIZES}
     assert not values["test"] & values["train"]
 
 
-def test_test_rows_share_no_phrasing_with_train() -> None:
+def test_shares_no_phrasing_between_test_and_train() -> None:
     train, test = rows("train"), rows("test")
     assert not {skeleton(*row) for row in test} & {skeleton(*row) for row in train}
     seen = set().union(*(runs_of_five(text) for text, _ in train))
     assert not [text for text, _ in test if runs_of_five(text) & seen]
 
 
-def test_no_phrasing_stands_twice() -> None:
+def test_repeats_no_phrasing() -> None:
     for part in SIZES:
         skeletons = [skeleton(*row) for row in rows(part)]
         assert len(set(skeletons)) == len(skeletons)
 
 
-def test_every_intent_of_the_test_is_learned() -> None:
+def test_trains_on_every_intent_of_the_test() -> None:
     intents = {part: {answer["intent"] for _, answer in rows(part)} for part in SIZES}
     assert intents["test"] == intents["train"]

@@ -274,5 +274,5 @@ def test_no_held_out_rows_is_an_error_of_the_recipe(tmp_path: Path) -> None:
     rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(10))
     run = made(tmp_path, data={"train": str(rows), "eval_fraction": 0.2})
     run.recipe_file.write_text(run.recipe_file.read_text().replace("eval_fraction: 0.2", "eval_fraction: 0.0"))
-    with pytest.raises(RecipeError, match=r"data: has no held-out rows; give data.test, data.eval or"):
+    with pytest.raises(RecipeError, match=r"data: has no held-out rows; set data.test, data.eval or"):
         evaluate(run)

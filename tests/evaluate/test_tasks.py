@@ -13,17 +13,18 @@ from llmtune.errors import MachineError, RecipeError
 from llmtune.evaluate import tasks as tasks_module
 from llmtune.evaluate.harness import harness
 from llmtune.evaluate.tasks import load_tasks
-from tests.support import ROOT, tiny
+from tests.support import tiny
 from tests.support.suites import HARNESS, load, mine
 
-SHARED = ROOT.parent / "shared" / "data" / "eval_suites"
-FILES = {
-    "arc_easy": "test.jsonl",
-    "piqa": "validation.jsonl",
-    "boolq": "validation.jsonl.gz",
-    "copa": "validation.jsonl",
-}
 COPA = {"premise": "It rained.", "choice1": "The street got wet.", "choice2": "The sun rose.", "question": "effect"}
+CHOICES = {"text": ["ice", "steam", "sand", "wood"], "label": ["A", "B", "C", "D"]}
+PUBLIC: dict[str, dict[str, Any]] = {
+    "arc_easy": {"question": "What does water become when it freezes?", "choices": CHOICES, "answerKey": "A"},
+    "piqa": {"goal": "Dry a wet floor.", "sol1": "Use a mop.", "sol2": "Use a hammer.", "label": 0},
+    "boolq": {"passage": "Ice is frozen water.", "question": "is ice made of water", "label": 1},
+    "copa": COPA | {"label": 0},
+}
+"""A row of each public task, with the columns of its data set."""
 
 
 @pytest.fixture(autouse=True)
@@ -117,42 +118,43 @@ def test_held_out_rows_alone_need_no_index(tmp_path: Path, monkeypatch: pytest.M
     assert from_suite(tmp_path, "tasks: [held_out]") == []
 
 
-def needs_shared() -> None:
-    """Skip where the public sets are not beside the checkout."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the public evaluation sets in {SHARED}")
+def public_rows(folder: Path, name: str, count: int) -> Path:
+    """A file of rows of a public task; BoolQ's is compressed."""
+    rows = tiny.write_rows(folder / f"{name}.jsonl", [PUBLIC[name]] * count)
+    if name != "boolq":
+        return rows
+    packed = rows.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(rows.read_bytes()))
+    return packed
 
 
-def local_suite() -> str:
-    """A suite of four public tasks on local files."""
-    return "tasks:\n" + "".join(f"- {{task: {name}, rows: {SHARED / name / file}}}\n" for name, file in FILES.items())
+def public_suite(folder: Path) -> str:
+    """A suite of four public tasks on local files of three to six rows."""
+    files = {name: public_rows(folder, name, count) for count, name in enumerate(PUBLIC, 3)}
+    return "tasks:\n" + "".join(f"- {{task: {name}, rows: {file}}}\n" for name, file in files.items())
 
 
-def test_four_public_tasks_run_on_local_files(tmp_path: Path) -> None:
-    needs_shared()
-    wide = tiny.model(max_position_embeddings=2048)
-    found = harness(wide, tiny.tokenizer(), from_suite(tmp_path, local_suite()), limit=2)
+def test_scores_four_public_tasks_on_local_files(tmp_path: Path) -> None:
+    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, public_suite(tmp_path)), limit=2)
     assert {name: (one["n"], one["of"], one["truncated"]) for name, one in found.items()} == {
-        "arc_easy": (2, 2376, 0),
-        "piqa": (2, 1838, 0),
-        "boolq": (2, 3270, 0),
-        "copa": (2, 100, 0),
+        "arc_easy": (2, 3, 0),
+        "piqa": (2, 4, 0),
+        "boolq": (2, 5, 0),
+        "copa": (2, 6, 0),
     }
 
 
-def test_a_task_file_may_include_the_harness_own_and_change_its_rows(tmp_path: Path) -> None:
-    needs_shared()
+def test_task_file_includes_one_of_lm_eval_and_changes_its_rows(tmp_path: Path) -> None:
+    rows = public_rows(tmp_path, "arc_easy", 4)
     lines = ["task: arc_here", f"include: {HARNESS / 'arc/arc_easy.yaml'}", "dataset_path: json", "dataset_name: null"]
-    lines += [f"dataset_kwargs: {{data_files: {{test: {SHARED / 'arc_easy/test.jsonl'}}}}}"]
-    lines += ["training_split: null", "validation_split: null"]
+    lines += [f"dataset_kwargs: {{data_files: {{test: {rows}}}}}", "training_split: null", "validation_split: null"]
     (tmp_path / "arc_here.yaml").write_text("\n".join(lines))
     found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, "tasks: [arc_here.yaml]"), limit=3)
-    assert found["arc_here"]["n"] == 3
+    assert (found["arc_here"]["n"], found["arc_here"]["of"]) == (3, 4)
     assert set(found["arc_here"]["metrics"]) == {"acc", "acc_norm"}
 
 
 @pytest.mark.slow
-def test_the_whole_index_knows_the_tasks_of_the_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_index_knows_the_tasks_of_the_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "TaskManager", TaskManager)
-    needs_shared()
-    assert [task.task_name for task in from_suite(tmp_path, local_suite())] == list(FILES)
+    assert [task.task_name for task in from_suite(tmp_path, public_suite(tmp_path))] == list(PUBLIC)

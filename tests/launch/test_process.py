@@ -1,4 +1,4 @@
-"""What comes back from a launch: exit codes, an orderly end after a stop, and the processes asked for."""
+"""Child processes: their exit codes and messages, an orderly end after a stop signal, and their number."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from llmtune.launch.process import execute
 ended = execute(sys.argv[2:], training_environment(1, 2), launcher=sys.argv[1] == "launcher")
 sys.exit(ended.code)
 """
-# A launcher as accelerate's: it starts the training and turns every failure into 1; Ctrl-C ends it at once.
+# A launcher like accelerate's: it starts the training and turns every failure into 1; Ctrl-C ends it at once.
 LAUNCHER = "import subprocess, sys\nsys.exit(min(1, subprocess.Popen([sys.executable, *sys.argv[1:]]).wait()))"
 TRAINING = """
 import signal, sys, time
@@ -35,7 +35,7 @@ folder, times = Path(sys.argv[1]), 0
 def ask(number, frame):
     global times
     times += 1
-    (folder / f"asked-{times}").touch()
+    (folder / f"signal-{times}").touch()
     if sys.argv[2] == "orderly":
         time.sleep(0.5)
         (folder / "checkpoint").touch()
@@ -45,7 +45,7 @@ signal.signal(signal.SIGTERM, ask)
 while True:
     time.sleep(60)
 """
-# What the real launcher starts: it says what it found.
+# A program for the real launcher: it prints what it sees.
 PROBE = """
 import json, os, time
 from accelerate import PartialState
@@ -71,7 +71,7 @@ def execute(*arguments: str, launcher: bool = True) -> int:
 
 def stoppable(folder: Path, manner: str, alone: bool = False) -> subprocess.Popen[bytes]:
     """A process that executes a launcher that started a training; it is in a group of its own, as under a shell."""
-    training = [script(folder, "training.py", TRAINING), folder, manner]
+    training = [script(folder, "training.py", TRAINING), str(folder), manner]
     words = ["launcher", sys.executable, script(folder, "launcher.py", LAUNCHER), *training]
     if alone:
         words = ["alone", sys.executable, *training]
@@ -89,23 +89,23 @@ def wait_for(file: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 4, 130])
-def test_execute_returns_the_childs_code(code: int) -> None:
+def test_returns_the_childs_exit_code(code: int) -> None:
     assert execute(f"raise SystemExit({code})") == code
 
 
-def test_execute_returns_128_and_the_signal_of_a_killed_child() -> None:
+def test_returns_128_plus_the_signal_of_a_killed_child() -> None:
     assert execute("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
     assert execute("import os, signal; os.kill(os.getpid(), signal.SIGINT)") == 130
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 130])
-def test_a_training_s_code_survives_a_launcher_that_says_1(tmp_path: Path, code: int) -> None:
+def test_keeps_the_exit_code_through_a_launcher_that_returns_1(tmp_path: Path, code: int) -> None:
     leave = script(tmp_path, "leave.py", f"from llmtune.launch.process import exit_process\nexit_process({code})")
     assert execute(LAUNCHER, leave) == code
     assert EXIT_FILE not in os.environ
 
 
-def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
+def test_returns_the_code_of_the_first_rank_to_fail(tmp_path: Path) -> None:
     leave = script(
         tmp_path,
         "leave.py",
@@ -115,22 +115,22 @@ def test_the_first_rank_to_fail_gives_the_code(tmp_path: Path) -> None:
     assert execute(ranks, leave) == 3
 
 
-def test_a_rank_that_fails_ends_before_anything_can_abort_it(tmp_path: Path) -> None:
-    leave = "import atexit, os; from llmtune.launch import process; atexit.register(os.abort); print('said'); "
+def test_failed_rank_exits_before_anything_can_abort_it(tmp_path: Path) -> None:
+    leave = "import atexit, os; from llmtune.launch import process; atexit.register(os.abort); print('printed'); "
     leave += "process.exit_process(4)"
     env = {**os.environ, "WORLD_SIZE": "2"}
     result = subprocess.run([sys.executable, "-c", leave], env=env, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (4, "said\n")
+    assert (result.returncode, result.stdout) == (4, "printed\n")
 
 
-def test_what_the_training_said_comes_back_with_its_code(tmp_path: Path) -> None:
+def test_returns_the_trainings_message_with_its_code(tmp_path: Path) -> None:
     tell = "from llmtune import errors\nfrom llmtune.launch import process\n"
     tell += "process.exit_process(process.report_failure(errors.ProofError('a line, with ünïcode')))"
     ended = process.execute([sys.executable, "-c", tell], training_environment(1, 1), launcher=False)
-    assert (ended.code, ended.said) == (5, "a line, with ünïcode")
+    assert (ended.code, ended.message) == (5, "a line, with ünïcode")
 
 
-def test_told_without_a_launch_a_line_goes_to_stderr(
+def test_reports_on_stderr_without_a_launch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(EXIT_FILE, raising=False)
@@ -138,7 +138,7 @@ def test_told_without_a_launch_a_line_goes_to_stderr(
     assert capsys.readouterr().err == "llmtune: wrong\n"
 
 
-def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exits_plainly_without_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(EXIT_FILE, raising=False)
     for code in (0, 4, 130):
         with pytest.raises(SystemExit) as caught:
@@ -146,7 +146,7 @@ def test_leave_without_a_launch_is_a_plain_exit(monkeypatch: pytest.MonkeyPatch)
         assert caught.value.code == code
 
 
-def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_while_saving(
+def test_stopped_rank_exits_with_0_so_that_others_finish_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EXIT_FILE, str(tmp_path / "code"))
@@ -159,27 +159,25 @@ def test_after_a_stop_a_rank_ends_without_failure_so_that_no_other_is_killed_whi
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
-def test_a_stop_waits_for_the_trainings_checkpoint(
-    tmp_path: Path, number: signal.Signals, whole_group: bool, alone: bool
-) -> None:
+def test_stop_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals, whole_group: bool, alone: bool) -> None:
     started = stoppable(tmp_path, "orderly", alone)
     (os.killpg if whole_group else os.kill)(started.pid, number)
     assert started.wait(30) == 128 + number
     assert (tmp_path / "checkpoint").exists()
-    assert not (tmp_path / "asked-2").exists()
+    assert not (tmp_path / "signal-2").exists()
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
-def test_the_third_stop_kills_a_training_that_does_not_end(tmp_path: Path, alone: bool) -> None:
+def test_third_stop_kills_a_training_that_does_not_end(tmp_path: Path, alone: bool) -> None:
     started = stoppable(tmp_path, "stubborn", alone)
     for count in (1, 2):
         os.killpg(started.pid, signal.SIGINT)
-        wait_for(tmp_path / f"asked-{count}")
+        wait_for(tmp_path / f"signal-{count}")
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait(30) == 130
 
 
-def test_a_stop_before_the_training_began_ends_it_at_once_and_in_silence(tmp_path: Path) -> None:
+def test_stop_before_training_begins_ends_it_at_once_and_silently(tmp_path: Path) -> None:
     waits = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
     for words in (["launcher"], ["alone"]):
         words += [sys.executable, "-c", waits]
@@ -191,7 +189,7 @@ def test_a_stop_before_the_training_began_ends_it_at_once_and_in_silence(tmp_pat
         (tmp_path / "up").unlink()
 
 
-def test_execute_gives_the_signals_back() -> None:
+def test_restores_signal_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     execute("pass")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
@@ -216,41 +214,39 @@ def probe(folder: Path, name: str, count: int, **env: str) -> subprocess.Popen[s
 
 
 def facts(started: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """What each process of a probe found, by rank."""
+    """What each process of a probe printed, by rank."""
     out = started.communicate(timeout=120)[0]
     assert started.returncode == 0
-    found = [json.loads(line.removeprefix("PROBE ")) for line in out.splitlines() if line.startswith("PROBE ")]
-    return sorted(found, key=lambda one: one["rank"])
+    printed = [json.loads(line.removeprefix("PROBE ")) for line in out.splitlines() if line.startswith("PROBE ")]
+    return sorted(printed, key=lambda one: one["rank"])
 
 
 @pytest.mark.slow
-def test_two_launches_on_the_cpu_at_once_are_two_processes_each_joined_by_gloo(tmp_path: Path) -> None:
+def test_two_launches_at_once_get_two_processes_each_joined_by_gloo(tmp_path: Path) -> None:
     both = [facts(started) for started in [probe(tmp_path, "multi_cpu", 2, TOGETHER="3") for _ in range(2)]]
-    for found in both:
-        assert [one["rank"] for one in found] == [0, 1]
-        assert {(one["world"], one["backend"]) for one in found} == {(2, "gloo")}
-        assert len({one["MASTER_PORT"] for one in found}) == 1
+    for ranks in both:
+        assert [one["rank"] for one in ranks] == [0, 1]
+        assert {(one["world"], one["backend"]) for one in ranks} == {(2, "gloo")}
+        assert len({one["MASTER_PORT"] for one in ranks}) == 1
     assert both[0][0]["MASTER_PORT"] != both[1][0]["MASTER_PORT"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("cpu", 1), ("multi_cpu", 2)])
-def test_a_default_config_of_accelerate_in_the_home_folder_changes_nothing(
-    tmp_path: Path, name: str, count: int
-) -> None:
+def test_ignores_accelerates_default_config_in_the_home_folder(tmp_path: Path, name: str, count: int) -> None:
     cache = tmp_path / "home" / ".cache" / "huggingface"
     hostile = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1}
     hostile |= {"num_processes": 3, "main_process_port": 1, "mixed_precision": "fp16", "gpu_ids": "7,8", "debug": True}
     (cache / "accelerate").mkdir(parents=True)
     (cache / "accelerate" / "default_config.yaml").write_text(yaml.safe_dump(hostile))
-    found = facts(probe(tmp_path, name, count, HOME=str(tmp_path / "home"), HF_HOME=str(cache)))
-    assert len(found) == count
-    for one in found:
+    ranks = facts(probe(tmp_path, name, count, HOME=str(tmp_path / "home"), HF_HOME=str(cache)))
+    assert len(ranks) == count
+    for one in ranks:
         assert (one["world"], one["ACCELERATE_MIXED_PRECISION"], one["LLMTUNE_WORLD"]) == (count, "no", str(count))
 
 
 @pytest.mark.slow
-def test_without_its_own_config_the_launcher_would_follow_the_one_in_the_home_folder(tmp_path: Path) -> None:
+def test_launcher_would_follow_the_home_folder_without_a_config(tmp_path: Path) -> None:
     cache = tmp_path / "accelerate"
     cache.mkdir()
     shutil.copy(config_file("cpu"), cache / "default_config.yaml")

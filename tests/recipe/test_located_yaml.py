@@ -1,4 +1,4 @@
-"""Recipe files: whatever is no plain, small YAML mapping is one line with its place."""
+"""Recipe files: whatever is not a small, plain YAML mapping is one line with its place."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 from llmtune import recipe
 from llmtune.recipe.located_yaml import LIMIT_BYTES
-from tests.support.recipes import GOOD, said, write
+from tests.support.recipes import GOOD, load_error, write
 
 BROKEN = [
     ("", 1, "", "is empty; a mapping of sections (model, data, method, ...) is expected"),
@@ -19,7 +19,7 @@ BROKEN = [
     (GOOD + "train:\n\tepochs: 1\n", 5, "", "not YAML"),
     ("a: b: c\n", 1, "", "not YAML: mapping values are not allowed here"),
     (GOOD + "---\n" + GOOD, 4, "", "not YAML: but found another document"),
-    (GOOD + "train: {epochs: 1}\ndata: {train: b}\n", 5, "data", "duplicate key; it stands at recipe.yaml:2 too"),
+    (GOOD + "train: {epochs: 1}\ndata: {train: b}\n", 5, "data", "duplicate key; it is also set at recipe.yaml:2"),
     (GOOD + "train: {seed: 1, seed: 2}", 4, "train.seed", "duplicate key"),
     ("x: &a 1\ny: *a\n", 2, "", "aliases (*a) are not allowed; write the value out"),
     ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", 2, "", "aliases"),
@@ -32,17 +32,17 @@ BROKEN = [
     ("x: !!python/name:os.system\n", 1, "x", "is not allowed; a recipe is plain data"),
     ("x: !mine {a: 1}\n", 1, "x", "the tag '!mine' is not allowed"),
     ("x: !!binary aGVsbG8=\n", 1, "x", "is not allowed"),
-    (GOOD + "? [a]\n: 1\n", 4, "", "a key is a single word"),
-    ("x: " + "[" * 40 + "]" * 40, 1, "", "nested more than 32 deep"),
-    ("[" * 100_000, 1, "", "nested more than 32 deep"),
+    (GOOD + "? [a]\n: 1\n", 4, "", "a key must be a single word"),
+    ("x: " + "[" * 40 + "]" * 40, 1, "", "nested more than 32 levels deep"),
+    ("[" * 100_000, 1, "", "nested more than 32 levels deep"),
     (b"model: \x00\n", 1, "", "not YAML: special characters are not allowed"),
     (GOOD + "train: {epochs: on}", 4, "train.epochs", 'on is true in YAML; write true or false, or "on" in quotes'),
     (GOOD + "train: {activation_checkpointing: yes}", 4, "train.activation_checkpointing", "yes is true in YAML"),
     (GOOD + "train: {activation_checkpointing: Off}", 4, "train.activation_checkpointing", "Off is false in YAML"),
     (GOOD.replace("some/model", "no"), 1, "model.base", 'no is false in YAML; write true or false, or "no" in quotes'),
-    (GOOD + "train: {seed: 010}", 4, "train.seed", "010 is no plain decimal number"),
-    (GOOD + "train: {seed: 1:30}", 4, "train.seed", "1:30 is no plain decimal number"),
-    (GOOD + "train: {seed: !!int x}", 4, "train.seed", "x is no plain decimal number"),
+    (GOOD + "train: {seed: 010}", 4, "train.seed", "010 is not a plain decimal number"),
+    (GOOD + "train: {seed: 1:30}", 4, "train.seed", "1:30 is not a plain decimal number"),
+    (GOOD + "train: {seed: !!int x}", 4, "train.seed", "x is not a plain decimal number"),
     (GOOD + "train: {epochs: !!float x}", 4, "train.epochs", "not a valid float: 'x'"),
     (GOOD + f"train: {{seed: {'9' * 5000}}}", 4, "train.seed", "not a valid int"),
     (GOOD.replace("{base: some/model}", "{base: a, revision: 2024-01-01}"), 1, "model.revision", "is a date in YAML"),
@@ -50,36 +50,38 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "line", "key", "words"), BROKEN, ids=lambda value: str(value)[-40:])
-def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str | bytes, line: int, key: str, words: str) -> None:
-    message = said(write(tmp_path, text))
+def test_reports_a_mistake_in_one_line(tmp_path: Path, text: str | bytes, line: int, key: str, words: str) -> None:
+    message = load_error(write(tmp_path, text))
     assert message.startswith(f"recipe.yaml:{line}: {key + ': ' if key else ''}"), message
     assert words in message
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
-    assert said(write(tmp_path, b"\x80\x81\xff")) == "recipe.yaml: cannot be read: it is not UTF-8 text"
-    assert said(write(tmp_path, GOOD.encode("utf-16"))) == "recipe.yaml: cannot be read: it is not UTF-8 text"
+def test_refuses_files_that_are_not_text(tmp_path: Path) -> None:
+    assert load_error(write(tmp_path, b"\x80\x81\xff")) == "recipe.yaml: cannot be read: it is not UTF-8 text"
+    assert load_error(write(tmp_path, GOOD.encode("utf-16"))) == "recipe.yaml: cannot be read: it is not UTF-8 text"
 
 
-def test_more_than_a_mebibyte_is_refused_unread(tmp_path: Path) -> None:
+def test_refuses_more_than_a_mebibyte_unread(tmp_path: Path) -> None:
     text = GOOD + "#" * (LIMIT_BYTES - len(GOOD))
     assert recipe.load(write(tmp_path, text)).model.base == "some/model"
-    assert f"{LIMIT_BYTES + 1} bytes are more than a recipe may have" in said(write(tmp_path, text + "#"))
+    assert f"has {LIMIT_BYTES + 1} bytes; a recipe may have at most {LIMIT_BYTES}" in load_error(
+        write(tmp_path, text + "#")
+    )
 
 
-def test_a_missing_file_names_the_nearest_one(tmp_path: Path) -> None:
+def test_names_the_nearest_file(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
-    assert said(tmp_path / "recip.yaml") == "recip.yaml: no such file; did you mean recipe.yaml?"
-    assert said(tmp_path / "x" / "recipe.yaml") == "recipe.yaml: no such file"
+    assert load_error(tmp_path / "recip.yaml") == "recip.yaml: no such file; did you mean recipe.yaml?"
+    assert load_error(tmp_path / "x" / "recipe.yaml") == "recipe.yaml: no such file"
 
 
-def test_a_folder_and_a_device_are_no_recipes(tmp_path: Path) -> None:
-    assert said(tmp_path).endswith(": is a folder; give a file")
+def test_refuses_a_folder_and_a_device(tmp_path: Path) -> None:
+    assert load_error(tmp_path).endswith(": is a folder; give a file")
     write(tmp_path, GOOD)
-    assert said(tmp_path).endswith(f": is a folder; give a file, such as {tmp_path.name}/recipe.yaml")
-    assert said(Path("/dev/null")) == "null: is not a regular file"
+    assert load_error(tmp_path).endswith(f": is a folder; give a file, such as {tmp_path.name}/recipe.yaml")
+    assert load_error(Path("/dev/null")) == "null: is not a regular file"
 
 
-def test_a_byte_order_mark_and_json_are_read(tmp_path: Path) -> None:
+def test_reads_json_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert recipe.load(write(tmp_path, "\ufeff" + GOOD)).method.kind == "full"
     assert recipe.load(write(tmp_path, json.dumps(yaml.safe_load(GOOD), indent=2))).method.kind == "full"

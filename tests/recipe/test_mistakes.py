@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from llmtune import recipe
-from tests.support.recipes import GOOD, method, said, write
+from tests.support.recipes import GOOD, load_error, method, write
 from tests.support.schema import violations
 
 UNKNOWN = [
@@ -108,8 +108,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "line", "key", "words"), [*UNKNOWN, *WRONG], ids=lambda value: str(value)[-40:])
-def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str | bytes, line: int, key: str, words: str) -> None:
-    message = said(write(tmp_path, text))
+def test_reports_a_mistake_in_one_line(tmp_path: Path, text: str | bytes, line: int, key: str, words: str) -> None:
+    message = load_error(write(tmp_path, text))
     assert message.startswith(f"recipe.yaml:{line}: {key + ': ' if key else ''}"), message
     assert words in message
 
@@ -139,8 +139,8 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path, text: str | bytes, line: 
         ("method.stages.0.until=1", "method.stages: unknown key for kind full; staged has it"),
     ],
 )
-def test_a_wrong_override_names_itself_and_no_line(tmp_path: Path, override: str, words: str) -> None:
-    message = said(write(tmp_path, GOOD + "train: {epochs: 1}\n"), override)
+def test_names_a_wrong_override_and_no_line(tmp_path: Path, override: str, words: str) -> None:
+    message = load_error(write(tmp_path, GOOD + "train: {epochs: 1}\n"), override)
     assert message.startswith(f"--set {override}: "), message
     assert words in message
     assert "recipe.yaml" not in message
@@ -149,14 +149,14 @@ def test_a_wrong_override_names_itself_and_no_line(tmp_path: Path, override: str
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("method.reaches.3=1", "method.reaches is a list and '3' is none of its places; valid: 0 to 2"),
-        ("method.reaches.-1=1", "'-1' is none of its places"),
-        ("method.reaches.first=1", "'first' is none of its places"),
+        ("method.reaches.3=1", "method.reaches is a list and '3' is not an index of it; try 0 to 2"),
+        ("method.reaches.-1=1", "'-1' is not an index of it"),
+        ("method.reaches.first=1", "'first' is not an index of it"),
         ("method.reaches.0=alll", "method.reaches.0: a number or all is expected, got 'alll'; did you mean 'all'?"),
     ],
 )
-def test_a_wrong_place_in_a_list_is_told(tmp_path: Path, override: str, words: str) -> None:
-    message = said(write(tmp_path, method("{kind: gradual, reaches: [1, 2, all]}")), override)
+def test_reports_a_wrong_index_of_a_list(tmp_path: Path, override: str, words: str) -> None:
+    message = load_error(write(tmp_path, method("{kind: gradual, reaches: [1, 2, all]}")), override)
     assert message.startswith(f"--set {override}: method.reaches")
     assert words in message
 
@@ -166,7 +166,7 @@ BEYOND = ("lr: [1.0]}", "decay: 0.9", "{until: 0.5}", ".nan", ".inf", "8.0}")
 
 
 @pytest.mark.parametrize("text", [text for text, *_ in [*UNKNOWN, *WRONG] if not any(mark in text for mark in BEYOND)])
-def test_the_schema_refuses_what_does_not_load(text: str) -> None:
+def test_schema_rejects_what_does_not_load(text: str) -> None:
     root = recipe.schema()
     assert violations(yaml.safe_load(text), root, root) != []
 
@@ -178,5 +178,5 @@ def test_the_schema_refuses_what_does_not_load(text: str) -> None:
         ("prefix_limit_gb: 4", "memory.prefix_limit_gb: is now memory.cache_limit_gb"),
     ],
 )
-def test_a_key_of_an_earlier_version_is_answered_with_the_new_one(tmp_path: Path, old: str, new: str) -> None:
-    assert new in said(write(tmp_path, GOOD + f"memory: {{{old}}}\n"))
+def test_answers_an_old_key_with_the_new_one(tmp_path: Path, old: str, new: str) -> None:
+    assert new in load_error(write(tmp_path, GOOD + f"memory: {{{old}}}\n"))

@@ -1,4 +1,4 @@
-"""Suites and task files: what they may say, and that none of them brings code."""
+"""Suites and task files: what they may contain, and that none of them contains code."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from tests.support.suites import HARNESS, load, named
 
 
 @pytest.mark.parametrize("file", sorted(shipped_folder("eval").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_suite_loads_by_its_name(tmp_path: Path, file: Path) -> None:
-    found = named(tmp_path, file.stem)
-    assert found.tasks
-    assert found.path == file.absolute()
+def test_loads_every_shipped_suite_by_name(tmp_path: Path, file: Path) -> None:
+    suite = named(tmp_path, file.stem)
+    assert suite.tasks
+    assert suite.path == file.absolute()
 
 
-def test_three_suites_ship() -> None:
+def test_ships_three_suites() -> None:
     assert sorted(file.stem for file in shipped_folder("eval").glob("*.yaml")) == ["orders", "quick", "standard"]
 
 
@@ -34,19 +34,19 @@ def test_three_suites_ship() -> None:
         ("tasks: [!function os.system]", "suite.yaml:1: tasks.0: the tag '!function' is not allowed"),
     ],
 )
-def test_a_wrong_suite_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+def test_reports_a_wrong_suite_in_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError) as raised:
         load(tmp_path, text)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_suite_names_the_nearest_one(tmp_path: Path) -> None:
+def test_names_the_nearest_suite(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"r\.json:\d+: eval.suite: 'quik' is not one of .*did you mean 'quick'\?"):
         named(tmp_path, "quik")
 
 
-def test_the_suite_none_cannot_be_asked(tmp_path: Path) -> None:
+def test_refuses_to_load_the_suite_none(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"eval.suite: is none, so nothing is evaluated"):
         named(tmp_path, "none")
 
@@ -65,26 +65,26 @@ def test_the_suite_none_cannot_be_asked(tmp_path: Path) -> None:
         ("include: gone.yaml", "task.yaml:2: include: no such file"),
     ],
 )
-def test_a_task_file_that_brings_code_is_refused(tmp_path: Path, line: str, message: str) -> None:
+def test_refuses_a_task_file_with_code(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "task.yaml").write_text(f"task: mine\n{line}\n")
     with pytest.raises(RecipeError) as raised:
         load(tmp_path, "tasks: [task.yaml]")
     assert message in str(raised.value)
 
 
-def test_code_in_an_included_file_is_refused_too(tmp_path: Path) -> None:
+def test_refuses_code_in_an_included_file(tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("doc_to_text: !function utils.text\n")
     (tmp_path / "task.yaml").write_text("task: mine\ninclude: inner.yaml\n")
     with pytest.raises(RecipeError, match=r"inner.yaml:1: doc_to_text: the tag '!function' is not allowed"):
         load(tmp_path, "tasks: [task.yaml]")
 
 
-def test_files_of_the_harness_itself_may_be_included(tmp_path: Path) -> None:
+def test_includes_files_of_lm_eval(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(f"task: mine\ninclude: {HARNESS / 'super_glue/copa/default.yaml'}\n")
     assert load(tmp_path, "tasks: [task.yaml]").tasks == ("task.yaml",)
 
 
-def test_files_that_include_each_other_end(tmp_path: Path) -> None:
+def test_ends_at_files_that_include_each_other(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("task: mine\ninclude: other.yaml\n")
     (tmp_path / "other.yaml").write_text("include: task.yaml\n")
     assert load(tmp_path, "tasks: [task.yaml]").tasks

@@ -1,4 +1,4 @@
-"""Recipes as text, and what is said of those that do not load."""
+"""Recipes as text, and the error of one that does not load."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from llmtune import recipe
 from llmtune.errors import RecipeError
-from llmtune.methods.kinds import Facts
+from llmtune.plan.stages import Facts
 
 FACTS = Facts(blocks=30, hidden=576, parameters=134_515_008)
 GOOD = "model: {base: some/model}\ndata: {train: rows.jsonl}\nmethod: {kind: full}\n"
@@ -29,14 +29,14 @@ publish: {repo: me/my-model_1.0, weights: merged}
 
 
 def write(folder: Path, text: str | bytes) -> Path:
-    """A recipe file."""
+    """Write a recipe file."""
     file = folder / "recipe.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     return file
 
 
-def said(file: Path, *overrides: str) -> str:
-    """The one line that loading a file ends in, with the folder taken out."""
+def load_error(file: Path, *overrides: str) -> str:
+    """The one line in which loading a file ends, without its folder."""
     with pytest.raises(RecipeError) as caught:
         recipe.load(file, list(overrides))
     assert caught.value.exit_code == 2
@@ -46,5 +46,5 @@ def said(file: Path, *overrides: str) -> str:
 
 
 def method(text: str) -> str:
-    """A good recipe but for its method."""
+    """The recipe GOOD with another method."""
     return GOOD.replace("{kind: full}", text)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def violations(value: Any, rule: dict[str, Any], root: dict[str, Any], where: str = "recipe") -> list[str]:
-    """What of a value breaks a JSON schema, for the words of it that recipes use."""
+    """List what in a value violates a JSON schema."""
     handled = {"$ref", "$defs", "type", "properties", "required", "additionalProperties", "items", "anyOf", "oneOf"}
     handled |= {"enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "minItems"}
     handled |= {"pattern", "discriminator", "title", "description", "default", "examples"}
@@ -16,7 +16,14 @@ def violations(value: Any, rule: dict[str, Any], root: dict[str, Any], where: st
         if union in rule:
             tried = [violations(value, option, root, where) for option in rule[union]]
             return [] if [] in tried else [f"{where}: fits none of {len(tried)}: {tried}"]
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "boolean": bool,
+        "null": type(None),
+    }
     kinds["number"] = (int, float)
     if "type" in rule and (
         not isinstance(value, kinds[rule["type"]]) or (isinstance(value, bool) != (rule["type"] == "boolean"))
@@ -33,13 +40,13 @@ def violations(value: Any, rule: dict[str, Any], root: dict[str, Any], where: st
         "minItems" in rule and len(value) < rule["minItems"],
         "pattern" in rule and not re.search(rule["pattern"], value),
     ]
-    found = [f"{where}: {value!r} breaks {rule}"] if any(wrong) else []
+    errors = [f"{where}: {value!r} breaks {rule}"] if any(wrong) else []
     if isinstance(value, dict):
-        found += [f"{where}: {key} is missing" for key in rule.get("required", []) if key not in value]
+        errors += [f"{where}: {key} is missing" for key in rule.get("required", []) if key not in value]
         others = rule["additionalProperties"]
         for key, inner in value.items():
             known = rule.get("properties", {}).get(key, others)
-            found += violations(inner, known, root, f"{where}.{key}") if known else [f"{where}: {key} is unknown"]
+            errors += violations(inner, known, root, f"{where}.{key}") if known else [f"{where}: {key} is unknown"]
     if isinstance(value, list):
-        found += [text for item in value for text in violations(item, rule["items"], root, where)]
-    return found
+        errors += [text for item in value for text in violations(item, rule["items"], root, where)]
+    return errors

@@ -1,4 +1,4 @@
-"""Tiny random models and a byte-level tokenizer, made on the spot: nothing is downloaded."""
+"""Tiny random models and a byte-level tokenizer; nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
 def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """One token a byte, and the three special tokens of ChatML."""
+    """A tokenizer of one token per byte, and three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -29,7 +29,7 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 
 def config(kind: str = "llama", blocks: int = 2, hidden: int = 32, tied: bool = True, **more: Any) -> Any:
-    """A small configuration of a model type that transformers knows."""
+    """A small configuration of a model type of transformers."""
     size = {
         "vocab_size": len(SPECIAL) + 256,
         "hidden_size": hidden,
@@ -50,16 +50,16 @@ def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
 
 
 def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
-    """A base model folder as the Hub would give it: safetensors, tokenizer, template, generation config."""
-    made = model(kind, seed, **more)
-    made.generation_config.eos_token_id = 2
-    made.save_pretrained(folder)
+    """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config."""
+    base = model(kind, seed, **more)
+    base.generation_config.eos_token_id = 2
+    base.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A JSONL file."""
+    """Write a JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -74,7 +74,7 @@ def sums(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def write_recipe(path: Path, base: Path, rows: Path, method: dict[str, Any] | None = None, **sections: Any) -> Path:
-    """A recipe file (JSON is YAML) for a tiny base; `sections` add to or replace whole sections."""
+    """Write a recipe file (JSON is YAML) for a tiny base; `sections` are added or replace whole sections."""
     recipe = {
         "model": {"base": str(base), "precision": "fp32"},
         "data": {"train": str(rows), "eval_fraction": 0.2},

@@ -225,7 +225,7 @@ def tiny_recipe(folder: Path, **sections: Any) -> Path:
     [
         (1, 0.3, "nothing was trained yet"),
         (1, 3.0, "nothing was trained yet"),
-        (2, 4.0, "go on with: llmtune run runs/r"),
+        (2, 4.0, "continue with: llmtune run runs/r"),
     ],
 )
 def test_a_stop_while_the_training_still_imports_is_one_line(
