@@ -227,5 +227,5 @@ def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, 
     if policy.offloaded:
         return [*notes, "each block below is read from disk when it runs"]
     if not notes and size > policy.limit:
-        return [f"not cached; {size / 2**30:.2g} GB would pass memory.cache_limit_gb"]
+        return [f"not cached; {size / 2**30:.2g} GB exceeds memory.cache_limit_gb"]
     return notes or [NOT_WORTH_IT]
