@@ -98,7 +98,7 @@ class Run:
         files = ((self.path / name, facts) for name, facts in entry["files"].items())
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)
 
-    def mark(self, step: str, outputs: list[Path], **facts: object) -> None:
+    def mark(self, step: str, outputs: list[Path], **facts: Any) -> None:
         """Record that a step finished: its facts, and size and SHA-256 of each file in `outputs` (files or folders)."""
         for missing in (output for output in outputs if not output.exists()):
             raise LlmtuneError(f"{missing}: the step {step} should have left it and did not")

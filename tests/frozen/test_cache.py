@@ -34,7 +34,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_gradients_are_the_plain_paths(tmp_path: Path, method: str, tied: bool) -> None:
     ours = fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied))
-    assert ours[0].startswith("frozen blocks: kept below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
+    assert ours[0].startswith("frozen blocks: cached below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
     assert_equal(ours, fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied), keep=False))
 
 
@@ -44,7 +44,7 @@ def test_every_architecture_gives_the_plain_paths_losses_and_gradients(tmp_path:
         fit(tmp_path, GRADUAL, model=tiny.model(kind, blocks=4, **CALM.get(kind, {})), steps=6, eval_steps=4, **keep)
         for keep in ({"always": True}, {"keep": False})
     ]
-    assert "kept below block 2, 3" in runs[0][0]
+    assert "cached below block 2, 3" in runs[0][0]
     assert_equal(*runs)
 
 
@@ -93,7 +93,7 @@ def test_in_bf16_the_kept_path_is_as_near_as_batching(tmp_path: Path, method: st
         fit(tmp_path, METHODS[method], keep=keep, bf16=True, model=tiny.model(blocks=4).bfloat16())
         for keep in (True, False)
     ]
-    assert "kept below block 2" in runs[0][0]
+    assert "cached below block 2" in runs[0][0]
     ours, plain = ([entry["loss"] for entry in run[1] if "loss" in entry] for run in runs)
     assert ours == pytest.approx(plain, rel=2e-3)
 
@@ -104,7 +104,7 @@ def test_a_deeper_boundary_is_built_from_a_lower_one(tmp_path: Path) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda module, arguments, output: ran.append(arguments[0].shape))
     method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.1}
     ours = fit(tmp_path, method, model=model)
-    assert "kept below block 3" in ours[0]
+    assert "cached below block 3" in ours[0]
     assert "reused below block 2" in ours[0]
     assert len(ran) <= 2 * (1 + PROBED) + 1
     assert_equal(ours, fit(tmp_path, method, model=tiny.model(blocks=4), keep=False))
@@ -159,7 +159,7 @@ def test_a_damaged_or_foreign_file_is_built_again(tmp_path: Path, damage: Any) -
     whole = (folder / DATA).read_bytes()
     damage(folder)
     ours = fit(tmp_path, FROZEN)
-    assert "kept below block 2" in ours[0]
+    assert "cached below block 2" in ours[0]
     assert "1 damaged or foreign, never used" in ours[0]
     assert (folder / DATA).read_bytes() == whole
     assert "reused" in fit(tmp_path, FROZEN)[0]
@@ -184,14 +184,14 @@ def test_dropout_in_the_prefix_is_seen(tmp_path: Path) -> None:
         assert "is 0.1" in said
     top = {**FROZEN, "adapter": LORA | {"dropout": 0.5}}
     ours = fit(tmp_path, top)
-    assert "kept below block 2" in ours[0]
+    assert "cached below block 2" in ours[0]
     assert_equal(ours, fit(tmp_path, top, keep=False))
 
 
 def test_a_norm_that_works_below_the_blocks_and_trains_is_seen(tmp_path: Path) -> None:
     model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     ours = fit(tmp_path, {**FROZEN, "adapter": LORA}, model=model)
-    assert "kept below block 2" in ours[0]
+    assert "cached below block 2" in ours[0]
     model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     assert "works below the blocks and trains" in fit(tmp_path, FROZEN, model=model)[0]
 

@@ -44,7 +44,7 @@ def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind
     ours = made(tmp_path, "stream", kind=kind)
     train(ours)
     assert [folder.name for folder in cache.iterdir()] == [kept.name], "one set of states, under the same key"
-    assert "kept below block 3" in said(ours)
+    assert "cached below block 3" in said(ours)
     if kind == "mixtral":  # padding takes part in how tokens are shared out to experts
         one, other = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (whole, read(kept)))
         assert (one - other).norm() <= 1e-6 * other.norm()
@@ -240,5 +240,5 @@ def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
     assert "no memory" in plain[0].stderr
     assert not plain[1].delta.exists()
     assert ours[0].returncode == 0, ours[0].stderr
-    assert "kept below block 15" in said(ours[1])
+    assert "cached below block 15" in said(ours[1])
     assert sum(tensor.numel() for tensor in delta(ours[1]).values()) == read_json(ours[1].plan_file)["trained"]

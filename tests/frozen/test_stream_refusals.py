@@ -64,7 +64,7 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
     ours = made(tmp_path, "stream", name="again")
     train(ours)
     assert "1 damaged or foreign, never used" in said(ours)
-    assert "kept below block 3" in said(ours)
+    assert "cached below block 3" in said(ours)
     assert read(folder) == good
 
 

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface
 
 from llmtune.kernels.cpu.context import Context
 
 SHORT = 192
 """The longest row, in tokens, that `ShortAttention` takes."""
+SDPA = "sdpa"
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 """An attention function of transformers: outputs, and attention weights or None."""
 
@@ -186,10 +187,11 @@ def _is_short(
 @contextmanager
 def short_row_attention() -> Iterator[AttentionRouter]:
     """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
-    default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    chooser = AttentionRouter(default)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = chooser
+    # Under a name of its own, models that compare their configuration with "sdpa" would compute otherwise.
+    default = AttentionInterface()[SDPA]
+    router = AttentionRouter(default)
+    AttentionInterface.register(SDPA, router)
     try:
-        yield chooser
+        yield router
     finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = default
+        AttentionInterface.register(SDPA, default)
