@@ -3,7 +3,7 @@
 llmtune caches the output of the last frozen block on disk, reuses it across epochs, stages and runs on the same base
 and data, and frees those blocks' weights. Before step 1 it checks on three rows that the cached path and the full model
 agree. The *boundary* of a stage is the number of blocks below the lowest one that trains. In training, stubs return the
-cached output in their place, so that the model's own forward still makes masks and rotary embeddings.
+cached output in their place; masks and rotary embeddings still come from the model's own forward.
 """
 
 import hashlib

@@ -97,7 +97,7 @@ def _from_package(package: str) -> Base:
 
 
 def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
-    """The safetensors copy of a .gguf file in the cache, made on first use (about 20 s for 135M parameters)."""
+    """The safetensors copy of a .gguf file in the cache, written on first use (about 20 s for 135M parameters)."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_folder() / "gguf" / digest[:16]

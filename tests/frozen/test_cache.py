@@ -134,7 +134,7 @@ def test_never_uses_outputs_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resume_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "grouped": True}
-    whole = fit(tmp_path, GRADUAL, **settings)
+    uninterrupted = fit(tmp_path, GRADUAL, **settings)
     checkpoints = complete_checkpoints(tmp_path / "out")
     assert len(checkpoints) == 7
     saved = tmp_path / "saved"
@@ -144,7 +144,7 @@ def test_resume_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
             if fresh:
                 shutil.rmtree(tmp_path / "cache")
             again = fit(tmp_path, GRADUAL, resume=str(saved / f"step-{step:06d}"), **settings)
-            assert again[1] == [entry for entry in whole[1] if entry["step"] > step]
+            assert again[1] == [entry for entry in uninterrupted[1] if entry["step"] > step]
 
 
 def damage_data(folder: Path) -> None:
@@ -170,12 +170,12 @@ def replace_base(folder: Path) -> None:
 def test_rebuilds_damaged_and_foreign_entries(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     fit(tmp_path, FROZEN)
     (folder,) = (tmp_path / "cache").iterdir()
-    whole = (folder / DATA).read_bytes()
+    outputs = (folder / DATA).read_bytes()
     damage(folder)
     ours = fit(tmp_path, FROZEN)
     assert "cached below block 2" in ours[0]
     assert "1 damaged or foreign cache entry not used" in ours[0]
-    assert (folder / DATA).read_bytes() == whole
+    assert (folder / DATA).read_bytes() == outputs
     assert "reused" in fit(tmp_path, FROZEN)[0]
 
 

@@ -91,7 +91,7 @@ def test_reads_shards_like_one_file(tmp_path: Path) -> None:
     for file in set(where.values()):
         save_file({name: stored[name] for name in names if where[name] == file}, several / file, {"format": "pt"})
     (several / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    whole = load_model(Base(one, "one", None, None))
+    full = load_model(Base(one, "one", None, None))
     for folder in (one, several):
         offloaded = OffloadedBlocks(Base(folder, "tiny", None, None), 3, torch.float32)
         loaded = offloaded.load()
@@ -100,13 +100,13 @@ def test_reads_shards_like_one_file(tmp_path: Path) -> None:
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         for at, block in enumerate(listed[:3]):
             with offloaded.loaded(at, block):
-                theirs = dict(whole.model.layers[at].named_parameters())
+                theirs = dict(full.model.layers[at].named_parameters())
                 assert all(torch.equal(p, theirs[name]) for name, p in block.named_parameters())
             assert all(not p.numel() for p in block.parameters())
         outside = {name: p for name, p in loaded.named_parameters() if p.numel()}
-        theirs = dict(whole.named_parameters())
+        theirs = dict(full.named_parameters())
         assert all(torch.equal(p, theirs[name]) for name, p in outside.items())
-        buffers = dict(whole.named_buffers())
+        buffers = dict(full.named_buffers())
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in loaded.named_buffers())
         (folder / "model-0.safetensors").unlink(missing_ok=True)
 
@@ -160,8 +160,8 @@ def test_killed_build_resumes_at_its_last_block(tmp_path: Path, cache: Path, mon
 @pytest.mark.parametrize("method", [FROZEN, {**STAGED, "adapter": LORA}], ids=["frozen", "staged lora"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["cached", "cache gone"])
 def test_resume_ends_bit_equal(tmp_path: Path, cache: Path, method: dict[str, Any], fresh: bool) -> None:
-    whole = prepared(tmp_path, "stream", method, "llama", "whole", memory={"frozen_blocks": "stream"})
-    train(whole)
+    uninterrupted = prepared(tmp_path, "stream", method, "llama", "uninterrupted", memory={"frozen_blocks": "stream"})
+    train(uninterrupted)
     ours = prepared(tmp_path, "stream", method)
     train(ours)
     for checkpoint in complete_checkpoints(ours.checkpoints)[1:]:
@@ -170,13 +170,13 @@ def test_resume_ends_bit_equal(tmp_path: Path, cache: Path, method: dict[str, An
     if fresh:
         shutil.rmtree(cache)
     train(open_run(ours.path))
-    assert_same(ours, whole)
+    assert_same(ours, uninterrupted)
 
 
 def test_plan_predicts_less_memory(tmp_path: Path) -> None:
-    whole, ours = (read_json(prepared(tmp_path, how).plan_file) for how in ("cache", "stream"))
+    cached, streamed = (read_json(prepared(tmp_path, how).plan_file) for how in ("cache", "stream"))
     block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
-    assert whole["states_bytes"] - ours["states_bytes"] == 2 * 3 * block
+    assert cached["states_bytes"] - streamed["states_bytes"] == 2 * 3 * block
 
 
 def test_prints_progress_every_15_seconds() -> None:
@@ -235,7 +235,7 @@ def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
     for how in ("recompute", "stream"):
         run = prepared(tmp_path, how, train={"epochs": 1, "batch_size": 4, "max_steps": 2, "optimizer": "sgd"})
         command = [sys.executable, "-c", LIMITED, str(run.path)]
-        # What the allocator keeps of freed tensors would count although nothing lies there.
+        # Freed memory that the allocator keeps would count as used.
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
         results[how] = (
             subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False),

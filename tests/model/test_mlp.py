@@ -25,7 +25,7 @@ class UpFirst(LlamaMLP):
 
 
 class FusedUpFirst(Phi3MLP):
-    """A gated MLP whose one layer gives the gate last."""
+    """A gated MLP whose one layer computes the gate last."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         up, gate = self.gate_up_proj(x).chunk(2, dim=-1)

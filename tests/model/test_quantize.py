@@ -27,7 +27,9 @@ LORA = {"kind": "lora", "rank": 4}
 TOP = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01}
 
 
-def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any) -> Run:
+def quantized_run(
+    tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any
+) -> Run:
     """A prepared run with quantize: 4bit on a tiny base."""
     base = tmp_path / "base"
     if not base.exists():
@@ -61,7 +63,7 @@ def test_quantizes_what_never_trains_and_merges_into_the_16_bit_base(
         pytest.skip("checkpointing is tried on one architecture")
     seen = watched(monkeypatch)
     section = {"epochs": 1, "batch_size": 4, "activation_checkpointing": checkpointing}
-    done = made(tmp_path, TOP | {"adapter": adapter}, kind, train=section, merge={"dtype": "float32"})
+    done = quantized_run(tmp_path, TOP | {"adapter": adapter}, kind, train=section, merge={"dtype": "float32"})
     train(done)
     trainer = seen[0]
     packed = {n for n, m in trainer.model.named_modules() if isinstance(m, Linear4bit)}
@@ -90,7 +92,7 @@ def test_quantizes_what_never_trains_and_merges_into_the_16_bit_base(
 
 def test_loads_the_4bit_model_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
+    done = quantized_run(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
     train(done)
     settings, base = done.recipe(), locate_base(done.recipe().model)
     plan = settings.plan(model_facts(build_skeleton(base)))
@@ -107,19 +109,19 @@ def test_refuses_nothing_to_quantize_before_weights_load(
         "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
     )
     with pytest.raises(RecipeError, match=r"model\.quantize: 4bit is for linear layers that never train") as caught:
-        made(tmp_path, method)
+        quantized_run(tmp_path, method)
     assert "\n" not in str(caught.value)
 
 
 def test_refuses_to_train_a_quantized_tensor(tmp_path: Path) -> None:
-    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
+    base = locate_base(quantized_run(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
     loaded = load_model(base, keep=["lm_head"])
     with pytest.raises(TrainingError, match=r"should train but is quantized"):
         training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
 
 
 def test_refuses_another_set_in_4_bits_than_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = made(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
+    settings = quantized_run(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
     base = locate_base(settings.model)
     plan = settings.plan(model_facts(build_skeleton(base)))
     loaded = load_model(base)
@@ -133,7 +135,7 @@ def test_unmaps_what_was_read_to_be_quantized(tmp_path: Path) -> None:
     def mapped() -> bool:
         return str(tmp_path) in Path("/proc/self/maps").read_text()
 
-    done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
+    done = quantized_run(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
     settings = done.recipe()
     base = locate_base(settings.model)
     plain = load_model(base, torch.float32)
