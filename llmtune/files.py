@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their fingerprints, and the folders that ship with llmtune."""
+"""Files and folders that are complete or absent, their fingerprints, and the folders that ship with llmtune."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -30,10 +30,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def write_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill aside; it takes its name when the block ends, replaces what had it, and never stands half full.
+def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary folder to fill, renamed to `folder` when the block ends: `folder` is complete or absent.
 
-    Every file is on disk before the rename; a block that raises leaves nothing behind.
+    Every file is on disk before the rename; a block that raises leaves nothing behind. It replaces what was there;
+    without `replace`, a folder that another process completed first stays.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -42,20 +43,25 @@ def write_folder(folder: Path) -> Iterator[Path]:
         yield partial
         for file in (file for file in partial.rglob("*") if file.is_file()):
             sync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if replace or not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def sync(file: Path) -> None:
     """Wait until a file's content is on disk."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all."""
+def write_json(path: Path, value: object) -> None:
+    """Write a value as readable JSON, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

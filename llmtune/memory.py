@@ -1,4 +1,4 @@
-"""Memory on CPUs: what a step frees is kept for the next one, and what libraries keep for each shape is bounded."""
+"""Memory on CPUs: reuses what a step frees, and bounds what libraries cache for each shape."""
 
 import ctypes
 import mmap
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
 TUNABLES, UNCACHED = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
-"""Read by glibc when a process starts: small pieces go back at once to the room that they were cut from.
+"""Read by glibc when a process starts: turns off its per-thread cache of small freed pieces.
 
-Held in a cache, slivers beside tensors go to small objects, and the tensor's place does not fit the next one.
+With the cache, small objects settle beside tensors, and the space of a freed tensor no longer fits the next one.
 """
 PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
-"""How many compiled products oneDNN, and torch's layer over it, keep: a step has some forty, each length its own."""
+"""How many compiled kernels oneDNN and torch's layer over it cache; a step uses about forty, per row length."""
 
 
 def keep_freed() -> bool:
-    """Let glibc give nothing back to the system and take it in large parts; leaves alone what a user has set.
+    """Make glibc keep freed memory and request it in large parts; returns False where a user's own settings stand.
 
-    A fresh page costs more than the arithmetic on it.
+    A fresh page from the system costs more than the arithmetic on it.
     """
     tuned = os.environ.get(TUNABLES, UNCACHED)
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or (tuned != UNCACHED and "malloc" in tuned)
-    if chosen or platform.libc_ver()[0] != "glibc":
+    by_user = any(name.startswith("MALLOC_") for name in os.environ) or (tuned != UNCACHED and "malloc" in tuned)
+    if by_user or platform.libc_ver()[0] != "glibc":
         return False
     options = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**30, TOP_PAD: 2**26}
     mallopt = ctypes.CDLL(None).mallopt
@@ -36,13 +36,13 @@ def keep_freed() -> bool:
 
 
 def bound_primitive_cache() -> None:
-    """Bound how many compiled products are kept, unless a user did; to be called before the first product."""
+    """Bound the cache of compiled kernels, unless a user did; to be called before the first matrix multiplication."""
     for name, count in PRIMITIVES.items():
         os.environ.setdefault(name, count)
 
 
 def release_pages(tensor: "torch.Tensor") -> None:
-    """Give back a tensor's whole pages, and lose its content: weights are mapped from one file, which stays mapped."""
+    """Return a tensor's pages to the system, and lose its content; freeing it would not, as its file stays mapped."""
     if tensor.device.type != "cpu" or sys.platform != "linux" or not tensor.is_contiguous():
         return
     page = mmap.PAGESIZE
@@ -53,7 +53,7 @@ def release_pages(tensor: "torch.Tensor") -> None:
 
 
 def trim_heap() -> None:
-    """Give back what freed tensors leave in the allocator, where it is glibc's."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if give_back:
-        give_back(0)
+    """Return freed memory that glibc's allocator keeps to the system."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim:
+        malloc_trim(0)

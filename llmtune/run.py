@@ -1,4 +1,4 @@
-"""One run directory: its paths, its manifest, what is done, and the lock that keeps a second process out."""
+"""One run folder: its paths, its manifest of finished steps, and the lock that keeps a second process out."""
 
 import contextlib
 import fcntl
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def plan_file(self) -> Path:
-        """The plan table and what was predicted."""
+        """The plan table and the predictions."""
         return self.path / "plan.json"
 
     @property
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def log_file(self) -> Path:
-        """One JSON object a step."""
+        """One JSON object per step."""
         return self.path / "log.jsonl"
 
     @property
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def delta(self) -> Path:
-        """What was trained."""
+        """The trained weights."""
         return self.path / "delta"
 
     @property
     def eval(self) -> Path:
-        """base.json, tuned.json and what is needed to repeat them."""
+        """base.json, tuned.json and all that repeating them needs."""
         return self.path / "eval"
 
     @property
@@ -72,12 +72,12 @@ class Run:
 
     @property
     def report_file(self) -> Path:
-        """The page that opens offline."""
+        """A page that opens offline."""
         return self.path / "report.html"
 
     @property
     def manifest_file(self) -> Path:
-        """What is done, with sizes and hashes."""
+        """The finished steps, with sizes and hashes of their files."""
         return self.path / "manifest.json"
 
     def recipe(self) -> recipe.Recipe:
@@ -85,13 +85,13 @@ class Run:
         return recipe.load(self.recipe_file)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, with no step done where there is none yet."""
+        """The manifest; without a file, one with no finished step."""
         if not self.manifest_file.exists():
             return {"llmtune": __version__, "steps": {}}
         return dict(read_json(self.manifest_file))
 
     def done(self, step: str) -> bool:
-        """Whether a step finished and each file that it left is there with the size that was written down."""
+        """Whether a step finished and each of its files is there with the recorded size."""
         entry = self.manifest()["steps"].get(step)
         if entry is None:
             return False
@@ -112,7 +112,7 @@ class Run:
         write_json(self.manifest_file, manifest)
 
     def forget(self, step: str) -> None:
-        """Record that a step, and the steps that build on it, are to be done again."""
+        """Record that a step, and the steps that build on it, must run again."""
         manifest = self.manifest()
         for later in STEPS[STEPS.index(step) :]:
             manifest["steps"].pop(later, None)
@@ -120,7 +120,7 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of this run; raises RecipeError where one is at work."""
+        """Keep other processes out of this run; raises RecipeError where one is using it."""
         _refuse_file(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
@@ -134,12 +134,12 @@ class Run:
 
 
 def locates_mistakes(step: Step) -> Step:
-    """A function of a recipe, or of a run, whose mistakes at a key name the recipe's file and line."""
+    """Decorate a function of a recipe or a run: a FieldError that it raises gets the recipe's file and line."""
 
     @wraps(step)
-    def located(subject: "Run | recipe.Recipe", *arguments: Any, **named: Any) -> Any:
+    def located(subject: "Run | recipe.Recipe", *arguments: object, **options: object) -> Any:
         try:
-            return step(subject, *arguments, **named)
+            return step(subject, *arguments, **options)
         except FieldError as error:
             settings = subject.recipe() if isinstance(subject, Run) else subject
             raise settings.located(error) from error
@@ -156,17 +156,17 @@ def open_run(path: Path) -> Run:
 
 
 def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
-    """The run folder for a resolved recipe: new, or the one that holds this very recipe; raises RecipeError."""
+    """The run folder for a resolved recipe: new, or one with exactly this recipe; else raises RecipeError."""
     run = Run(path)
     text = HEADER + recipe.dump(resolved)
     _refuse_file(path)
-    found = sorted(file for file in path.iterdir() if file.name != ".lock") if path.is_dir() else []
-    if found and not _holds_run(run):
-        raise RecipeError(f"{path}: is not empty and holds no run ({found[0].name}); choose another with --out")
-    if found and overwrite:
-        for file in sorted(found, key=run.recipe_file.__eq__):  # last, as it says that the folder is a run's
+    files = sorted(file for file in path.iterdir() if file.name != ".lock") if path.is_dir() else []
+    if files and not _holds_run(run):
+        raise RecipeError(f"{path}: is not empty and holds no run ({files[0].name}); choose another with --out")
+    if files and overwrite:
+        for file in sorted(files, key=run.recipe_file.__eq__):  # last, as it marks the folder as a run's
             shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
-    elif found and run.recipe_file.read_text(encoding="utf-8") != text:
+    elif files and run.recipe_file.read_text(encoding="utf-8") != text:
         changed = _difference(load_yaml(run.recipe_file).value, yaml.safe_load(text))
         raise RecipeError(f"{path}: holds another run ({changed}); choose another with --out, or --overwrite it")
     write_text(run.recipe_file, text)
@@ -179,21 +179,21 @@ def _refuse_file(path: Path) -> None:
 
 
 def _holds_run(run: Run) -> bool:
-    """Whether the folder's recipe.yaml was written by `create`: --overwrite must not empty a folder of the user's."""
+    """Whether `create` wrote the folder's recipe.yaml: --overwrite must not empty a user's own folder."""
     return run.recipe_file.is_file() and run.recipe_file.read_bytes().startswith(HEADER.encode())
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first key that two recipes give different values."""
-    before, after = dict(_flat(old)), dict(_flat(new))
+    """The first key that has different values in two recipes, in words."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
     key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
     return f"{key} is {before.get(key)} there and {after.get(key)} here" if key else "written by another version"
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and plain values of nested mappings."""
+def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of nested mappings."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
+            yield from _flatten(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value

@@ -1,4 +1,4 @@
-"""log.jsonl: one JSON object a step, read back without what a killed process left half written."""
+"""log.jsonl: one JSON object per step, read back without the half line that a killed process may leave."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 
 def read_log(log: Path) -> list[Record]:
-    """The records of a log in order; a line that a killed process left half written is passed over."""
+    """The records of a log in order, without lines that a killed process left incomplete."""
     if not log.exists():
         return []
     records = (_parse(line) for line in log.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -18,11 +18,11 @@ def read_log(log: Path) -> list[Record]:
 
 
 def trim_log(log: Path, step: int, write: bool = True) -> list[Record]:
-    """The records of a log up to and with `step`; the file is cut down to them where `write` says so."""
-    kept = [record for record in read_log(log) if record["step"] <= step]
+    """The records of a log up to and including `step`; with `write`, the file is cut to them."""
+    records = [record for record in read_log(log) if record["step"] <= step]
     if write:
-        write_text(log, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-    return kept
+        write_text(log, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return records
 
 
 def _parse(line: str) -> Record | None:

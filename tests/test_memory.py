@@ -1,6 +1,7 @@
-"""Freed memory stays with the process and compiled products are few, unless the user has said otherwise."""
+"""Freed memory stays with the process and compiled kernels are few, unless the user chose otherwise."""
 
 import ctypes
+import mmap
 import os
 import platform
 import subprocess
@@ -10,18 +11,18 @@ import pytest
 import torch
 
 from llmtune.launch.command import training_environment
-from llmtune.memory import PRIMITIVES, UNCACHED, bound_primitive_cache
+from llmtune.memory import PRIMITIVES, UNCACHED, bound_primitive_cache, release_pages
 
 FREED = """
 import os, sys
 from llmtune.memory import keep_freed
-said = keep_freed() if sys.argv[1] == "kept" else None
+kept = keep_freed() if sys.argv[1] == "kept" else None
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before = resident()
 taken = [bytearray(2**22) for _ in range(16)]
 del taken
-print(said, resident() - before > 2**25)
+print(kept, resident() - before > 2**25)
 """
 
 
@@ -36,7 +37,7 @@ print(said, resident() - before > 2**25)
         ("kept", {"GLIBC_TUNABLES": UNCACHED}, "True True"),
     ],
 )
-def test_freed_memory_is_kept_unless_the_user_chose(how: str, environment: dict[str, str], printed: str) -> None:
+def test_keeps_freed_memory_unless_the_user_chose(how: str, environment: dict[str, str], printed: str) -> None:
     command = [sys.executable, "-c", FREED, how]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
     assert done.stdout.strip() == printed, done.stderr
@@ -57,20 +58,34 @@ print((taken - before) // 6000, (libc.mallinfo2().used - before) // 1000)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc from 2.33 on tells what is taken")
-def test_small_pieces_that_a_training_frees_are_room_for_tensors_at_once() -> None:
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc from 2.33 on reports used memory")
+def test_training_reuses_small_freed_pieces_at_once() -> None:
     child = training_environment(1, 2)
     done = subprocess.run([sys.executable, "-c", SMALL], env=child, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "0"], done.stderr
 
 
-def test_what_a_user_set_for_compiled_products_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_respects_a_users_bound_on_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "1000")
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
     os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     bound_primitive_cache()
     assert os.environ["LRU_CACHE_CAPACITY"] == "1000"
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == PRIMITIVES["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages back")
+def test_releases_a_tensors_own_pages_and_no_others() -> None:
+    pages = torch.ones(8, 2**16)
+    middle = pages[2:6]
+    release_pages(middle)
+    size = mmap.PAGESIZE // 4
+    assert not middle.flatten()[size:-size].any()
+    assert pages[:2].all()
+    assert pages[6:].all()
+    transposed = pages[6:].T
+    release_pages(transposed)
+    assert transposed.all()
 
 
 GROWN = """
@@ -91,8 +106,8 @@ print(resident() - before, os.environ["LRU_CACHE_CAPACITY"])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN compiles no bf16 products here")
-def test_what_is_kept_for_each_length_is_bounded() -> None:
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN compiles no bf16 kernels here")
+def test_bounds_memory_per_row_length() -> None:
     def run(how: str, **environment: str) -> tuple[int, str]:
         command = [sys.executable, "-c", GROWN, how]
         done = subprocess.run(

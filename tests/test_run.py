@@ -1,19 +1,15 @@
-"""A run folder: one recipe, one process at a time, and steps that are done only while their files are there."""
+"""A run folder: one recipe, one process at a time, and steps that are done while their files are there."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, RecipeError
-from llmtune.files import fingerprint, read_json, write_json, write_text
+from llmtune.files import fingerprint, read_json, write_text
 from llmtune.recipe.sections import Recipe
 from llmtune.run import STEPS, Run, create, open_run
 
@@ -39,25 +35,25 @@ def settings(folder: Path, *overrides: str) -> Recipe:
     return recipe.load(file, list(overrides))
 
 
-def made(folder: Path) -> Run:
+def new_run(folder: Path) -> Run:
     """A new run."""
     return create(settings(folder), folder / "run")
 
 
 def hold(run: Run, seconds: float = 0) -> subprocess.Popen[str]:
-    """Another process that wants the run for a while."""
+    """Another process that locks the run for a while."""
     return subprocess.Popen([sys.executable, "-c", HOLD, run.path, str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_new_run_holds_the_recipe_with_every_default(tmp_path: Path) -> None:
+def test_new_run_has_the_recipe_with_every_default(tmp_path: Path) -> None:
     run = create(settings(tmp_path), tmp_path / "a" / "deep" / "run")
     assert run.recipe().model_dump() == settings(tmp_path).model_dump()
     assert "grad_clip: 1.0" in run.recipe_file.read_text()
     assert open_run(run.path) == run
 
 
-def test_the_same_recipe_opens_its_run_again_and_keeps_what_is_there(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_same_recipe_reopens_its_run_and_keeps_its_files(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     write_text(run.log_file, "{}\n")
     run.mark("train", [run.log_file])
     again = create(settings(tmp_path), run.path)
@@ -75,8 +71,8 @@ def test_the_same_recipe_opens_its_run_again_and_keeps_what_is_there(tmp_path: P
         ("publish={repo: a/b}", "publish.repo is None there and a/b here"),
     ],
 )
-def test_another_recipe_is_refused_with_what_differs(tmp_path: Path, override: str, difference: str) -> None:
-    run = made(tmp_path)
+def test_refuses_another_recipe_with_the_difference(tmp_path: Path, override: str, difference: str) -> None:
+    run = new_run(tmp_path)
     before = run.recipe_file.read_text()
     with pytest.raises(RecipeError) as caught:
         create(settings(tmp_path, override), run.path)
@@ -85,7 +81,7 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path: Path, override: s
     assert run.recipe_file.read_text() == before
 
 
-def test_a_folder_of_the_users_is_refused_even_to_overwrite(tmp_path: Path) -> None:
+def test_refuses_to_overwrite_a_folder_of_the_users(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     write_text(mine / "thesis.txt", "years of work")
     with pytest.raises(RecipeError, match=r"is not empty and holds no run \(thesis.txt\)"):
@@ -97,7 +93,7 @@ def test_a_folder_of_the_users_is_refused_even_to_overwrite(tmp_path: Path) -> N
     assert sorted(file.name for file in mine.iterdir()) == ["recipe.yaml", "thesis.txt"]
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_refuses_a_file(tmp_path: Path) -> None:
     write_text(tmp_path / "out", "a file")
     with pytest.raises(RecipeError, match="is a file"):
         create(settings(tmp_path), tmp_path / "out")
@@ -105,13 +101,13 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+def test_accepts_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert made(tmp_path).recipe_file.is_file()
+    assert new_run(tmp_path).recipe_file.is_file()
 
 
-def test_overwrite_empties_a_run_but_follows_no_link_and_keeps_the_lock(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_overwrite_empties_a_run_follows_no_link_and_keeps_the_lock(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     write_text(tmp_path / "elsewhere" / "model.safetensors", "weights")
     run.merged.symlink_to(tmp_path / "elsewhere")
     write_text(run.delta / "trained.safetensors", "old")
@@ -126,13 +122,13 @@ def test_overwrite_empties_a_run_but_follows_no_link_and_keeps_the_lock(tmp_path
     assert (tmp_path / "elsewhere" / "model.safetensors").read_text() == "weights"
 
 
-def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
+def test_refuses_to_open_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds no run"):
         open_run(tmp_path)
 
 
-def test_a_step_is_done_while_its_files_have_their_size(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_step_is_done_while_its_files_have_their_size(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     assert not run.done("train")
     write_text(run.delta / "deep" / "trained.safetensors", "weights")
     write_text(run.log_file, "{}\n")
@@ -153,21 +149,15 @@ def test_a_step_is_done_while_its_files_have_their_size(tmp_path: Path) -> None:
     assert not run.done("train")
 
 
-def test_a_fingerprint_is_size_and_sha256(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert fingerprint(tmp_path / "file") == {"bytes": 3, "sha256": digest}
-
-
-def test_a_step_cannot_be_marked_without_what_it_leaves(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_refuses_to_mark_a_step_without_its_output(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     with pytest.raises(LlmtuneError, match=r"report.html: the step report should have left it"):
         run.mark("report", [run.report_file])
     assert not run.done("report")
 
 
-def test_forget_takes_the_steps_that_build_on_it_along(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_forget_includes_later_steps(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     for step in STEPS:
         run.mark(step, [])
     run.forget("merge")
@@ -176,20 +166,20 @@ def test_forget_takes_the_steps_that_build_on_it_along(tmp_path: Path) -> None:
     assert not any(run.done(step) for step in STEPS)
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_refuses_a_second_process_until_the_first_ends(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     with run.locked():
         second = hold(run)
-        told = second.communicate()[0]
+        message = second.communicate()[0]
         assert second.returncode == 2
-        assert f"{run.path}: another llmtune process is at work in this folder" in told
+        assert f"{run.path}: another llmtune process is at work in this folder" in message
     third = hold(run)
     assert third.communicate()[0] == "locked\n"
     assert third.returncode == 0
 
 
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    run = made(tmp_path)
+def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
     other = hold(run, 60)
     assert other.stdout is not None
     assert other.stdout.readline() == "locked\n"
@@ -201,46 +191,8 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
         pass
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "deep" / "value.json"
-    write_json(file, {"Ü": [1, 2.5, None]})
-    assert read_json(file) == {"Ü": [1, 2.5, None]}
-    with pytest.raises(TypeError):
-        write_json(file, {"unwritable": object()})
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(file, {"new": 1})
-    assert read_json(file) == {"Ü": [1, 2.5, None]}
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "value.json"
-    values = [list(range(size)) for size in (10, 50_000)]
-    write_json(file, values[0])
-    seen: list[Any] = []
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            seen.append(json.loads(file.read_text()))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for turn in range(20):
-        write_json(file, values[turn % 2])
-    stop.set()
-    reader.join()
-    assert seen
-    assert all(value in values for value in seen)
-    assert [other.name for other in tmp_path.iterdir()] == ["value.json"]
-
-
 @pytest.mark.parametrize("text", [None, "{", "\x00"])
-def test_a_damaged_file_is_named(tmp_path: Path, text: str | None) -> None:
+def test_names_a_damaged_file(tmp_path: Path, text: str | None) -> None:
     run = Run(tmp_path)
     if text is not None:
         write_text(run.manifest_file, text)

@@ -60,7 +60,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.forms: dict[str, str] = {}
         self._kept: torch.Tensor | None = None
         # Where the block itself holds the layers, this wraps the last of them and sees the MLP's input at the first.
-        tapped = [mlp.into[0][0]] if base_layer is mlp.down else []
+        tapped = [mlp.inputs[0].layer] if base_layer is mlp.down else []
         self.taps = [layer.register_forward_pre_hook(self._keep) for layer in tapped]
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
@@ -72,7 +72,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """Add an adapter in fp32 whose output is zero: what runs is the base, bit by bit, until it is trained."""
         hidden, biased = features(self.mlp.down)[1], self.mlp.down.bias is not None
         self.forms[adapter_name] = config.form
-        own = {part: layer for layer, parts in self.mlp.into for part in parts}
+        own = {part: one.layer for one in self.mlp.inputs for part in one.parts}
         for part in ["up"] if config.form == "sequential" else own:
             bias = biased if config.form == "sequential" else own[part].bias is not None
             made = nn.Linear(hidden, config.size, bias=bias, dtype=torch.float32)

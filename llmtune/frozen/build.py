@@ -1,4 +1,4 @@
-"""Building kept states: every row through a part of a model's blocks, in one pass or a block at a time."""
+"""Fills the cache: runs every row through some of a model's blocks, in one pass or one block at a time."""
 
 import shutil
 import time
@@ -6,41 +6,40 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from llmtune.frozen.stand_in import StubbedDecoder
-from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room
+from llmtune.frozen.stand_in import StubbedDecoder, hidden_states
+from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room, write_outputs
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.numbers import duration
 
-SECONDS = 15.0
+INTERVAL = 15.0
+"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Where the states with these facts lie, or will."""
+    """The folder for the outputs at one boundary, named after the facts that they depend on."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: dict[str, object]
 
-    def there(self) -> bool:
-        """Whether something lies there."""
+    def exists(self) -> bool:
+        """Whether the folder is there, complete or damaged."""
         return self.folder.exists()
 
-    def whole(self) -> bool:
-        """Whether it is these states, whole and unchanged."""
+    def is_complete(self) -> bool:
+        """Whether the folder holds exactly these outputs, complete and unchanged."""
         return is_complete(self.folder, self.facts)
 
     def open(self, decoder: StubbedDecoder) -> StoredOutputs:
-        """The states, which are whole."""
+        """The outputs, which are complete."""
         return StoredOutputs(self.folder, decoder.lengths, decoder.width, decoder.dtype)
 
 
 class BuildProgress:
-    """Says now and then how far a building is that takes `total` tokens through blocks, and what is left of it."""
+    """Prints from time to time how many of `total` tokens have passed through blocks, how fast, and the time left."""
 
     def __init__(
         self,
@@ -49,89 +48,86 @@ class BuildProgress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._say, self._clock = total, say, clock
-        self._began = self._told = clock()
+        self._start = self._last_line = clock()
         self._done = 0
 
-    def add(self, tokens: int, what: str) -> None:
-        """Count tokens that passed, and tell of `what` where it is time."""
+    def add(self, tokens: int, part: str) -> None:
+        """Count tokens that passed; prints a line that names the `part` where the last line is long enough ago."""
         self._done += tokens
         now = self._clock()
-        if now - self._told < SECONDS and not (self._done == self._total and self._told > self._began):
+        if now - self._last_line < INTERVAL and not (self._done == self._total and self._last_line > self._start):
             return
-        self._told = now
-        speed = self._done / (now - self._began)
+        self._last_line = now
+        speed = self._done / (now - self._start)
         left = duration((self._total - self._done) / speed)
         share = f"{self._done / self._total:.0%}"
-        self._say(f"frozen blocks: building {what}{share}, {speed:,.0f} tokens/s, {left} left")
+        self._say(f"frozen blocks: filling the cache, {part}{share}, {speed:,.0f} tokens/s, {left} left")
 
 
 def run_rows(
     decoder: StubbedDecoder,
     writers: dict[int, OutputWriter],
     start: int,
-    kept: StoredOutputs | None,
-    pace: BuildProgress,
-    what: str = "",
+    stored: StoredOutputs | None,
+    progress: BuildProgress,
+    part: str = "",
 ) -> None:
-    """Every row through the blocks from `start` on, whose states are `kept`; writes the states at each boundary.
+    """Run every row through the blocks from `start` on, whose inputs are `stored`; write the outputs at each boundary.
 
     Raises OSError where the disk fills up.
     """
     batch: list[int] = []
 
-    def keeper(writer: OutputWriter) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-            writer.add(hidden, [decoder.lengths[row] for row in batch])
+    def write_to(writer: OutputWriter) -> Callable[[nn.Module, object, object], None]:
+        def write(module: nn.Module, arguments: object, output: object) -> None:
+            writer.add(hidden_states(output), [decoder.lengths[row] for row in batch])
 
-        return keep
+        return write
 
-    with ExitStack() as after:
-        after.callback(decoder.arrange)
+    with ExitStack() as hooks:
+        hooks.callback(decoder.stub)
         for boundary, writer in writers.items():
-            after.enter_context(decoder.blocks[boundary - 1].register_forward_hook(keeper(writer)))
-        decoder.arrange(start, max(writers))
+            hooks.enter_context(decoder.blocks[boundary - 1].register_forward_hook(write_to(writer)))
+        decoder.stub(start, max(writers))
         for rows in decoder.batches():
             batch[:] = rows
-            decoder.forward(rows, kept)
-            pace.add(sum(decoder.lengths[row] for row in rows), what)
-    for writer in writers.values():
-        writer.seal()
+            decoder.forward(rows, stored)
+            progress.add(sum(decoder.lengths[row] for row in rows), part)
 
 
 def build_in_one_pass(
-    decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, kept: StoredOutputs | None
+    decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, stored: StoredOutputs | None
 ) -> str | None:
-    """The states at the missing boundaries in one pass; gives a reason where the disk cannot take them."""
+    """Write the outputs at the missing boundaries in one pass; returns the reason where the disk cannot take them."""
     try:
-        with ExitStack() as opened:
+        with ExitStack() as folders:
             writers = {
-                boundary: opened.enter_context(OutputWriter(place.folder, place.facts, size))
-                for boundary, place in missing.items()
+                boundary: folders.enter_context(write_outputs(entry.folder, entry.facts, size))
+                for boundary, entry in missing.items()
             }
-            run_rows(decoder, writers, start, kept, BuildProgress(sum(decoder.lengths)))
+            run_rows(decoder, writers, start, stored, BuildProgress(sum(decoder.lengths)))
     except OSError as error:  # a full or read-only disk costs the saving, not the run
         return str(error)
     return None
 
 
 def build_by_block(
-    decoder: StubbedDecoder, shelf: OffloadedBlocks, places: list[CacheEntry], size: int, limit: int
+    decoder: StubbedDecoder, offloaded: OffloadedBlocks, entries: list[CacheEntry], size: int, limit: int
 ) -> None:
-    """The states at the last of the boundaries 1, 2, ..., a block at a time, from the highest boundary that is whole.
+    """Write the outputs at boundaries 1, 2, ..., each from the one before; starts at the highest complete one.
 
-    Two boundaries take disk at a time; raises OSError where there is no room for them.
+    Two boundaries are on disk at a time and the last one stays; raises OSError where there is no room for them.
     """
-    start = max((at + 1 for at, place in enumerate(places) if place.there() and place.whole()), default=0)
-    kept = places[start - 1].open(decoder) if start else None
-    root, tokens = places[0].folder.parent, sum(decoder.lengths)
-    check_room(root, min(2, len(places) - start) * size)
-    pace = BuildProgress(tokens * (len(places) - start))
-    for at in range(start, len(places)):
-        near = {place.folder for place in places[max(0, at - 1) : at + 1]}
-        make_room(root, size, limit, near)
-        with OutputWriter(places[at].folder, places[at].facts, size) as writer, shelf.lent(at, decoder.blocks[at]):
-            run_rows(decoder, {at + 1: writer}, at, kept, pace, f"block {at + 1} of {len(places)}, ")
-        kept = places[at].open(decoder)
-        if at > start:
-            shutil.rmtree(places[at - 1].folder)
+    start = max((index + 1 for index, entry in enumerate(entries) if entry.exists() and entry.is_complete()), default=0)
+    stored = entries[start - 1].open(decoder) if start else None
+    root, tokens = entries[0].folder.parent, sum(decoder.lengths)
+    check_room(root, min(2, len(entries) - start) * size)
+    progress = BuildProgress(tokens * (len(entries) - start))
+    for index in range(start, len(entries)):
+        entry, part = entries[index], f"block {index + 1} of {len(entries)}, "
+        make_room(root, size, limit, {near.folder for near in entries[max(0, index - 1) : index + 1]})
+        with write_outputs(entry.folder, entry.facts, size) as writer, offloaded.loaded(index, decoder.blocks[index]):
+            run_rows(decoder, {index + 1: writer}, index, stored, progress, part)
+        stored = entry.open(decoder)
+        if index > start:
+            shutil.rmtree(entries[index - 1].folder)

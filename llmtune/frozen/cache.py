@@ -1,7 +1,9 @@
-"""The prefix kept once: outputs of the blocks that do not train, computed once a row and given back at every step.
+"""Frozen blocks run once per row.
 
-The *boundary* of a stage is the number of blocks below the lowest one that trains. In training, each of these blocks
-is replaced by one that returns what was kept, so that the model's own forward still makes masks and rotary embeddings.
+llmtune caches the output of the last frozen block on disk, reuses it across epochs, stages and runs on the same base
+and data, and frees those blocks' weights. Before step 1 it checks on three rows that the cached path and the full model
+agree. The *boundary* of a stage is the number of blocks below the lowest one that trains. In training, stubs return the
+cached output in their place; masks and rotary embeddings still come from the model's own forward.
 """
 
 import hashlib
@@ -10,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -19,231 +20,212 @@ from torch import nn
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass
+from llmtune.frozen.check import measure_errors
 from llmtune.frozen.stand_in import Layout, StubbedDecoder
-from llmtune.frozen.store import StoredOutputs, entry_name, longest_first, make_room
+from llmtune.frozen.store import StoredOutputs, entry_name, make_room
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.memory import release_pages
 
-PROBED = 3
+NOT_WORTH_IT = "not cached; this run is too short for caching to save time"
 
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What may be kept where: `facts` name the base and its precision, `adapter` counts where it lies in the prefix.
+    """What may be cached, and where; outputs with the same facts are shared between runs.
 
-    With a `shelf`, the blocks below its boundary are not in memory, and what they give must be kept.
+    The blocks in `offloaded` are not in memory, so the output of their last one must be cached.
     """
 
     folder: Path
-    facts: dict[str, Any]
-    adapter: dict[str, Any] | None
+    facts: dict[str, object]
+    """The base and its precision."""
+    adapter: dict[str, object] | None
+    """The adapter's settings, which count where it changes frozen blocks."""
     limit: int
+    """The most bytes that the folder may take."""
     always: bool
-    shelf: OffloadedBlocks | None = None
+    """Whether to cache even where that saves no time."""
+    offloaded: OffloadedBlocks | None = None
 
 
 class FrozenBlocks:
-    """Keeps, gives back and proves the outputs of the blocks below a stage's boundary, for rows of token ids."""
+    """Caches, returns and checks the outputs of the blocks below a stage's boundary, for rows of token ids."""
 
-    def __init__(self, rows: Sequence[list[int]], keeping: CachePolicy) -> None:
-        self._rows, self._keeping = rows, keeping
+    def __init__(self, rows: Sequence[list[int]], policy: CachePolicy) -> None:
+        self._rows, self._policy = rows, policy
         self._decoder: StubbedDecoder | None = None
-        self._states: dict[int, StoredOutputs] = {}
-        self._installed = 0
-        self._gone = 0
+        self._outputs: dict[int, StoredOutputs] = {}
+        self._boundary = 0
+        self._freed = False
 
     @property
     def kept(self) -> list[int]:
-        """The boundaries whose states are at hand."""
-        return sorted(self._states)
+        """The boundaries whose outputs are cached."""
+        return sorted(self._outputs)
 
     def begin(
         self,
         model: nn.Module,
-        wanted: list[Span],
+        spans: list[Span],
         distance: dict[str, int],
-        autocast: Callable[[], Any],
+        autocast: Callable[[], AbstractContextManager[object]],
         before: list[int] | None = None,
     ) -> str | None:
-        """Keep what the coming stages profit from; gives one line on it, None where no stage has a prefix.
+        """Cache what saves time in the coming `spans`; returns one line on it, None where no block is frozen.
 
-        Where a run goes on, the boundaries `before` are kept, whatever would pay now: its result stays the same.
-        Raises a one-line error where blocks that are not in memory cannot be stood in for.
+        A resumed run uses the boundaries `before`, so that its result stays the same. Raises RecipeError, MachineError
+        or TrainingError where offloaded blocks cannot be replaced by their output.
         """
-        useful = sorted({span.boundary for span in wanted if span.boundary})
+        useful = sorted({span.boundary for span in spans if span.boundary})
         if not useful:
             return None
+        offloaded = self._policy.offloaded
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
-        with self._lending():
+        with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
             reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
-            reason = reason or decoder.look(first=self._keeping.shelf is not None) or self._low(model, distance)
-            if reason and self._keeping.shelf:
+            reason = reason or decoder.inspect(first_only=offloaded is not None) or self._trains_below(model, distance)
+            if reason and offloaded:
                 raise RecipeError(f"memory.frozen_blocks: stream does not work here: {reason}")
             if reason:
-                return f"frozen blocks: computed at every step: {reason}"
-            said = self._keep(
-                decoder, wanted, {boundary: self._place(boundary, distance) for boundary in useful}, before
-            )
-        gone = self._let_go(wanted)
-        return f"frozen blocks: {'; '.join([*said, gone] if gone else said)}"
+                return f"frozen blocks: not cached; {reason}"
+            entries = {boundary: self._entry(decoder, boundary, distance) for boundary in useful}
+            notes = self._fill(decoder, spans, entries, before)
+        return f"frozen blocks: {'; '.join([*notes, *self._free_weights(decoder, spans)])}"
 
-    def _keep(
-        self, decoder: StubbedDecoder, wanted: list[Span], places: dict[int, CacheEntry], before: list[int] | None
+    def _fill(
+        self, decoder: StubbedDecoder, spans: list[Span], entries: dict[int, CacheEntry], before: list[int] | None
     ) -> list[str]:
-        """Open, build and prove what is worth keeping at these boundaries, and say what was done."""
-        limit = self._keeping.limit
-        there = {boundary for boundary, place in places.items() if place.there()}
-        whole = {boundary for boundary in there if places[boundary].whole()}
+        """Open, build and check the outputs that are worth it at these boundaries; returns what was done, in words."""
+        policy = self._policy
+        existing = {boundary for boundary, entry in entries.items() if entry.exists()}
+        complete = {boundary for boundary in existing if entries[boundary].is_complete()}
         size = sum(decoder.lengths) * decoder.width * decoder.dtype.itemsize
-        said = [f"{len(there - whole)} damaged or foreign, never used"] if there - whole else []
-        streamed = self._stream(decoder, size) if self._keeping.shelf and min(places) not in whole else set()
-        at_hand = whole | streamed
-        chosen = set(choose_boundaries(wanted, at_hand, len(self._rows), size, limit, self._keeping.always))
+        notes = []
+        if damaged := len(existing - complete):
+            notes.append(f"{damaged} damaged or foreign cache {'entry' if damaged == 1 else 'entries'} not used")
+        streamed = set()
+        if policy.offloaded and min(entries) not in complete:
+            streamed = self._stream(decoder, policy.offloaded, size)
+        at_hand = complete | streamed
+        chosen = set(choose_boundaries(spans, at_hand, len(self._rows), size, policy.limit, policy.always))
         if before is not None:
-            chosen = set(places) & {*before, *streamed}
+            chosen = set(entries) & {*before, *streamed}
         for boundary in chosen & at_hand:
-            self._states[boundary] = places[boundary].open(decoder)
-        missing = {boundary: places[boundary] for boundary in sorted(chosen - at_hand)}
+            self._outputs[boundary] = entries[boundary].open(decoder)
+        missing = {boundary: entries[boundary] for boundary in sorted(chosen - at_hand)}
         if missing:
-            make_room(self._keeping.folder, size * len(missing), limit, {places[b].folder for b in chosen})
-            start = self._below(min(missing))
-            reason = build_in_one_pass(decoder, missing, size, start, self._states.get(start))
-            if reason:
-                said.append(f"not kept: {reason}")
-            else:
-                self._states |= {boundary: place.open(decoder) for boundary, place in missing.items()}
-        self._keep_proved(decoder, said)
-        for word, which in (("kept", set(self.kept) - whole), ("reused", set(self.kept) & whole)):
-            if which:
-                mb = len(which) * size / 2**20
-                said.insert(0, f"{word} below block {', '.join(map(str, sorted(which)))} ({mb:,.0f} MB)")
-        if self._keeping.shelf:
-            said.append("each block below read when needed, never held")
-        if not said and size > limit:
-            said.append(f"computed at every step: {size / 2**30:.2g} GB would pass memory.cache_limit_gb")
-        return said or ["computed at every step: too few passes over the rows to pay"]
+            make_room(policy.folder, size * len(missing), policy.limit, {entries[b].folder for b in chosen})
+            notes += self._build(decoder, missing, size)
+        notes += self._check(decoder)
+        return _summary(set(self.kept) - complete, set(self.kept) & complete, size, policy, notes)
 
-    def _stream(self, decoder: StubbedDecoder, size: int) -> set[int]:
-        """Build the states at the shelf's boundary a block at a time; raises MachineError where disk lacks."""
-        shelf = self._keeping.shelf
-        assert shelf is not None
-        if size * min(2, shelf.low) > self._keeping.limit:
-            raise MachineError(f"memory.cache_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB of kept outputs")
-        places = [self._place(boundary, {}) for boundary in range(1, shelf.low + 1)]
+    def _build(self, decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int) -> list[str]:
+        """Build and open the missing outputs; returns a note where the disk cannot take them."""
+        start = self._highest(min(missing))
+        reason = build_in_one_pass(decoder, missing, size, start, self._outputs.get(start))
+        if reason:
+            return [f"not cached: {reason}"]
+        self._outputs |= {boundary: entry.open(decoder) for boundary, entry in missing.items()}
+        return []
+
+    def _stream(self, decoder: StubbedDecoder, offloaded: OffloadedBlocks, size: int) -> set[int]:
+        """Build the outputs of the last offloaded block, block by block; raises MachineError where disk lacks."""
+        if size * min(2, offloaded.count) > self._policy.limit:
+            raise MachineError(f"memory.cache_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB for cached outputs")
+        entries = [self._entry(decoder, boundary, {}) for boundary in range(1, offloaded.count + 1)]
         try:
-            build_by_block(decoder, shelf, places, size, self._keeping.limit)
+            build_by_block(decoder, offloaded, entries, size, self._policy.limit)
         except OSError as error:
             raise MachineError(f"memory.frozen_blocks: stream needs disk: {error}") from error
-        return {shelf.low}
+        return {offloaded.count}
 
-    def _keep_proved(self, decoder: StubbedDecoder, said: list[str]) -> None:
-        """Drop what the probe finds different; raises TrainingError where nothing else could take its place."""
-        gaps, allowed = self._probe(decoder)
-        for boundary, gap in gaps.items():
-            if gap <= allowed:
-                continue
-            line = f"outputs of block {boundary} differ from the plain path's by {gap:.1e}"
-            if self._keeping.shelf and boundary == self._keeping.shelf.low:
+    def _check(self, decoder: StubbedDecoder) -> list[str]:
+        """Drop outputs that differ from the full model's; raises TrainingError where blocks need them to be right."""
+        notes, offloaded = [], self._policy.offloaded
+        errors, allowed = measure_errors(decoder, self._outputs, streamed=offloaded is not None)
+        for boundary in (boundary for boundary, error in errors.items() if not error <= allowed):
+            line = f"outputs of block {boundary} differ from the full model's by {errors[boundary]:.1e}"
+            if offloaded and boundary == offloaded.count:
                 raise TrainingError(f"memory.frozen_blocks: stream does not work with this model: {line}")
-            del self._states[boundary]
-            said.append(f"{line}: not used")
+            del self._outputs[boundary]
+            notes.append(f"{line}: not used")
+        return notes
 
-    def enter(self, boundary: int) -> None:
-        """Let the blocks below a boundary return what was kept, as far up as it was; every other block computes."""
-        self._installed = self._below(boundary + 1)
-        if self._decoder:
-            self._decoder.arrange(self._installed)
-
-    def _below(self, boundary: int) -> int:
-        """The highest boundary kept below another one, 0 where there is none."""
-        return max((kept for kept in self._states if kept < boundary), default=0)
-
-    def _lending(self) -> AbstractContextManager[None]:
-        """Blocks that are not in memory get their weights when they compute, where there are such blocks."""
-        shelf = self._keeping.shelf
-        return shelf.lending(self._decoder.blocks) if shelf and self._decoder else nullcontext()
-
-    def _low(self, model: nn.Module, distance: dict[str, int]) -> str | None:
-        """Why nothing can be kept where something below the blocks trains that is no embedding."""
-        assert self._decoder is not None
-        live, count = dict(model.named_parameters()), len(self._decoder.blocks)
-        low = [name for name, far in distance.items() if id(live[name]) in self._decoder.entry and far <= count]
-        return f"{low[0]} works below the blocks and trains" if low else None
-
-    def _let_go(self, wanted: list[Span]) -> str | None:
-        """Free the weights of blocks that no coming stage runs: the result is made of what trained, not of them."""
-        floor = min(span.boundary for span in wanted)
-        if floor not in self._states or self._decoder is None:
-            return None
-        self._gone, freed = floor, 0
-        listed = self._decoder.blocks
-        stays = {p.data_ptr() for block in listed[floor:] for p in block.parameters()}
-        for parameter in (parameter for block in listed[:floor] for parameter in block.parameters()):
-            # Quantized weights are small and not made for this; shared ones are still needed.
-            if type(parameter) is not nn.Parameter or parameter.data_ptr() in stays:
+    def _free_weights(self, decoder: StubbedDecoder, spans: list[Span]) -> list[str]:
+        """Free the weights of blocks that no coming stage runs; the result is made of what trained, not of them."""
+        floor, freed = min(span.boundary for span in spans), 0
+        if floor not in self._outputs:
+            return []
+        self._freed = True
+        needed = {p.data_ptr() for block in decoder.blocks[floor:] for p in block.parameters()}
+        for parameter in (parameter for block in decoder.blocks[:floor] for parameter in block.parameters()):
+            # Quantized weights are small and of their own class; shared ones are still needed.
+            if type(parameter) is not nn.Parameter or parameter.data_ptr() in needed:
                 continue
             release_pages(parameter.data)
             freed += parameter.numel() * parameter.element_size()
             parameter.data = parameter.data.new_empty(0)
-        return f"{freed / 2**20:,.0f} MB of weights let go" if freed else None
+        return [f"{freed / 2**20:,.0f} MB of weights freed"] if freed else []
+
+    def enter(self, boundary: int) -> None:
+        """Stub the blocks below a boundary, as far up as their outputs are cached; every other block computes."""
+        self._boundary = self._highest(boundary + 1)
+        if self._decoder:
+            self._decoder.stub(self._boundary)
 
     def end(self) -> None:
-        """Let every block compute again, save those whose weights were let go."""
-        if not self._gone:
+        """Let every block compute again, unless weights were freed."""
+        if not self._freed:
             self.enter(0)
 
-    def select(self, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None) -> None:
-        """Say which rows, padded to how many tokens and laid out how, the next forward pass is about."""
-        if self._installed and self._decoder:
-            self._decoder.give(self._states[self._installed], rows, tokens, device, lay)
+    def select(self, rows: Sequence[int], tokens: int, device: torch.device, layout: Layout | None = None) -> None:
+        """Choose the rows of the next forward pass, padded to `tokens` and rearranged by `layout`."""
+        if self._boundary and self._decoder:
+            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, layout)
 
-    def _place(self, boundary: int, distance: dict[str, int]) -> CacheEntry:
-        """Where the states below a boundary lie, by what they depend on, as plain values."""
-        decoder = self._decoder
-        assert decoder is not None
+    def _highest(self, limit: int) -> int:
+        """The highest cached boundary below `limit`, 0 where there is none."""
+        return max((boundary for boundary in self._outputs if boundary < limit), default=0)
+
+    def _trains_below(self, model: nn.Module, distance: dict[str, int]) -> str | None:
+        """The reason against caching where a parameter before the first block trains that is no embedding."""
+        assert self._decoder is not None
+        live, count = dict(model.named_parameters()), len(self._decoder.blocks)
+        below = [name for name, far in distance.items() if id(live[name]) in self._decoder.below and far <= count]
+        return f"{below[0]} works below the blocks and trains" if below else None
+
+    def _entry(self, decoder: StubbedDecoder, boundary: int, distance: dict[str, int]) -> CacheEntry:
+        """The cache entry of a boundary; its facts, plain values, are all that the outputs depend on."""
         inside = [tensor for block in decoder.blocks[:boundary] for tensor in block.parameters()]
-        adapted = any(len(decoder.blocks) - far < boundary for far in distance.values()) and self._keeping.adapter
+        adapted = any(len(decoder.blocks) - far < boundary for far in distance.values()) and self._policy.adapter
         facts = {
-            **self._keeping.facts,
+            **self._policy.facts,
             "adapter": adapted or None,
             "attention": decoder.inner.config._attn_implementation,
             "boundary": boundary,
             "device": inside[0].device.type,
             "dtype": str(decoder.dtype),
-            "rows": self._ids,
+            "rows": self._rows_digest,
             "versions": [torch.__version__, transformers.__version__],
             "weights": sorted({str(tensor.dtype) for tensor in inside}),
             "width": decoder.width,
         }
-        return CacheEntry(self._keeping.folder / entry_name(facts), facts)
+        return CacheEntry(self._policy.folder / entry_name(facts), facts)
 
     @cached_property
-    def _ids(self) -> str:
+    def _rows_digest(self) -> str:
         return hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
 
-    def _probe(self, decoder: StubbedDecoder) -> tuple[dict[int, float], float]:
-        """How far each kept path's outputs are from the plain path's on a few rows, and how far they may be.
 
-        Relative in the Euclidean norm. They may be as far as rounding, or twice what batching the same rows otherwise
-        does to the plain path.
-        """
-        if not self._states:
-            return {}, 0.0
-        order = longest_first(decoder.lengths)
-        rows = sorted({order[place * (len(order) - 1) // max(1, PROBED - 1)] for place in range(PROBED)})
-        decoder.arrange()
-        plain = decoder.forward(rows)
-        # Where blocks are not in memory, each pass over the plain path reads them all.
-        single = rows[:1] if self._keeping.shelf else rows
-        alone = [decoder.forward([row])[0] for row in single]
-        apart = torch.stack([nn.functional.pad(one, (0, 0, 0, plain.shape[1] - len(one))) for one in alone])
-        gaps = {}
-        for boundary, kept in self._states.items():
-            decoder.arrange(boundary)
-            gaps[boundary] = _gap(decoder.forward(rows, kept), plain)
-        decoder.arrange()
-        return gaps, max(1e-6 if decoder.whole else 2**-7, 2 * _gap(apart, plain[: len(single)]))
-
-
-def _gap(ours: torch.Tensor, plain: torch.Tensor) -> float:
-    return float((ours - plain).norm() / plain.norm())
+def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, notes: list[str]) -> list[str]:
+    """What was cached, in words: the boundaries that were built and reused, each `size` bytes, and the notes."""
+    for verb, boundaries in (("cached", built), ("reused", reused)):
+        if boundaries:
+            megabytes = len(boundaries) * size / 2**20
+            listed = ", ".join(map(str, sorted(boundaries)))
+            notes = [f"{verb} below block {listed} ({megabytes:,.0f} MB)", *notes]
+    if policy.offloaded:
+        return [*notes, "each block below is read from disk when it runs"]
+    if not notes and size > policy.limit:
+        return [f"not cached; {size / 2**30:.2g} GB exceeds memory.cache_limit_gb"]
+    return notes or [NOT_WORTH_IT]

@@ -1,94 +1,113 @@
-"""A model's decoder over rows of token ids, whose blocks compute, return what is given, or pass on what they get."""
+"""Runs a model's blocks with some of them stubbed: by cached output, or by identity."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmtune.frozen.store import StoredOutputs, longest_first
 from llmtune.model.blocks import blocks, unwrap
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
-"""What makes of states (B, T, H) those that a model is to go on from."""
-TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
+Output = torch.Tensor | tuple[torch.Tensor | None, ...]
+"""What a block returns: hidden states, alone or first in a tuple."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+def hidden_states(output: object) -> torch.Tensor:
+    """The hidden states (B, T, H) in what a block returns; raises TypeError where there are none."""
+    hidden = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
+        raise TypeError("this model's blocks do not return hidden states alone")
+    return hidden
 
 
 class StubbedDecoder:
-    """The part of a model below its head; what stands in for a block leaves masks and positions to the model."""
+    """The part of a model below its head, over rows of token ids; masks and positions stay the model's own."""
 
-    def __init__(self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], Any]) -> None:
-        self.inner: Any = unwrap(model)
+    def __init__(
+        self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], AbstractContextManager[object]]
+    ) -> None:
+        self.inner: PreTrainedModel = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
         self.lengths = [len(row) for row in rows]
-        self.entry: set[int] = set()
+        self.below: set[int] = set()
+        """Ids of the parameters that compute before the first block."""
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
-        self._given: torch.Tensor | None = None
+        self._cached: torch.Tensor | None = None
         self._rest: tuple[None, ...] | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         device: torch.device = next(self.inner.parameters()).device
         return device
 
     @property
-    def whole(self) -> bool:
+    def in_fp32(self) -> bool:
         """Whether the model computes in fp32."""
         with self._autocast():
             mixed = torch.is_autocast_enabled(self.device.type)
         return not mixed and all(parameter.dtype == torch.float32 for parameter in self.inner.parameters())
 
-    def arrange(self, given: int = 0, through: int | None = None) -> None:
-        """Let the blocks below `given` return what is given, those from `through` on what they get; others compute."""
+    def stub(self, cached: int = 0, end: int | None = None) -> None:
+        """Stub the first `cached` blocks by their cached output and those from `end` on by identity; others compute."""
         for index, block in enumerate(self.blocks):
-            passes = through is not None and index >= through
-            _replace(block, self._give if index < given else self._through if passes else None)
+            skipped = end is not None and index >= end
+            _set_forward(block, self._return_cached if index < cached else self._return_input if skipped else None)
 
-    def give(
-        self, kept: StoredOutputs, rows: Sequence[int], tokens: int, device: torch.device, lay: Layout | None = None
+    def set_cached(
+        self,
+        stored: StoredOutputs,
+        rows: Sequence[int],
+        tokens: int,
+        device: torch.device,
+        layout: Layout | None = None,
     ) -> None:
-        """Let stand-ins return the kept states of these rows, padded to so many tokens, laid out as `lay` says."""
-        given = kept.read(rows, tokens).to(device, non_blocking=True)
-        self._given = lay(given) if lay else given
+        """Let stubs return the stored outputs of these rows, padded to `tokens`, rearranged by `layout`."""
+        outputs = stored.read(rows, tokens).to(device, non_blocking=True)
+        self._cached = layout(outputs) if layout else outputs
 
-    def look(self, first: bool) -> str | None:
-        """Learn from the shortest row what a block returns, from the `first` alone or with all others computing.
+    def inspect(self, first_only: bool) -> str | None:
+        """Run the shortest row to learn what blocks return and which parameters are `below` them.
 
-        Gives a reason where that cannot be stood in for. `entry` are then the parameters that work below the blocks.
+        With `first_only`, only the first block computes. Returns the reason where blocks cannot be stubbed.
         """
-        seen: list[Any] = []
+        outputs: list[object] = []
         inside = {id(module) for block in self.blocks for module in block.modules()}
         outside = [module for module in self.inner.modules() if id(module) not in inside]
 
-        def enters(module: nn.Module, arguments: Any, output: Any) -> None:
-            if not seen:
-                self.entry |= {id(parameter) for parameter in module.parameters(recurse=False)}
+        def note_parameters(module: nn.Module, arguments: object, output: object) -> None:
+            if not outputs:
+                self.below |= {id(parameter) for parameter in module.parameters(recurse=False)}
 
-        def returns(module: nn.Module, arguments: Any, output: Any) -> None:
-            seen.append(output)
+        def note_output(module: nn.Module, arguments: object, output: object) -> None:
+            outputs.append(output)
             if isinstance(output, tuple):
-                # What else a block returns, attention weights, is asked for by nobody here; the probe sees where it is.
+                # Nobody here asks for the rest of the tuple, attention weights; a model that uses it fails the check.
                 self._rest = (None,) * (len(output) - 1)
 
-        handles = [module.register_forward_hook(enters) for module in outside]
-        handles += [self.blocks[0].register_forward_hook(returns)]
-        self.arrange(0, 1 if first else None)
+        hooks = [module.register_forward_hook(note_parameters) for module in outside]
+        hooks += [self.blocks[0].register_forward_hook(note_output)]
+        self.stub(0, 1 if first_only else None)
         self.forward([min(range(len(self._rows)), key=self.lengths.__getitem__)])
-        self.arrange()
-        for handle in handles:
-            handle.remove()
-        output = seen[0] if len(seen) == 1 else None
-        hidden = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
-            return "this model's blocks do not return hidden states alone"
+        self.stub()
+        for hook in hooks:
+            hook.remove()
+        try:
+            hidden = hidden_states(outputs[0] if len(outputs) == 1 else None)
+        except TypeError as error:
+            return str(error)
         self.width, self.dtype = hidden.shape[-1], hidden.dtype
         return None
 
     def batches(self) -> Iterator[list[int]]:
         """Rows, longest first, in batches of a size that suits the device."""
-        most = TOKENS.get(self.device.type, TOKENS["cpu"])
+        most = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         order = longest_first(self.lengths)
         while order:
             count = max(1, most // self.lengths[order[0]])
@@ -96,36 +115,36 @@ class StubbedDecoder:
             del order[:count]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[int], kept: StoredOutputs | None = None) -> torch.Tensor:
-        """The last hidden states (B, T, H) of rows, padded on the right, for evaluation; stand-ins return `kept`."""
+    def forward(self, rows: Sequence[int], stored: StoredOutputs | None = None) -> torch.Tensor:
+        """The last hidden states (B, T, H) of rows, right-padded, in evaluation mode; stubs return `stored`."""
         device = self.device
         lengths = [self.lengths[row] for row in rows]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : lengths[place]] = torch.tensor(self._rows[row])
-            mask[place, : lengths[place]] = 1
-        if kept is not None:
-            self.give(kept, rows, max(lengths), device)
+        for index, row in enumerate(rows):
+            ids[index, : lengths[index]] = torch.tensor(self._rows[row])
+            mask[index, : lengths[index]] = 1
+        if stored is not None:
+            self.set_cached(stored, rows, max(lengths), device)
         training = self.inner.training
         self.inner.eval()
         with self._autocast():
-            decoder: Any = self.inner.base_model
+            decoder = self.inner.base_model
             hidden = decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
         self.inner.train(training)
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
 
-    def _give(self, *arguments: Any, **named: Any) -> Any:
-        return self._given if self._rest is None else (self._given, *self._rest)
+    def _return_cached(self, *arguments: object, **options: object) -> Output | None:
+        return self._cached if self._rest is None else (self._cached, *self._rest)
 
-    def _through(self, *arguments: Any, **named: Any) -> Any:
-        hidden = arguments[0] if arguments else named["hidden_states"]
+    def _return_input(self, *arguments: torch.Tensor, **options: torch.Tensor) -> Output:
+        hidden = arguments[0] if arguments else options["hidden_states"]
         return hidden if self._rest is None else (hidden, *self._rest)
 
 
-def _replace(block: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Let a block compute by `forward`, or by its own again."""
+def _set_forward(block: nn.Module, forward: Callable[..., Output | None] | None) -> None:
+    """Replace a block's forward, or restore its own."""
     if forward is None:
         vars(block).pop("forward", None)
     else:

@@ -1,4 +1,4 @@
-"""A base of which the low blocks never are in memory together: each is read from the safetensors files when it runs."""
+"""A base whose lowest blocks are never in memory together: each is read from the safetensors files when it runs."""
 
 import json
 import math
@@ -29,52 +29,54 @@ KEY = "memory.frozen_blocks"
 
 
 class _UnreadTensor:
-    """Stands for a stored tensor that is not to be read."""
+    """Takes the place of a stored tensor, as transformers slices and loads it, without reading it."""
 
     def __init__(self, shape: list[int]) -> None:
         self._shape = shape
 
-    def __getitem__(self, index: Any) -> "_UnreadTensor":
+    def __getitem__(self, index: object) -> "_UnreadTensor":
         return self
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype, device="meta")
 
 
 class OffloadedBlocks:
-    """The stored weights of a base, of whose first `low` blocks each is lent to a model for as long as it runs."""
+    """The lowest `count` blocks of a base, whose weights stay on disk except while a block runs."""
 
-    def __init__(self, base: Base, low: int, dtype: torch.dtype) -> None:
-        """Read names and shapes alone; raises RecipeError where the files are not those of a model."""
-        self.low = low
+    def __init__(self, base: Base, count: int, dtype: torch.dtype, skeleton: PreTrainedModel | None = None) -> None:
+        """Read only names and shapes; raises RecipeError where the files are not those of a model."""
+        self.count = count
         self._base, self._dtype, self._config = base, dtype, load_config(base)
-        skeleton = build_skeleton(base)
+        skeleton = skeleton or build_skeleton(base)
         self._class = type(skeleton)
-        self._stored = _stored(base)
+        self._stored = _stored_tensors(base)
         listed = blocks(skeleton)
         path = next(name for name, module in skeleton.named_modules() if module is listed)
-        inside = {name: at for at in range(low) for name in _names(listed[at], f"{path}.{at}.")}
-        self._block = {key: inside.get(target) for key, target in _targets(skeleton, list(self._stored)).items()}
+        owner = {
+            f"{path}.{index}.{name}": index for index in range(count) for name, _ in listed[index].named_parameters()
+        }
+        self._block = {key: owner.get(name) for key, name in _parameter_names(skeleton, list(self._stored)).items()}
 
     def load(self) -> PreTrainedModel:
-        """The base in evaluation mode, as from `model.load_model`, but for the low blocks, whose parameters are empty.
+        """The base in evaluation mode, as from `load_model`, but the parameters of the lowest blocks are empty.
 
         Raises RecipeError where the files lack a tensor of those blocks.
         """
-        made = self._read(lambda block: block is None)
-        for at, block in enumerate(blocks(made)[: self.low]):
+        model = self._read(lambda block: block is None)
+        for index, block in enumerate(blocks(model)[: self.count]):
             for name, parameter in list(block.named_parameters()):
                 if not parameter.is_meta:
-                    raise RecipeError(f"model.base: {self._base.name} stores no {name} of block {at}")
+                    raise RecipeError(f"model.base: {self._base.name} stores no {name} of block {index}")
                 module, _, leaf = name.rpartition(".")
                 empty = torch.empty(0, dtype=parameter.dtype)
                 setattr(block.get_submodule(module), leaf, nn.Parameter(empty, requires_grad=False))
-        return made
+        return model
 
     @contextmanager
-    def lent(self, at: int, block: nn.Module) -> Iterator[None]:
-        """Give a block its weights, and take them away again."""
-        stored = blocks(self._read(lambda owner: owner == at))[at]
+    def loaded(self, index: int, block: nn.Module) -> Iterator[None]:
+        """Load a block's weights, and free them at the end."""
+        stored = blocks(self._read(lambda owner: owner == index))[index]
         live = dict(block.named_parameters())
         for name, parameter in stored.named_parameters():
             live[name].data = parameter.data.to(live[name].device)
@@ -85,61 +87,60 @@ class OffloadedBlocks:
         trim_heap()
 
     @contextmanager
-    def lending(self, listed: list[nn.Module]) -> Iterator[None]:
-        """Give each of a model's low blocks its weights whenever it is about to compute, for as long as it does."""
-        with ExitStack() as handles:
-            for at, block in enumerate(listed[: self.low]):
-                handles.enter_context(self._on_demand(at, block))
+    def loading_on_demand(self, listed: list[nn.Module]) -> Iterator[None]:
+        """Load each of a model's lowest blocks when it is about to compute, and free it afterwards."""
+        with ExitStack() as hooks:
+            for index, block in enumerate(listed[: self.count]):
+                hooks.enter_context(self._on_demand(index, block))
             yield
 
     @contextmanager
-    def _on_demand(self, at: int, block: nn.Module) -> Iterator[None]:
-        loan = ExitStack()
+    def _on_demand(self, index: int, block: nn.Module) -> Iterator[None]:
+        weights = ExitStack()
 
-        def before(module: nn.Module, arguments: Any) -> None:
-            # What stands in for a block needs no weights, and a block may hold them already.
+        def load(module: nn.Module, arguments: object) -> None:
+            # A stub needs no weights, and a block may have its weights already.
             if "forward" not in vars(block) and not all(parameter.numel() for parameter in block.parameters()):
-                loan.enter_context(self.lent(at, block))
+                weights.enter_context(self.loaded(index, block))
 
-        def after(module: nn.Module, arguments: Any, output: Any) -> None:
-            loan.close()
+        def free(module: nn.Module, arguments: object, output: object) -> None:
+            weights.close()
 
-        handles = [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
-        with loan:
+        hooks = [block.register_forward_pre_hook(load), block.register_forward_hook(free)]
+        with weights:
             yield
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
 
-    def _read(self, wanted: Callable[[int | None], bool]) -> PreTrainedModel:
-        """The model with the tensors of the wanted blocks (None: outside the low ones), all else on the meta device."""
-        read = {key for key, block in self._block.items() if wanted(block)}
+    def _read(self, chosen: Callable[[int | None], bool]) -> PreTrainedModel:
+        """The model with the tensors of the chosen blocks (None: outside the lowest), the others on the meta device."""
+        keys = {key for key, block in self._block.items() if chosen(block)}
         lazy: dict[str, Any] = {
-            key: _UnreadTensor(shape) for key, (_, shape) in self._stored.items() if key not in read
+            key: _UnreadTensor(shape) for key, (_, shape) in self._stored.items() if key not in keys
         }
-        with ExitStack() as opened:
-            for file in sorted({self._stored[key][0] for key in read}):
-                stored = opened.enter_context(safe_open(file, framework="pt"))
-                lazy |= {key: stored.get_slice(key) for key in read if self._stored[key][0] == file}
-            made: Any = self._class.from_pretrained(
+        with ExitStack() as files:
+            for file in sorted({self._stored[key][0] for key in keys}):
+                tensors = files.enter_context(safe_open(file, framework="pt"))
+                lazy |= {key: tensors.get_slice(key) for key in keys if self._stored[key][0] == file}
+            model: PreTrainedModel = self._class.from_pretrained(
                 None, config=self._config, state_dict=lazy, dtype=self._dtype, local_files_only=True
             )
-        result: PreTrainedModel = made.eval()
-        return result
+        return model.eval()
 
 
 def load_offloaded(
     base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, OffloadedBlocks]:
-    """The base without the blocks below every stage's boundary, and the shelf that lends them."""
+    """The base with the blocks below every stage's boundary offloaded, and those blocks."""
     if PartialState().distributed_type != DistributedType.NO:
         raise _not_alone(recipe)
-    shelf = OffloadedBlocks(base, lowest_boundary(base, recipe, plan), dtype)
-    return shelf.load(), shelf
+    offloaded = OffloadedBlocks(base, lowest_boundary(base, recipe, plan), dtype)
+    return offloaded.load(), offloaded
 
 
 def lowest_boundary(base: Base, recipe: Recipe, plan: Plan) -> int:
     """The lowest boundary of a plan's stages."""
-    with torch.random.fork_rng():  # an adapter takes its start from it, and is to take the same one later
+    with torch.random.fork_rng():  # an adapter draws its initial weights here, and must draw the same ones later
         tuned = insert(build_skeleton(base), recipe.method.adapter, plan, base)
     distance = distances(tuned)
     return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
@@ -177,31 +178,27 @@ def _not_alone(recipe: Recipe) -> RecipeError:
     return FieldError(KEY, "stream is for one process with whole weights; the nearest valid is auto")
 
 
-def _stored(base: Base) -> dict[str, tuple[Path, list[int]]]:
-    """The file in which each tensor of a base lies, and its shape; raises RecipeError where that cannot be told."""
+def _stored_tensors(base: Base) -> dict[str, tuple[Path, list[int]]]:
+    """The file and the shape of each tensor of a base; raises RecipeError where a file is missing."""
     single, index = base.folder / "model.safetensors", base.folder / "model.safetensors.index.json"
     if not (single.is_file() or index.is_file()):
         raise RecipeError(f"model.base: {base.folder} holds neither {single.name} nor {index.name}: it cannot stream")
     names = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    found: dict[str, tuple[Path, list[int]]] = {}
+    tensors: dict[str, tuple[Path, list[int]]] = {}
     for file in (base.folder / name for name in names):
         if not file.is_file():
             raise RecipeError(f"model.base: {base.name} lacks {file.name}, which its index names")
         with safe_open(file, framework="pt") as stored:
-            found |= {key: (file, stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-    return found
+            tensors |= {key: (file, stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+    return tensors
 
 
-def _names(block: nn.Module, path: str) -> list[str]:
-    return [path + name for name, _ in block.named_parameters()]
-
-
-def _targets(skeleton: PreTrainedModel, keys: list[str]) -> dict[str, str]:
-    """The name of a parameter that each stored tensor becomes, or becomes a part of, as transformers loads it."""
+def _parameter_names(skeleton: PreTrainedModel, keys: list[str]) -> dict[str, str]:
+    """Stored tensor -> the parameter that it becomes, or becomes a part of, as transformers loads it."""
     rules = get_model_conversion_mapping(skeleton)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     own, prefix = skeleton.state_dict(), skeleton.base_model_prefix
-    targets = {key: rename_source_key(key, renamings, converters, prefix, own)[0] for key in keys}
-    plain = {key: rename_source_key(key, [], [], prefix, own)[0] for key in keys}
-    return {key: plain[key] if name not in own and key in own else name for key, name in targets.items()}
+    converted = {key: rename_source_key(key, renamings, converters, prefix, own)[0] for key in keys}
+    direct = {key: rename_source_key(key, [], [], prefix, own)[0] for key in keys}
+    return {key: direct[key] if name not in own and key in own else name for key, name in converted.items()}

@@ -1,1 +1,1 @@
-"""Faster steps, each equal to the plain way; nothing here imports llmtune."""
+"""Faster training steps, each equal to the layer that it replaces; nothing here imports the rest of llmtune."""

@@ -1,1 +1,1 @@
-"""The base model: where it lies, its blocks and MLPs, 4-bit layers, sharded weights."""
+"""The base model: its location, blocks, MLPs, 4-bit layers and sharded weights."""

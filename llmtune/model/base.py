@@ -1,15 +1,14 @@
-"""Where a base model lies, and loading it: a Hub id, a folder, a .gguf file, or a model in a Python package."""
+"""Locates and loads a base model: a Hub id, a folder, a .gguf file, or a model in a Python package."""
 
 import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,12 +20,14 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError
+from llmtune.files import write_folder
 from llmtune.plan.stages import Facts
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -40,16 +41,19 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this machine: its folder, its name in the recipe, its revision, the Hub id for a card."""
+    """A base model on this machine."""
 
     folder: Path
     name: str
+    """The recipe's name for it."""
     revision: str | None
+    """A commit on the Hub or the SHA-256 of a .gguf file; None for a folder."""
     hub_id: str | None
+    """The model on the Hub that a card names."""
 
 
 class NamedBase(Protocol):
-    """What names a base: a recipe's `model` section."""
+    """The name of a base, as in a recipe's `model` section."""
 
     @property
     def base(self) -> str:
@@ -61,9 +65,9 @@ class NamedBase(Protocol):
 
 
 def locate_base(named: NamedBase, weights: bool = True) -> Base:
-    """The base model of that name, fetched or converted if need be; without `weights`, config and tokenizer do.
+    """The base model of that name, downloaded or converted where needed; `weights=False` skips a download's weights.
 
-    Raises FieldError for a name that is nothing, or for what this machine lacks to get it.
+    Raises FieldError for a name that is no model, or for a model that this machine cannot get.
     """
     name = named.base
     if name.startswith("package:"):
@@ -93,25 +97,25 @@ def _from_package(package: str) -> Base:
 
 
 def _from_gguf(file: Path, name: str, hub_id: str | None) -> Base:
-    """The safetensors copy of a .gguf file in the cache, made on first use (about 20 s for 135M parameters)."""
+    """The safetensors copy of a .gguf file in the cache, written on first use (about 20 s for 135M parameters)."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_folder() / "gguf" / digest[:16]
     if not (folder / "config.json").is_file():
         print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True)
-        source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-        config = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, quantization_config=config, dtype=torch.bfloat16, **source
-        )
-        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(partial)
-        model.save_pretrained(partial)
-        if not folder.exists():
-            partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        with write_folder(folder, replace=False) as partial:
+            _convert_gguf(file, partial)
     return Base(folder, name, digest, hub_id)
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    source = {"gguf_file": file.name, "local_files_only": True}
+    config = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, quantization_config=config, dtype=torch.bfloat16, **source
+    )
+    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def _from_folder(folder: Path) -> Base:
@@ -145,13 +149,13 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Base:
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made again: $LLMTUNE_CACHE, or llmtune in the user's cache folder."""
+    """The folder for files that can be rebuilt: $LLMTUNE_CACHE, or llmtune in the user's cache folder."""
     root = os.environ.get("LLMTUNE_CACHE")
     return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llmtune"
 
 
-def load_config(base: Base) -> Any:
-    """The model's configuration; raises RecipeError where it needs code of its own or is of an unknown type."""
+def load_config(base: Base) -> PreTrainedConfig:
+    """The model's configuration; raises RecipeError where it needs code of its own or its type is unknown."""
     try:
         return AutoConfig.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
@@ -160,17 +164,17 @@ def load_config(base: Base) -> Any:
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with its chat template; pads with eos where it has no pad token."""
-    loaded = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
-    if loaded.pad_token_id is None:
-        loaded.pad_token = loaded.eos_token
-    return loaded
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None) -> PreTrainedModel:
-    """The base model in evaluation mode; with `keep`, linear layers go to NF4 save the modules of these names."""
-    more: dict[str, Any] = {}
+    """The base model in evaluation mode; with `keep`, linear layers are quantized to NF4 except these modules."""
+    options: dict[str, BitsAndBytesConfig] = {}
     if keep is not None:
-        more["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -178,16 +182,16 @@ def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] |
             llm_int8_skip_modules=keep,
         )
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, **more
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True, **options
         )
     except (ValueError, KeyError, OSError) as error:
         raise RecipeError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    for module in loaded.modules():
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would repack weights at the first evaluation, and later gradients would be wrong in silence.
+            # bitsandbytes would repack weights at the first evaluation, and later gradients would be silently wrong.
             module.support_avx512bf16_for_cpu = False
-    return loaded.eval()
+    return model.eval()
 
 
 def build_skeleton(base: Base) -> PreTrainedModel:
@@ -205,7 +209,7 @@ def model_facts(model: PreTrainedModel) -> Facts:
 
 
 def stop_ids(base: Base) -> set[int]:
-    """The token ids at which generation ends, as the base's generation config (else its config) says."""
+    """The token ids that end generation, from the base's generation config, else its config."""
     file = base.folder / "generation_config.json"
     config = GenerationConfig.from_pretrained(base.folder) if file.is_file() else load_config(base)
     ids = config.eos_token_id
@@ -215,7 +219,7 @@ def stop_ids(base: Base) -> set[int]:
 
 
 def computes_bf16(precision: str) -> bool:
-    """Whether a run computes in bf16: as `precision` says, by auto where the machine has bf16 instructions."""
+    """Whether a run computes in bf16: by `precision`; for auto, where the machine has bf16 instructions."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():

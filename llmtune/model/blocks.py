@@ -1,9 +1,8 @@
-"""Model -> {parameter name: distance from the output}, read from module structure, never from names."""
-
-from typing import Any
+"""Finds a model's transformer blocks, and each parameter's distance from the output, by module structure."""
 
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -15,8 +14,8 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has no list of {count} blocks")
 
 
-def unwrap(model: nn.Module) -> Any:
-    """The model itself, without PEFT's wrapper where it has one."""
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The model without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -27,11 +26,11 @@ def distances(model: nn.Module) -> dict[str, int]:
     """
     layers = blocks(model)
     count = len(layers)
-    found: dict[int, int] = {}
+    by_id: dict[int, int] = {}
     for index, block in enumerate(layers):
-        found.update({id(parameter): count - index for parameter in block.parameters()})
+        by_id.update({id(parameter): count - index for parameter in block.parameters()})
     for module in model.modules():
         if isinstance(module, nn.Embedding) or isinstance(getattr(module, "base_layer", None), nn.Embedding):
             for parameter in module.parameters():
-                found.setdefault(id(parameter), count + 1)
-    return {name: found.get(id(parameter), 0) for name, parameter in model.named_parameters()}
+                by_id.setdefault(id(parameter), count + 1)
+    return {name: by_id.get(id(parameter), 0) for name, parameter in model.named_parameters()}

@@ -1,6 +1,4 @@
-"""4-bit for whatever never trains: which linear layers of a plan that is, and a base loaded so."""
-
-from typing import Any
+"""Loads a base with the linear layers that a plan never trains in 4 bits (NF4)."""
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -16,45 +14,46 @@ from llmtune.plan.stages import Plan
 
 
 def split_linear_layers(skeleton: nn.Module, plan: Plan, adapted: bool) -> tuple[list[str], list[str]]:
-    """Names of the linear layers that go to NF4 and of those that stay: outside the blocks, or trained themselves.
+    """Names of the linear layers to quantize, and of those to keep: outside the blocks, or trained.
 
     Where the model is `adapted`, none of its own layers trains.
     """
     linear = [name for name, m in skeleton.named_modules() if isinstance(m, Conv1D) or type(m) is nn.Linear]
     inside = {id(module) for block in blocks(skeleton) for module in block.modules()}
-    never = [name for name in linear if id(skeleton.get_submodule(name)) in inside]
+    frozen = [name for name in linear if id(skeleton.get_submodule(name)) in inside]
     if not adapted:
         distance = distances(skeleton)
-        never = [name for name in never if plan.peak(distance[f"{name}.weight"]) == 0]
-    return never, [name for name in linear if name not in set(never)]
+        frozen = [name for name in frozen if plan.peak(distance[f"{name}.weight"]) == 0]
+    return frozen, [name for name in linear if name not in set(frozen)]
 
 
 def count_quantized(skeleton: nn.Module, plan: Plan, adapted: bool) -> int:
-    """How many layers go to NF4; raises FieldError where there is none."""
+    """The number of layers to quantize; raises FieldError where it is 0."""
     count = len(split_linear_layers(skeleton, plan, adapted)[0])
     if not count:
-        said = (
-            "4bit is for linear layers that never train, and here every one does; add an adapter, or reach fewer blocks"
+        raise FieldError(
+            "model.quantize",
+            "4bit is for linear layers that never train, and here every one does; "
+            "add an adapter, or reach fewer blocks",
         )
-        raise FieldError("model.quantize", said)
     return count
 
 
 def load_quantized(base: Base, plan: Plan, adapted: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The base with layers that never train in NF4 and all else in `dtype`; raises TrainingError for another set."""
-    never, keep = split_linear_layers(build_skeleton(base), plan, adapted)
-    loaded: Any = load_model(base, dtype, keep)
-    found = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
-    if found != set(never):
-        odd = sorted(found ^ set(never))[0]
-        raise TrainingError(f"{odd} is {'' if odd in found else 'not '}in 4 bits, against the plan")
-    _let_go_of_the_file(loaded)
-    return loaded
+    """The base with frozen linear layers in NF4 and all else in `dtype`; raises TrainingError for another set."""
+    frozen, keep = split_linear_layers(build_skeleton(base), plan, adapted)
+    model = load_model(base, dtype, keep)
+    quantized = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    if quantized != set(frozen):
+        odd = sorted(quantized ^ set(frozen))[0]
+        raise TrainingError(f"{odd} is {'' if odd in quantized else 'not '}in 4 bits, against the plan")
+    _unmap_weights(model)
+    return model
 
 
-def _let_go_of_the_file(loaded: nn.Module) -> None:
-    """Keep none of what was read to be quantized, on CPUs: one tensor that is still mapped holds the whole file."""
-    for parameter in loaded.parameters():
+def _unmap_weights(model: nn.Module) -> None:
+    """Copy weights that are mapped from the base's file, on CPUs: one such tensor keeps the whole file in memory."""
+    for parameter in model.parameters():
         if parameter.device.type == "cpu" and type(parameter) is nn.Parameter:
             parameter.data = parameter.data.clone()
     trim_heap()

@@ -85,7 +85,7 @@ class Measured(SFTTrainer):
         """One forward and backward pass; raises TrainingError where the loss is not finite."""
         loss = super().training_step(*arguments, **named)
         if self._held is not None:
-            self._held.give()
+            self._held.flush()
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "

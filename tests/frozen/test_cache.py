@@ -1,7 +1,9 @@
-"""Kept outputs of blocks that do not train: equal to the plain path's, reused, never wrong, off where they must be."""
+"""Cached outputs of frozen blocks: equal to the full model's, reused, never wrong, off where they must be."""
 
+import os
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.frozen import store
 from llmtune.frozen.boundary import Span, boundaries, choose_boundaries
-from llmtune.frozen.cache import PROBED, CachePolicy, FrozenBlocks
-from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room, os
+from llmtune.frozen.cache import CachePolicy, FrozenBlocks
+from llmtune.frozen.check import CHECKED_ROWS
+from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
 from llmtune.plan.stages import Plan, Stage
 from llmtune.train import planned
 from llmtune.train.checkpoint import complete_checkpoints
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 
-FROZEN = {"kind": "frozen", "reach": 2, "lr": 0.1}
-METHODS = {
+FROZEN: dict[str, Any] = {"kind": "frozen", "reach": 2, "lr": 0.1}
+METHODS: dict[str, dict[str, Any]] = {
     "frozen": FROZEN,
     "head only": {"kind": "frozen", "reach": 0, "lr": 0.1},
     "gradual": GRADUAL,
@@ -32,49 +34,60 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_and_gradients_are_the_plain_paths(tmp_path: Path, method: str, tied: bool) -> None:
+def test_cached_path_matches_full_model(tmp_path: Path, method: str, tied: bool) -> None:
     ours = fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied))
-    assert ours[0].startswith("frozen blocks: kept below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
+    assert ours[0].startswith("frozen blocks: cached below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
     assert_equal(ours, fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied), keep=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_architecture_gives_the_plain_paths_losses_and_gradients(tmp_path: Path, kind: str) -> None:
-    runs = [
-        fit(tmp_path, GRADUAL, model=tiny.model(kind, blocks=4, **CALM.get(kind, {})), steps=6, eval_steps=4, **keep)
-        for keep in ({"always": True}, {"keep": False})
-    ]
-    assert "kept below block 2, 3" in runs[0][0]
-    assert_equal(*runs)
+def test_cached_path_matches_full_model_in_every_architecture(tmp_path: Path, kind: str) -> None:
+    settings: dict[str, Any] = CALM.get(kind, {})
+    ours, full = (
+        fit(
+            tmp_path,
+            GRADUAL,
+            model=tiny.model(kind, blocks=4, **settings),
+            steps=6,
+            eval_steps=4,
+            always=True,
+            keep=keep,
+        )
+        for keep in (True, False)
+    )
+    assert "cached below block 2, 3" in ours[0]
+    assert_equal(ours, full)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_accumulated_and_grouped_batches_are_the_plain_paths(tmp_path: Path, checkpointing: bool) -> None:
-    more = {
+def test_cached_path_matches_full_model_with_accumulated_and_grouped_batches(
+    tmp_path: Path, checkpointing: bool
+) -> None:
+    options: dict[str, Any] = {
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 2,
         "grouped": True,
         "gradient_checkpointing": checkpointing,
     }
-    assert_equal(fit(tmp_path, GRADUAL, **more), fit(tmp_path, GRADUAL, keep=False, **more))
+    assert_equal(fit(tmp_path, GRADUAL, **options), fit(tmp_path, GRADUAL, keep=False, **options))
 
 
-def test_the_blocks_below_do_not_run(tmp_path: Path) -> None:
+def test_skips_cached_blocks(tmp_path: Path) -> None:
     model = tiny.model(blocks=4)
     fit(tmp_path, FROZEN)
     ran: list[int] = []
     model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: ran.append(len(arguments[0])))
     assert "reused below block 2" in fit(tmp_path, FROZEN, model=model)[0]
-    assert len(ran) <= 1 + 1 + PROBED, "more than a look and the probe"
+    assert len(ran) <= 1 + 1 + CHECKED_ROWS, "more than the inspection and the check"
 
 
-def test_weights_that_no_coming_stage_runs_are_let_go(tmp_path: Path) -> None:
-    said, _, _, made = fit(tmp_path, FROZEN)
-    assert "MB of weights let go" in said
-    sizes = [sum(p.numel() for p in block.parameters()) for block in made.model.model.layers]
+def test_frees_weights_that_no_coming_stage_runs(tmp_path: Path) -> None:
+    line, _, _, trainer = fit(tmp_path, FROZEN)
+    assert "MB of weights freed" in line
+    sizes = [sum(p.numel() for p in block.parameters()) for block in trainer.model.model.layers]
     assert sizes[:2] == [0, 0]
     assert all(sizes[2:])
-    assert "let go" not in fit(tmp_path, GRADUAL)[0]
+    assert "freed" not in fit(tmp_path, GRADUAL)[0]
 
 
 @pytest.mark.parametrize("kind", ["default", "dora"])
@@ -88,49 +101,50 @@ def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypa
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora on top"])
-def test_in_bf16_the_kept_path_is_as_near_as_batching(tmp_path: Path, method: str) -> None:
+def test_cached_path_is_as_accurate_as_batching_in_bf16(tmp_path: Path, method: str) -> None:
     runs = [
         fit(tmp_path, METHODS[method], keep=keep, bf16=True, model=tiny.model(blocks=4).bfloat16())
         for keep in (True, False)
     ]
-    assert "kept below block 2" in runs[0][0]
-    ours, plain = ([entry["loss"] for entry in run[1] if "loss" in entry] for run in runs)
-    assert ours == pytest.approx(plain, rel=2e-3)
+    assert "cached below block 2" in runs[0][0]
+    ours, full = ([entry["loss"] for entry in run[1] if "loss" in entry] for run in runs)
+    assert ours == pytest.approx(full, rel=2e-3)
 
 
-def test_a_deeper_boundary_is_built_from_a_lower_one(tmp_path: Path) -> None:
+def test_builds_a_deeper_boundary_from_a_lower_one(tmp_path: Path) -> None:
     fit(tmp_path, FROZEN)
-    model, ran = tiny.model(blocks=4), []
+    model = tiny.model(blocks=4)
+    ran: list[torch.Size] = []
     model.model.layers[1].mlp.register_forward_hook(lambda module, arguments, output: ran.append(arguments[0].shape))
     method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.1}
     ours = fit(tmp_path, method, model=model)
-    assert "kept below block 3" in ours[0]
+    assert "cached below block 3" in ours[0]
     assert "reused below block 2" in ours[0]
-    assert len(ran) <= 2 * (1 + PROBED) + 1
+    assert len(ran) <= 2 * (1 + CHECKED_ROWS) + 1
     assert_equal(ours, fit(tmp_path, method, model=tiny.model(blocks=4), keep=False))
 
 
-def test_another_models_outputs_are_not_used(tmp_path: Path) -> None:
+def test_never_uses_outputs_of_another_model(tmp_path: Path) -> None:
     fit(tmp_path, FROZEN)
     ours = fit(tmp_path, FROZEN, model=tiny.model(blocks=4, seed=1))
-    assert "differ from the plain path's" in ours[0]
+    assert "differ from the full model's" in ours[0]
     assert_equal(ours, fit(tmp_path, FROZEN, model=tiny.model(blocks=4, seed=1), keep=False))
 
 
 @pytest.mark.slow
-def test_resumed_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
+def test_resume_in_any_stage_ends_bit_equal(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "grouped": True}
-    whole = fit(tmp_path, GRADUAL, **settings)
+    uninterrupted = fit(tmp_path, GRADUAL, **settings)
     checkpoints = complete_checkpoints(tmp_path / "out")
     assert len(checkpoints) == 7
-    kept = tmp_path / "kept"
-    shutil.copytree(tmp_path / "out", kept)
+    saved = tmp_path / "saved"
+    shutil.copytree(tmp_path / "out", saved)
     for fresh in (False, True):
         for step in (2, 6, 8, 12):
             if fresh:
                 shutil.rmtree(tmp_path / "cache")
-            again = fit(tmp_path, GRADUAL, resume=str(kept / f"step-{step:06d}"), **settings)
-            assert again[1] == [entry for entry in whole[1] if entry["step"] > step]
+            again = fit(tmp_path, GRADUAL, resume=str(saved / f"step-{step:06d}"), **settings)
+            assert again[1] == [entry for entry in uninterrupted[1] if entry["step"] > step]
 
 
 def damage_data(folder: Path) -> None:
@@ -147,101 +161,106 @@ def damage_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text("{")
 
 
-def foreign(folder: Path) -> None:
+def replace_base(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text.replace('"base": "tiny"', '"base": "other"'))
 
 
-@pytest.mark.parametrize("damage", [damage_data, cut_data, damage_manifest, foreign])
-def test_a_damaged_or_foreign_file_is_built_again(tmp_path: Path, damage: Any) -> None:
+@pytest.mark.parametrize("damage", [damage_data, cut_data, damage_manifest, replace_base])
+def test_rebuilds_damaged_and_foreign_entries(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     fit(tmp_path, FROZEN)
     (folder,) = (tmp_path / "cache").iterdir()
-    whole = (folder / DATA).read_bytes()
+    outputs = (folder / DATA).read_bytes()
     damage(folder)
     ours = fit(tmp_path, FROZEN)
-    assert "kept below block 2" in ours[0]
-    assert "1 damaged or foreign, never used" in ours[0]
-    assert (folder / DATA).read_bytes() == whole
+    assert "cached below block 2" in ours[0]
+    assert "1 damaged or foreign cache entry not used" in ours[0]
+    assert (folder / DATA).read_bytes() == outputs
     assert "reused" in fit(tmp_path, FROZEN)[0]
 
 
-def test_other_rows_or_another_base_share_nothing(tmp_path: Path) -> None:
-    facts = CachePolicy(tmp_path, {"base": "a"}, None, 2**30, False)
+def test_shares_nothing_between_other_rows_or_bases(tmp_path: Path) -> None:
+    policy = CachePolicy(tmp_path, {"base": "a"}, None, 2**30, False)
     rows = [[5, 6, 7], [8, 9]]
-    found = set()
-    for keeping, data in ((facts, rows), (replace(facts, facts={"base": "b"}), rows), (facts, [[5, 6], [7, 8, 9]])):
-        made = FrozenBlocks(data, keeping)
-        made.begin(tiny.model(blocks=4), [Span(2, 99)], {"model.norm.weight": 0}, torch.enable_grad)
-        found.add(tuple(sorted(folder.name for folder in tmp_path.iterdir())))
-    assert len(found) == 3
+    counts = []
+    for other, data in ((policy, rows), (replace(policy, facts={"base": "b"}), rows), (policy, [[5, 6], [7, 8, 9]])):
+        frozen_blocks = FrozenBlocks(data, other)
+        frozen_blocks.begin(tiny.model(blocks=4), [Span(2, 99)], {"model.norm.weight": 0}, torch.enable_grad)
+        assert frozen_blocks.kept == [2]
+        counts.append(len(list(tmp_path.iterdir())))
+    assert counts == [1, 2, 3]
 
 
-def test_dropout_in_the_prefix_is_seen(tmp_path: Path) -> None:
-    embedding = {"embd_pdrop": 0.1, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    for kind, more in (("gpt2", embedding), ("llama", {"attention_dropout": 0.1})):
-        said = fit(tmp_path, FROZEN, model=tiny.model(kind, blocks=4, **more), steps=8)[0]
-        assert "computed at every step" in said
-        assert "is 0.1" in said
+def test_does_not_cache_above_dropout(tmp_path: Path) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "gpt2": {"embd_pdrop": 0.1, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+        "llama": {"attention_dropout": 0.1},
+    }
+    for kind, rates in cases.items():
+        line = fit(tmp_path, FROZEN, model=tiny.model(kind, blocks=4, **rates), steps=8)[0]
+        assert "frozen blocks: not cached; " in line
+        assert "is 0.1" in line
     top = {**FROZEN, "adapter": LORA | {"dropout": 0.5}}
     ours = fit(tmp_path, top)
-    assert "kept below block 2" in ours[0]
+    assert "cached below block 2" in ours[0]
     assert_equal(ours, fit(tmp_path, top, keep=False))
 
 
-def test_a_norm_that_works_below_the_blocks_and_trains_is_seen(tmp_path: Path) -> None:
+def test_does_not_cache_above_a_norm_that_trains(tmp_path: Path) -> None:
     model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     ours = fit(tmp_path, {**FROZEN, "adapter": LORA}, model=model)
-    assert "kept below block 2" in ours[0]
+    assert "cached below block 2" in ours[0]
     model = tiny.model("bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     assert "works below the blocks and trains" in fit(tmp_path, FROZEN, model=model)[0]
 
 
 def full_disk(*arguments: Any) -> None:
-    """What writing to a disk without room ends in."""
+    """Write to a disk without room."""
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+def test_trains_without_a_cache_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     ours = fit(tmp_path, FROZEN)
-    assert "not kept: no room for" in ours[0]
+    assert "not cached: no room for" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
 
 
-def test_a_disk_that_fills_up_costs_the_saving_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trains_without_a_cache_when_the_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OutputWriter, "add", full_disk)
     ours = fit(tmp_path, FROZEN)
-    assert "not kept: [Errno 28] No space left" in ours[0]
+    assert "not cached: [Errno 28] No space left" in ours[0]
     assert not list((tmp_path / "cache").iterdir())
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
 
 
-def test_a_cache_that_cannot_be_written_costs_the_saving_and_not_the_run(tmp_path: Path) -> None:
+def test_trains_without_a_cache_in_an_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    assert "not kept: " in fit(tmp_path, FROZEN)[0]
+    assert "not cached: " in fit(tmp_path, FROZEN)[0]
 
 
-def test_outputs_that_differ_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drops_outputs_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = StoredOutputs.read
     monkeypatch.setattr(StoredOutputs, "read", lambda self, rows, tokens: read(self, rows, tokens).mul_(1.001))
     ours = fit(tmp_path, FROZEN)
-    assert "differ from the plain path's" in ours[0]
+    assert "differ from the full model's" in ours[0]
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
 
 
-def test_what_does_not_fit_the_limit_is_not_kept(tmp_path: Path) -> None:
+def test_does_not_cache_beyond_the_limit(tmp_path: Path) -> None:
     ours = fit(tmp_path, FROZEN, limit=1000)
-    assert "would pass memory.cache_limit_gb" in ours[0]
+    assert "GB exceeds memory.cache_limit_gb" in ours[0]
     assert not (tmp_path / "cache").exists()
 
 
-def test_one_pass_over_the_rows_is_not_kept(tmp_path: Path) -> None:
-    assert "too few passes" in fit(tmp_path, FROZEN, steps=6, eval_strategy="no")[0]
+def test_does_not_cache_for_one_pass(tmp_path: Path) -> None:
+    line = fit(tmp_path, FROZEN, steps=6, eval_strategy="no")[0]
+    assert line == "frozen blocks: not cached; this run is too short for caching to save time"
     assert fit(tmp_path, {"kind": "full", "lr": 0.1}, steps=12)[0] == ""
 
 
-def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+def test_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "old")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "states.bin").write_bytes(b"x" * 100)

@@ -1,4 +1,4 @@
-"""Blocks that are never in memory together: the same result as with all of them, from one at a time."""
+"""Streamed blocks: the same result as with all blocks in memory, from one at a time."""
 
 import json
 import os
@@ -17,64 +17,70 @@ from llmtune.adapters.delta import load_delta
 from llmtune.files import read_json
 from llmtune.frozen import build
 from llmtune.frozen.build import BuildProgress, run_rows
-from llmtune.frozen.store import DATA
+from llmtune.frozen.stand_in import StubbedDecoder
+from llmtune.frozen.store import DATA, OutputWriter
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base, load_model, locate_base
 from llmtune.run import open_run
 from llmtune.train.checkpoint import complete_checkpoints
 from llmtune.train.loop import train
 from tests.support import tiny
-from tests.support.streams import FROZEN, KINDS, LORA, NARROWING, STAGED, assert_same, delta, losses, made, read, said
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept states, this test's own."""
-    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "kept"))
-    return tmp_path / "kept" / "frozen-blocks"
+from tests.support.streams import (
+    FROZEN,
+    KINDS,
+    LORA,
+    NARROWING,
+    STAGED,
+    assert_same,
+    delta,
+    frozen_blocks_line,
+    losses,
+    prepared,
+    read,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_streamed_run_is_the_run_that_is_not(tmp_path: Path, cache: Path, kind: str) -> None:
-    plain = made(tmp_path, "cache", kind=kind)
-    train(plain)
-    (kept,) = cache.iterdir()
-    whole = (kept / DATA).read_bytes()
+def test_streamed_run_equals_a_cached_one(tmp_path: Path, cache: Path, kind: str) -> None:
+    cached = prepared(tmp_path, "cache", kind=kind)
+    train(cached)
+    (entry,) = cache.iterdir()
+    outputs = read(entry)
     shutil.rmtree(cache)
-    ours = made(tmp_path, "stream", kind=kind)
+    ours = prepared(tmp_path, "stream", kind=kind)
     train(ours)
-    assert [folder.name for folder in cache.iterdir()] == [kept.name], "one set of states, under the same key"
-    assert "kept below block 3" in said(ours)
+    assert [folder.name for folder in cache.iterdir()] == [entry.name], "one boundary, under the same name"
+    assert "cached below block 3" in frozen_blocks_line(ours)
     if kind == "mixtral":  # padding takes part in how tokens are shared out to experts
-        one, other = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (whole, read(kept)))
+        one, other = (torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (outputs, read(entry)))
         assert (one - other).norm() <= 1e-6 * other.norm()
-        assert losses(ours) == pytest.approx(losses(plain), rel=1e-5)
+        assert losses(ours) == pytest.approx(losses(cached), rel=1e-5)
         return
-    assert read(kept) == whole
-    assert_same(ours, plain)
+    assert read(entry) == outputs
+    assert_same(ours, cached)
     load_delta(load_model(locate_base(ours.recipe().model)), ours.delta)
 
 
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
-def test_in_bf16_too(tmp_path: Path, cache: Path, method: Any) -> None:
+def test_streamed_run_equals_a_cached_one_in_bf16(tmp_path: Path, cache: Path, method: dict[str, Any]) -> None:
     both = []
     for how in ("cache", "stream"):
-        both.append(made(tmp_path, how, method, model={"base": str(tmp_path / "base"), "precision": "bf16"}))
+        both.append(prepared(tmp_path, how, method, model={"base": str(tmp_path / "base"), "precision": "bf16"}))
         train(both[-1])
         shutil.rmtree(cache)
     assert_same(*both)
 
 
 @pytest.mark.parametrize("method", [{**FROZEN, "adapter": LORA}, STAGED, {**STAGED, "adapter": LORA}, NARROWING])
-def test_adapters_and_stages_above_the_streamed_blocks(tmp_path: Path, cache: Path, method: Any) -> None:
-    plain = made(tmp_path, "recompute", method)
-    train(plain)
-    ours = made(tmp_path, "stream", method)
+def test_streamed_run_has_the_losses_of_a_recomputed_one(tmp_path: Path, method: dict[str, Any]) -> None:
+    recomputed = prepared(tmp_path, "recompute", method)
+    train(recomputed)
+    ours = prepared(tmp_path, "stream", method)
     train(ours)
-    assert losses(ours) == pytest.approx(losses(plain), rel=1e-5)
+    assert losses(ours) == pytest.approx(losses(recomputed), rel=1e-5)
 
 
-def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
+def test_reads_shards_like_one_file(tmp_path: Path) -> None:
     one, several = tmp_path / "one", tmp_path / "several"
     tiny.save_base(one, blocks=4)
     tiny.save_base(several, blocks=4)
@@ -85,79 +91,78 @@ def test_shards_are_read_like_one_file(tmp_path: Path) -> None:
     for file in set(where.values()):
         save_file({name: stored[name] for name in names if where[name] == file}, several / file, {"format": "pt"})
     (several / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    whole = load_model(Base(one, "one", None, None))
+    full = load_model(Base(one, "one", None, None))
     for folder in (one, several):
-        shelf = OffloadedBlocks(Base(folder, "tiny", None, None), 3, torch.float32)
-        loaded = shelf.load()
+        offloaded = OffloadedBlocks(Base(folder, "tiny", None, None), 3, torch.float32)
+        loaded = offloaded.load()
         listed = list(loaded.model.layers)
         assert all(not p.numel() for block in listed[:3] for p in block.parameters())
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         for at, block in enumerate(listed[:3]):
-            with shelf.lent(at, block):
-                theirs = dict(whole.model.layers[at].named_parameters())
+            with offloaded.loaded(at, block):
+                theirs = dict(full.model.layers[at].named_parameters())
                 assert all(torch.equal(p, theirs[name]) for name, p in block.named_parameters())
             assert all(not p.numel() for p in block.parameters())
         outside = {name: p for name, p in loaded.named_parameters() if p.numel()}
-        theirs = dict(whole.named_parameters())
+        theirs = dict(full.named_parameters())
         assert all(torch.equal(p, theirs[name]) for name, p in outside.items())
-        buffers = dict(whole.named_buffers())
+        buffers = dict(full.named_buffers())
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in loaded.named_buffers())
         (folder / "model-0.safetensors").unlink(missing_ok=True)
 
 
-def test_what_is_kept_already_is_used_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(made(tmp_path, "cache"))
-    monkeypatch.setattr(build, "build_by_block", None)
-    ours = made(tmp_path, "stream")
+def test_reuses_a_cached_boundary_without_building(tmp_path: Path, cache: Path) -> None:
+    train(prepared(tmp_path, "cache"))
+    (entry,) = cache.iterdir()
+    written = (entry / DATA).stat()
+    ours = prepared(tmp_path, "stream")
     train(ours)
-    assert "reused below block 3" in said(ours)
+    assert [folder.name for folder in cache.iterdir()] == [entry.name]
+    assert ((entry / DATA).stat().st_ino, (entry / DATA).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert "reused below block 3" in frozen_blocks_line(ours)
 
 
-def test_one_block_is_in_memory_and_two_boundaries_on_disk(
+def test_holds_one_block_in_memory_and_two_boundaries_on_disk(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most: list[int] = []
-    original = run_rows
+    in_memory: list[int] = []
 
-    def watched(decoder: Any, *arguments: Any) -> None:
-        original(decoder, *arguments)
-        most.append(sum(1 for block in decoder.blocks[:3] if any(p.numel() for p in block.parameters())))
+    def watched(decoder: StubbedDecoder, *arguments: Any) -> None:
+        run_rows(decoder, *arguments)
+        in_memory.append(sum(1 for block in decoder.blocks[:3] if any(p.numel() for p in block.parameters())))
         assert len(list(cache.iterdir())) <= 2
 
     monkeypatch.setattr(build, "run_rows", watched)
-    train(made(tmp_path, "stream"))
-    assert most == [1, 1, 1]
+    train(prepared(tmp_path, "stream"))
+    assert in_memory == [1, 1, 1]
 
 
-def test_a_building_that_was_killed_goes_on_from_its_last_block(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_build_resumes_at_its_last_block(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    original = run_rows
 
-    def cut(decoder: Any, writers: Any, start: int, *arguments: Any) -> None:
+    def interrupted(decoder: StubbedDecoder, writers: dict[int, OutputWriter], start: int, *arguments: Any) -> None:
         ran.append(start)
         if ran == [0, 1, 2]:
             raise KeyboardInterrupt
-        original(decoder, writers, start, *arguments)
+        run_rows(decoder, writers, start, *arguments)
 
-    monkeypatch.setattr(build, "run_rows", cut)
-    ours = made(tmp_path, "stream")
+    monkeypatch.setattr(build, "run_rows", interrupted)
+    ours = prepared(tmp_path, "stream")
     with pytest.raises(KeyboardInterrupt):
         train(ours)
     train(open_run(ours.path))
     assert ran == [0, 1, 2, 2]
-    plain = made(tmp_path, "cache")
-    train(plain)
-    assert_same(ours, plain)
+    cached = prepared(tmp_path, "cache")
+    train(cached)
+    assert_same(ours, cached)
 
 
 @pytest.mark.parametrize("method", [FROZEN, {**STAGED, "adapter": LORA}], ids=["frozen", "staged lora"])
-@pytest.mark.parametrize("fresh", [False, True], ids=["kept", "cache gone"])
-def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh: bool) -> None:
-    whole = made(tmp_path, "stream", method, "llama", "whole", memory={"frozen_blocks": "stream"})
-    train(whole)
-    ours = made(tmp_path, "stream", method)
+@pytest.mark.parametrize("fresh", [False, True], ids=["cached", "cache gone"])
+def test_resume_ends_bit_equal(tmp_path: Path, cache: Path, method: dict[str, Any], fresh: bool) -> None:
+    uninterrupted = prepared(tmp_path, "stream", method, "llama", "uninterrupted", memory={"frozen_blocks": "stream"})
+    train(uninterrupted)
+    ours = prepared(tmp_path, "stream", method)
     train(ours)
     for checkpoint in complete_checkpoints(ours.checkpoints)[1:]:
         shutil.rmtree(checkpoint)
@@ -165,22 +170,23 @@ def test_resumed_ends_bit_equal(tmp_path: Path, cache: Path, method: Any, fresh:
     if fresh:
         shutil.rmtree(cache)
     train(open_run(ours.path))
-    assert_same(ours, whole)
+    assert_same(ours, uninterrupted)
 
 
-def test_the_plan_says_what_memory_is_left(tmp_path: Path) -> None:
-    whole, ours = (read_json(made(tmp_path, how).plan_file) for how in ("cache", "stream"))
+def test_plan_predicts_less_memory(tmp_path: Path) -> None:
+    cached, streamed = (read_json(prepared(tmp_path, how).plan_file) for how in ("cache", "stream"))
     block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
-    assert whole["states_bytes"] - ours["states_bytes"] == 2 * 3 * block
+    assert cached["states_bytes"] - streamed["states_bytes"] == 2 * 3 * block
 
 
-def test_progress_is_readable_lines() -> None:
-    now, lines = [0.0], []
-    pace = BuildProgress(1000, lines.append, lambda: now[0])
+def test_prints_progress_every_15_seconds() -> None:
+    now = [0.0]
+    lines: list[str] = []
+    progress = BuildProgress(1000, lines.append, lambda: now[0])
     for second in range(1, 101):
         now[0] = float(second)
-        pace.add(10, "block 3 of 24, ")
-    assert lines[0] == "frozen blocks: building block 3 of 24, 15%, 10 tokens/s, 1:25 left"
+        progress.add(10, "block 3 of 24, ")
+    assert lines[0] == "frozen blocks: filling the cache, block 3 of 24, 15%, 10 tokens/s, 1:25 left"
     assert len(lines) == 7
     assert lines[-1].endswith("100%, 10 tokens/s, 0:00 left")
     short: list[str] = []
@@ -227,18 +233,18 @@ def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
     large_base(tmp_path / "base")
     results = {}
     for how in ("recompute", "stream"):
-        done = made(tmp_path, how, train={"epochs": 1, "batch_size": 4, "max_steps": 2, "optimizer": "sgd"})
-        command = [sys.executable, "-c", LIMITED, str(done.path)]
-        # What the allocator keeps of freed tensors would count although nothing lies there.
+        run = prepared(tmp_path, how, train={"epochs": 1, "batch_size": 4, "max_steps": 2, "optimizer": "sgd"})
+        command = [sys.executable, "-c", LIMITED, str(run.path)]
+        # Freed memory that the allocator keeps would count as used.
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
         results[how] = (
             subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False),
-            done,
+            run,
         )
     plain, ours = results["recompute"], results["stream"]
     assert plain[0].returncode == 1
     assert "no memory" in plain[0].stderr
     assert not plain[1].delta.exists()
     assert ours[0].returncode == 0, ours[0].stderr
-    assert "kept below block 15" in said(ours[1])
+    assert "cached below block 15" in frozen_blocks_line(ours[1])
     assert sum(tensor.numel() for tensor in delta(ours[1]).values()) == read_json(ours[1].plan_file)["trained"]

@@ -1,4 +1,4 @@
-"""What cannot be streamed is refused by name, and what goes wrong on the way is told in one line."""
+"""Refuses what cannot be streamed by its key, and ends in one line where something goes wrong on the way."""
 
 import shutil
 from collections import namedtuple
@@ -10,25 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmtune.errors import MachineError, RecipeError, TrainingError
-from llmtune.frozen import store
 from llmtune.frozen.store import DATA, OutputWriter, StoredOutputs
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base
 from llmtune.train.loop import train
 from tests.support import tiny
-from tests.support.streams import FROZEN, LORA, made, read, said
+from tests.support.streams import FROZEN, LORA, frozen_blocks_line, prepared, read
 
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept states, this test's own."""
-    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "kept"))
-    return tmp_path / "kept" / "frozen-blocks"
-
-
-def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) -> None:
+def test_refuses_a_base_that_lacks_a_tensor_of_a_low_block(tmp_path: Path) -> None:
     file = tiny.save_base(tmp_path / "base", blocks=4) / "model.safetensors"
     stored = load_file(file)
     del stored["model.layers.1.mlp.up_proj.weight"]
@@ -37,53 +29,51 @@ def test_a_base_that_lacks_a_tensor_of_a_low_block_is_refused(tmp_path: Path) ->
         OffloadedBlocks(Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
 
 
-def test_a_probe_that_differs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends_a_run_whose_outputs_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = StoredOutputs.read
     monkeypatch.setattr(StoredOutputs, "read", lambda self, rows, tokens: original(self, rows, tokens).mul_(1.001))
-    with pytest.raises(TrainingError, match="outputs of block 3 differ from the plain path's"):
-        train(made(tmp_path, "stream"))
+    with pytest.raises(TrainingError, match="outputs of block 3 differ from the full model's"):
+        train(prepared(tmp_path, "stream"))
 
 
-def test_a_state_that_another_model_left_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(made(tmp_path, "cache"))
+def test_refuses_outputs_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(prepared(tmp_path, "cache"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=1, blocks=4)
     monkeypatch.setattr("llmtune.train.loop.weights_digest", lambda folder: "the same")
-    train(made(tmp_path, "cache", name="other"))
+    train(prepared(tmp_path, "cache", name="other"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=2, blocks=4)
     with pytest.raises(TrainingError, match="differ"):
-        train(made(tmp_path, "stream"))
+        train(prepared(tmp_path, "stream"))
 
 
-def test_a_damaged_file_is_built_again(tmp_path: Path, cache: Path) -> None:
-    train(made(tmp_path, "stream"))
+def test_rebuilds_a_damaged_entry(tmp_path: Path, cache: Path) -> None:
+    train(prepared(tmp_path, "stream"))
     (folder,) = cache.iterdir()
     good = read(folder)
     (folder / DATA).write_bytes(good[:-4] + b"\0\0\0\1")
-    ours = made(tmp_path, "stream", name="again")
+    ours = prepared(tmp_path, "stream", name="again")
     train(ours)
-    assert "1 damaged or foreign, never used" in said(ours)
-    assert "kept below block 3" in said(ours)
+    assert "1 damaged or foreign cache entry not used" in frozen_blocks_line(ours)
+    assert "cached below block 3" in frozen_blocks_line(ours)
     assert read(folder) == good
 
 
-def test_no_room_is_told_before_anything_is_built(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = made(tmp_path, "stream")
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
+def test_ends_before_building_on_a_full_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = prepared(tmp_path, "stream")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**30, 2**30, 2**20))
     with pytest.raises(MachineError, match="no room for"):
         train(ours)
     assert not list(cache.iterdir())
 
 
-def test_a_disk_that_fills_up_ends_the_run_in_one_line(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = made(tmp_path, "stream")
+def test_ends_in_one_line_when_the_disk_fills_up(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = prepared(tmp_path, "stream")
     add = OutputWriter.add
 
     def full(writer: OutputWriter, *arguments: Any) -> None:
-        if writer._facts["boundary"] == 2:
+        if [folder for folder in cache.iterdir() if folder.name[0] != "."]:
             raise OSError(28, "No space left on device")
         add(writer, *arguments)
 
@@ -93,7 +83,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(
     assert len(list(cache.iterdir())) == 1, "the first block's outputs, from which a next run goes on"
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "every block trains": ({"method": {"kind": "full", "lr": 0.01}}, "trains the lowest one; the nearest valid is"),
     "the last stage reaches all": (
         {"method": {"kind": "gradual", "reaches": [1, "all"], "lr": 0.01}},
@@ -116,20 +106,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_streamed_is_refused_at_check(tmp_path: Path, case: str) -> None:
+def test_refuses_what_cannot_be_streamed(tmp_path: Path, case: str) -> None:
     sections, message = dict(REFUSED[case][0]), REFUSED[case][1]
     if "kind" in sections:
         tiny.save_base(tmp_path / "base", str(sections.pop("kind")), blocks=4)
     if "quantize" in sections:
         sections["model"] = {"base": str(tmp_path / "base"), "quantize": sections.pop("quantize"), "precision": "fp32"}
     with pytest.raises(RecipeError, match=message) as caught:
-        made(tmp_path, "stream", **sections)
+        prepared(tmp_path, "stream", **sections)
     assert "\n" not in str(caught.value)
     key = "memory.cache_limit_gb" if case == "too large" else "memory.frozen_blocks"
     assert f": {key}: " in str(caught.value)
 
 
-def test_a_norm_below_the_blocks_that_trains_is_refused(tmp_path: Path) -> None:
+def test_refuses_a_norm_below_the_blocks_that_trains(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", "bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
     with pytest.raises(RecipeError, match="works below the blocks and trains"):
-        train(made(tmp_path, "stream"))
+        train(prepared(tmp_path, "stream"))

@@ -1,18 +1,18 @@
-"""Linear layers that train under autocast: autocast's outputs and gradients, and neither weights nor copies kept."""
+"""Linear layers that train under autocast: autocast's outputs and gradients, with no cast weight and one cast input."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from llmtune.kernels.cpu import autocast
-from llmtune.kernels.cpu.autocast import patch_embedding, patch_linears
+from llmtune.kernels.cpu.autocast import PendingGradients, patch_embedding, patch_linears
 from tests.support import tiny
+from tests.support.layers import relative_error, run_layer, saved_tensors
 
 
-class Three(nn.Module):
+class ThreeLayers(nn.Module):
     """Three layers over one input, as queries, keys and values are."""
 
     def __init__(self, bias: bool) -> None:
@@ -24,97 +24,91 @@ class Three(nn.Module):
         return torch.cat([part(x) for part in self.parts], -1)
 
 
-def run(made: Any, x: torch.Tensor, mixed: bool = True) -> list[torch.Tensor]:
-    x = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        out = made(x * 1)  # autocast casts leaves once for all of their uses
-    out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype))
-    return [out.detach(), x.grad, *(parameter.grad for parameter in made.parameters())]
-
-
 @pytest.mark.parametrize(
     ("dtype", "mixed"), [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)], ids=str
 )
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-def test_outputs_and_gradients_are_autocasts(bias: bool, dtype: torch.dtype, mixed: bool) -> None:
-    plain = Three(bias)
-    ours = copy.deepcopy(plain)
+def test_matches_autocast_outputs_and_gradients(bias: bool, dtype: torch.dtype, mixed: bool) -> None:
+    default = ThreeLayers(bias)
+    ours = copy.deepcopy(default)
     assert patch_linears(ours) == 3
     x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for _ in range(2):  # space is used again
-        for mine, other in zip(run(ours, x, mixed), run(plain, x, mixed), strict=True):
+    for _ in range(2):  # buffers are used again
+        for mine, other in zip(run_layer(ours, x, mixed), run_layer(default, x, mixed), strict=True):
             assert mine.dtype == other.dtype
             torch.testing.assert_close(mine, other, rtol=2**-8, atol=1e-6)
-            assert (mine.double() - other.double()).norm() <= 1e-3 * other.double().norm()
+            assert relative_error(mine, other) <= 1e-3
 
 
-def test_an_input_that_changed_is_cast_again() -> None:
-    made, weight = nn.ModuleList([nn.Linear(4, 4, bias=False)]), torch.eye(4)
-    made[0].weight.data.copy_(weight)
-    patch_linears(made)
+def test_casts_a_changed_input_again() -> None:
+    layer, weight = nn.Linear(4, 4, bias=False), torch.eye(4)
+    layer.weight.data.copy_(weight)
+    patch_linears(layer)
     x = torch.ones(2, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made[0](x).float(), x)
+        assert torch.equal(layer(x).float(), x)
         x.mul_(2)
-        assert torch.equal(made[0](x).float(), x)
+        assert torch.equal(layer(x).float(), x)
         other = torch.zeros(2, 4).mul_(1)
         assert other._version == x._version
-        assert torch.equal(made[0](other).float(), other)
+        assert torch.equal(layer(other).float(), other)
 
 
-def test_a_large_gradient_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = Three(bias=False), Three(bias=False)
-    patch_linears(whole)
-    patch_linears(parts)
+def test_a_large_gradient_in_parts_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, in_parts = ThreeLayers(bias=False), ThreeLayers(bias=False)
+    patch_linears(at_once)
+    patch_linears(in_parts)
     x = torch.randn(2, 7, 24)
-    expected = run(whole, x)
-    monkeypatch.setattr(autocast, "PART", 3 * 24 * 2)
-    for mine, other in zip(run(parts, x), expected, strict=True):
+    expected = run_layer(at_once, x, mixed=True)
+    monkeypatch.setattr(autocast, "MAX_PART_BYTES", 3 * 24 * 2)
+    for mine, other in zip(run_layer(in_parts, x, mixed=True), expected, strict=True):
         assert torch.equal(mine, other)
 
 
-def test_one_copy_of_the_input_is_kept_and_no_cast_weight() -> None:
-    made = Three(bias=False)
-    patch_linears(made)
-    found: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
+def test_saves_one_copy_of_the_input_and_no_cast_weight() -> None:
+    layers = ThreeLayers(bias=False)
+    patch_linears(layers)
     x = torch.randn(2, 7, 24).requires_grad_()
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16):
-        made(x)
-    weights = {parameter.data_ptr() for parameter in made.parameters()}
-    assert [tensor.shape for place, tensor in found.items() if place not in weights] == [x.shape]
+    assert [(saved.shape, saved.dtype) for saved in saved_tensors(layers, x, mixed=True)] == [(x.shape, torch.bfloat16)]
 
 
-def test_frozen_layers_and_other_precisions_stay_as_they_are() -> None:
-    made = nn.ModuleList([nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4)])
-    assert patch_linears(made) == 1
-    made[1].requires_grad_(False)
+def test_leaves_frozen_layers_and_other_precisions_alone() -> None:
+    layers = nn.ModuleList([nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4)])
+    assert patch_linears(layers) == 1
+    layers[1].requires_grad_(False)
     x = torch.randn(3, 4).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        made[1](x).sum().backward()
+        layers[1](x).sum().backward()
     assert x.grad is not None
-    assert made[1].weight.grad is None
+    assert layers[1].weight.grad is None
 
 
-def test_a_tied_embeddings_gradient_is_the_dense_ones() -> None:
-    ids, grads = torch.tensor([[3, 4, 3, 5]]), []
+def test_pending_gradients_are_added_once() -> None:
+    pending, weight = PendingGradients(), torch.zeros(2, 2)
+    pending.add(weight, torch.ones(2, 2).bfloat16())
+    pending.add(weight, torch.ones(2, 2).bfloat16())
+    assert weight.grad is None
+    pending.flush()
+    pending.flush()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    assert torch.equal(weight.grad, torch.full((2, 2), 2.0))
+
+
+def test_a_tied_embedding_gets_the_dense_gradient() -> None:
+    ids, gradients = torch.tensor([[3, 4, 3, 5]]), []
     for sparse in (False, True):
         model = tiny.model("llama", blocks=1, tied=True)
         if sparse:
             assert patch_embedding(model)
         for _ in range(2):  # a step of two passes
             model(ids).logits.float().pow(2).sum().backward()
-        grads.append(model.get_input_embeddings().weight.grad)
-    assert not grads[1].is_sparse
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-6, atol=1e-6)
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert not gradients[1].is_sparse
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
 
 
-def test_an_embedding_of_its_own_keeps_a_dense_gradient() -> None:
+def test_an_untied_embedding_keeps_a_dense_gradient() -> None:
     model = tiny.model("llama", blocks=1, tied=False)
     assert not patch_embedding(model)
     assert not model.get_input_embeddings().sparse

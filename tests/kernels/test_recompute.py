@@ -1,7 +1,6 @@
-"""RMS norms and gated MLPs that keep less: the same outputs bit for bit, the same gradients, and less kept."""
+"""RMS norms and gated MLPs that save less: the same outputs bit for bit, as accurate gradients, less saved."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -11,85 +10,88 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from llmtune.kernels.cpu.recompute import patch_mlps, patch_norms
 from tests.support import tiny
+from tests.support.layers import run_layer, saved_tensors
 
 CASES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
 
 
-def norm(dtype: torch.dtype) -> Any:
+class ExactNorm(LlamaRMSNorm):
+    """A norm that is exact in double; the class itself goes through fp32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class CountedSiLU(nn.Module):
+    """SiLU that counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.nn.functional.silu(x)
+
+
+def norm(dtype: torch.dtype) -> LlamaRMSNorm:
+    """A norm with random weights."""
     torch.manual_seed(0)
-    made = LlamaRMSNorm(48, eps=1e-5)
-    nn.init.normal_(made.weight)
-    return made.to(dtype)
+    layer = LlamaRMSNorm(48, eps=1e-5)
+    nn.init.normal_(layer.weight)
+    return layer.to(dtype)
 
 
-def mlp(dtype: torch.dtype = torch.float32, act: str = "silu") -> Any:
+def mlp(dtype: torch.dtype = torch.float32, act: str = "silu") -> LlamaMLP:
+    """A gated MLP with random weights."""
     torch.manual_seed(0)
     config = tiny.model().config
     config.hidden_act = act
     return LlamaMLP(config).to(dtype)
 
 
-def run(made: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """The output and the gradients of the input and the weights."""
+def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a forward pass saves beside input, output and weights."""
     x = x.clone().requires_grad_()
-    out = made(x)
-    out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype))
-    return [out.detach(), x.grad, *(parameter.grad for parameter in made.parameters())]
+    saved = {tensor.untyped_storage().data_ptr(): tensor for tensor in saved_tensors(layer, x)}
+    saved.pop(x.untyped_storage().data_ptr(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def kept(made: Any, x: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps beside input, output and weights."""
-    found: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = x.clone().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = made(x)
-    for known in (x, out, *made.parameters()):
-        found.pop(known.untyped_storage().data_ptr(), None)
-    return sum(found.values())
-
-
-def near(ours: torch.Tensor, other: torch.Tensor, true: torch.Tensor) -> bool:
-    """Whether ours is as near to the exact result as another one, give or take its last bits."""
-    return bool((ours.double() - true).norm() <= 1.1 * (other.double() - true).norm() + 1e-7 * true.norm())
+def is_as_accurate(ours: torch.Tensor, other: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Whether ours is as near to the exact result as the other one, give or take its last bits."""
+    return bool((ours.double() - exact).norm() <= 1.1 * (other.double() - exact).norm() + 1e-7 * exact.norm())
 
 
 @pytest.mark.parametrize(("of_x", "of_weight"), CASES, ids=str)
-def test_a_norm_gives_the_same_bits_and_gradients_as_near_to_exact(of_x: torch.dtype, of_weight: torch.dtype) -> None:
-    plain = norm(of_weight)
-    ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    # Only the class's own products are exact in double: it goes through fp32.
-    exact.forward = lambda x: exact.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + exact.variance_epsilon)
+def test_norm_has_the_same_bits_and_as_accurate_gradients(of_x: torch.dtype, of_weight: torch.dtype) -> None:
+    default = norm(of_weight)
+    ours, exact = copy.deepcopy(default), copy.deepcopy(default).double()
+    exact.__class__ = ExactNorm
     assert patch_norms(ours) == 1
     x = torch.randn(3, 7, 48).to(of_x)
-    mine, other, true = run(ours, x), run(plain, x), run(exact, x.double())
+    mine, other, true = run_layer(ours, x), run_layer(default, x), run_layer(exact, x.double())
     assert torch.equal(mine[0], other[0])
-    for ours_, others_, exact_ in zip(mine[1:], other[1:], true[1:], strict=True):
-        assert ours_.dtype == others_.dtype
-        assert near(ours_, others_, exact_)
+    for our_gradient, other_gradient, exact_gradient in zip(mine[1:], other[1:], true[1:], strict=True):
+        assert our_gradient.dtype == other_gradient.dtype
+        assert is_as_accurate(our_gradient, other_gradient, exact_gradient)
     if of_x == torch.bfloat16:
-        assert kept(ours, x) < kept(plain, x) / 4
+        assert saved_bytes(ours, x) < saved_bytes(default, x) / 4
 
 
 @pytest.mark.parametrize("act", ["silu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_gated_mlp_gives_the_same_bits_and_keeps_half(dtype: torch.dtype, act: str) -> None:
-    plain = mlp(dtype, act)
-    ours = copy.deepcopy(plain)
+def test_gated_mlp_has_the_same_bits_and_saves_less(dtype: torch.dtype, act: str) -> None:
+    default = mlp(dtype, act)
+    ours = copy.deepcopy(default)
     assert patch_mlps(ours) == 1
-    x = torch.randn(2, 5, plain.hidden_size).to(dtype)
-    for mine, other in zip(run(ours, x), run(plain, x), strict=True):
+    x = torch.randn(2, 5, default.hidden_size).to(dtype)
+    for mine, other in zip(run_layer(ours, x), run_layer(default, x), strict=True):
         assert torch.equal(mine, other)
-    assert kept(ours, x) <= kept(plain, x) * 2 / 3
+    assert saved_bytes(ours, x) <= saved_bytes(default, x) * 2 / 3
 
 
-def test_a_gated_mlp_computes_again_what_its_last_layer_kept() -> None:
+def test_gated_mlp_recomputes_the_input_of_its_last_layer() -> None:
     ours = mlp()
-    act = ours.act_fn = Counted()
+    act = ours.act_fn = CountedSiLU()
     assert patch_mlps(ours) == 1
     x = torch.randn(2, 5, ours.hidden_size)
     out = ours(x.requires_grad_())
@@ -98,33 +100,25 @@ def test_a_gated_mlp_computes_again_what_its_last_layer_kept() -> None:
     assert act.calls == 3
 
 
-class Counted(nn.Module):
-    calls = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return torch.nn.functional.silu(x)
-
-
-def test_norms_and_mlps_of_another_form_stay_as_they_are() -> None:
-    class Other(LlamaMLP):
+def test_leaves_norms_and_mlps_of_another_form_alone() -> None:
+    class Swapped(LlamaMLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
 
-    class Before(LlamaRMSNorm):
+    class WeightFirst(LlamaRMSNorm):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             wide = x.float()
             return (self.weight * wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).to(
                 x.dtype
             )
 
-    model = nn.ModuleList([Other(tiny.model().config), Before(8), Gemma3RMSNorm(8), nn.LayerNorm(8)])
+    model = nn.ModuleList([Swapped(tiny.model().config), WeightFirst(8), Gemma3RMSNorm(8), nn.LayerNorm(8)])
     assert patch_norms(model) == patch_mlps(model) == 0
     assert not any("forward" in vars(module) for module in model)
 
 
 @pytest.mark.parametrize(("kind", "norms", "mlps"), [("llama", 5, 2), ("qwen3", 9, 2), ("gpt2", 0, 0), ("opt", 0, 0)])
-def test_what_is_found_in_an_architecture(kind: str, norms: int, mlps: int) -> None:
+def test_patches_each_layer_of_an_architecture_once(kind: str, norms: int, mlps: int) -> None:
     model = tiny.model(kind, blocks=2)
     assert (patch_norms(model), patch_mlps(model)) == (norms, mlps)
-    assert (patch_norms(model), patch_mlps(model)) == (0, 0), "once is enough"
+    assert (patch_norms(model), patch_mlps(model)) == (0, 0)

@@ -1,11 +1,15 @@
-"""Where a base may lie, what is refused, and that nothing but data is loaded."""
+"""Locates and loads bases, refuses what is none, and never loads anything but data."""
 
+import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import PreTrainedModel
 
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
@@ -19,7 +23,7 @@ def settings(tmp_path: Path, base: str | Path) -> recipe.Recipe:
     return recipe.load(tiny.write_recipe(tmp_path / "r.yaml", Path(base), Path("rows.jsonl")))
 
 
-def test_a_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
+def test_loads_a_folder_as_it_is(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base", blocks=2)
     base = locate_base(settings(tmp_path, folder).model)
     loaded = load_model(base)
@@ -42,17 +46,17 @@ def test_a_folder_is_loaded_as_it_is(tmp_path: Path) -> None:
         ("package:rich", RecipeError, "carries no .gguf file"),
     ],
 )
-def test_a_base_that_is_nothing_is_told_in_one_line(
+def test_refuses_a_base_that_is_nothing_in_one_line(
     tmp_path: Path, base: str, error: type[LlmtuneError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(error, match=message) as caught:
-        locates_mistakes(lambda asked: locate_base(asked.model))(settings(tmp_path, base))
+        locates_mistakes(lambda recipe: locate_base(recipe.model))(settings(tmp_path, base))
     assert "\n" not in str(caught.value)
     assert "r.yaml:" in str(caught.value)
 
 
-def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
+def test_refuses_pickled_weights_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"no config\.json"):
         locate_base(settings(tmp_path, tmp_path / "empty").model)
@@ -62,7 +66,7 @@ def test_pickled_weights_and_empty_folders_are_refused(tmp_path: Path) -> None:
         locate_base(settings(tmp_path, folder).model)
 
 
-def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
+def test_never_runs_code_of_a_model(tmp_path: Path) -> None:
     folder = tiny.save_base(tmp_path / "base")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Model"}}
@@ -76,7 +80,71 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
-def test_frozen_layers_go_to_4_bits_and_named_ones_do_not(tmp_path: Path) -> None:
+class Converter:
+    """Stands in for transformers' conversion of a .gguf file: tiny models, one for each file that is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[str] = []
+        self.before_return: Callable[[], None] = lambda: None
+        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", self.model)
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny.tokenizer())
+
+    def model(self, folder: Path, gguf_file: str, **options: object) -> PreTrainedModel:
+        """A model in place of the file's."""
+        self.files.append(gguf_file)
+        self.before_return()
+        return tiny.model(blocks=2)
+
+
+@pytest.fixture
+def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Converter:
+    """A .gguf file, model.gguf, a cache of this test's own, and what converts one into the other."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    return Converter(monkeypatch)
+
+
+def test_converts_a_gguf_file_once(tmp_path: Path, converter: Converter) -> None:
+    first, second = (locate_base(settings(tmp_path, tmp_path / "model.gguf").model) for _ in range(2))
+    assert first == second
+    assert converter.files == ["model.gguf"]
+    assert first.revision == hashlib.sha256(b"GGUF").hexdigest()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in first.folder.iterdir()}
+
+
+def test_failed_gguf_conversion_leaves_nothing(tmp_path: Path, converter: Converter) -> None:
+    model = settings(tmp_path, tmp_path / "model.gguf").model
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    converter.before_return = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        locate_base(model)
+    assert not list((tmp_path / "cache" / "gguf").iterdir())
+    converter.before_return = lambda: None
+    assert (locate_base(model).folder / "model.safetensors").is_file()
+
+
+def test_second_gguf_converter_keeps_the_first_folder(tmp_path: Path, converter: Converter) -> None:
+    model = settings(tmp_path, tmp_path / "model.gguf").model
+    folders: list[Path] = []
+
+    def convert_first() -> None:
+        converter.before_return = lambda: None
+        process = os.getpid()
+        with pytest.MonkeyPatch.context() as other:
+            other.setattr(os, "getpid", lambda: process + 1)
+            folders.append(locate_base(model).folder)
+        (folders[0] / "first").touch()
+
+    converter.before_return = convert_first
+    assert locate_base(model).folder == folders[0]
+    assert (folders[0] / "first").exists()
+    assert [folder.name for folder in folders[0].parent.iterdir()] == [folders[0].name]
+
+
+def test_quantizes_all_layers_but_the_named_ones(tmp_path: Path) -> None:
     base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)).model)
     loaded = load_model(base, torch.float32, keep=["lm_head", "model.layers.1.mlp.up_proj"])
     kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}

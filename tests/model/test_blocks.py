@@ -16,7 +16,7 @@ KINDS = ["llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt", "
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_distances_count_from_the_output(kind: str, tied: bool) -> None:
+def test_counts_distances_from_the_output(kind: str, tied: bool) -> None:
     model = tiny.model(kind, blocks=3, tied=tied)
     distance = distances(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -31,7 +31,7 @@ def test_distances_count_from_the_output(kind: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("adapter", [{"kind": "lora"}, {"kind": "lora", "dora": True}, {"kind": "ia3"}])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
-def test_adapter_parameters_have_the_distance_of_their_layer(kind: str, adapter: dict[str, Any]) -> None:
+def test_gives_adapter_parameters_the_distance_of_their_layer(kind: str, adapter: dict[str, Any]) -> None:
     model = tiny.model(kind, blocks=3)
     recipe = training.spec({"kind": "frozen", "reach": 2, "adapter": adapter})
     adapted = insert(
@@ -45,7 +45,7 @@ def test_adapter_parameters_have_the_distance_of_their_layer(kind: str, adapter:
         assert {distance[name] for name, p in adapted.named_parameters() if id(p) in inside} == {3 - index}
 
 
-def test_a_model_without_blocks_is_an_error() -> None:
+def test_refuses_a_model_without_blocks() -> None:
     model = tiny.model(blocks=2)
     model.model.layers = nn.ModuleList(list(model.model.layers) * 2)
     with pytest.raises(ValueError, match="no list of 2 blocks"):

@@ -1,4 +1,4 @@
-"""A block's MLP is found by structure, or refused by name, and made wider."""
+"""Finds a block's MLP by structure, or refuses it by name, and widens it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class UpFirst(LlamaMLP):
 
 
 class FusedUpFirst(Phi3MLP):
-    """A gated MLP whose one layer gives the gate last."""
+    """A gated MLP whose one layer computes the gate last."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         up, gate = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -33,18 +33,18 @@ class FusedUpFirst(Phi3MLP):
 
 
 @pytest.mark.parametrize(("kind", "form"), [("llama", UpFirst), ("phi3", FusedUpFirst)])
-def test_what_is_gate_and_what_up_is_read_from_what_runs(kind: str, form: type) -> None:
+def test_tells_gate_from_up_by_running_them(kind: str, form: type) -> None:
     model = small(kind)
     for block in model.model.layers:
         block.mlp.__class__ = form
-    orders = [[parts for _, parts in mlp.into] for mlp in mlps(model)]
+    orders = [[layer.parts for layer in mlp.inputs] for mlp in mlps(model)]
     assert orders == [{"llama": [("gate",), ("up",)], "phi3": [("up", "gate")]}[kind]] * 3
     tuned = shaken(adapted(model))
     expected = logits(tuned)
     assert (logits(tuned.merge_and_unload()) - expected).abs().max() <= 1e-5
 
 
-def test_finding_mlps_leaves_4bit_weights_as_they_are(tmp_path: Path) -> None:
+def test_finding_mlps_changes_no_4bit_weight(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", hidden=64)
     to_4bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=to_4bit, dtype=torch.float32)
@@ -55,7 +55,7 @@ def test_finding_mlps_leaves_4bit_weights_as_they_are(tmp_path: Path) -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_a_merged_model_is_wider_and_zero_where_nothing_trained() -> None:
+def test_widens_a_merged_model_by_zeros_where_nothing_trained() -> None:
     tuned = shaken(adapted(small("llama"), plan="frozen"))
     delta = {name: p.clone() for name, p in tuned.named_parameters() if "bottleneck_" in name}
     merged = tuned.merge_and_unload()
@@ -70,19 +70,19 @@ def test_a_merged_model_is_wider_and_zero_where_nothing_trained() -> None:
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("mixtral", {}, r"mlp\.experts \(MixtralExperts\) is no MLP .* the nearest adapter is lora"),
+        ("mixtral", {}, r"mlp\.experts \(MixtralExperts\) is no MLP .* try the adapter lora"),
         ("bloom", {}, r"\(BloomBlock\) holds 0 activations"),
         ("bitnet", {"num_key_value_heads": 2}, r"\(BitNetMLP\) is neither down\(act\(gate\(x\)\) \* up\(x\)\) nor"),
         ("llama", {"intermediate_size": 32}, r"32 -> 32, 32 -> 32, 32 -> 32"),
     ],
     ids=["experts", "unknown activation", "a norm inside", "square"],
 )
-def test_what_has_no_such_mlp_is_refused_by_name(kind: str, more: dict[str, Any], message: str) -> None:
+def test_refuses_other_mlps_by_name(kind: str, more: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=rf"method\.adapter\.kind: .*{message}"):
         adapted(tiny.model(kind, **more))
 
 
-def test_what_could_not_be_merged_is_refused_by_name() -> None:
+def test_refuses_what_could_not_be_merged() -> None:
     model = small("llama")
     model.config.intermediate_size = 65
     with pytest.raises(FieldError, match=r"no key of LlamaConfig says that MLPs are 64 wide.*form: sequential"):

@@ -1,4 +1,4 @@
-"""4-bit for whatever never trains, with an adapter and without one."""
+"""Puts layers that never train into 4 bits, with and without an adapter, and trains the others exactly."""
 
 import gc
 import sys
@@ -27,7 +27,9 @@ LORA = {"kind": "lora", "rank": 4}
 TOP = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01}
 
 
-def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any) -> Run:
+def quantized_run(
+    tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any
+) -> Run:
     """A prepared run with quantize: 4bit on a tiny base."""
     base = tmp_path / "base"
     if not base.exists():
@@ -54,14 +56,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
-def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_base(
+def test_quantizes_what_never_trains_and_merges_into_the_16_bit_base(
     tmp_path: Path, kind: str, adapter: Any, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if checkpointing and kind != "llama":
         pytest.skip("checkpointing is tried on one architecture")
     seen = watched(monkeypatch)
     section = {"epochs": 1, "batch_size": 4, "activation_checkpointing": checkpointing}
-    done = made(tmp_path, TOP | {"adapter": adapter}, kind, train=section, merge={"dtype": "float32"})
+    done = quantized_run(tmp_path, TOP | {"adapter": adapter}, kind, train=section, merge={"dtype": "float32"})
     train(done)
     trainer = seen[0]
     packed = {n for n, m in trainer.model.named_modules() if isinstance(m, Linear4bit)}
@@ -88,11 +90,9 @@ def test_what_never_trains_is_in_4_bits_and_the_delta_merges_into_the_16_bit_bas
     torch.testing.assert_close(merged(ids).logits, tuned, rtol=0, atol=facts["bound"])
 
 
-def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loads_the_4bit_model_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
+    done = quantized_run(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
     train(done)
     settings, base = done.recipe(), locate_base(done.recipe().model)
     plan = settings.plan(model_facts(build_skeleton(base)))
@@ -102,26 +102,26 @@ def test_the_4bit_model_that_trained_is_the_one_that_is_loaded_again(
 
 
 @pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "frozen", "reach": 3}, {"kind": "gradual"}])
-def test_nothing_to_quantize_is_refused_before_weights_load(
+def test_refuses_nothing_to_quantize_before_weights_load(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
     )
     with pytest.raises(RecipeError, match=r"model\.quantize: 4bit is for linear layers that never train") as caught:
-        made(tmp_path, method)
+        quantized_run(tmp_path, method)
     assert "\n" not in str(caught.value)
 
 
-def test_a_quantized_tensor_never_trains(tmp_path: Path) -> None:
-    base = locate_base(made(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
+def test_refuses_to_train_a_quantized_tensor(tmp_path: Path) -> None:
+    base = locate_base(quantized_run(tmp_path, {"kind": "frozen", "reach": 1}).recipe().model)
     loaded = load_model(base, keep=["lm_head"])
     with pytest.raises(TrainingError, match=r"should train but is quantized"):
         training.trainer(tmp_path / "out", {"kind": "full", "lr": 0.01}, model=loaded)
 
 
-def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = made(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
+def test_refuses_another_set_in_4_bits_than_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = quantized_run(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
     base = locate_base(settings.model)
     plan = settings.plan(model_facts(build_skeleton(base)))
     loaded = load_model(base)
@@ -131,11 +131,11 @@ def test_another_set_in_4_bits_than_planned_is_an_error(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
-def test_what_was_read_to_be_quantized_does_not_stay_mapped(tmp_path: Path) -> None:
+def test_unmaps_what_was_read_to_be_quantized(tmp_path: Path) -> None:
     def mapped() -> bool:
         return str(tmp_path) in Path("/proc/self/maps").read_text()
 
-    done = made(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
+    done = quantized_run(tmp_path, {"kind": "full", "lr": 0.01, "adapter": LORA})
     settings = done.recipe()
     base = locate_base(settings.model)
     plain = load_model(base, torch.float32)

@@ -56,7 +56,7 @@ def test_with_a_kept_prefix_stages_and_accumulation_too(
     more = {"gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing}
     method = {**GRADUAL, "adapter": adapter}
     ours = fit(tmp_path, method, always=True, **more)
-    assert "kept below block 2, 3" in ours[0]
+    assert "cached below block 2, 3" in ours[0]
     assert padding(ours) == 0
     plainly(monkeypatch)
     assert_equal(ours, fit(tmp_path, method, keep=False, **more))

@@ -209,7 +209,7 @@ def test_what_keeping_takes_is_what_the_plan_predicts(
     files = list((tmp_path / "cache" / "frozen-blocks").glob("*/states.bin"))
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
-    assert any("frozen blocks: kept" in line for line in done.log_file.read_text().splitlines())
+    assert any("frozen blocks: cached" in line for line in done.log_file.read_text().splitlines())
 
 
 def tiny_recipe(folder: Path, **sections: Any) -> Path:

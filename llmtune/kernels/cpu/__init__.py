@@ -1,1 +1,1 @@
-"""Faster steps on CPUs."""
+"""Faster training steps on CPUs."""

@@ -1,20 +1,25 @@
-"""Attention over short rows on CPUs, where the backward pass of torch's kernel takes several times as long."""
+"""Attention over short rows on CPUs: the backward pass of torch's own kernel takes several times as long there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface
+
+from llmtune.kernels.cpu.context import Context
 
 SHORT = 192
+"""The longest row, in tokens, that `ShortAttention` takes."""
+SDPA = "sdpa"
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+"""An attention function of transformers: outputs, and attention weights or None."""
 
 
 class JoinedRows:
-    """Where the tokens of right-padded rows (B, T) stand when they are joined into one row without padding (1, N).
+    """Maps right-padded rows (B, T) to one row (1, N) that holds all their tokens and no padding, and back.
 
-    The last place is a filler's: a row of its own that nothing else sees, which stands for all padding.
+    The last of the N positions is a filler: a row of one token that stands for all padding and that no token sees.
     """
 
     def __init__(self, real: torch.Tensor) -> None:
@@ -23,55 +28,60 @@ class JoinedRows:
         self.tokens = int(real.sum())
         self.length = self.tokens + 1
         self._real = real
-        self._slots = functional.pad(real.flatten().nonzero().flatten(), (0, 1))
+        self._sources = functional.pad(real.flatten().nonzero().flatten(), (0, 1))
         self._places = (real.flatten().cumsum(0) - 1).view(real.shape).masked_fill_(~real, self.tokens)
-        self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._head_maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def places(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """The places in the joined row of tokens given by row and column."""
+        """Positions in the joined row of the tokens at (row, column)."""
         return self._places[rows, columns]
 
     def joined(self, values: torch.Tensor) -> torch.Tensor:
         """Values (B, T, ...) as (1, N, ...); the filler repeats the first one."""
-        return values.flatten(0, 1).index_select(0, self._slots)[None]
+        return values.flatten(0, 1).index_select(0, self._sources)[None]
 
-    def apart(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of heads (1, H, N, D) as (B, H, T, D); on padding stands what the filler has."""
+    def split_heads(self, values: torch.Tensor) -> torch.Tensor:
+        """Joined values of heads (1, H, N, D) as padded rows (B, H, T, D); padding takes the filler's value."""
         heads, width = values.shape[1], values.shape[3]
         flat = values.transpose(1, 2).reshape(-1, width)
-        there, _ = self._index(heads)
-        return flat.index_select(0, there).view(self.shape[0], heads, self.shape[1], width)
+        to_padded, _ = self._head_map(heads)
+        return flat.index_select(0, to_padded).view(self.shape[0], heads, self.shape[1], width)
 
-    def together(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of heads (B, H, T, D) as (1, N, H, D), zero on the filler."""
+    def join_heads(self, values: torch.Tensor) -> torch.Tensor:
+        """Padded values of heads (B, H, T, D) as one row (1, N, H, D), zero on the filler."""
         heads, width = values.shape[1], values.shape[3]
         out = values.new_empty(self.length, heads, width)
-        _, back = self._index(heads)
-        torch.index_select(values.reshape(-1, width), 0, back, out=out[:-1].view(-1, width))
+        _, to_joined = self._head_map(heads)
+        torch.index_select(values.reshape(-1, width), 0, to_joined, out=out[:-1].view(-1, width))
         out[-1] = 0
         return out[None]
 
-    def mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); padding sees padding alone."""
+    def split_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); padding sees only padding."""
         return mask[0, 0][self._places[:, :, None], self._places[:, None, :]][:, None]
 
-    def _index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where what stands at (B, H, T) is in (N, H), and the other way round for all but the filler."""
-        if heads not in self._indices:
+    def _head_map(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat indices into (N, H) for all of (B, H, T), and into (B, H, T) for all of (N, H) but the filler."""
+        if heads not in self._head_maps:
             head = torch.arange(heads)
-            there = self._places[:, None] * heads + head[:, None]
+            to_padded = self._places[:, None] * heads + head[:, None]
             row, column = self._real.nonzero(as_tuple=True)
-            back = (row[:, None] * heads + head) * self.shape[1] + column[:, None]
-            self._indices[heads] = there.flatten(), back.flatten()
-        return self._indices[heads]
+            to_joined = (row[:, None] * heads + head) * self.shape[1] + column[:, None]
+            self._head_maps[heads] = to_padded.flatten(), to_joined.flatten()
+        return self._head_maps[heads]
+
+
+class _AttentionContext(Context):
+    scale: float
+    rows: JoinedRows | None
 
 
 class ShortAttention(torch.autograd.Function):
-    """Scores and softmax in fp32, products with values in theirs; keeps the T x T weights, so T has to be small."""
+    """Attention with scores and softmax in fp32; saves the T x T weights for the backward pass, so T must be small."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _AttentionContext,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -81,11 +91,11 @@ class ShortAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         """Outputs (B, T, H, D) of queries (B, H, T, D), keys and values (B, K, T, D), and a mask to add (B, 1, T, T).
 
-        H / K heads share keys and values: their queries stand under one another, so that nothing is repeated. All but
-        the mask are of joined rows where `rows` says how: (1, N, H, D) of (1, H, N, D) and (1, K, N, D).
+        H / K heads share a key and a value: their queries are stacked, so that no key is repeated. With `rows`, all
+        but the mask are of joined rows: outputs (1, N, H, D) of (1, H, N, D) and (1, K, N, D).
         """
         if rows:
-            query, key, value = rows.apart(query), rows.apart(key), rows.apart(value)
+            query, key, value = rows.split_heads(query), rows.split_heads(key), rows.split_heads(value)
         batch, heads, tokens, width = query.shape
         shared = key.shape[1]
         stacked = query.reshape(batch, shared, -1, width)
@@ -95,37 +105,38 @@ class ShortAttention(torch.autograd.Function):
         ctx.save_for_backward(stacked, key, value, weights)
         ctx.scale, ctx.rows = scale, rows
         out = torch.matmul(weights, value).view(batch, heads, tokens, -1)
-        return rows.together(out) if rows else out.transpose(1, 2).contiguous()
+        return rows.join_heads(out) if rows else out.transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: _AttentionContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of query, key and value."""
         stacked, key, value, weights = ctx.saved_tensors
-        batch, shared, rows, width = stacked.shape
+        batch, shared, stack, width = stacked.shape
+        rows = ctx.rows
         outer = gradients[0].transpose(1, 2)
-        # Nothing that is scored sees the filler, so that its gradient is zero, as it has to be on padding.
-        given = (ctx.rows.apart(outer) if ctx.rows else outer).reshape(batch, shared, rows, -1)
-        of_value = torch.matmul(weights.transpose(-1, -2), given)
-        of_weights = torch.matmul(given.float(), value.float().transpose(-1, -2))
+        # No token that has a loss sees the filler, so its gradient is zero, as it must be on padding.
+        of_out = (rows.split_heads(outer) if rows else outer).reshape(batch, shared, stack, -1)
+        of_value = torch.matmul(weights.transpose(-1, -2), of_out)
+        of_weights = torch.matmul(of_out.float(), value.float().transpose(-1, -2))
         of_scores = torch._softmax_backward_data(of_weights, weights.float(), -1, torch.float32)
         of_scores = of_scores.mul_(ctx.scale).to(stacked.dtype)
         of_query = torch.matmul(of_scores, key).view(batch, -1, key.shape[2], width)
         of_key = torch.matmul(of_scores.transpose(-1, -2), stacked)
-        if ctx.rows:
-            of_query, of_key, of_value = (ctx.rows.together(of).transpose(1, 2) for of in (of_query, of_key, of_value))
+        if rows:
+            of_query, of_key, of_value = (rows.join_heads(of).transpose(1, 2) for of in (of_query, of_key, of_value))
         return of_query, of_key, of_value, None, None, None
 
 
-_attend: Any = ShortAttention.apply
+_attend: Callable[..., torch.Tensor] = ShortAttention.apply
 
 
 class AttentionRouter:
-    """Stands in for transformers' "sdpa" and takes what is short, on a CPU; everything else goes on to it."""
+    """Replaces transformers' "sdpa": sends short rows on a CPU to `ShortAttention` and all else to the default."""
 
-    def __init__(self, default: Any) -> None:
+    def __init__(self, default: Attention) -> None:
         self._default = default
-        self._mask: torch.Tensor | None = None
-        self._added = torch.empty(0)
+        self._last_mask: torch.Tensor | None = None
+        self._last_bias = torch.empty(0)
         self.rows: JoinedRows | None = None
 
     def __call__(
@@ -137,35 +148,34 @@ class AttentionRouter:
         attention_mask: torch.Tensor | None,
         dropout: float = 0.0,
         scaling: float | None = None,
-        **named: Any,
-    ) -> tuple[torch.Tensor, None]:
+        **options: object,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if torch.is_autocast_enabled(query.device.type):
             # As autocast does with the default: rotary embeddings may have left queries and keys in fp32.
             precision = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(precision), key.to(precision), value.to(precision)
-        plain = dropout == 0 and all(named.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+        plain = dropout == 0 and all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
         rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
-        if not (plain and attention_mask is not None and _short(query, key, value, attention_mask, rows)):
-            more = {"dropout": dropout, "scaling": scaling, **named}
-            given: tuple[torch.Tensor, None] = self._default(module, query, key, value, attention_mask, **more)
-            return given
+        if not (plain and attention_mask is not None and _is_short(query, key, value, attention_mask, rows)):
+            options = {"dropout": dropout, "scaling": scaling, **options}
+            return self._default(module, query, key, value, attention_mask, **options)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        added = self._to_add(attention_mask, rows)
-        with torch.autocast(query.device.type, enabled=False):  # which would have the scores in bf16
-            return _attend(query, key, value, added, scale, rows), None
+        bias = self._bias(attention_mask, rows)
+        with torch.autocast(query.device.type, enabled=False):  # which would compute the scores in bf16
+            return _attend(query, key, value, bias, scale, rows), None
 
-    def _to_add(self, mask: torch.Tensor, rows: JoinedRows | None) -> torch.Tensor:
-        """The mask as fp32 (B, 1, T, T) to add; blocks of one kind are given the same one."""
-        if mask is not self._mask:
-            wanted = rows.mask(mask) if rows else mask
+    def _bias(self, mask: torch.Tensor, rows: JoinedRows | None) -> torch.Tensor:
+        """The mask as fp32 (B, 1, T, T) to add to scores; made once for blocks that are given the same mask."""
+        if mask is not self._last_mask:
+            padded = rows.split_mask(mask) if rows else mask
             least = torch.finfo(torch.float32).min
-            boolean = wanted.dtype == torch.bool
-            self._added = torch.zeros(wanted.shape).masked_fill_(~wanted, least) if boolean else wanted.float()
-            self._mask = mask
-        return self._added
+            boolean = padded.dtype == torch.bool
+            self._last_bias = torch.zeros(padded.shape).masked_fill_(~padded, least) if boolean else padded.float()
+            self._last_mask = mask
+        return self._last_bias
 
 
-def _short(
+def _is_short(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: JoinedRows | None
 ) -> bool:
     known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
@@ -177,10 +187,11 @@ def _short(
 @contextmanager
 def short_row_attention() -> Iterator[AttentionRouter]:
     """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
-    default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    chooser = AttentionRouter(default)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = chooser
+    # Under a name of its own, models that compare their configuration with "sdpa" would compute otherwise.
+    default = AttentionInterface()[SDPA]
+    router = AttentionRouter(default)
+    AttentionInterface.register(SDPA, router)
     try:
-        yield chooser
+        yield router
     finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = default
+        AttentionInterface.register(SDPA, default)

@@ -1,40 +1,43 @@
-"""What trains in fp32 under bf16 autocast, on CPUs: no copy of a weight is kept, and one of what goes into it."""
+"""Linear layers with fp32 weights under CPU bf16 autocast: saves one bf16 copy of the input and none of the weight."""
 
 import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-LARGE, PART = 2**25, 2**23
-"""Bytes above which space is not held between two uses, and of a gradient in low precision at one time."""
+from llmtune.kernels.cpu.context import Context
+
+MAX_REUSED_BYTES, MAX_PART_BYTES = 2**25, 2**23
+"""The largest buffer that is kept for reuse, and the largest part of a weight gradient that is computed at once."""
 
 
-class _Space:
-    """Room for one product at a time: memory that stays costs less than memory that is given back and taken again."""
+class _Buffers:
+    """Buffers that are reused, and the last input's copy: memory that stays costs less than memory taken again."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._input: Any = lambda: None
+        self._buffers: dict[tuple[torch.Size, torch.dtype, str], torch.Tensor] = {}
+        self._input: Callable[[], torch.Tensor | None] = lambda: None
         self._version, self._copy = 0, torch.empty(0)
 
     def take(self, shape: torch.Size, dtype: torch.dtype, use: str) -> torch.Tensor:
-        """Uninitialised memory, which the next call for the same shape and use gives again."""
+        """Uninitialized memory, which the next call for the same shape, dtype and use returns again."""
         key = (shape, dtype, use)
-        made = self._held.get(key)
-        if made is None:
-            made = torch.empty(shape, dtype=dtype)
-            if made.nbytes <= LARGE:
-                self._held[key] = made
-        return made
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            buffer = torch.empty(shape, dtype=dtype)
+            if buffer.nbytes <= MAX_REUSED_BYTES:
+                self._buffers[key] = buffer
+        return buffer
 
-    def cast(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A weight in `dtype`, in memory that the next weight of this shape takes."""
+    def cast_weight(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The weight in `dtype`, in a buffer that the next weight of this shape overwrites."""
         return self.take(weight.shape, dtype, "weight").copy_(weight)
 
-    def low(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A detached copy of `x` in `dtype`: the last one again, where it is of the same tensor, unchanged since."""
+    def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A detached copy of `x` in `dtype`, made once for all layers that take the same, unchanged tensor."""
         if self._input() is not x or self._version != x._version or self._copy.dtype != dtype:
             self._input, self._version = weakref.ref(x), x._version
             self._copy = x.detach().to(dtype)
@@ -42,106 +45,114 @@ class _Space:
 
 
 class PendingGradients:
-    """Gradients in the precision of the products that gave them, until a backward pass is over.
+    """Holds weight gradients in bf16 during backward and converts them to fp32 afterwards.
 
-    What a pass frees lies in pieces that few gradients in fp32 would fit; when it is over, they have room.
+    Allocating fp32 gradients during backward would fragment the heap.
     """
 
     def __init__(self) -> None:
-        self._products: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def add(self, weight: torch.Tensor, product: torch.Tensor) -> None:
-        """Keep a weight's gradient, or a summand of it."""
-        self._products.append((weight, product))
+    def add(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Hold a gradient of a weight; a weight may have several, which are summed."""
+        self._pending.append((weight, gradient))
 
-    def give(self) -> None:
-        """Add each weight's gradients to its `grad`, in the weight's precision."""
-        while self._products:
-            weight, product = self._products.pop()
-            whole = product.to(weight.dtype)
-            weight.grad = whole if weight.grad is None else whole.add_(weight.grad)
+    def flush(self) -> None:
+        """Add the pending gradients to each weight's `grad`, in the weight's precision."""
+        while self._pending:
+            weight, pending = self._pending.pop()
+            gradient = pending.to(weight.dtype)
+            weight.grad = gradient if weight.grad is None else gradient.add_(weight.grad)
+
+
+class _LinearContext(Context):
+    weight: torch.Tensor
+    buffers: _Buffers
+    pending: PendingGradients | None
+    precision: torch.dtype
 
 
 class CastLinear(torch.autograd.Function):
-    """x W^T + bias with the products in the precision of `low`, which is x in it, as autocast has them."""
+    """x W^T + bias, with matrix products in the precision of `low` (x in that precision), as under autocast."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _LinearContext,
         x: torch.Tensor,
         low: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        space: _Space,
-        held: PendingGradients | None,
+        buffers: _Buffers,
+        pending: PendingGradients | None,
     ) -> torch.Tensor:
-        """Outputs (..., N) of x (..., K), a weight (N, K) and a bias (N); the weight's gradient goes to `held`."""
-        # Saved, the weight would come back as another tensor where hooks of saved tensors are at work.
+        """Outputs (..., N) of x (..., K), weight (N, K) and bias (N); the weight's gradient goes to `pending`."""
+        # A saved weight would come back as another tensor where hooks of saved tensors are active.
         ctx.save_for_backward(low)
-        ctx.weight, ctx.space, ctx.held, ctx.precision = weight, space, held, x.dtype
-        cast = space.cast(weight, low.dtype)
+        ctx.weight, ctx.buffers, ctx.pending, ctx.precision = weight, buffers, pending, x.dtype
+        cast = buffers.cast_weight(weight, low.dtype)
         return nn.functional.linear(low, cast, None if bias is None else bias.to(low.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Gradients of x, weight and bias, where they are asked for."""
+    def backward(ctx: _LinearContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x, weight and bias, where they are needed."""
         (low,), weight = ctx.saved_tensors, ctx.weight
-        of_x, _, of_weight, of_bias, *_ = ctx.needs_input_grad
-        given = gradients[0].reshape(-1, weight.shape[0])
-        back = product = None
-        if of_x:
-            cast = ctx.space.cast(weight, low.dtype)
-            back = torch.mm(given, cast).view(low.shape).to(ctx.precision)
+        needs_x, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        of_out = gradients[0].reshape(-1, weight.shape[0])
+        of_x = of_weight = None
+        if needs_x:
+            cast = ctx.buffers.cast_weight(weight, low.dtype)
+            of_x = torch.mm(of_out, cast).view(low.shape).to(ctx.precision)
             del cast
-        if of_weight:
+        if needs_weight:
             inputs = low.reshape(-1, low.shape[-1])
-            if ctx.held is not None:
-                ctx.held.add(weight, torch.mm(given.t(), inputs))
+            if ctx.pending is not None:
+                ctx.pending.add(weight, torch.mm(of_out.t(), inputs))
             else:
-                product = _in_parts(given, inputs, torch.empty_like(weight), ctx.space)
-        return back, None, product, given.sum(0).to(weight.dtype) if of_bias else None, None, None
+                of_weight = _weight_gradient(of_out, inputs, torch.empty_like(weight), ctx.buffers)
+        return of_x, None, of_weight, of_out.sum(0).to(weight.dtype) if needs_bias else None, None, None
 
 
-def _in_parts(given: torch.Tensor, inputs: torch.Tensor, product: torch.Tensor, space: _Space) -> torch.Tensor:
-    """given^T inputs in the precision of `product`, from products in theirs of which few stand at one time."""
-    at_once = max(1, PART // (inputs.element_size() * inputs.shape[1]))
-    for start in range(0, len(product), at_once):
-        out = product[start : start + at_once]
-        part = space.take(out.shape, inputs.dtype, "gradient")
-        out.copy_(torch.mm(given[:, start : start + at_once].t(), inputs, out=part))
-    return product
+def _weight_gradient(
+    of_out: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor, buffers: _Buffers
+) -> torch.Tensor:
+    """Fill `gradient` (N, K) with of_out^T inputs, a few rows at a time, so that no whole bf16 product is allocated."""
+    at_once = max(1, MAX_PART_BYTES // (inputs.element_size() * inputs.shape[1]))
+    for start in range(0, len(gradient), at_once):
+        out = gradient[start : start + at_once]
+        part = buffers.take(out.shape, inputs.dtype, "gradient")
+        out.copy_(torch.mm(of_out[:, start : start + at_once].t(), inputs, out=part))
+    return gradient
 
 
-_compute: Any = CastLinear.apply
+_cast_linear: Callable[..., torch.Tensor] = CastLinear.apply
 
 
-def _forward(layer: nn.Linear, space: _Space, held: PendingGradients | None, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer's forward: `CastLinear` under autocast, its own everywhere else."""
+def _forward(layer: nn.Linear, buffers: _Buffers, pending: PendingGradients | None, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer's forward: `CastLinear` under CPU autocast in training, the layer's own otherwise."""
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
         return type(layer).forward(layer, x)
     with torch.autocast("cpu", enabled=False):
-        low = space.low(x, torch.get_autocast_dtype("cpu"))
-        given: torch.Tensor = _compute(x, low, layer.weight, layer.bias, space, held)
-    return given
+        low = buffers.cast_input(x, torch.get_autocast_dtype("cpu"))
+        return _cast_linear(x, low, layer.weight, layer.bias, buffers, pending)
 
 
-def patch_linears(model: nn.Module, held: PendingGradients | None = None) -> int:
-    """Let linear layers with fp32 weights compute as `CastLinear`; gives how many there are.
+def patch_linears(model: nn.Module, pending: PendingGradients | None = None) -> int:
+    """Patch linear layers with fp32 weights to compute as `CastLinear`; returns their number.
 
-    Their weights' gradients are there once `held` has given them, and as ever without it.
+    With `pending`, their weights have gradients only after its `flush`.
     """
-    space = _Space()
+    buffers = _Buffers()
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
-    chosen = [layer for layer in layers if not vars(layer).get("forward")]
-    for layer in chosen:
-        vars(layer)["forward"] = partial(_forward, layer, space, held)
-    return len(chosen)
+    unpatched = [layer for layer in layers if not vars(layer).get("forward")]
+    for layer in unpatched:
+        vars(layer)["forward"] = partial(_forward, layer, buffers, pending)
+    return len(unpatched)
 
 
-def patch_embedding(model: Any) -> bool:
-    """Let the embedding add its gradient to the head's, row by row, where the two are one matrix; gives whether."""
+def patch_embedding(model: PreTrainedModel) -> bool:
+    """Make a tied embedding's gradient sparse, so it is added to the head's row by row; returns whether it is tied."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    one = type(embedding) is nn.Embedding and head is not None and head.weight is embedding.weight
-    if one:
+    tied = type(embedding) is nn.Embedding and head is not None and head.weight is embedding.weight
+    if tied:
         embedding.sparse = True
-    return one
+    return tied

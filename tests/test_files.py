@@ -1,0 +1,122 @@
+"""Files and folders are complete or absent, whatever happens while they are written."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmtune.files import fingerprint, read_json, write_folder, write_json
+
+
+def full_disk(descriptor: int) -> None:
+    """Write to a disk without room."""
+    raise OSError(28, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    """The names in a folder."""
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_fingerprint_is_size_and_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert fingerprint(tmp_path / "file") == {"bytes": 3, "sha256": digest}
+
+
+def test_writes_json_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep" / "value.json"
+    write_json(file, {"Ü": [1, 2.5, None]})
+    assert read_json(file) == {"Ü": [1, 2.5, None]}
+    with pytest.raises(TypeError):
+        write_json(file, {"unwritable": object()})
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_json(file, {"new": 1})
+    assert read_json(file) == {"Ü": [1, 2.5, None]}
+
+
+def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "value.json"
+    values = [list(range(size)) for size in (10, 50_000)]
+    write_json(file, values[0])
+    seen: list[list[int]] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(json.loads(file.read_text()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(20):
+        write_json(file, values[turn % 2])
+    stop.set()
+    reader.join()
+    assert seen
+    assert all(value in values for value in seen)
+    assert names(tmp_path) == ["value.json"]
+
+
+def test_folder_appears_complete_and_replaces_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "folder"
+    for content in ("old", "new"):
+        with write_folder(folder) as partial:
+            (partial / "inner").mkdir()
+            (partial / "inner" / content).write_text(content)
+            assert not folder.exists() or names(folder / "inner") == ["old"]
+        assert names(folder / "inner") == [content]
+    assert names(folder.parent) == ["folder"]
+
+
+def interrupt() -> None:
+    """Stop as by Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("fail", [interrupt, lambda: full_disk(0)], ids=["interrupt", "full disk"])
+def test_failed_folder_leaves_nothing_and_keeps_the_old_one(tmp_path: Path, fail: Callable[[], None]) -> None:
+    folder = tmp_path / "folder"
+
+    def write_half() -> None:
+        with write_folder(folder) as partial:
+            (partial / "half").write_text("half")
+            fail()
+
+    for expected in ([], ["folder"]):
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            write_half()
+        assert names(tmp_path) == expected
+        with write_folder(folder) as partial:
+            (partial / "whole").write_text("whole")
+        assert names(folder) == ["whole"]
+
+
+def test_folder_is_on_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"), write_folder(tmp_path / "folder") as partial:
+        (partial / "file").write_text("content")
+    assert not names(tmp_path)
+
+
+def test_folder_of_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
+    left = tmp_path / f".folder.partial-{os.getpid()}"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with write_folder(tmp_path / "folder") as partial:
+        (partial / "whole").write_text("whole")
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["whole"]
+
+
+def test_second_writer_keeps_the_first_folder_without_replace(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with write_folder(folder, replace=False) as partial:
+        (partial / "second").write_text("second")
+        folder.mkdir()  # another process is done first
+        (folder / "first").write_text("first")
+    assert names(folder) == ["first"]
+    assert names(tmp_path) == ["folder"]
