@@ -1,7 +1,5 @@
 """What the gate found, as plain values for data.json, and as lines for people."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from llmtune.data import overlap
 from llmtune.data.encode import IGNORED, Encoded, Example
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
+from llmtune.data.template import template_sha256
 from llmtune.files import fingerprint
 from llmtune.recipe.sections import Recipe
 
@@ -37,7 +36,7 @@ def describe(
         "ignored_columns": sorted({column for found in given.values() for row in found for column in row.ignored}),
         "special_tokens_in_text": listed(_with_special_tokens(rows["train"], tokenizer)),
         "template_adds": train.template_adds,
-        "template_sha256": _template_sha256(tokenizer),
+        "template_sha256": template_sha256(tokenizer),
         "example": marked(train.examples[0], tokenizer),
     }
 
@@ -141,11 +140,3 @@ def _with_special_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase) ->
     special = [token for token in tokenizer.all_special_tokens if token]
     texts = ((row, "\n".join(message["content"] for message in row.messages)) for row in rows)
     return [row.id for row, text in texts if any(token in text for token in special)]
-
-
-def _template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    if not template:
-        return None
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

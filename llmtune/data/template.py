@@ -1,5 +1,7 @@
 """The chat template's view of a row: where each answer starts and where its stop token ends, in the rendered text."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -45,6 +47,15 @@ def turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> lis
         elif place == places[-1]:
             raise RecipeError(f"{row.where}: {_reason(prompt, shown, row.answer.strip(), tokenizer, stops)}")
     return found
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the SHA-256 of the chat template, None without one; named templates are hashed together."""
+    template = tokenizer.chat_template
+    if not template:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _turn(prompt: str, shown: str, answer: str, stops: list[str]) -> Turn | None:

@@ -57,11 +57,6 @@ def count_processes(recipe: Recipe, name: str, gpus: int) -> int:
     return asked or each
 
 
-def runs_one(recipe: Recipe) -> bool:
-    """Whether one process trains, so that it may prepare the run too."""
-    return bool(_alone(read_config(choose_config(recipe, count_gpus()))))
-
-
 def _alone(values: dict[str, Any]) -> dict[str, str]:
     """What `accelerate launch` would tell a process that is alone; empty where there are several."""
     if values["distributed_type"] != "NO":

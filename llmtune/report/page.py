@@ -1,4 +1,4 @@
-"""report(run): one HTML page that opens offline, made of whatever the run has done so far."""
+"""report(run): one HTML page that opens offline, on whatever the run has done so far."""
 
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +16,12 @@ from llmtune.run_log import read_log
 
 Found = dict[str, Any]
 
-# The page can load nothing, whatever text of a data row says.
+# The page can load nothing, whatever is in the text of a data row.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def report(run: Run) -> Path:
-    """Write the run's report.html and give its path; what the run has not done yet is said in one line each."""
+    """Write the run's report.html and return its path; each step that is not done yet gets one line."""
     settings = run.recipe()
     plan, findings = (read_json(file) if file.is_file() else {} for file in (run.plan_file, run.data_file))
     log, manifest = read_log(run.log_file), run.manifest()

@@ -14,7 +14,7 @@ from llmtune.evaluate.results import table
 from llmtune.evaluate.step import evaluate
 from llmtune.files import read_json, write_json
 from llmtune.merge.step import merge
-from llmtune.numbers import count, rate, size
+from llmtune.numbers import size
 from llmtune.report.charts import decades, thin, ticks
 from llmtune.report.html import tag
 from llmtune.report.page import report
@@ -122,7 +122,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_page_of_a_finished_run_has_every_part(finished: Run) -> None:
+def test_page_of_finished_run_has_every_section(finished: Run) -> None:
     found = page(finished)
     text = finished.report_file.read_text(encoding="utf-8")
     assert headings(text) == HEADINGS
@@ -135,7 +135,7 @@ def test_the_page_of_a_finished_run_has_every_part(finished: Run) -> None:
     assert f"llmtune eval {finished.path}" not in found.text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(finished: Run) -> None:
+def test_page_loads_and_runs_nothing(finished: Run) -> None:
     found = page(finished)
     names = {name for name, _ in found.elements}
     attributes = {key for _, given in found.elements for key in given}
@@ -149,7 +149,7 @@ def test_the_page_loads_nothing_and_runs_nothing(finished: Run) -> None:
     assert found.all("meta", name="viewport")
 
 
-def test_text_of_rows_is_text_on_the_page(finished: Run) -> None:
+def test_escapes_text_of_rows(finished: Run) -> None:
     report(finished)
     text = finished.report_file.read_text(encoding="utf-8")
     assert "<script" not in text
@@ -158,7 +158,7 @@ def test_text_of_rows_is_text_on_the_page(finished: Run) -> None:
     assert EVIL in Page(text).text
 
 
-def test_names_of_the_recipe_are_text_on_the_page(tmp_path: Path) -> None:
+def test_escapes_names_of_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "<b>bold"
     folder.mkdir()
     found = page(empty(folder, model={"base": f"me/{EVIL}"}))
@@ -166,7 +166,7 @@ def test_names_of_the_recipe_are_text_on_the_page(tmp_path: Path) -> None:
     assert EVIL in found.text
 
 
-def test_the_table_shows_what_the_evaluation_stored(finished: Run) -> None:
+def test_table_equals_stored_evaluation(finished: Run) -> None:
     shown = page(finished).rows
     for row in table(finished):
         assert list(row.values()) in shown
@@ -176,7 +176,7 @@ def test_the_table_shows_what_the_evaluation_stored(finished: Run) -> None:
     assert ["base, zero-shot", "loss", value, "", "", ""] in shown
 
 
-def test_ten_rows_are_shown_as_they_were_answered_and_judged(finished: Run) -> None:
+def test_shows_ten_rows_with_answers_and_verdicts(finished: Run) -> None:
     for name in ("base", "tuned"):
         stored = read_json(finished.eval / f"{name}.json")
         for key in {"rows", "few_shot_rows"} & set(stored):
@@ -199,7 +199,7 @@ def test_ten_rows_are_shown_as_they_were_answered_and_judged(finished: Run) -> N
     assert found.text.count("✗ wrong") == 3 * (10 - right)
 
 
-def test_every_file_is_listed_with_its_hash(finished: Run) -> None:
+def test_lists_every_file_with_its_hash(finished: Run) -> None:
     rows = page(finished).rows
     steps = finished.manifest()["steps"]
     listed = {
@@ -210,7 +210,7 @@ def test_every_file_is_listed_with_its_hash(finished: Run) -> None:
         assert [name, step, size(facts["bytes"]), facts["sha256"]] in rows
 
 
-def test_the_merge_and_the_data_are_told(finished: Run) -> None:
+def test_shows_merge_proof_and_data_findings(finished: Run) -> None:
     text = page(finished).text
     done = finished.manifest()["steps"]["merge"]
     assert f"largest logit gap{done['gap']:.4g} (allowed: {done['bound']:.4g})" in text
@@ -223,7 +223,7 @@ def test_the_merge_and_the_data_are_told(finished: Run) -> None:
     assert [re.search(r"⟦(.*)⟧", findings["example"], re.DOTALL)[1]] == learned  # type: ignore[index]
 
 
-def test_the_report_is_marked_done_and_whole(finished: Run) -> None:
+def test_marks_report_done(finished: Run) -> None:
     report(finished)
     assert finished.done("report")
     assert not list(finished.path.glob(".report*"))
@@ -235,7 +235,7 @@ def test_a_run_that_has_only_trained_says_what_is_missing(tmp_path: Path) -> Non
     run = with_log(empty(tmp_path), [stage(0, 40, None, {"0": 1e-3})], falling({"0": 1e-3}))
     run.mark("train", [run.log_file])
     found = page(run)
-    for line in ("The recipe asks for no evaluation.", "Not merged yet.", "holds no findings on its data yet"):
+    for line in ("eval.suite is none: this run is not evaluated.", "Not merged yet.", "The data is not checked yet."):
         assert line in found.text
     assert "held-out rows" not in headings(run.report_file.read_text())
     for command in ("eval", "merge", "chat"):
@@ -249,7 +249,7 @@ def test_a_run_that_has_only_trained_says_what_is_missing(tmp_path: Path) -> Non
         assert number in found.text
 
 
-def test_a_run_that_has_done_nothing_still_has_a_page(tmp_path: Path) -> None:
+def test_writes_page_of_run_that_has_done_nothing(tmp_path: Path) -> None:
     found = page(empty(tmp_path, eval={"suite": "quick"}))
     assert found.text.count("yet.") == 7
     assert "not trained yet" in found.text
@@ -281,7 +281,7 @@ def test_the_loss_chart_is_to_scale(tmp_path: Path) -> None:
     assert second["x1"] != first["x1"]
 
 
-def test_distances_with_one_course_share_a_line(tmp_path: Path) -> None:
+def test_rate_chart_joins_distances_with_equal_rates(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 if distance < 31 else 1e-5 for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
     far, near = paths(run, "Learning rate by distance")
@@ -292,7 +292,7 @@ def test_distances_with_one_course_share_a_line(tmp_path: Path) -> None:
     assert near[0][1] < far[0][1]
 
 
-def test_many_courses_are_keyed_by_a_ramp_between_the_ends(tmp_path: Path) -> None:
+def test_rate_chart_of_many_rates_has_color_ramp(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 * 0.95**distance for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
     assert len(paths(run, "Learning rate by distance")) == 32
@@ -328,7 +328,7 @@ def test_layers_without_a_trained_tensor_are_shown_frozen(tmp_path: Path) -> Non
     assert ["3 embeddings", "frozen"] in found.rows
 
 
-def test_what_the_log_notes_is_told(tmp_path: Path) -> None:
+def test_shows_notes_of_the_log(tmp_path: Path) -> None:
     log = [*falling({"0": 1e-3}), {"step": 40, "frozen_blocks": "28 of 30 blocks were computed once"}]
     assert (
         "28 of 30 blocks were computed once"
@@ -349,7 +349,7 @@ def test_the_method_is_told_in_words(tmp_path: Path) -> None:
     assert ": the last block at one rate" in page(with_log(run, [stage(0, 40, 1, {"0": 1e-3})], [])).text
 
 
-def test_axes_have_round_marks() -> None:
+def test_axes_have_round_ticks() -> None:
     assert ticks(0, 3.2, 5) == [0, 1, 2, 3]
     assert ticks(0.9, 1.1, 5) == [0.9, 0.95, 1.0, 1.05, 1.1]
     assert ticks(0, 225, 8) == [0, 50, 100, 150, 200]
@@ -359,12 +359,6 @@ def test_axes_have_round_marks() -> None:
     assert (len(thin(long)), thin(long)[0], thin(long)[-1]) == (200, long[0], long[-1])
 
 
-def test_numbers_read_as_people_write_them() -> None:
-    assert [rate(value) for value in (1e-3, 2.5e-4, 0, 1.26e-5)] == ["1e-3", "2.5e-4", "0", "1.3e-5"]
-    assert [size(value) for value in (12, 1500, 269_000_000, 2.5e12)] == ["12 B", "1.5 kB", "269 MB", "2.5 TB"]
-    assert [count(value) for value in (950, 12_345, 4.88e6, 8.03e9)] == ["950", "12,345", "4.88M", "8.03B"]
-
-
-def test_markup_is_escaped_unless_it_was_made_as_markup() -> None:
+def test_escapes_text_but_not_markup() -> None:
     assert tag("b", "<i>", tag("i", "&"), title='"<') == '<b title="&quot;&lt;">&lt;i&gt;<i>&amp;</i></b>'
     assert tag("p", None, 3, class_=None, http_equiv="x") == '<p http-equiv="x">3</p>'
