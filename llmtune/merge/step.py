@@ -9,13 +9,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.bottleneck import UNMERGEABLE
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_folder, write_json
-from llmtune.merge.proof import load_with_stock_transformers, logits, probes, within
+from llmtune.merge.proof import Reloaded, load_with_stock_transformers, logits, probes, within
 from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts
 from llmtune.model.mlp import with_widths
 from llmtune.model.quantize import split_linear_layers
@@ -91,21 +91,18 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
         raise ProofError(f"{run.delta}: the tuned model's logits are not finite; train again at a lower rate")
     scale = float(live.abs().max())
     fp32_bound = max(_FP32_BOUND[0], _FP32_BOUND[1] * scale)
-    merged = _unload(tuned)
+    merged = add_adapter(tuned)
     in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
-    _round(merged, dtype)
+    round_weights(merged, dtype)
     rounded = logits(merged, ids)
     changed = sum(before[name] != digest for name, digest in _digests(merged, dtype).items())
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
-    _save(merged.to(dtype), base.folder, folder, name)
+    save_folder(merged.to(dtype), base.folder, folder, name)
     del weights, tuned, merged
-    reloaded = load_with_stock_transformers(folder, texts, dtype)
+    reloaded = _reload(folder, texts, dtype, tokenizer)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
     bound = fp32_bound if dtype == torch.float32 else rounding_bound
-    if reloaded.mismatched or reloaded.ids != ids or reloaded.template != tokenizer.chat_template:
-        difference = (reloaded.mismatched or ["tokens or chat template"])[0]
-        raise ProofError(f"the merged folder, read by stock transformers, differs from the base: {difference}")
     on_disk = within("writing and reading the weights", reloaded.logits, rounded, fp32_bound)
     return {
         "gap": within(f"rounding the weights to {name}", reloaded.logits, live, bound),
@@ -120,6 +117,16 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
         **_headers(folder, name),
     }
+
+
+def _reload(folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> Reloaded:
+    """Read the merged folder with stock transformers; raises ProofError if tensors, tokens or template differ."""
+    reloaded = load_with_stock_transformers(folder, texts, dtype)
+    ids = [tokenizer(text).input_ids for text in texts]
+    if reloaded.mismatched or reloaded.ids != ids or reloaded.template != tokenizer.chat_template:
+        difference = (reloaded.mismatched or ["tokens or chat template"])[0]
+        raise ProofError(f"the merged folder, read by stock transformers, differs from the base: {difference}")
+    return reloaded
 
 
 def _check_base(delta: Path, base: Base) -> None:
@@ -138,7 +145,7 @@ def _load_base(base: Base) -> PreTrainedModel:
     return load_model(base)
 
 
-def _unload(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Add the adapter to the weights; raises ProofError if it adapts one of two tied matrices."""
     if not isinstance(tuned, PeftModel):
         return tuned
@@ -158,7 +165,8 @@ def _unload(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return merged.eval()
 
 
-def _round(weights: PreTrainedModel, dtype: torch.dtype) -> None:
+def round_weights(weights: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round every weight to `dtype` in place and keep it in fp32."""
     with torch.no_grad():
         for tensor in weights.parameters():
             tensor.copy_(tensor.to(dtype))
@@ -172,7 +180,7 @@ def _digests(weights: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
     }
 
 
-def _save(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
+def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
     """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.parameters())
     free = shutil.disk_usage(folder.parent).free

@@ -16,7 +16,7 @@ from llmtune.run_log import Record
 CASES = 10
 
 
-def evaluation(run: Run) -> Evaluations | None:
+def read_evaluations(run: Run) -> Evaluations | None:
     """Read what eval/ holds; None if the run is not evaluated."""
     if not run.done("eval"):
         return None

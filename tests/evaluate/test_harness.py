@@ -72,10 +72,13 @@ def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pyt
     tokenizer = tiny.tokenizer("{{ bos_token }}" + tiny.CHATML)
     tokenizer.bos_token = "<|pad|>"
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
-    seen = []
-    monkeypatch.setattr(
-        "llmtune.evaluate.harness.greedy", lambda model, prompts, stop, room: seen.extend(prompts) or [[5]] * 3
-    )
+    seen: list[list[int]] = []
+
+    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int) -> list[list[int]]:
+        seen.extend(prompts)
+        return [[5]] * len(prompts)
+
+    monkeypatch.setattr("llmtune.evaluate.harness.greedy", answer)
     score_tasks(tiny.model(), tokenizer, [task])
     assert sorted(seen) == sorted(prompt_ids(row.prompt, tokenizer) for row in task.questions.rows)
     assert all(ids.count(0) == 1 and ids[0] == 0 for ids in seen)

@@ -109,11 +109,13 @@ def test_loss_equals_tuned_model_on_held_out_answers(tmp_path: Path) -> None:
 
 
 def test_keeps_padded_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-    real = load_model
-    monkeypatch.setattr(
-        "llmtune.evaluate.step.load_model", lambda *arguments: loaded.append(real(*arguments)) or loaded[-1]
-    )
+    loaded: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        loaded.append(load_model(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr("llmtune.evaluate.step.load_model", load)
     run = with_held_out_rows(tmp_path, base=tiny.save_base(tmp_path / "base", vocab_size=320))
     loaded.clear()
     evaluate(run)

@@ -48,7 +48,7 @@ def test_runs_task_file_on_local_rows(tmp_path: Path) -> None:
 
 
 def test_keeps_scores_of_every_filter(tmp_path: Path) -> None:
-    more = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{a}}"}
+    more: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{a}}"}
     more |= {"generation_kwargs": {"until": ["?"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}]}
     filters = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "none")]
     result = score_tasks(

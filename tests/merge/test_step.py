@@ -1,6 +1,7 @@
 """Merging: the folder alone is the live tuned model in the dtype of the recipe; without proof nothing is merged."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llmtune.adapters.delta import TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
 from llmtune.merge import step
-from llmtune.merge.step import _round, _save, _unload, merge, shutil
+from llmtune.merge.step import add_adapter, merge, round_weights, save_folder
 from llmtune.model.base import load_model, locate_base
 from llmtune.run import Run
 from tests.support import runs, tiny
@@ -162,38 +163,37 @@ def test_refuses_delta_that_changes_nothing(tmp_path: Path, quick: None) -> None
     assert unmerged(run)
 
 
-def _forget_the_delta(weights: Any) -> Any:
+def forget_delta(weights: Any) -> Any:
+    """Remove the adapter instead of adding it."""
     return weights.unload()
 
 
-def _save_other_weights(weights: Any, *rest: Any) -> None:
+def save_other_weights(weights: Any, *rest: Any) -> None:
+    """Save embeddings that are 1.5 times as large."""
     with torch.no_grad():
         weights.get_input_embeddings().weight.mul_(1.5)
-    _SAVE(weights, *rest)
+    save_folder(weights, *rest)
 
 
-_SAVE = _save
-
-
-def _drop_a_tensor(weights: Any) -> Any:
+def drop_one_tensor(weights: Any) -> Any:
+    """Add the adapter without one of its matrices."""
     torch.nn.init.zeros_(
         weights.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").lora_B["default"].weight
     )
-    return _UNLOAD(weights)
+    return add_adapter(weights)
 
 
-def _take_alpha_twice(weights: Any) -> Any:
+def double_alpha(weights: Any) -> Any:
+    """Add the adapter twice as strongly."""
     for module in weights.modules():
         if isinstance(module, LoraLayer):
             module.scaling["default"] *= 2
-    return _UNLOAD(weights)
+    return add_adapter(weights)
 
 
-def _round_too_far(weights: Any, dtype: Any) -> None:
-    _ROUND(weights, torch.float8_e4m3fn)
-
-
-_UNLOAD, _ROUND = _unload, _round
+def round_to_fp8(weights: Any, dtype: Any) -> None:
+    """Round to fewer bits than the recipe says."""
+    round_weights(weights, torch.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
@@ -207,11 +207,11 @@ def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: st
 @pytest.mark.parametrize(
     ("part", "broken", "message"),
     [
-        ("_unload", _forget_the_delta, "adding the delta to the weights moved logits"),
-        ("_unload", _drop_a_tensor, "adding the delta to the weights moved logits"),
-        ("_unload", _take_alpha_twice, "adding the delta to the weights moved logits"),
-        ("_round", _round_too_far, "rounding the weights to .* moved logits"),
-        ("_save", _save_other_weights, "moved logits by .* over the bound"),
+        ("add_adapter", forget_delta, "adding the delta to the weights moved logits"),
+        ("add_adapter", drop_one_tensor, "adding the delta to the weights moved logits"),
+        ("add_adapter", double_alpha, "adding the delta to the weights moved logits"),
+        ("round_weights", round_to_fp8, "rounding the weights to .* moved logits"),
+        ("save_folder", save_other_weights, "moved logits by .* over the bound"),
     ],
 )
 def test_refuses_merge_over_the_bound(
@@ -231,10 +231,10 @@ def test_refuses_merge_over_the_bound(
 def test_refuses_lost_tensor_by_name(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(weights: Any, *rest: Any) -> None:
         weights.model.layers[1].mlp.down_proj = torch.nn.Identity()
-        _SAVE(weights, *rest)
+        save_folder(weights, *rest)
 
     run = runs.trained(tmp_path)
-    monkeypatch.setattr(step, "_save", lose)
+    monkeypatch.setattr(step, "save_folder", lose)
     with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
         merge(run)
     assert unmerged(run)

@@ -1,8 +1,11 @@
 """The model card: a header that is YAML whatever a user wrote, facts from the run's files, no word of the data."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,8 @@ import yaml
 import llmtune
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
-from llmtune.publish import card as card_module
 from llmtune.publish.card import card, code, front_matter, indented, is_ours, sign, strip_paths, table
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 from tests.support import runs
 
@@ -29,27 +31,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def write_card(trained: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that writes the run's card after changes to its recipe's values and its base's facts."""
+def write_card(trained: Run, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes the run's card after changes to its recipe, its base's facts and its folder."""
 
-    def write(recipe: dict[str, Any] | None = None, base: dict[str, Any] | None = None, **more: Any) -> str:
-        facts = read_json(trained.delta / "base.json")
-        named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"} if base is None else base
-        values = trained.recipe().model_dump()
+    def write(
+        recipe: dict[str, Any] | None = None,
+        base: dict[str, Any] | None = None,
+        change: Callable[[Run], None] = lambda run: None,
+        license: dict[str, str] | None = None,
+    ) -> str:
+        run = Run(tmp_path / "run")
+        shutil.copytree(trained.path, run.path, dirs_exist_ok=True)
+        values = run.recipe().model_dump()
         for section, changed in (recipe or {}).items():
             values[section] |= changed
-        settings = Recipe.model_validate(values)
-        monkeypatch.setattr(Run, "recipe", lambda run: settings)
-        read = card_module.read_json
-        monkeypatch.setattr(
-            card_module, "read_json", lambda path: {**facts, **named} if path.name == "base.json" else read(path)
-        )
-        return card(trained, **more)
+        run.recipe_file.write_text(dump(Recipe.model_validate(values)))
+        named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"} if base is None else base
+        write_json(run.delta / "base.json", {**read_json(run.delta / "base.json"), **named})
+        change(run)
+        return card(run, license)
 
     return write
 
 
-def test_header_names_base_license_and_datasets(write_card: Any) -> None:
+def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) -> None:
     license = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
     data = {"train": "acme/rows:train", "eval": "acme/rows:test"}
     assert front_matter(write_card({"data": data}, license=license)) == {
@@ -63,14 +68,14 @@ def test_header_names_base_license_and_datasets(write_card: Any) -> None:
     }
 
 
-def test_header_of_merged_weights_says_finetune(write_card: Any) -> None:
+def test_header_of_merged_weights_says_finetune(write_card: Callable[..., str]) -> None:
     head = front_matter(write_card({"publish": {"weights": "merged"}}))
     assert (head["base_model_relation"], head["library_name"]) == ("finetune", "transformers")
     assert "datasets" not in head
     assert "license" not in head
 
 
-def test_header_of_trained_tensors_names_no_library(write_card: Any) -> None:
+def test_header_of_trained_tensors_names_no_library(write_card: Callable[..., str]) -> None:
     text = write_card(base={"base": "acme/tiny", "revision": None, "hub_id": "acme/tiny", "kind": "tensors"})
     assert front_matter(text)["base_model_relation"] == "finetune"
     assert "library_name" not in front_matter(text)
@@ -83,7 +88,7 @@ def use(text: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in block if line.startswith("    "))
 
 
-def test_only_bottleneck_card_imports_llmtune(write_card: Any) -> None:
+def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) -> None:
     named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
     text = write_card(base={**named, "adapter": "bottleneck"})
     assert use(text).startswith("import llmtune.bottleneck\nfrom peft import PeftModel\n")
@@ -125,7 +130,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_header_survives_any_text_of_a_user(write_card: Any, text: str) -> None:
+def test_header_survives_any_text_of_a_user(write_card: Callable[..., str], text: str) -> None:
     base = {"base": text, "revision": text, "hub_id": text}
     written = write_card(base=base, license={"license": text, "license_name": text})
     assert written.startswith("---\n")
@@ -147,7 +152,7 @@ def test_header_survives_any_text_of_a_user(write_card: Any, text: str) -> None:
     assert "49" not in outside.split("## Use")[0]
 
 
-def test_card_shows_plan_recipe_and_usage(write_card: Any, trained: Run) -> None:
+def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], trained: Run) -> None:
     text = write_card()
     plan = read_json(trained.plan_file)
     stage = plan["stages"][0]
@@ -162,7 +167,7 @@ def test_card_shows_plan_recipe_and_usage(write_card: Any, trained: Run) -> None
     assert f"| `adapter_model.safetensors` | {sums['bytes']:,} | `{sums['sha256']}` |" in text
 
 
-def test_card_holds_no_path_and_no_data(write_card: Any, trained: Run) -> None:
+def test_card_holds_no_path_and_no_data(write_card: Callable[..., str], trained: Run) -> None:
     text = write_card(
         {"eval": {"suite": str(trained.path / "mine.yaml")}},
         base={"base": str(trained.path), "revision": None, "hub_id": None},
@@ -175,26 +180,32 @@ def test_card_holds_no_path_and_no_data(write_card: Any, trained: Run) -> None:
     assert len(rows) == 20
 
 
-def test_card_shows_results_with_n_and_error(write_card: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_shows_results_with_n_and_error(write_card: Callable[..., str]) -> None:
+    def evaluate(run: Run) -> None:
+        score = {"value": 0.1, "stderr": 0.07, "n": 20}
+        result = {"n": 20, "of": 120, "metrics": {"exact_match": score}}
+        for name in ("base", "tuned"):
+            write_json(run.eval / f"{name}.json", {"results": {"held_out": result}})
+        run.mark("eval", [run.eval])
+
     assert "Not evaluated." in write_card()
-    rows = [{"model": "base", "n": "20", "exact match": "0.10 ± 0.07", "limit": "20"}]
-    monkeypatch.setattr(card_module, "results", lambda run: rows)
-    monkeypatch.setattr(Run, "done", lambda run, step: step == "eval")
-    text = write_card()
-    assert "| model | n | exact match | limit |\n| --- | --- | --- | --- |\n| base | 20 | 0.10 ± 0.07 | 20 |" in text
+    text = write_card(change=evaluate)
+    assert "| model | exact match | n |\n| --- | --- | --- |\n| base, zero-shot | 0.100 ± 0.070 | 20 of 120 |" in text
 
 
-def test_card_shows_proof_of_merge(write_card: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {"merged/model.safetensors": {"bytes": 4096, "sha256": "ab" * 32}}
-    step = {"files": weights, "dtype": "bfloat16", "gap": 0.0123, "bound": 0.5, "shift": 3.0}
-    monkeypatch.setattr(Run, "manifest", lambda run: {"steps": {"merge": step}})
-    text = write_card({"publish": {"weights": "merged"}})
+def test_card_shows_proof_of_merge(write_card: Callable[..., str]) -> None:
+    def merge(run: Run) -> None:
+        run.merged.mkdir()
+        (run.merged / "model.safetensors").write_bytes(bytes(4096))
+        run.mark("merge", [run.merged], dtype="bfloat16", gap=0.0123, bound=0.5, shift=3.0)
+
+    text = write_card({"publish": {"weights": "merged"}}, change=merge)
     assert "Stored in bfloat16." in text
     assert "is 0.012 (bound 0.5); training moved logits by up to 3." in text
-    assert f"| `model.safetensors` | 4,096 | `{'ab' * 32}` |" in text
+    assert f"| `model.safetensors` | 4,096 | `{hashlib.sha256(bytes(4096)).hexdigest()}` |" in text
 
 
-def test_recognizes_own_card_until_edited(write_card: Any) -> None:
+def test_recognizes_own_card_until_edited(write_card: Callable[..., str]) -> None:
     text = write_card()
     assert is_ours(text)
     assert is_ours(sign("x\n"))
