@@ -128,6 +128,11 @@ def table(run: Run) -> list[dict[str, str]]:
     ]
 
 
+def task_title(task: str, result: Result) -> str:
+    """Name a task for people: held-out rows by their number of shots, as zero-shot or 2-shot."""
+    return {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot"}.get(task, task)
+
+
 def _rows(result: Result) -> str:
     """Say how many rows were scored, and of how many if not all were."""
     return str(result["n"]) if result["n"] == result["of"] else f"{result['n']} of {result['of']}"

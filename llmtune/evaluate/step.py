@@ -19,7 +19,7 @@ from llmtune.evaluate.generate import answer_losses
 from llmtune.evaluate.harness import quiet, score_tasks
 from llmtune.evaluate.held_out import FEW_SHOT_SEED, HeldOut, Questions, answer_limit, questions, worked_examples
 from llmtune.evaluate.metrics import score
-from llmtune.evaluate.results import FEW_SHOT, Answer, Answers, Evaluation, Evaluations, Result, differences
+from llmtune.evaluate.results import FEW_SHOT, Answer, Answers, Evaluation, Evaluations, Result, differences, task_title
 from llmtune.evaluate.tasks import load_tasks
 from llmtune.files import digest_of, fingerprint, write_json
 from llmtune.model.base import Base, computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
@@ -158,7 +158,7 @@ def _ask_held_out(exam: _Exam, model: PreTrainedModel, key: str, rows: Questions
 
 
 def _report_progress(model: str, task: str, result: Result, began: float) -> None:
-    title = {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot"}.get(task, task)
+    title = task_title(task, result)
     print(f"{model}, {title}: {result['n']} rows in {time.monotonic() - began:.0f} s", flush=True)
     if result["truncated"]:
         print(

@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from llmtune.evaluate.metrics import Difference, format_score
-from llmtune.evaluate.results import FEW_SHOT, TITLES, Answer, Evaluations
+from llmtune.evaluate.results import FEW_SHOT, TITLES, Answer, Evaluations, task_title
 from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
 from llmtune.numbers import count, duration, size
@@ -84,7 +84,8 @@ def results_section(run: Run, settings: Recipe, evaluations: Evaluations | None)
 
 def _warnings(evaluations: Evaluations) -> list[str]:
     cut = [
-        f"{name}, {task}: {result['truncated']} requests were longer than the model's context and lost their start."
+        f"{name}, {task_title(task, result)}: {result['truncated']} requests were longer than the model's context "
+        "and lost their start."
         for name, model in (("base", evaluations["base"]), ("tuned", evaluations["tuned"]))
         for task, result in model["results"].items()
         if result.get("truncated")
@@ -101,7 +102,7 @@ def _differences(evaluations: Evaluations) -> Html | None:
         for task, metrics in tasks.items()
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", "rows won", "rows lost", "p"]
+    head: list[object] = ["tuned minus", "metric", "difference", "rows won", "rows lost", "p, McNemar's test"]
     return table(head, rows, {2, 3, 4, 5}) if rows else None
 
 

@@ -17,11 +17,12 @@ from tests.support import tiny
 from tests.support.suites import HARNESS, load, mine
 
 COPA = {"premise": "It rained.", "choice1": "The street got wet.", "choice2": "The sun rose.", "question": "effect"}
+CHOICES = {"text": ["ice", "steam", "sand", "wood"], "label": ["A", "B", "C", "D"]}
 PUBLIC: dict[str, dict[str, Any]] = {
-    "arc_easy": {"question": "Wet?", "choices": {"text": ["sea", "sand"], "label": ["A", "B"]}, "answerKey": "A"},
-    "piqa": {"goal": "To dry a shirt,", "sol1": "hang it up", "sol2": "soak it", "label": 0},
-    "boolq": {"passage": "The sea is wet.", "question": "is the sea wet", "label": 1},
-    "copa": {**COPA, "label": 0},
+    "arc_easy": {"question": "What does water become when it freezes?", "choices": CHOICES, "answerKey": "A"},
+    "piqa": {"goal": "Dry a wet floor.", "sol1": "Use a mop.", "sol2": "Use a hammer.", "label": 0},
+    "boolq": {"passage": "Ice is frozen water.", "question": "is ice made of water", "label": 1},
+    "copa": COPA | {"label": 0},
 }
 """A row of each public task, with the columns of its data set."""
 
@@ -39,23 +40,23 @@ def from_suite(folder: Path, text: str) -> list[Task]:
 
 
 def test_runs_task_file_on_local_rows(tmp_path: Path) -> None:
-    result = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)))["mine"]
-    assert (result["n"], result["of"], result["limit"], result["truncated"]) == (4, 4, None, 0)
-    assert result["metrics"]["acc"]["value"] == sum(result["scores"]["acc"]) / 4
-    assert result["metrics"]["acc"]["stderr"] is not None
-    result = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)), limit=3)["mine"]
-    assert (result["n"], result["of"], result["limit"]) == (3, 4, 3)
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)))["mine"]
+    assert (results["n"], results["of"], results["limit"], results["truncated"]) == (4, 4, None, 0)
+    assert results["metrics"]["acc"]["value"] == sum(results["scores"]["acc"]) / 4
+    assert results["metrics"]["acc"]["stderr"] is not None
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)), limit=3)["mine"]
+    assert (results["n"], results["of"], results["limit"]) == (3, 4, 3)
 
 
 def test_keeps_scores_of_every_filter(tmp_path: Path) -> None:
     more: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{a}}"}
     more |= {"generation_kwargs": {"until": ["?"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}]}
     filters = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "none")]
-    result = score_tasks(
+    results = score_tasks(
         tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path, **more, filter_list=filters))
     )["mine"]
-    assert set(result["metrics"]) == set(result["scores"]) == {"exact_match", "exact_match:strict"}
-    assert len(result["scores"]["exact_match:strict"]) == 4
+    assert set(results["metrics"]) == set(results["scores"]) == {"exact_match", "exact_match:strict"}
+    assert len(results["scores"]["exact_match:strict"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,8 @@ def test_runs_lm_eval_task_on_local_rows(tmp_path: Path) -> None:
     with gzip.open(rows, "wt") as file:
         file.writelines(json.dumps(COPA | {"label": n % 2}) + "\n" for n in range(3))
     (task,) = from_suite(tmp_path, f"tasks: [{{task: copa, rows: {rows}}}]")
-    result = score_tasks(tiny.model(), tiny.tokenizer(), [task])["copa"]
-    assert (result["n"], result["version"], result["shots"]) == (3, 1.0, 0)
+    results = score_tasks(tiny.model(), tiny.tokenizer(), [task])["copa"]
+    assert (results["n"], results["version"], results["shots"]) == (3, 1.0, 0)
     assert task.instances[0].args == ("It rained therefore", "  the street got wet.")
 
 
@@ -117,30 +118,43 @@ def test_skips_index_for_held_out_rows_alone(tmp_path: Path, monkeypatch: pytest
     assert from_suite(tmp_path, "tasks: [held_out]") == []
 
 
-def local_suite(folder: Path) -> str:
-    """Write a suite of four public tasks, each on three local rows."""
-    files = {name: tiny.write_rows(folder / f"{name}.jsonl", [row] * 3) for name, row in PUBLIC.items()}
+def public_rows(folder: Path, name: str, count: int) -> Path:
+    """Write a file of rows of a public task; BoolQ's is compressed."""
+    rows = tiny.write_rows(folder / f"{name}.jsonl", [PUBLIC[name]] * count)
+    if name != "boolq":
+        return rows
+    packed = rows.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(rows.read_bytes()))
+    return packed
+
+
+def public_suite(folder: Path) -> str:
+    """Write a suite of four public tasks on local files of three to six rows."""
+    files = {name: public_rows(folder, name, count) for count, name in enumerate(PUBLIC, 3)}
     return "tasks:\n" + "".join(f"- {{task: {name}, rows: {file}}}\n" for name, file in files.items())
 
 
-def test_runs_four_public_tasks_on_local_files(tmp_path: Path) -> None:
-    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, local_suite(tmp_path)), limit=2)
-    assert {
-        name: (result["n"], result["of"], result["truncated"]) for name, result in results.items()
-    } == dict.fromkeys(PUBLIC, (2, 3, 0))
+def test_scores_four_public_tasks_on_local_files(tmp_path: Path) -> None:
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, public_suite(tmp_path)), limit=2)
+    assert {name: (one["n"], one["of"], one["truncated"]) for name, one in results.items()} == {
+        "arc_easy": (2, 3, 0),
+        "piqa": (2, 4, 0),
+        "boolq": (2, 5, 0),
+        "copa": (2, 6, 0),
+    }
 
 
-def test_runs_task_file_that_includes_lm_evals_own(tmp_path: Path) -> None:
-    rows = tiny.write_rows(tmp_path / "rows.jsonl", [PUBLIC["arc_easy"]] * 4)
+def test_task_file_includes_one_of_lm_eval_and_changes_its_rows(tmp_path: Path) -> None:
+    rows = public_rows(tmp_path, "arc_easy", 4)
     lines = ["task: arc_here", f"include: {HARNESS / 'arc/arc_easy.yaml'}", "dataset_path: json", "dataset_name: null"]
     lines += [f"dataset_kwargs: {{data_files: {{test: {rows}}}}}", "training_split: null", "validation_split: null"]
     (tmp_path / "arc_here.yaml").write_text("\n".join(lines))
     results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, "tasks: [arc_here.yaml]"), limit=3)
-    assert results["arc_here"]["n"] == 3
+    assert (results["arc_here"]["n"], results["arc_here"]["of"]) == (3, 4)
     assert set(results["arc_here"]["metrics"]) == {"acc", "acc_norm"}
 
 
 @pytest.mark.slow
-def test_full_index_knows_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_index_knows_the_tasks_of_the_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "TaskManager", TaskManager)
-    assert [task.task_name for task in from_suite(tmp_path, local_suite(tmp_path))] == list(PUBLIC)
+    assert [task.task_name for task in from_suite(tmp_path, public_suite(tmp_path))] == list(PUBLIC)

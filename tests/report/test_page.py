@@ -362,3 +362,23 @@ def test_axes_have_round_ticks() -> None:
 def test_escapes_text_but_not_markup() -> None:
     assert tag("b", "<i>", tag("i", "&"), title='"<') == '<b title="&quot;&lt;">&lt;i&gt;<i>&amp;</i></b>'
     assert tag("p", None, 3, class_=None, http_equiv="x") == '<p http-equiv="x">3</p>'
+
+
+def test_warns_of_truncated_requests_and_limited_rows(finished: Run) -> None:
+    files = [finished.eval / f"{name}.json" for name in ("base", "tuned", "settings")]
+    stored = {file: file.read_text() for file in files}
+    try:
+        base, tuned = (read_json(file) for file in files[:2])
+        base["results"]["held_out_few_shot"]["truncated"] = 3
+        tuned["results"]["held_out"]["of"] = 99
+        write_json(files[0], base)
+        write_json(files[1], tuned)
+        finished.mark("eval", files)
+        text = page(finished).text
+        assert "base, 1-shot: 3 requests were longer than the model's context and lost their start." in text
+        assert "Not all rows were used: n says how many." in text
+    finally:
+        for file, content in stored.items():
+            file.write_text(content)
+        finished.mark("eval", files)
+    assert "longer than the model's context" not in page(finished).text
