@@ -1,4 +1,4 @@
-"""chat(run): base and tuned model answer the same line side by side, each with its own conversation."""
+"""chat(run): base and tuned model answer the same line side by side, each in its own conversation."""
 
 import contextlib
 import sys
@@ -13,6 +13,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import load_delta
 from llmtune.data.encode import prompt_ids
@@ -23,14 +24,14 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 NEW_TOKENS = 256
-HELP = "Base and tuned model answer the same line. /reset forgets the conversation, /quit ends it."
+HELP = "Base and tuned model answer each line. /reset starts a new conversation, /quit ends the chat."
 NOTHING = "(nothing)"
-TOO_LONG = "(the conversation is as long as the model can read: /reset starts a new one)"
+TOO_LONG = "(the conversation fills the model's context; /reset starts a new one)"
 
 
 @dataclass
 class Speaker:
-    """A model in a conversation: its name, how it answers the turns so far, and those turns."""
+    """A model in a conversation: its name, the function that answers the turns so far, and those turns."""
 
     name: str
     answer: Callable[[list[Message]], str]
@@ -38,41 +39,41 @@ class Speaker:
     turns: list[Message] = field(default_factory=list)
 
     def reply(self, line: str) -> str:
-        """The answer to one more line of the user; both are kept as turns."""
-        asked = [*self.turns, {"role": "user", "content": line}]
+        """Answer one more line of the user and keep both as turns."""
+        turns = [*self.turns, {"role": "user", "content": line}]
         opening = [{"role": "system", "content": self.system}] if self.system is not None else []
-        said = self.answer(opening + asked)
-        self.turns = [*asked, {"role": "assistant", "content": said}]
-        return said
+        answer = self.answer(opening + turns)
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
 
 
 def chat(run: Run, lines: Iterable[str] | None = None) -> None:
-    """Answer the user's lines (those typed where `lines` is None) until /quit, the end of the input or Ctrl-C."""
+    """Answer lines, typed ones without `lines`, until /quit, the end of the input or Ctrl-C."""
     console = Console(highlight=False)
     with contextlib.suppress(KeyboardInterrupt, EOFError):
-        talk(speakers(run), _typed(console) if lines is None else lines, console)
+        talk(load_speakers(run), _typed_lines(console) if lines is None else lines, console)
     if console.is_terminal:
         console.print()
 
 
-def talk(pair: list[Speaker], lines: Iterable[str], console: Console) -> None:
+def talk(speakers: list[Speaker], lines: Iterable[str], console: Console) -> None:
     """Let every speaker answer each line, in panels on a terminal and in plain lines elsewhere."""
-    system = pair[0].system
+    system = speakers[0].system
     opening = [HELP, *([f"System prompt: {system}"] if system else [])]
     console.print(*opening, sep="\n", markup=False, style="dim", soft_wrap=True)
     for line in map(str.strip, lines):
         if line == "/quit":
             return
         if line == "/reset":
-            for speaker in pair:
+            for speaker in speakers:
                 speaker.turns = []
-            console.print("The conversation is forgotten.", style="dim")
+            console.print("A new conversation.", style="dim")
         elif line:
-            _show(console, [(speaker.name, speaker.reply(line) or NOTHING) for speaker in pair])
+            _show(console, [(speaker.name, speaker.reply(line) or NOTHING) for speaker in speakers])
 
 
-def speakers(run: Run) -> list[Speaker]:
-    """Base and tuned model of a run; an adapter shares the base's weights, anything else is a second copy."""
+def load_speakers(run: Run) -> list[Speaker]:
+    """Load base and tuned model of a run; an adapter shares the base's weights, other deltas need a second copy."""
     settings = run.recipe()
     base = locate_base(settings.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,7 +91,7 @@ def speakers(run: Run) -> list[Speaker]:
 
 
 def system_prompt(settings: Recipe) -> str | None:
-    """The system prompt of the run's test rows where all have the same, None otherwise or where the rows are gone."""
+    """Return the system prompt that all test rows of the run share; None if they differ or cannot be read."""
     source = settings.data.test or settings.data.eval or settings.data.train
     prompts = set() if problem(source) else {_system(row) for row in read(source)}
     return prompts.pop() if len(prompts) == 1 else None
@@ -102,18 +103,21 @@ def _system(row: Row) -> str | None:
 
 
 def _answerer(
-    weights: Any, tokenizer: Any, stop: set[int], mode: Callable[[], AbstractContextManager[Any]]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    mode: Callable[[], AbstractContextManager[Any]],
 ) -> Callable[[list[Message]], str]:
-    limit = getattr(weights.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def answer(messages: list[Message]) -> str:
-        read_by_model = messages if tokenizer.chat_template else messages[-1:]
-        ids = torch.tensor([prompt_ids(read_by_model, tokenizer)], device=weights.device)
+        context = messages if tokenizer.chat_template else messages[-1:]
+        ids = torch.tensor([prompt_ids(context, tokenizer)], device=model.device)
         room = min(NEW_TOKENS, limit - ids.shape[1])
         if room < 1:
             return TOO_LONG
         with torch.inference_mode(), mode():
-            made = weights.generate(
+            generated = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=room,
@@ -121,12 +125,12 @@ def _answerer(
                 eos_token_id=sorted(stop),
                 pad_token_id=tokenizer.pad_token_id,
             )
-        return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+        return str(tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
     return answer
 
 
-def _typed(console: Console) -> Iterator[str]:
+def _typed_lines(console: Console) -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from sys.stdin
         return

@@ -1,4 +1,4 @@
-"""The commands; everything heavy is imported inside them."""
+"""The commands: arguments in, one function each; whatever is heavy is imported inside the function that needs it."""
 
 import argparse
 import json
@@ -7,16 +7,22 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmtune import __version__
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 
+if TYPE_CHECKING:
+    from llmtune.run import Run
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
 Command = Callable[[argparse.Namespace], int | None]
+Step = Callable[["Run"], object]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and give its exit code; a user's mistake is one line on stderr."""
+    """Run one command and return its exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
@@ -36,7 +42,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmtune", description="Fine-tune a language model from a recipe.")
     parser.add_argument("--version", action="version", version=f"llmtune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_init(commands)
+    _add_recipe_commands(commands)
+    for name, command, text in (
+        ("train", _train, "train, from the newest checkpoint"),
+        ("eval", lambda options: _repeat(options, _evaluate), "evaluate base and tuned model"),
+        ("merge", lambda options: _repeat(options, _merge), "write base + delta as full weights, with proof"),
+        ("publish", lambda options: _repeat(options, _publish), "upload to the Hub as the recipe says"),
+        ("report", _write_report, "write the report page"),
+        ("chat", _chat, "talk to base and tuned model side by side"),
+    ):
+        _add(commands, name, command, text).add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    _add(commands, "schema", _schema, "print the recipe's JSON schema, for editors")
+    return parser
 
+
+def _add_init(commands: "Subparsers") -> None:
     init = _add(commands, "init", _init, "write a recipe for your data")
     init.add_argument(
         "--data", type=Path, metavar="FILE", help="your rows (default: the sample that ships with llmtune)"
@@ -45,35 +66,25 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--method", metavar="M", help="full, frozen, gradual, discriminative, staged or lora")
     init.add_argument("-o", dest="out", type=Path, default=Path("recipe.yaml"), help="where to write it (recipe.yaml)")
 
+
+def _add_recipe_commands(commands: "Subparsers") -> None:
     for name, command, text in (
-        ("check", _check, "validate recipe and data and print what will be learned; nothing trains"),
-        ("plan", _plan, "print what trains when, at which rate"),
-        ("run", _run, "check, train, evaluate, merge, publish as the recipe says; or go on with a run folder"),
+        ("check", _check, "validate recipe and data and print what would be trained; nothing trains"),
+        ("plan", _plan, "print which layers train in which steps, at which rate"),
+        ("run", _run, "check, train, evaluate, merge and publish as the recipe says; or continue a run's folder"),
     ):
-        one = _add(commands, name, command, text)
-        one.add_argument("recipe", type=Path, metavar="RECIPE")
-        one.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the recipe")
+        parser = _add(commands, name, command, text)
+        parser.add_argument("recipe", type=Path, metavar="RECIPE")
+        parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value")
         if name == "run":
-            one.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/<recipe's name>)")
-            one.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")
+            parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/<recipe's name>)")
+            parser.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")
         else:
-            one.add_argument("--json", action="store_true", help="print JSON")
-
-    for name, step, text in (
-        ("train", _train, "train, from the newest checkpoint"),
-        ("eval", lambda options: _again(options, _evaluate), "evaluate base and tuned model"),
-        ("merge", lambda options: _again(options, _merge_run), "write base + delta as full weights, with proof"),
-        ("publish", lambda options: _again(options, _publish_run), "upload to the Hub as the recipe says"),
-        ("report", _report, "write the report page"),
-        ("chat", _chat, "talk to base and tuned side by side"),
-    ):
-        _add(commands, name, step, text).add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    _add(commands, "schema", _schema, "print the recipe's JSON schema, for editors")
-    return parser
+            parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add(commands: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+def _add(commands: "Subparsers", name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
     return parser
 
@@ -95,6 +106,7 @@ def _check(options: argparse.Namespace) -> None:
     from llmtune import recipe
 
     settings = recipe.load(options.recipe, options.set)
+    # Only now, as it imports torch: a mistake in the recipe is answered at once.
     from llmtune.launch.command import count_gpus
     from llmtune.terminal import findings, plan
     from llmtune.train.prepare import examine
@@ -123,120 +135,109 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Take a recipe, or a run's folder, through every step that it asks for and that is not done yet."""
     from llmtune import recipe
-    from llmtune.launch.command import count_gpus, runs_one
     from llmtune.launch.process import train_in_children
     from llmtune.run import Run, open_run
+    from llmtune.terminal import summary
 
-    if options.recipe.is_dir():
-        _finish(open_run(options.recipe))
-        return
-    settings = recipe.load(options.recipe, options.set)
-    made = Run(options.out or Path("runs") / options.recipe.stem)
-    if settings.publish:
+    is_folder = options.recipe.is_dir()
+    run = open_run(options.recipe) if is_folder else Run(options.out or Path("runs") / options.recipe.stem)
+    settings = run.recipe() if is_folder else recipe.load(options.recipe, options.set)
+    if settings.publish and not is_folder:
         from llmtune.publish.step import preflight
 
         preflight(settings)
-    with made.locked():
-        if runs_one(settings):
-            # It prepares the run as well: to import torch in two processes, one after the other, takes its time.
-            words = [str(options.recipe), *(f"--set={one}" for one in options.set), f"--out={made.path}"]
-            train_in_children(settings, made, [*words, *(["--overwrite"] if options.overwrite else [])])
-        else:
-            from llmtune.terminal import prepared
-            from llmtune.train import prepare as prepare_module
-
-            prepared(prepare_module.prepare(settings, made.path, count_gpus(), options.overwrite))
-    _finish(made)
-
-
-def _finish(made: Any) -> None:
-    """Every step that the recipe asks for and that is not done yet, in order."""
-    from llmtune.launch.process import train_in_children
-    from llmtune.terminal import summary
-
-    settings = made.recipe()
-    with made.locked():
-        if not made.done("train"):
-            train_in_children(settings, made, [str(made.path)])
-        if settings.eval.suite != "none" and not made.done("eval"):
-            _step(made, "eval", _evaluate)
-        if settings.merge.enabled and not made.done("merge"):
-            _step(made, "merge", _merge_run)
-        if settings.publish and not made.done("publish"):
-            _step(made, "publish", _publish_run)
-        _step(made, "report", _report_run)
-    summary(made)
+    with run.locked():
+        if not is_folder:
+            # The child prepares the run too: preparing here would import torch in two processes, one after the other.
+            train_in_children(settings, run, _training_arguments(options, run))
+        elif not run.done("train"):
+            train_in_children(settings, run, [str(run.path)])
+        if settings.eval.suite != "none" and not run.done("eval"):
+            _finish(run, "eval", _evaluate)
+        if settings.merge.enabled and not run.done("merge"):
+            _finish(run, "merge", _merge)
+        if settings.publish and not run.done("publish"):
+            _finish(run, "publish", _publish)
+        _finish(run, "report", _report)
+    summary(run)
 
 
-def _step(made: Any, name: str, step: Callable[[Any], object]) -> None:
-    """A step after training; whatever ends it, say that the delta is safe and how to go on."""
+def _training_arguments(options: argparse.Namespace, run: "Run") -> list[str]:
+    """What `python -m llmtune.train` reads of the options of `llmtune run`."""
+    overrides = [f"--set={override}" for override in options.set]
+    return [str(options.recipe), *overrides, f"--out={run.path}", *(["--overwrite"] if options.overwrite else [])]
+
+
+def _finish(run: "Run", name: str, step: Step) -> None:
+    """Do a step after training; whatever ends it, say that the delta is safe and how to continue."""
     from llmtune.terminal import heading
 
     heading(name)
     try:
-        step(made)
+        step(run)
     except LlmtuneError:
-        print(
-            f"llmtune: what was trained is safe in {made.delta}; finish with: llmtune run {made.path}", file=sys.stderr
-        )
+        print(f"llmtune: training is safe in {run.delta}; continue with: llmtune run {run.path}", file=sys.stderr)
         raise
 
 
-def _open(options: argparse.Namespace) -> Any:
+def _open(options: argparse.Namespace) -> "Run":
     from llmtune.run import open_run
 
     return open_run(options.run)
 
 
 def _train(options: argparse.Namespace) -> None:
+    """Train a run; one that is trained already is trained again, from the start."""
     from llmtune.launch.process import train_in_children
 
-    made = _open(options)
-    with made.locked():
-        if made.done("train"):
-            made.forget("train")
-            shutil.rmtree(made.checkpoints, ignore_errors=True)
-        train_in_children(made.recipe(), made, [str(made.path)])
+    run = _open(options)
+    with run.locked():
+        if run.done("train"):
+            run.forget("train")
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        train_in_children(run.recipe(), run, [str(run.path)])
 
 
-def _again(options: argparse.Namespace, step: Callable[[Any], object]) -> None:
-    made = _open(options)
-    with made.locked():
-        if not made.done("train"):
-            raise TrainingError(f"{made.path}: nothing is trained yet; first: llmtune train {made.path}")
-        step(made)
+def _repeat(options: argparse.Namespace, step: Step) -> None:
+    """Do a step of a trained run, whether it is done already or not."""
+    run = _open(options)
+    with run.locked():
+        if not run.done("train"):
+            raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
+        step(run)
 
 
-def _evaluate(made: Any) -> None:
+def _evaluate(run: "Run") -> None:
     from llmtune.evaluate.step import evaluate
 
-    evaluate(made)
+    evaluate(run)
 
 
-def _merge_run(made: Any) -> None:
+def _merge(run: "Run") -> None:
     from llmtune.merge.step import merge
 
-    merge(made)
+    merge(run)
 
 
-def _publish_run(made: Any) -> None:
+def _publish(run: "Run") -> None:
     from llmtune.publish.step import publish
 
-    publish(made)
+    publish(run)
 
 
-def _report_run(made: Any) -> None:
+def _report(run: "Run") -> None:
     from llmtune.report.page import report
 
-    report(made)
+    report(run)
 
 
-def _report(options: argparse.Namespace) -> None:
-    made = _open(options)
-    with made.locked():
-        _report_run(made)
-    print(made.report_file)
+def _write_report(options: argparse.Namespace) -> None:
+    run = _open(options)
+    with run.locked():
+        _report(run)
+    print(run.report_file)
 
 
 def _chat(options: argparse.Namespace) -> None:

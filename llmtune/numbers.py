@@ -1,53 +1,46 @@
-"""Numbers for people: durations, counts, bytes and rates, formatted in one place."""
+"""Numbers for people, formatted in one place: durations, counts, bytes, learning rates, other values."""
 
 import math
-from typing import Any
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0:07, 3:21 or 1:02:03."""
+    """Format seconds as 0:07, 3:21 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def quantity(number: float) -> str:
-    """A count in at most four characters and a suffix: 950, 12.3k, 134.5M, 8.03B."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.4g}{suffix}"
-    return f"{number:.4g}"
+def count(value: float) -> str:
+    """Format a count: every digit below a million (12,345), above it four digits and a suffix (134.5M, 8.03B)."""
+    if value < 999_950:
+        return f"{value:,.0f}"
+    limit, suffix = (1e9, "B") if value >= 999_950_000 else (1e6, "M")
+    return f"{value / limit:.4g}{suffix}"
 
 
 def rate(value: float) -> str:
-    """A learning rate as 1e-3 or 2.5e-4, 0 where frozen."""
+    """Format a learning rate in two digits, as 1e-3 or 2.5e-4; 0 for a frozen layer."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
-def size(count: float) -> str:
-    """A number of bytes as 1.2 MB."""
+def size(number: float) -> str:
+    """Format a number of bytes in powers of 1000: 12 B, 1.5 kB, 269 MB, 2.5 TB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if round(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 99.95 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
 
 
-def count(value: float) -> str:
-    """A number of things as 12,345, 4.9M or 1.2B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:,.0f}"
-
-
-def number(value: Any) -> str:
-    """A value of a measurement file: numbers short, everything else as text."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
+def number(value: object) -> str:
+    """Format a value of a JSON file: floats in four digits, integers with commas, yes, no or none, text as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

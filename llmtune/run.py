@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from llmtune import __version__, recipe
-from llmtune.errors import FieldError, LlmtuneError, RecipeError
+from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
 from llmtune.files import fingerprint, read_json, write_json, write_text
 from llmtune.recipe.located_yaml import load_yaml
 
@@ -97,6 +98,25 @@ class Run:
             return False
         files = ((self.path / name, facts) for name, facts in entry["files"].items())
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)
+
+    def verify(self, step: str, error: type[LlmtuneError] = ProofError) -> dict[str, dict[str, Any]]:
+        """Fingerprints of the files in `delta/` (step train) or `merged/` (step merge), named as in the manifest.
+
+        Raises `error` for a file that was changed, removed or added since the step finished.
+        """
+        folder = {"train": self.delta, "merge": self.merged}[step]
+        command = f"llmtune {step} {shlex.quote(str(self.path))}"
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        entry = self.manifest()["steps"].get(step)
+        if entry is None or not files:
+            raise error(f"{folder}: is missing or not finished; first: {command}")
+        expected = entry["files"]
+        actual = {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
+        for name in sorted({*expected, *actual}):
+            if actual.get(name) != expected.get(name):
+                change = "removed" if name not in actual else "added" if name not in expected else "changed"
+                raise error(f"{self.path / name}: was {change} after `llmtune {step}`; run it again: {command}")
+        return actual
 
     def mark(self, step: str, outputs: list[Path], **facts: Any) -> None:
         """Record that a step finished: its facts, and size and SHA-256 of each file in `outputs` (files or folders)."""

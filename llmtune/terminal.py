@@ -1,4 +1,4 @@
-"""What commands print: data findings, the plan table, the final summary; plain text where there is no terminal."""
+"""What commands print: data findings, the plan table, the final summary; plain text outside a terminal."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ from rich.console import Console
 from rich.table import Table
 
 from llmtune.files import read_json
-from llmtune.numbers import quantity
+from llmtune.numbers import count as quantity
 from llmtune.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def heading(name: str) -> None:
-    """Announce a step."""
+    """Print the name of the step that begins."""
     console.print(f"\n[bold]{name}[/bold]")
 
 
 def prepared(run: Run) -> None:
-    """Print what was found in a run's data, and its plan."""
+    """Print the findings on a run's data, and its plan."""
     findings(read_json(run.data_file))
     plan(read_json(run.plan_file))
 
@@ -57,27 +57,27 @@ def plan(table: dict[str, Any]) -> None:
         console.print(note, markup=False)
 
 
-def findings(found: dict[str, Any]) -> None:
-    """What the data gate found, one line a finding."""
+def findings(data: dict[str, Any]) -> None:
+    """Print what the checks found in the data, one line a finding, and one row as the model reads it."""
     console.print("[bold]data[/bold]")
-    for line in found["notes"]:
-        console.print(line, markup=False)
-    console.print(f"a row, with what is learned between \u27e6 and \u27e7:\n{found['example']}", markup=False)
+    for note in data["notes"]:
+        console.print(note, markup=False)
+    console.print(f"one row; the model learns the text between \u27e6 and \u27e7:\n{data['example']}", markup=False)
 
 
 def summary(run: Run) -> None:
-    """The last words of a run: the table on held-out rows, where everything lies, what to type next."""
+    """Print the results of the evaluation, the paths of delta, merged weights and report, and the next command."""
     if run.done("eval"):
-        from llmtune.evaluate.step import table
+        from llmtune.evaluate.results import table
 
-        listed = table(run)
-        rows = Table(box=None, pad_edge=False)
-        for title in listed[0]:
-            rows.add_column(title, justify="left" if title == "model" else "right")
-        for row in listed:
-            rows.add_row(*row.values())
+        results = table(run)
+        shown = Table(box=None, pad_edge=False)
+        for title in results[0]:
+            shown.add_column(title, justify="left" if title == "model" else "right")
+        for row in results:
+            shown.add_row(*row.values())
         console.print("\n[bold]held-out rows[/bold]")
-        console.print(rows)
+        console.print(shown)
     console.print()
     for name, path, done in (
         ("delta", run.delta, run.done("train")),

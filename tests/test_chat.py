@@ -1,7 +1,7 @@
-"""Chat: two models, two conversations, one line for both; base and tuned answer as each would alone."""
+"""Chat: base and tuned model answer the same lines, each in its own conversation and as it would alone."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,19 @@ import torch
 from rich.console import Console
 
 from llmtune import chat, recipe
-from llmtune.adapters.delta import TENSORS, load_delta, save_delta
-from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.chat import Speaker, talk
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError
-from llmtune.methods.kinds import Facts
 from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
-from llmtune.run import Run, create
-from tests.support import tiny
+from llmtune.run import Run
+from tests.support import runs, tiny
 
 SYSTEM = {"role": "system", "content": "Add."}
 
 
 class Script:
-    """An answerer that says how often it was asked and remembers what it was given."""
+    """An answerer that counts its answers and keeps the messages that it gets."""
 
     def __init__(self, name: str) -> None:
         self.name, self.asked = name, list[list[dict[str, str]]]()
@@ -34,15 +32,16 @@ class Script:
         return f"[{self.name} {len(self.asked)}]\nsecond line"
 
 
-def told(lines: Any, system: str | None = None, **console: Any) -> tuple[str, Script, Script]:
+def talk_to_both(lines: Iterable[str], system: str | None = None, **console: Any) -> tuple[str, Script, Script]:
+    """Let two scripted speakers answer lines; returns what is printed, and both scripts."""
     base, tuned, screen = Script("base"), Script("tuned"), io.StringIO()
     pair = [Speaker("base", base, system), Speaker("tuned", tuned, system)]
     talk(pair, lines, Console(file=screen, highlight=False, **console))
     return screen.getvalue(), base, tuned
 
 
-def test_both_answer_each_line_in_plain_text() -> None:
-    out, _, _ = told(["hello\n", "\n", "  again  "])
+def test_prints_both_answers_in_plain_text() -> None:
+    out, _, _ = talk_to_both(["hello\n", "\n", "  again  "])
     assert out.splitlines()[1:] == [
         *("base:  [base 1]", "       second line", "tuned: [tuned 1]", "       second line"),
         *("base:  [base 2]", "       second line", "tuned: [tuned 2]", "       second line"),
@@ -50,38 +49,38 @@ def test_both_answer_each_line_in_plain_text() -> None:
     assert "\x1b" not in out
 
 
-def test_an_empty_answer_is_said_to_be_one() -> None:
+def test_prints_empty_answer_as_nothing() -> None:
     screen = io.StringIO()
     talk([Speaker("base", lambda messages: "")], ["hello"], Console(file=screen))
     assert screen.getvalue().splitlines()[-1] == "base:  (nothing)"
 
 
-def test_each_model_keeps_its_own_conversation() -> None:
-    _, base, tuned = told(["one", "two"], system="Be brief.")
+def test_keeps_one_conversation_per_model() -> None:
+    _, base, tuned = talk_to_both(["one", "two"], system="Be brief.")
     for script in (base, tuned):
-        said = f"[{script.name} 1]\nsecond line"
+        answer = f"[{script.name} 1]\nsecond line"
         assert script.asked[1] == [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "one"},
-            {"role": "assistant", "content": said},
+            {"role": "assistant", "content": answer},
             {"role": "user", "content": "two"},
         ]
 
 
 def test_reset_forgets_and_quit_ends() -> None:
-    out, base, _ = told(["one", "/reset", "two", "/quit", "three"])
+    out, base, _ = talk_to_both(["one", "/reset", "two", "/quit", "three"])
     assert [len(asked) for asked in base.asked] == [1, 1]
-    assert "forgotten" in out
+    assert "A new conversation." in out
 
 
-def test_a_terminal_shows_panels_side_by_side() -> None:
-    out, _, _ = told(["hello"], force_terminal=True, width=80, color_system=None, _environ={})
+def test_shows_panels_side_by_side_in_terminal() -> None:
+    out, _, _ = talk_to_both(["hello"], force_terminal=True, width=80, color_system=None, _environ={})
     sides = [line for line in out.splitlines() if "[base 1]" in line]
     assert len(sides) == 1
     assert sides[0].index("[base 1]") < sides[0].index("[tuned 1]")
 
 
-def test_a_terminal_shows_a_long_answer_to_its_end() -> None:
+def test_shows_long_answer_to_its_end_in_terminal() -> None:
     answer, screen = "[not]markup:" + "x" * 200 + "end", io.StringIO()
     pair = [Speaker(name, lambda messages: answer) for name in ("base", "tuned")]
     talk(pair, ["hello"], Console(file=screen, force_terminal=True, width=60, color_system=None, _environ={}))
@@ -90,30 +89,13 @@ def test_a_terminal_shows_a_long_answer_to_its_end() -> None:
 
 
 def interrupted() -> Iterator[str]:
+    """Type one line, then Ctrl-C."""
     yield "7 plus 1?"
     raise KeyboardInterrupt
 
 
-def made(folder: Path, method: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> Run:
-    """A trained run on a tiny base whose delta changes what the model says."""
-    base_folder = tiny.save_base(folder / "base")
-    train = tiny.write_rows(folder / "train.jsonl", rows or tiny.sums(20))
-    settings = recipe.load(tiny.write_recipe(folder / "recipe.json", base_folder, train, method))
-    run = create(settings, folder / "run")
-    base = locate_base(settings.model)
-    plan = settings.plan(Facts(2, 32, 1000))
-    live = insert(load_model(base), settings.method.adapter, plan, base)
-    tensors = trained_tensors(live, plan)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for tensor in tensors.values():
-            tensor.add_(torch.randn_like(tensor) * 0.3)
-    save_delta(live, dict(tensors), run.delta, base, settings.method.adapter.kind)
-    return run
-
-
 def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
-    """What the base or tuned model says, loaded for itself and generated token by token."""
+    """Return the answer of the base or tuned model, loaded alone and generated token by token."""
     base = locate_base(run.recipe().model)
     weights: Any = load_model(base)
     weights = load_delta(weights, run.delta) if tuned else weights
@@ -129,26 +111,30 @@ def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
 
 
 @pytest.mark.parametrize("kind", ["none", "lora"])
-def test_base_and_tuned_answer_as_each_would_alone(
+def test_base_and_tuned_answer_as_alone(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(chat, "NEW_TOKENS", 12)
     method = {"kind": "full", "adapter": {"kind": kind}}
-    run = made(tmp_path, method)
+    run = runs.trained(tmp_path, method, step=0.3)
     loads: list[Any] = []
-    load = load_model
-    monkeypatch.setattr("llmtune.chat.load_model", lambda *given: (loads.append(given), load(*given))[1])
-    base, tuned = chat.speakers(run)
+
+    def load(*arguments: Any) -> Any:
+        loads.append(arguments)
+        return load_model(*arguments)
+
+    monkeypatch.setattr("llmtune.chat.load_model", load)
+    base, tuned = chat.load_speakers(run)
     assert len(loads) == (1 if kind == "lora" else 2)
-    asked = [{"role": "user", "content": "7 plus 1?"}]
+    messages = [{"role": "user", "content": "7 plus 1?"}]
     answers = {speaker.name: speaker.reply("7 plus 1?") for speaker in (tuned, base)}
-    assert answers == {"base": alone(run, False, asked), "tuned": alone(run, True, asked)}
+    assert answers == {"base": alone(run, False, messages), "tuned": alone(run, True, messages)}
     assert answers["base"] != answers["tuned"]
     chat.chat(run, interrupted())
     assert "tuned: " in capsys.readouterr().out
 
 
-def test_a_shared_system_prompt_of_the_test_rows_is_used(tmp_path: Path) -> None:
+def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     def rows(*systems: dict[str, str]) -> list[dict[str, Any]]:
         turns = [{"role": "user", "content": "1 plus 1?"}, {"role": "assistant", "content": "2"}]
         return [{"messages": [*([system] if system else []), *turns]} for system in systems]
@@ -163,14 +149,14 @@ def test_a_shared_system_prompt_of_the_test_rows_is_used(tmp_path: Path) -> None
     assert chat.system_prompt(settings) is None
 
 
-def test_a_full_context_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_full_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "NEW_TOKENS", 4)
-    base, _ = chat.speakers(made(tmp_path, {"kind": "full"}))
+    base, _ = chat.load_speakers(runs.trained(tmp_path, {"kind": "full"}, step=0.3))
     assert base.reply("x" * 600) == chat.TOO_LONG
 
 
-def test_without_a_delta_the_command_says_what_to_do_first(tmp_path: Path) -> None:
-    run = made(tmp_path, {"kind": "full"})
+def test_refuses_run_without_delta(tmp_path: Path) -> None:
+    run = runs.trained(tmp_path, {"kind": "full"}, step=0.3)
     (run.delta / TENSORS).unlink()
     with pytest.raises(ProofError, match="train first"):
         chat.chat(run, ["hello"])

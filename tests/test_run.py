@@ -1,5 +1,6 @@
 """A run folder: one recipe, one process at a time, and steps that are done while their files are there."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtune import recipe
-from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.errors import LlmtuneError, ProofError, PublishError, RecipeError
 from llmtune.files import fingerprint, read_json, write_text
 from llmtune.recipe.sections import Recipe
 from llmtune.run import STEPS, Run, create, open_run
@@ -200,3 +201,35 @@ def test_names_a_damaged_file(tmp_path: Path, text: str | None) -> None:
             run.done("train")
     with pytest.raises(LlmtuneError, match=r"plan.json: cannot be read"):
         read_json(run.plan_file)
+
+
+def test_verify_returns_the_fingerprints_of_a_step(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    write_text(run.delta / "deep" / "trained.safetensors", "weights")
+    run.mark("train", [run.delta])
+    assert run.verify("train") == run.manifest()["steps"]["train"]["files"]
+
+
+@pytest.mark.parametrize("change", ["changed", "removed", "added"])
+def test_verify_refuses_a_file_that_changed_after_its_step(tmp_path: Path, change: str) -> None:
+    run = new_run(tmp_path)
+    for name in ("a.safetensors", "b.safetensors"):
+        write_text(run.merged / name, "weights")
+    run.mark("merge", [run.merged])
+    file = run.merged / ("c.safetensors" if change == "added" else "b.safetensors")
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_text("weighty")  # as many bytes
+    message = f"{file}: was {change} after `llmtune merge`; run it again: llmtune merge {run.path}"
+    with pytest.raises(ProofError, match=re.escape(message)):
+        run.verify("merge")
+    with pytest.raises(PublishError, match=re.escape(message)):
+        run.verify("merge", PublishError)
+
+
+def test_verify_refuses_a_step_that_is_not_finished(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    write_text(run.delta / "trained.safetensors", "weights")
+    with pytest.raises(ProofError, match=r"delta: is missing or not finished; first: llmtune train "):
+        run.verify("train")

@@ -1,4 +1,4 @@
-"""The run's own held-out rows as an lm-eval task: asked plainly, or after worked examples as earlier turns."""
+"""The run's own held-out rows as an lm-eval task: zero-shot, or few-shot with worked examples as earlier turns."""
 
 import math
 import random
@@ -19,22 +19,23 @@ from llmtune.evaluate.metrics import parsed, same
 from llmtune.recipe.sections import Recipe
 
 FEW_SHOT_SEED = 1234
-ROOM = 1.5
+_ANSWER_ROOM = 1.5
+"""How much longer than the longest true answer an answer may be."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Held-out rows as a model sees them."""
+    """Held-out rows as a model reads them."""
 
     rows: list[Row]
-    starts: list[list[int]]
-    """What generation starts from, as token ids."""
+    prompt_ids: list[list[int]]
+    """The token ids that generation starts from."""
     prompts: list[str]
     """The same as text."""
     examples: list[Example]
-    """What the loss is of: the last answer only; rows that are longer than the context are missing."""
+    """The rows for the loss: only the last answer is supervised; rows longer than the context are left out."""
     of: int
-    """Rows that there are; fewer are asked where the recipe limits them."""
+    """Held-out rows that there are; the recipe may limit how many are used."""
     shots: list[str]
     """Ids of the worked examples."""
 
@@ -47,21 +48,21 @@ def questions(
     stop: set[int],
     context: int,
 ) -> Questions:
-    """The first `limit` rows, each after the worked examples, encoded for a model with that many tokens of context."""
-    asked = [_after(shots, row) for row in rows[:limit]]
-    starts = [prompt_ids(row.prompt, tokenizer) for row in asked]
-    encoded = encode(asked, tokenizer, stop, context, "drop")
-    lengths = {row.where: len(start) for row, start in zip(asked, starts, strict=True)}
+    """Encode the first `limit` rows, each after the worked examples `shots`, for a context of `context` tokens."""
+    complete = [_with_shots(shots, row) for row in rows[:limit]]
+    ids = [prompt_ids(row.prompt, tokenizer) for row in complete]
+    encoded = encode(complete, tokenizer, stop, context, "drop")
+    lengths = {row.where: len(prompt) for row, prompt in zip(complete, ids, strict=True)}
     examples = [
         replace(example, labels=[IGNORED] * lengths[example.where] + example.labels[lengths[example.where] :])
         for example in encoded.examples
     ]
-    prompts = [str(tokenizer.decode(start)) for start in starts]
-    return Questions(asked, starts, prompts, examples, len(rows), [row.id for row in shots])
+    prompts = [str(tokenizer.decode(prompt)) for prompt in ids]
+    return Questions(complete, ids, prompts, examples, len(rows), [row.id for row in shots])
 
 
 def worked_examples(recipe: Recipe, data: Gate, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Rows drawn from what is trained on, the same ones each time; none where the tokenizer knows no turns."""
+    """Draw rows that are trained on, always the same ones; none for a tokenizer without a chat template."""
     if not tokenizer.chat_template:
         return []
     trained = {example.where for example in data.train}
@@ -69,76 +70,78 @@ def worked_examples(recipe: Recipe, data: Gate, tokenizer: PreTrainedTokenizerBa
     return random.Random(FEW_SHOT_SEED).sample(rows, min(recipe.eval.shots, len(rows)))
 
 
-def room(questions: Questions) -> int:
-    """Tokens that an answer may have: half as many again as the longest true one, its stop token included."""
-    return math.ceil(ROOM * max((example.supervised for example in questions.examples), default=1))
+def answer_limit(questions: Questions) -> int:
+    """Return how many tokens an answer may have: 1.5 times the longest true one, its stop token included."""
+    return math.ceil(_ANSWER_ROOM * max((example.supervised for example in questions.examples), default=1))
 
 
-def _after(shots: Sequence[Row], row: Row) -> Row:
-    """The row with worked examples as earlier turns, behind its own system message."""
+def _with_shots(shots: Sequence[Row], row: Row) -> Row:
+    """Put worked examples as earlier turns between a row's system message and its own turns."""
     system = row.messages[: int(row.messages[0]["role"] == "system")]
     turns = tuple(turn for shot in shots for turn in shot.messages if turn["role"] != "system")
     return replace(row, messages=(*system, *turns, *row.messages[len(system) :]))
 
 
 class HeldOut(Task):
-    """Greedy answers to the rows, scored by exact match; as parsed JSON where every true answer is JSON."""
+    """Greedy answers, scored by exact match; if every true answer is JSON, outputs are compared as parsed JSON."""
 
     VERSION = 1
     OUTPUT_TYPE = "generate_until"
 
-    def __init__(self, name: str, asked: Questions, stop: set[int], new_tokens: int) -> None:
-        self.asked = asked
-        self.as_json = all(parsed(row.answer) is not None for row in asked.rows)
+    def __init__(self, name: str, questions: Questions, stop: set[int], new_tokens: int) -> None:
+        self.questions = questions
+        self.as_json = all(parsed(row.answer) is not None for row in questions.rows)
         self.generation = {"until": [], "do_sample": False, "max_gen_toks": new_tokens, "stop_ids": sorted(stop)}
         super().__init__()
         self._config = TaskConfig(task=name, num_fewshot=0, generation_kwargs=dict(self.generation))
 
-    def download(self, *_: Any, **__: Any) -> None:
+    def download(self, *_: object, **__: object) -> None:
         """Nothing to fetch: the rows are here."""
 
     def has_training_docs(self) -> bool:
-        """No: worked examples are part of the rows."""
+        """Return False: worked examples are part of the rows."""
         return False
 
     def has_validation_docs(self) -> bool:
-        """No: the rows count as test documents."""
+        """Return False: the rows are the test documents."""
         return False
 
     def has_test_docs(self) -> bool:
-        """Yes: the rows."""
+        """Return True: the rows are the test documents."""
         return True
 
     def test_docs(self) -> list[dict[str, str]]:
-        """One document a row: its id, prompt text and true answer."""
-        pairs = zip(self.asked.rows, self.asked.prompts, strict=True)
+        """Return one document a row: its id, prompt text and true answer."""
+        pairs = zip(self.questions.rows, self.questions.prompts, strict=True)
         return [{"id": row.id, "prompt": prompt, "answer": row.answer} for row, prompt in pairs]
 
     def doc_to_text(self, doc: dict[str, str]) -> str:
-        """The prompt as the chat template gives it."""
+        """Return the prompt, to which the chat template is applied already."""
         return doc["prompt"]
 
     def doc_to_target(self, doc: dict[str, str]) -> str:
-        """The true answer."""
+        """Return the true answer."""
         return doc["answer"]
 
-    def fewshot_context(self, doc: dict[str, str], *_: Any, **__: Any) -> str:
-        """The prompt, which holds the worked examples already."""
+    def fewshot_context(self, doc: dict[str, str], *_: object, **__: object) -> str:
+        """Return the prompt, which holds the worked examples already."""
         return doc["prompt"]
 
-    def construct_requests(self, doc: dict[str, str], ctx: str, **more: Any) -> Instance:
-        """One greedy generation."""
-        return Instance("generate_until", doc, (ctx, dict(self.generation)), 0, metadata=more["metadata"])
+    def construct_requests(
+        self, doc: dict[str, str], ctx: str, *, metadata: tuple[str, int, int], **_: object
+    ) -> Instance:
+        """Request one greedy generation."""
+        return Instance("generate_until", doc, (ctx, dict(self.generation)), 0, metadata=metadata)
 
     def process_results(self, doc: dict[str, str], results: list[str]) -> dict[str, float]:
-        """Exact match of the answer, and whether it is JSON where all true ones are."""
-        found = {"exact_match": float(same(results[0], doc["answer"], self.as_json))}
-        return found | ({"valid_json": float(parsed(results[0]) is not None)} if self.as_json else {})
+        """Score an answer: exact match, and if all true answers are JSON, whether it is valid JSON."""
+        scores = {"exact_match": float(same(results[0], doc["answer"], self.as_json))}
+        return scores | ({"valid_json": float(parsed(results[0]) is not None)} if self.as_json else {})
 
     def aggregation(self) -> dict[str, Any]:
-        """Means over the rows."""
+        """Average both metrics over the rows."""
         return dict.fromkeys(("exact_match", "valid_json"), mean)
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Both are."""
+        """Return True for both metrics."""
         return dict.fromkeys(("exact_match", "valid_json"), True)

@@ -24,7 +24,7 @@ lm_eval.utils.env = _sandbox
 
 
 def load_tasks(suite: Suite) -> list[Task]:
-    """The suite's lm-eval tasks with their rows; RecipeError for a wrong file, MachineError off the network."""
+    """Load a suite's lm-eval tasks and their rows; raises RecipeError for a bad file, MachineError if offline."""
     entries = [(index, entry) for index, entry in enumerate(suite.tasks) if entry != HELD_OUT]
     if not entries:
         return []
@@ -40,28 +40,28 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
     name = entry.task if isinstance(entry, LocalTask) else entry
     file = None if isinstance(entry, LocalTask) else task_file(suite, entry)
     if file is None and name not in manager.all_tasks:
-        raise suite.error(key, f"{name!r} is no task of lm-eval{nearest(name, [HELD_OUT, *manager.all_tasks])}")
+        raise suite.error(key, f"{name!r} is not a task of lm-eval{nearest(name, [HELD_OUT, *manager.all_tasks])}")
     spec: str | dict[str, Any] = name
     if isinstance(entry, LocalTask):
         spec = _on_local_rows(suite, index, entry, manager)
     elif file is not None:
         spec = _from_file(suite, index, file)
     try:
-        found = manager.load([spec])
+        loaded = manager.load([spec])
     except ConnectionError as error:
-        said = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
-        instead = f"name a local file with {{task: {name}, rows: FILE}}, or take eval.suite: quick"
-        raise MachineError(str(suite.error(key, f"{said}; {instead}"))) from error
+        reason = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
+        remedy = f"give a local file with {{task: {name}, rows: FILE}}, or set eval.suite: quick"
+        raise MachineError(str(suite.error(key, f"{reason}; {remedy}"))) from error
     except (OSError, ValueError, KeyError, TypeError, DatasetsError, jinja2.TemplateError) as error:
         raise suite.error(key, f"lm-eval cannot load {name}: {str(error).splitlines()[0]}") from error
-    tasks = list(found["tasks"].values())
+    tasks = list(loaded["tasks"].values())
     if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
         raise suite.error(key, f"{name} runs code that the model writes; llmtune does not")
     return tasks
 
 
 def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskManager) -> dict[str, Any]:
-    """The task's own configuration with its rows, of the split that is asked, from a local file."""
+    """Return the task's own configuration with the rows of its test split read from a local file."""
     file = manager.task_index[entry.task].yaml_path
     config = {} if file is None else load_task_yaml(file)
     split = config.get("test_split") or config.get("validation_split")
@@ -75,7 +75,7 @@ def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskMana
 
 
 def _from_file(suite: Suite, index: int, file: Path) -> dict[str, Any]:
-    """A task file's configuration, what it includes merged in; its rows lie in this folder or beside llmtune."""
+    """Return a task file's configuration with its includes; rows are looked up in this folder, then beside llmtune."""
     config: dict[str, Any] = load_task_yaml(file)
     if not isinstance(config.get("task"), str):
         raise suite.error(("tasks", index), f"{file} names no task (task: NAME)")
@@ -84,14 +84,14 @@ def _from_file(suite: Suite, index: int, file: Path) -> dict[str, Any]:
             name = metric.get("metric")
             raise suite.error(
                 ("tasks", index),
-                f"{file}: metric {name!r} is none of lm-eval's{nearest(str(name), [*metric_registry])}",
+                f"{file}: metric {name!r} is not one of lm-eval's{nearest(str(name), [*metric_registry])}",
             )
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     if isinstance(files, dict):
         beside = Path(llmtune.__file__).parents[1]
-        found = {split: rows if Path(rows).is_file() else str(beside / rows) for split, rows in files.items()}
-        missing = next((rows for split, rows in found.items() if not Path(rows).is_file()), None)
-        if missing:
-            raise suite.error(("tasks", index), f"{file}: no such file: {files[next(iter(files))]}")
-        config["dataset_kwargs"]["data_files"] = found
+        located = {split: rows if Path(rows).is_file() else str(beside / rows) for split, rows in files.items()}
+        missing = next((split for split, rows in located.items() if not Path(rows).is_file()), None)
+        if missing is not None:
+            raise suite.error(("tasks", index), f"{file}: no such file: {files[missing]}")
+        config["dataset_kwargs"]["data_files"] = located
     return config

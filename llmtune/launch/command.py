@@ -10,7 +10,7 @@ from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
-from llmtune.recipe.sections import Launch, Recipe
+from llmtune.recipe.sections import Launch
 
 TRAIN_MODULE = "llmtune.train"
 LAUNCHER_MODULE = "llmtune.launch.accelerate_entry"
@@ -61,11 +61,6 @@ def count_processes(launch: Launch, name: str, gpus: int) -> int:
     if launch.processes:
         return launch.processes
     return int(config["num_processes"]) if config.get("use_cpu") else max(1, gpus) * int(config["num_machines"])
-
-
-def runs_one(recipe: Recipe) -> bool:
-    """Whether a single process trains, so that it may prepare the run too."""
-    return bool(single_process_environment(read_config(choose_config(recipe.launch, count_gpus()))))
 
 
 def single_process_environment(config: dict[str, Any]) -> dict[str, str]:

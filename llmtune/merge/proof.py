@@ -1,4 +1,4 @@
-"""Whether two models are the same: their logits on the same texts, one of them read from disk in a fresh process."""
+"""Compares two models by their logits on the same texts, one of them read from disk in a fresh process."""
 
 import json
 import os
@@ -7,10 +7,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError
 from llmtune.recipe.sections import Recipe
@@ -21,13 +22,13 @@ TEXTS = (
     "Grüße aus Zürich, dépêche-toi, 你好 世界!",
 )
 TOKENS = 40
-"""Tokens of a text that the models see: its last ones."""
+"""How many tokens at the end of a text the models read."""
 
 STOCK = """
 import json, sys, torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, tokens, out, texts, grain = json.load(sys.stdin)
+folder, tokens, out, texts, epsilon = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 model, loading = AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True)
@@ -36,77 +37,76 @@ batch = torch.zeros(len(ids), tokens, dtype=torch.long)
 for row, one in zip(batch, ids):
     row[:len(one[-tokens:])] = torch.tensor(one[-tokens:])
 mask = torch.arange(tokens) < torch.tensor([[len(one)] for one in ids])
-made = {}
+logits = {}
 with torch.inference_mode():
-    made["logits"] = model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask]
-    if grain:
+    logits["stored"] = model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask]
+    if epsilon:
         torch.manual_seed(0)
         for weight in model.parameters():
-            half = torch.exp2(torch.frexp(weight).exponent) * grain / 4 * (weight != 0)
+            half = torch.exp2(torch.frexp(weight).exponent) * epsilon / 4 * (weight != 0)
             weight += half * (2 * torch.rand_like(weight) - 1)
-        made["jittered"] = model(input_ids=batch, attention_mask=mask.long()).logits[mask]
-save_file(made, out)
-odd = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
-print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "odd": odd}))
+        logits["jittered"] = model(input_ids=batch, attention_mask=mask.long()).logits[mask]
+save_file(logits, out)
+mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
+print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched": mismatched}))
 """
 
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What stock transformers made of a folder: token ids, chat template, tensors that did not match, logits.
+    """What stock transformers reads from a folder: token ids, chat template, missing or unexpected tensors, logits.
 
-    `rounding` is how far the logits move where every weight moves at random by less than it is rounded by.
+    `rounding` is how far the logits move when every weight changes at random by less than its rounding error.
     """
 
     ids: list[list[int]]
     template: str | None
-    odd: list[str]
+    mismatched: list[str]
     logits: torch.Tensor
     rounding: float
 
 
 def probes(settings: Recipe) -> list[str]:
-    """The texts that models are compared on: fixed ones, and lines of the run's data where it still is a text file."""
+    """Return the texts that models are compared on: fixed ones, and three lines of the data if it is a text file."""
     sources = [Path(source) for source in (settings.data.test, settings.data.eval, settings.data.train) if source]
-    found = [source for source in sources if source.suffix in (".jsonl", ".csv") and source.is_file()]
-    if not found:
+    files = [source for source in sources if source.suffix in (".jsonl", ".csv") and source.is_file()]
+    if not files:
         return list(TEXTS)
-    with found[0].open(encoding="utf-8", errors="replace") as lines:
+    with files[0].open(encoding="utf-8", errors="replace") as lines:
         return [*TEXTS, *(line.strip()[-400:] for line, _ in zip(lines, range(3), strict=False) if line.strip())]
 
 
-def logits(weights: Any, ids: list[list[int]]) -> torch.Tensor:
-    """The fp32 logits at the last 40 tokens of each text, on the CPU: (tokens of all texts, vocabulary)."""
-    kept = [torch.tensor(one[-TOKENS:]) for one in ids]
-    batch = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
-    mask = torch.arange(batch.shape[1]) < torch.tensor([[len(one)] for one in kept])
+def logits(model: PreTrainedModel | PeftModel, ids: list[list[int]]) -> torch.Tensor:
+    """Return fp32 logits at the last 40 tokens of each text, on the CPU: (tokens of all texts, vocabulary)."""
+    rows = [torch.tensor(text[-TOKENS:]) for text in ids]
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(batch.shape[1]) < torch.tensor([[len(row)] for row in rows])
     with torch.inference_mode():
-        found = weights(input_ids=batch.to(weights.device), attention_mask=mask.long().to(weights.device)).logits
-    return found.float().cpu()[mask]
+        output = model(input_ids=batch.to(model.device), attention_mask=mask.long().to(model.device))
+    return torch.as_tensor(output.logits).float().cpu()[mask]
 
 
-def within(what: str, found: torch.Tensor, expected: torch.Tensor, bound: float) -> float:
-    """The largest gap between two sets of logits; raises ProofError over the bound."""
-    gap = float((found - expected).abs().max())
+def within(what: str, actual: torch.Tensor, expected: torch.Tensor, bound: float) -> float:
+    """Return the largest gap between two sets of logits; raises ProofError over the bound."""
+    gap = float((actual - expected).abs().max())
     if not gap <= bound:
-        raise ProofError(f"{what} moved logits by {gap:.3g}, over the bound of {bound:.3g}; nothing is called merged")
+        raise ProofError(f"{what} moved logits by {gap:.3g}, over the bound of {bound:.3g}; nothing was merged")
     return gap
 
 
 def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dtype) -> Reloaded:
-    """A folder as stock transformers reads it, offline, in a fresh process that works elsewhere; raises ProofError."""
+    """Read a folder with stock transformers, offline, in a fresh process elsewhere; raises ProofError if it cannot."""
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"
-        grain = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
-        given = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, grain])
+        epsilon = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon])
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         child = subprocess.run(
-            [sys.executable, "-c", STOCK], input=given, capture_output=True, text=True, cwd=elsewhere, env=env
+            [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
         )
         if child.returncode:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
-        said = json.loads(child.stdout.splitlines()[-1])
-        found = load_file(out)
-        rounding = float((found.get("jittered", found["logits"]) - found["logits"]).abs().max())
-        return Reloaded(said["ids"], said["template"], said["odd"], found["logits"], rounding)
+        answer, tensors = json.loads(child.stdout.splitlines()[-1]), load_file(out)
+        rounding = float((tensors.get("jittered", tensors["stored"]) - tensors["stored"]).abs().max())
+        return Reloaded(answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding)

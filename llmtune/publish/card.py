@@ -1,6 +1,5 @@
-"""The model card: what was done and what came out, from the run's own files; no word of the data is in it."""
+"""The model card, from the run's own files: how it was trained and what came out, without a word of the data."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -11,27 +10,27 @@ import yaml
 from llmtune import __version__
 from llmtune.errors import FieldError, PublishError
 from llmtune.evaluate.results import table as results
-from llmtune.files import read_json
+from llmtune.files import digest_of, read_json
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 
-_MARK = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
-_HUB_DATA = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
+_SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
+_HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
 _WEIGHTS = {"adapter": "adapter_model.safetensors", "tensors": "trained.safetensors"}
 
 
 def card(run: Run, license: Mapping[str, str] | None = None) -> str:
-    """The README.md of what a run publishes; `license` is the base's: license, license_name, license_link."""
+    """Write the README.md of a run; `license` is the base's: license, license_name, license_link."""
     settings = run.recipe()
     base = read_json(run.delta / "base.json")
     fields = _fields(settings, base, license or {})
     front = yaml.safe_dump(fields, sort_keys=False, width=1 << 20)
     if front_matter(f"---\n{front}---\n") != fields:
         raise PublishError(
-            "the model card's header is not the YAML that was meant; change odd characters in the recipe"
+            "the model card's YAML header would not read back as written; remove unusual characters from the recipe"
         )
     parts = [
-        f"# {_target(settings).rsplit('/', 1)[-1]}",
+        f"# {_repository(settings).rsplit('/', 1)[-1]}",
         _opening(settings, base),
         "## Use",
         *_needs(settings, base),
@@ -40,26 +39,26 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
         _results(run),
         "## How it was trained",
         _training(run, settings),
-        indented(dump(shortened(settings))),
+        indented(dump(without_paths(settings))),
         "## What is in this repository",
         _weights(run, settings, base),
     ]
-    return seal(f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n\n")
+    return sign(f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n\n")
 
 
-def seal(text: str) -> str:
-    """A README.md with the mark by which it is known as llmtune's own until somebody edits it."""
-    return text + f"<!-- llmtune card {_digest(text)} -->\n"
+def sign(text: str) -> str:
+    """Add a hash to a README.md, by which llmtune knows its own card until somebody edits it."""
+    return text + f"<!-- llmtune card {digest_of(text)} -->\n"
 
 
 def is_ours(text: str) -> bool:
-    """Whether a README.md is a card that llmtune wrote and nobody has edited."""
-    found = _MARK.search(text)
-    return found is not None and found[1] == _digest(text[: found.start()])
+    """Tell whether llmtune wrote a README.md and nobody has edited it."""
+    signature = _SIGNATURE.search(text)
+    return signature is not None and signature[1] == digest_of(text[: signature.start()])
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML header of a README.md; empty where there is none or it cannot be read."""
+    """Read the YAML header of a README.md; empty if there is none or it cannot be read."""
     head = re.match(r"---\r?\n(.*?)^---\s*?$", text, re.DOTALL | re.MULTILINE)
     try:
         value = yaml.safe_load(head[1]) if head else None
@@ -68,29 +67,29 @@ def front_matter(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def shortened(settings: Recipe) -> Recipe:
-    """The recipe with the file's name in place of every path on this machine."""
-    return Recipe.model_validate(shorten(settings.model_dump()))
+def without_paths(settings: Recipe) -> Recipe:
+    """Return the recipe with file names in place of paths on this machine."""
+    return Recipe.model_validate(strip_paths(settings.model_dump()))
 
 
-def shorten(value: Any) -> Any:
-    """A value with the last part in place of every text that is an absolute path, in lists and mappings too."""
+def strip_paths(value: Any) -> Any:
+    """Replace every text that is an absolute path by its last part, in lists and mappings too."""
     if isinstance(value, dict):
-        return {key: shorten(one) for key, one in value.items()}
+        return {key: strip_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(shorten(one) for one in value)
+        return type(value)(strip_paths(item) for item in value)
     is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
     return PurePath(value.replace("\\", "/")).name if is_path else value
 
 
 def indented(text: str) -> str:
-    """Text as a code block that no content can end."""
+    """Format text as a code block that no content can end."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _target(settings: Recipe) -> str:
+def _repository(settings: Recipe) -> str:
     if settings.publish is None:
-        raise FieldError("publish", "is not in the recipe; give publish: {repo: owner/name}")
+        raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
     return settings.publish.repo
 
 
@@ -100,8 +99,8 @@ def _merged(settings: Recipe) -> bool:
 
 def _fields(settings: Recipe, base: dict[str, Any], license: Mapping[str, str]) -> dict[str, Any]:
     sources = (settings.data.train, settings.data.eval, settings.data.test)
-    found = [_HUB_DATA.fullmatch(source) for source in sources if source]
-    data = sorted({match["name"] for match in found if match})
+    matches = [_HUB_DATASET.fullmatch(source) for source in sources if source]
+    datasets = sorted({match["name"] for match in matches if match})
     library = "transformers" if _merged(settings) else "peft" if base["kind"] == "adapter" else None
     relation = "finetune" if _merged(settings) or base["kind"] == "tensors" else "adapter"
     fields = {
@@ -111,20 +110,20 @@ def _fields(settings: Recipe, base: dict[str, Any], license: Mapping[str, str]) 
         "pipeline_tag": "text-generation",
         **{key: license[key] for key in ("license", "license_name", "license_link") if key in license},
         "tags": ["llmtune", settings.method.kind, *([base["adapter"]] if base["kind"] == "adapter" else [])],
-        "datasets": data,
+        "datasets": datasets,
     }
     return {key: value for key, value in fields.items() if value}
 
 
 def _opening(settings: Recipe, base: dict[str, Any]) -> str:
-    what = {
+    content = {
         "merged": "Full weights: the base and what was trained, merged.",
         "adapter": f"An adapter ({base['adapter']}) to load on top of the base.",
         "tensors": "The tensors that were trained, to put in place of the base's.",
     }["merged" if _merged(settings) else base["kind"]]
     revision = f" at revision {code(base['revision'])}" if base["revision"] else ""
     return (
-        f"{what} The base is {code(shorten(base['hub_id'] or base['base']))}{revision}. "
+        f"{content} The base is {code(strip_paths(base['hub_id'] or base['base']))}{revision}. "
         f"Fine-tuned by the method {code(settings.method.kind)} with llmtune {__version__}."
     )
 
@@ -144,7 +143,7 @@ def _bottleneck(base: dict[str, Any]) -> bool:
 
 
 def _usage(settings: Recipe, base: dict[str, Any]) -> str:
-    repo = _target(settings)
+    repo = _repository(settings)
     name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
     origin = f"{name!r}, revision={commit!r}" if commit else repr(name)
     if _merged(settings):
@@ -204,7 +203,7 @@ def _weights(run: Run, settings: Recipe, base: dict[str, Any]) -> str:
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; what would end a cell is escaped."""
+    """Format a Markdown table; what would end a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(re.sub(r"\s+", " ", str(cell)).replace("|", r"\|") for cell in row) + " |" for row in lines
@@ -212,9 +211,5 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
 
 
 def code(text: str) -> str:
-    """Text as Markdown code in a line; nothing in it can end the code or the line."""
+    """Format text as Markdown code in a line; nothing in it can end the code or the line."""
     return "`" + re.sub(r"\s+", " ", text).replace("`", "'") + "`"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

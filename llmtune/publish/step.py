@@ -1,4 +1,4 @@
-"""publish(run): a card and the weights to the Hub, private unless the recipe says public; nothing else goes out."""
+"""publish(run): uploads card, weights, recipe and scores to the Hub; private unless the recipe says public."""
 
 import json
 import re
@@ -12,11 +12,11 @@ from typing import Any
 from huggingface_hub import get_token
 
 from llmtune.errors import FieldError, LlmtuneError, PublishError
-from llmtune.files import fingerprint, read_json
+from llmtune.files import read_json
 from llmtune.merge.step import COPIED
 from llmtune.model.base import Base, locate_base
 from llmtune.publish import hub as hub_module
-from llmtune.publish.card import card, front_matter, shorten, shortened
+from llmtune.publish.card import card, front_matter, strip_paths, without_paths
 from llmtune.publish.hub import Content, Sleep, Target
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run, locates_mistakes
@@ -40,92 +40,96 @@ _CONFIGS = {"adapter_config.json", "base.json", "config.json", "generation_confi
 
 @locates_mistakes
 def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
-    """Before training: raise PublishError, MachineError or RecipeError where the result could not be published."""
+    """Raise PublishError, MachineError or RecipeError before training if the result could not be published."""
     publish = settings.publish
     if publish is None:
         return
     if publish.weights == "merged" and not settings.merge.enabled:
-        raise FieldError("publish.weights", "merged needs merge.enabled: true; the nearest valid is delta")
+        raise FieldError("publish.weights", "merged needs merge.enabled: true; set that, or try delta")
     target = hub_module.target(publish, sleep)
     target.check_login()
     base = locate_base(settings.model, weights=False)
     _check_base(publish, base.name, base.hub_id)
-    license(target, base)
+    read_license(target, base)
     target.probe()
 
 
 @locates_mistakes
 def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
-    """Upload what the recipe says and give where it is; raises PublishError with the command that tries again."""
+    """Upload what the recipe says and return where it is; raises PublishError with the command that tries again."""
     try:
         facts = _publish(run, run.recipe(), sleep)
     except LlmtuneError as error:
         again = f"llmtune publish {shlex.quote(str(run.path))}"
-        raise type(error)(f"{error}. What was trained is untouched; try again with: {again}") from error
+        raise type(error)(f"{error}. The trained weights are untouched; try again with: {again}") from error
     print(f"published: {facts['url']} ({facts['visibility']}), {len(facts['uploaded'])} files")
     return facts
 
 
 def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     if settings.publish is None:
-        raise FieldError("publish", "is not in the recipe; give publish: {repo: owner/name}")
+        raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
     stored = read_json(run.delta / "base.json")
     base = Base(locate_base(settings.model, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
     _check_base(settings.publish, base.name, base.hub_id)
     files = _weights(run, settings.publish, base) | _records(run, settings)
     target = hub_module.target(settings.publish, sleep)
     target.check_login()
-    files["README.md"] = card(run, license(target, base)).encode()
+    files["README.md"] = card(run, read_license(target, base)).encode()
     for name, content in files.items():
         check_private(name, content)
-    found = target.upload(files)
+    info = target.upload(files)
     facts = {
         "repo": settings.publish.repo,
         "url": f"{target.api.endpoint}/{settings.publish.repo}",
-        "commit": found.sha,
-        "visibility": "private" if found.private else "public",
+        "commit": info.sha,
+        "visibility": "private" if info.private else "public",
         "uploaded": sorted(files),
     }
     run.mark("publish", [], **facts)
     return facts
 
 
-def license(target: Target, base: Base) -> dict[str, str]:
-    """The base's license by its card; raises PublishError where a public copy of a base is not for us to make."""
+def read_license(target: Target, base: Base) -> dict[str, str]:
+    """Read the base's license from its card; raises PublishError if a public copy of the base may not be allowed."""
     info = target.info(base.hub_id) if base.hub_id else None
     readme = base.folder / "README.md"
     fields = front_matter(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else {}
     if not fields and info is not None and info.card_data is not None:
         fields = info.card_data.to_dict()  # type: ignore[no-untyped-call]
-    found = {key: str(fields[key]) for key in ("license", "license_name", "license_link") if fields.get(key)}
+    license = {key: str(fields[key]) for key in ("license", "license_name", "license_link") if fields.get(key)}
     if target.publish.visibility == "public":
         if info is not None and info.gated:
             raise PublishError(
-                f"the base {base.hub_id} is gated, so its tuned copy is not made public; publish privately"
+                f"the base {base.hub_id} is gated, so its tuned copy is not made public; "
+                "try publish.visibility: private"
             )
-        if "license" not in found:
+        if "license" not in license:
             raise PublishError(
-                f"the license of {shorten(base.name)} is not known, so nothing is made public; publish privately"
+                f"the license of {strip_paths(base.name)} is unknown, so nothing is made public; "
+                "try publish.visibility: private"
             )
-    return found
+    return license
 
 
 def check_private(name: str, content: Content) -> None:
-    """Raise PublishError where a file holds a secret or, if llmtune wrote it, the name of a folder of this machine."""
+    """Raise PublishError if a file holds a secret or, if llmtune wrote it, names a folder of this machine."""
     text = _text(content)
     token = get_token()
     kinds = [kind for kind, pattern in SECRETS.items() if re.search(pattern, text)]
     if kinds or (token and token in text):
-        raise PublishError(f"{name} holds what looks like {(kinds or ['your Hub token'])[0]}; remove it, then publish")
+        raise PublishError(
+            f"{name} contains what looks like {(kinds or ['your Hub token'])[0]}; remove it, then publish"
+        )
     if isinstance(content, bytes):
-        places = [re.escape(str(place)) for place in (Path.home(), Path.cwd(), gettempdir()) if len(str(place)) > 1]
-        found = _PRIVATE_PATH.search(text) or re.search(rf"(?<![\w.-])({'|'.join(places)})(?![\w-])", text)
-        if found:
-            raise PublishError(f"{name} names a folder of this machine ({found[0]}...); nothing was uploaded")
+        folders = [re.escape(str(path)) for path in (Path.home(), Path.cwd(), gettempdir()) if len(str(path)) > 1]
+        match = _PRIVATE_PATH.search(text) or re.search(rf"(?<![\w.-])({'|'.join(folders)})(?![\w-])", text)
+        if match:
+            raise PublishError(f"{name} names a folder of this machine ({match[0]}...); nothing was uploaded")
 
 
 def _text(content: Content) -> str:
-    """A file's text; of weights, the header."""
+    """Return a file's text; of a safetensors file, the header."""
     if isinstance(content, bytes):
         return content.decode(errors="replace")
     with content.open("rb") as file:
@@ -136,24 +140,16 @@ def _text(content: Content) -> str:
 def _check_base(publish: Publish, name: str, hub_id: str | None) -> None:
     if publish.weights == "delta" and hub_id is None:
         raise PublishError(
-            f"the base {name} is not on the Hub, so nobody could load its delta; publish.weights: merged is complete"
+            f"the base {name} is not on the Hub, so nobody could load its delta; try publish.weights: merged"
         )
 
 
 def _weights(run: Run, publish: Publish, base: Base) -> dict[str, Content]:
-    """The allowed files of delta or merged folder, each the one that its step left; configs without private paths."""
+    """Return the allowed files of delta/ or merged/, as the step left them, but configs without private paths."""
     step, folder = ("merge", run.merged) if publish.weights == "merged" else ("train", run.delta)
-    if not run.done(step):
-        raise PublishError(f"{folder} is not there or not whole; first: llmtune {step} {shlex.quote(str(run.path))}")
-    listed = run.manifest()["steps"][step]["files"]
-    files: dict[str, Content] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if not any(fnmatch(name, pattern) for pattern in ALLOWED[publish.weights]):
-            continue
-        if listed.get(path.relative_to(run.path).as_posix()) != fingerprint(path):
-            raise PublishError(f"{path} is not what llmtune {step} left; do that again")
-        files[name] = path
+    names = [(run.path / file).relative_to(folder).as_posix() for file in run.verify(step, PublishError)]
+    allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in ALLOWED[publish.weights])]
+    files: dict[str, Content] = {name: folder / name for name in allowed}
     for name in _CONFIGS & set(files):
         stored, clean = folder / name, _clean(name, read_json(folder / name), base)
         files[name] = stored.read_bytes() if clean == read_json(stored) else _json(clean)
@@ -161,39 +157,43 @@ def _weights(run: Run, publish: Publish, base: Base) -> dict[str, Content]:
 
 
 def _clean(name: str, config: dict[str, Any], base: Base) -> dict[str, Any]:
-    """A config that names its base as the Hub does, and no folder of this machine."""
+    """Return a config that names its base as the Hub does, and no folder of this machine."""
     if name == "adapter_config.json":
         commit = (
             base.revision if base.name == base.hub_id and re.fullmatch(r"[0-9a-f]{40}", base.revision or "") else None
         )
         return {**config, "base_model_name_or_path": base.hub_id, "revision": commit}
     if name == "base.json":
-        return dict(shorten(config))
-    return {key: value for key, value in config.items() if not key.endswith("name_or_path") or shorten(value) == value}
+        return dict(strip_paths(config))
+    return {
+        key: value for key, value in config.items() if not key.endswith("name_or_path") or strip_paths(value) == value
+    }
 
 
 def _records(run: Run, settings: Recipe) -> dict[str, Content]:
-    """The recipe without paths, and the numbers of the evaluation without the rows."""
-    files: dict[str, Content] = {"recipe.yaml": dump(shortened(settings)).encode()}
+    """Return the recipe without paths, and the scores of the evaluation without the rows."""
+    files: dict[str, Content] = {"recipe.yaml": dump(without_paths(settings)).encode()}
     if run.done("eval"):
         stored = [run.eval / name for name in ("base.json", "tuned.json") if (run.eval / name).is_file()]
-        files |= {f"eval/{file.name}": _json(numbers(read_json(file))) for file in stored}
+        files |= {f"eval/{file.name}": _json(scores_only(read_json(file))) for file in stored}
     return files
 
 
-def numbers(value: Any) -> Any:
-    """A result without its rows: of mappings the numbers and the words that name something, of lists nothing."""
+def scores_only(value: object) -> object:
+    """Return an evaluation without its rows: of mappings the numbers and the names, of lists nothing."""
     if not isinstance(value, dict):
         return value
     kept = {
-        key: numbers(one) for key, one in value.items() if isinstance(one, dict | int | float | None) or _names(one)
+        key: scores_only(item)
+        for key, item in value.items()
+        if isinstance(item, dict | int | float | None) or _is_name(item)
     }
-    return {key: one for key, one in kept.items() if one != {}}
+    return {key: item for key, item in kept.items() if item != {}}
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[\w.:/-]{1,80}", value) is not None and shorten(value) == value
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.:/-]{1,80}", value) is not None and strip_paths(value) == value
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

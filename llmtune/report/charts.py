@@ -16,17 +16,17 @@ POINTS = 200
 
 @dataclass(frozen=True)
 class Line:
-    """A line in a CSS colour; a `faint` one is drawn thin and pale."""
+    """A line in a CSS color, thin and pale if it is `faint`."""
 
     points: list[Point]
-    colour: str
+    color: str
     title: str
     faint: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines, dots, and upright marks at an x with a label; with a `floor` the scale is logarithmic from there up."""
+    """Lines, dots, and labeled vertical marks; a `floor` makes the scale logarithmic from there up."""
 
     lines: list[Line]
     label: str
@@ -36,7 +36,7 @@ class Chart:
     rates: bool = False
 
     def draw(self) -> Html:
-        """The chart twice, of which the page's style shows the one that fits the screen."""
+        """Draw the chart twice; the page's style shows the one that fits the screen."""
         return join(_Frame(self, *WIDE).svg("wide"), _Frame(self, *NARROW).svg("narrow"))
 
 
@@ -96,7 +96,7 @@ class _Frame:
             pen = "L"
         title = tag("title", line.title)
         return tag(
-            "path", title, d="".join(pieces), style=f"stroke:{line.colour}", class_="faint" if line.faint else None
+            "path", title, d="".join(pieces), style=f"stroke:{line.color}", class_="faint" if line.faint else None
         )
 
     def _dots(self) -> Iterable[Html]:
@@ -105,19 +105,19 @@ class _Frame:
 
 
 def ramp(share: float) -> str:
-    """The CSS colour of a distance at `share` (0 output, 1 embeddings) of the way down the model."""
+    """Return the CSS color of a distance at `share` (0 output, 1 embeddings) of the way down the model."""
     return f"color-mix(in oklab, var(--far) {100 * share:.0f}%, var(--near))"
 
 
 def thin(points: list[Point]) -> list[Point]:
-    """At most POINTS of the points, the first and the last among them."""
+    """Return at most POINTS of the points, the first and the last among them."""
     if len(points) <= POINTS:
         return points
     return [points[round(index * (len(points) - 1) / (POINTS - 1))] for index in range(POINTS)]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round values (1, 2 or 5 times a power of ten apart) from low to high."""
+    """Return about `count` round values (1, 2 or 5 times a power of ten apart) from low to high."""
     raw = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
@@ -126,7 +126,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, at most seven."""
+    """Return powers of ten from low to high, at most seven."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     every = max(1, math.ceil((last - first + 1) / 7))
     return [10.0**power for power in range(last, first - 1, -every)]

@@ -1,4 +1,4 @@
-"""HTML that is escaped unless it is markup already, and numbers as a reader wants them."""
+"""HTML in which all text is escaped, unless it is markup already."""
 
 import html
 
@@ -10,33 +10,33 @@ class Html(str):
 
 
 def tag(element: str, /, *children: object, **attributes: object) -> Html:
-    """An element; children and attributes that are not Html are escaped, None children and attributes are left out.
+    """Make an element; text in children and attributes is escaped, None is left out.
 
-    An attribute's trailing underscore falls away (`class_`) and other underscores become hyphens.
+    An attribute loses its trailing underscore (`class_`); other underscores become hyphens.
     """
-    given = "".join(
+    text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
     if element in ("meta", "col"):
-        return Html(f"<{element}{given}>")
-    return Html(f"<{element}{given}>{join(*children)}</{element}>")
+        return Html(f"<{element}{text}>")
+    return Html(f"<{element}{text}>{join(*children)}</{element}>")
 
 
 def join(*children: object) -> Html:
-    """Children one after the other, escaped unless they are Html."""
+    """Join children, escaping what is not Html; None is left out."""
     parts = (child if isinstance(child, Html) else html.escape(str(child)) for child in children if child is not None)
     return Html("".join(parts))
 
 
 def section(title: str, *body: object, note: str | None = None) -> Html:
-    """A titled part of the page, with an optional line under the title."""
+    """Make a section of the page, with an optional line under its title."""
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note else None, *body)
 
 
 def table(head: list[object], rows: list[list[object]], numeric: set[int] = frozenset(), **attributes: object) -> Html:  # type: ignore[assignment]
-    """A table that scrolls sideways where the screen is narrow; columns in `numeric` are set right."""
+    """Make a table that scrolls sideways on a narrow screen; columns in `numeric` are aligned right."""
 
     def cells(kind: str, row: list[object]) -> list[Html]:
         return [tag(kind, cell, class_="n" if index in numeric else None) for index, cell in enumerate(row)]
@@ -47,6 +47,6 @@ def table(head: list[object], rows: list[list[object]], numeric: set[int] = froz
 
 
 def facts(pairs: list[tuple[str, object]]) -> Html:
-    """Names and values in two columns; a pair whose value is None is left out."""
+    """List names and values in two columns; a pair whose value is None is left out."""
     shown = [join(tag("dt", name), tag("dd", value)) for name, value in pairs if value is not None]
     return tag("dl", *shown)

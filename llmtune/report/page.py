@@ -1,4 +1,4 @@
-"""report(run): one HTML page that opens offline, made of whatever the run has done so far."""
+"""report(run): one HTML page that opens offline, on whatever the run has done so far."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,28 +9,28 @@ from llmtune.files import read_json, write_text
 from llmtune.recipe.sections import Recipe
 from llmtune.report.html import Html, facts, section, tag
 from llmtune.report.record import data_section, files_section, merge_section
-from llmtune.report.results import cases_section, evaluation, next_section, results_section, tiles
+from llmtune.report.results import cases_section, next_section, read_evaluations, results_section, tiles
 from llmtune.report.training import loss_section, rates_section, reach_in_words, trained_section
 from llmtune.run import Run
 from llmtune.run_log import read_log
 
 Found = dict[str, Any]
 
-# The page can load nothing, whatever text of a data row says.
+# The page can load nothing, whatever is in the text of a data row.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def report(run: Run) -> Path:
-    """Write the run's report.html and give its path; what the run has not done yet is said in one line each."""
+    """Write the run's report.html and return its path; each step that is not done yet gets one line."""
     settings = run.recipe()
     plan, findings = (read_json(file) if file.is_file() else {} for file in (run.plan_file, run.data_file))
     log, manifest = read_log(run.log_file), run.manifest()
-    found = evaluation(run)
+    stored = read_evaluations(run)
     body = [
         *_header(run, settings, plan, findings, manifest),
-        tiles(found, plan, log),
-        results_section(run, settings, found),
-        cases_section(found),
+        tiles(stored, plan, log),
+        results_section(run, settings, stored),
+        cases_section(stored),
         loss_section(log, plan),
         rates_section(log, plan),
         trained_section(log, plan),

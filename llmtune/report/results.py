@@ -1,9 +1,9 @@
-"""The report's results part: the key numbers, base against tuned, test rows side by side, and what to type next."""
+"""The report on results: key numbers, base against tuned, held-out rows side by side, the next commands."""
 
-from typing import Any
+from typing import Any, cast
 
-from llmtune.evaluate.metrics import format_score
-from llmtune.evaluate.results import FEW_SHOT, TITLES
+from llmtune.evaluate.metrics import Difference, format_score
+from llmtune.evaluate.results import FEW_SHOT, TITLES, Answer, Evaluations, task_title
 from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
 from llmtune.numbers import count, duration, size
@@ -15,16 +15,16 @@ from llmtune.run_log import Record
 
 CASES = 10
 
-Evaluation = dict[str, Any]
+
+def read_evaluations(run: Run) -> Evaluations | None:
+    """Read what eval/ holds; None if the run is not evaluated."""
+    if not run.done("eval"):
+        return None
+    return cast(Evaluations, {name: read_json(run.eval / f"{name}.json") for name in ("base", "tuned", "settings")})
 
 
-def evaluation(run: Run) -> Evaluation | None:
-    """What eval/ holds of base and tuned model, None where the run is not evaluated."""
-    return {name: read_json(run.eval / f"{name}.json") for name in ("base", "tuned")} if run.done("eval") else None
-
-
-def tiles(found: Evaluation | None, plan: dict[str, Any], log: list[Record]) -> Html:
-    """The numbers that a reader asks for first."""
+def tiles(found: Evaluations | None, plan: dict[str, Any], log: list[Record]) -> Html:
+    """Show the key numbers of the run."""
     steps = [record for record in log if "loss" in record]
     last: Record = steps[-1] if steps else {}
     checks = [record["eval_loss"] for record in log if "eval_loss" in record]
@@ -44,98 +44,108 @@ def tiles(found: Evaluation | None, plan: dict[str, Any], log: list[Record]) -> 
     return tag("div", *(tag("div", tag("b", value), tag("span", label)) for value, label in pairs), class_="tiles")
 
 
-def _scores(found: Evaluation | None) -> list[tuple[str, str]]:
-    """Exact match of the tuned model beside the better of the base's."""
-    if found is None or HELD_OUT not in found["tuned"]["results"]:
+def _scores(evaluations: Evaluations | None) -> list[tuple[str, str]]:
+    """Return the exact match of the tuned model, and the better one of the base."""
+    if evaluations is None or HELD_OUT not in evaluations["tuned"]["results"]:
         return []
     scores = {
         key: one["metrics"]["exact_match"]["value"]
-        for key, one in found["base"]["results"].items()
+        for key, one in evaluations["base"]["results"].items()
         if key in (HELD_OUT, FEW_SHOT)
     }
     best = max(scores, key=lambda key: scores[key])
-    name = "zero-shot" if best == HELD_OUT else f"{found['base']['results'][FEW_SHOT]['shots']}-shot"
-    tuned = found["tuned"]["results"][HELD_OUT]["metrics"]["exact_match"]["value"]
+    name = "zero-shot" if best == HELD_OUT else f"{evaluations['base']['results'][FEW_SHOT]['shots']}-shot"
+    tuned = evaluations["tuned"]["results"][HELD_OUT]["metrics"]["exact_match"]["value"]
     return [(f"{tuned:.3f}", f"exact match; base, {name}: {scores[best]:.3f}")]
 
 
-def results_section(run: Run, settings: Recipe, found: Evaluation | None) -> Html:
-    """Base and tuned model on the same rows, each number with its standard error, and the paired differences."""
-    if found is None:
-        asked = settings.eval.suite != "none"
-        return section("Base and tuned", note="Not evaluated yet." if asked else "The recipe asks for no evaluation.")
+def results_section(run: Run, settings: Recipe, evaluations: Evaluations | None) -> Html:
+    """Compare base and tuned model on the same rows: scores with standard errors, and paired differences."""
+    if evaluations is None:
+        skipped = settings.eval.suite == "none"
+        note = "eval.suite is none: this run is not evaluated." if skipped else "Not evaluated yet."
+        return section("Base and tuned", note=note)
     rows = result_table(run)
     head: list[object] = list(rows[0])
     body: list[list[object]] = [
         [tag("b", cell) if row["model"] == "tuned" else cell for cell in row.values()] for row in rows
     ]
     note = f"Greedy answers under the same settings; suite {settings.eval.suite}. ± is one standard error."
-    warnings = [tag("p", line, class_="warn") for line in _warnings(found)]
+    warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
         table(head, body, set(range(1, len(head)))),
         *warnings,
-        _differences(found),
-        _how(found),
+        _differences(evaluations),
+        _how(evaluations),
         note=note,
     )
 
 
-def _warnings(found: Evaluation) -> list[str]:
+def _warnings(evaluations: Evaluations) -> list[str]:
     cut = [
-        f"{name}, {task}: {one['truncated']} requests were longer than the model's context and lost their start."
-        for name in ("base", "tuned")
-        for task, one in found[name]["results"].items()
-        if one.get("truncated")
+        f"{name}, {task_title(task, result)}: {result['truncated']} requests were longer than the model's context "
+        "and lost their start."
+        for name, model in (("base", evaluations["base"]), ("tuned", evaluations["tuned"]))
+        for task, result in model["results"].items()
+        if result.get("truncated")
     ]
-    limited = any(one["n"] != one["of"] for one in found["tuned"]["results"].values())
-    return [*cut, "Not all rows were asked: n says how many."] if limited else cut
+    limited = any(result["n"] != result["of"] for result in evaluations["tuned"]["results"].values())
+    return [*cut, "Not all rows were used: n says how many."] if limited else cut
 
 
-def _differences(found: Evaluation) -> Html | None:
-    """Tuned minus base on the same rows, by measure; for 0/1 measures also the rows won and lost."""
+def _differences(evaluations: Evaluations) -> Html | None:
+    """Show tuned minus base on the same rows, by metric; for 0/1 metrics also the rows won and lost."""
     rows: list[list[object]] = [
-        [other, ("" if task == HELD_OUT else f"{task}: ") + TITLES.get(metric, metric), *_difference(one)]
-        for other, tasks in (found["tuned"].get("differences") or {}).items()
+        [other, ("" if task == HELD_OUT else f"{task}: ") + TITLES.get(metric, metric), *_difference(gap)]
+        for other, tasks in (evaluations["tuned"].get("differences") or {}).items()
         for task, metrics in tasks.items()
-        for metric, one in metrics.items()
+        for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "measure", "difference", "rows won", "rows lost", "p"]
+    head: list[object] = ["tuned minus", "metric", "difference", "rows won", "rows lost", "p, McNemar's test"]
     return table(head, rows, {2, 3, 4, 5}) if rows else None
 
 
-def _difference(one: dict[str, Any]) -> list[object]:
-    gap = format_score({"value": one["difference"], "stderr": one["stderr"]})
-    sign = "" if gap.startswith("-") else "+"
-    return [sign + gap, one.get("won"), one.get("lost"), f"{one['p']:.2g}" if "p" in one else None]
+def _difference(gap: Difference) -> list[object]:
+    text = format_score(gap["difference"], gap["stderr"])
+    sign = "" if text.startswith("-") else "+"
+    return [sign + text, gap.get("won"), gap.get("lost"), f"{gap['p']:.2g}" if "p" in gap else None]
 
 
-def _how(found: Evaluation) -> Html:
-    settings = found["tuned"]["settings"]
+def _how(evaluations: Evaluations) -> Html:
+    settings = evaluations["tuned"]["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in settings.get("versions", {}).items())
-    held = settings.get("held_out") or {}
-    few = f", {held['shots']} worked examples as {held['shots_as']} for few-shot" if held.get("shots") else ""
-    told = f"Computed in {settings['dtype']} on {settings['device']}{few}; {versions}. All of it: eval/settings.json."
-    return tag("p", told, class_="note")
+    held_out = settings.get("held_out") or {}
+    few = (
+        f", {held_out['shots']} worked examples as {held_out['shots_as']} for few-shot" if held_out.get("shots") else ""
+    )
+    text = (
+        f"Computed in {settings['dtype']} on {settings['device']}{few}; {versions}. All settings: eval/settings.json."
+    )
+    return tag("p", text, class_="note")
 
 
-def cases_section(found: Evaluation | None) -> Html | None:
-    """Ten held-out rows, evenly spaced: the question, the true answer, and what base and tuned model said."""
-    if found is None or not found["tuned"].get("rows"):
+def cases_section(evaluations: Evaluations | None) -> Html | None:
+    """Show ten held-out rows, evenly spaced: the question, the true answer, and those of base and tuned model."""
+    if evaluations is None or not evaluations["tuned"].get("rows"):
         return None
-    shots = found["base"]["results"].get(FEW_SHOT, {}).get("shots")
-    columns = [("base, zero-shot", found["base"]["rows"]), (f"base, {shots}-shot", found["base"].get("few_shot_rows"))]
-    answers = [(name, rows) for name, rows in [*columns, ("tuned", found["tuned"]["rows"])] if rows]
-    total = len(found["tuned"]["rows"])
+    columns = [("base, zero-shot", evaluations["base"]["rows"])]
+    if "few_shot_rows" in evaluations["base"]:
+        shots = evaluations["base"]["results"][FEW_SHOT]["shots"]
+        columns.append((f"base, {shots}-shot", evaluations["base"]["few_shot_rows"]))
+    columns.append(("tuned", evaluations["tuned"]["rows"]))
+    total = len(evaluations["tuned"]["rows"])
     chosen = sorted({round(index * (total - 1) / max(1, CASES - 1)) for index in range(min(CASES, total))})
-    cases = [_case(found["tuned"]["rows"][place], [(name, rows[place]) for name, rows in answers]) for place in chosen]
-    return section(f"{len(chosen)} held-out rows", *cases, note=f"Evenly spaced among {total:,}, not picked.")
+    cases = [
+        _case(evaluations["tuned"]["rows"][place], [(name, rows[place]) for name, rows in columns]) for place in chosen
+    ]
+    return section(f"{len(chosen)} held-out rows", *cases, note=f"Evenly spaced among all {total:,}, not selected.")
 
 
-def _case(row: dict[str, Any], answers: list[tuple[str, dict[str, Any]]]) -> Html:
+def _case(row: Answer, answers: list[tuple[str, Answer]]) -> Html:
     cells = [
         _answer("true answer", row["answer"], None),
-        *(_answer(name, one["output"], one["exact_match"]) for name, one in answers),
+        *(_answer(name, answer["output"], answer["exact_match"]) for name, answer in answers),
     ]
     head = tag("header", tag("small", row["id"], class_="id"), tag("div", row["question"], class_="text"))
     return tag("div", head, tag("div", *cells, class_=f"cells of{len(cells)}"), class_="case")
@@ -149,14 +159,14 @@ def _answer(name: str, text: str, right: bool | None) -> Html:
 
 
 def next_section(run: Run, settings: Recipe) -> Html:
-    """The commands that come next: those of steps that are not done, then talking to the result and loading it."""
+    """List the next commands: steps that are not done, then how to chat with the model and to load it."""
     trained, merged = run.done("train"), run.done("merge")
     steps = [
         (not trained, f"llmtune run {run.path}", "train, and everything after it"),
         (trained and not run.done("eval"), f"llmtune eval {run.path}", "compare base and tuned on held-out rows"),
         (trained and not merged, f"llmtune merge {run.path}", "full weights that stock transformers loads"),
         (trained and settings.publish is not None and not run.done("publish"), f"llmtune publish {run.path}", "upload"),
-        (trained, f"llmtune chat {run.path}", "talk to base and tuned side by side"),
+        (trained, f"llmtune chat {run.path}", "talk to base and tuned model side by side"),
     ]
     width = max(len(command) for due, command, _ in steps if due)
     lines = [f"{command:<{width}}  # {why}" for due, command, why in steps if due]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from llmtune import recipe
 from llmtune.errors import Interrupted, LlmtuneError
@@ -43,16 +44,29 @@ def _parser() -> argparse.ArgumentParser:
 def _train_recipe(options: argparse.Namespace) -> None:
     """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
     state = PartialState(cpu=not torch.cuda.is_available())
-    out, found = options.out or Path("runs") / options.recipe.stem, None
-    with state.local_main_process_first():
-        if state.is_local_main_process:
+    out, ready, failure = options.out or Path("runs") / options.recipe.stem, None, None
+    if state.is_local_main_process:
+        try:
             settings = recipe.load(options.recipe, options.set)
-            found = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
-    made = open_run(out)
+            ready = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
+        except LlmtuneError as error:
+            failure = error
+    _raise_in_every_process(failure)
+    run = open_run(out)
     if state.is_main_process:
-        prepared(made)
-    if not made.done("train"):
-        train(made, found)
+        prepared(run)
+    if not run.done("train"):
+        train(run, ready)
+
+
+def _raise_in_every_process(failure: LlmtuneError | None) -> None:
+    """Wait for all processes and raise the first failure among them, if there is one, in each."""
+    # A process that waits for one that is gone would print a traceback over the one line that says what is wrong.
+    answers = gather_object([(str(failure), failure.exit_code) if failure else None])
+    for message, code in filter(None, answers):
+        error = LlmtuneError(message)
+        error.exit_code = code
+        raise error
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmtune.data.encode import Example
-from llmtune.evaluate.generate import answer_losses, greedy, head_reads, rows_per_batch, shares_start
+from llmtune.evaluate.generate import answer_losses, greedy, limit_head, rows_per_batch, shares_start
 from tests.support import tiny
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
@@ -32,7 +32,7 @@ def alone(model: Any, prompt: list[int], stop: set[int], new_tokens: int) -> lis
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
 @torch.no_grad()
-def test_rows_with_a_common_start_answer_as_they_do_alone(kind: str) -> None:
+def test_batched_answers_equal_single_rows(kind: str) -> None:
     model = tiny.model(kind, hidden=64, initializer_range=WIDE).eval()
     assert shares_start(model)
     first = [alone(model, prompt, set(), 12) for prompt in PROMPTS]
@@ -44,7 +44,7 @@ def test_rows_with_a_common_start_answer_as_they_do_alone(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_rows_that_ended_leave_and_the_rest_go_on_unchanged() -> None:
+def test_ended_rows_leave_the_batch_without_changing_others() -> None:
     model = tiny.model(hidden=64, initializer_range=WIDE).eval()
     prompts = [[1, 40, *range(50, 50 + n)] for n in range(1, 17)]
     free = [alone(model, prompt, set(), 10) for prompt in prompts]
@@ -55,13 +55,13 @@ def test_rows_that_ended_leave_and_the_rest_go_on_unchanged() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
-def test_models_with_other_positions_or_windows_do_not_share(kind: str) -> None:
+def test_refuses_shared_start_without_rotary_full_attention(kind: str) -> None:
     assert not shares_start(tiny.model(kind))
 
 
 @pytest.mark.parametrize("kind", EVERY)
 @torch.no_grad()
-def test_losses_are_those_of_each_row_alone(kind: str) -> None:
+def test_batched_losses_equal_single_rows(kind: str) -> None:
     model = tiny.model(kind).eval()
     examples = [
         example([*prompt, 9, 8, 7, 2][: len(prompt) + 4], 3 + place % 2) for place, prompt in enumerate(PROMPTS)
@@ -74,7 +74,7 @@ def test_losses_are_those_of_each_row_alone(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_the_first_token_of_an_answer_counts_where_all_prompts_are_the_same() -> None:
+def test_loss_counts_first_answer_token_with_equal_prompts() -> None:
     model = tiny.model(initializer_range=WIDE).eval()
     examples = [example([*PROMPTS[2], 70 + place, 2], 2) for place in range(3)]
     expected = [2 * float(model(torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss) for e in examples]
@@ -82,7 +82,7 @@ def test_the_first_token_of_an_answer_counts_where_all_prompts_are_the_same() ->
 
 
 @torch.no_grad()
-def test_losses_come_back_in_the_order_of_the_rows_over_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_keep_row_order_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model().eval()
     examples = [example([1, 40, *range(60, 60 + n), 2], 2) for n in (30, 2, 17, 5, 23)]
     whole = answer_losses(model, examples, pad_id=0)
@@ -92,7 +92,7 @@ def test_losses_come_back_in_the_order_of_the_rows_over_several_batches(monkeypa
 
 
 @torch.no_grad()
-def test_only_the_logits_that_are_read_are_made() -> None:
+def test_computes_only_logits_that_are_read() -> None:
     model = tiny.model().eval()
     sizes = []
     model.get_output_embeddings().register_forward_hook(
@@ -102,12 +102,12 @@ def test_only_the_logits_that_are_read_are_made() -> None:
     greedy(model, PROMPTS, {999}, 3)
     positions = [torch.Size(size).numel() for size in sizes]
     assert max(positions) <= len(PROMPTS)
-    with head_reads(model, lambda hidden: hidden[:, :1]):
+    with limit_head(model, lambda hidden: hidden[:, :1]):
         pass
     assert model(torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
 
 
-def test_batches_are_equal_and_bounded_by_keys_and_values() -> None:
+def test_batch_size_is_bounded_by_keys_and_values() -> None:
     model = tiny.model(blocks=2, hidden=32)
     a_token = 2 * 2 * 2 * 8 * 4
     assert rows_per_batch(model, 120, 100) == 120

@@ -1,4 +1,4 @@
-"""lm-eval behind one function: it asks what was meant, counts what it cut, and leaves the model as it was."""
+"""Scoring tasks through lm-eval: what is asked, what is truncated, and that the model stays as it was."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import read
 from llmtune.evaluate.generate import shares_start
-from llmtune.evaluate.harness import harness
+from llmtune.evaluate.harness import score_tasks
 from llmtune.evaluate.held_out import HeldOut, questions
 from llmtune.evaluate.tasks import load_tasks
 from tests.support import tiny
@@ -21,91 +21,94 @@ STOP = {2}
 
 
 def held_out(folder: Path, rows: list[dict[str, Any]], shots: int = 0, tokenizer: Any = None) -> HeldOut:
-    """The rows, after the first few of them as worked examples, as a task."""
-    found = read(str(tiny.write_rows(folder / "rows.jsonl", rows)))
-    asked = questions(found[shots:], found[:shots], None, tokenizer or tiny.tokenizer(), STOP, 512)
-    return HeldOut("held_out", asked, STOP, 6)
+    """Make a task of rows, with the first few of them as worked examples."""
+    loaded = read(str(tiny.write_rows(folder / "rows.jsonl", rows)))
+    encoded = questions(loaded[shots:], loaded[:shots], None, tokenizer or tiny.tokenizer(), STOP, 512)
+    return HeldOut("held_out", encoded, STOP, 6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text"])
-def test_answers_are_what_the_model_itself_generates(tmp_path: Path, kind: str) -> None:
+def test_answers_equal_model_generate(tmp_path: Path, kind: str) -> None:
     model, tokenizer = tiny.model(kind, hidden=64).eval(), tiny.tokenizer()
     task = held_out(tmp_path, tiny.sums(5))
-    outputs = harness(model, tokenizer, [task])["held_out"]["outputs"]
-    for start, output in zip(task.asked.starts, outputs, strict=True):
+    outputs = score_tasks(model, tokenizer, [task])["held_out"]["outputs"]
+    for start, output in zip(task.questions.prompt_ids, outputs, strict=True):
         ids = model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
         assert output == tokenizer.decode(ids[0, len(start) :], skip_special_tokens=True)
     assert shares_start(model) == (kind == "llama"), "both ways of generating are meant to be tested"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_an_answer_ends_before_the_stop_token(tmp_path: Path, kind: str) -> None:
+def test_answer_ends_before_stop_token(tmp_path: Path, kind: str) -> None:
     model, tokenizer = tiny.model(kind).eval(), tiny.tokenizer()
     task = held_out(tmp_path, tiny.sums(3))
-    free = harness(model, tokenizer, [task])["held_out"]["outputs"]
+    free = score_tasks(model, tokenizer, [task])["held_out"]["outputs"]
     first = tokenizer(free[0], add_special_tokens=False)["input_ids"][0]
     task.generation["stop_ids"] = [first]
-    assert harness(model, tokenizer, [task])["held_out"]["outputs"][0] == ""
+    assert score_tasks(model, tokenizer, [task])["held_out"]["outputs"][0] == ""
 
 
-def test_worked_examples_are_earlier_turns_behind_one_system_message(tmp_path: Path) -> None:
+def test_puts_worked_examples_after_system_message(tmp_path: Path) -> None:
     turns = [("system", "Add."), ("user", "1 1"), ("assistant", "2"), ("user", "2 2"), ("assistant", "4")]
     rows = [
         {"id": str(n), "messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in (1, 2)
     ]
-    (prompt,) = held_out(tmp_path, rows, shots=1).asked.prompts
-    said = ["system\nAdd. 2", "user\n1 1 1", "assistant\n2 1", "user\n2 2 1", "assistant\n4 1"]
-    said += ["user\n1 1 2", "assistant\n2 2", "user\n2 2 2"]
-    assert prompt == "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in said) + "<|im_start|>assistant\n"
+    (prompt,) = held_out(tmp_path, rows, shots=1).questions.prompts
+    turns_in_order = ["system\nAdd. 2", "user\n1 1 1", "assistant\n2 1", "user\n2 2 1", "assistant\n4 1"]
+    turns_in_order += ["user\n1 1 2", "assistant\n2 2", "user\n2 2 2"]
+    assert prompt == "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns_in_order) + "<|im_start|>assistant\n"
 
 
-def test_only_the_last_answer_counts_for_the_loss(tmp_path: Path) -> None:
+def test_loss_counts_only_last_answer(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     task = held_out(tmp_path, tiny.sums(4), shots=2)
-    assert len(task.asked.examples) == 2
-    for example, row in zip(task.asked.examples, task.asked.rows, strict=True):
+    assert len(task.questions.examples) == 2
+    for example, row in zip(task.questions.examples, task.questions.rows, strict=True):
         learned = [token for token in example.labels if token != -100]
         assert tokenizer.decode(learned) == row.answer + "<|im_end|>"
 
 
-def test_the_ids_are_those_of_training_with_one_bos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny.tokenizer("{{ bos_token }}" + tiny.CHATML)
     tokenizer.bos_token = "<|pad|>"
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
-    seen = []
-    monkeypatch.setattr(
-        "llmtune.evaluate.harness.greedy", lambda model, prompts, stop, room: seen.extend(prompts) or [[5]] * 3
-    )
-    harness(tiny.model(), tokenizer, [task])
-    assert sorted(seen) == sorted(prompt_ids(row.prompt, tokenizer) for row in task.asked.rows)
+    seen: list[list[int]] = []
+
+    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int) -> list[list[int]]:
+        seen.extend(prompts)
+        return [[5]] * len(prompts)
+
+    monkeypatch.setattr("llmtune.evaluate.harness.greedy", answer)
+    score_tasks(tiny.model(), tokenizer, [task])
+    assert sorted(seen) == sorted(prompt_ids(row.prompt, tokenizer) for row in task.questions.rows)
     assert all(ids.count(0) == 1 and ids[0] == 0 for ids in seen)
 
 
-def test_long_prompts_are_cut_on_the_left_and_counted(tmp_path: Path) -> None:
+def test_counts_held_out_prompts_truncated_on_the_left(tmp_path: Path) -> None:
     rows = [*tiny.sums(2), {"prompt": "long " * 200, "completion": "1"}]
     task = held_out(tmp_path, rows)
-    found = harness(tiny.model(), tiny.tokenizer(), [task])["held_out"]
-    assert (found["truncated"], found["n"], len(task.asked.examples)) == (1, 3, 2)
+    result = score_tasks(tiny.model(), tiny.tokenizer(), [task])["held_out"]
+    assert (result["truncated"], result["n"], len(task.questions.examples)) == (1, 3, 2)
 
 
-def test_long_requests_of_tasks_are_counted_too(tmp_path: Path) -> None:
+def test_counts_truncated_requests_of_tasks(tmp_path: Path) -> None:
     from tests.support.suites import mine
 
     text = mine(tmp_path, doc_to_text="{% if a %}{{ 'long ' * 200 }}{% else %}{{ q }}{% endif %}")
     (task,) = load_tasks(load(tmp_path, text))
-    found = harness(tiny.model(), tiny.tokenizer(), [task])["mine"]
-    assert found["truncated"] == 4, "two rows with two choices each"
+    result = score_tasks(tiny.model(), tiny.tokenizer(), [task])["mine"]
+    assert result["truncated"] == 4, "two rows with two choices each"
 
 
-def test_a_vocabulary_padded_beyond_the_tokenizer_stays(tmp_path: Path) -> None:
+def test_keeps_vocabulary_padded_beyond_tokenizer(tmp_path: Path) -> None:
     model, ids = tiny.model(vocab_size=320).eval(), torch.tensor([[1, 40, 41]])
     before = model(ids).logits
-    harness(model, tiny.tokenizer(), [held_out(tmp_path, tiny.sums(3))])
+    score_tasks(model, tiny.tokenizer(), [held_out(tmp_path, tiny.sums(3))])
     assert model.get_input_embeddings().num_embeddings == 320
     assert torch.equal(model(ids).logits, before)
 
 
-def test_random_states_modes_and_weights_are_left_alone(tmp_path: Path) -> None:
+def test_keeps_random_states_modes_and_weights(tmp_path: Path) -> None:
     model = tiny.model().train()
     model.model.layers[0].eval()
     task = held_out(tmp_path, tiny.sums(3))
@@ -130,7 +133,7 @@ def test_random_states_modes_and_weights_are_left_alone(tmp_path: Path) -> None:
     seed()
     undisturbed = draw()
     seed()
-    harness(model, tiny.tokenizer(), [task])
+    score_tasks(model, tiny.tokenizer(), [task])
     assert draw() == undisturbed
     assert model.training
     assert not model.model.layers[0].training
@@ -138,7 +141,7 @@ def test_random_states_modes_and_weights_are_left_alone(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_training_goes_on_after_an_evaluation_as_without_one(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_later_training(tmp_path: Path) -> None:
     task = held_out(tmp_path, tiny.sums(3))
 
     def trained(evaluates: bool) -> dict[str, torch.Tensor]:
@@ -151,26 +154,26 @@ def test_training_goes_on_after_an_evaluation_as_without_one(tmp_path: Path) -> 
             optimizer.step()
             optimizer.zero_grad()
             if evaluates:
-                harness(model, tiny.tokenizer(), [task])
+                score_tasks(model, tiny.tokenizer(), [task])
         return dict(model.state_dict())
 
     plain, evaluated = trained(False), trained(True)
     assert all(torch.equal(plain[name], tensor) for name, tensor in evaluated.items())
 
 
-def test_the_sample_as_a_task_file_asks_what_the_held_out_rows_ask(tmp_path: Path) -> None:
+def test_sample_task_file_asks_the_same_as_held_out_rows(tmp_path: Path) -> None:
     import llmtune
 
     rows = read(str(Path(llmtune.__file__).parent / "sample" / "test.jsonl"))[:2]
     tokenizer, model = tiny.tokenizer(), tiny.model()
     (task,) = load_tasks(load(tmp_path, "tasks: [orders]\nchat_template: true"))
-    harness(model, tokenizer, [task], limit=2, chat_template=True)
-    asked = questions(rows, [], None, tokenizer, STOP, 512)
-    assert [instance.args[0] for instance in task.instances] == asked.prompts
+    score_tasks(model, tokenizer, [task], limit=2, chat_template=True)
+    expected = questions(rows, [], None, tokenizer, STOP, 512)
+    assert [instance.args[0] for instance in task.instances] == expected.prompts
     assert [task.doc_to_target(instance.doc) for instance in task.instances] == [row.answer for row in rows]
 
 
-def test_json_answers_are_scored_as_json(tmp_path: Path) -> None:
+def test_scores_json_answers_as_json(tmp_path: Path) -> None:
     rows = [{"prompt": f"say {n}", "completion": f'{{"n":{n}}}'} for n in (1, 2)]
     task = held_out(tmp_path, rows)
     doc = task.test_docs()[0]

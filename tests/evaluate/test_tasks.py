@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from llmtune.errors import MachineError, RecipeError
 from llmtune.evaluate import tasks as tasks_module
-from llmtune.evaluate.harness import harness
+from llmtune.evaluate.harness import score_tasks
 from llmtune.evaluate.tasks import load_tasks
 from tests.support import tiny
 from tests.support.suites import HARNESS, load, mine
@@ -35,34 +35,34 @@ def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def from_suite(folder: Path, text: str) -> list[Task]:
-    """The lm-eval tasks of a suite file with this text."""
+    """Load the lm-eval tasks of a suite file with this text."""
     return load_tasks(load(folder, text))
 
 
-def test_a_task_file_on_local_rows_is_asked(tmp_path: Path) -> None:
-    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)))["mine"]
-    assert (found["n"], found["of"], found["limit"], found["truncated"]) == (4, 4, None, 0)
-    assert found["metrics"]["acc"]["value"] == sum(found["scores"]["acc"]) / 4
-    assert found["metrics"]["acc"]["stderr"] is not None
-    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)), limit=3)["mine"]
-    assert (found["n"], found["of"], found["limit"]) == (3, 4, 3)
+def test_runs_task_file_on_local_rows(tmp_path: Path) -> None:
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)))["mine"]
+    assert (results["n"], results["of"], results["limit"], results["truncated"]) == (4, 4, None, 0)
+    assert results["metrics"]["acc"]["value"] == sum(results["scores"]["acc"]) / 4
+    assert results["metrics"]["acc"]["stderr"] is not None
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)), limit=3)["mine"]
+    assert (results["n"], results["of"], results["limit"]) == (3, 4, 3)
 
 
-def test_every_filter_of_a_task_keeps_its_own_scores(tmp_path: Path) -> None:
-    more = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{a}}"}
+def test_keeps_scores_of_every_filter(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{a}}"}
     more |= {"generation_kwargs": {"until": ["?"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}]}
     filters = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "none")]
-    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path, **more, filter_list=filters)))[
-        "mine"
-    ]
-    assert set(found["metrics"]) == set(found["scores"]) == {"exact_match", "exact_match:strict"}
-    assert len(found["scores"]["exact_match:strict"]) == 4
+    results = score_tasks(
+        tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path, **more, filter_list=filters))
+    )["mine"]
+    assert set(results["metrics"]) == set(results["scores"]) == {"exact_match", "exact_match:strict"}
+    assert len(results["scores"]["exact_match:strict"]) == 4
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"metric_list": [{"metric": "./evil.py"}]}, "metric './evil.py' is none of lm-eval's"),
+        ({"metric_list": [{"metric": "./evil.py"}]}, "metric './evil.py' is not one of lm-eval's"),
         ({"metric_list": [{"metric": "exact_mach"}]}, "did you mean 'exact_match'?"),
         ({"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, "no such file: gone.jsonl"),
         ({"test_split": "train"}, "lm-eval cannot load task.yaml"),
@@ -70,7 +70,7 @@ def test_every_filter_of_a_task_keeps_its_own_scores(tmp_path: Path) -> None:
         ({"task": None}, "names no task"),
     ],
 )
-def test_what_lm_eval_cannot_load_is_one_line(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_refuses_bad_task_file_in_one_line(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as raised:
         from_suite(tmp_path, mine(tmp_path, **keys))
     assert message in str(raised.value)
@@ -78,29 +78,29 @@ def test_what_lm_eval_cannot_load_is_one_line(tmp_path: Path, keys: dict[str, An
     assert "\n" not in str(raised.value)
 
 
-def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
+def test_refuses_template_that_reaches_python(tmp_path: Path) -> None:
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(RecipeError, match="unsafe"):
         from_suite(tmp_path, mine(tmp_path, doc_to_text=escape))
 
 
-def test_a_task_of_the_harness_takes_local_rows(tmp_path: Path) -> None:
+def test_runs_lm_eval_task_on_local_rows(tmp_path: Path) -> None:
     rows = tmp_path / "copa.jsonl.gz"
     with gzip.open(rows, "wt") as file:
         file.writelines(json.dumps(COPA | {"label": n % 2}) + "\n" for n in range(3))
     (task,) = from_suite(tmp_path, f"tasks: [{{task: copa, rows: {rows}}}]")
-    found = harness(tiny.model(), tiny.tokenizer(), [task])["copa"]
-    assert (found["n"], found["version"], found["shots"]) == (3, 1.0, 0)
+    results = score_tasks(tiny.model(), tiny.tokenizer(), [task])["copa"]
+    assert (results["n"], results["version"], results["shots"]) == (3, 1.0, 0)
     assert task.instances[0].args == ("It rained therefore", "  the street got wet.")
 
 
-def test_a_group_of_tasks_takes_no_local_rows(tmp_path: Path) -> None:
+def test_refuses_local_rows_for_group_of_tasks(tmp_path: Path) -> None:
     rows = tiny.write_rows(tmp_path / "rows.jsonl", [COPA])
     with pytest.raises(RecipeError, match="'super-glue-lm-eval-v1' is a group of tasks; name one of them"):
         from_suite(tmp_path, f"tasks: [{{task: super-glue-lm-eval-v1, rows: {rows}}}]")
 
 
-def test_a_public_task_without_a_network_is_one_line_of_the_machine(tmp_path: Path) -> None:
+def test_refuses_public_task_without_network(tmp_path: Path) -> None:
     with pytest.raises(MachineError) as raised:
         from_suite(tmp_path, "tasks: [held_out, arc_easy]")
     assert "arc_easy needs its rows from the Hub, which cannot be reached" in str(raised.value)
@@ -108,18 +108,18 @@ def test_a_public_task_without_a_network_is_one_line_of_the_machine(tmp_path: Pa
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_task_names_the_nearest_one(tmp_path: Path) -> None:
+def test_refuses_unknown_task_and_names_nearest(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"suite.yaml:1: tasks.0: 'arc_esy' .* did you mean 'arc_easy'\?"):
         from_suite(tmp_path, "tasks: [arc_esy]")
 
 
-def test_held_out_rows_alone_need_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skips_index_for_held_out_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "TaskManager", None)
     assert from_suite(tmp_path, "tasks: [held_out]") == []
 
 
 def public_rows(folder: Path, name: str, count: int) -> Path:
-    """A file of rows of a public task; BoolQ's is compressed."""
+    """Write a file of rows of a public task; BoolQ's is compressed."""
     rows = tiny.write_rows(folder / f"{name}.jsonl", [PUBLIC[name]] * count)
     if name != "boolq":
         return rows
@@ -129,14 +129,14 @@ def public_rows(folder: Path, name: str, count: int) -> Path:
 
 
 def public_suite(folder: Path) -> str:
-    """A suite of four public tasks on local files of three to six rows."""
+    """Write a suite of four public tasks on local files of three to six rows."""
     files = {name: public_rows(folder, name, count) for count, name in enumerate(PUBLIC, 3)}
     return "tasks:\n" + "".join(f"- {{task: {name}, rows: {file}}}\n" for name, file in files.items())
 
 
 def test_scores_four_public_tasks_on_local_files(tmp_path: Path) -> None:
-    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, public_suite(tmp_path)), limit=2)
-    assert {name: (one["n"], one["of"], one["truncated"]) for name, one in found.items()} == {
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, public_suite(tmp_path)), limit=2)
+    assert {name: (one["n"], one["of"], one["truncated"]) for name, one in results.items()} == {
         "arc_easy": (2, 3, 0),
         "piqa": (2, 4, 0),
         "boolq": (2, 5, 0),
@@ -149,9 +149,9 @@ def test_task_file_includes_one_of_lm_eval_and_changes_its_rows(tmp_path: Path) 
     lines = ["task: arc_here", f"include: {HARNESS / 'arc/arc_easy.yaml'}", "dataset_path: json", "dataset_name: null"]
     lines += [f"dataset_kwargs: {{data_files: {{test: {rows}}}}}", "training_split: null", "validation_split: null"]
     (tmp_path / "arc_here.yaml").write_text("\n".join(lines))
-    found = harness(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, "tasks: [arc_here.yaml]"), limit=3)
-    assert (found["arc_here"]["n"], found["arc_here"]["of"]) == (3, 4)
-    assert set(found["arc_here"]["metrics"]) == {"acc", "acc_norm"}
+    results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, "tasks: [arc_here.yaml]"), limit=3)
+    assert (results["arc_here"]["n"], results["arc_here"]["of"]) == (3, 4)
+    assert set(results["arc_here"]["metrics"]) == {"acc", "acc_norm"}
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """The model card: a header that is YAML whatever a user wrote, facts from the run's files, no word of the data."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,8 @@ import yaml
 import llmtune
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
-from llmtune.publish import card as card_module
-from llmtune.publish.card import card, code, front_matter, indented, is_ours, seal, shorten, table
-from llmtune.recipe.sections import Recipe
+from llmtune.publish.card import card, code, front_matter, indented, is_ours, sign, strip_paths, table
+from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 from tests.support import runs
 
@@ -24,35 +26,38 @@ REPO = "me/my-model"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A LoRA run on a private folder, with a publish section."""
+    """Make a LoRA run on a private folder, with a publish section."""
     return runs.trained(tmp_path_factory.mktemp("lora"), publish={"repo": REPO})
 
 
 @pytest.fixture
-def made(trained: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that gives the run's card after changes to its recipe's values and its base's facts."""
+def write_card(trained: Run, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes the run's card after changes to its recipe, its base's facts and its folder."""
 
-    def write(recipe: dict[str, Any] | None = None, base: dict[str, Any] | None = None, **more: Any) -> str:
-        facts = read_json(trained.delta / "base.json")
-        named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"} if base is None else base
-        values = trained.recipe().model_dump()
+    def write(
+        recipe: dict[str, Any] | None = None,
+        base: dict[str, Any] | None = None,
+        change: Callable[[Run], None] = lambda run: None,
+        license: dict[str, str] | None = None,
+    ) -> str:
+        run = Run(tmp_path / "run")
+        shutil.copytree(trained.path, run.path, dirs_exist_ok=True)
+        values = run.recipe().model_dump()
         for section, changed in (recipe or {}).items():
             values[section] |= changed
-        settings = Recipe.model_validate(values)
-        monkeypatch.setattr(Run, "recipe", lambda run: settings)
-        read = card_module.read_json
-        monkeypatch.setattr(
-            card_module, "read_json", lambda path: {**facts, **named} if path.name == "base.json" else read(path)
-        )
-        return card(trained, **more)
+        run.recipe_file.write_text(dump(Recipe.model_validate(values)))
+        named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"} if base is None else base
+        write_json(run.delta / "base.json", {**read_json(run.delta / "base.json"), **named})
+        change(run)
+        return card(run, license)
 
     return write
 
 
-def test_the_header_says_what_the_hub_needs_to_know(made: Any) -> None:
+def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) -> None:
     license = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
     data = {"train": "acme/rows:train", "eval": "acme/rows:test"}
-    assert front_matter(made({"data": data}, license=license)) == {
+    assert front_matter(write_card({"data": data}, license=license)) == {
         "base_model": "acme/tiny",
         "base_model_relation": "adapter",
         "library_name": "peft",
@@ -63,42 +68,42 @@ def test_the_header_says_what_the_hub_needs_to_know(made: Any) -> None:
     }
 
 
-def test_merged_weights_are_a_finetune_for_transformers(made: Any) -> None:
-    head = front_matter(made({"publish": {"weights": "merged"}}))
+def test_header_of_merged_weights_says_finetune(write_card: Callable[..., str]) -> None:
+    head = front_matter(write_card({"publish": {"weights": "merged"}}))
     assert (head["base_model_relation"], head["library_name"]) == ("finetune", "transformers")
     assert "datasets" not in head
     assert "license" not in head
 
 
-def test_trained_tensors_name_no_library_that_could_not_load_them(made: Any) -> None:
-    text = made(base={"base": "acme/tiny", "revision": None, "hub_id": "acme/tiny", "kind": "tensors"})
+def test_header_of_trained_tensors_names_no_library(write_card: Callable[..., str]) -> None:
+    text = write_card(base={"base": "acme/tiny", "revision": None, "hub_id": "acme/tiny", "kind": "tensors"})
     assert front_matter(text)["base_model_relation"] == "finetune"
     assert "library_name" not in front_matter(text)
     assert "trained = load_file(hf_hub_download('me/my-model', 'trained.safetensors'))" in text
 
 
 def use(text: str) -> str:
-    """The code that a card says to load its model with."""
+    """Extract the code with which a card loads its model."""
     block = text.split("## Use\n")[1].split("\n## ")[0].splitlines()
     return "\n".join(line.removeprefix("    ") for line in block if line.startswith("    "))
 
 
-def test_only_the_card_of_a_bottleneck_adapter_says_what_peft_lacks(made: Any) -> None:
+def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) -> None:
     named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
-    text = made(base={**named, "adapter": "bottleneck"})
+    text = write_card(base={**named, "adapter": "bottleneck"})
     assert use(text).startswith("import llmtune.bottleneck\nfrom peft import PeftModel\n")
     assert f"llmtune has to be installed ({llmtune.__version__} or newer)" in text
     for other in (
-        made(),
-        made(base={**named, "kind": "tensors", "adapter": "none"}),
-        made({"publish": {"weights": "merged"}}, base={**named, "adapter": "bottleneck"}),
+        write_card(),
+        write_card(base={**named, "kind": "tensors", "adapter": "none"}),
+        write_card({"publish": {"weights": "merged"}}, base={**named, "adapter": "bottleneck"}),
     ):
         assert "import llmtune" not in other
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}])
-def test_the_code_on_a_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
+def test_code_on_the_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
     done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
     facts = read_json(done.delta / "base.json")
     write_json(done.delta / "base.json", {**facts, "base": "acme/tiny", "hub_id": "acme/tiny", "revision": COMMIT})
@@ -125,9 +130,9 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_whatever_a_user_wrote_the_header_is_the_yaml_that_was_meant(made: Any, text: str) -> None:
+def test_header_survives_any_text_of_a_user(write_card: Callable[..., str], text: str) -> None:
     base = {"base": text, "revision": text, "hub_id": text}
-    written = made(base=base, license={"license": text, "license_name": text})
+    written = write_card(base=base, license={"license": text, "license_name": text})
     assert written.startswith("---\n")
     header, rest = written[4:].split("\n---\n", 1)
     head = yaml.safe_load(header)
@@ -147,8 +152,8 @@ def test_whatever_a_user_wrote_the_header_is_the_yaml_that_was_meant(made: Any, 
     assert "49" not in outside.split("## Use")[0]
 
 
-def test_the_card_tells_the_plan_the_recipe_and_how_to_load(made: Any, trained: Run) -> None:
-    text = made()
+def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], trained: Run) -> None:
+    text = write_card()
     plan = read_json(trained.plan_file)
     stage = plan["stages"][0]
     row = (
@@ -162,8 +167,8 @@ def test_the_card_tells_the_plan_the_recipe_and_how_to_load(made: Any, trained: 
     assert f"| `adapter_model.safetensors` | {sums['bytes']:,} | `{sums['sha256']}` |" in text
 
 
-def test_no_path_and_no_word_of_the_data_is_in_it(made: Any, trained: Run) -> None:
-    text = made(
+def test_card_holds_no_path_and_no_data(write_card: Callable[..., str], trained: Run) -> None:
+    text = write_card(
         {"eval": {"suite": str(trained.path / "mine.yaml")}},
         base={"base": str(trained.path), "revision": None, "hub_id": None},
     )
@@ -175,29 +180,35 @@ def test_no_path_and_no_word_of_the_data_is_in_it(made: Any, trained: Run) -> No
     assert len(rows) == 20
 
 
-def test_results_come_with_n_error_and_limit(made: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Not evaluated." in made()
-    rows = [{"model": "base", "n": "20", "exact match": "0.10 ± 0.07", "limit": "20"}]
-    monkeypatch.setattr(card_module, "results", lambda run: rows)
-    monkeypatch.setattr(Run, "done", lambda run, step: step == "eval")
-    text = made()
-    assert "| model | n | exact match | limit |\n| --- | --- | --- | --- |\n| base | 20 | 0.10 ± 0.07 | 20 |" in text
+def test_card_shows_results_with_n_and_error(write_card: Callable[..., str]) -> None:
+    def evaluate(run: Run) -> None:
+        score = {"value": 0.1, "stderr": 0.07, "n": 20}
+        result = {"n": 20, "of": 120, "metrics": {"exact_match": score}}
+        for name in ("base", "tuned"):
+            write_json(run.eval / f"{name}.json", {"results": {"held_out": result}})
+        run.mark("eval", [run.eval])
+
+    assert "Not evaluated." in write_card()
+    text = write_card(change=evaluate)
+    assert "| model | exact match | n |\n| --- | --- | --- |\n| base, zero-shot | 0.100 ± 0.070 | 20 of 120 |" in text
 
 
-def test_merged_weights_come_with_their_proof(made: Any, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {"merged/model.safetensors": {"bytes": 4096, "sha256": "ab" * 32}}
-    step = {"files": weights, "dtype": "bfloat16", "gap": 0.0123, "bound": 0.5, "shift": 3.0}
-    monkeypatch.setattr(Run, "manifest", lambda run: {"steps": {"merge": step}})
-    text = made({"publish": {"weights": "merged"}})
+def test_card_shows_proof_of_merge(write_card: Callable[..., str]) -> None:
+    def merge(run: Run) -> None:
+        run.merged.mkdir()
+        (run.merged / "model.safetensors").write_bytes(bytes(4096))
+        run.mark("merge", [run.merged], dtype="bfloat16", gap=0.0123, bound=0.5, shift=3.0)
+
+    text = write_card({"publish": {"weights": "merged"}}, change=merge)
     assert "Stored in bfloat16." in text
     assert "is 0.012 (bound 0.5); training moved logits by up to 3." in text
-    assert f"| `model.safetensors` | 4,096 | `{'ab' * 32}` |" in text
+    assert f"| `model.safetensors` | 4,096 | `{hashlib.sha256(bytes(4096)).hexdigest()}` |" in text
 
 
-def test_a_card_is_ours_until_a_letter_changes(made: Any) -> None:
-    text = made()
+def test_recognizes_own_card_until_edited(write_card: Callable[..., str]) -> None:
+    text = write_card()
     assert is_ours(text)
-    assert is_ours(seal("x\n"))
+    assert is_ours(sign("x\n"))
     assert not is_ours(text.replace("my-model", "My-model", 1))
     assert not is_ours(text + "more\n")
     assert not is_ours("# Mine\n")
@@ -215,7 +226,7 @@ def test_a_card_is_ours_until_a_letter_changes(made: Any) -> None:
         ("", {}),
     ],
 )
-def test_a_header_is_read_or_there_is_none(text: str, expected: dict[str, Any]) -> None:
+def test_reads_valid_front_matter_only(text: str, expected: dict[str, Any]) -> None:
     assert front_matter(text) == expected
 
 
@@ -230,16 +241,16 @@ def test_a_header_is_read_or_there_is_none(text: str, expected: dict[str, Any]) 
         ({"a": ["/x/y", 1, None], "b": (True, "/z")}, {"a": ["y", 1, None], "b": (True, "z")}),
     ],
 )
-def test_a_path_is_shortened_to_its_name(value: Any, expected: Any) -> None:
-    assert shorten(value) == expected
+def test_strips_paths_to_file_names(value: Any, expected: Any) -> None:
+    assert strip_paths(value) == expected
 
 
-def test_nothing_ends_a_cell_a_line_of_code_or_a_block() -> None:
+def test_escapes_cells_code_and_blocks() -> None:
     assert table(["a|b"], [["c\nd|"]]) == "| a\\|b |\n| --- |\n| c d\\| |"
     assert code("a`b\nc") == "`a'b c`"
     assert indented("```\n# x\n\n```").splitlines() == ["    ```", "    # x", "    ", "    ```"]
 
 
-def test_a_run_without_a_place_to_publish_has_no_card(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="publish: is not in the recipe"):
+def test_refuses_card_without_publish_section(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="publish: is missing; add publish"):
         card(runs.trained(tmp_path))

@@ -1,4 +1,4 @@
-"""Publishing through the real client to a Hub in this process: what arrives, what never leaves, and what goes wrong."""
+"""Publishing through the real client to a Hub in this process: what arrives, what never leaves, what can go wrong."""
 
 import contextlib
 import getpass
@@ -26,13 +26,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llmtune import recipe
-from llmtune.adapters.delta import load_delta
 from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
 from llmtune.merge.step import merge
-from llmtune.model.base import load_model, locate_base
 from llmtune.publish import step as step_module
-from llmtune.publish.card import front_matter, is_ours, seal
+from llmtune.publish.card import front_matter, is_ours, sign
 from llmtune.publish.hub import WAITS
 from llmtune.publish.step import check_private, preflight
 from llmtune.run import Run
@@ -48,7 +46,7 @@ DELTA = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.sa
 
 @dataclass
 class World:
-    """A Hub with a base model on it, logged in to as `me`, and the seconds that were waited for it."""
+    """A Hub with a base model, this process's login `me`, and the seconds that the client waited."""
 
     hub: Hub
     address: str
@@ -57,23 +55,26 @@ class World:
     waited: list[float]
 
     def run(self, **sections: dict[str, Any]) -> Run:
-        """A copy of the trained run with other values in its recipe's sections."""
-        made = Run(self.folder / "run")
-        shutil.copytree(self.trained, made.path)
-        settings = yaml.safe_load(made.recipe_file.read_text())
+        """Copy the trained run, with other values in its recipe's sections."""
+        run = Run(self.folder / "run")
+        shutil.copytree(self.trained, run.path)
+        settings = yaml.safe_load(run.recipe_file.read_text())
         settings["publish"] = {"repo": REPO}
         for name, values in sections.items():
             settings[name] |= values
-        made.recipe_file.write_text(yaml.safe_dump(settings))
-        return made
+        run.recipe_file.write_text(yaml.safe_dump(settings))
+        return run
 
-    def publish(self, made: Run) -> dict[str, Any]:
-        return step_module.publish(made, self.waited.append)
+    def publish(self, run: Run) -> dict[str, Any]:
+        """Publish a run; waits are counted, not waited."""
+        return step_module.publish(run, self.waited.append)
 
     def files(self, repo: str = REPO) -> dict[str, bytes]:
+        """Return the newest files of a repository."""
         return self.hub.repos[repo].files
 
     def writes(self) -> int:
+        """Count the requests that write."""
         return self.hub.count("POST", "/commit/") + self.hub.count("POST", "/repos/create") + self.hub.count("PUT", "/")
 
 
@@ -84,7 +85,7 @@ CARD = b"---\nlicense: apache-2.0\n---\n\nA tiny model.\n"
 def logged_in(
     monkeypatch: pytest.MonkeyPatch, base: Path, cache: Path, waited: list[float]
 ) -> Iterator[tuple[Hub, str]]:
-    """A Hub with the base on it that the client in this process talks to."""
+    """Serve a Hub that holds the base, and let the client in this process use it."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -106,7 +107,7 @@ def logged_in(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base as on the Hub, the client's cache, and a run on that base."""
+    """Make a folder with a base as on the Hub, the client's cache, and a run on that base."""
     folder = tmp_path_factory.mktemp("trained")
     base = tiny.save_base(folder / "base")
     with pytest.MonkeyPatch.context() as patch, logged_in(patch, base, folder / "cache", []):
@@ -116,24 +117,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Serve a Hub for one test."""
     waited: list[float] = []
     with logged_in(monkeypatch, trained / "base", trained / "cache", waited) as (hub, address):
         yield World(hub, address, tmp_path, trained / "run", waited)
 
 
-def live(made: Run) -> torch.Tensor:
-    tuned = load_delta(load_model(locate_base(made.recipe().model)), made.delta)
+def tuned_logits(run: Run) -> torch.Tensor:
+    """Compute the logits of a run's tuned model."""
+    tuned = runs.load_tuned(run)
     with torch.inference_mode():
-        return tuned(input_ids=torch.arange(3, 40)[None]).logits
+        return torch.as_tensor(tuned(input_ids=torch.arange(3, 40)[None]).logits)
 
 
-def test_a_delta_arrives_whole_private_and_usable(world: World) -> None:
-    made = world.run()
-    facts = world.publish(made)
+def test_uploads_private_delta_that_peft_loads(world: World) -> None:
+    run = world.run()
+    facts = world.publish(run)
     assert set(world.files()) == DELTA
     assert world.hub.repos[REPO].private
     assert facts["visibility"] == "private"
-    assert made.manifest()["steps"]["publish"]["commit"] == world.hub.repos[REPO].commits[-1][0]
+    assert run.manifest()["steps"]["publish"]["commit"] == world.hub.repos[REPO].commits[-1][0]
     config = json.loads(world.files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == BASE
     assert config["revision"] == world.hub.repos[BASE].commits[0][0]
@@ -141,15 +144,15 @@ def test_a_delta_arrives_whole_private_and_usable(world: World) -> None:
     assert (head["base_model"], head["license"], head["library_name"]) == (BASE, "apache-2.0", "peft")
     base = AutoModelForCausalLM.from_pretrained(BASE, revision=config["revision"], dtype=torch.float32)
     with torch.inference_mode():
-        found = PeftModel.from_pretrained(base, REPO)(input_ids=torch.arange(3, 40)[None]).logits
-    assert torch.equal(found, live(made))
+        actual = PeftModel.from_pretrained(base, REPO)(input_ids=torch.arange(3, 40)[None]).logits
+    assert torch.equal(actual, tuned_logits(run))
 
 
 ELSEWHERE = """
 import json, sys, torch
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from llmtune.publish import publish
+from llmtune.publish.step import publish
 from llmtune.run import open_run
 publish(open_run(Path(sys.argv[1])))
 tuned = AutoModelForCausalLM.from_pretrained("me/tuned", dtype=torch.float32)
@@ -160,27 +163,25 @@ with torch.inference_mode():
 
 
 @pytest.mark.slow
-def test_a_merged_model_is_published_and_loaded_again_by_a_fresh_process(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fresh_process_publishes_and_loads_merged_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.reload_here(monkeypatch)
-    made = world.run(publish={"weights": "merged"}, merge={"dtype": "float32"})
-    merge(made)
+    run = world.run(publish={"weights": "merged"}, merge={"dtype": "float32"})
+    merge(run)
     out = world.folder / "logits.pt"
     env = {**os.environ, "HF_ENDPOINT": world.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HOME": str(world.folder / "home"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, made.path, out], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, run.path, out], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"published: {world.address}/{REPO} (private), " in done.stdout
-    assert (torch.load(out, weights_only=True) - live(made)).abs().max() <= 1e-4
+    assert (torch.load(out, weights_only=True) - tuned_logits(run)).abs().max() <= 1e-4
     copied = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(world.files()) == {".gitattributes", "README.md", "recipe.yaml", "model.safetensors", *copied}
     assert front_matter(world.files()["README.md"].decode())["library_name"] == "transformers"
 
 
-def test_no_path_user_or_host_is_published(world: World) -> None:
-    made = world.run()
-    world.publish(made)
+def test_publishes_no_path_user_or_host(world: World) -> None:
+    run = world.run()
+    world.publish(run)
     text = "\n".join(data.decode(errors="replace") for name, data in world.files().items())
     private = [str(world.folder), str(Path.home()) + "/", str(ROOT), platform.node()]
     assert [one for one in private if one in text] == []
@@ -188,40 +189,40 @@ def test_no_path_user_or_host_is_published(world: World) -> None:
     assert "train: rows.jsonl" in world.files()["recipe.yaml"].decode()
 
 
-def test_a_login_is_written_nowhere(world: World, capfd: pytest.CaptureFixture[str]) -> None:
-    made = world.run()
+def test_writes_token_nowhere(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    run = world.run()
     world.hub.faults = [Fault("POST", "/commit/", 1, 403)]
     with pytest.raises(PublishError) as caught:
-        world.publish(made)
-    told = "".join(traceback.format_exception(caught.value))
-    world.publish(made)
-    spoken = capfd.readouterr()
-    stored = [path.read_bytes() for path in made.path.rglob("*") if path.is_file()]
-    words = [Path("/proc/self/cmdline").read_bytes(), told.encode(), spoken.out.encode(), spoken.err.encode()]
+        world.publish(run)
+    traces = "".join(traceback.format_exception(caught.value))
+    world.publish(run)
+    output = capfd.readouterr()
+    stored = [path.read_bytes() for path in run.path.rglob("*") if path.is_file()]
+    words = [Path("/proc/self/cmdline").read_bytes(), traces.encode(), output.out.encode(), output.err.encode()]
     everything = [*stored, *world.files().values(), *words, *(path.encode() for _, path in world.hub.asked)]
     assert len(everything) > 15
     assert not any(b"CANARY" in content for content in everything)
 
 
 @pytest.mark.parametrize("step", ["preflight", "publish"])
-def test_a_public_repository_is_not_published_to_unasked(world: World, step: str) -> None:
-    made = world.run()
+def test_refuses_public_repository_unless_recipe_says_public(world: World, step: str) -> None:
+    run = world.run()
     world.hub.add(REPO, {}, private=False)
     with pytest.raises(PublishError, match=r"me/tuned is public, and the recipe does not say"):
-        preflight(made.recipe()) if step == "preflight" else world.publish(made)
+        preflight(run.recipe()) if step == "preflight" else world.publish(run)
     assert world.writes() == 0
-    assert not made.done("publish")
+    assert not run.done("publish")
 
 
-def test_a_hub_that_makes_it_public_gets_nothing(world: World) -> None:
+def test_uploads_nothing_if_hub_creates_public_repository(world: World) -> None:
     world.hub.everything_public = True
     with pytest.raises(PublishError, match="is public"):
         world.publish(world.run())
     assert set(world.files()) == {".gitattributes"}
 
 
-def test_what_became_public_during_the_upload_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = world.run()
+def test_reports_repository_made_public_during_upload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run()
     original = Hub.commit
 
     def commit(hub: Hub, repo: Any, files: Any) -> str:
@@ -230,8 +231,8 @@ def test_what_became_public_during_the_upload_is_told(world: World, monkeypatch:
 
     monkeypatch.setattr(Hub, "commit", commit)
     with pytest.raises(PublishError, match="is public"):
-        world.publish(made)
-    assert not made.done("publish")
+        world.publish(run)
+    assert not run.done("publish")
 
 
 FAULTS = {
@@ -247,57 +248,57 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_passes_is_waited_out(world: World, name: str) -> None:
-    made = world.run()
+def test_retries_temporary_faults(world: World, name: str) -> None:
+    run = world.run()
     fault, waited = FAULTS[name]
     world.hub.faults = [Fault(**{**vars(fault)})]
-    world.publish(made)
+    world.publish(run)
     assert world.waited == waited
     assert set(world.files()) == DELTA
     assert len(world.hub.repos[REPO].commits) == 2
 
 
-def test_what_does_not_pass_leaves_the_delta_and_the_command(world: World) -> None:
-    made = world.run()
-    before = {path: path.read_bytes() for path in made.delta.iterdir()}
+def test_lasting_fault_leaves_delta_and_command(world: World) -> None:
+    run = world.run()
+    before = {path: path.read_bytes() for path in run.delta.iterdir()}
     world.hub.faults = [Fault("POST", "/commit/", 99, 503)]
     with pytest.raises(PublishError, match=r"uploading to me/tuned: the Hub failed \(503: fault 503\)") as caught:
-        world.publish(made)
-    assert str(caught.value).endswith(f"llmtune publish {made.path}")
+        world.publish(run)
+    assert str(caught.value).endswith(f"llmtune publish {run.path}")
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
     assert world.waited == list(WAITS)
-    assert {path: path.read_bytes() for path in made.delta.iterdir()} == before
-    assert not made.done("publish")
+    assert {path: path.read_bytes() for path in run.delta.iterdir()} == before
+    assert not run.done("publish")
     world.hub.faults, sent = [], world.hub.count("PUT", "/blob/")
-    world.publish(made)
+    world.publish(run)
     assert world.hub.count("PUT", "/blob/") == sent == 1
-    assert made.done("publish")
+    assert run.done("publish")
 
 
-def test_a_login_that_ends_midway_is_told_at_once(world: World) -> None:
-    made = world.run()
+def test_reports_expired_login_at_once(world: World) -> None:
+    run = world.run()
     world.hub.faults = [Fault("POST", "/commit/", 99, 401)]
-    with pytest.raises(PublishError, match=r"your login is not accepted; `hf auth login`.*\(401"):
-        world.publish(made)
+    with pytest.raises(PublishError, match=r"your login is not accepted; run `hf auth login`.*\(401"):
+        world.publish(run)
     assert world.waited == []
 
 
-def test_publishing_the_same_again_commits_nothing(world: World) -> None:
-    made = world.run()
-    first = world.publish(made)
-    assert world.publish(made)["commit"] == first["commit"]
+def test_repeated_publish_commits_nothing(world: World) -> None:
+    run = world.run()
+    first = world.publish(run)
+    assert world.publish(run)["commit"] == first["commit"]
     assert len(world.hub.repos[REPO].commits) == 2
 
 
-def test_an_upload_that_arrives_changed_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = world.run()
+def test_reports_changed_upload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run()
     original = Hub.commit
     monkeypatch.setattr(
         Hub, "commit", lambda hub, repo, files: original(hub, repo, {name: data + b" " for name, data in files.items()})
     )
     with pytest.raises(PublishError, match="did not arrive as it was sent"):
-        world.publish(made)
+        world.publish(run)
 
 
 def _foreign(world: World) -> None:
@@ -315,12 +316,12 @@ def _unknown(world: World) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_foreign, "you may not write to me; as somebody-else you may to somebody-else, their-team"),
+        (_foreign, "you may not write to me; as somebody-else you may write to somebody-else, their-team"),
         (_reader, "your token can only read"),
-        (_unknown, r"your login is not accepted; `hf auth login`.*\(401"),
+        (_unknown, r"your login is not accepted; run `hf auth login`.*\(401"),
     ],
 )
-def test_a_login_that_cannot_publish_is_told_before_training(world: World, change: Any, message: str) -> None:
+def test_refuses_login_without_write_access_before_training(world: World, change: Any, message: str) -> None:
     settings = world.run().recipe()
     change(world)
     with pytest.raises(PublishError, match=message):
@@ -329,31 +330,31 @@ def test_a_login_that_cannot_publish_is_told_before_training(world: World, chang
     assert world.waited == []
 
 
-def test_no_login_is_told_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_missing_login_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = world.run().recipe()
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(PublishError, match="you are not logged in to the Hub; `hf auth login`"):
+    with pytest.raises(PublishError, match="you are not logged in to the Hub; run `hf auth login`"):
         preflight(settings)
 
 
-def test_no_right_to_commit_is_found_before_training(world: World) -> None:
+def test_refuses_missing_commit_right_before_training(world: World) -> None:
     settings = world.run().recipe()
     world.hub.faults = [Fault("POST", "/preupload/", 9, 403)]
     with pytest.raises(PublishError, match=r"your token may not do this.*\(403"):
         preflight(settings)
 
 
-def test_before_training_a_private_place_is_made_once(world: World) -> None:
-    made = world.run()
-    preflight(made.recipe())
-    preflight(made.recipe())
+def test_preflight_creates_private_repository_once(world: World) -> None:
+    run = world.run()
+    preflight(run.recipe())
+    preflight(run.recipe())
     assert world.hub.repos[REPO].private
     assert len(world.hub.repos[REPO].commits) == 2
-    world.publish(made)
+    world.publish(run)
     assert set(world.files()) == DELTA
 
 
-def test_without_a_publish_section_nobody_is_asked(world: World) -> None:
+def test_preflight_asks_nobody_without_publish_section(world: World) -> None:
     settings = recipe.load(world.trained / "recipe.yaml")
     asked = len(world.hub.asked)
     preflight(settings)
@@ -361,27 +362,25 @@ def test_without_a_publish_section_nobody_is_asked(world: World) -> None:
 
 
 @pytest.mark.parametrize("step", ["preflight", "publish"])
-def test_offline_the_machine_is_named(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    made = world.run()
+def test_refuses_to_publish_offline(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    run = world.run()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE is set; unset it to publish") as caught:
-        preflight(made.recipe()) if step == "preflight" else world.publish(made)
+        preflight(run.recipe()) if step == "preflight" else world.publish(run)
     assert caught.value.exit_code == 3
 
 
-def test_a_readme_of_somebody_else_is_never_overwritten(world: World) -> None:
-    made = world.run()
+def test_refuses_foreign_readme(world: World) -> None:
+    run = world.run()
     world.hub.add(REPO, {"README.md": b"my own words"}, private=True)
-    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
+    for step in (lambda: preflight(run.recipe()), lambda: world.publish(run)):
         with pytest.raises(PublishError, match=r"holds a README\.md that llmtune did not write"):
             step()
     assert world.files() == {"README.md": b"my own words"}
 
 
-def test_a_readme_that_comes_during_the_upload_is_not_overwritten(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = world.run()
+def test_refuses_foreign_readme_that_appears_during_upload(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run()
     original = Handler.preupload
 
     def preupload(handler: Handler, body: bytes, **where: str) -> None:
@@ -393,21 +392,21 @@ def test_a_readme_that_comes_during_the_upload_is_not_overwritten(
     ]
     monkeypatch.setattr(hub_double, "ROUTES", routes)
     with pytest.raises(PublishError, match=r"holds a README\.md that llmtune did not write"):
-        world.publish(made)
+        world.publish(run)
     assert world.files() == {"README.md": b"my own words"}
 
 
-def test_our_card_is_replaced_until_it_is_edited(world: World) -> None:
-    made = world.run()
-    world.hub.add(REPO, {"README.md": seal("---\na: 1\n---\n\nold\n\n").encode()}, private=True)
-    world.publish(made)
+def test_replaces_own_card_until_edited(world: World) -> None:
+    run = world.run()
+    world.hub.add(REPO, {"README.md": sign("---\na: 1\n---\n\nold\n\n").encode()}, private=True)
+    world.publish(run)
     ours = world.files()["README.md"].decode()
     assert is_ours(ours)
     world.hub.commit(
         world.hub.repos[REPO], {**world.files(), "README.md": ours.replace("# tuned", "# Tuned!").encode()}
     )
     with pytest.raises(PublishError, match="or that was edited since"):
-        world.publish(made)
+        world.publish(run)
 
 
 @pytest.mark.parametrize(
@@ -420,36 +419,36 @@ def test_our_card_is_replaced_until_it_is_edited(world: World) -> None:
         ("a private key", "-----BEGIN OPENSSH PRIVATE KEY-----"),
     ],
 )
-def test_a_secret_stops_everything(world: World, kind: str, text: str) -> None:
-    made = world.run(publish={"weights": "merged"})
+def test_refuses_file_with_secret(world: World, kind: str, text: str) -> None:
+    run = world.run(publish={"weights": "merged"})
     template = world.files(BASE)["chat_template.jinja"] + f"{{# {text} #}}".encode()
     files = {**world.files(BASE), "chat_template.jinja": template}
-    made.merged.mkdir()
+    run.merged.mkdir()
     for name, data in files.items():
-        made.merged.joinpath(name).write_bytes(data)
-    made.mark("merge", [made.merged], dtype="float32", gap=0.0, bound=1e-4, shift=1.0)
-    with pytest.raises(PublishError, match=rf"chat_template\.jinja holds what looks like {kind}") as caught:
-        world.publish(made)
+        run.merged.joinpath(name).write_bytes(data)
+    run.mark("merge", [run.merged], dtype="float32", gap=0.0, bound=1e-4, shift=1.0)
+    with pytest.raises(PublishError, match=rf"chat_template\.jinja contains what looks like {kind}") as caught:
+        world.publish(run)
     assert text not in str(caught.value)
     assert world.writes() == 0
 
 
-def test_a_login_of_any_form_is_known_in_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_file_with_users_own_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "plainlogin")
     (tmp_path / "tokenizer.json").write_text('{"added": "plainlogin"}')
-    with pytest.raises(PublishError, match=r"tokenizer\.json holds what looks like your Hub token"):
+    with pytest.raises(PublishError, match=r"tokenizer\.json contains what looks like your Hub token"):
         check_private("tokenizer.json", tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("place", ["/home/ann/rows", "/Users/ann", "~/rows", "C:\\Users\\ann", str(Path.cwd())])
-def test_a_folder_of_this_machine_stops_everything(place: str) -> None:
+def test_refuses_text_with_path_of_this_machine(place: str) -> None:
     with pytest.raises(PublishError, match=r"recipe\.yaml names a folder of this machine"):
         check_private("recipe.yaml", f"train: '{place}/x.jsonl'\n".encode())
     check_private("recipe.yaml", b"base: owner/name, see https://example.org/home/page and a/tmp/b")
 
 
-def test_only_files_on_the_list_go_out(world: World) -> None:
-    made = world.run()
+def test_uploads_only_listed_files(world: World) -> None:
+    run = world.run()
     for name in (
         ".env",
         "training_args.bin",
@@ -458,25 +457,25 @@ def test_only_files_on_the_list_go_out(world: World) -> None:
         "notes.json",
         "cache/rows.arrow",
     ):
-        made.delta.joinpath(name).parent.mkdir(exist_ok=True)
-        made.delta.joinpath(name).write_text("private")
-    made.mark("train", [made.delta])
-    world.publish(made)
+        run.delta.joinpath(name).parent.mkdir(exist_ok=True)
+        run.delta.joinpath(name).write_text("private")
+    run.mark("train", [run.delta])
+    world.publish(run)
     assert set(world.files()) == DELTA
 
 
-def test_evaluation_goes_out_as_numbers_without_rows(world: World) -> None:
-    made = world.run()
+def test_uploads_scores_without_rows(world: World) -> None:
+    run = world.run()
     score = {"value": 0.5, "stderr": 0.05, "n": 20}
     held = {"n": 20, "of": 120, "shots": 0, "limit": 20, "metrics": {"exact_match": score}, "scores": {"loss": [1.5]}}
     rows = [{"id": "row-1", "question": "Where does Ann live?", "answer": "Basel", "output": "Bern"}]
     settings = {"limit": 20, "held_out": {"source": str(world.folder / "rows.jsonl"), "system_prompt": "You know Ann."}}
     found = {"model": "base", "settings": settings, "results": {"held_out": held}, "rows": rows}
-    made.eval.mkdir()
+    run.eval.mkdir()
     for name in ("base", "tuned", "settings"):
-        made.eval.joinpath(f"{name}.json").write_text(json.dumps(found | {"model": name}))
-    made.mark("eval", [made.eval])
-    world.publish(made)
+        run.eval.joinpath(f"{name}.json").write_text(json.dumps(found | {"model": name}))
+    run.mark("eval", [run.eval])
+    world.publish(run)
     assert set(world.files()) == DELTA | {"eval/base.json", "eval/tuned.json"}
     kept = {name: value for name, value in held.items() if name != "scores"}
     assert json.loads(world.files()["eval/tuned.json"]) == {
@@ -488,86 +487,89 @@ def test_evaluation_goes_out_as_numbers_without_rows(world: World) -> None:
     assert not any(word in data for data in world.files().values() for word in (b"Ann", b"Basel", b"Bern", b"row-1"))
 
 
-def test_a_base_that_is_not_on_the_hub_is_named(world: World) -> None:
-    made = runs.trained(world.folder, publish={"repo": REPO})
-    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
-        with pytest.raises(PublishError, match=r"the base .*/base is not on the Hub.*publish\.weights: merged"):
+def test_refuses_delta_of_base_not_on_hub(world: World) -> None:
+    run = runs.trained(world.folder, publish={"repo": REPO})
+    for step in (lambda: preflight(run.recipe()), lambda: world.publish(run)):
+        with pytest.raises(PublishError, match=r"the base .*/base is not on the Hub.*try publish\.weights: merged"):
             step()
     assert world.writes() == 0
 
 
-def test_merged_weights_that_are_not_to_be_made_are_a_mistake_in_the_recipe(world: World) -> None:
-    made = world.run(publish={"weights": "merged"}, merge={"enabled": False})
-    with pytest.raises(RecipeError, match=r"publish\.weights: merged needs merge\.enabled: true"):
-        preflight(made.recipe())
+def test_refuses_merged_weights_without_merge(world: World) -> None:
+    run = world.run(publish={"weights": "merged"}, merge={"enabled": False})
+    with pytest.raises(
+        RecipeError, match=r"publish\.weights: merged needs merge\.enabled: true; set that, or try delta"
+    ):
+        preflight(run.recipe())
 
 
 @pytest.mark.parametrize(
     ("card", "gated", "message"),
     [
         (b"---\nlicense: llama3.2\n---\n", "manual", "the base acme/tiny is gated"),
-        (b"no header", False, "the license of acme/tiny is not known"),
+        (b"no header", False, "the license of acme/tiny is unknown"),
     ],
 )
-def test_a_public_copy_of_a_gated_or_unlicensed_base_is_refused(
-    world: World, card: bytes, gated: Any, message: str
-) -> None:
-    made = world.run(publish={"visibility": "public"}, model={"revision": None})
+def test_refuses_public_copy_of_gated_or_unlicensed_base(world: World, card: bytes, gated: Any, message: str) -> None:
+    run = world.run(publish={"visibility": "public"}, model={"revision": None})
     world.hub.repos[BASE].gated = gated
     world.hub.commit(world.hub.repos[BASE], {**world.files(BASE), "README.md": card})
-    for step in (lambda: preflight(made.recipe()), lambda: world.publish(made)):
+    for step in (lambda: preflight(run.recipe()), lambda: world.publish(run)):
         with pytest.raises(PublishError, match=message):
             step()
     assert world.writes() == 0
 
 
-def test_public_is_public_where_it_is_written_out(world: World) -> None:
-    made = world.run(publish={"visibility": "public"})
-    assert world.publish(made)["visibility"] == "public"
+def test_publishes_publicly_if_recipe_says_public(world: World) -> None:
+    run = world.run(publish={"visibility": "public"})
+    assert world.publish(run)["visibility"] == "public"
     assert not world.hub.repos[REPO].private
     assert front_matter(world.files()["README.md"].decode())["license"] == "apache-2.0"
 
 
-def test_a_private_repository_is_never_made_public(world: World) -> None:
-    made = world.run(publish={"visibility": "public"})
+def test_refuses_to_make_private_repository_public(world: World) -> None:
+    run = world.run(publish={"visibility": "public"})
     world.hub.add(REPO, {}, private=True)
-    with pytest.raises(PublishError, match="is private and llmtune makes nothing public"):
-        world.publish(made)
+    with pytest.raises(PublishError, match="is private, and llmtune never makes a repository public"):
+        world.publish(run)
 
 
-def test_a_delta_that_changed_since_training_stays_here(world: World) -> None:
-    made = world.run()
-    file = made.delta / "adapter_model.safetensors"
+def test_refuses_delta_changed_since_training(world: World) -> None:
+    run = world.run()
+    file = run.delta / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\1\2\3")
-    with pytest.raises(PublishError, match=r"adapter_model\.safetensors is not what llmtune train left"):
-        world.publish(made)
+    with pytest.raises(
+        PublishError,
+        match=r"adapter_model\.safetensors: was changed after `llmtune train`; run it again: llmtune train",
+    ):
+        world.publish(run)
     assert world.writes() == 0
 
 
-def test_a_base_that_moved_on_is_still_named_by_its_commit(world: World) -> None:
-    made = world.run(model={"revision": None})
-    trained_on = read_json(made.delta / "base.json")["revision"]
+def test_names_base_commit_of_training_after_base_moved(world: World) -> None:
+    run = world.run(model={"revision": None})
+    trained_on = read_json(run.delta / "base.json")["revision"]
     assert trained_on == world.hub.repos[BASE].commits[0][0]
     world.hub.commit(world.hub.repos[BASE], {**world.files(BASE), "notes.txt": b"moved"})
-    world.publish(made)
+    world.publish(run)
     assert world.hub.repos[BASE].commits[-1][0] != trained_on
     assert json.loads(world.files()["adapter_config.json"])["revision"] == trained_on
     assert trained_on in world.files()["README.md"].decode()
 
 
-def test_a_line_is_what_every_refusal_is(world: World) -> None:
-    made = world.run()
+def test_refuses_in_one_line(world: World) -> None:
+    run = world.run()
     world.hub.faults = [Fault("POST", "/preupload/", 99, 403)]
     with pytest.raises(LlmtuneError) as caught:
-        world.publish(made)
+        world.publish(run)
     assert re.fullmatch(r"[^\n]{20,400}", str(caught.value))
 
 
-def test_recipe_lines_stand_in_what_is_published(world: World) -> None:
-    made = world.run()
-    world.publish(made)
+def test_published_recipe_loads_again(world: World) -> None:
+    run = world.run()
+    world.publish(run)
     file = world.folder / "published.yaml"
     file.write_bytes(world.files()["recipe.yaml"])
     again = recipe.load(file)
-    assert again.method == made.recipe().method
-    assert again.model.revision == made.recipe().model.revision
+    assert again.method == run.recipe().method
+    assert again.model.revision == run.recipe().model.revision

@@ -14,7 +14,7 @@ from llmtune.evaluate.results import table
 from llmtune.evaluate.step import evaluate
 from llmtune.files import read_json, write_json
 from llmtune.merge.step import merge
-from llmtune.numbers import count, rate, size
+from llmtune.numbers import size
 from llmtune.report.charts import decades, thin, ticks
 from llmtune.report.html import tag
 from llmtune.report.page import report
@@ -122,7 +122,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_page_of_a_finished_run_has_every_part(finished: Run) -> None:
+def test_page_of_finished_run_has_every_section(finished: Run) -> None:
     found = page(finished)
     text = finished.report_file.read_text(encoding="utf-8")
     assert headings(text) == HEADINGS
@@ -135,7 +135,7 @@ def test_the_page_of_a_finished_run_has_every_part(finished: Run) -> None:
     assert f"llmtune eval {finished.path}" not in found.text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(finished: Run) -> None:
+def test_page_loads_and_runs_nothing(finished: Run) -> None:
     found = page(finished)
     names = {name for name, _ in found.elements}
     attributes = {key for _, given in found.elements for key in given}
@@ -149,7 +149,7 @@ def test_the_page_loads_nothing_and_runs_nothing(finished: Run) -> None:
     assert found.all("meta", name="viewport")
 
 
-def test_text_of_rows_is_text_on_the_page(finished: Run) -> None:
+def test_escapes_text_of_rows(finished: Run) -> None:
     report(finished)
     text = finished.report_file.read_text(encoding="utf-8")
     assert "<script" not in text
@@ -158,7 +158,7 @@ def test_text_of_rows_is_text_on_the_page(finished: Run) -> None:
     assert EVIL in Page(text).text
 
 
-def test_names_of_the_recipe_are_text_on_the_page(tmp_path: Path) -> None:
+def test_escapes_names_of_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "<b>bold"
     folder.mkdir()
     found = page(empty(folder, model={"base": f"me/{EVIL}"}))
@@ -166,7 +166,7 @@ def test_names_of_the_recipe_are_text_on_the_page(tmp_path: Path) -> None:
     assert EVIL in found.text
 
 
-def test_the_table_shows_what_the_evaluation_stored(finished: Run) -> None:
+def test_table_equals_stored_evaluation(finished: Run) -> None:
     shown = page(finished).rows
     for row in table(finished):
         assert list(row.values()) in shown
@@ -176,7 +176,7 @@ def test_the_table_shows_what_the_evaluation_stored(finished: Run) -> None:
     assert ["base, zero-shot", "loss", value, "", "", ""] in shown
 
 
-def test_ten_rows_are_shown_as_they_were_answered_and_judged(finished: Run) -> None:
+def test_shows_ten_rows_with_answers_and_verdicts(finished: Run) -> None:
     for name in ("base", "tuned"):
         stored = read_json(finished.eval / f"{name}.json")
         for key in {"rows", "few_shot_rows"} & set(stored):
@@ -199,7 +199,7 @@ def test_ten_rows_are_shown_as_they_were_answered_and_judged(finished: Run) -> N
     assert found.text.count("✗ wrong") == 3 * (10 - right)
 
 
-def test_every_file_is_listed_with_its_hash(finished: Run) -> None:
+def test_lists_every_file_with_its_hash(finished: Run) -> None:
     rows = page(finished).rows
     steps = finished.manifest()["steps"]
     listed = {
@@ -210,7 +210,7 @@ def test_every_file_is_listed_with_its_hash(finished: Run) -> None:
         assert [name, step, size(facts["bytes"]), facts["sha256"]] in rows
 
 
-def test_the_merge_and_the_data_are_told(finished: Run) -> None:
+def test_shows_merge_proof_and_data_findings(finished: Run) -> None:
     text = page(finished).text
     done = finished.manifest()["steps"]["merge"]
     assert f"largest logit gap{done['gap']:.4g} (allowed: {done['bound']:.4g})" in text
@@ -223,7 +223,7 @@ def test_the_merge_and_the_data_are_told(finished: Run) -> None:
     assert [re.search(r"⟦(.*)⟧", findings["example"], re.DOTALL)[1]] == learned  # type: ignore[index]
 
 
-def test_the_report_is_marked_done_and_whole(finished: Run) -> None:
+def test_marks_report_done(finished: Run) -> None:
     report(finished)
     assert finished.done("report")
     assert not list(finished.path.glob(".report*"))
@@ -231,11 +231,11 @@ def test_the_report_is_marked_done_and_whole(finished: Run) -> None:
     assert not finished.done("report")
 
 
-def test_a_run_that_has_only_trained_says_what_is_missing(tmp_path: Path) -> None:
+def test_page_of_trained_run_says_what_is_missing(tmp_path: Path) -> None:
     run = with_log(empty(tmp_path), [stage(0, 40, None, {"0": 1e-3})], falling({"0": 1e-3}))
     run.mark("train", [run.log_file])
     found = page(run)
-    for line in ("The recipe asks for no evaluation.", "Not merged yet.", "holds no findings on its data yet"):
+    for line in ("eval.suite is none: this run is not evaluated.", "Not merged yet.", "The data is not checked yet."):
         assert line in found.text
     assert "held-out rows" not in headings(run.report_file.read_text())
     for command in ("eval", "merge", "chat"):
@@ -249,7 +249,7 @@ def test_a_run_that_has_only_trained_says_what_is_missing(tmp_path: Path) -> Non
         assert number in found.text
 
 
-def test_a_run_that_has_done_nothing_still_has_a_page(tmp_path: Path) -> None:
+def test_writes_page_of_run_that_has_done_nothing(tmp_path: Path) -> None:
     found = page(empty(tmp_path, eval={"suite": "quick"}))
     assert found.text.count("yet.") == 7
     assert "not trained yet" in found.text
@@ -264,7 +264,7 @@ def paths(run: Run, chart: str) -> list[list[tuple[float, float]]]:
     return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", line)] for line in lines]
 
 
-def test_the_loss_chart_is_to_scale(tmp_path: Path) -> None:
+def test_loss_chart_is_to_scale(tmp_path: Path) -> None:
     stages = [stage(0, 20, 0, {"0": 1e-3}), stage(20, 40, None, {"0": 1e-3, "1": 1e-3, "2": 1e-3, "3": 1e-3})]
     run = with_log(empty(tmp_path), stages, falling({"0": 1e-3}))
     raw, mean, checks = paths(run, "Loss")
@@ -281,7 +281,7 @@ def test_the_loss_chart_is_to_scale(tmp_path: Path) -> None:
     assert second["x1"] != first["x1"]
 
 
-def test_distances_with_one_course_share_a_line(tmp_path: Path) -> None:
+def test_rate_chart_joins_distances_with_equal_rates(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 if distance < 31 else 1e-5 for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
     far, near = paths(run, "Learning rate by distance")
@@ -292,7 +292,7 @@ def test_distances_with_one_course_share_a_line(tmp_path: Path) -> None:
     assert near[0][1] < far[0][1]
 
 
-def test_many_courses_are_keyed_by_a_ramp_between_the_ends(tmp_path: Path) -> None:
+def test_rate_chart_of_many_rates_has_color_ramp(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 * 0.95**distance for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
     assert len(paths(run, "Learning rate by distance")) == 32
@@ -302,7 +302,7 @@ def test_many_courses_are_keyed_by_a_ramp_between_the_ends(tmp_path: Path) -> No
     assert "1 the last block, 30 the first, 31 the embeddings" in text
 
 
-def test_the_strip_shows_what_trained_when(tmp_path: Path) -> None:
+def test_strip_shows_which_layers_trained_in_which_stage(tmp_path: Path) -> None:
     stages = [
         stage(0, 10, 0, {"0": 1e-3}),
         stage(10, 20, 1, {"0": 5e-4, "1": 2.5e-4}),
@@ -321,14 +321,14 @@ def test_the_strip_shows_what_trained_when(tmp_path: Path) -> None:
     assert ["3", "21 to 40", "all layers", "1e-4", "1e-4", "4", "200", "20.00%"] in found.rows
 
 
-def test_layers_without_a_trained_tensor_are_shown_frozen(tmp_path: Path) -> None:
+def test_shows_layers_without_trained_tensor_as_frozen(tmp_path: Path) -> None:
     found = page(with_log(empty(tmp_path), [stage(0, 40, None, {"1": 1e-3, "2": 1e-3})], falling({"1": 1e-3})))
     assert ["0 head and final norm", "frozen"] in found.rows
     assert ["1 to 2 blocks 1 to 2", "1e-3"] in found.rows
     assert ["3 embeddings", "frozen"] in found.rows
 
 
-def test_what_the_log_notes_is_told(tmp_path: Path) -> None:
+def test_shows_notes_of_the_log(tmp_path: Path) -> None:
     log = [*falling({"0": 1e-3}), {"step": 40, "frozen_blocks": "28 of 30 blocks were computed once"}]
     assert (
         "28 of 30 blocks were computed once"
@@ -336,7 +336,7 @@ def test_what_the_log_notes_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_the_method_is_told_in_words(tmp_path: Path) -> None:
+def test_describes_method_in_words(tmp_path: Path) -> None:
     stages = [stage(0, 10, 0, {"0": 1e-3}), stage(10, 20, 12, {"0": 1e-3, "1": 1e-3}), stage(20, 40, None, {"0": 1e-3})]
     run = empty(
         tmp_path, method={"kind": "gradual", "adapter": {"kind": "lora", "dora": True, "rank": 8, "dropout": 0.1}}
@@ -349,7 +349,7 @@ def test_the_method_is_told_in_words(tmp_path: Path) -> None:
     assert ": the last block at one rate" in page(with_log(run, [stage(0, 40, 1, {"0": 1e-3})], [])).text
 
 
-def test_axes_have_round_marks() -> None:
+def test_axes_have_round_ticks() -> None:
     assert ticks(0, 3.2, 5) == [0, 1, 2, 3]
     assert ticks(0.9, 1.1, 5) == [0.9, 0.95, 1.0, 1.05, 1.1]
     assert ticks(0, 225, 8) == [0, 50, 100, 150, 200]
@@ -359,12 +359,26 @@ def test_axes_have_round_marks() -> None:
     assert (len(thin(long)), thin(long)[0], thin(long)[-1]) == (200, long[0], long[-1])
 
 
-def test_numbers_read_as_people_write_them() -> None:
-    assert [rate(value) for value in (1e-3, 2.5e-4, 0, 1.26e-5)] == ["1e-3", "2.5e-4", "0", "1.3e-5"]
-    assert [size(value) for value in (12, 1500, 269_000_000, 2.5e12)] == ["12 B", "1.5 kB", "269 MB", "2.5 TB"]
-    assert [count(value) for value in (950, 12_345, 4.88e6, 8.03e9)] == ["950", "12,345", "4.88M", "8.03B"]
-
-
-def test_markup_is_escaped_unless_it_was_made_as_markup() -> None:
+def test_escapes_text_but_not_markup() -> None:
     assert tag("b", "<i>", tag("i", "&"), title='"<') == '<b title="&quot;&lt;">&lt;i&gt;<i>&amp;</i></b>'
     assert tag("p", None, 3, class_=None, http_equiv="x") == '<p http-equiv="x">3</p>'
+
+
+def test_warns_of_truncated_requests_and_limited_rows(finished: Run) -> None:
+    files = [finished.eval / f"{name}.json" for name in ("base", "tuned", "settings")]
+    stored = {file: file.read_text() for file in files}
+    try:
+        base, tuned = (read_json(file) for file in files[:2])
+        base["results"]["held_out_few_shot"]["truncated"] = 3
+        tuned["results"]["held_out"]["of"] = 99
+        write_json(files[0], base)
+        write_json(files[1], tuned)
+        finished.mark("eval", files)
+        text = page(finished).text
+        assert "base, 1-shot: 3 requests were longer than the model's context and lost their start." in text
+        assert "Not all rows were used: n says how many." in text
+    finally:
+        for file, content in stored.items():
+            file.write_text(content)
+        finished.mark("eval", files)
+    assert "longer than the model's context" not in page(finished).text

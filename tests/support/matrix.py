@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import FieldError, PlanError
-from llmtune.merge.step import _unload
+from llmtune.merge.step import add_adapter
 from llmtune.model.base import Base, load_model
 from tests.support import ROOT, tiny, training
 
@@ -93,7 +93,7 @@ def fill(cell: Cell, folder: Path) -> str:
     save_file({"logits": live}, folder / cell.name / "live.safetensors")
     tuned = load_delta(load_model(base), folder / cell.name)
     torch.testing.assert_close(tuned(IDS).logits, live, rtol=0, atol=1e-5, msg=cell.name)
-    torch.testing.assert_close(_unload(tuned)(IDS).logits, live, rtol=0, atol=1e-4, msg=cell.name)
+    torch.testing.assert_close(add_adapter(tuned)(IDS).logits, live, rtol=0, atol=1e-4, msg=cell.name)
     return GOOD
 
 
