@@ -85,7 +85,7 @@ def _readable(file: Path) -> bool:
 
 def _recipe(look: Look, beside: dict[str, str], model: str, method: str | None) -> list[str]:
     """The lines of the recipe."""
-    lora = method in (None, "lora")
+    lora = method not in METHODS
     kind = "full" if lora else str(method)
     length = min(max(128, -(-look.longest * 5 // 4 // 64) * 64), LONGEST)
     aside = [] if "eval" in beside else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]

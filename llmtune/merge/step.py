@@ -11,7 +11,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from llmtune.adapters.bottleneck import UNMERGEABLE
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import fingerprint, read_json, write_json
@@ -50,6 +49,8 @@ _ROUNDED = (4, 0.05)
 def merge(run: Run) -> dict[str, Any]:
     """Write run.merged and give what was proved of it; raises ProofError, and leaves no folder, for another model."""
     settings = run.recipe()
+    if settings.method.adapter.unmergeable:
+        raise ProofError(settings.method.adapter.unmergeable.message)
     base = locate_base(settings.model)
     _same_delta(run)
     _same_base(run.delta, base)
@@ -155,8 +156,6 @@ def _unload(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
         ]
         if adapted:
             raise ProofError(f"{adapted[0]} is adapted, but embedding and head are one matrix here; adapt other layers")
-    if getattr(tuned.peft_config["default"], "form", None) == "sequential":
-        raise ProofError(UNMERGEABLE)
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged.eval()
 
@@ -227,7 +226,7 @@ def _against_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in texts]
     settings, skeleton = run.recipe(), build_skeleton(base)
-    plan, adapted = settings.plan(model_facts(skeleton)), settings.method.adapter.kind != "none"
+    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
     _, keep = split_linear_layers(skeleton, plan, adapted)
     trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
     back: Any = load_model(base, keep=keep).dequantize()

@@ -97,7 +97,7 @@ def test_only_the_card_of_a_bottleneck_adapter_says_what_peft_lacks(made: Any) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}])
+@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}, {"kind": "vera"}])
 def test_the_code_on_a_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
     done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
     facts = read_json(done.delta / "base.json")
