@@ -57,11 +57,10 @@ def _is_class(node: ast.expr) -> bool:
 
 
 def _is_kind(node: ast.expr) -> bool:
-    """Whether an expression is `adapter.kind` or `adapter["kind"]`, or the kind of a method."""
-    if isinstance(node, ast.Attribute):
-        return node.attr == "kind"
-    key = node.slice if isinstance(node, ast.Subscript) else None
-    return isinstance(node, ast.Subscript) and isinstance(key, ast.Constant) and key.value == "kind" and _is_adapter(node.value)  # fmt: skip # noqa: E501
+    """Whether an expression is `adapter["kind"]`, or the kind of an adapter or a method."""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and node.slice.value == "kind" and _is_adapter(node.value)
+    return isinstance(node, ast.Attribute) and node.attr == "kind"
 
 
 def _names_kind(node: ast.expr) -> bool:
