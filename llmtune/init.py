@@ -87,7 +87,7 @@ def _is_readable(file: Path) -> bool:
 
 def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | None) -> list[str]:
     """Return the lines of the recipe."""
-    lora = method in (None, "lora")
+    lora = method not in METHODS
     kind = "full" if lora else str(method)
     length = min(max(128, -(-data.longest * 5 // 4 // 64) * 64), LONGEST)
     aside = [] if "eval" in files else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]

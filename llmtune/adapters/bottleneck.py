@@ -1,189 +1,59 @@
-"""Bottleneck adapters as a PEFT method: with this module imported, `PeftModel.from_pretrained` loads them."""
+"""Bottleneck adapters: a narrow MLP beside or behind each block's own."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from peft import PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method
-from peft.utils.integrations import dequantize_module_weight
-from torch import nn
-from transformers import PreTrainedModel
+from pydantic import Field
 
-from llmtune.model.mlp import Mlp, features, mlps, widen
+from llmtune.adapters.base import AdapterSpec, rate_by_size
+from llmtune.errors import FieldError
+from llmtune.plan.stages import Facts, Plan
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def _add_peft_type(name: str) -> None:
-    """Add a member to PEFT's enum of methods, which it checks a method's name against."""
-    member = str.__new__(PeftType, name)
-    member._name_ = member._value_ = name
-    setattr(PeftType, name, member)
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+    from llmtune.adapters.bottleneck_layers import BottleneckConfig
+
+_RATES = (1e-3, 5e-4, 3e-4, 1e-4)
+UNMERGEABLE = (
+    "a sequential bottleneck cannot be merged: train with form: parallel, "
+    "or set merge.enabled: false and publish the delta"
+)
 
 
-_add_peft_type("BOTTLENECK")
-UNMERGEABLE = "a sequential bottleneck cannot be merged: publish the delta, or train with form: parallel"
+class Bottleneck(AdapterSpec):
+    """A narrow MLP beside or behind each block's own (Houlsby 2019, He 2021)."""
 
+    kind: Literal["bottleneck"]
+    """Bottleneck adapter."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Width; hidden size / 16 where not given."""
+    form: Literal["parallel", "sequential"] = "parallel"
+    """parallel: the MLP's own form, merges exactly into a wider MLP; sequential: behind the MLP, cannot be merged."""
+    registered_by: ClassVar[str | None] = "llmtune.bottleneck"
 
-@dataclass
-class BottleneckConfig(PeftConfig):
-    """A narrow MLP of width `size` beside (parallel) or behind (sequential) each target; None targets every block."""
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """Return the rate for the model's size."""
+        return rate_by_size(facts.parameters, _RATES)
 
-    target_modules: list[str] | str | None = field(default=None)
-    size: int = field(default=16)
-    form: str = field(default="parallel")
+    def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "BottleneckConfig":
+        """Return the configuration of llmtune's own PEFT method; raises FieldError where blocks have no plain MLP."""
+        from llmtune.adapters.bottleneck_layers import BottleneckConfig
+        from llmtune.adapters.targets import choose_targets
+        from llmtune.model.mlp import mlps, width_key
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.BOTTLENECK
-        if self.form not in ("parallel", "sequential"):
-            raise ValueError(f"a bottleneck adapter's form is parallel or sequential, not {self.form!r}")
-        if self.size < 1:
-            raise ValueError(f"a bottleneck adapter's size is at least 1, not {self.size}")
+        trained = set(choose_targets(model, plan, "all-linear"))
+        names = {id(module): name for name, module in model.named_modules()}
+        try:
+            all_mlps = mlps(model)
+            if self.form == "parallel":
+                width_key(model, all_mlps[0].width)
+        except ValueError as error:
+            raise FieldError("method.adapter.kind", str(error)) from error
+        targets = [mlp.name for mlp in all_mlps if names[id(mlp.down)] in trained]
+        size = self.size or max(1, model.config.get_text_config().hidden_size // 16)
+        return BottleneckConfig(task_type="CAUSAL_LM", size=size, form=self.form, target_modules=targets)
 
-
-class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A block's MLP with an adapter: y + down(act(gate(x)) * up(x)) in the MLP's own form, or y + down(act(up(y)))."""
-
-    adapter_layer_names = ("bottleneck_gate", "bottleneck_up", "bottleneck_down")
-    other_param_names = ("forms",)
-
-    def __init__(self, base_layer: nn.Module, mlp: Mlp, adapter_name: str, config: BottleneckConfig) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.mlp = mlp
-        self.bottleneck_gate = nn.ModuleDict()
-        self.bottleneck_up = nn.ModuleDict()
-        self.bottleneck_down = nn.ModuleDict()
-        self.forms: dict[str, str] = {}
-        self._kept: torch.Tensor | None = None
-        # Where the block itself holds the layers, this wraps the last of them and sees the MLP's input at the first.
-        tapped = [mlp.inputs[0].layer] if base_layer is mlp.down else []
-        self.taps = [layer.register_forward_pre_hook(self._keep) for layer in tapped]
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
-
-    def _keep(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        self._kept = arguments[0]
-
-    def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        """Add an adapter in fp32 whose output is zero: what runs is the base, bit by bit, until it is trained."""
-        hidden, biased = features(self.mlp.down)[1], self.mlp.down.bias is not None
-        self.forms[adapter_name] = config.form
-        own = {part: one.layer for one in self.mlp.inputs for part in one.parts}
-        for part in ["up"] if config.form == "sequential" else own:
-            bias = biased if config.form == "sequential" else own[part].bias is not None
-            made = nn.Linear(hidden, config.size, bias=bias, dtype=torch.float32)
-            if config.form == "parallel":
-                # With PyTorch's spread, gate times up is 60 times smaller than in the MLP itself: slow to learn.
-                nn.init.normal_(made.weight, std=_spread(own[part]))
-            if bias:
-                nn.init.zeros_(made.bias)
-            getattr(self, f"bottleneck_{part}")[adapter_name] = made
-        down = nn.Linear(config.size, hidden, bias=biased, dtype=torch.float32)
-        for parameter in down.parameters():
-            nn.init.zeros_(parameter)
-        self.bottleneck_down[adapter_name] = down
-        self._move_adapter_to_device_of_base_layer(adapter_name)  # type: ignore[operator]
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)  # type: ignore[operator]
-
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-        return self.mlp.down.weight.device, torch.float32
-
-    def forward(self, x: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
-        """The MLP's output and what the active adapters add to it: (..., hidden)."""
-        kept, self._kept = self._kept, None
-        out: torch.Tensor = self.base_layer(x, *args, **named)
-        if self.disable_adapters:
-            return out
-        given = x if kept is None else kept
-        for name in self.active_adapters:  # type: ignore[union-attr]
-            if name in self.bottleneck_down:
-                out = out + self._branch(name, out if self.forms[name] == "sequential" else given).to(out.dtype)
-        return out
-
-    def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        x = x.float()
-        up = self.bottleneck_up[name](x)
-        gated = name in self.bottleneck_gate
-        inner = self.mlp.act(self.bottleneck_gate[name](x)) * up if gated else self.mlp.act(up)
-        branch: torch.Tensor = self.bottleneck_down[name](inner)
-        return branch
-
-    def parts(self, name: str) -> dict[str, nn.Linear]:
-        """An adapter's layers: gate where the MLP has one, up and down."""
-        held = {part.removeprefix("bottleneck_"): getattr(self, part) for part in self.adapter_layer_names}
-        return {part: layers[name] for part, layers in held.items() if name in layers}
-
-
-def _spread(layer: nn.Module) -> float:
-    """The standard deviation of a layer's weights, in 4 bits or not; 0 on the meta device."""
-    weight = dequantize_module_weight(layer)
-    return 0.0 if weight.is_meta else float(weight.detach().float().std())
-
-
-class BottleneckModel(BaseTuner):
-    """A model with bottleneck adapters; `merge_and_unload` gives a stock model with a wider MLP."""
-
-    prefix = "bottleneck_"
-    tuner_layer_cls = BottleneckLayer
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
-
-    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: Any) -> BottleneckConfig:
-        return peft_config
-
-    def _prepare_model(self, peft_config: BottleneckConfig, model: PreTrainedModel) -> None:
-        if "_mlps" not in self.__dict__:
-            self._mlps = {mlp.name: mlp for mlp in mlps(model)}
-        if peft_config.target_modules is None:
-            peft_config.target_modules = list(self._mlps)
-
-    def _create_and_replace(
-        self,
-        peft_config: BottleneckConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-    ) -> None:
-        if isinstance(target, BottleneckLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        if current_key not in self._mlps:
-            raise ValueError(
-                f"{current_key} is no block's MLP; bottleneck adapters go to {next(iter(self._mlps))} etc."
-            )
-        made = BottleneckLayer(target, self._mlps[current_key], adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            made.requires_grad_(False)
-        self._replace_module(parent, target_name, made, target)
-
-    def _unload_and_optionally_merge(
-        self,
-        merge: bool = True,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-    ) -> PreTrainedModel:
-        """The base without adapters or, merged, with the adapter as part of a wider MLP; raises ValueError."""
-        names = adapter_names or self.active_adapters
-        if merge and len(names) != 1:
-            raise ValueError(f"one bottleneck adapter is merged at a time, not {len(names)}: {', '.join(names)}")
-        if merge and self.peft_config[names[0]].form == "sequential":
-            raise ValueError(UNMERGEABLE)
-        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BottleneckLayer)}
-        for name, layer in layers.items():
-            for tap in layer.taps:
-                tap.remove()
-            self.model.set_submodule(name, layer.base_layer)
-        del self.model.peft_config
-        if not merge:
-            return self.model
-        pieces = {name: layer.parts(names[0]) for name, layer in layers.items()}
-        return widen(self.model, list(self._mlps.values()), pieces, self.peft_config[names[0]].size)
-
-
-register_peft_method(name="bottleneck", config_cls=BottleneckConfig, model_cls=BottleneckModel)
+    @property
+    def unmergeable(self) -> FieldError | None:
+        """Why a sequential bottleneck gives no full weights: no stock model has a layer behind the MLP."""
+        return FieldError("method.adapter.form", UNMERGEABLE) if self.form == "sequential" else None

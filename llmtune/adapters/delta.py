@@ -1,5 +1,6 @@
 """The delta: what was trained, the adapter or the tensors, with the base it fits."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtune.adapters.lora import rebase_on_original
+from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_json
 from llmtune.model.base import Base
@@ -20,29 +21,36 @@ BASE = "base.json"
 
 
 def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
-    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name."""
+    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name.
+
+    `kind` is the adapter's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), state_dict=tensors, save_embedding_layers=False)
+        # PEFT picks what belongs to the adapter; VeRA's random matrices are buffers, which each layer shares.
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        model.save_pretrained(str(folder), state_dict={**buffers, **tensors}, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
-        rebase_on_original(model, folder / ADAPTER)
+        KINDS[kind].rebase(model, folder / ADAPTER)
     else:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
     facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
-    write_json(
-        folder / BASE, {**facts, "kind": "adapter" if isinstance(model, PeftModel) else "tensors", "adapter": kind}
-    )
+    stored = "adapter" if isinstance(model, PeftModel) else "tensors"
+    write_json(folder / BASE, {**facts, "kind": stored, "adapter": kind})
 
 
 def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
-    """The tuned model from a base model and a delta folder; raises ProofError for any missing or unexpected tensor."""
+    """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many."""
     if (delta / TENSORS).is_file():
         return _load_tensors(model, delta / TENSORS)
     if not (delta / ADAPTER).is_file():
         raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
+    for spec in KINDS.values():
+        if spec.registered_by:
+            importlib.import_module(spec.registered_by)
     try:
         tuned = PeftModel.from_pretrained(model, str(delta))
-    except RuntimeError as error:  # torch's word for tensors of other shapes
+    except RuntimeError as error:  # torch's error for tensors of other shapes
         raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
     stored = load_file(delta / ADAPTER)
     live = get_peft_model_state_dict(tuned, save_embedding_layers=False)

@@ -1,154 +1,192 @@
-"""The LoRA family in PEFT's terms: what is adapted at which rank, and starts that move weight from base to adapter."""
+"""LoRA and its variants: low-rank updates beside linear layers."""
 
-import json
 import math
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file, save_file
-from torch import nn
+from pydantic import BeforeValidator, Field, model_validator
 
-from llmtune.adapters.sections import Lora
-from llmtune.errors import FieldError, TrainingError, nearest
-from llmtune.model.mlp import features
+from llmtune.adapters.base import AdapterSpec, rate_by_size
+from llmtune.errors import FieldError, PlanError, nearest
+from llmtune.fields import Distances, Names, Positive
+from llmtune.plan.stages import Facts, Plan
 
-INITIAL = "initial-adapter.safetensors"
-_KEPT = "_initial_adapter"
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
 
-
-def lora_config(model: nn.Module, spec: Lora, targets: list[str]) -> LoraConfig:
-    """PEFT's configuration for these layers, by full name; raises RecipeError for what they cannot follow."""
-    for key, patterns in (("ranks", spec.ranks), ("alphas", spec.alphas)):
-        for pattern in patterns:
-            if not any(get_pattern_key([pattern], name) == pattern for name in targets):
-                hint = nearest(pattern, sorted({name.rsplit(".", 1)[-1] for name in targets}))
-                raise FieldError(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
-    for name in targets if moves_weight(spec) else []:
-        most = min(features(model.get_submodule(name)))
-        rank = spec.ranks.get(get_pattern_key(list(spec.ranks), name), spec.rank)
-        if rank > most:
-            said = f"{spec.init} takes at most rank {most} from {name}, not {rank}"
-            raise FieldError("method.adapter.rank", f"{said}; the nearest valid is {most}")
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=targets,
-        rank_pattern=dict(spec.ranks),
-        alpha_pattern=dict(spec.alphas),
-        use_rslora=spec.rslora,
-        use_dora=spec.dora,
-        init_lora_weights=True if spec.init in ("default", *_STARTS) else spec.init,
-    )
+_RATES = (1e-3, 5e-4, 3e-4, 2e-4)
+"""At alpha 32."""
+_FACTORS = {"pissa": 1 / 10, "olora": 1 / 18}
+"""Starts that take weight out of the base, and how much lower their rate is."""
 
 
-def chosen_distances(spec: Lora, blocks: int) -> set[int]:
-    """The distances of the blocks that the recipe's `layers` means; raises RecipeError for one the model has not."""
-    if isinstance(spec.layers, tuple):
-        beyond = [distance for distance in spec.layers if distance > blocks]
-        if beyond:
-            said = f"distance {beyond[0]} is beyond the model, which has {blocks} blocks; the nearest valid is {blocks}"
-            raise FieldError("method.adapter.layers", said)
-        return set(spec.layers)
-    third = math.ceil(blocks / 3)
-    top, bottom = set(range(1, third + 1)), set(range(blocks - third + 1, blocks + 1))
-    everything = set(range(1, blocks + 1))
-    parts = {"all": everything, "top": top, "bottom": bottom, "middle": everything - top - bottom or everything}
-    return parts[spec.layers]
+def _refuse_data_starts(value: object) -> object:
+    """Raise ValueError for a start that PEFT has and llmtune has not."""
+    reasons = {
+        "eva": "eva starts from activations on the data",
+        "corda": "corda starts from activations on the data",
+        "lora_ga": "lora_ga starts from gradients on the data",
+        "loftq": "loftq fits a quantized base, and a delta is loaded on the base as it was",
+    }
+    if value in reasons:
+        raise ValueError(f"{reasons[str(value)]}, which llmtune does not do; try pissa")
+    return value
 
 
-def moves_weight(spec: object) -> bool:
-    """Whether an adapter starts with a part of the base weights, so that those change with it."""
-    return isinstance(spec, Lora) and spec.init in _STARTS
+class Lora(AdapterSpec):
+    """Low-rank updates beside linear layers (Hu 2021)."""
 
+    kind: Literal["lora"]
+    """Low-rank adapter."""
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Rank of the update; 16 is near the knee."""
+    alpha: Positive = 32
+    """Scale of the update; the rate that matters is lr x alpha."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | Names = "all-linear"
+    """Module names to adapt, or all-linear: every linear layer but the head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) in place of alpha / rank."""
+    dora: bool = False
+    """Learn magnitude and direction apart (DoRA)."""
+    init: Annotated[
+        Literal["default", "gaussian", "orthogonal", "pissa", "olora"], BeforeValidator(_refuse_data_starts)
+    ] = "default"
+    """How A and B start; pissa and olora start from the weights, and the delta still fits the base as it was."""
+    layers: Literal["all", "top", "middle", "bottom"] | Distances = "all"
+    """The blocks that are adapted: a third of them, or a list of distances (1: the last block)."""
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other ranks for some layers, by name or regular expression; the first that matches counts."""
+    alphas: dict[str, Positive] = {}
+    """Other alphas for some layers, by name or regular expression; the first that matches counts."""
 
-def move_weight_into_adapter(
-    tuned: nn.Module, spec: object, file: Path, resumes: bool, device: str | torch.device = "cpu"
-) -> None:
-    """Move the adapter's share of the base weights into it, as `file` says, which is written where it is missing.
+    @model_validator(mode="after")
+    def _even_where_orthogonal(self) -> Self:
+        odd = [rank for rank in (self.rank, *self.ranks.values()) if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise PlanError("rank", f"orthogonal needs even ranks, not {odd[0]}; try {odd[0] + 1}")
+        return self
 
-    A resumed run finds the same remainder bit by bit; raises TrainingError where it cannot.
-    """
-    if not (isinstance(spec, Lora) and moves_weight(spec)):
-        return
-    layers = {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
-    if not file.is_file():
-        if resumes:
-            raise TrainingError(f"{file}: is missing, and without it this run cannot go on; train again from the start")
-        _write(file, layers, spec.init, device)
-    stored = load_file(file)
-    if set(stored) != {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
-        raise TrainingError(f"{file}: holds other layers than this recipe adapts; train again from the start")
-    with torch.no_grad():
-        for name, layer in layers.items():
-            down, up = stored[f"{name}.lora_A"], stored[f"{name}.lora_B"]
-            layer.lora_A["default"].weight.copy_(down)
-            layer.lora_B["default"].weight.copy_(up)
-            moved = layer.scaling["default"] * (up @ down)
-            weight = layer.get_base_layer().weight
-            weight.copy_(weight.float() - (moved.T if layer.fan_in_fan_out else moved))
-    tuned.__dict__[_KEPT] = stored
+    @property
+    def effective_alpha(self) -> float:
+        """The alpha of a plain LoRA of the same rank with the same scale."""
+        return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
 
+    @property
+    def takes_weight(self) -> bool:
+        """Whether A and B start with a part of the base weights, which the base then lacks."""
+        return self.init in _FACTORS
 
-def _write(file: Path, layers: dict[str, LoraLayer], init: str, device: str | torch.device) -> None:
-    made: dict[str, torch.Tensor] = {}
-    for name, layer in layers.items():
-        weight = layer.get_base_layer().weight.detach().float().to(device)
-        down, up = _STARTS[init](weight.T if layer.fan_in_fan_out else weight, layer.r["default"])
-        root = math.sqrt(layer.scaling["default"]) if init == "pissa" else 1.0
-        made[f"{name}.lora_A"] = (down / root).cpu().contiguous()
-        made[f"{name}.lora_B"] = (up / root).cpu().contiguous()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(made, partial)
-    with partial.open("rb") as opened:
-        os.fsync(opened.fileno())
-    partial.rename(file)
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """Return the rate for the model's size at this alpha and start."""
+        return rate_by_size(facts.parameters, _RATES, 32 / self.effective_alpha * _FACTORS.get(self.init, 1.0))
 
+    def rate_notes(self, lr: float) -> list[str]:
+        """Return the rate at alpha 32, and a warning where runs are known to diverge."""
+        at_32 = lr * self.effective_alpha / 32
+        notes = [f"lr_at_alpha_32 {at_32:.2g}"]
+        if at_32 >= 3e-3:
+            notes.append("warning: runs at lr_at_alpha_32 >= 3e-3 are known to diverge; try 3e-4 to 1e-3")
+        elif not 1e-4 <= at_32 <= 1e-3 * 1.05:
+            notes.append("warning: lr_at_alpha_32 is outside 1e-4..1e-3, where published optima lie")
+        return notes
 
-def _pissa(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The principal part of a weight, halved between A and B (Meng 2024)."""
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    root = values[:rank].sqrt()
-    return root[:, None] * right[:rank], left[:, :rank] * root
+    def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "LoraConfig":
+        """Return PEFT's configuration; raises FieldError for a pattern, distance or rank that the model has not."""
+        from peft import LoraConfig
 
+        from llmtune.adapters.targets import choose_targets
+        from llmtune.model.blocks import blocks
 
-def _olora(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal B and the triangular A of a weight's QR decomposition (Büyükakyüz 2024)."""
-    orthonormal, triangular = torch.linalg.qr(weight)
-    return triangular[:rank], orthonormal[:, :rank]
+        targets = choose_targets(model, plan, self.targets, self._distances(len(blocks(model))))
+        self._check_patterns(targets)
+        if self.takes_weight:
+            self._check_ranks(model, targets)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            rank_pattern=dict(self.ranks),
+            alpha_pattern=dict(self.alphas),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=self.init if self.init in ("gaussian", "orthogonal") else True,
+        )
 
+    def _distances(self, count: int) -> set[int]:
+        """Return the distances of the blocks that `layers` means in a model of `count` blocks."""
+        if isinstance(self.layers, tuple):
+            beyond = [distance for distance in self.layers if distance > count]
+            if beyond:
+                reason = f"distance {beyond[0]} is beyond the model, which has {count} blocks; try {count}"
+                raise FieldError("method.adapter.layers", reason)
+            return set(self.layers)
+        third = math.ceil(count / 3)
+        top, bottom = set(range(1, third + 1)), set(range(count - third + 1, count + 1))
+        everything = set(range(1, count + 1))
+        parts = {"all": everything, "top": top, "bottom": bottom, "middle": everything - top - bottom or everything}
+        return parts[self.layers]
 
-_STARTS = {"pissa": _pissa, "olora": _olora}
+    def _check_patterns(self, targets: list[str]) -> None:
+        """Raise FieldError for a pattern of `ranks` or `alphas` that matches no target."""
+        from peft.utils.other import get_pattern_key
 
+        for key, patterns in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for pattern in patterns:
+                if not any(get_pattern_key([pattern], name) == pattern for name in targets):
+                    hint = nearest(pattern, sorted({name.rsplit(".", 1)[-1] for name in targets}))
+                    raise FieldError(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
 
-def rebase_on_original(model: PeftModel, file: Path) -> None:
-    """Rewrite a saved adapter so that it fits the base as it was: twice the rank, with the start subtracted."""
-    initial = model.__dict__.get(_KEPT)
-    if initial is None:
-        return
-    stored = load_file(file)
-    for name, down in initial.items():
-        key = f"{name}.weight"
-        now = stored[key]
-        stored[key] = torch.cat([now, down], 0) if name.endswith("lora_A") else torch.cat([now, -down], 1)
-    save_file(stored, file, metadata={"format": "pt"})
-    settings_file = file.with_name("adapter_config.json")
-    settings = json.loads(settings_file.read_text())
-    factor = math.sqrt(2) if settings["use_rslora"] else 2
-    settings["r"] *= 2
-    settings["lora_alpha"] *= factor
-    settings["rank_pattern"] = {key: 2 * rank for key, rank in settings["rank_pattern"].items()}
-    settings["alpha_pattern"] = {key: factor * alpha for key, alpha in settings["alpha_pattern"].items()}
-    settings_file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    def _check_ranks(self, model: "nn.Module", targets: list[str]) -> None:
+        """Raise FieldError for a rank above what a layer's weight has."""
+        from peft.utils.other import get_pattern_key
 
+        from llmtune.model.mlp import features
 
-def stored_elements(spec: object, tensors: dict[str, nn.Parameter]) -> int:
-    """How many numbers the delta will hold: each trained one, and the start of an adapter that took weight."""
-    twice = moves_weight(spec)
-    return sum(p.numel() * (2 if twice and (".lora_A." in n or ".lora_B." in n) else 1) for n, p in tensors.items())
+        for name in targets:
+            most = min(features(model.get_submodule(name)))
+            rank = self.ranks.get(get_pattern_key(list(self.ranks), name), self.rank)
+            if rank > most:
+                reason = f"{self.init} takes at most rank {most} from {name}, not {rank}; try {most}"
+                raise FieldError("method.adapter.rank", reason)
+
+    @property
+    def unquantizable(self) -> FieldError | None:
+        """Why a start that takes weight out of the base does not fit a 4-bit one."""
+        if not self.takes_weight:
+            return None
+        return FieldError("method.adapter.init", "takes weight out of the base, which 4bit rounds; try default")
+
+    def move_weight(self, tuned: "nn.Module", folder: Path, resumes: bool, device: "torch.device | str") -> None:
+        """Move the start's share of the base weights into A and B, and keep it in `folder` for a resumed run."""
+        if self.takes_weight:
+            from llmtune.adapters.lora_starts import move_weight
+
+            move_weight(tuned, self.init, folder, resumes, device)
+
+    @classmethod
+    def rebase(cls, tuned: "PeftModel", file: Path) -> None:
+        """Rewrite a saved adapter with twice the rank and its start subtracted, so that it fits the original base."""
+        from llmtune.adapters.lora_starts import rebase_on_original
+
+        rebase_on_original(tuned, file)
+
+    def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
+        """Return the size of what trains, with A and B twice where their start is stored too."""
+        start = [p for name, p in tensors.items() if self.takes_weight and (".lora_A." in name or ".lora_B." in name)]
+        return super().count_stored(tuned, tensors) + sum(tensor.numel() for tensor in start)
+
+    def match_precision(self, tuned: "nn.Module", dtype: "torch.dtype") -> None:
+        """Cast A and B to the base's dtype, which is faster; DoRA's magnitudes stay in fp32, which bf16 would round."""
+        from peft.tuners.lora import LoraLayer
+
+        for module in tuned.modules():
+            if isinstance(module, LoraLayer):
+                module.lora_A.to(dtype)
+                module.lora_B.to(dtype)

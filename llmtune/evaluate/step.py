@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import load_delta
@@ -79,14 +78,10 @@ def evaluate(run: Run) -> Evaluations:
 
 
 def _tuned(live: PreTrainedModel, run: Run) -> Any:
-    """The tuned model; LoRA's matrices in the base's precision, in which they were multiplied in training too."""
+    """Return the tuned model, with the adapter in the precision in which training multiplied it."""
     dtype = live.dtype
     tuned = load_delta(live, run.delta)
-    # In float32 they take more time than a bf16 base. DoRA's magnitudes stay: bf16 would round away what they learned.
-    for module in tuned.modules():
-        if isinstance(module, LoraLayer):
-            module.lora_A.to(dtype)
-            module.lora_B.to(dtype)
+    run.recipe().method.adapter.match_precision(tuned, dtype)
     return tuned
 
 

@@ -11,7 +11,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.adapters.bottleneck import UNMERGEABLE
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_folder, write_json
@@ -55,6 +54,8 @@ def merge(run: Run) -> dict[str, Any]:
     Raises ProofError, and leaves no folder, if they are not the tuned model; MachineError for too little disk.
     """
     settings = run.recipe()
+    if settings.method.adapter.unmergeable:
+        raise ProofError(settings.method.adapter.unmergeable.message)
     base = locate_base(settings.model)
     run.verify("train")
     _check_base(run.delta, base)
@@ -159,8 +160,6 @@ def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
             raise ProofError(
                 f"{adapted[0]} is adapted, but embedding and head are one matrix in this model; adapt other layers"
             )
-    if getattr(tuned.peft_config["default"], "form", None) == "sequential":
-        raise ProofError(UNMERGEABLE)
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return merged.eval()
 
@@ -230,7 +229,7 @@ def _compare_with_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in texts]
     settings, skeleton = run.recipe(), build_skeleton(base)
-    plan, adapted = settings.plan(model_facts(skeleton)), settings.method.adapter.kind != "none"
+    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
     _, keep = split_linear_layers(skeleton, plan, adapted)
     trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
     back: Any = load_model(base, keep=keep).dequantize()

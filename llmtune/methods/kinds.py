@@ -8,27 +8,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llmtune.adapters.sections import Adapter, Bottleneck, Ia3, Lora, NoAdapter, rate_notes
+from llmtune.adapters.kinds import Adapter
+from llmtune.adapters.none import NoAdapter
 from llmtune.errors import PlanError
 from llmtune.fields import Closed, Decay, Fraction, Positive, Reach, listed
 from llmtune.plan.stages import Facts, Plan, Stage, decay_for
 
 __all__ = [
     "METHODS",
-    "Bottleneck",
     "Discriminative",
     "Facts",
     "Frozen",
     "Full",
     "Gradual",
-    "Ia3",
-    "Lora",
     "Method",
-    "NoAdapter",
     "PlanError",
     "StageSpec",
     "Staged",
-    "rate_notes",
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from llmtune import __version__
+from llmtune.adapters.kinds import KINDS
 from llmtune.errors import FieldError, PublishError
 from llmtune.evaluate.results import table as results
 from llmtune.files import digest_of, read_json
@@ -129,17 +130,14 @@ def _opening(settings: Recipe, base: dict[str, Any]) -> str:
 
 
 def _needs(settings: Recipe, base: dict[str, Any]) -> list[str]:
-    """What has to be said before the code: PEFT by itself has no bottleneck adapter."""
-    if _merged(settings) or not _bottleneck(base):
+    """Return what has to be said before the code: where PEFT itself lacks the adapter, what adds it."""
+    module = KINDS[base["adapter"]].registered_by
+    if _merged(settings) or not module:
         return []
     return [
-        f"PEFT itself has no bottleneck adapters: {code('import llmtune.bottleneck')} adds them, so llmtune has to be "
+        f"PEFT itself has no {base['adapter']} adapters: {code(f'import {module}')} adds them, so llmtune has to be "
         f"installed ({__version__} or newer) and imported before the adapter is loaded."
     ]
-
-
-def _bottleneck(base: dict[str, Any]) -> bool:
-    return bool(base["kind"] == "adapter" and base["adapter"] == "bottleneck")
 
 
 def _usage(settings: Recipe, base: dict[str, Any]) -> str:
@@ -151,7 +149,8 @@ def _usage(settings: Recipe, base: dict[str, Any]) -> str:
         lines += [f"model = AutoModelForCausalLM.from_pretrained({repo!r})"]
         lines += [f"tokenizer = AutoTokenizer.from_pretrained({repo!r})"]
     elif base["kind"] == "adapter":
-        lines = ["import llmtune.bottleneck"] if _bottleneck(base) else []
+        module = KINDS[base["adapter"]].registered_by
+        lines = [f"import {module}"] if module else []
         lines += ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
         lines += [f"base = AutoModelForCausalLM.from_pretrained({origin})"]
         lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]

@@ -87,14 +87,8 @@ def _header(run: Run, settings: Recipe, plan: Found, findings: Found, manifest: 
 
 def method_in_words(settings: Recipe, plan: Found) -> str:
     """What the recipe calls its method and adapter, and what the plan makes of them."""
-    adapter = settings.method.adapter
-    numbers = {
-        key: one for key, one in adapter.model_dump(exclude={"kind"}).items() if one and isinstance(one, int | float)
-    }
-    traits = ", ".join(key if one is True else f"{key} {one:g}" for key, one in numbers.items())
-    named = "no adapter" if adapter.kind == "none" else adapter.kind + (f" ({traits})" if traits else "")
     stages = plan.get("stages") or []
     reached = ", then ".join(reach_in_words(stage["reach"], plan["blocks"]) for stage in stages)
     falls = any(min(stage["rates"].values()) < max(stage["rates"].values()) for stage in stages)
     rates = " at rates that fall towards the input" if falls else " at one rate" if len(stages) == 1 else ""
-    return f"{settings.method.kind}, {named}" + (f": {reached}{rates}" if stages else "")
+    return f"{settings.method.kind}, {settings.method.adapter.in_words()}" + (f": {reached}{rates}" if stages else "")

@@ -9,7 +9,6 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.adapters.lora import INITIAL, move_weight_into_adapter
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, RecipeError
@@ -73,7 +72,7 @@ def train(run: Run, found: Prepared | None = None, callbacks: Sequence[TrainerCa
     laid = lay_out(settings, plan, steps)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
-        move_weight_into_adapter(tuned, settings.method.adapter, run.checkpoints / INITIAL, bool(done), state.device)
+        settings.method.adapter.move_weight(tuned, run.checkpoints, bool(done), state.device)
     start = int(done[-1].name.removeprefix("step-")) if done else 0
     progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
     stop, record = Stop(), step_recorder(progress)
@@ -124,7 +123,7 @@ def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple
         return load_offloaded(base, settings, plan, dtype)
     if settings.model.quantize == "none":
         return load_model(base, dtype), None
-    return load_quantized(base, plan, settings.method.adapter.kind != "none", dtype), None
+    return load_quantized(base, plan, not settings.method.adapter.trains_base, dtype), None
 
 
 def _frozen_blocks(
@@ -139,11 +138,11 @@ def _frozen_blocks(
         "quantize": settings.model.quantize,
         "bf16": computes_bf16(settings.model.precision),
     }
-    adapter = {**settings.method.adapter.model_dump(), "seed": settings.train.seed}
+    adapter = settings.method.adapter
     may = CachePolicy(
         cache_folder() / "frozen-blocks",
         facts,
-        None if adapter["kind"] == "none" else adapter,
+        None if adapter.trains_base else {**adapter.model_dump(), "seed": settings.train.seed},
         round(memory.cache_limit_gb * 2**30),
         memory.frozen_blocks == "cache",
         shelf,

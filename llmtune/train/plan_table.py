@@ -5,16 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
-from llmtune.adapters.lora import moves_weight, stored_elements
 from llmtune.errors import FieldError
 from llmtune.frozen.boundary import boundaries
 from llmtune.frozen.stream import count_offloaded
-from llmtune.methods.kinds import Facts, rate_notes
 from llmtune.model.base import Base, build_skeleton, computes_bf16, model_facts
 from llmtune.model.blocks import distances
 from llmtune.model.quantize import count_quantized
 from llmtune.plan.schedule import Schedule
-from llmtune.plan.stages import Plan
+from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.train.distributed import check_sharded, check_stages
 
@@ -53,7 +51,7 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     facts = model_facts(skeleton)
     plan = recipe.plan(facts)
     adapter = recipe.method.adapter
-    quantized = count_quantized(skeleton, plan, adapter.kind != "none") if recipe.model.quantize != "none" else 0
+    quantized = count_quantized(skeleton, plan, not adapter.trains_base) if recipe.model.quantize != "none" else 0
     tuned = insert(skeleton, adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     if not tensors:
@@ -89,18 +87,18 @@ def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
     return {
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
         "method": recipe.method.kind,
-        "adapter": recipe.method.adapter.kind,
+        "adapter": adapter.kind,
         "blocks": facts.blocks,
         "parameters": facts.parameters,
         "trained": trained,
         "adapted": count_adapted(tuned),
         "quantized": quantized,
-        "delta_bytes": 4 * stored_elements(recipe.method.adapter, tensors),
+        "delta_bytes": 4 * adapter.count_stored(tuned, tensors),
         "states_bytes": states_bytes(recipe, facts.parameters - left, trained),
         "frozen_blocks": frozen_blocks_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
         "steps": steps,
         "stages": stages,
-        "notes": rate_notes(recipe.method.adapter, max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
+        "notes": adapter.rate_notes(max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
     }
 
 
@@ -126,19 +124,16 @@ def _tied_note(skeleton: Any, plan: Plan) -> list[str]:
 
 def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
     """Bytes of weights, gradients and AdamW state: 16 per trained parameter, 2 (4bit: 0.52) per frozen one."""
-    own = recipe.method.adapter.kind == "none"
-    frozen = parameters - trained if own else parameters
+    frozen = parameters - trained if recipe.method.adapter.trains_base else parameters
     return round(16 * trained + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
 
 
 def _refuse(recipe: Recipe, plan: Plan) -> None:
-    if recipe.model.quantize == "4bit" and moves_weight(recipe.method.adapter):
-        raise FieldError(
-            "method.adapter.init", "takes weight out of the base, which 4bit rounds; the nearest valid is default"
-        )
-    if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
-        said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
-        raise FieldError("method.adapter.form", said)
+    adapter = recipe.method.adapter
+    if recipe.model.quantize == "4bit" and adapter.unquantizable:
+        raise adapter.unquantizable
+    if recipe.merge.enabled and adapter.unmergeable:
+        raise adapter.unmergeable
     if recipe.launch.accelerate == "fsdp2":
         check_sharded(recipe)
     if recipe.launch.accelerate in ("zero2", "zero3"):

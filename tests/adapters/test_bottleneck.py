@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune import recipe
-from llmtune.adapters.bottleneck import BottleneckConfig, BottleneckLayer
+from llmtune.adapters.bottleneck_layers import BottleneckConfig, BottleneckLayer
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
@@ -28,7 +28,7 @@ from tests.support.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_start_is_the_base_bit_for_bit(kind: str, form: str) -> None:
+def test_start_equals_the_base_bit_for_bit(kind: str, form: str) -> None:
     base = logits(small(kind))
     tuned = adapted(small(kind), form)
     assert torch.equal(logits(tuned), base)
@@ -44,17 +44,17 @@ def test_the_start_is_the_base_bit_for_bit(kind: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 4])
-def test_new_neurons_are_spread_like_the_mlps_own(tmp_path: Path, bits: int) -> None:
+def test_new_neurons_have_the_spread_of_the_mlp(tmp_path: Path, bits: int) -> None:
     base = tiny.save_base(tmp_path / "base", hidden=64, initializer_range=0.3)
     model = load_model(Base(base, "base", None, None), keep=["lm_head"] if bits == 4 else None)
     tuned = adapted(model, size=40)
     for part in ("gate", "up"):
-        made = torch.cat([p.flatten() for name, p in tuned.named_parameters() if f"bottleneck_{part}" in name])
-        assert 0.27 < made.std() < 0.33
+        weights = torch.cat([p.flatten() for name, p in tuned.named_parameters() if f"bottleneck_{part}" in name])
+        assert 0.27 < weights.std() < 0.33
 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
-def test_the_adapter_computes_what_it_says(form: str) -> None:
+def test_adapter_matches_its_formula(form: str) -> None:
     tuned = shaken(adapted(small("llama"), form))
     layer = next(module for module in tuned.modules() if isinstance(module, BottleneckLayer))
     part = {name: linear.weight for name, linear in layer.parts("default").items()}
@@ -76,14 +76,14 @@ def test_the_adapter_computes_what_it_says(form: str) -> None:
         ("opt", "frozen", "sequential"),
     ],
 )
-def test_exactly_the_planned_adapters_move(tmp_path: Path, kind: str, plan: str, form: str) -> None:
+def test_only_planned_adapters_move(tmp_path: Path, kind: str, plan: str, form: str) -> None:
     watch = training.Watch()
     method = {**PLANS[plan], "adapter": {"kind": "bottleneck", "form": form}}
     more: dict[str, Any] = {"model": small(kind, 4), "gradient_checkpointing": True, "weight_decay": 0.1}
-    made = training.trainer(tmp_path, method, callbacks=[watch], steps=6, **more)
-    made.train()
+    trainer = training.trainer(tmp_path, method, callbacks=[watch], steps=6, **more)
+    trainer.train()
     reaches = {"full": [4] * 6, "frozen": [2] * 6, "gradual": [1, 1, 2, 2, 4, 4]}[plan]
-    end = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    end = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     far = {name: 4 - int(name.split("layers.")[1].split(".")[0]) for name in end if "bottleneck_" in name}
     for step, (before, after) in enumerate(zip(watch.before, [*watch.before[1:], end], strict=True)):
         moved = {name for name in end if not torch.equal(before[name], after[name])}
@@ -110,13 +110,13 @@ def stock(folder):
 def logits(model):
     with torch.inference_mode():
         return model(torch.tensor(ids)).logits
-found = {f"{name}/merged": logits(stock(f"{name}/merged")) for name, form in folders if form == "parallel"}
+results = {f"{name}/merged": logits(stock(f"{name}/merged")) for name, form in folders if form == "parallel"}
 assert not {"peft", "llmtune"} & set(sys.modules)
 from peft import PeftModel
 import llmtune.bottleneck
 for name, _ in folders:
-    found[f"{name}/delta"] = logits(PeftModel.from_pretrained(stock(f"{name}/base"), f"{name}/delta").eval())
-save_file(found, sys.argv[1])
+    results[f"{name}/delta"] = logits(PeftModel.from_pretrained(stock(f"{name}/base"), f"{name}/delta").eval())
+save_file(results, sys.argv[1])
 """
 
 
@@ -124,56 +124,72 @@ save_file(found, sys.argv[1])
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Logits of every case: live here, and of delta and merged folder in one fresh process."""
     root = tmp_path_factory.mktemp("cases")
-    found, folders = {}, []
+    live, folders = {}, []
     for case in CASES:
         folder = root / "-".join(case)
         kind, form, plan = case
         small(kind).save_pretrained(folder / "base")
         tuned = shaken(adapted(small(kind), form, plan))
-        found[f"{folder.name}/live"] = logits(tuned)
+        live[f"{folder.name}/live"] = logits(tuned)
         save_delta(tuned, dict(tuned.named_parameters()), folder / "delta", training.BASE, "bottleneck")
         if form == "parallel":
             tuned.merge_and_unload().save_pretrained(folder / "merged")
         folders.append((str(folder), form))
     out = root / "logits.safetensors"
-    given = json.dumps([folders, IDS.tolist()])
-    subprocess.run([sys.executable, "-c", ELSEWHERE, out], input=given, text=True, check=True)
-    return found | {key.removeprefix(f"{root}/"): tensor for key, tensor in load_file(out).items()}
+    cases = json.dumps([folders, IDS.tolist()])
+    subprocess.run([sys.executable, "-c", ELSEWHERE, out], input=cases, text=True, check=True)
+    return live | {key.removeprefix(f"{root}/"): tensor for key, tensor in load_file(out).items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_a_fresh_process_reads_delta_and_merged_folder(elsewhere: dict[str, torch.Tensor], case: Any) -> None:
+def test_fresh_process_loads_delta_and_merged_folder(elsewhere: dict[str, torch.Tensor], case: Any) -> None:
     name = "-".join(case)
     assert torch.equal(elsewhere[f"{name}/delta"], elsewhere[f"{name}/live"])
     if case[1] == "parallel":
         assert (elsewhere[f"{name}/merged"] - elsewhere[f"{name}/live"]).abs().max() <= 1e-5
 
 
-def test_a_run_with_a_parallel_adapter_merges(tmp_path: Path, quick: None) -> None:
+def test_run_with_parallel_adapter_merges(tmp_path: Path, quick: None) -> None:
     method = {"kind": "frozen", "reach": 1, "lr": 1e-3, "adapter": {"kind": "bottleneck"}}
-    made = runs.trained(tmp_path, method, merge={"dtype": "float32"})
-    found = merge(made)
-    assert found["gap"] <= 1e-5 < 1e-3 < found["shift"]
-    base, merged = read_json(tmp_path / "base" / "config.json"), read_json(made.merged / "config.json")
+    run = runs.trained(tmp_path, method, merge={"dtype": "float32"})
+    proof = merge(run)
+    assert proof["gap"] <= 1e-5 < 1e-3 < proof["shift"]
+    base, merged = read_json(tmp_path / "base" / "config.json"), read_json(run.merged / "config.json")
     assert {key: merged[key] for key in base if merged[key] != base[key]} == {"intermediate_size": 64 + 32 // 16}
 
 
-def test_a_run_with_a_sequential_adapter_is_told_before_it_starts_and_never_merges(tmp_path: Path) -> None:
+def test_refuses_to_merge_sequential_adapter_before_and_after_training(tmp_path: Path) -> None:
     method = {**FULL, "adapter": {"kind": "bottleneck", "form": "sequential"}}
-    made = runs.trained(tmp_path, method, merge={"enabled": False})
-    with pytest.raises(ProofError, match="sequential bottleneck cannot be merged: publish the delta"):
-        merge(made)
-    assert not made.merged.exists()
+    run = runs.trained(tmp_path, method, merge={"enabled": False})
+    with pytest.raises(
+        ProofError, match=r"sequential bottleneck cannot be merged: train with form: parallel, .* publish the delta"
+    ):
+        merge(run)
+    assert not run.merged.exists()
     file = tiny.write_recipe(tmp_path / "again.json", tmp_path / "base", tmp_path / "rows.jsonl", method)
     settings = recipe.load(file)
     with pytest.raises(
-        RecipeError, match=r"again\.json:\d+: method\.adapter\.form: a sequential .* nearest .*parallel"
+        RecipeError,
+        match=r"again\.json:\d+: method\.adapter\.form: a sequential .* form: parallel, .* merge\.enabled: false",
     ):
         locates_mistakes(plan_table)(settings, Base(tmp_path / "base", "base", None, None), 10)
 
 
+@pytest.mark.slow
+def test_load_delta_registers_the_method_in_a_fresh_process(tmp_path: Path) -> None:
+    small("llama").save_pretrained(tmp_path / "base")
+    tuned = shaken(adapted(small("llama")))
+    save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom transformers import AutoModelForCausalLM\n"
+        "from llmtune.adapters.delta import load_delta\n"
+        "load_delta(AutoModelForCausalLM.from_pretrained(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "base", tmp_path / "delta"], check=True)
+
+
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
-def test_the_skeleton_counts_what_the_model_trains(tmp_path: Path, form: str) -> None:
+def test_skeleton_matches_the_tensors_of_the_model(tmp_path: Path, form: str) -> None:
     base = Base(tiny.save_base(tmp_path / "base", "phi3"), "base", None, None)
     counts = [
         {name: (tuple(p.shape), p.requires_grad) for name, p in adapted(model, form).named_parameters()}
@@ -190,7 +206,7 @@ def test_adapters_have_the_distance_of_their_block() -> None:
 
 
 @pytest.mark.parametrize("harm", ["missing", "unexpected", "renamed", "shape"])
-def test_a_delta_that_does_not_fit_is_an_error(tmp_path: Path, harm: str) -> None:
+def test_refuses_delta_that_does_not_fit(tmp_path: Path, harm: str) -> None:
     tuned = shaken(adapted(small("llama")))
     save_delta(tuned, dict(tuned.named_parameters()), tmp_path, training.BASE, "bottleneck")
     load_delta(small("llama"), tmp_path)
@@ -221,30 +237,30 @@ def test_adapters_can_be_switched_and_taken_off() -> None:
     assert not any(module._forward_pre_hooks for module in plain.modules())
 
 
-def test_a_4bit_base_trains_and_its_adapter_merges_into_the_original(tmp_path: Path) -> None:
+def test_trains_on_4bit_base_and_merges_into_the_original(tmp_path: Path) -> None:
     base = Base(tiny.save_base(tmp_path / "base", hidden=64), "base", None, None)
     model = load_model(base, keep=["lm_head"])
     before = logits(model)
     tuned = adapted(model)
     assert torch.equal(logits(tuned), before)
-    made = training.trainer(tmp_path, {**FULL, "lr": 0.01, "adapter": {"kind": "bottleneck"}}, model=tuned.unload())
-    made.train()
-    assert not torch.equal(logits(made.model.eval()), before)
-    save_delta(made.model, dict(made.model.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
+    trainer = training.trainer(tmp_path, {**FULL, "lr": 0.01, "adapter": {"kind": "bottleneck"}}, model=tuned.unload())
+    trainer.train()
+    assert not torch.equal(logits(trainer.model.eval()), before)
+    save_delta(trainer.model, dict(trainer.model.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
     with pytest.raises(ValueError, match="16- or 32-bit base only"):
-        made.model.merge_and_unload()
+        trainer.model.merge_and_unload()
     live = load_delta(load_model(base), tmp_path / "delta")
     expected = logits(live)
     assert (logits(live.merge_and_unload()) - expected).abs().max() <= 1e-5
 
 
-def test_evaluating_a_4bit_model_leaves_its_gradients_as_they_were(tmp_path: Path) -> None:
+def test_evaluation_of_4bit_model_leaves_gradients_unchanged(tmp_path: Path) -> None:
     base = Base(tiny.save_base(tmp_path / "base", hidden=64), "base", None, None)
     tuned = shaken(adapted(load_model(base, keep=["lm_head"])))
-    found = []
+    gradients = []
     for _ in range(2):
         tuned.train().zero_grad()
         tuned(IDS, labels=IDS).loss.backward()
-        found.append([p.grad.clone() for p in tuned.parameters() if p.requires_grad])
+        gradients.append([p.grad.clone() for p in tuned.parameters() if p.requires_grad])
         logits(tuned.eval())
-    assert all(map(torch.equal, *found))
+    assert all(map(torch.equal, *gradients))

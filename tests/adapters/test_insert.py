@@ -18,15 +18,16 @@ from tests.support import tiny, training
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 ADAPTERS: dict[str, Any] = {
-    "none": "none",
+    "none": {"kind": "none"},
     "lora": LORA,
     "dora": LORA | {"dora": True},
     "rslora": LORA | {"rslora": True},
     "ia3": {"kind": "ia3"},
+    "vera": {"kind": "vera", "rank": 8},
 }
 
 
-def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", **more: Any) -> tuple[Any, Any, Base, Any]:
+def inserted(tmp_path: Path, method: dict[str, Any], kind: str = "llama", **more: Any) -> tuple[Any, Any, Base, Any]:
     """An adapted model with shaken trained tensors, those tensors, its base, and the recipe."""
     base = Base(tiny.save_base(tmp_path / "base", kind, blocks=3, **more), "someone/base", "abc", "someone/base")
     model = load_model(base)
@@ -43,9 +44,9 @@ def made(tmp_path: Path, method: dict[str, Any], kind: str = "llama", **more: An
 
 @pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "frozen", "reach": 1}], ids=["full", "frozen"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_loaded_delta_is_the_live_model(tmp_path: Path, adapter: str, method: dict[str, Any]) -> None:
-    live, tensors, base, _ = made(tmp_path, {**method, "adapter": ADAPTERS[adapter]})
-    save_delta(live, tensors, tmp_path / "delta", base, adapter)
+def test_loaded_delta_equals_the_live_model(tmp_path: Path, adapter: str, method: dict[str, Any]) -> None:
+    live, tensors, base, _ = inserted(tmp_path, {**method, "adapter": ADAPTERS[adapter]})
+    save_delta(live, tensors, tmp_path / "delta", base, ADAPTERS[adapter]["kind"])
     ids = torch.arange(3, 40)[None]
     loaded = load_delta(load_model(base), tmp_path / "delta")
     assert torch.equal(loaded(ids).logits, live(ids).logits)
@@ -55,8 +56,8 @@ def test_a_loaded_delta_is_the_live_model(tmp_path: Path, adapter: str, method: 
 
 
 @pytest.mark.slow
-def test_another_process_loads_the_adapter_with_peft_alone(tmp_path: Path) -> None:
-    live, tensors, base, _ = made(tmp_path, {"kind": "full", "adapter": LORA})
+def test_peft_alone_loads_the_adapter_in_a_fresh_process(tmp_path: Path) -> None:
+    live, tensors, base, _ = inserted(tmp_path, {"kind": "full", "adapter": LORA})
     save_delta(live, tensors, tmp_path / "delta", base, "lora")
     script = (
         "import sys, torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
@@ -68,8 +69,8 @@ def test_another_process_loads_the_adapter_with_peft_alone(tmp_path: Path) -> No
     assert torch.equal(torch.load(out, weights_only=True), live(torch.arange(3, 40)[None]).logits)
 
 
-def test_only_what_trained_is_saved(tmp_path: Path) -> None:
-    live, tensors, base, _ = made(tmp_path, {"kind": "frozen", "reach": 1}, tied=False)
+def test_saves_only_trained_tensors(tmp_path: Path) -> None:
+    live, tensors, base, _ = inserted(tmp_path, {"kind": "frozen", "reach": 1}, tied=False)
     save_delta(live, tensors, tmp_path / "delta", base, "none")
     stored = load_file(tmp_path / "delta" / "trained.safetensors")
     assert (
@@ -83,11 +84,12 @@ def test_only_what_trained_is_saved(tmp_path: Path) -> None:
     [
         *(("lora", harm) for harm in ("missing", "unexpected", "renamed", "shape")),
         *(("none", harm) for harm in ("unexpected", "renamed", "shape")),
+        *(("vera", harm) for harm in ("missing", "unexpected", "renamed", "shape")),
     ],
 )
-def test_a_delta_that_does_not_fit_is_an_error(tmp_path: Path, adapter: str, harm: str) -> None:
-    live, tensors, base, _ = made(tmp_path, {"kind": "full", "adapter": ADAPTERS[adapter]})
-    save_delta(live, tensors, tmp_path / "delta", base, adapter)
+def test_refuses_delta_that_does_not_fit(tmp_path: Path, adapter: str, harm: str) -> None:
+    live, tensors, base, _ = inserted(tmp_path, {"kind": "full", "adapter": ADAPTERS[adapter]})
+    save_delta(live, tensors, tmp_path / "delta", base, ADAPTERS[adapter]["kind"])
     file = tmp_path / "delta" / ("trained.safetensors" if adapter == "none" else "adapter_model.safetensors")
     stored = load_file(file)
     name = sorted(stored)[0]
@@ -104,8 +106,8 @@ def test_a_delta_that_does_not_fit_is_an_error(tmp_path: Path, adapter: str, har
         load_delta(load_model(base), tmp_path / "delta")
 
 
-def test_adapters_stand_only_where_the_plan_trains(tmp_path: Path) -> None:
-    _, tensors, _, _ = made(tmp_path, {"kind": "frozen", "reach": 1, "adapter": LORA})
+def test_adapts_only_blocks_that_train(tmp_path: Path) -> None:
+    _, tensors, _, _ = inserted(tmp_path, {"kind": "frozen", "reach": 1, "adapter": LORA})
     assert tensors
     assert all(".layers.2." in name for name in tensors)
 
@@ -114,11 +116,11 @@ def test_adapters_stand_only_where_the_plan_trains(tmp_path: Path) -> None:
     ("targets", "message"),
     [(["q_proj", "nope_proj"], "'nope_proj' matches no linear layer"), (["q_prjo"], "did you mean 'q_proj'")],
 )
-def test_every_target_matches_or_is_an_error(tmp_path: Path, targets: list[str], message: str) -> None:
+def test_refuses_target_that_matches_no_layer(tmp_path: Path, targets: list[str], message: str) -> None:
     with pytest.raises(FieldError, match=message):
-        made(tmp_path, {"kind": "full", "adapter": LORA | {"targets": targets}})
+        inserted(tmp_path, {"kind": "full", "adapter": LORA | {"targets": targets}})
 
 
-def test_an_adapter_out_of_the_plans_reach_is_an_error(tmp_path: Path) -> None:
+def test_refuses_adapter_out_of_the_plans_reach(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="no adapter would train"):
-        made(tmp_path, {"kind": "frozen", "reach": 0, "adapter": LORA})
+        inserted(tmp_path, {"kind": "frozen", "reach": 0, "adapter": LORA})

@@ -12,10 +12,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from llmtune import recipe
-from llmtune.adapters import lora as lora_module
+from llmtune.adapters import lora_starts
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert
-from llmtune.adapters.lora import INITIAL, move_weight_into_adapter, moves_weight
+from llmtune.adapters.lora_starts import INITIAL
 from llmtune.errors import FieldError, RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.model.base import Base, load_model, locate_base, model_facts
@@ -50,7 +50,7 @@ def inserted(folder: Path, adapter: dict[str, Any], kind: str = "llama", method:
     settings = training.spec({**(method or {"kind": "full"}), "adapter": {"kind": "lora", "rank": 4, **adapter}})
     model = load_model(base)
     tuned = insert(model, settings.method.adapter, settings.method.plan(model_facts(model)), base)
-    move_weight_into_adapter(tuned, settings.method.adapter, folder / INITIAL, resumes=False)
+    settings.method.adapter.move_weight(tuned, folder, resumes=False, device="cpu")
     return tuned.eval(), base, settings.method.adapter
 
 
@@ -71,9 +71,7 @@ def shake(tuned: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("start", [start for start in STARTS if start != "olora-patterns"])
-def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
-    tmp_path: Path, start: str, kind: str
-) -> None:
+def test_start_keeps_the_output_and_its_delta_fits_the_original_base(tmp_path: Path, start: str, kind: str) -> None:
     tuned, base, spec = inserted(tmp_path, STARTS[start], kind)
     untouched = load_model(base)
     torch.testing.assert_close(tuned(IDS).logits, untouched(IDS).logits, rtol=0, atol=1e-5)
@@ -81,7 +79,7 @@ def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
         not torch.equal(layer.get_base_layer().weight, untouched.get_submodule(name[17:]).weight)
         for name, layer in layers(tuned).items()
     }
-    assert moved == {moves_weight(spec)}
+    assert moved == {spec.takes_weight}
     expected = shake(tuned)
     assert (expected - untouched(IDS).logits).abs().max() > 0.05
     save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", base, "lora")
@@ -89,7 +87,7 @@ def test_a_start_leaves_the_models_output_and_its_delta_fits_the_base_as_it_was(
 
 
 @pytest.mark.slow
-def test_another_process_loads_every_start_on_the_base_as_it_was_with_peft_alone(tmp_path: Path) -> None:
+def test_peft_alone_loads_every_start_on_the_original_base(tmp_path: Path) -> None:
     expected = {}
     for start, adapter in STARTS.items():
         (tmp_path / INITIAL).unlink(missing_ok=True)
@@ -112,7 +110,7 @@ def test_pissa_starts_from_the_principal_part(tmp_path: Path) -> None:
         torch.testing.assert_close(rest[: len(values) - 4], values[4:], rtol=0, atol=1e-4)
 
 
-def made(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) -> Run:
+def prepared(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) -> Run:
     """A prepared run of three stages with an adapter."""
     if not (tmp_path / "base").exists():
         tiny.save_base(tmp_path / "base", blocks=3)
@@ -123,11 +121,9 @@ def made(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any) ->
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
-    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_with_a_start_ends_bit_equal(tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     every = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.1, "keep": 99}}
-    whole, again = (made(tmp_path, name, {"init": start}, **every) for name in ("whole", "again"))
+    whole, again = (prepared(tmp_path, name, {"init": start}, **every) for name in ("whole", "again"))
     train(whole)
     plan, stored = read_json(whole.plan_file), load_file(whole.delta / "adapter_model.safetensors")
     assert 4 * sum(tensor.numel() for tensor in stored.values()) == plan["delta_bytes"] == 8 * plan["trained"]
@@ -135,7 +131,7 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     for folder in [again.delta, *complete_checkpoints(again.checkpoints)[3:]]:
         shutil.rmtree(folder)
     again.forget("train")
-    monkeypatch.setattr(lora_module, "_write", lambda *_: pytest.fail("a resumed run computed its start again"))
+    monkeypatch.setattr(lora_starts, "_write_start", lambda *_: pytest.fail("a resumed run computed its start again"))
     train(again)
     resumed = load_file(again.delta / "adapter_model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in stored.items())
@@ -144,8 +140,8 @@ def test_a_resumed_run_finds_the_same_remainder_and_ends_bit_equal(
     assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
 
 
-def test_a_run_whose_start_is_lost_does_not_go_on(tmp_path: Path) -> None:
-    stopped = made(tmp_path, "run", {"init": "pissa"})
+def test_refuses_to_resume_without_its_start(tmp_path: Path) -> None:
+    stopped = prepared(tmp_path, "run", {"init": "pissa"})
     train(stopped)
     stopped.forget("train")
     (stopped.checkpoints / INITIAL).unlink()
@@ -153,7 +149,7 @@ def test_a_run_whose_start_is_lost_does_not_go_on(tmp_path: Path) -> None:
         train(stopped)
 
 
-def test_patterns_give_layers_other_ranks_and_alphas(tmp_path: Path) -> None:
+def test_patterns_set_ranks_and_alphas_of_matching_layers(tmp_path: Path) -> None:
     tuned, _, _ = inserted(tmp_path, {"alpha": 8, "ranks": {"q_proj": 2, "layers.1.mlp.*": 6}, "alphas": {"k_proj": 1}})
     for name, layer in layers(tuned).items():
         rank = 2 if name.endswith("q_proj") else 6 if ".layers.1.mlp." in name else 4
@@ -178,27 +174,27 @@ def test_layers_chooses_blocks(tmp_path: Path, chosen: Any, expected: set[int]) 
         ({"targets": ["mlp"]}, "'mlp' is a LlamaMLP, and adapters go to linear layers"),
         ({"targets": ["embed_tokens"], "dora": True}, "'embed_tokens' is a Embedding"),
         ({"targets": ["q_proj", "lm_head"]}, "'lm_head' is the head"),
-        ({"layers": [1, 9]}, "distance 9 is beyond the model, which has 3 blocks; the nearest valid is 3"),
+        ({"layers": [1, 9]}, "distance 9 is beyond the model, which has 3 blocks; try 3"),
         ({"init": "loftq"}, "loftq fits a quantized base"),
         ({"init": "eva"}, "eva starts from activations"),
         ({"init": "pisa"}, "did you mean 'pissa'"),
-        ({"init": "orthogonal", "rank": 3}, "even ranks, not 3; the nearest valid is 4"),
+        ({"init": "orthogonal", "rank": 3}, "even ranks, not 3; try 4"),
         ({"init": "pissa", "rank": 17}, "takes at most rank 16"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(tmp_path: Path, adapter: dict[str, Any], line: str) -> None:
+def test_refuses_impossible_adapter_by_name(tmp_path: Path, adapter: dict[str, Any], line: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        made(tmp_path, "run", adapter)
+        prepared(tmp_path, "run", adapter)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_layers_beyond_the_plans_reach_are_refused(tmp_path: Path) -> None:
+def test_refuses_layers_beyond_the_plans_reach(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match=r"layers: names no block that trains; the plan reaches distance 1"):
         inserted(tmp_path, {"layers": "bottom"}, method={"kind": "frozen", "reach": 1})
 
 
-def test_4bit_does_not_take_a_start_from_the_weights(tmp_path: Path) -> None:
+def test_refuses_weight_start_on_4bit_base(tmp_path: Path) -> None:
     model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
     with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which 4bit rounds"):
-        made(tmp_path, "run", {"init": "pissa"}, model=model)
+        prepared(tmp_path, "run", {"init": "pissa"}, model=model)

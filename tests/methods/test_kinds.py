@@ -6,8 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
-from llmtune.methods.kinds import METHODS, Bottleneck, Facts, Ia3, Lora, Method, NoAdapter, PlanError, rate_notes
+from llmtune.methods.kinds import METHODS, Facts, Method, PlanError
 from llmtune.plan.stages import Plan, Stage, decay_for
 
 SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)
@@ -26,6 +25,7 @@ ADAPTERS: list[Any] = [
     {"kind": "lora", "rank": 64, "alpha": 8, "rslora": True, "dora": True, "init": "pissa"},
     {"kind": "ia3"},
     {"kind": "bottleneck", "form": "sequential"},
+    {"kind": "vera"},
 ]
 
 
@@ -159,32 +159,6 @@ def test_what_contradicts_itself_is_refused_at_its_key(key: str, keys: dict[str,
     assert validation_error(**keys).key == key
 
 
-@pytest.mark.parametrize(
-    ("parameters", "full", "lora", "ia3", "bottleneck"),
-    [
-        (135_000_000, 1e-4, 1e-3, 5e-3, 1e-3),
-        (1_000_000_000, 3e-5, 5e-4, 5e-3, 5e-4),
-        (8_000_000_000, 1e-5, 3e-4, 5e-3, 3e-4),
-        (70_000_000_000, 5e-6, 2e-4, 3e-3, 1e-4),
-        (1_000, 1e-4, 1e-3, 5e-3, 1e-3),
-        (10**12, 5e-6, 2e-4, 3e-3, 1e-4),
-    ],
-)
-def test_default_rates_are_the_table_and_flat_outside_it(
-    parameters: int, full: float, lora: float, ia3: float, bottleneck: float
-) -> None:
-    assert full_rate(parameters, share=1.0) == full
-    assert lora_rate(parameters, effective_alpha=32, init="default") == lora
-    assert ia3_rate(parameters) == ia3
-    assert bottleneck_rate(parameters) == bottleneck
-
-
-def test_default_rates_fall_between_the_rows_of_the_table() -> None:
-    between = [lora_rate(int(size), 32, "default") for size in (135e6, 3e8, 6e8, 1e9, 3e9, 8e9, 3e10, 7e10)]
-    assert between == sorted(between, reverse=True)
-    assert lora_rate(int((1e9 * 8e9) ** 0.5), 32, "default") == pytest.approx((5e-4 * 3e-4) ** 0.5, rel=0.03)
-
-
 def test_the_top_alone_learns_faster_than_everything() -> None:
     head = method("frozen", reach=0).plan(SMALL).stages[0].lr
     half = method("frozen", reach=15).plan(SMALL).stages[0].lr
@@ -193,28 +167,6 @@ def test_the_top_alone_learns_faster_than_everything() -> None:
     assert half == pytest.approx(everything * 10**0.5, rel=0.03)
     staged = [stage.lr for stage in method("gradual", reaches=[0, 15, "all"]).plan(SMALL).stages]
     assert staged == [head, half, everything]
-
-
-def test_a_lora_rate_moves_against_its_alpha() -> None:
-    def rate(**keys: Any) -> float:
-        return float(Lora(kind="lora", **keys).default_rate(SMALL, 1.0))
-
-    assert rate() == 1e-3
-    assert rate(alpha=64) == 5e-4
-    assert rate(rank=64, alpha=32 / 8, rslora=True) == rate()
-    assert rate(rank=128) == rate()
-    assert rate(init="pissa") == 1e-4
-    assert rate(init="olora") == pytest.approx(1e-3 / 18, rel=0.03)
-
-
-def test_the_header_says_what_a_lora_rate_means() -> None:
-    lora = Lora(kind="lora", rank=16, alpha=64)
-    assert rate_notes(lora, 2e-4) == ["lr_at_alpha_32 0.0004"]
-    assert "known to diverge" in rate_notes(lora, 2e-3)[1]
-    assert "outside" in rate_notes(lora, 1e-5)[1]
-    assert len(rate_notes(lora, lora.default_rate(SMALL, 1.0))) == 1
-    for other in (NoAdapter(), Ia3(kind="ia3"), Bottleneck(kind="bottleneck")):
-        assert rate_notes(other, 1.0) == []
 
 
 def test_methods_cannot_be_changed() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from llmtune.adapters.bottleneck import BottleneckConfig
+from llmtune.adapters.bottleneck_layers import BottleneckConfig
 from llmtune.errors import FieldError
 from llmtune.model.mlp import mlps
 from tests.support import tiny

@@ -102,7 +102,7 @@ def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}])
+@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}, {"kind": "vera"}])
 def test_code_on_the_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
     done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
     facts = read_json(done.delta / "base.json")

@@ -20,7 +20,12 @@ UNKNOWN = [
     (method("{kind: full, rank: 4}"), 3, "method.rank", "did you mean method.adapter.rank?"),
     (method("{kind: full, reaches: [1]}"), 3, "method.reaches", "unknown key for kind full; gradual has it"),
     (method("{kind: full, adapter: {kind: lora, rnk: 4}}"), 3, "method.adapter.rnk", "did you mean 'rank'?"),
-    (method("{kind: full, adapter: {kind: ia3, rank: 4}}"), 3, "method.adapter.rank", "for kind ia3; lora has it"),
+    (
+        method("{kind: full, adapter: {kind: ia3, rank: 4}}"),
+        3,
+        "method.adapter.rank",
+        "for kind ia3; lora and vera have it",
+    ),
     (method("\n  kind: staged\n  stages:\n  - {until: 1, reachs: 0}"), 6, "method.stages.0.reachs", "'reach'?"),
 ]
 WRONG = [

@@ -1,4 +1,4 @@
-"""Tiny models of many types with bottleneck adapters: what the tests of both halves share."""
+"""Tiny models of many types with bottleneck adapters, for the tests of the adapters and of wider MLPs."""
 
 from typing import Any
 
@@ -32,6 +32,7 @@ PLANS = {
 
 
 def small(kind: str, blocks: int = 3) -> Any:
+    """A tiny model in evaluation mode."""
     return tiny.model(kind.removesuffix("-untied").removesuffix("-biased"), blocks=blocks, **KINDS[kind]).eval()
 
 
@@ -52,5 +53,7 @@ def shaken(tuned: Any, size: float = 0.1) -> Any:
 
 
 def logits(model: Any) -> torch.Tensor:
+    """The model's logits for `IDS`."""
     with torch.inference_mode():
-        return model(IDS).logits.clone()
+        result: torch.Tensor = model(IDS).logits.clone()
+    return result

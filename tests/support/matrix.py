@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune.adapters.default_rates import bottleneck_rate, full_rate, ia3_rate, lora_rate
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import FieldError, PlanError
 from llmtune.merge.step import add_adapter
 from llmtune.model.base import Base, load_model
+from llmtune.plan.stages import Facts
 from tests.support import ROOT, tiny, training
 
 DOCUMENT = ROOT / "docs" / "methods.md"
@@ -32,12 +32,25 @@ METHODS: dict[str, dict[str, Any]] = {
     "ulmfit": {"kind": "gradual", "reaches": [1, 2, "all"], "decay": 1 / 2.6},
 }
 ADAPTERS: dict[str, Any] = {
-    "none": "none",
+    "none": {"kind": "none"},
     "lora": {"kind": "lora", "rank": 4},
     "dora": {"kind": "lora", "rank": 4, "dora": True},
     "ia3": {"kind": "ia3"},
     "bottleneck": {"kind": "bottleneck", "size": 4},
+    "vera": {"kind": "vera", "rank": 8},
 }
+RATES: dict[str, tuple[dict[str, Any], float]] = {
+    "none, all blocks": ({"kind": "none"}, 1.0),
+    "none, half of the blocks": ({"kind": "none"}, 0.5),
+    "none, the head alone": ({"kind": "none"}, 0.0),
+    "lora, alpha 32": ({"kind": "lora"}, 1.0),
+    "lora, alpha 32, pissa": ({"kind": "lora", "init": "pissa"}, 1.0),
+    "lora, alpha 32, olora": ({"kind": "lora", "init": "olora"}, 1.0),
+    "ia3": ({"kind": "ia3"}, 1.0),
+    "bottleneck": ({"kind": "bottleneck"}, 1.0),
+    "vera": ({"kind": "vera"}, 1.0),
+}
+"""The rows of the table of default rates: an adapter, and the share of the blocks that trains."""
 GOOD = "yes"
 IDS = torch.arange(3, 40)[None]
 
@@ -62,16 +75,11 @@ CELLS = [Cell(*values) for values in product(KINDS, (True, False), ADAPTERS, MET
 
 def base_of(cell: Cell, folder: Path) -> Base:
     """The cell's base model, written on first use."""
-    made = folder / f"base-{cell.kind}-{cell.tied}"
-    if not made.exists():
-        tiny.save_base(
-            made,
-            cell.kind,
-            blocks=3,
-            tied=cell.tied,
-            **({"ffn_dim": 64, "intermediate_size": 96} if cell.kind == "opt" else {}),
-        )
-    return Base(made, "base", None, None)
+    path = folder / f"base-{cell.kind}-{cell.tied}"
+    if not path.exists():
+        widths = {"ffn_dim": 64, "intermediate_size": 96} if cell.kind == "opt" else {}
+        tiny.save_base(path, cell.kind, blocks=3, tied=cell.tied, **widths)
+    return Base(path, "base", None, None)
 
 
 def fill(cell: Cell, folder: Path) -> str:
@@ -79,17 +87,18 @@ def fill(cell: Cell, folder: Path) -> str:
     base = base_of(cell, folder)
     method = {**METHODS[cell.method], "lr": 0.01, "adapter": ADAPTERS[cell.adapter]}
     try:
-        made = training.trainer(folder / "out", method, model=load_model(base), steps=3)
+        trainer = training.trainer(folder / "out", method, model=load_model(base), steps=3)
     except (FieldError, PlanError) as refusal:
         return str(refusal)
-    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
-    made.train()
-    trained = made.current_tensors()
-    moved = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    trained = trainer.current_tensors()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved <= set(trained), f"{cell.name}: {moved - set(trained)} moved"
-    assert {made.distance[name] for name in moved} == {made.distance[name] for name in trained}, cell.name
-    live = made.model.eval()(IDS).logits.detach()
-    save_delta(made.model, made.trained_state(), folder / cell.name, base, cell.adapter)
+    assert {trainer.distance[name] for name in moved} == {trainer.distance[name] for name in trained}, cell.name
+    live = trainer.model.eval()(IDS).logits.detach()
+    kind = ADAPTERS[cell.adapter]["kind"]
+    save_delta(trainer.model, trainer.trained_state(), folder / cell.name, base, kind)
     save_file({"logits": live}, folder / cell.name / "live.safetensors")
     tuned = load_delta(load_model(base), folder / cell.name)
     torch.testing.assert_close(tuned(IDS).logits, live, rtol=0, atol=1e-5, msg=cell.name)
@@ -102,61 +111,52 @@ def reload(folder: Path, cells: Iterable[Cell]) -> None:
     for cell in cells:
         if (folder / cell.name).exists():
             live = load_file(folder / cell.name / "live.safetensors")["logits"]
-            found = load_delta(load_model(base_of(cell, folder)), folder / cell.name)(IDS).logits
-            torch.testing.assert_close(found, live, rtol=0, atol=1e-5, msg=cell.name)
+            loaded = load_delta(load_model(base_of(cell, folder)), folder / cell.name)(IDS).logits
+            torch.testing.assert_close(loaded, live, rtol=0, atol=1e-5, msg=cell.name)
 
 
 def results(cells: list[Cell], folder: Path) -> dict[Cell, str]:
     """What each cell came to, each delta loaded in a fresh process."""
-    found = {cell: fill(cell, folder) for cell in cells}
+    outcomes = {cell: fill(cell, folder) for cell in cells}
     names = [cell.name for cell in cells]
     subprocess.run(
         [sys.executable, "-m", "tests.support.matrix", "reload", folder, *names], check=True, cwd=DOCUMENT.parents[1]
     )
-    return found
+    return outcomes
 
 
-def table(found: dict[Cell, str]) -> str:
+def table(outcomes: dict[Cell, str]) -> str:
     """The Markdown table of all results, refusals numbered below it."""
     notes: dict[str, int] = {}
     lines = ["| model | embedding | adapter | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
     for kind, tied, adapter in product(KINDS, (True, False), ADAPTERS):
-        row = [found[Cell(kind, tied, adapter, method)] for method in METHODS]
+        row = [outcomes[Cell(kind, tied, adapter, method)] for method in METHODS]
         shown = [one if one == GOOD else f"refused [{notes.setdefault(one, len(notes) + 1)}]" for one in row]
         lines.append(f"| {kind} | {'tied' if tied else 'untied'} | {adapter} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", *(f"[{number}] `{words}`\n" for words, number in notes.items())]).rstrip()
 
 
 def parse(text: str) -> dict[Cell, str]:
-    """The results that a document's table tells."""
+    """The outcome of each cell by a document's table."""
     notes = {number: words for number, words in re.findall(r"^\[(\d+)\] `(.*)`$", text, re.M)}
-    found = {}
+    outcomes = {}
     for line in text.splitlines():
         row = [part.strip() for part in line.strip("|").split("|")]
         if len(row) == 3 + len(METHODS) and row[0] in KINDS:
             for method, shown in zip(METHODS, row[3:], strict=True):
                 number = re.fullmatch(r"refused \[(\d+)\]", shown)
-                found[Cell(row[0], row[1] == "tied", row[2], method)] = notes[number[1]] if number else shown
-    return found
+                outcomes[Cell(row[0], row[1] == "tied", row[2], method)] = notes[number[1]] if number else shown
+    return outcomes
 
 
 def default_rates() -> str:
     """The Markdown table of default learning rates at the output."""
     sizes = {"135M": 135_000_000, "1B": 10**9, "8B": 8 * 10**9, "70B": 70 * 10**9}
-    kinds = {
-        "none, all blocks": lambda n: full_rate(n, 1.0),
-        "none, half of the blocks": lambda n: full_rate(n, 0.5),
-        "none, the head alone": lambda n: full_rate(n, 0.0),
-        "lora, alpha 32": lambda n: lora_rate(n, 32, "default"),
-        "lora, alpha 32, pissa": lambda n: lora_rate(n, 32, "pissa"),
-        "lora, alpha 32, olora": lambda n: lora_rate(n, 32, "olora"),
-        "ia3": ia3_rate,
-        "bottleneck": bottleneck_rate,
-    }
     lines = ["| adapter | " + " | ".join(sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{rate(n):g}" for n in sizes.values()) + " |" for name, rate in kinds.items()
-    ]
+    for name, (adapter, share) in RATES.items():
+        spec = training.spec({"kind": "full", "adapter": adapter}).method.adapter
+        rates = [spec.default_rate(Facts(blocks=32, hidden=64, parameters=size), share) for size in sizes.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{rate:g}" for rate in rates) + " |")
     return "\n".join(lines)
 
 
@@ -185,15 +185,15 @@ def everything() -> dict[Cell, str]:
     """Every cell, two architectures at a time, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
-        def one(kind: str) -> dict[str, str]:
+        def fill_kind(kind: str) -> dict[str, str]:
             out = Path(folder) / kind
             out.mkdir()
-            command = [sys.executable, "-m", "tests.support.matrix", "kind", kind, out]
+            command = [sys.executable, "-m", "tests.support.matrix", "kind", kind, str(out)]
             subprocess.run(command, check=True, cwd=DOCUMENT.parents[1], capture_output=True)
             return dict(line.split("\t") for line in (out / "results").read_text(encoding="utf-8").splitlines())
 
-        told = {name: words for part in pool.map(one, KINDS) for name, words in part.items()}
-    return {cell: told[cell.name] for cell in CELLS}
+        outcomes = {name: words for part in pool.map(fill_kind, KINDS) for name, words in part.items()}
+    return {cell: outcomes[cell.name] for cell in CELLS}
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def trainer(
     recipe = spec(method)
     plan = recipe.method.plan(model_facts(model))
     torch.manual_seed(0)
-    adapted = insert(model, recipe.method.adapter, plan, BASE)  # type: ignore[arg-type]
+    adapted = insert(model, recipe.method.adapter, plan, BASE)
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": steps,

@@ -1,0 +1,84 @@
+"""What llmtune asks of an adapter: one class a kind, which is a recipe section too. Importing it loads no torch."""
+
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmtune.errors import FieldError
+from llmtune.fields import Closed
+from llmtune.plan.stages import Facts, Plan
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+_SIZES = (135e6, 1e9, 8e9, 70e9)
+
+
+class AdapterSpec(Closed):
+    """What the parameters are; a new kind of adapter is a file with a subclass, and a line in `kinds.py`."""
+
+    kind: str
+    trains_base: ClassVar[bool] = False
+    registered_by: ClassVar[str | None] = None
+    """The module to import before PEFT can load this adapter; None for what PEFT itself has."""
+
+    @abstractmethod
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """Return the learning rate at the output where `share` of the blocks trains."""
+
+    @abstractmethod
+    def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "PeftConfig | None":
+        """Return PEFT's configuration for the layers that the plan ever trains; raises FieldError for a bad target."""
+
+    def in_words(self) -> str:
+        """Return the kind with the numbers and switches that are set, for a report."""
+        settings = {key: value for key, value in self if value and isinstance(value, int | float)}
+        words = ", ".join(key if value is True else f"{key} {value:g}" for key, value in settings.items())
+        return self.kind + (f" ({words})" if words else "")
+
+    def rate_notes(self, lr: float) -> list[str]:
+        """Return what the plan says of a learning rate, warnings included."""
+        return []
+
+    @property
+    def unmergeable(self) -> FieldError | None:
+        """Why no full weights can be written from it, at the key that decides it; None where they can."""
+        return None
+
+    @property
+    def unquantizable(self) -> FieldError | None:
+        """Why it cannot train on a 4-bit base, at the key that decides it; None where it can."""
+        return None
+
+    def move_weight(self, tuned: "nn.Module", folder: Path, resumes: bool, device: "torch.device | str") -> None:
+        """Move the adapter's share of the base weights into it, the same as before on a resumed run.
+
+        `folder` keeps the start between runs. Most kinds take no weight and do nothing.
+        """
+
+    @classmethod
+    def rebase(cls, tuned: "PeftModel", file: Path) -> None:
+        """Rewrite a saved adapter that took weight from the base so that it fits the original base."""
+
+    def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
+        """Return how many numbers the delta holds; `tensors` are those that train."""
+        return sum(tensor.numel() for tensor in tensors.values())
+
+    def match_precision(self, tuned: "nn.Module", dtype: "torch.dtype") -> None:
+        """Cast what training multiplied in the base's `dtype` to it, for evaluation."""
+
+
+def rate_by_size(parameters: int, rates: tuple[float, ...], factor: float = 1.0) -> float:
+    """Return `factor` times the rate for a model of that many parameters, rounded to two digits.
+
+    `rates` stand for 135M, 1B, 8B and 70B: interpolated in logarithms, flat outside.
+    """
+    position = math.log(min(max(parameters, _SIZES[0]), _SIZES[-1]))
+    upper = next(index for index, size in enumerate(_SIZES[1:], 1) if position <= math.log(size) + 1e-12)
+    low, high = math.log(_SIZES[upper - 1]), math.log(_SIZES[upper])
+    share = (position - low) / (high - low)
+    return float(f"{rates[upper - 1] ** (1 - share) * rates[upper] ** share * factor:.1e}")
