@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from llmtune import recipe
+from llmtune import terminal
 from llmtune.errors import Interrupted, LlmtuneError
 from llmtune.launch.process import exit_process, report_failure
+from llmtune.recipe import load as load_recipe
 from llmtune.run import open_run
-from llmtune.terminal import prepared
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare_all
 
@@ -43,16 +43,17 @@ def _parser() -> argparse.ArgumentParser:
 def _train_recipe(options: argparse.Namespace) -> None:
     """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
     state = PartialState(cpu=not torch.cuda.is_available())
-    out, found = options.out or Path("runs") / options.recipe.stem, None
+    out, prepared = options.out or Path("runs") / options.recipe.stem, None
     with state.local_main_process_first():
         if state.is_local_main_process:
-            settings = recipe.load(options.recipe, options.set)
-            found = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
-    made = open_run(out)
+            prepared = prepare_all(
+                load_recipe(options.recipe, options.set), out, torch.cuda.device_count(), options.overwrite
+            )
+    run = open_run(out)
     if state.is_main_process:
-        prepared(made)
-    if not made.done("train"):
-        train(made, found)
+        terminal.prepared(run)
+    if not run.done("train"):
+        train(run, prepared)
 
 
 if __name__ == "__main__":

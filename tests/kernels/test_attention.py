@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmtune.kernels.cpu.attention import SHORT, JoinedRows, short_row_attention
-from llmtune.train.joined import arguments
+from llmtune.train.joined import model_inputs
 
 
 def attend(tensors: Any, mask: Any, ours: bool, mixed: bool = False, **more: Any) -> list[torch.Tensor]:
@@ -97,7 +97,7 @@ def test_rows_that_are_joined_attend_to_themselves_alone(dtype: torch.dtype) -> 
 
 def test_positions_of_joined_rows_and_of_the_filler_start_anew() -> None:
     ids = torch.tensor([[7, 8, 0, 0], [1, 2, 3, 4]])
-    made = arguments(ids, JoinedRows(ids > 0))
+    made = model_inputs(ids, JoinedRows(ids > 0))
     assert made["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
     assert made["input_ids"].tolist() == [[7, 8, 1, 2, 3, 4, 7]]
 

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from pydantic import TypeAdapter
-from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule
-from llmtune.train.planned import PlannedTrainer
+from llmtune.train.objective import SupervisedTrainer
 from tests.support import tiny
 
 BASE = Base(Path("nowhere"), "tiny", None, None)
@@ -83,7 +81,7 @@ def trainer(
     frozen_blocks: Any = None,
     grouped: bool = False,
     **arguments: Any,
-) -> PlannedTrainer:
+) -> SupervisedTrainer:
     """A trainer for a method on a tiny model (4 blocks unless given), ready to train."""
     model = tiny.model(blocks=4, tied=False) if model is None else model
     recipe = spec(method)
@@ -104,11 +102,10 @@ def trainer(
         "disable_tqdm": True,
         "report_to": "none",
         "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "dataloader_pin_memory": False,
         "max_grad_norm": 1e9,
     }
-    made = PlannedTrainer(
+    made = SupervisedTrainer(
         adapted,
         make_schedule=lambda count: Schedule(plan, count, warmup, shape),  # type: ignore[arg-type]
         tensors=trained_tensors(adapted, plan),
@@ -116,9 +113,9 @@ def trainer(
         keep=keep,
         frozen_blocks=frozen_blocks,
         grouped=grouped,
-        args=SFTConfig(output_dir=str(out), **{**defaults, **arguments}),
-        train_dataset=Dataset.from_list(data or rows()),
-        eval_dataset=Dataset.from_list(eval_data) if eval_data else None,
+        args=TrainingArguments(output_dir=str(out), **{**defaults, **arguments}),
+        train_dataset=data or rows(),
+        eval_dataset=eval_data,
         data_collator=Collator(0),
         processing_class=tiny.tokenizer(),
         callbacks=callbacks or [],

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from llmtune.kernels.cpu import attention as attention_module
 from llmtune.kernels.cpu.attention import _attend
-from llmtune.train import joined, objective, planned
+from llmtune.train import joined, objective
 from llmtune.train.objective import cross_entropy
 from tests.support import tiny, training
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
@@ -21,7 +21,7 @@ FULL = {"kind": "full", "lr": 0.01}
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
     monkeypatch.setattr(objective, "short_row_attention", lambda: nullcontext(None))
-    monkeypatch.setattr(planned, "install", lambda *given: None)
+    monkeypatch.setattr(objective, "install", lambda *given: None)
 
     def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
