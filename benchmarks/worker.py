@@ -20,8 +20,7 @@ from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base, load_tokenizer
 from llmtune.model.blocks import blocks
-from llmtune.train import loop
-from llmtune.train.planned import PlannedTrainer
+from llmtune.train.loop import train
 from llmtune.train.prepare import prepare
 
 
@@ -61,12 +60,6 @@ class Counter:
 
 def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     """The product as `llmtune train` runs it, on a run folder that it prepares itself."""
-
-    class Timed(PlannedTrainer):
-        def __init__(self, *arguments: Any, callbacks: list[Any], **named: Any) -> None:
-            super().__init__(*arguments, callbacks=[clock, *callbacks], **named)
-
-    loop.PlannedTrainer = Timed
     folder = Path(job["folder"])
     written = {
         "model": {"base": job["base"], "quantize": "4bit" if arm.quantize else "none", "precision": job["precision"]},
@@ -79,7 +72,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     }
     (folder / "recipe.yaml").write_text(json.dumps(written))
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
-    loop.train(run)
+    train(run, callbacks=[clock])
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     said = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
     steps = [entry for entry in log if "loss" in entry]

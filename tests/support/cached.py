@@ -48,7 +48,7 @@ def fit(
         tmp_path / "out",
         method,
         data=data,
-        objective={"frozen_blocks": frozen_blocks},
+        frozen_blocks=frozen_blocks,
         callbacks=[watch],
         record=log.append,
         **settings,

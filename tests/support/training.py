@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from llmtune import recipe as recipes
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
+from llmtune.frozen.cache import FrozenBlocks
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule, Shape
@@ -100,13 +101,11 @@ def trainer(
     keep: int = 99,
     eval_data: list[dict[str, Any]] | None = None,
     kind: type[SupervisedTrainer] = SupervisedTrainer,
-    objective: dict[str, Any] | None = None,
+    frozen_blocks: FrozenBlocks | None = None,
+    grouped: bool = False,
     **arguments: Any,
 ) -> SupervisedTrainer:
-    """A trainer for a method on a tiny model (4 blocks by default), ready to train.
-
-    `objective` goes to the trainer itself, `arguments` to TrainingArguments.
-    """
+    """A trainer for a method on a tiny model (4 blocks by default), ready to train; `arguments` are transformers'."""
     model = tiny.model(blocks=4, tied=False) if model is None else model
     recipe = spec(method)
     plan = recipe.method.plan(model_facts(model))
@@ -135,13 +134,14 @@ def trainer(
         tensors=trained_tensors(adapted, plan),
         record=record,
         keep=keep,
+        frozen_blocks=frozen_blocks,
+        grouped=grouped,
         args=TrainingArguments(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=data or rows(),
         eval_dataset=eval_data,
         data_collator=Collator(0),
         processing_class=tiny.tokenizer(),
         callbacks=list(callbacks),
-        **(objective or {}),
     )
     result.remove_callback(PrinterCallback)
     return result
