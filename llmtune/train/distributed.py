@@ -19,7 +19,7 @@ _UNSHARDABLE = {
 
 
 def check_world(recipe: Recipe, state: PartialState) -> None:
-    """Raise MachineError where the launcher started other processes than were asked for."""
+    """Raise MachineError where the launcher started another number of processes than requested."""
     requested = os.environ.get(WORLD)
     expected = int(requested) if requested else recipe.launch.processes
     if expected is not None and expected != state.num_processes:
@@ -38,7 +38,7 @@ def check_world(recipe: Recipe, state: PartialState) -> None:
 
 
 def check_engine(recipe: Recipe, plan: Plan, state: PartialState) -> None:
-    """Raise an error for an engine that `accelerate launch` was told to use and that cannot do what was asked."""
+    """Raise an error where the engine that `accelerate launch` set up cannot do what the recipe says."""
     if _enabled("ACCELERATE_USE_DEEPSPEED"):
         check_stages(recipe, plan)
     if not _enabled("ACCELERATE_USE_FSDP"):

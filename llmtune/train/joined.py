@@ -53,7 +53,7 @@ class RowJoiner:
         if self.router is None or not short or bool(real.all()):
             return None
         if self._equal is None:
-            # Weights are sharded after this was made, and a part of a sharded model cannot be asked alone.
+            # Weights are sharded after __init__, and a part of a sharded model cannot run alone.
             sharded = any(isinstance(parameter, DTensor) for parameter in self._model.parameters())
             self._equal = not sharded and self._prove(inputs["input_ids"], real, index, self.router)
         return JoinedRows(real) if self._equal else None

@@ -4,6 +4,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerControl
@@ -76,7 +77,7 @@ class SupervisedTrainer(Planned):
     def _on_cpu(self) -> bool:
         return self.args.device.type == "cpu"
 
-    def get_train_dataloader(self) -> DataLoader[Row]:
+    def get_train_dataloader(self) -> DataLoaderShard:
         """Batches of this process, in an order that follows from seed and epoch alone."""
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
         loader = DataLoader(
@@ -86,8 +87,7 @@ class SupervisedTrainer(Planned):
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[Row] = self.accelerator.prepare(loader)
-        return prepared
+        return self.accelerator.prepare(loader)
 
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

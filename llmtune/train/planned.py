@@ -124,7 +124,7 @@ class Planned(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """One function of the step per group: the plan's rate at the group's distance, laid over the steps."""
+        """One function of the step per group: the plan's rate at the group's distance."""
         self.schedule = self._make_schedule(num_training_steps)
         optimizer = optimizer or self.optimizer
         rates: list[Callable[[int], float]] = [

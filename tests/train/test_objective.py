@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llmtune.data.collate import Collator
+from llmtune.data.order import order
 from llmtune.errors import TrainingError
 from llmtune.train.objective import TokenCounts
 from tests.support import tiny, training
@@ -85,3 +86,14 @@ def test_counts_tokens_labels_and_padding(tmp_path: Path) -> None:
     )
     assert trainer.objective_state()["counts"]["seen"] == trainer.counts.seen
     assert TokenCounts(seen=6, slots=8).padding == 0.25
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["random", "grouped"])
+def test_batches_come_in_the_order_of_seed_and_epoch(tmp_path: Path, grouped: bool) -> None:
+    data = [row | {"index": index} for index, row in enumerate(training.rows(24))]
+    trainer = training.trainer(tmp_path, METHODS["full"], data=data, grouped=grouped, gradient_accumulation_steps=2)
+    loader, lengths = trainer.get_train_dataloader(), [len(row["input_ids"]) for row in data]
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        rows = [index for batch in loader for index in batch["index"].tolist()]
+        assert rows == order(lengths, 8, trainer.args.seed, epoch, grouped)

@@ -90,6 +90,7 @@ def test_dpo_trains_exactly_the_planned_tensors_at_the_planned_rates(tmp_path: P
         planned = {name for name, distance in trainer.distance.items() if distance <= reach}
         changed = {name for name in snapshots[0] if not torch.equal(snapshots[step][name], snapshots[step + 1][name])}
         assert changed == planned, f"step {step + 1}"
+        assert set(watch.gradients[step]) == planned, f"step {step + 1}"
         expected = {distance: closed_form(step, distance) for distance in range(6)}
         assert rates.used[step] == pytest.approx(expected, abs=1e-12)
         assert log[step]["lr"] == {str(distance): rate for distance, rate in rates.used[step].items()}
