@@ -81,9 +81,12 @@ class Planned(Trainer):
         self._make_schedule, self._record, self._keep = make_schedule, record, keep
         self._trained_names = list(tensors)
         self.distance = distances(model)
+        # Now, since TRL's trainers cast what requires a gradient to bf16 in a quantized model.
         model.requires_grad_(False)
         with _accepted_by_trainer(model):
             super().__init__(model=model, **arguments)
+        # TRL's trainers let the embedding's output require a gradient, as Trainer does later: see begin_plan.
+        unwrap(model).disable_input_require_grads()
         for tensor in tensors.values():
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
@@ -217,9 +220,11 @@ class Planned(Trainer):
 def _accepted_by_trainer(model: nn.Module) -> Iterator[None]:
     """Hide that frozen weights are quantized: Trainer refuses any quantized model that has no adapter."""
     quantized = vars(model).pop("is_quantized", None)
-    yield
-    if quantized is not None:
-        vars(model)["is_quantized"] = quantized
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            vars(model)["is_quantized"] = quantized
 
 
 class _PlanCallback(TrainerCallback):
