@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import TrainingError
-from llmtune.files import fingerprint, write_folder, write_json
+from llmtune.files import fingerprint, read_json, write_folder, write_json
 from llmtune.model.sharded import gather, shard_like
 
 TENSORS = "trained.safetensors"
@@ -82,14 +82,25 @@ def remove_old(folder: Path, keep: int) -> None:
         shutil.rmtree(checkpoint)
 
 
+def save_state(folder: Path, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:
+    """Write the trained tensors and the objective's state into a checkpoint's folder."""
+    save_file(tensors, folder / TENSORS)
+    write_json(folder / OBJECTIVE, objective)
+
+
 @torch.no_grad()
-def load_tensors(checkpoint: Path, tensors: dict[str, nn.Parameter]) -> None:
-    """Copy a checkpoint's tensors into those of the same names; raises TrainingError where the names differ."""
+def load_state(checkpoint: Path, tensors: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """Copy a checkpoint's tensors into those of the same names, and give the objective's state.
+
+    Raises TrainingError where the names differ.
+    """
     stored = load_file(checkpoint / TENSORS)
     if set(stored) != set(tensors):
         raise TrainingError(f"{checkpoint}: its tensors are not those that this recipe trains; start a new run")
     for name, tensor in stored.items():
         tensors[name].copy_(shard_like(tensors[name], tensor))
+    objective: dict[str, Any] = read_json(checkpoint / OBJECTIVE)
+    return objective
 
 
 def save_sharded_optimizer(

@@ -70,12 +70,9 @@ class SupervisedTrainer(Planned):
         self.model_accepts_loss_kwargs = True
         if self.args.bf16:
             skip_input_casts(model)
-        self._pending: PendingGradients | None = install(model, self.args) if self._on_cpu else None
+        on_cpu = self.args.device.type == "cpu"
+        self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self.args.device.type == "cpu"
 
     def get_train_dataloader(self) -> DataLoaderShard:
         """Batches of this process, in an order that follows from seed and epoch alone."""
@@ -202,7 +199,7 @@ class SupervisedTrainer(Planned):
     def begin_plan(self) -> None:
         """Prepare the model for stages, and cache the outputs of frozen blocks where the coming steps gain by it."""
         super().begin_plan()
-        if self._on_cpu:
+        if self.args.device.type == "cpu":
             # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.frozen_blocks is None:

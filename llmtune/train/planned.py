@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
-from llmtune.files import read_json, write_json
 from llmtune.model.blocks import distances, unwrap
 from llmtune.model.sharded import gather, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
 from llmtune.train.checkpoint import (
-    OBJECTIVE,
-    TENSORS,
     TRAINER_STATE,
     checkpoint_folder,
     load_sharded_optimizer,
-    load_tensors,
+    load_state,
     remove_old,
     save_sharded_optimizer,
+    save_state,
     write_checkpoint,
 )
 from llmtune.train.proof import UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
@@ -192,15 +189,13 @@ class Planned(Trainer):
             self._save_optimizer_and_scheduler(str(partial_folder))
             self._save_rng_state(str(partial_folder))
             if first:
-                save_file(trained, partial_folder / TENSORS)
-                write_json(partial_folder / OBJECTIVE, objective)
+                save_state(partial_folder, trained, objective)
                 self.state.save_to_json(str(partial_folder / TRAINER_STATE))
         if first:
             remove_old(folder, self._keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_tensors(Path(resume_from_checkpoint), self.current_tensors())
-        self.load_objective_state(read_json(Path(resume_from_checkpoint) / OBJECTIVE))
+        self.load_objective_state(load_state(Path(resume_from_checkpoint), self.current_tensors()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:
