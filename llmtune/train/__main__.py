@@ -8,11 +8,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from llmtune import recipe
+from llmtune import terminal
 from llmtune.errors import Interrupted, LlmtuneError
 from llmtune.launch.process import exit_process, report_failure
+from llmtune.recipe import load as load_recipe
 from llmtune.run import open_run
-from llmtune.terminal import prepared
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare_all
 
@@ -47,14 +47,14 @@ def _train_recipe(options: argparse.Namespace) -> None:
     out, ready, failure = options.out or Path("runs") / options.recipe.stem, None, None
     if state.is_local_main_process:
         try:
-            settings = recipe.load(options.recipe, options.set)
-            ready = prepare_all(settings, out, torch.cuda.device_count(), options.overwrite)
+            recipe = load_recipe(options.recipe, options.set)
+            ready = prepare_all(recipe, out, torch.cuda.device_count(), options.overwrite)
         except LlmtuneError as error:
             failure = error
     _raise_in_every_process(failure)
     run = open_run(out)
     if state.is_main_process:
-        prepared(run)
+        terminal.prepared(run)
     if not run.done("train"):
         train(run, ready)
 

@@ -1,12 +1,12 @@
-"""A recipe as the arguments and data sets of TRL and transformers."""
+"""A recipe as the arguments and rows of transformers' Trainer."""
 
 import math
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
-from trl import SFTConfig
+from transformers import TrainingArguments
 
+from llmtune.data.encode import Example
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
@@ -23,23 +23,25 @@ OPTIMIZERS = {
 }
 
 
-def training_arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool) -> SFTConfig:
-    """The arguments that TRL and transformers read; the plan decides rates, so theirs are not used."""
-    size, passes = split_batch(settings, world)
-    every = math.ceil(settings.train.save_every * steps)
-    return SFTConfig(
+def training_arguments(
+    recipe: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool
+) -> TrainingArguments:
+    """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
+    size, passes = split_batch(recipe, world)
+    every = math.ceil(recipe.train.save_every * steps)
+    return TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=size,
         per_device_eval_batch_size=size,
         gradient_accumulation_steps=passes,
         max_steps=steps,
-        optim=OPTIMIZERS[settings.train.optimizer],
-        weight_decay=settings.train.weight_decay,
-        max_grad_norm=settings.train.grad_clip,
-        bf16=computes_bf16(settings.model.precision),
+        optim=OPTIMIZERS[recipe.train.optimizer],
+        weight_decay=recipe.train.weight_decay,
+        max_grad_norm=recipe.train.grad_clip,
+        bf16=computes_bf16(recipe.model.precision),
         use_cpu=PartialState().device.type == "cpu",
-        seed=settings.train.seed,
-        gradient_checkpointing=settings.train.activation_checkpointing,
+        seed=recipe.train.seed,
+        gradient_checkpointing=recipe.train.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=plan.staged,
         logging_steps=1,
@@ -50,17 +52,16 @@ def training_arguments(settings: Recipe, run: Run, plan: Plan, steps: int, world
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=PartialState().device.type == "cuda",
     )
 
 
-def resolved_arguments(args: SFTConfig) -> dict[str, Any]:
-    """Every argument of TRL and transformers with its default, less what names this machine's folders."""
+def resolved_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Every argument of transformers with its default, less what names this machine's folders."""
     return {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
 
 
-def to_dataset(examples: list[Any], first: int = 0) -> Dataset:
-    """Examples for the trainer, numbered from `first` on: input_ids, labels, index."""
+def to_rows(examples: list[Example], first: int = 0) -> list[dict[str, Any]]:
+    """Examples as the trainer's rows, numbered from `first` on: input_ids, labels, index."""
     numbered = enumerate(examples, first)
-    return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels, "index": at} for at, e in numbered])
+    return [{"input_ids": e.input_ids, "labels": e.labels, "index": index} for index, e in numbered]

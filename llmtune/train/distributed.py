@@ -18,36 +18,36 @@ _UNSHARDABLE = {
 }
 
 
-def check_world(settings: Recipe, state: PartialState) -> None:
-    """Raise MachineError where the launcher started other processes than were asked for."""
-    asked = os.environ.get(WORLD)
-    expected = int(asked) if asked else settings.launch.processes
+def check_world(recipe: Recipe, state: PartialState) -> None:
+    """Raise MachineError where the launcher started another number of processes than requested."""
+    requested = os.environ.get(WORLD)
+    expected = int(requested) if requested else recipe.launch.processes
     if expected is not None and expected != state.num_processes:
         raise MachineError(
             f"{expected} processes were asked for and {state.num_processes} started; "
             "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml, or set launch.processes"
         )
     if state.num_processes > 1:
-        wanted = "gloo" if state.device.type == "cpu" else "nccl"
-        if wanted not in (state.backend or ""):
-            raise MachineError(f"the processes are joined by {state.backend}, not by {wanted}")
-    if computes_bf16(settings.model.precision) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        backend = "gloo" if state.device.type == "cpu" else "nccl"
+        if backend not in (state.backend or ""):
+            raise MachineError(f"the processes communicate by {state.backend}, not by {backend}")
+    if computes_bf16(recipe.model.precision) and state.device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise MachineError("this GPU has no bf16; set model.precision to fp32")
-    if settings.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
+    if recipe.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
         raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
 
 
-def check_engine(settings: Recipe, plan: Plan, state: PartialState) -> None:
-    """Raise an error for an engine that `accelerate launch` was told to use and that cannot do what was asked."""
-    if _told("ACCELERATE_USE_DEEPSPEED"):
-        check_stages(settings, plan)
-    if not _told("ACCELERATE_USE_FSDP"):
+def check_engine(recipe: Recipe, plan: Plan, state: PartialState) -> None:
+    """Raise an error where the engine that `accelerate launch` set up cannot do what the recipe says."""
+    if _enabled("ACCELERATE_USE_DEEPSPEED"):
+        check_stages(recipe, plan)
+    if not _enabled("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise FieldError("launch.accelerate", "FSDP1 is not supported; the nearest valid is fsdp2 (fsdp_version: 2)")
-    check_sharded(settings)
+        raise FieldError("launch.accelerate", "FSDP1 is not supported; try fsdp2 (fsdp_version: 2)")
+    check_sharded(recipe)
     for key, instead in _UNSHARDABLE.items():
-        if _told(f"FSDP_{key.upper()}"):
+        if _enabled(f"FSDP_{key.upper()}"):
             raise FieldError("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
     if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
@@ -56,15 +56,15 @@ def check_engine(settings: Recipe, plan: Plan, state: PartialState) -> None:
 def check_stages(recipe: Recipe, plan: Plan) -> None:
     """Raise RecipeError for stages, which DeepSpeed does not follow."""
     if plan.staged:
-        raise FieldError("launch.accelerate", "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2")
+        raise FieldError("launch.accelerate", "DeepSpeed cannot follow stages; try ddp or fsdp2")
 
 
 def check_sharded(recipe: Recipe) -> None:
     """Raise RecipeError for an optimizer that cannot hold the state of sharded weights."""
     if recipe.train.optimizer not in ("adamw", "sgd"):
-        said = f"{recipe.train.optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw"
-        raise FieldError("train.optimizer", said)
+        message = f"{recipe.train.optimizer} cannot hold its state sharded under fsdp2; try adamw"
+        raise FieldError("train.optimizer", message)
 
 
-def _told(variable: str) -> bool:
+def _enabled(variable: str) -> bool:
     return os.environ.get(variable, "").lower() == "true"

@@ -1,15 +1,16 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
+from llmtune.data.encode import Example
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.files import read_json, write_json
@@ -32,64 +33,69 @@ from llmtune.model.quantize import load_quantized
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
+from llmtune.run_log import Record
 from llmtune.terminal import heading
-from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_dataset, training_arguments
-from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
+from llmtune.train.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.train.distributed import check_engine, check_world
+from llmtune.train.objective import SupervisedTrainer
 from llmtune.train.plan_table import lay_out, total_steps
-from llmtune.train.planned import PlannedTrainer
 from llmtune.train.prepare import Prepared
 from llmtune.train.progress import Progress, step_recorder
-from llmtune.train.proof import checksums, prove_planned_changes
 from llmtune.train.stop import Stop
 
 
 @locates_mistakes
-def train(run: Run, found: Prepared | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
 
-    `found` is what this process found out when it prepared the run; `callbacks` watch the training.
+    `prepared` spares what this process did when it prepared the run; `callbacks` watch the training.
     """
-    settings = run.recipe()
+    recipe = run.recipe()
     state = PartialState(cpu=not torch.cuda.is_available())
-    check_world(settings, state)
+    check_world(recipe, state)
     if state.device.type == "cpu":
         bound_primitive_cache()
-        if settings.memory.frozen_blocks != "stream":
+        if recipe.memory.frozen_blocks != "stream":
             keep_freed()
-    set_seed(settings.train.seed)
-    base = found.base if found else locate_base(settings.model)
+    set_seed(recipe.train.seed)
+    base = prepared.base if prepared else locate_base(recipe.model)
     tokenizer = load_tokenizer(base)
-    data = found.data if found else gate(settings, tokenizer, stop_ids(base))
+    data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base))
     check_same_data(run, data.findings)
-    plan = settings.plan(model_facts(build_skeleton(base)))
-    check_engine(settings, plan, state)
-    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
-    loaded, shelf = _load(base, settings, plan, dtype)
-    tuned = insert(loaded, settings.method.adapter, plan, base)
-    tensors = trained_tensors(tuned, plan)
-    steps = total_steps(settings, len(data.train), state.num_processes)
-    laid = lay_out(settings, plan, steps)
+    plan = recipe.plan(model_facts(build_skeleton(base)))
+    check_engine(recipe, plan, state)
+    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    weights, offloaded = _load(base, recipe, plan, dtype)
+    model = insert(weights, recipe.method.adapter, plan, base)
+    tensors = trained_tensors(model, plan)
+    steps = total_steps(recipe, len(data.train), state.num_processes)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
-        settings.method.adapter.move_weight(tuned, run.checkpoints, bool(done), state.device)
-    start = int(done[-1].name.removeprefix("step-")) if done else 0
-    progress = Progress(steps, None, run.log_file, start_step=start, stage_starts=laid.starts, rank=state.process_index)
+        recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
+    progress = Progress(
+        steps,
+        None,
+        run.log_file,
+        start_step=checkpoint_step(done[-1]) if done else 0,
+        stage_starts=lay_out(recipe, plan, steps).starts,
+        rank=state.process_index,
+    )
     stop, record = Stop(), step_recorder(progress)
     if state.is_main_process:
         heading("train")
     with progress:
-        trainer = PlannedTrainer(
-            tuned,
-            make_schedule=lambda count: lay_out(settings, plan, count),
+        trainer = SupervisedTrainer(
+            model,
+            make_schedule=lambda count: lay_out(recipe, plan, count),
             tensors=tensors,
             record=record,
-            keep=settings.train.keep,
-            frozen_blocks=_frozen_blocks(settings, base, [*data.train, *data.eval], shelf),
-            grouped=settings.train.group_by_length,
-            args=training_arguments(settings, run, plan, steps, state.num_processes, bool(data.eval)),
-            train_dataset=to_dataset(data.train),
-            eval_dataset=to_dataset(data.eval, len(data.train)) if data.eval else None,
+            keep=recipe.train.keep,
+            frozen_blocks=_frozen_blocks(recipe, base, [*data.train, *data.eval], offloaded),
+            grouped=recipe.train.group_by_length,
+            args=training_arguments(recipe, run, plan, steps, state.num_processes, bool(data.eval)),
+            train_dataset=to_rows(data.train),
+            eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[stop, *callbacks],
@@ -97,64 +103,67 @@ def train(run: Run, found: Prepared | None = None, callbacks: Sequence[TrainerCa
         trainer.remove_callback(PrinterCallback)
         if state.is_main_process:
             write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
-        before = checksums(dict(tuned.named_parameters()))
         trained = sum(tensor.numel() for tensor in tensors.values())
         del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
         reached = trainer.state.global_step
-        if stop.asked and reached < steps:
+        if stop.requested and reached < steps:
             raise Interrupted(f"stopped at step {reached} of {steps}, with a checkpoint; go on: llmtune run {run.path}")
-        still = prove_planned_changes(before, trainer.model, trainer.current_tensors(), trainer.distance)
-        if still:
-            said = f"warning: never changed, though to be trained: {still[0]}"
-            said += f" and {len(still) - 1} more" if still[1:] else ""
-            record({"step": reached, "warning": said})
+        _warn_of_unchanged(trainer.prove_changes(), reached, record)
     delta = trainer.trained_state()
     if state.is_main_process:
-        save_delta(tuned, delta, run.delta, base, settings.method.adapter.kind)
+        save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
         run.mark("train", [run.delta], steps=steps, trained=trained)
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
-def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, OffloadedBlocks | None]:
-    """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
-    if settings.memory.frozen_blocks == "stream":
-        return load_offloaded(base, settings, plan, dtype)
-    if settings.model.quantize == "none":
+def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:
+    """Record a warning that names the first of the tensors that should have changed, if any."""
+    if unchanged:
+        others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
+        message = f"warning: never changed, though to be trained: {unchanged[0]}{others}"
+        record({"step": step, "warning": message})
+
+
+def _load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
+    """The base as the recipe wants it in memory, and the blocks that it leaves on disk."""
+    if recipe.memory.frozen_blocks == "stream":
+        return load_offloaded(base, recipe, plan, dtype)
+    if recipe.model.quantize == "none":
         return load_model(base, dtype), None
-    return load_quantized(base, plan, not settings.method.adapter.trains_base, dtype), None
+    return load_quantized(base, plan, not recipe.method.adapter.trains_base, dtype), None
 
 
 def _frozen_blocks(
-    settings: Recipe, base: Base, examples: list[Any], shelf: OffloadedBlocks | None
+    recipe: Recipe, base: Base, examples: list[Example], offloaded: OffloadedBlocks | None
 ) -> FrozenBlocks | None:
-    """What keeps the outputs of blocks that do not train, where the recipe allows it."""
-    memory = settings.memory
+    """The cache of frozen blocks' outputs, where the recipe allows it."""
+    memory = recipe.memory
     if memory.frozen_blocks == "recompute":
         return None
     facts = {
         "base": base.revision or weights_digest(base.folder),
-        "quantize": settings.model.quantize,
-        "bf16": computes_bf16(settings.model.precision),
+        "quantize": recipe.model.quantize,
+        "bf16": computes_bf16(recipe.model.precision),
     }
-    adapter = settings.method.adapter
-    may = CachePolicy(
+    adapter = recipe.method.adapter
+    policy = CachePolicy(
         cache_folder() / "frozen-blocks",
         facts,
-        None if adapter.trains_base else {**adapter.model_dump(), "seed": settings.train.seed},
+        None if adapter.trains_base else {**adapter.model_dump(), "seed": recipe.train.seed},
         round(memory.cache_limit_gb * 2**30),
         memory.frozen_blocks == "cache",
-        shelf,
+        offloaded,
     )
-    return FrozenBlocks([example.input_ids for example in examples], may)
+    return FrozenBlocks([example.input_ids for example in examples], policy)
 
 
 def check_same_data(run: Run, findings: dict[str, Any]) -> None:
     """Raise RecipeError where the data files changed since the run was made."""
     before, now = (
-        {part: file.get("sha256") for part, file in found["files"].items()}
-        for found in (read_json(run.data_file), findings)
+        {part: file.get("sha256") for part, file in measured["files"].items()}
+        for measured in (read_json(run.data_file), findings)
     )
     if before != now:
         raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")

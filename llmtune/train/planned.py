@@ -1,42 +1,47 @@
-"""PlannedTrainer: a plan followed by TRL's SFTTrainer."""
+"""Planned: any transformers.Trainer follows a plan; what is learned is the Trainer's own matter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
-from llmtune.data.order import EpochSampler
 from llmtune.errors import TrainingError
-from llmtune.frozen.boundary import Span, boundaries
-from llmtune.frozen.cache import FrozenBlocks
-from llmtune.kernels.cpu.install import install
-from llmtune.model.blocks import blocks, distances, unwrap
-from llmtune.model.sharded import reshard, warm_up_dtypes
+from llmtune.model.blocks import distances, unwrap
+from llmtune.model.sharded import gather, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
-from llmtune.train.checkpoint import Checkpointed
-from llmtune.train.joined import RowJoiner
-from llmtune.train.objective import Measured
-from llmtune.train.proof import UpdateCheck
+from llmtune.run_log import Record
+from llmtune.train.checkpoint import (
+    TRAINER_STATE,
+    checkpoint_folder,
+    load_sharded_optimizer,
+    load_state,
+    remove_old,
+    save_sharded_optimizer,
+    save_state,
+    write_checkpoint,
+)
+from llmtune.train.proof import UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
 
 
 def optimizer_groups(
     tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups, one per distance and kind (matrices decay, vectors do not); together exactly `tensors`."""
-    made: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in tensors.items():
         key = (distance[name], parameter.ndim > 1)
         decay = weight_decay if key[1] else 0.0
-        group = made.setdefault(key, {"params": [], "lr": 1.0, "weight_decay": decay, "distance": key[0]})
+        group = groups.setdefault(key, {"params": [], "lr": 1.0, "weight_decay": decay, "distance": key[0]})
         group["params"].append(parameter)
-    listed = [parameter for group in made.values() for parameter in group["params"]]
+    listed = [parameter for group in groups.values() for parameter in group["params"]]
     if sorted(map(id, listed)) != sorted(map(id, tensors.values())):
         raise TrainingError("the optimizer's groups are no partition of what trains")
-    return [made[key] for key in sorted(made)]
+    return [groups[key] for key in sorted(groups)]
 
 
 def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
@@ -46,19 +51,11 @@ def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], 
         parameter.requires_grad_(stage.rate(distance[name]) > 0)
 
 
-def skip_input_casts(model: nn.Module) -> None:
-    """Let LoRA layers give bf16 input straight to autocast; PEFT's way through fp32 and back gives the same bits."""
-    for module in (module for module in model.modules() if isinstance(module, LoraLayer)):
-        # A dropout or a variant (DoRA) computes in the precision that it is given.
-        dropouts = module.lora_dropout.values()
-        if not module.lora_variant and all(isinstance(dropout, nn.Identity) for dropout in dropouts):
-            module.cast_input_dtype_enabled = False
+class Planned(Trainer):
+    """A Trainer whose optimizer groups, rates, trained tensors, checkpoints and proof follow a plan.
 
-
-class PlannedTrainer(Measured, Checkpointed):
-    """SFTTrainer whose optimizer groups, rates, trained set, loss and checkpoints follow a plan.
-
-    The optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
+    It knows neither rows nor loss, and stands before any Trainer: `class PlannedDPO(Planned, DPOTrainer)`. The
+    optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
     """
 
     def __init__(
@@ -67,181 +64,182 @@ class PlannedTrainer(Measured, Checkpointed):
         *,
         make_schedule: Callable[[int], Schedule],
         tensors: dict[str, nn.Parameter],
-        record: Callable[[dict[str, Any]], None],
+        record: Callable[[Record], None],
         keep: int,
-        frozen_blocks: FrozenBlocks | None = None,
-        grouped: bool = False,
-        **more: Any,
+        **arguments: Any,
     ) -> None:
-        self._make_schedule = make_schedule
-        self._names = list(tensors)
+        """`make_schedule` lays the plan over that many steps; `tensors` ever train; `keep` checkpoints stay.
+
+        `arguments` go to the Trainer.
+        """
+        quantized = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+        if quantized:
+            raise TrainingError(f"{quantized[0]} should train but is quantized")
+        self._make_schedule, self._record, self._keep = make_schedule, record, keep
+        self._trained_names = list(tensors)
         self.distance = distances(model)
-        self._record = record
-        self._keep = keep
-        self.frozen_blocks, self._grouped = frozen_blocks, grouped
-        self._kept_before: list[int] | None = None
-        self._supervised = self._seen = 0
-        self._step_seen = self._step_slots = 0
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        # SFTTrainer casts what requires a gradient to bf16 in a quantized model, where small updates are rounded away.
+        # Now, since TRL's trainers cast what requires a gradient to bf16 in a quantized model.
         model.requires_grad_(False)
-        # With checkpointing on, the embedding's output is made to require a gradient: every block would pay for it.
-        unwrap(model).enable_input_require_grads = lambda: None
-        packed = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-        if packed:
-            raise TrainingError(f"{packed[0]} should train but is quantized")
-        # Trainer refuses a quantized model without an adapter; here nothing that is quantized trains.
-        quantized = vars(model).pop("is_quantized", None)
-        super().__init__(model=model, **more)
-        if quantized is not None:
-            vars(model)["is_quantized"] = quantized
+        with _accepted_by_trainer(model):
+            super().__init__(model=model, **arguments)
+        # TRL's trainers let the embedding's output require a gradient, as Trainer does later: see begin_plan.
+        unwrap(model).disable_input_require_grads()
         for tensor in tensors.values():
             tensor.requires_grad_(True)
             tensor.data = tensor.data.float()
-        if self.args.bf16:
-            skip_input_casts(model)
-        if self.args.device.type == "cpu":
-            self._held = install(model, self.args)
-        self._unpadded = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
-        self.model_accepts_loss_kwargs = True
-        self._moved = UpdateCheck(record)
-        self.add_callback(_Stages(self))
-        self.add_callback(self._moved)
+        self._checksums = checksums(dict(model.named_parameters()))
+        self._update_check = UpdateCheck(record)
+        self.add_callback(_PlanCallback(self))
+        self.add_callback(self._update_check)
+
+    def measurements(self) -> Record:
+        """What the objective adds to a step's record; every process must ask."""
+        return {}
+
+    def objective_state(self) -> dict[str, Any]:
+        """What the objective saves in a checkpoint, as plain values."""
+        return {}
+
+    def load_objective_state(self, state: dict[str, Any]) -> None:
+        """Take back what `objective_state` gave."""
+
+    def enter_stage(self, step: int) -> None:
+        """Let exactly what trains at `step` require gradients."""
+        freeze_to_stage(self.current_tensors(), self.distance, self.schedule, step)
+
+    def current_tensors(self) -> dict[str, nn.Parameter]:
+        """The tensors that ever train, by name, as the model holds them now: sharding replaces them."""
+        live = dict(self.model.named_parameters())
+        return {name: live[name] for name in self._trained_names}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The recipe's optimizer over the plan's groups."""
-        if getattr(self, "optimizer", None) is None:
+        """The optimizer that the arguments name, over the plan's groups."""
+        if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
-            listed = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
-            self.optimizer = kind(listed, lr=1.0, **options)
+            groups = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
+            self.optimizer: torch.optim.Optimizer = kind(groups, lr=1.0, **options)
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """One function of the step per group: the plan's rate at the group's distance, laid over the steps."""
+        """One function of the step per group: the plan's rate at the group's distance."""
         self.schedule = self._make_schedule(num_training_steps)
         optimizer = optimizer or self.optimizer
         rates: list[Callable[[int], float]] = [
             partial(self.schedule.rate, distance=group["distance"]) for group in optimizer.param_groups
         ]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
-        return EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped)
+    def begin_plan(self) -> None:
+        """Prepare the model, wrapped for training, for stages."""
+        # With checkpointing on, Trainer makes the embedding's output require a gradient: every block would pay for it.
+        unwrap(self.model).disable_input_require_grads()
+        if self.is_fsdp_enabled:
+            warm_up_dtypes(self.model)
 
-    def _rows_per_step(self) -> int:
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def end_plan(self) -> None:
+        """Leave the model as an objective wants it after the last step."""
 
-    def begin_frozen_blocks(self) -> None:
-        """Keep the outputs of what does not train, where the coming steps profit from it, and say what was done."""
-        if self.frozen_blocks is None:
-            return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.frozen_blocks = None
-            self._record(
-                {"step": self.state.global_step, "frozen_blocks": "frozen blocks: not kept where weights are sharded"}
-            )
-            return
-        distance = {name: self.distance[name] for name in self._names}
-        step, laid = self.state.global_step, self.schedule
-        self._boundaries = boundaries(laid.plan, distance, len(blocks(self.model)))
-        ends = [*laid.starts[1:], laid.steps]
-        coming = [
-            Span(boundary, self._rows_between(max(start, step), end))
-            for boundary, start, end in zip(self._boundaries, laid.starts, ends, strict=True)
-            if end > step
-        ]
-        with self.accelerator.local_main_process_first():
-            said = self.frozen_blocks.begin(self.model, coming, distance, self.accelerator.autocast, self._kept_before)
-        if said:
-            self._record({"step": step, "frozen_blocks": said})
-
-    def _rows_between(self, start: int, end: int) -> int:
-        """Rows, for training and validation, that pass through the model in steps `start` to `end`."""
-        every = self.args.eval_steps if self.eval_dataset is not None else None
-        checks = int(end // every - start // every) if every else 0
-        return (end - start) * self._rows_per_step() + checks * (len(self.eval_dataset) if checks else 0)
-
-    def enter_stage(self, step: int) -> None:
-        """Let exactly what trains at `step` require gradients, and what is kept stand in for what does not."""
-        tensors = self.current_tensors()
-        freeze_to_stage(tensors, self.distance, self.schedule, step)
-        if self.frozen_blocks is not None:
-            self.frozen_blocks.enter(self._boundaries[self.schedule.stage_at(step)])
-        if step in self.schedule.starts:
-            self._unpadded.again()
-
-    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """The mean loss per supervised token over the evaluation rows; leaves random state and mode as found."""
-        # Trainer asks twice where the last step of an epoch is also one to evaluate at.
-        if self._evaluated[0] == self.state.global_step:
-            return self._evaluated[1]
-        training = self.model.training
-        self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
-            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-            for inputs in self.get_eval_dataloader():
-                prepared = self._prepare_inputs(inputs)
-                count = int((prepared["labels"][:, 1:] != -100).sum())
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(self.model, prepared)
-                sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
-        total, tokens = self.accelerator.reduce(sums, "sum").tolist()
-        reshard(self.model)
-        self.model.train(training)
-        metrics = {"eval_loss": total / max(1, tokens)}
-        self._evaluated = (self.state.global_step, metrics)
-        self._record({"step": self.state.global_step, **metrics})
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand the step's numbers to the run's log."""
-        if "loss" not in logs:
-            return
-        counts = [self._seen, self._supervised, self._step_seen, self._step_slots]
-        self._step_seen = self._step_slots = 0
-        seen, supervised, used, slots = self.accelerator.reduce(
-            torch.tensor(counts, device=self.args.device), "sum"
-        ).tolist()
-        step = self.state.global_step
-        optimizer_groups = self.optimizer.param_groups
-        rates = {str(group["distance"]): self.schedule.rate(step - 1, group["distance"]) for group in optimizer_groups}
-        entry = {"step": step, "loss": logs["loss"], "lr": rates, "tokens": seen, "supervised": supervised}
-        entry |= self._moved.take()
-        self._record(entry | {"padding": 1 - used / max(1, slots), "grad_norm": logs.get("grad_norm")})
-
-
-class _Stages(TrainerCallback):
-    """Flips requires_grad at stage boundaries, from the global step alone, and checks what a boundary must satisfy."""
-
-    def __init__(self, trainer: PlannedTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        if self.trainer.is_fsdp_enabled:
-            warm_up_dtypes(self.trainer.model)
-        if self.trainer.args.device.type == "cpu":
-            # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
-            self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
-        self.trainer.begin_frozen_blocks()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        if self.trainer.frozen_blocks is not None:
-            self.trainer.frozen_blocks.end()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        trainer = self.trainer
-        if state.global_step in trainer.schedule.starts[1:]:
-            trainer.assert_replicas_equal()
-        trainer.enter_stage(state.global_step)
-        tensors = trainer.current_tensors()
-        held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
-        missing = [name for name, p in tensors.items() if p.requires_grad and id(p) not in held]
+    def begin_step(self, step: int) -> None:
+        """Enter the stage of a step, and check what must hold there; raises TrainingError."""
+        if step in self.schedule.starts[1:]:
+            assert_replicas_equal(self.current_tensors(), step)
+        self.enter_stage(step)
+        grouped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        tensors = self.current_tensors().items()
+        missing = [name for name, p in tensors if p.requires_grad and id(p) not in grouped]
         if missing:
             raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
+
+    def record_step(self, loss: float, gradient_norm: float | None) -> None:
+        """Hand a step's numbers to the run's log."""
+        step = self.state.global_step
+        distance = [group["distance"] for group in self.optimizer.param_groups]
+        rates = {str(far): self.schedule.rate(step - 1, far) for far in distance}
+        entry = {"step": step, "loss": loss, "lr": rates, **self.measurements()}
+        self._record(entry | self._update_check.take() | {"grad_norm": gradient_norm})
+
+    def record_evaluation(self, loss: float) -> None:
+        """Hand a validation's loss to the run's log."""
+        self._record({"step": self.state.global_step, "eval_loss": loss})
+
+    def prove_changes(self) -> list[str]:
+        """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
+        return prove_planned_changes(self._checksums, self.model, self.current_tensors(), self.distance)
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
+        state = {}
+        for name, tensor in self.current_tensors().items():
+            full = gather(tensor.detach())
+            if self.args.process_index == 0:
+                state[name] = full.cpu().float().contiguous()
+        return state
+
+    # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
+        assert_replicas_equal(self.current_tensors(), step)
+        trained, objective = self.trained_state(), self.objective_state()
+        with write_checkpoint(checkpoint_folder(folder, step), first) as partial_folder:
+            self._save_optimizer_and_scheduler(str(partial_folder))
+            self._save_rng_state(str(partial_folder))
+            if first:
+                save_state(partial_folder, trained, objective)
+                self.state.save_to_json(str(partial_folder / TRAINER_STATE))
+        if first:
+            remove_old(folder, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_objective_state(load_state(Path(resume_from_checkpoint), self.current_tensors()))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            # Accelerate's way wants a state for every parameter, and those of later stages have none yet.
+            save_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_fsdp_enabled:
+            load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def _accepted_by_trainer(model: nn.Module) -> Iterator[None]:
+    """Hide that frozen weights are quantized: Trainer refuses any quantized model that has no adapter."""
+    quantized = vars(model).pop("is_quantized", None)
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            vars(model)["is_quantized"] = quantized
+
+
+class _PlanCallback(TrainerCallback):
+    """Tells a planned trainer when training and its steps begin, and when there are numbers to record."""
+
+    def __init__(self, trainer: Planned) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_plan()
+
+    def on_step_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_step(self.trainer.state.global_step)
+
+    def on_log(self, *_: object, logs: dict[str, float], **named: object) -> None:
+        if "loss" in logs:
+            self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
+
+    def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
+        self.trainer.record_evaluation(metrics["eval_loss"])
+
+    def on_train_end(self, *_: object, **named: object) -> None:
+        self.trainer.end_plan()

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -91,17 +91,17 @@ class Progress:
         elif self._due(record["step"]):
             self._line_at = (record["step"], self._clock())
             count = f"step {record['step']:>{len(str(self.total_steps))}}/{self.total_steps}"
-            self._say("  ".join(filter(None, [count, self._stage(record["step"]), *self._facts(record)])))
+            self._print("  ".join(filter(None, [count, self._stage(record["step"]), *self._facts(record)])))
 
-    def evaluated(self, record: Record) -> None:
+    def evaluation(self, record: Record) -> None:
         """Log and show one validation; `record` has `step` and `eval_loss`."""
         self._write(record)
-        self._say(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}")
+        self._print(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}")
 
-    def noted(self, record: Record, line: str) -> None:
-        """Log and show something else that the run has to say; `record` has `step`."""
+    def note(self, record: Record, line: str) -> None:
+        """Log and show any other message of the run; `record` has `step`."""
         self._write(record)
-        self._say(line)
+        self._print(line)
 
     def seconds_left(self) -> float | None:
         """Seconds to the last step at the pace of the latest ones, validations included; None before one is done."""
@@ -119,7 +119,7 @@ class Progress:
             self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
             self._file.flush()
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._bar:
             self._bar.console.print(line, markup=False)
         elif self._file:
@@ -150,13 +150,13 @@ class Progress:
 
 
 class Average:
-    """An exponential moving average without the bias of its start."""
+    """An exponential moving average, corrected for its start at 0."""
 
     def __init__(self, keep: float) -> None:
         self._keep, self._sum, self._weight = keep, 0.0, 0.0
 
     def add(self, value: float | None) -> float:
-        """The average with one more value, which is passed over where it is no finite number."""
+        """The average with one more value; a value that is no finite number does not count."""
         if value is not None and math.isfinite(value):
             self._sum = self._keep * self._sum + (1 - self._keep) * value
             self._weight = self._keep * self._weight + (1 - self._keep)
@@ -178,20 +178,20 @@ def _bar(console: Console) -> Bar:
     return Bar(*columns, console=console, expand=True)
 
 
-def step_recorder(progress: Progress) -> Any:
+def step_recorder(progress: Progress) -> Callable[[Record], None]:
     """A function that completes a step's record with time, speed and memory and hands it to the log."""
     began = time.monotonic()
     earlier = progress.previous.get("seconds", 0.0)
     last = (began, progress.previous.get("tokens", 0))
 
-    def record(entry: dict[str, Any]) -> None:
+    def record(entry: Record) -> None:
         nonlocal last
-        said = entry.get("frozen_blocks") or entry.get("warning")
-        if said:
-            progress.noted(entry, said)
+        message = entry.get("frozen_blocks") or entry.get("warning")
+        if message:
+            progress.note(entry, message)
             return
         if "eval_loss" in entry:
-            progress.evaluated(entry)
+            progress.evaluation(entry)
             last = (time.monotonic(), last[1])
             return
         now = time.monotonic()

@@ -1,15 +1,16 @@
-"""Whether the weights that should learn really move: updates below a weight's precision are rounded away in silence."""
+"""Proof that exactly the planned weights changed, and that processes agree on them."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.errors import TrainingError
 from llmtune.model.sharded import gather
+from llmtune.run_log import Record
 
 AT_STEP = 20
 SAMPLE = 1024
@@ -18,31 +19,38 @@ ENOUGH = 0.5
 
 
 class UpdateCheck(TrainerCallback):
-    """Measures at step 20, or half-way, which share of the elements that have a gradient the step changes."""
+    """Measures at step 20, or half-way, which share of the elements that have a gradient the step changes.
 
-    def __init__(self, record: Callable[[dict[str, Any]], None]) -> None:
+    Updates below a weight's precision are rounded away in silence.
+    """
+
+    def __init__(self, record: Callable[[Record], None]) -> None:
         self._record = record
-        self._held: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._samples: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         self._share: float | None = None
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **named: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **named: object
+    ) -> None:
         if state.global_step + 1 == min(AT_STEP, -(-state.max_steps // 2)):
-            live = [parameter for parameter in model.parameters() if parameter.grad is not None]
-            self._held = [(p, _sample(p.grad) != 0, _sample(p.detach()).clone()) for p in live]
+            learning = [(parameter, parameter.grad) for parameter in model.parameters()]
+            self._samples = [(p, _sample(g) != 0, _sample(p.detach()).clone()) for p, g in learning if g is not None]
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        asked = sum(int(learns.sum()) for _, learns, _ in self._held)
-        if not asked:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
+    ) -> None:
+        elements = sum(int(learns.sum()) for _, learns, _ in self._samples)
+        if not elements:
             return
-        moved = sum(int((learns & (_sample(p.detach()) != before)).sum()) for p, learns, before in self._held)
-        self._held, self._share = [], moved / asked
+        changed = sum(int((learns & (_sample(p.detach()) != before)).sum()) for p, learns, before in self._samples)
+        self._samples, self._share = [], changed / elements
         if self._share < ENOUGH:
-            said = f"warning: the step changed {self._share:.0%} of the elements that have a gradient"
+            warning = f"warning: the step changed {self._share:.0%} of the elements that have a gradient"
             hint = "the others' updates were rounded away; a higher method.lr moves them"
-            self._record({"step": state.global_step + 1, "warning": f"{said}; {hint}"})
+            self._record({"step": state.global_step + 1, "warning": f"{warning}; {hint}"})
 
-    def take(self) -> dict[str, float]:
-        """What the step's record says of it: the share once, nothing otherwise."""
+    def take(self) -> Record:
+        """What a step's record says of it: the share once, nothing otherwise."""
         share, self._share = self._share, None
         return {} if share is None else {"changed": share}
 
@@ -62,13 +70,26 @@ def prove_planned_changes(
     # What is empty was let go and cannot have trained.
     after = checksums({name: parameter for name, parameter in model.named_parameters() if parameter.numel()})
     changed = {name for name in after if before[name] != after[name]}
-    moved = sorted(changed - set(trained))
-    if moved:
-        raise TrainingError(f"{moved[0]} should have stayed frozen but changed")
-    still = {distance[name] for name in trained} - {distance[name] for name in changed}
-    if still:
-        raise TrainingError(f"nothing at distance {min(still)} changed, so it was not trained")
+    unplanned = sorted(changed - set(trained))
+    if unplanned:
+        raise TrainingError(f"{unplanned[0]} should have stayed frozen but changed")
+    unchanged = {distance[name] for name in trained} - {distance[name] for name in changed}
+    if unchanged:
+        raise TrainingError(f"nothing at distance {min(unchanged)} changed, so it was not trained")
     return sorted(set(trained) - changed)
+
+
+def assert_replicas_equal(tensors: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raise TrainingError where the processes hold different values of these tensors; each process must ask."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    # A tensor that is sharded has no second copy.
+    mine = checksums({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)})
+    everyone = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    differing = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
+    if differing:
+        raise TrainingError(f"the processes' weights differ at step {step}: {differing[0]}")
 
 
 def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -78,5 +99,5 @@ def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.contiguous().flatten()
-    gather = flat.numel() * flat.element_size() % 8 == 0
-    return flat.view(torch.int64) if gather else flat.view(torch.uint8).to(torch.int64)
+    fills_words = flat.numel() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64) if fills_words else flat.view(torch.uint8).to(torch.int64)

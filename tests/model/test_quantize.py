@@ -19,7 +19,7 @@ from llmtune.model.base import Base, build_skeleton, load_model, locate_base, mo
 from llmtune.model.quantize import load_quantized
 from llmtune.run import Run
 from llmtune.train.loop import train
-from llmtune.train.planned import PlannedTrainer
+from llmtune.train.objective import SupervisedTrainer
 from llmtune.train.prepare import prepare
 from tests.support import tiny, training
 
@@ -43,13 +43,13 @@ def quantized_run(
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Collects the models that train, before they do."""
     seen: list[Any] = []
-    original = PlannedTrainer.train
+    original = SupervisedTrainer.train
 
     def look(self: Any, **named: Any) -> Any:
         seen.append(self)
         return original(self, **named)
 
-    monkeypatch.setattr(PlannedTrainer, "train", look)
+    monkeypatch.setattr(SupervisedTrainer, "train", look)
     return seen
 
 

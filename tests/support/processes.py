@@ -1,8 +1,10 @@
-"""What two processes do in tests/test_processes.py: `torchrun ... -m tests.support.processes shard|train|fsdp2 OUT`."""
+"""Two processes of tests/train/test_processes.py: `torchrun -m tests.support.processes shard|train|fsdp2 OUT`."""
 
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
@@ -59,8 +62,10 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     # With Adam's usual eps the step is the sign of a gradient near 0, which rounding turns.
     optimizer = torch.optim.AdamW(optimizer_groups(tensors, distance, 0.1), lr=1.0, eps=1e-4)
     schedule = Schedule(plan, STEPS, 0.2, "linear")
-    rates = [lambda step, far=group["distance"]: schedule.rate(step, far) for group in optimizer.param_groups]
-    laid = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+    rates: list[Callable[[int], float]] = [
+        partial(schedule.rate, distance=group["distance"]) for group in optimizer.param_groups
+    ]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
     rows, collate = training.rows(), Collator(0)
     for step in range(STEPS):
         freeze_to_stage(tensors, distance, schedule, step)
@@ -72,7 +77,7 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / count
         (loss * world).backward()
         optimizer.step()
-        laid.step()
+        scheduler.step()
         optimizer.zero_grad()
     return {name: (p.full_tensor() if world > 1 else p).detach().contiguous() for name, p in tensors.items()}
 
@@ -80,7 +85,9 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
 class _Meddle(TrainerCallback):
     """Changes one element of one tensor in the second process, in the first stage."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **named: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **named: object
+    ) -> None:
         if state.global_step == 1 and dist.get_rank() == 1:
             with torch.no_grad():
                 next(model.parameters())[0, 0] += 1e-3
@@ -88,25 +95,25 @@ class _Meddle(TrainerCallback):
 
 def train(out: Path) -> None:
     """Train in two processes, the second one meddled with where $MEDDLE is set."""
-    made = training.trainer(
+    trainer = training.trainer(
         out, GRADUAL, ddp_backend="gloo", callbacks=[_Meddle()] if "MEDDLE" in os.environ else [], save_strategy="no"
     )
-    assert made.args.world_size == 2
+    assert trainer.args.world_size == 2
     try:
-        made.train()
+        trainer.train()
     except TrainingError as error:
         (out / f"error-{dist.get_rank()}").write_text(str(error))
-    (out / f"reached-{dist.get_rank()}").write_text(str(made.state.global_step))
+    (out / f"reached-{dist.get_rank()}").write_text(str(trainer.state.global_step))
     dist.destroy_process_group()
 
 
 def fsdp2(folder: Path) -> None:
     """Train the runs in a folder, each a second time from its second checkpoint, through Accelerate's FSDP2."""
-    begin = PartialState.__init__
+    original = PartialState.__init__
 
     def disguised(self: PartialState, *arguments: Any, **named: Any) -> None:
         # Accelerate keeps FSDP2 from CPUs, unless they pass for GPUs.
-        begin(self, *arguments, **named)
+        original(self, *arguments, **named)
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 

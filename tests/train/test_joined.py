@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from llmtune.kernels.cpu import attention as attention_module
-from llmtune.kernels.cpu.attention import _attend
-from llmtune.train import joined, objective, planned
-from llmtune.train.objective import cross_entropy
+from llmtune.kernels.cpu.attention import JoinedRows, ShortAttention
+from llmtune.kernels.cpu.cross_entropy import cross_entropy
+from llmtune.train import joined, objective
+from llmtune.train.joined import model_inputs
 from tests.support import tiny, training
-from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
+from tests.support.cached import CALM, GRADUAL, KINDS, LORA, Fit, assert_equal, fit
 
 FULL = {"kind": "full", "lr": 0.01}
 
@@ -21,7 +22,7 @@ FULL = {"kind": "full", "lr": 0.01}
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
     monkeypatch.setattr(objective, "short_row_attention", lambda: nullcontext(None))
-    monkeypatch.setattr(planned, "install", lambda *given: None)
+    monkeypatch.setattr(objective, "install", lambda *arguments: None)
 
     def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
@@ -29,13 +30,14 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective, "cross_entropy", plain)
 
 
-def padding(result: Any) -> float:
+def padding(result: Fit) -> float:
+    """The largest share of padding in a step."""
     return max(entry.get("padding", 0) for entry in result[1])
 
 
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_architecture_gives_the_plain_paths_losses_and_gradients(
+def test_joined_rows_match_padded_losses_and_gradients_on_every_architecture(
     tmp_path: Path, kind: str, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, more = {**FULL, "adapter": adapter}, CALM.get(kind, {})
@@ -50,10 +52,10 @@ def test_every_architecture_gives_the_plain_paths_losses_and_gradients(
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
-def test_with_a_kept_prefix_stages_and_accumulation_too(
+def test_joined_rows_match_padded_with_cached_blocks_stages_and_accumulation(
     tmp_path: Path, checkpointing: bool, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = {"gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing}
+    more: dict[str, Any] = {"gradient_accumulation_steps": 2, "gradient_checkpointing": checkpointing}
     method = {**GRADUAL, "adapter": adapter}
     ours = fit(tmp_path, method, always=True, **more)
     assert "cached below block 2, 3" in ours[0]
@@ -63,14 +65,23 @@ def test_with_a_kept_prefix_stages_and_accumulation_too(
 
 
 @pytest.mark.parametrize("method", ["full", "frozen", "lora"])
-def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]
     scored: set[torch.dtype] = set()
-    score = cross_entropy
-    monkeypatch.setattr(objective, "cross_entropy", lambda *given: scored.add(given[0].dtype) or score(*given))
+
+    def score(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+        scored.add(logits.dtype)
+        return cross_entropy(logits, targets, scale)
+
     attended: list[torch.dtype] = []
-    attend = _attend
-    monkeypatch.setattr(attention_module, "_attend", lambda *given: attended.append(given[0].dtype) or attend(*given))
+    attend = ShortAttention.forward
+
+    def watched(ctx: Any, query: torch.Tensor, *others: Any) -> torch.Tensor:
+        attended.append(query.dtype)
+        return attend(ctx, query, *others)
+
+    monkeypatch.setattr(objective, "cross_entropy", score)
+    monkeypatch.setattr(ShortAttention, "forward", staticmethod(watched))
     ours = fit(tmp_path, chosen, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
     assert padding(ours) == 0
     assert set(attended) == {torch.bfloat16}
@@ -82,13 +93,13 @@ def test_in_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, mon
     assert losses[0] != losses[1], "the plain path ran"
 
 
-def test_a_model_that_mixes_neighbours_stays_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def model() -> Any:
-        made = tiny.model(blocks=4)
-        mlp = made.model.layers[0].mlp
+def test_keeps_padding_for_a_model_that_mixes_neighbors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> PreTrainedModel:
+        mixing = tiny.model(blocks=4)
+        mlp = mixing.model.layers[0].mlp
         plain = mlp.forward
         mlp.forward = lambda x: plain(x + functional.pad(x, (0, 0, 1, 0))[:, :-1])
-        return made
+        return mixing
 
     ours = fit(tmp_path, FULL, keep=False, model=model())
     assert padding(ours) > 0
@@ -96,12 +107,12 @@ def test_a_model_that_mixes_neighbours_stays_padded(tmp_path: Path, monkeypatch:
     assert_equal(ours, fit(tmp_path, FULL, keep=False, model=model()))
 
 
-def test_rows_too_long_for_short_attention_stay_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeps_padding_for_rows_too_long_for_short_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joined, "SHORT", 8)
     assert padding(fit(tmp_path, FULL, keep=False)) > 0
 
 
-def test_validation_between_two_passes_of_a_step_changes_nothing(tmp_path: Path) -> None:
+def test_losses_are_equal_however_often_validation_runs(tmp_path: Path) -> None:
     once = fit(tmp_path, FULL, keep=False, eval_steps=7)
     often = fit(tmp_path, FULL, keep=False, eval_steps=1)
     losses = [[entry["loss"] for entry in run[1] if "loss" in entry] for run in (once, often)]
@@ -110,3 +121,10 @@ def test_validation_between_two_passes_of_a_step_changes_nothing(tmp_path: Path)
 
 def test_the_shared_rows_need_padding() -> None:
     assert len({len(row["input_ids"]) for row in training.rows(4)}) > 1
+
+
+def test_positions_start_anew_at_every_joined_row_and_at_the_filler() -> None:
+    ids = torch.tensor([[7, 8, 0, 0], [1, 2, 3, 4]])
+    inputs = model_inputs(ids, JoinedRows(ids > 0))
+    assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
+    assert inputs["input_ids"].tolist() == [[7, 8, 1, 2, 3, 4, 7]]

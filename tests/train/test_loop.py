@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import MachineError, RecipeError
+from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD
 from llmtune.memory import PRIMITIVES
@@ -26,88 +28,77 @@ from llmtune.train.checkpoint import complete_checkpoints
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare
 from tests.support import ROOT, tiny
-
-GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}
-
-
-def made(tmp_path: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> Run:
-    """A prepared run on a tiny base in tmp_path."""
-    base = tmp_path / "base"
-    if not base.exists():
-        tiny.save_base(base, blocks=3)
-    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(count))
-    written = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method, **sections)
-    return prepare(recipe.load(written), tmp_path / name, gpus=0)
+from tests.support.training import GRADUAL, prepare_run
 
 
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
-def test_a_run_leaves_what_it_promises(tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaves_the_delta_log_and_manifest_as_promised(
+    tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in PRIMITIVES:
         monkeypatch.setenv(name, "")
         os.environ.pop(name)
-    done = made(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
-    train(done)
+    run = prepare_run(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
+    train(run)
     assert PRIMITIVES.items() <= os.environ.items()
-    assert done.done("train")
-    plan = read_json(done.plan_file)
-    log = [json.loads(line) for line in done.log_file.read_text().splitlines()]
+    assert run.done("train")
+    plan = read_json(run.plan_file)
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     steps = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
-    assert steps[-1]["supervised"] == 4 * read_json(done.data_file)["supervised_tokens"]["total"]
+    assert steps[-1]["supervised"] == 4 * read_json(run.data_file)["supervised_tokens"]["total"]
     assert not [entry for entry in log if "warning" in entry]
     assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
     assert log[-1]["eval_loss"] < steps[0]["loss"]
-    file = next(done.delta.glob("*.safetensors"))
+    file = next(run.delta.glob("*.safetensors"))
     stored = load_file(file)
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
     assert 4 * plan["trained"] == plan["delta_bytes"]
-    assert done.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
-    base = locate_base(done.recipe().model)
-    load_delta(load_model(base), done.delta)
-    assert not list(done.checkpoints.glob(".partial*"))
+    assert run.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
+    base = locate_base(run.recipe().model)
+    load_delta(load_model(base), run.delta)
+    assert not list(run.checkpoints.glob(".*"))
 
 
-def test_the_resolved_recipe_gives_the_same_plan_again(tmp_path: Path) -> None:
+def test_repeats_the_plan_from_the_resolved_recipe(tmp_path: Path) -> None:
     method = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.1}
-    first = made(tmp_path, method)
+    first = prepare_run(tmp_path, method)
     again = prepare(recipe.load(first.recipe_file), tmp_path / "again", gpus=0)
     assert read_json(again.plan_file) == read_json(first.plan_file)
     assert again.recipe_file.read_text() == first.recipe_file.read_text()
-    assert all(isinstance(rate, float) for rate in again.recipe().method.lr)
+    rates = again.recipe().method.model_dump()["lr"]
+    assert len(rates) == 3
+    assert all(isinstance(rate, float) for rate in rates)
 
 
-def test_changed_data_is_not_resumed_on(tmp_path: Path) -> None:
-    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+def test_refuses_to_resume_on_changed_data(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
     tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(41))
     with pytest.raises(RecipeError, match="data changed"):
-        train(done)
+        train(run)
 
 
-def test_another_number_of_processes_than_asked_for_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = made(tmp_path, {"kind": "full", "lr": 0.01})
+def test_refuses_another_number_of_processes_than_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
     monkeypatch.setenv(WORLD, "2")
     with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
-        train(done)
+        train(run)
 
 
-def test_frozen_tensors_that_move_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtune.train.planned import PlannedTrainer
+class ChangeFrozen(TrainerCallback):
+    """Changes one element of a frozen tensor after the last step."""
 
-    done = made(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01}, memory={"frozen_blocks": "recompute"})
-    original = PlannedTrainer.train
-
-    def meddle(self: Any, **named: Any) -> Any:
-        result = original(self, **named)
+    def on_train_end(self, *_: object, model: nn.Module, **named: object) -> None:
         with torch.no_grad():
-            self.model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-        return result
+            model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] += 1
 
-    monkeypatch.setattr(PlannedTrainer, "train", meddle)
-    with pytest.raises(Exception, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
-        train(done)
-    assert not done.done("train")
+
+def test_fails_when_a_frozen_tensor_changed(tmp_path: Path) -> None:
+    method, memory = {"kind": "frozen", "reach": 1, "lr": 0.01}, {"frozen_blocks": "recompute"}
+    run = prepare_run(tmp_path, method, memory=memory)
+    with pytest.raises(TrainingError, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
+        train(run, callbacks=[ChangeFrozen()])
+    assert not run.done("train")
 
 
 def deltas(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,12 +114,12 @@ def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
-def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
+def test_two_processes_match_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
     method = GRADUAL | {"adapter": adapter, "lr": 0.1}
     # AdamW divides by the gradient's size: it would magnify the rounding of near zeros, and hide a wrong scale.
     steps = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
-    for name, section in (("one", {}), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
-        made(tmp_path, method, name=name, train=steps, merge={"enabled": False}, **section)
+    for name, section in (("one", dict[str, Any]()), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
+        prepare_run(tmp_path, method, name=name, train=steps, merge={"enabled": False}, **section)
         result = llmtune("train", tmp_path / name, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     one, two = deltas(tmp_path / "one"), deltas(tmp_path / "two")
@@ -141,7 +132,7 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path, adapter: An
 
 
 @pytest.mark.slow
-def test_typed_by_hand_the_launcher_trains_a_recipe(tmp_path: Path) -> None:
+def test_trains_a_recipe_under_accelerate_launch_typed_by_hand(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", blocks=3)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     written = tiny.write_recipe(tmp_path / "by-hand.yaml", tmp_path / "base", data, {"kind": "full", "lr": 0.01})
@@ -156,10 +147,10 @@ def test_typed_by_hand_the_launcher_trains_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, number: signal.Signals) -> None:
-    whole = made(tmp_path, GRADUAL, count=400, name="whole")
+def test_resumes_an_interrupted_run_to_equal_weights(tmp_path: Path, number: signal.Signals) -> None:
+    whole = prepare_run(tmp_path, GRADUAL, count=400, name="whole")
     train(whole)
-    stopped = made(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
+    stopped = prepare_run(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
     command = [sys.executable, "-m", "llmtune", "run", str(stopped.path)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     deadline = time.monotonic() + 120
@@ -174,16 +165,19 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, number: 
     assert complete_checkpoints(stopped.checkpoints)
     again = llmtune("run", stopped.path, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    expected, found = deltas(whole.path), deltas(stopped.path)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    expected, resumed = deltas(whole.path), deltas(stopped.path)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    sections = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.05}, "merge": {"enabled": False}}
-    whole = made(tmp_path, GRADUAL, count=300, name="whole", **sections)
+def test_resumes_a_killed_run_to_equal_weights(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "train": {"epochs": 1, "batch_size": 4, "save_every": 0.05},
+        "merge": {"enabled": False},
+    }
+    whole = prepare_run(tmp_path, GRADUAL, count=300, name="whole", **sections)
     train(whole)
-    killed = made(tmp_path, GRADUAL, count=300, name="killed", **sections)
+    killed = prepare_run(tmp_path, GRADUAL, count=300, name="killed", **sections)
     for _ in range(3):
         before = len(complete_checkpoints(killed.checkpoints))
         command = [sys.executable, "-m", "llmtune.train", str(killed.path)]
@@ -194,22 +188,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert llmtune("train", killed.path, cwd=tmp_path).returncode == 0
-    expected, found = deltas(whole.path), deltas(killed.path)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    expected, resumed = deltas(whole.path), deltas(killed.path)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("method", [GRADUAL, {"kind": "frozen", "reach": 1, "lr": 0.01}], ids=["gradual", "frozen"])
-def test_what_keeping_takes_is_what_the_plan_predicts(
+def test_cache_size_equals_the_plans_prediction(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    done = made(tmp_path, method, memory={"frozen_blocks": "cache"}, train={"epochs": 3, "batch_size": 4})
-    train(done)
-    predicted = read_json(done.plan_file)["frozen_blocks"]
+    run = prepare_run(tmp_path, method, memory={"frozen_blocks": "cache"}, train={"epochs": 3, "batch_size": 4})
+    train(run)
+    predicted = read_json(run.plan_file)["frozen_blocks"]
     files = list((tmp_path / "cache" / "frozen-blocks").glob("*/states.bin"))
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
-    assert any("frozen blocks: cached" in line for line in done.log_file.read_text().splitlines())
+    assert any("frozen blocks: kept" in line for line in run.log_file.read_text().splitlines())
 
 
 def tiny_recipe(folder: Path, **sections: Any) -> Path:
@@ -228,7 +222,7 @@ def tiny_recipe(folder: Path, **sections: Any) -> Path:
         (2, 4.0, "continue with: llmtune run runs/r"),
     ],
 )
-def test_a_stop_while_the_training_still_imports_is_one_line(
+def test_prints_one_line_for_a_stop_while_training_still_imports(
     tmp_path: Path, processes: int, after: float, then: str
 ) -> None:
     recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
@@ -244,7 +238,7 @@ def test_a_stop_while_the_training_still_imports_is_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_what_ends_a_training_is_the_only_line(tmp_path: Path, processes: int) -> None:
+def test_prints_one_line_for_what_ends_a_training(tmp_path: Path, processes: int) -> None:
     section = {"launch": {"processes": processes}, "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 8}}
     ended = llmtune("run", tiny_recipe(tmp_path, **section), cwd=tmp_path)
     assert ended.returncode == 2

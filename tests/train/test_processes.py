@@ -29,7 +29,7 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 def two(*command: str, **environment: str) -> None:
-    """Run a task of tests/processes.py in two processes, started by torchrun or by the launcher given."""
+    """Run a task of tests/support/processes.py in two processes, started by torchrun or by the launcher given."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     if command[0] == "fsdp2":
         config = str(ROOT / "accelerate_configs" / "fsdp2.yaml")
@@ -47,7 +47,7 @@ def two(*command: str, **environment: str) -> None:
 
 
 @pytest.mark.slow
-def test_staged_and_lora_runs_under_fsdp2_equal_the_single_process(tmp_path: Path) -> None:
+def test_fsdp2_stages_and_lora_match_single_process(tmp_path: Path) -> None:
     two("shard", str(tmp_path))
     for name, method in processes.METHODS.items():
         alone, sharded = processes.steps(method, 0, 1), load_file(tmp_path / f"{name}.safetensors")
@@ -57,23 +57,23 @@ def test_staged_and_lora_runs_under_fsdp2_equal_the_single_process(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_processes_whose_weights_drift_apart_end_the_run_at_the_stages_end(tmp_path: Path) -> None:
+def test_fails_at_the_stages_end_when_processes_drift_apart(tmp_path: Path) -> None:
     two("train", str(tmp_path), MEDDLE="1")
     for rank in (0, 1):
-        said = (tmp_path / f"error-{rank}").read_text()
-        assert said.startswith("the processes' weights differ at step 2")
+        message = (tmp_path / f"error-{rank}").read_text()
+        assert message.startswith("the processes' weights differ at step 2")
         assert (tmp_path / f"reached-{rank}").read_text() == "2"
 
 
 @pytest.mark.slow
-def test_processes_whose_weights_agree_go_on_to_the_end(tmp_path: Path) -> None:
+def test_trains_to_the_end_when_processes_agree(tmp_path: Path) -> None:
     two("train", str(tmp_path))
     assert [(tmp_path / f"reached-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     assert not list(tmp_path.glob("error-*"))
 
 
 @pytest.mark.slow
-def test_saved_resumed_and_finished_under_accelerates_fsdp2_the_delta_is_the_single_processs(tmp_path: Path) -> None:
+def test_fsdp2_resume_matches_single_process(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", blocks=3)
     rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     for name, case in SHARDED.items():
@@ -88,10 +88,10 @@ def test_saved_resumed_and_finished_under_accelerates_fsdp2_the_delta_is_the_sin
         train(open_run(tmp_path / "alone" / name))
     two("fsdp2", str(tmp_path / "sharded"))
     for name in SHARDED:
-        made = tmp_path / "sharded" / name
-        file = next((made / "delta").glob("*.safetensors")).name
-        alone = load_file(tmp_path / "alone" / name / "delta" / file)
-        resumed, whole = load_file(made / "delta" / file), load_file(made / "whole" / file)
+        run = tmp_path / "sharded" / name
+        weights = next((run / "delta").glob("*.safetensors")).name
+        alone = load_file(tmp_path / "alone" / name / "delta" / weights)
+        resumed, whole = load_file(run / "delta" / weights), load_file(run / "whole" / weights)
         assert set(alone) == set(whole) == set(resumed), name
         for key, tensor in alone.items():
             assert torch.equal(resumed[key], whole[key]), f"{name}: {key}"

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from llmtune.numbers import duration
-from llmtune.run_log import read_log
+from llmtune.run_log import Record, read_log
 from llmtune.train.progress import Progress
 
 
@@ -32,7 +32,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def record(step: int, loss: float = 2.0, **more: Any) -> dict[str, Any]:
+def record(step: int, loss: float = 2.0, **more: Any) -> Record:
+    """A step's record."""
     return {
         "step": step,
         "loss": loss,
@@ -45,10 +46,11 @@ def record(step: int, loss: float = 2.0, **more: Any) -> dict[str, Any]:
 
 
 def steps(log: Path) -> list[int]:
+    """The steps of a log's lines."""
     return [json.loads(line)["step"] for line in log.read_text().splitlines()]
 
 
-def test_a_pipe_sees_plain_lines_about_every_twentieth_of_the_run(
+def test_prints_plain_lines_to_a_pipe_every_twentieth_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
@@ -57,7 +59,7 @@ def test_a_pipe_sees_plain_lines_about_every_twentieth_of_the_run(
             clock.now += 0.5
             progress.step(record(step))
             if step == 100:
-                progress.evaluated({"step": 100, "eval_loss": 1.25})
+                progress.evaluation({"step": 100, "eval_loss": 1.25})
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert "\r" not in out
@@ -69,28 +71,28 @@ def test_a_pipe_sees_plain_lines_about_every_twentieth_of_the_run(
     assert lines[-1].endswith("0:00 left")
 
 
-def test_a_slow_run_is_heard_of_every_half_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_every_half_minute_of_a_slow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with Progress(1000, None, tmp_path / "log.jsonl", clock=clock) as progress:
         for step in range(1, 13):
             clock.now += 10
             progress.step(record(step))
-    said = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["1/1000", "4/1000", "7/1000", "10/1000"]
+    counts = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert counts == ["1/1000", "4/1000", "7/1000", "10/1000"]
 
 
-def test_every_record_is_one_json_line_at_once(tmp_path: Path) -> None:
+def test_writes_every_record_as_one_json_line_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with Progress(3, None, log) as progress:
         progress.step(record(1, loss=math.nan))
         assert json.loads(log.read_text(), parse_constant=pytest.fail) == record(1) | {"loss": None}
         progress.step(record(2))
-        progress.evaluated({"step": 2, "eval_loss": 1.0})
+        progress.evaluation({"step": 2, "eval_loss": 1.0})
     assert steps(log) == [1, 2, 2]
     assert read_log(log)[2] == {"step": 2, "eval_loss": 1.0}
 
 
-def test_a_new_run_starts_with_an_empty_log(tmp_path: Path) -> None:
+def test_empties_the_log_of_a_new_run(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps(record(7)) + "\n")
     with Progress(3, None, log) as progress:
@@ -99,7 +101,9 @@ def test_a_new_run_starts_with_an_empty_log(tmp_path: Path) -> None:
     assert steps(log) == [1]
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drops_what_came_after_the_checkpoint_of_a_resumed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "log.jsonl"
     kept = [record(4), {"step": 4, "eval_loss": 1.5}]
     lines = [json.dumps(one) for one in [*kept, record(5), {"step": 5, "eval_loss": 1.4}, record(6)]]
@@ -118,7 +122,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path, caps
     )  # (0.9 x 0.1 x 2.0 + 0.1 x 1.0) / (1 - 0.9^2): the old loss counts on
 
 
-def test_time_left_follows_the_pace_of_the_latest_steps(tmp_path: Path) -> None:
+def test_estimates_time_left_from_the_latest_steps(tmp_path: Path) -> None:
     clock = Clock()
     with Progress(300, None, tmp_path / "log.jsonl", clock=clock) as progress:
         assert progress.seconds_left() is None
@@ -132,17 +136,17 @@ def test_time_left_follows_the_pace_of_the_latest_steps(tmp_path: Path) -> None:
         assert progress.seconds_left() == pytest.approx(160 * 4)
 
 
-def test_only_the_first_process_writes_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_and_writes_only_in_the_first_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps(record(1)) + "\n")
     with Progress(3, None, log, rank=1) as progress:
         progress.step(record(1, loss=9.0))
-        progress.evaluated({"step": 1, "eval_loss": 1.0})
+        progress.evaluation({"step": 1, "eval_loss": 1.0})
     assert capsys.readouterr().out == ""
     assert read_log(log) == [record(1)]
 
 
-def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
+def test_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
     screen = Terminal()
     console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
     clock = Clock()
@@ -150,7 +154,7 @@ def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
         for step in range(1, 31):
             clock.now += 2
             progress.step(record(step))
-        progress.evaluated({"step": 30, "eval_loss": 1.25})
+        progress.evaluation({"step": 30, "eval_loss": 1.25})
     seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     for part in (
         "stage 2/2",
@@ -164,7 +168,7 @@ def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
         assert part in seen, part
 
 
-def test_the_bar_is_closed_and_the_error_goes_on(tmp_path: Path) -> None:
+def test_closes_the_bar_and_raises_the_error(tmp_path: Path) -> None:
     screen = Terminal()
     console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
     with pytest.raises(KeyError), Progress(9, None, tmp_path / "log.jsonl", console=console) as progress:
@@ -175,5 +179,5 @@ def test_the_bar_is_closed_and_the_error_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (201, "3:21"), (3723, "1:02:03"), (59.7, "1:00")]
 )
-def test_durations_read_as_a_clock(seconds: float, text: str) -> None:
+def test_formats_durations_as_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text

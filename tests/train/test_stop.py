@@ -2,10 +2,11 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from accelerate import PartialState
-from transformers import TrainerControl
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.train.stop import Stop
 
@@ -23,20 +24,20 @@ def stop() -> Iterator[Stop]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_before_the_first_step_a_stop_ends_at_once(stop: Stop, number: signal.Signals) -> None:
+def test_stops_at_once_before_the_first_step(stop: Stop, number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
-    assert not stop.asked
+    assert not stop.requested
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_in_a_step_a_stop_waits_for_its_checkpoint_and_a_second_one_does_not(
-    stop: Stop, number: signal.Signals
+def test_waits_for_the_checkpoint_in_a_step_unless_stopped_twice(
+    stop: Stop, number: signal.Signals, tmp_path: Path
 ) -> None:
-    control = TrainerControl()
-    stop.on_step_begin(None, None, control)
+    args, state, control = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
+    stop.on_step_begin(args, state, control)
     signal.raise_signal(number)
-    stop.on_step_end(None, None, control)
+    stop.on_step_end(args, state, control)
     assert control.should_save
     assert control.should_training_stop
     with pytest.raises(KeyboardInterrupt):
