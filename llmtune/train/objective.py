@@ -205,7 +205,7 @@ class SupervisedTrainer(Planned):
         if self.frozen_blocks is None:
             return
         step: int = self.state.global_step
-        message: str | None = "frozen blocks: not kept where weights are sharded"
+        message: str | None = "frozen blocks: not cached; weights are sharded"
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.frozen_blocks = None
         else:

@@ -203,7 +203,7 @@ def test_cache_size_equals_the_plans_prediction(
     files = list((tmp_path / "cache" / "frozen-blocks").glob("*/states.bin"))
     assert len(files) == len(predicted["boundaries"])
     assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
-    assert any("frozen blocks: kept" in line for line in run.log_file.read_text().splitlines())
+    assert any("frozen blocks: cached" in line for line in run.log_file.read_text().splitlines())
 
 
 def tiny_recipe(folder: Path, **sections: Any) -> Path:
