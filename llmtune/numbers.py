@@ -11,14 +11,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def quantity(number: float) -> str:
-    """A count in at most four characters and a suffix: 950, 12.3k, 134.5M, 8.03B."""
-    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.4g}{suffix}"
-    return f"{number:.4g}"
-
-
 def rate(value: float) -> str:
     """A learning rate as 1e-3 or 2.5e-4, 0 where frozen."""
     if value == 0 or not math.isfinite(value):
@@ -37,10 +29,10 @@ def size(count: float) -> str:
 
 
 def count(value: float) -> str:
-    """A number of things as 12,345, 4.9M or 1.2B."""
+    """A number of things as 12,345, 134.5M or 8.03B."""
     for limit, unit in ((1e9, "B"), (1e6, "M")):
         if value >= limit:
-            return f"{value / limit:.3g}{unit}"
+            return f"{value / limit:.4g}{unit}"
     return f"{value:,.0f}"
 
 

@@ -1,11 +1,9 @@
-"""The boundary of a stage, which boundaries are worth keeping, and where none can be kept."""
+"""Which boundaries of a plan's stages are worth caching, and where none can be cached."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-
-from llmtune.plan.stages import Plan
 
 WORTH = 0.05
 
@@ -16,18 +14,6 @@ class Span:
 
     boundary: int
     passes: int
-
-
-def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
-    """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
-
-    It is no higher than in an earlier stage: what blocks give that trained is not the base's any more.
-    """
-    found, deepest = [], -1
-    for stage in plan.stages:
-        deepest = max([deepest, *(far for far in distance.values() if stage.rate(far) > 0)])
-        found.append(max(0, count - deepest))
-    return found
 
 
 def choose_boundaries(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtune.errors import FieldError, TrainingError
 from llmtune.memory import trim_heap
-from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.base import Base, load_model
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 
@@ -29,20 +29,21 @@ def split_linear_layers(skeleton: nn.Module, plan: Plan, adapted: bool) -> tuple
     return never, [name for name in linear if name not in set(never)]
 
 
-def count_quantized(skeleton: nn.Module, plan: Plan, adapted: bool) -> int:
-    """How many layers go to NF4; raises FieldError where there is none."""
-    count = len(split_linear_layers(skeleton, plan, adapted)[0])
-    if not count:
+def check_quantized(never: list[str]) -> None:
+    """Raise FieldError where no linear layer is left to put into 4 bits."""
+    if not never:
         said = (
             "4bit is for linear layers that never train, and here every one does; add an adapter, or reach fewer blocks"
         )
         raise FieldError("model.quantize", said)
-    return count
 
 
-def load_quantized(base: Base, plan: Plan, adapted: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The base with layers that never train in NF4 and all else in `dtype`; raises TrainingError for another set."""
-    never, keep = split_linear_layers(build_skeleton(base), plan, adapted)
+def load_quantized(base: Base, linear: tuple[list[str], list[str]], dtype: torch.dtype) -> PreTrainedModel:
+    """The base with the first list of linear layers in NF4 and all else in `dtype`; the second list names the others.
+
+    Raises TrainingError where other layers than those are in NF4.
+    """
+    never, keep = linear
     loaded: Any = load_model(base, dtype, keep)
     found = {name for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
     if found != set(never):

@@ -18,25 +18,23 @@ from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import (
     Base,
-    build_skeleton,
     cache_folder,
     computes_bf16,
     load_model,
     load_tokenizer,
     locate_base,
-    model_facts,
     stop_ids,
     weights_digest,
 )
+from llmtune.model.layout import Layout
 from llmtune.model.quantize import load_quantized
-from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.terminal import heading
 from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_dataset, training_arguments
 from llmtune.train.checkpoint import complete_checkpoints
 from llmtune.train.distributed import check_engine, check_world
-from llmtune.train.plan_table import lay_out, total_steps
+from llmtune.train.plan_table import build_layout, lay_out, total_steps
 from llmtune.train.planned import PlannedTrainer
 from llmtune.train.prepare import Prepared
 from llmtune.train.progress import Progress, step_recorder
@@ -62,10 +60,11 @@ def train(run: Run, found: Prepared | None = None) -> None:
     tokenizer = load_tokenizer(base)
     data = found.data if found else gate(settings, tokenizer, stop_ids(base))
     check_same_data(run, data.findings)
-    plan = settings.plan(model_facts(build_skeleton(base)))
+    layout = found.layout if found else build_layout(settings, base)
+    plan = layout.plan
     check_engine(settings, plan, state)
     dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
-    loaded, shelf = _load(base, settings, plan, dtype)
+    loaded, shelf = _load(base, settings, layout, dtype)
     tuned = insert(loaded, settings.method.adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
     steps = total_steps(settings, len(data.train), state.num_processes)
@@ -104,7 +103,8 @@ def train(run: Run, found: Prepared | None = None) -> None:
         reached = trainer.state.global_step
         if stop.asked and reached < steps:
             raise Interrupted(f"stopped at step {reached} of {steps}, with a checkpoint; go on: llmtune run {run.path}")
-        still = prove_planned_changes(before, trainer.model, trainer.current_tensors(), trainer.distance)
+        ever = [name for name in trainer.current_tensors() if laid.ever_trains(trainer.distance[name])]
+        still = prove_planned_changes(before, trainer.model, ever, trainer.distance)
         if still:
             said = f"warning: never changed, though to be trained: {still[0]}"
             said += f" and {len(still) - 1} more" if still[1:] else ""
@@ -117,13 +117,13 @@ def train(run: Run, found: Prepared | None = None) -> None:
     state.destroy_process_group()
 
 
-def _load(base: Base, settings: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[Any, OffloadedBlocks | None]:
+def _load(base: Base, settings: Recipe, layout: Layout, dtype: torch.dtype) -> tuple[Any, OffloadedBlocks | None]:
     """The base as the recipe wants it in memory, and where the blocks lie that it wants left on disk."""
     if settings.memory.frozen_blocks == "stream":
-        return load_offloaded(base, settings, plan, dtype)
+        return load_offloaded(base, settings, layout, dtype)
     if settings.model.quantize == "none":
         return load_model(base, dtype), None
-    return load_quantized(base, plan, settings.method.adapter.kind != "none", dtype), None
+    return load_quantized(base, layout.linear, dtype), None
 
 
 def _frozen_blocks(

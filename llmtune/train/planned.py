@@ -11,12 +11,14 @@ from transformers import TrainerCallback
 
 from llmtune.data.order import Ordered
 from llmtune.errors import TrainingError
-from llmtune.frozen.boundary import Span, boundaries
+from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.cpu.install import install
 from llmtune.model.blocks import blocks, distances, unwrap
+from llmtune.model.layout import drop_states
 from llmtune.model.sharded import reshard, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
+from llmtune.plan.stages import boundaries
 from llmtune.train.checkpoint import Checkpointed
 from llmtune.train.joined import RowJoiner
 from llmtune.train.objective import Measured
@@ -40,10 +42,9 @@ def optimizer_groups(
 
 
 def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
-    """Let exactly the tensors require gradients whose stage rate is above 0 at `step`."""
-    stage = schedule.plan.stages[schedule.stage_at(step)]
+    """Let exactly the tensors require gradients that train at `step`."""
     for name, parameter in tensors.items():
-        parameter.requires_grad_(stage.rate(distance[name]) > 0)
+        parameter.requires_grad_(schedule.trains(step, distance[name]))
 
 
 def skip_input_casts(model: nn.Module) -> None:
@@ -150,7 +151,7 @@ class PlannedTrainer(Measured, Checkpointed):
             return
         distance = {name: self.distance[name] for name in self._names}
         step, laid = self.state.global_step, self.schedule
-        self._boundaries = boundaries(laid.plan, distance, len(blocks(self.model)))
+        self._boundaries = boundaries(laid.plan, distance.values(), len(blocks(self.model)))
         ends = [*laid.starts[1:], laid.steps]
         coming = [
             Span(boundary, self._rows_between(max(start, step), end))
@@ -172,6 +173,8 @@ class PlannedTrainer(Measured, Checkpointed):
         """Let exactly what trains at `step` require gradients, and what is kept stand in for what does not."""
         tensors = self.current_tensors()
         freeze_to_stage(tensors, self.distance, self.schedule, step)
+        if self.schedule.redraws(step):
+            drop_states(self.optimizer, tensors.values())
         if self.frozen_blocks is not None:
             self.frozen_blocks.enter(self._boundaries[self.schedule.stage_at(step)])
         if step in self.schedule.starts:

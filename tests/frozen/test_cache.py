@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from llmtune.frozen import store
-from llmtune.frozen.boundary import Span, boundaries, choose_boundaries
+from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import PROBED, CachePolicy, FrozenBlocks
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room, os
-from llmtune.plan.stages import Plan, Stage
 from llmtune.train import planned
 from llmtune.train.checkpoint import complete_checkpoints
 from tests.support import tiny
@@ -250,16 +249,6 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
     make_room(tmp_path, 100, 100, {tmp_path / "new"})
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
-
-
-def test_boundaries_follow_the_plan() -> None:
-    everything = {str(distance): distance for distance in range(6)}
-    plan = Plan((Stage(0.3, 0, 1), Stage(0.6, 2, 1), Stage(1.0, None, 1)))
-    assert boundaries(plan, everything, 4) == [4, 2, 0]
-    adapted = {"low": 3, "high": 1, "norm": 0}
-    assert boundaries(plan, adapted, 4) == [4, 3, 1]
-    narrowing = Plan((Stage(0.3, 1, 1), Stage(0.6, None, 1), Stage(1.0, 1, 1)))
-    assert boundaries(narrowing, everything, 4) == [3, 0, 0]
 
 
 @pytest.mark.parametrize(

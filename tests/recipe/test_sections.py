@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from llmtune import recipe
 from llmtune.errors import FieldError, RecipeError
-from llmtune.methods.kinds import Facts
+from llmtune.plan.stages import Facts
 from llmtune.recipe.sections import Recipe
 from llmtune.run import locates_mistakes
 from tests.support import ROOT

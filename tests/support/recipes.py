@@ -6,7 +6,7 @@ import pytest
 
 from llmtune import recipe
 from llmtune.errors import RecipeError
-from llmtune.methods.kinds import Facts
+from llmtune.plan.stages import Facts
 
 FACTS = Facts(blocks=30, hidden=576, parameters=134_515_008)
 GOOD = "model: {base: some/model}\ndata: {train: rows.jsonl}\nmethod: {kind: full}\n"

@@ -34,7 +34,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
         ({"kind": "frozen", "reach": 0, "adapter": LORA}, "reach: reaches no block, so no adapter would train"),
         (
             {"kind": "frozen", "reach": 9},
-            "reach 9 is beyond the model, which has 3 blocks; the nearest valid reach is 3",
+            "reach 9 is beyond the model, which has 3 blocks; try 3, or all with the embeddings",
         ),
         ({"kind": "gradual", "reaches": [0, 1], "adapter": LORA}, "trains nothing: no tensor is within its reach"),
         ({"kind": "gradual", "reaches": [1, "all"], "until": [0.001, 1.0]}, "cannot hold 2 stages: one of them"),
