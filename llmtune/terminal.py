@@ -37,12 +37,12 @@ def plan(table: PlanTable) -> None:
     if table.quantized:
         console.print(f"puts {table.quantized} linear layers that never train into 4 bits")
     rows = Table(box=None, pad_edge=False)
-    for title in ("stage", "steps", "trains", "distance"):
+    for title in ("stage", "steps", "trains"):
         rows.add_column(title)
     for title in ("tensors", "parameters", "rate (top .. bottom)"):
         rows.add_column(title, justify="right")
     for number, stage in enumerate(table.stages, 1):
-        words = (stage.steps_in_words, stage.trains.words(table.blocks), stage.distances_in_words)
+        words = (stage.steps_in_words, stage.trains.words(table.blocks))
         rows.add_row(str(number), *words, str(stage.count_tensors), count(stage.trained), stage.rates_in_words)
     console.print(rows)
     console.print(
