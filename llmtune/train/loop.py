@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
-from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.adapters.insert import insert
 from llmtune.adapters.lora import INITIAL, move_weight_into_adapter
 from llmtune.data.collate import Collator
 from llmtune.data.gate import gate
@@ -66,7 +66,7 @@ def train(run: Run, found: Prepared | None = None) -> None:
     dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
     loaded, shelf = _load(base, settings, layout, dtype)
     tuned = insert(loaded, settings.method.adapter, plan, base)
-    tensors = trained_tensors(tuned, plan)
+    tensors = {name: tuned.get_parameter(name) for name in layout.trained}
     steps = total_steps(settings, len(data.train), state.num_processes)
     laid = lay_out(settings, plan, steps)
     done = complete_checkpoints(run.checkpoints)

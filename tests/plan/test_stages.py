@@ -72,7 +72,8 @@ def test_no_rate_jumps_at_a_boundary_unless_the_stages_say_so(shape: Shape) -> N
 
 
 def test_rises_at_once_and_never_ends_at_nothing() -> None:
-    for shape, warmup in itertools.product(("cosine", "linear", "constant"), (0.0, 0.03, 0.99)):
+    shapes: tuple[Shape, ...] = ("cosine", "linear", "constant")
+    for shape, warmup in itertools.product(shapes, (0.0, 0.03, 0.99)):
         laid = Schedule(ONE, 40, warmup, shape)
         assert all(laid.rate(step, 0) > 0 for step in range(40)), (shape, warmup)
         assert max(laid.rate(step, 0) for step in range(40)) <= 1e-3

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from llmtune import cli, recipe
 from llmtune.train.__main__ import main
-from llmtune.train.prepare import prepare
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare, prepare_all
 from tests.support import tiny
 
 LORA = {"kind": "lora", "rank": 4}
@@ -86,7 +90,7 @@ def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.Capture
 def test_an_optimizer_that_cannot_be_sharded_is_refused_under_fsdp2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
-    sections = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
+    sections: dict[str, Any] = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
     said = check(tmp_path, capsys, {"kind": "full"}, **sections)
     assert f"{optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw" in said
 
@@ -143,3 +147,47 @@ def test_a_tied_head_without_its_embedding_is_told(
     table = json.loads(capsys.readouterr().out)
     assert table["trained"] == (32 if tied else 32 + 259 * 32)
     assert any("the head is the embeddings' matrix" in note for note in table["notes"]) == tied
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}},
+        {"method": {"kind": "full", "lr": 0.01, "adapter": LORA}, "quantize": "4bit"},
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}, "memory": {"frozen_blocks": "stream"}},
+    ],
+    ids=["whole", "4bit", "stream"],
+)
+def test_builds_the_skeleton_once_from_recipe_to_delta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    quantize = sections.get("quantize", "none")
+    model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": quantize}
+    others = {key: section for key, section in sections.items() if key != "quantize"}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, model=model, **others)
+    build, built = AutoModelForCausalLM.from_config, []
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        built.append(arguments)
+        return build(*arguments, **named)
+
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", counting)
+    prepared = prepare_all(recipe.load(file), tmp_path / "run", 0)
+    train(prepared.run, prepared)
+    assert prepared.run.done("train")
+    assert len(built) == 1
+
+
+def test_a_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01, "adapter": LORA}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, method)
+    here, elsewhere = (prepare_all(recipe.load(file), tmp_path / name, 0) for name in ("here", "elsewhere"))
+    train(here.run, here)
+    train(elsewhere.run)
+    deltas = [load_file(one.run.delta / "adapter_model.safetensors") for one in (here, elsewhere)]
+    assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())
