@@ -36,7 +36,18 @@ def few_rows(tmp_path: Path) -> list[str]:
 
 def test_there_is_a_recipe_for_every_method() -> None:
     names = {file.stem for file in RECIPES}
-    assert names >= {"full", "frozen", "gradual", "discriminative", "ulmfit", "lora", "dora", "qlora", "staged-lora"}
+    assert names >= {
+        "full",
+        "frozen",
+        "gradual",
+        "discriminative",
+        "ulmfit",
+        "lora",
+        "dora",
+        "qlora",
+        "staged-lora",
+        "lisa",
+    }
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -26,7 +26,9 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     share, rest = divmod(recipe.train.batch_size, world)
     if rest or not share:
         nearest = max(1, round(recipe.train.batch_size / world)) * world
-        raise FieldError("train.batch_size", f"is no multiple of {world} processes; the nearest valid is {nearest}")
+        raise FieldError(
+            "train.batch_size", f"{recipe.train.batch_size} is not divisible by {world} processes; try {nearest}"
+        )
     size = recipe.train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
     if share % size:
         raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")

@@ -57,7 +57,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
     ],
     ids=lambda value: None if isinstance(value, str) else json.dumps(value).replace('"', "")[:60],
 )
-def test_a_method_that_makes_no_sense_is_refused(
+def test_refuses_a_method_that_makes_no_sense(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, line: str
 ) -> None:
     assert line in check(tmp_path, capsys, method)
@@ -72,7 +72,7 @@ def test_a_method_that_makes_no_sense_is_refused(
         ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
     ],
 )
-def test_tokens_cannot_be_added(
+def test_refuses_to_add_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
 ) -> None:
     said = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
@@ -81,13 +81,13 @@ def test_tokens_cannot_be_added(
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
+def test_refuses_stages_under_deepspeed(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
     said = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
     assert "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2" in said
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
-def test_an_optimizer_that_cannot_be_sharded_is_refused_under_fsdp2(
+def test_refuses_an_optimizer_that_cannot_be_sharded_under_fsdp2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
     sections: dict[str, Any] = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
@@ -111,7 +111,7 @@ FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
         ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
     ],
 )
-def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_itself(
+def test_training_itself_refuses_an_engine_that_cannot_follow(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -137,7 +137,7 @@ def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_i
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_tied_head_without_its_embedding_is_told(
+def test_tells_of_a_tied_head_without_its_embedding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tied: bool
 ) -> None:
     tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
