@@ -147,8 +147,8 @@ def count_offloaded(recipe: Recipe, layout: Layout) -> int:
     if low == 0 and layout.plan.redrawn:
         raise FieldError(KEY, "stream needs blocks that never train, and here any block may be drawn; try auto")
     if low == 0:
-        said = "stream needs blocks that never train, and this plan trains the lowest one"
-        raise FieldError(KEY, f"{said}; try auto, or a smaller reach")
+        message = "stream needs blocks that never train, and this plan trains the lowest one"
+        raise FieldError(KEY, f"{message}; try auto, or a smaller reach")
     listed = list(blocks(layout.tuned))
     reason = find_randomness(layout.tuned, listed[high:])
     if reason:
@@ -164,9 +164,9 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
         raise _not_alone(recipe)
     need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
     if need > recipe.memory.cache_limit_gb:
-        said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
+        message = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
         nearest = math.ceil(need * 100) / 100
-        raise FieldError("memory.cache_limit_gb", f"{said}; try {nearest:g}")
+        raise FieldError("memory.cache_limit_gb", f"{message}; try {nearest:g}")
 
 
 def _not_alone(recipe: Recipe) -> RecipeError:

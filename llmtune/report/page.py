@@ -15,7 +15,7 @@ from llmtune.report.training import loss_section, rates_section, trained_section
 from llmtune.run import Run
 from llmtune.run_log import read_log
 
-Found = dict[str, Any]
+Json = dict[str, Any]
 
 # The page can load nothing, whatever text of a data row says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -69,7 +69,7 @@ def _base_name(settings: Recipe) -> str:
     return settings.model.base.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
 
 
-def _header(run: Run, settings: Recipe, plan: PlanTable | None, findings: Found, manifest: Found) -> list[Html]:
+def _header(run: Run, settings: Recipe, plan: PlanTable | None, findings: Json, manifest: Json) -> list[Html]:
     """Title, the method in words, and what a reader needs to name this run exactly."""
     train = manifest["steps"].get("train", {})
     hashes = {name: one["sha256"] for name, one in train.get("files", {}).items() if name.endswith(".safetensors")}

@@ -92,8 +92,8 @@ def trained_section(log: list[Record], plan: PlanTable | None) -> Html:
         "share",
     ]
     rows = [_stage_row(number, stage, plan) for number, stage in enumerate(plan.stages, 1)]
-    said = [*plan.notes, *(record["frozen_blocks"] for record in log if "frozen_blocks" in record)]
-    notes = [tag("p", note, class_="note") for note in said]
+    lines = [*plan.notes, *(record["frozen_blocks"] for record in log if "frozen_blocks" in record)]
+    notes = [tag("p", note, class_="note") for note in lines]
     return section(
         "What trained when",
         _strip(plan),

@@ -118,8 +118,8 @@ def stage_rows(schedule: Schedule, layout: Layout) -> list[StageRow]:
             if distance in stage.trains:
                 sizes.setdefault(distance, []).append(layout.trained[name].numel())
         if not sizes:
-            said = f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
-            raise FieldError("method", said)
+            message = f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
+            raise FieldError("method", message)
         near_first = sorted(sizes)
         row = StageRow(
             start,
@@ -150,8 +150,8 @@ def _tied_note(layout: Layout) -> list[str]:
     embeddings = layout.facts.blocks + 1
     if not layout.tied or all(embeddings in stage.trains for stage in layout.plan.stages):
         return []
-    said = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
-    return [f"{said} trains the final norm alone at distance 0"]
+    message = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
+    return [f"{message} trains the final norm alone at distance 0"]
 
 
 def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
@@ -159,8 +159,8 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     if not layout.plan.redrawn:
         return []
     drawn = sum(schedule.ever_trains(distance) for distance in range(1, layout.facts.blocks + 1))
-    said = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
-    return [f"{said}; outputs of blocks that may be drawn are not cached"]
+    message = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
+    return [f"{message}; outputs of blocks that may be drawn are not cached"]
 
 
 def states_bytes(recipe: Recipe, parameters: int, trained: int, at_once: int) -> int:
@@ -179,8 +179,8 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
             "method.adapter.init", "takes weight out of the base, which 4bit rounds; the nearest valid is default"
         )
     if recipe.merge.enabled and getattr(recipe.method.adapter, "form", None) == "sequential":
-        said = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
-        raise FieldError("method.adapter.form", said)
+        message = "a sequential bottleneck cannot be merged; the nearest valid are parallel, and merge.enabled: false"
+        raise FieldError("method.adapter.form", message)
     if recipe.launch.accelerate == "fsdp2":
         check_sharded(recipe)
     if recipe.launch.accelerate in ("zero2", "zero3"):

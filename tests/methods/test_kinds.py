@@ -12,6 +12,7 @@ from llmtune.errors import PlanError
 from llmtune.methods.kinds import METHODS, Method
 from llmtune.plan.distances import Band, Drawn, Everything, Top
 from llmtune.plan.stages import Facts, Plan, Stage, decay_for
+from tests.support import ROOT
 
 SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)
 LARGE = Facts(blocks=32, hidden=4096, parameters=8_030_261_248)
@@ -57,6 +58,14 @@ def validation_error(kind: str, **keys: Any) -> PlanError:
 def test_every_kind_of_the_union_is_listed() -> None:
     kinds = [get_args(option.model_fields["kind"].annotation)[0] for option in get_args(get_args(Method)[0])]
     assert sorted(kinds) == sorted(METHODS) == sorted(LINES)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_has_its_file_its_words_and_its_row_in_the_documents(kind: str) -> None:
+    assert METHODS[kind].__module__ == f"llmtune.methods.{kind}"
+    assert METHODS[kind].why.endswith(".")
+    rows = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert any(row.startswith(f"| `{kind}` |") for row in rows), f"docs/methods.md has no row for {kind}"
 
 
 @pytest.mark.parametrize(("kind", "adapter"), itertools.product(LINES, ADAPTERS), ids=str)

@@ -16,6 +16,7 @@ from llmtune.errors import RecipeError, TrainingError
 from llmtune.model.base import load_model, locate_base
 from llmtune.plan.distances import Drawn
 from llmtune.plan.table import PlanTable
+from llmtune.report.page import report
 from llmtune.run import Run
 from llmtune.train.checkpoint import complete_checkpoints
 from llmtune.train.loop import train
@@ -75,7 +76,7 @@ def test_exactly_the_drawn_blocks_and_the_ends_change_at_every_step(
         assert moved == planned, f"step {step + 1}"
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adafactor"])
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 def test_the_optimizer_keeps_states_of_what_trains_alone(tmp_path: Path, adapter: Any, optim: str) -> None:
     states = States()
@@ -141,6 +142,8 @@ def test_a_run_trains_merges_into_its_base_and_leaves_blocks_that_were_never_dra
     plan = PlanTable.read(run.plan_file)
     assert plan.trained == sum(tensor.numel() for name, tensor in stored.items() if far(name) != 4)
     assert run.manifest()["steps"]["train"]["steps"] == plan.steps == STEPS
+    report(run)
+    assert "lisa, no adapter: 1 of 4 blocks, drawn anew every 2 steps at one rate" in run.report_file.read_text()
 
 
 def test_a_change_in_a_block_that_is_never_drawn_is_an_error(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     file = tiny.write_recipe(tmp_path / "bad.yaml", tmp_path / "base", data, method, **sections)
     assert cli.main(["check", str(file)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"llmtune: {file}:")
-    assert said.count("\n") == 1
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith(f"llmtune: {file}:")
+    assert message.count("\n") == 1
+    return message
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_refuses_a_method_that_makes_no_sense(
 def test_refuses_to_add_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
 ) -> None:
-    said = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
-    assert key in said
-    assert line in said
+    message = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
+    assert key in message
+    assert line in message
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_refuses_stages_under_deepspeed(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
-    said = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
-    assert "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2" in said
+    message = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
+    assert "DeepSpeed cannot follow stages; the nearest valid is ddp or fsdp2" in message
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
@@ -91,8 +91,8 @@ def test_refuses_an_optimizer_that_cannot_be_sharded_under_fsdp2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
     sections: dict[str, Any] = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
-    said = check(tmp_path, capsys, {"kind": "full"}, **sections)
-    assert f"{optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw" in said
+    message = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert f"{optimizer} cannot hold its state sharded under fsdp2; the nearest valid is adamw" in message
 
 
 FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
@@ -130,9 +130,9 @@ def test_training_itself_refuses_an_engine_that_cannot_follow(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main([str(made.path)]) == code
-    said = capsys.readouterr().err
-    assert line in said
-    assert said.strip().count("\n") == 0
+    message = capsys.readouterr().err
+    assert line in message
+    assert message.strip().count("\n") == 0
     assert not made.done("train")
 
 
