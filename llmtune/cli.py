@@ -111,9 +111,10 @@ def _check(options: argparse.Namespace) -> None:
     from llmtune.terminal import findings, plan
     from llmtune.train.prepare import examine
 
-    checked, table = examine(settings, count_gpus())
+    examination = examine(settings, count_gpus())
+    checked, table = examination.data, examination.table
     if options.json:
-        print(json.dumps({"data": checked.findings, "plan": table}, indent=2, ensure_ascii=False))
+        print(json.dumps({"data": checked.findings, "plan": table.to_json()}, indent=2, ensure_ascii=False))
     else:
         findings(checked.findings)
         plan(table)
@@ -129,7 +130,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     table = plan_alone(settings, count_gpus())
     if options.json:
-        print(json.dumps(table, indent=2))
+        print(json.dumps(table.to_json(), indent=2))
     else:
         plan(table)
 

@@ -18,13 +18,6 @@ LONGEST = 4096
 
 # Usual names of a data set's other files; the first that exists is used.
 _NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
-_WHY = {
-    "full": "Full: every layer trains at one rate; it takes the most memory and forgets the most.",
-    "frozen": "Frozen extractor: the low half stays, the top half adapts, in about half of the time.",
-    "gradual": "Gradual unfreezing: the top first, then the middle, then everything; steady on little data.",
-    "discriminative": "Discriminative rates: everything trains, the lower the more slowly; steady on little data.",
-    "staged": "Stages written out one by one: change them at will.",
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
     return [
         "# yaml-language-server: $schema=recipe.schema.json",
         f"# For {_text(data.source)}: {data.rows} rows of up to {data.turns} turns.",
-        f"# {_why_lora(data.rows) if lora else _WHY[kind]}",
+        f"# {_why_lora(data.rows) if lora else METHODS[kind].why}",
         *_hint(data, kind if not lora else "lora"),
         "model:",
         _line(f"base: {_text(model)}", "or a Hub id, a folder, a .gguf file"),
@@ -104,8 +97,8 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         *aside,
         _line(f"max_length: {length}", f"tokens; the longest row has about {data.longest}, llmtune check counts"),
         "method:",
-        _line(f"kind: {kind}", "full | frozen | gradual | discriminative | staged"),
-        *(_adapter(data.rows) if lora else _knobs(kind)),
+        _line(f"kind: {kind}", " | ".join(METHODS)),
+        *(_adapter(data.rows) if lora else [_line(*line) for line in METHODS[kind].example]),
         "train:",
         _line(f"epochs: {_epochs(data.rows)}", "passes over the data"),
         _line(
@@ -116,7 +109,7 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
 
 
 def _line(text: str, comment: str) -> str:
-    return f"  {text:<32}  # {comment}"
+    return f"  {text:<32}  # {comment}" if comment else f"  {text}"
 
 
 def _text(value: str) -> str:
@@ -138,28 +131,13 @@ def _adapter(rows: int) -> list[str]:
     return [_line(f"adapter: {{kind: lora, rank: {rank}, alpha: 32}}", "on all linear layers")]
 
 
-def _knobs(kind: str) -> list[str]:
-    """What there is to turn in a method, at good values."""
-    return {
-        "full": [],
-        "frozen": [_line("reach: 0.5", "the share of the blocks that trains, from the output")],
-        "gradual": [_line("reaches: [0.15, 0.6, all]", "the share of the blocks that each stage trains")],
-        "discriminative": [_line("bottom_ratio: 0.1", "the first block's rate as a share of the last one's")],
-        "staged": [
-            _line("stages:", "until: share of the training; reach: share of the blocks"),
-            "    - {until: 0.4, reach: 0.4}",
-            "    - {until: 1.0, reach: all, bottom_ratio: 0.1}",
-        ],
-    }[kind]
-
-
 def _epochs(rows: int) -> int:
     return 3 if rows < 1000 else 2 if rows <= 50_000 else 1
 
 
 def _hint(data: DataSummary, kind: str) -> list[str]:
-    if not data.labels or kind == "frozen":
+    fitting = next(name for name, method in METHODS.items() if method.suits_labels)
+    if not data.labels or kind == fitting:
         return []
-    return [
-        f"# The answers repeat like {data.labels} labels: --method frozen learns such data in about half of the time."
-    ]
+    labels = f"The answers repeat like {data.labels} labels"
+    return [f"# {labels}: --method {fitting} learns such data in about half of the time."]

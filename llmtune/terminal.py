@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llmtune.files import read_json
-from llmtune.numbers import count as quantity
+from llmtune.numbers import count, size
+from llmtune.plan.table import PlanTable
 from llmtune.run import Run
 
 console = Console(highlight=False, soft_wrap=True)
@@ -20,40 +21,35 @@ def heading(name: str) -> None:
 def prepared(run: Run) -> None:
     """Print the findings on a run's data, and its plan."""
     findings(read_json(run.data_file))
-    plan(read_json(run.plan_file))
+    plan(PlanTable.read(run.plan_file))
 
 
-def plan(table: dict[str, Any]) -> None:
+def plan(table: PlanTable) -> None:
     """The plan table: per stage, the distances that train, tensors, parameters and rates."""
-    base = table["base"]
     console.print(
-        f"\n[bold]plan[/bold]  {table['method']}, adapter {table['adapter']}, on {base['name']}: "
-        f"{table['blocks']} blocks, {quantity(table['parameters'])} parameters, "
-        f"{quantity(table['trained'])} ever trained, {table['steps']} steps",
+        f"\n[bold]plan[/bold]  {table.method}, adapter {table.adapter}, on {table.base.name}: "
+        f"{table.blocks} blocks, {count(table.parameters)} parameters, "
+        f"{count(table.trained)} ever trained, {table.steps:,} steps",
         markup=True,
     )
-    if table.get("adapted"):
-        console.print(f"adapts {sum(table['adapted'].values())} layers: {', '.join(table['adapted'])}", markup=False)
-    if table.get("quantized"):
-        console.print(f"puts {table['quantized']} linear layers that never train into 4 bits")
+    if table.adapted:
+        console.print(f"adapts {sum(table.adapted.values())} layers: {', '.join(table.adapted)}", markup=False)
+    if table.quantized:
+        console.print(f"puts {table.quantized} linear layers that never train into 4 bits")
     rows = Table(box=None, pad_edge=False)
-    for title, side in (("stage", "left"), ("steps", "left"), ("distance", "left"), ("tensors", "right")):
-        rows.add_column(title, justify=side)  # type: ignore[arg-type]
-    for title in ("parameters", "rate (top .. bottom)"):
+    for title in ("stage", "steps", "trains"):
+        rows.add_column(title)
+    for title in ("tensors", "parameters", "rate (top .. bottom)"):
         rows.add_column(title, justify="right")
-    for index, stage in enumerate(table["stages"], 1):
-        far = max(map(int, stage["rates"]))
-        near = min(map(int, stage["rates"]))
-        rates = f"{stage['rates'][str(near)]:.2g} .. {stage['rates'][str(far)]:.2g}"
-        span = f"{stage['start'] + 1}-{stage['end']}"
-        tensors = str(sum(stage["tensors"].values()))
-        rows.add_row(str(index), span, f"{near} .. {far}", tensors, quantity(stage["trained"]), rates)
+    for number, stage in enumerate(table.stages, 1):
+        words = (stage.steps_in_words, stage.trains.words(table.blocks))
+        rows.add_row(str(number), *words, str(stage.count_tensors), count(stage.trained), stage.rates_in_words)
     console.print(rows)
     console.print(
-        f"the delta will be {table['delta_bytes'] / 1e6:.1f} MB; weights, gradients and optimizer state "
-        f"take {table['states_bytes'] / 1e9:.2f} GB, activations come on top"
+        f"the delta will be {size(table.delta_bytes)}; weights, gradients and optimizer state "
+        f"take {size(table.states_bytes)}, activations come on top"
     )
-    for note in table["notes"]:
+    for note in table.notes:
         console.print(note, markup=False)
 
 

@@ -179,7 +179,7 @@ def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[st
     assert checked["data"]["rows"]["train"] + checked["data"]["rows"]["eval"] == 20
     assert main(["plan", recipe, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [stage["reach"] for stage in plan["stages"]] == [1, None]
+    assert [stage["trains"] for stage in plan["stages"]] == [{"kind": "top", "reach": 1}, {"kind": "everything"}]
     assert plan["trained"] == plan["parameters"]
     assert not (place / "runs").exists()
 

@@ -11,7 +11,7 @@ from llmtune import recipe
 from llmtune.data.gate import gate
 from llmtune.errors import RecipeError
 from llmtune.init import KINDS, write_recipe
-from llmtune.methods.kinds import Facts
+from llmtune.plan.stages import Facts
 from tests.support import tiny
 
 

@@ -13,7 +13,8 @@ from tests.support import ROOT
 PACKAGE = ROOT / "llmtune"
 FLOORS = (
     {"errors", "kernels"},
-    {"files", "numbers", "memory", "fields", "plan"},
+    {"files", "numbers", "memory", "fields"},
+    {"plan"},
     {"run_log", "model"},
     {"adapters"},
     {"methods"},

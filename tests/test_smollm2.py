@@ -47,6 +47,7 @@ def test_ships_a_recipe_for_every_method() -> None:
         "qlora",
         "vera",
         "staged-lora",
+        "lisa",
     }
 
 

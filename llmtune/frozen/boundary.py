@@ -1,11 +1,9 @@
-"""The boundary of a stage, which boundaries are worth keeping, and where none can be kept."""
+"""Which boundaries of a plan's stages are worth caching, and where none can be cached."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-
-from llmtune.plan.stages import Plan
 
 WORTH = 0.05
 
@@ -18,24 +16,12 @@ class Span:
     passes: int
 
 
-def boundaries(plan: Plan, distance: dict[str, int], count: int) -> list[int]:
-    """The boundary of each stage in a model of `count` blocks; `distance` is that of what ever trains.
-
-    It is no higher than in an earlier stage: what blocks give that trained is not the base's any more.
-    """
-    found, deepest = [], -1
-    for stage in plan.stages:
-        deepest = max([deepest, *(far for far in distance.values() if stage.rate(far) > 0)])
-        found.append(max(0, count - deepest))
-    return found
-
-
-def choose_boundaries(wanted: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
+def choose_boundaries(spans: list[Span], kept: set[int], rows: int, size: int, limit: int, always: bool) -> list[int]:
     """The boundaries to keep: those that save the most passes through blocks, building included, within `limit` bytes.
 
     `kept` are there already; `size` is what one boundary takes.
     """
-    useful = sorted({span.boundary for span in wanted if span.boundary})
+    useful = sorted({span.boundary for span in spans if span.boundary})
     best, most = sorted(kept & set(useful)), 0.0
     for top in useful:
         chosen = [boundary for boundary in useful if boundary <= top or boundary in kept]
@@ -44,7 +30,7 @@ def choose_boundaries(wanted: list[Span], kept: set[int], rows: int, size: int, 
             continue
         start = max((boundary for boundary in kept if boundary < missing[0]), default=0)
         cost = rows * (missing[-1] - start)
-        saved = sum(span.passes * span.boundary for span in wanted if span.boundary in missing)
+        saved = sum(span.passes * span.boundary for span in spans if span.boundary in missing)
         gain = saved - cost * (1 + WORTH)
         if gain > most or (always and top == useful[-1]):
             best, most = chosen, gain
@@ -53,9 +39,9 @@ def choose_boundaries(wanted: list[Span], kept: set[int], rows: int, size: int, 
 
 def find_randomness(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
     """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
-    spared = {id(module) for block in above for module in block.modules()}
+    ignored = {id(module) for block in above for module in block.modules()}
     for name, module in model.named_modules():
-        if id(module) in spared:
+        if id(module) in ignored:
             continue
         rates = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
         if isinstance(module, nn.Dropout):

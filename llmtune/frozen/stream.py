@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError, RecipeError
-from llmtune.frozen.boundary import boundaries, find_randomness
+from llmtune.frozen.boundary import find_randomness
 from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
-from llmtune.model.blocks import blocks, distances
-from llmtune.plan.stages import Plan
+from llmtune.model.blocks import blocks
+from llmtune.model.layout import Layout
+from llmtune.plan.table import CacheSize
 from llmtune.recipe.sections import Recipe
 
 KEY = "memory.frozen_blocks"
@@ -129,45 +129,41 @@ class OffloadedBlocks:
 
 
 def load_offloaded(
-    base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype
+    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, OffloadedBlocks]:
     """The base with the blocks below every stage's boundary offloaded, and those blocks."""
     if PartialState().distributed_type != DistributedType.NO:
         raise _not_alone(recipe)
-    offloaded = OffloadedBlocks(base, lowest_boundary(base, recipe, plan), dtype)
+    offloaded = OffloadedBlocks(base, min(layout.boundaries), dtype, layout.skeleton)
     return offloaded.load(), offloaded
 
 
-def lowest_boundary(base: Base, recipe: Recipe, plan: Plan) -> int:
-    """The lowest boundary of a plan's stages."""
-    with torch.random.fork_rng():  # an adapter draws its initial weights here, and must draw the same ones later
-        tuned = insert(build_skeleton(base), recipe.method.adapter, plan, base)
-    distance = distances(tuned)
-    return min(boundaries(plan, {name: distance[name] for name in trained_tensors(tuned, plan)}, len(blocks(tuned))))
-
-
-def count_offloaded(recipe: Recipe, tuned: nn.Module, found: list[int]) -> int:
-    """How many parameters stay on disk, by the boundaries `found`; raises RecipeError for what cannot be streamed."""
+def count_offloaded(recipe: Recipe, layout: Layout) -> int:
+    """How many parameters stay on disk; raises FieldError for what cannot be streamed."""
     if recipe.memory.frozen_blocks != "stream":
         return 0
     if recipe.model.quantize != "none":
         raise FieldError(KEY, "stream reads no block into 4 bits; the nearest valid is cache, or model.quantize: none")
-    if min(found) == 0:
+    low, high = min(layout.boundaries), max(layout.boundaries)
+    if low == 0 and layout.plan.redrawn:
+        raise FieldError(KEY, "stream needs blocks that never train, and here any block may be drawn; try auto")
+    if low == 0:
         said = "stream needs blocks that never train, and this plan trains the lowest one"
         raise FieldError(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
-    reason = find_randomness(tuned, list(blocks(tuned))[max(found) :])
+    listed = list(blocks(layout.tuned))
+    reason = find_randomness(layout.tuned, listed[high:])
     if reason:
         raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is recompute")
-    return sum(parameter.numel() for block in list(blocks(tuned))[: min(found)] for parameter in block.parameters())
+    return sum(parameter.numel() for block in listed[:low] for parameter in block.parameters())
 
 
-def check_disk(recipe: Recipe, table: dict[str, Any], processes: int) -> None:
-    """Raise RecipeError where streaming passes the recipe's limit on disk, as the plan's `table` of the prefix says."""
+def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
+    """Raise FieldError where streaming takes more disk than the recipe allows, or cannot run in these processes."""
     if recipe.memory.frozen_blocks != "stream":
         return
     if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
         raise _not_alone(recipe)
-    need = min(2, table["boundaries"][0]) * table["bytes"] / len(table["boundaries"]) / 2**30
+    need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
     if need > recipe.memory.cache_limit_gb:
         said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
         nearest = math.ceil(need * 100) / 100

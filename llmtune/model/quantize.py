@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmtune.errors import FieldError, TrainingError
 from llmtune.memory import trim_heap
-from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.base import Base, load_model
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 
@@ -27,21 +27,22 @@ def split_linear_layers(skeleton: nn.Module, plan: Plan, adapted: bool) -> tuple
     return frozen, [name for name in linear if name not in set(frozen)]
 
 
-def count_quantized(skeleton: nn.Module, plan: Plan, adapted: bool) -> int:
-    """The number of layers to quantize; raises FieldError where it is 0."""
-    count = len(split_linear_layers(skeleton, plan, adapted)[0])
-    if not count:
+def check_quantized(frozen: list[str]) -> None:
+    """Raise FieldError where there is no linear layer to quantize."""
+    if not frozen:
         raise FieldError(
             "model.quantize",
             "4bit is for linear layers that never train, and here every one does; "
             "add an adapter, or reach fewer blocks",
         )
-    return count
 
 
-def load_quantized(base: Base, plan: Plan, adapted: bool, dtype: torch.dtype) -> PreTrainedModel:
-    """The base with frozen linear layers in NF4 and all else in `dtype`; raises TrainingError for another set."""
-    frozen, keep = split_linear_layers(build_skeleton(base), plan, adapted)
+def load_quantized(base: Base, linear: tuple[list[str], list[str]], dtype: torch.dtype) -> PreTrainedModel:
+    """The base with the first list of linear layers in NF4 and all else in `dtype`; the second list has the others.
+
+    Raises TrainingError where other layers than those are in NF4.
+    """
+    frozen, keep = linear
     model = load_model(base, dtype, keep)
     quantized = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     if quantized != set(frozen):

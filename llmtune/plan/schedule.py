@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtune.plan.stages import Plan
+from llmtune.plan.stages import Plan, Stage
 
 Shape = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan laid over `steps` optimizer steps with a warm-up (fraction of steps) and a decay shape."""
+    """A plan laid over `steps` optimizer steps: warm-up (fraction of steps), decay shape, seed of what is drawn."""
 
     plan: Plan
     steps: int
     warmup: float = 0.0
     shape: Shape = "constant"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         starts = self.starts
@@ -29,6 +30,11 @@ class Schedule:
         return [0, *(round(stage.until * self.steps) for stage in self.plan.stages[:-1])]
 
     @property
+    def ends(self) -> list[int]:
+        """The step after the last one of each stage."""
+        return [*self.starts[1:], self.steps]
+
+    @property
     def warmup_steps(self) -> int:
         """How many steps a rate takes to rise."""
         return math.ceil(self.warmup * self.steps - 1e-9)
@@ -38,18 +44,34 @@ class Schedule:
         return max(index for index, start in enumerate(self.starts) if start <= step)
 
     def first_step(self, distance: int) -> int | None:
-        """The step at which `distance` first trains, None if it never does."""
+        """The first step of the first stage that may train `distance`, None if none does; its warm-up starts there."""
         rates = (stage.rate(distance) for stage in self.plan.stages)
         return next((start for start, rate in zip(self.starts, rates, strict=True) if rate > 0), None)
 
+    def trains(self, step: int, distance: int) -> bool:
+        """Whether `distance` trains at `step`."""
+        return distance in self._stage(step).trains.at(step, self.seed)
+
+    def ever_trains(self, distance: int) -> bool:
+        """Whether `distance` trains at any step."""
+        spans = zip(self.plan.stages, self.starts, self.ends, strict=True)
+        changes = (step for stage, start, end in spans for step in stage.trains.changes(start, end))
+        return any(self.trains(step, distance) for step in changes)
+
+    def redraws(self, step: int) -> bool:
+        """Whether the stage of `step` draws anew what trains."""
+        return self._stage(step).trains.redrawn
+
     def rate(self, step: int, distance: int) -> float:
-        """The learning rate of `distance` at `step`: stage rate x warm-up since it first trained x decay shape."""
+        """The learning rate of `distance` at `step`: stage rate x warm-up since `first_step` x decay shape."""
         first = self.first_step(distance)
-        if first is None or step < first:
+        if first is None or step < first or not self.trains(step, distance):
             return 0.0
-        stage_rate = self.plan.stages[self.stage_at(step)].rate(distance)
         rise = min(1.0, (step - first + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return stage_rate * rise * self._fall(step)
+        return self._stage(step).rate(distance) * rise * self._fall(step)
+
+    def _stage(self, step: int) -> Stage:
+        return self.plan.stages[self.stage_at(step)]
 
     def _fall(self, step: int) -> float:
         if self.shape == "constant":

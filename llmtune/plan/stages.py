@@ -4,33 +4,33 @@ Distance counts from the output: head and final norm 0, last block 1, ..., first
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Self
+
+from llmtune.plan.distances import Distances
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A span of training: `until` (fraction), `reach` (farthest distance, None = all), `lr` at 0, `decay` per step."""
+    """A span of training: `until` (fraction), the distances that train, `lr` at distance 0, `decay` per distance."""
 
     until: float
-    reach: int | None
+    trains: Distances
     lr: float
     decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
             raise ValueError(f"a stage ends at a fraction of training in (0, 1], not {self.until}")
-        if self.reach is not None and self.reach < 0:
-            raise ValueError(f"a stage that reaches {self.reach} trains nothing; the nearest valid reach is 0")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"a learning rate is a positive number, not {self.lr}")
         if not 0 < self.decay <= 1.5:
             raise ValueError(f"decay lies in (0, 1.5], not {self.decay}")
 
     def rate(self, distance: int) -> float:
-        """The learning rate at `distance`, 0.0 where this stage is frozen."""
-        if self.reach is not None and distance > self.reach:
-            return 0.0
-        return self.lr * self.decay**distance
+        """The learning rate at `distance` whenever it trains, 0.0 where this stage never trains it."""
+        return self.lr * self.decay**distance if distance in self.trains else 0.0
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,33 @@ class Plan:
     @property
     def staged(self) -> bool:
         """Whether the set of trained tensors changes during the run."""
-        return len({stage.reach for stage in self.stages}) > 1
+        return len({stage.trains for stage in self.stages}) > 1 or self.redrawn
 
     @property
-    def reach(self) -> int | None:
-        """The farthest distance that ever trains, None for all."""
-        reaches = [stage.reach for stage in self.stages]
-        return None if None in reaches else max(reach for reach in reaches if reach is not None)
+    def redrawn(self) -> bool:
+        """Whether a stage draws anew what trains."""
+        return any(stage.trains.redrawn for stage in self.stages)
 
     def peak(self, distance: int) -> float:
         """The highest stage rate that `distance` ever has; 0.0 means that it never trains."""
         return max(stage.rate(distance) for stage in self.stages)
+
+    def limited_to(self, distances: Collection[int]) -> Self:
+        """The same plan where only these distances have tensors; raises PlanError where too few are left to draw."""
+        stages = (replace(stage, trains=stage.trains.limited_to(distances)) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
+
+
+def boundaries(plan: Plan, distances: Collection[int], blocks: int) -> list[int]:
+    """The boundary of each stage: how many blocks lie below the lowest one that has trained so far.
+
+    `distances` are those of what ever trains. A block that trained no longer computes what the base computes.
+    """
+    result, deepest = [], -1
+    for stage in plan.stages:
+        deepest = max([deepest, *(distance for distance in distances if stage.rate(distance) > 0)])
+        result.append(max(0, blocks - deepest))
+    return result
 
 
 def decay_for(bottom_ratio: float, blocks: int) -> float:

@@ -12,6 +12,7 @@ from llmtune.adapters.kinds import KINDS
 from llmtune.errors import FieldError, PublishError
 from llmtune.evaluate.results import table as results
 from llmtune.files import digest_of, read_json
+from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 
@@ -173,15 +174,13 @@ def _results(run: Run) -> str:
 
 
 def _training(run: Run, settings: Recipe) -> str:
-    plan = read_json(run.plan_file)
+    plan = PlanTable.read(run.plan_file)
     rows = []
-    for number, stage in enumerate(plan["stages"], 1):
-        near, far = min(map(int, stage["rates"])), max(map(int, stage["rates"]))
-        rates = f"{stage['rates'][str(near)]:.2g} .. {stage['rates'][str(far)]:.2g}"
-        steps = f"{stage['start'] + 1}-{stage['end']}"
-        rows.append([number, steps, f"{near} .. {far}", sum(stage["tensors"].values()), f"{stage['trained']:,}", rates])
-    header = ["stage", "steps", "distance from the output", "tensors", "parameters", "rate (top .. bottom)"]
-    seed = f"{plan['trained']:,} of {plan['parameters']:,} parameters trained at some time; seed {settings.train.seed}."
+    for number, stage in enumerate(plan.stages, 1):
+        words = (stage.steps_in_words, stage.trains.words(plan.blocks), stage.distances_in_words)
+        rows.append([number, *words, stage.count_tensors, f"{stage.trained:,}", stage.rates_in_words])
+    header = ["stage", "steps", "trains", "distance from the output", "tensors", "parameters", "rate (top .. bottom)"]
+    seed = f"{plan.trained:,} of {plan.parameters:,} parameters trained at some time; seed {settings.train.seed}."
     return f"{table(header, rows)}\n\n{seed} The whole recipe:"
 
 

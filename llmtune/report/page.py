@@ -6,15 +6,16 @@ from typing import Any
 
 from llmtune import __version__
 from llmtune.files import read_json, write_text
+from llmtune.plan.table import BaseName, PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.report.html import Html, facts, section, tag
 from llmtune.report.record import data_section, files_section, merge_section
 from llmtune.report.results import cases_section, next_section, read_evaluations, results_section, tiles
-from llmtune.report.training import loss_section, rates_section, reach_in_words, trained_section
+from llmtune.report.training import loss_section, rates_section, trained_section
 from llmtune.run import Run
 from llmtune.run_log import read_log
 
-Found = dict[str, Any]
+Json = dict[str, Any]
 
 # The page can load nothing, whatever is in the text of a data row.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -23,7 +24,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def report(run: Run) -> Path:
     """Write the run's report.html and return its path; each step that is not done yet gets one line."""
     settings = run.recipe()
-    plan, findings = (read_json(file) if file.is_file() else {} for file in (run.plan_file, run.data_file))
+    plan = PlanTable.read(run.plan_file) if run.plan_file.is_file() else None
+    findings = read_json(run.data_file) if run.data_file.is_file() else {}
     log, manifest = read_log(run.log_file), run.manifest()
     stored = read_evaluations(run)
     body = [
@@ -67,17 +69,17 @@ def _base_name(settings: Recipe) -> str:
     return settings.model.base.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
 
 
-def _header(run: Run, settings: Recipe, plan: Found, findings: Found, manifest: Found) -> list[Html]:
+def _header(run: Run, settings: Recipe, plan: PlanTable | None, findings: Json, manifest: Json) -> list[Html]:
     """Title, the method in words, and what a reader needs to name this run exactly."""
-    base, train = plan.get("base", {}), manifest["steps"].get("train", {})
+    train = manifest["steps"].get("train", {})
     hashes = {name: one["sha256"] for name, one in train.get("files", {}).items() if name.endswith(".safetensors")}
     rows = findings.get("rows", {}).get("train")
     once = f"{rows:,} rows, " if rows else ""
-    steps = f"{plan['steps']:,} steps of {settings.train.batch_size} rows" if "steps" in plan else None
-    named = base.get("name", settings.model.base)
+    steps = f"{plan.steps:,} steps of {settings.train.batch_size} rows" if plan else None
+    base = plan.base if plan else BaseName(settings.model.base, None, None)
     pairs: list[tuple[str, object]] = [
-        ("base", f"{base['hub_id']} (from {named})" if base.get("hub_id") not in (None, named) else named),
-        ("revision", tag("code", base["revision"]) if base.get("revision") else None),
+        ("base", f"{base.hub_id} (from {base.name})" if base.hub_id not in (None, base.name) else base.name),
+        ("revision", tag("code", base.revision) if base.revision else None),
         ("training", f"{once}{steps}, seed {settings.train.seed}" if steps else None),
         *(("weights, SHA-256", tag("code", digest)) for digest in hashes.values()),
         ("finished", f"{datetime.fromisoformat(train['finished']):%Y-%m-%d %H:%M} UTC" if train else "not trained yet"),
@@ -85,10 +87,12 @@ def _header(run: Run, settings: Recipe, plan: Found, findings: Found, manifest: 
     return [tag("h1", _title(run, settings)), tag("p", method_in_words(settings, plan), class_="lede"), facts(pairs)]
 
 
-def method_in_words(settings: Recipe, plan: Found) -> str:
+def method_in_words(settings: Recipe, plan: PlanTable | None) -> str:
     """What the recipe calls its method and adapter, and what the plan makes of them."""
-    stages = plan.get("stages") or []
-    reached = ", then ".join(reach_in_words(stage["reach"], plan["blocks"]) for stage in stages)
-    falls = any(min(stage["rates"].values()) < max(stage["rates"].values()) for stage in stages)
-    rates = " at rates that fall towards the input" if falls else " at one rate" if len(stages) == 1 else ""
-    return f"{settings.method.kind}, {settings.method.adapter.in_words()}" + (f": {reached}{rates}" if stages else "")
+    method = f"{settings.method.kind}, {settings.method.adapter.in_words()}"
+    if plan is None:
+        return method
+    trains = ", then ".join(stage.trains.words(plan.blocks) for stage in plan.stages)
+    falls = any(min(stage.rates.values()) < max(stage.rates.values()) for stage in plan.stages)
+    rates = " at rates that fall towards the input" if falls else " at one rate" if len(plan.stages) == 1 else ""
+    return f"{method}: {trains}{rates}"

@@ -1,12 +1,13 @@
 """The report on results: key numbers, base against tuned, held-out rows side by side, the next commands."""
 
-from typing import Any, cast
+from typing import cast
 
 from llmtune.evaluate.metrics import Difference, format_score
 from llmtune.evaluate.results import FEW_SHOT, TITLES, Answer, Evaluations, task_title
 from llmtune.evaluate.results import table as result_table
 from llmtune.files import read_json
 from llmtune.numbers import count, duration, size
+from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.report.html import Html, section, table, tag
@@ -23,12 +24,12 @@ def read_evaluations(run: Run) -> Evaluations | None:
     return cast(Evaluations, {name: read_json(run.eval / f"{name}.json") for name in ("base", "tuned", "settings")})
 
 
-def tiles(found: Evaluations | None, plan: dict[str, Any], log: list[Record]) -> Html:
+def tiles(found: Evaluations | None, plan: PlanTable | None, log: list[Record]) -> Html:
     """Show the key numbers of the run."""
     steps = [record for record in log if "loss" in record]
     last: Record = steps[-1] if steps else {}
     checks = [record["eval_loss"] for record in log if "eval_loss" in record]
-    seconds, trained, total = last.get("seconds"), plan.get("trained"), plan.get("parameters")
+    seconds = last.get("seconds")
     memory = max((record.get("peak_memory_mb") or 0.0 for record in steps), default=0.0)
     pairs = [*_scores(found)]
     if checks:
@@ -39,8 +40,9 @@ def tiles(found: Evaluations | None, plan: dict[str, Any], log: list[Record]) ->
         pairs.append((duration(seconds), f"training, {last['tokens'] / seconds:,.0f} tokens/s"))
     if memory:
         pairs.append((size(memory * 2**20), "peak memory"))
-    if trained and total:
-        pairs.append((count(trained), f"parameters trained, {trained / total:.1%} of the model"))
+    if plan:
+        share = plan.trained / plan.parameters
+        pairs.append((count(plan.trained), f"parameters trained, {share:.1%} of the model"))
     return tag("div", *(tag("div", tag("b", value), tag("span", label)) for value, label in pairs), class_="tiles")
 
 

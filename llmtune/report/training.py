@@ -5,16 +5,16 @@ from itertools import groupby
 from typing import Any
 
 from llmtune.numbers import count, rate
+from llmtune.plan.distances import spans
+from llmtune.plan.table import PlanTable, StageRow
 from llmtune.report.charts import Chart, Line, Point, ramp
 from llmtune.report.html import Html, section, table, tag
 from llmtune.run_log import Record
 
-Plan = dict[str, Any]
-
 DENSE_ROWS = 24
 
 
-def loss_section(log: list[Record], plan: Plan) -> Html:
+def loss_section(log: list[Record], plan: PlanTable | None) -> Html:
     """The training loss, its running average, the validation points and the stage boundaries."""
     points = [(record["step"], record["loss"]) for record in log if _finite(record.get("loss"))]
     checks = [(record["step"], record["eval_loss"]) for record in log if _finite(record.get("eval_loss"))]
@@ -35,7 +35,7 @@ def loss_section(log: list[Record], plan: Plan) -> Html:
     )
 
 
-def rates_section(log: list[Record], plan: Plan) -> Html:
+def rates_section(log: list[Record], plan: PlanTable | None) -> Html:
     """The learning rate of each distance over the steps; distances that share one course share one line."""
     records = [record for record in log if record.get("lr")]
     if not records:
@@ -61,91 +61,75 @@ def rates_section(log: list[Record], plan: Plan) -> Html:
 
 def _rate_line(steps: list[int], course: tuple[float, ...], group: list[int], farthest: int, lines: int) -> Line:
     colour = ramp(group[0] / farthest) if lines > 1 else "var(--tuned)"
-    return Line(list(zip(steps, course, strict=True)), colour, f"distance {_span(group)}: peak {rate(max(course))}")
+    return Line(list(zip(steps, course, strict=True)), colour, f"distance {spans(group)}: peak {rate(max(course))}")
 
 
 def _rate_legend(groups: list[tuple[tuple[float, ...], list[int]]], farthest: int) -> Html:
     """One key a line, or a colour ramp with its two ends where there are many lines."""
     near_first = list(reversed(groups))
     if len(groups) == 1:
-        return tag("p", _key("var(--tuned)", f"distance {_span(groups[0][1])}, all at one rate"), class_="legend")
+        return tag("p", _key("var(--tuned)", f"distance {spans(groups[0][1])}, all at one rate"), class_="legend")
     if len(groups) <= 6:
-        return tag("p", *(_key(ramp(g[0] / farthest), f"distance {_span(g)}") for _, g in near_first), class_="legend")
+        return tag("p", *(_key(ramp(g[0] / farthest), f"distance {spans(g)}") for _, g in near_first), class_="legend")
     (first, near), (last, far) = near_first[0], near_first[-1]
-    ends = (f"{_span(near)} (peak {rate(max(first))})", f"{_span(far)} (peak {rate(max(last))})")
+    ends = (f"{spans(near)} (peak {rate(max(first))})", f"{spans(far)} (peak {rate(max(last))})")
     bar = tag("i", class_="ramp")
     return tag("p", f"{len(groups)} lines, distance {ends[0]} ", bar, f" {ends[1]}", class_="legend")
 
 
-def trained_section(log: list[Record], plan: Plan) -> Html:
+def trained_section(log: list[Record], plan: PlanTable | None) -> Html:
     """What trained when: a strip of stage x distance shaded by peak rate, and one table row a stage."""
-    stages = plan.get("stages") or []
-    if not stages:
+    if plan is None:
         return section("What trained when", note="The run holds no plan yet.")
-    total = plan.get("parameters") or 0
     head: list[object] = [
         "stage",
         "steps",
-        "reach",
+        "trains",
         "rate at the output",
         "lowest rate",
         "tensors",
         "parameters",
         "share",
     ]
-    rows = [_stage_row(index, stage, total, plan) for index, stage in enumerate(stages)]
-    strip = _strip(plan, stages)
-    said = [*(plan.get("notes") or []), *(record["frozen_blocks"] for record in log if "frozen_blocks" in record)]
-    notes = [tag("p", note, class_="note") for note in said]
+    rows = [_stage_row(number, stage, plan) for number, stage in enumerate(plan.stages, 1)]
+    lines = [*plan.notes, *(record["frozen_blocks"] for record in log if "frozen_blocks" in record)]
+    notes = [tag("p", note, class_="note") for note in lines]
     return section(
         "What trained when",
-        strip,
+        _strip(plan),
         table(head, rows, {3, 4, 5, 6, 7}),
         *notes,
         note="The highest rate that each stage has at each distance.",
     )
 
 
-def _stage_row(index: int, stage: Plan, total: float, plan: Plan) -> list[object]:
-    rates = [value for distance, value in stage["rates"].items() if _trains(stage, distance)]
-    trained = stage.get("trained", sum(stage.get("parameters", {}).values()))
-    share = f"{trained / total:.2%}" if total else ""
-    lowest = rate(min(rates)) if rates else "0"
-    tensors = sum(stage.get("tensors", {}).values())
-    steps = f"{stage['start'] + 1:,} to {stage['end']:,}"
+def _stage_row(number: int, stage: StageRow, plan: PlanTable) -> list[object]:
     return [
-        index + 1,
-        steps,
-        reach_in_words(stage["reach"], plan["blocks"]),
-        rate(stage["lr"]),
-        lowest,
-        count(tensors),
-        count(trained),
-        share,
+        number,
+        stage.steps_in_words,
+        stage.trains.words(plan.blocks),
+        rate(stage.lr),
+        rate(min(stage.rates.values())),
+        count(stage.count_tensors),
+        count(stage.trained),
+        f"{stage.trained / plan.parameters:.2%}",
     ]
 
 
-def reach_in_words(reach: int | None, blocks: int) -> str:
-    """What a stage reaches in a model of so many blocks."""
-    if reach is None or reach > blocks:
-        return "all layers"
-    return {0: "head and final norm", 1: "the last block"}.get(reach, f"the last {reach} blocks")
-
-
-def _strip(plan: Plan, stages: list[Plan]) -> Html:
+def _strip(plan: PlanTable) -> Html:
     """A table with a column a stage, as wide as its steps, and a row for each run of distances that trained alike."""
-    named = {int(key) for stage in stages for key in stage["rates"]}
-    distances = range(max(plan.get("blocks", 0) + 1, *named) + 1)
-    peak = max((value for stage in stages for value in stage["rates"].values()), default=0.0)
+    stages = plan.stages
+    distances = range(plan.blocks + 2)
+    peak = max(value for stage in stages for value in stage.rates.values())
     runs = [list(run) for _, run in groupby(distances, key=lambda distance: _profile(stages, distance))]
-    total = max(1, stages[-1]["end"] - stages[0]["start"])
+    total = max(1, stages[-1].end - stages[0].start)
     columns = [tag("col", class_="name"), *(tag("col", style=_width(stage, total)) for stage in stages)]
     head = tag("tr", tag("th", "distance"), *(tag("th", f"stage {index + 1}") for index in range(len(stages))))
     dense = len(runs) > DENSE_ROWS
     rows = []
     for index, run in enumerate(runs):
         shown = not dense or index % 5 == 0 or index == len(runs) - 1
-        name = tag("th", f"{_span(run)} ", tag("small", _layers(run, plan)) if shown else None, scope="row")
+        name = tag("th", f"{spans(run)} ", tag("small", _layers(run, plan)) if shown else None, scope="row")
         rows.append(tag("tr", name, *(_cell(stage, run, peak, bool(shown)) for stage in stages)))
     body = tag(
         "table", tag("colgroup", *columns), tag("thead", head), tag("tbody", *rows), class_=f"strip{' dense' * dense}"
@@ -153,36 +137,28 @@ def _strip(plan: Plan, stages: list[Plan]) -> Html:
     return tag("div", body, class_="scroll")
 
 
-def _width(stage: Plan, total: int) -> str:
-    return f"width:{72 * (stage['end'] - stage['start']) / total:.1f}%"
+def _width(stage: StageRow, total: int) -> str:
+    return f"width:{72 * (stage.end - stage.start) / total:.1f}%"
 
 
-def _profile(stages: list[Plan], distance: int) -> tuple[float, ...]:
-    return tuple(stage["rates"].get(str(distance), 0.0) * _trains(stage, str(distance)) for stage in stages)
+def _profile(stages: list[StageRow], distance: int) -> tuple[float, ...]:
+    return tuple(stage.rates.get(distance, 0.0) for stage in stages)
 
 
-def _trains(stage: Plan, distance: str) -> bool:
-    tensors = stage.get("tensors")
-    return stage["rates"].get(distance, 0.0) > 0 and (tensors is None or tensors.get(distance, 0) > 0)
-
-
-def _cell(stage: Plan, run: list[int], peak: float, shown: bool) -> Html:
-    key = str(run[0])
-    if not _trains(stage, key):
+def _cell(stage: StageRow, run: list[int], peak: float, shown: bool) -> Html:
+    value = stage.rates.get(run[0])
+    if value is None:
         return tag("td", "frozen" if shown else None, class_="frozen")
-    value = stage["rates"][key]
     depth = max(0.12, 1 + math.log10(value / peak) / 3)
-    number_of = sum(stage.get("parameters", {}).get(str(distance), 0) for distance in run)
-    title = f"distance {_span(run)}: peak rate {rate(value)}, {count(number_of)} parameters"
+    number_of = sum(stage.parameters.get(distance, 0) for distance in run)
+    title = f"distance {spans(run)}: peak rate {rate(value)}, {count(number_of)} parameters"
     style = f"background:color-mix(in oklab, var(--heat) {100 * depth:.0f}%, var(--page))"
     return tag("td", rate(value) if shown else None, style=style, class_="deep" if depth > 0.55 else None, title=title)
 
 
-def _layers(run: list[int], plan: Plan) -> str:
+def _layers(run: list[int], plan: PlanTable) -> str:
     """The names of a run of distances in a model: head and final norm, blocks from the first, embeddings."""
-    blocks = plan.get("blocks")
-    if blocks is None:
-        return ""
+    blocks = plan.blocks
     inner = [blocks - distance + 1 for distance in run if 0 < distance <= blocks]
     names = ["head and final norm"] if run[0] == 0 else []
     if inner:
@@ -190,23 +166,14 @@ def _layers(run: list[int], plan: Plan) -> str:
     return ", ".join([*names, "embeddings"] if run[-1] > blocks else names)
 
 
-def _coordinate(plan: Plan) -> str:
-    blocks = plan.get("blocks")
-    last = f", {blocks} the first, {blocks + 1} the embeddings" if blocks else ""
+def _coordinate(plan: PlanTable | None) -> str:
+    last = f", {plan.blocks} the first, {plan.blocks + 1} the embeddings" if plan else ""
     return f"Distance counts from the output: 0 is head and final norm, 1 the last block{last}."
 
 
-def _boundaries(plan: Plan) -> list[tuple[float, str]]:
-    stages = plan.get("stages") or []
-    return [(stage["start"], f"stage {index + 1}") for index, stage in enumerate(stages)] if len(stages) > 1 else []
-
-
-def _span(group: list[int]) -> str:
-    """Distances as 0, 1 to 30, 31."""
-    runs = [
-        [distance for _, distance in run] for _, run in groupby(enumerate(group), key=lambda pair: pair[1] - pair[0])
-    ]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+def _boundaries(plan: PlanTable | None) -> list[tuple[float, str]]:
+    stages = plan.stages if plan else []
+    return [(stage.start, f"stage {number}") for number, stage in enumerate(stages, 1)] if len(stages) > 1 else []
 
 
 def _smoothed(points: list[Point]) -> list[Point]:

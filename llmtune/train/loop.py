@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
-from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.adapters.insert import insert
 from llmtune.data.collate import Collator
 from llmtune.data.encode import Example
 from llmtune.data.gate import gate
@@ -19,18 +19,16 @@ from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import (
     Base,
-    build_skeleton,
     cache_folder,
     computes_bf16,
     load_model,
     load_tokenizer,
     locate_base,
-    model_facts,
     stop_ids,
     weights_digest,
 )
+from llmtune.model.layout import Layout
 from llmtune.model.quantize import load_quantized
-from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
@@ -39,7 +37,7 @@ from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_rows, trai
 from llmtune.train.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.train.distributed import check_engine, check_world
 from llmtune.train.objective import SupervisedTrainer
-from llmtune.train.plan_table import lay_out, total_steps
+from llmtune.train.plan_table import build_layout, lay_out, total_steps
 from llmtune.train.prepare import Prepared
 from llmtune.train.progress import Progress, step_recorder
 from llmtune.train.stop import Stop
@@ -63,12 +61,13 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     tokenizer = load_tokenizer(base)
     data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base))
     check_same_data(run, data.findings)
-    plan = recipe.plan(model_facts(build_skeleton(base)))
+    layout = prepared.layout if prepared else build_layout(recipe, base)
+    plan = layout.plan
     check_engine(recipe, plan, state)
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
-    weights, offloaded = _load(base, recipe, plan, dtype)
+    weights, offloaded = _load(base, recipe, layout, dtype)
     model = insert(weights, recipe.method.adapter, plan, base)
-    tensors = trained_tensors(model, plan)
+    tensors = {name: model.get_parameter(name) for name in layout.trained}
     steps = total_steps(recipe, len(data.train), state.num_processes)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
@@ -126,13 +125,15 @@ def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record
         record({"step": step, "warning": message})
 
 
-def _load(base: Base, recipe: Recipe, plan: Plan, dtype: torch.dtype) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
+def _load(
+    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype
+) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
     """The base as the recipe wants it in memory, and the blocks that it leaves on disk."""
     if recipe.memory.frozen_blocks == "stream":
-        return load_offloaded(base, recipe, plan, dtype)
+        return load_offloaded(base, recipe, layout, dtype)
     if recipe.model.quantize == "none":
         return load_model(base, dtype), None
-    return load_quantized(base, plan, not recipe.method.adapter.trains_base, dtype), None
+    return load_quantized(base, layout.linear, dtype), None
 
 
 def _frozen_blocks(

@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from llmtune.data.encode import IGNORED
 from llmtune.data.order import EpochSampler
 from llmtune.errors import TrainingError
-from llmtune.frozen.boundary import Span, boundaries
+from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.cpu.attention import short_row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
@@ -22,6 +22,7 @@ from llmtune.kernels.cpu.install import install
 from llmtune.kernels.lora import skip_input_casts
 from llmtune.model.blocks import blocks
 from llmtune.model.sharded import reshard
+from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
 from llmtune.train.joined import RowJoiner
 from llmtune.train.planned import Planned
@@ -216,7 +217,7 @@ class SupervisedTrainer(Planned):
     def _cache_frozen_blocks(self, frozen_blocks: FrozenBlocks, step: int) -> str | None:
         """Cache what pays from `step` on, and give one line on it."""
         distance = {name: self.distance[name] for name in self._trained_names}
-        self._boundaries = boundaries(self.schedule.plan, distance, len(blocks(self.model)))
+        self._boundaries = boundaries(self.schedule.plan, distance.values(), len(blocks(self.model)))
         starts = self.schedule.starts
         coming = [
             Span(boundary, self._rows_between(max(start, step), end))

@@ -1,28 +1,32 @@
 """The plan table: what trains when, at which rate, from a model without weights."""
 
+import copy
 import math
-from dataclasses import asdict
-from typing import Any
+
+import torch
 
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
-from llmtune.errors import FieldError
-from llmtune.frozen.boundary import boundaries
+from llmtune.errors import FieldError, PlanError
 from llmtune.frozen.stream import count_offloaded
 from llmtune.model.base import Base, build_skeleton, computes_bf16, model_facts
 from llmtune.model.blocks import distances
-from llmtune.model.quantize import count_quantized
+from llmtune.model.layout import Layout
+from llmtune.model.quantize import check_quantized, split_linear_layers
 from llmtune.plan.schedule import Schedule
-from llmtune.plan.stages import Facts, Plan
+from llmtune.plan.stages import Plan
+from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe
 from llmtune.train.distributed import check_sharded, check_stages
 
 
 def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
-    """Rows per forward pass and passes per optimizer step; raises RecipeError where batch_size is no multiple."""
+    """Rows per forward pass and passes per optimizer step; raises FieldError where batch_size is no multiple."""
     share, rest = divmod(recipe.train.batch_size, world)
     if rest or not share:
         nearest = max(1, round(recipe.train.batch_size / world)) * world
-        raise FieldError("train.batch_size", f"is no multiple of {world} processes; the nearest valid is {nearest}")
+        raise FieldError(
+            "train.batch_size", f"{recipe.train.batch_size} is not divisible by {world} processes; try {nearest}"
+        )
     size = recipe.train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
     if share % size:
         raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
@@ -38,94 +42,132 @@ def total_steps(recipe: Recipe, rows: int, world: int) -> int:
 
 
 def lay_out(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
-    """The plan laid over the steps with the recipe's warm-up and shape; raises RecipeError where they are too few."""
+    """The plan laid over the steps with the recipe's warm-up and shape; raises FieldError where they are too few."""
     try:
-        return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule)
+        return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule, recipe.train.seed)
     except ValueError as error:
         raise FieldError("train.epochs", str(error)) from error
 
 
-def plan_table(recipe: Recipe, base: Base, steps: int) -> dict[str, Any]:
-    """What trains when and at which rate, from a model without weights; raises RecipeError for what cannot be."""
+def build_layout(recipe: Recipe, base: Base) -> Layout:
+    """The recipe's plan laid over a model without weights; raises FieldError for a plan that it cannot follow."""
     skeleton = build_skeleton(base)
-    facts = model_facts(skeleton)
+    facts, adapter = model_facts(skeleton), recipe.method.adapter
     plan = recipe.plan(facts)
-    adapter = recipe.method.adapter
-    quantized = count_quantized(skeleton, plan, not adapter.trains_base) if recipe.model.quantize != "none" else 0
-    tuned = insert(skeleton, adapter, plan, base)
-    tensors = trained_tensors(tuned, plan)
-    if not tensors:
+    linear: tuple[list[str], list[str]] = ([], [])
+    if recipe.model.quantize != "none":
+        linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
+        check_quantized(linear[0])
+    with torch.random.fork_rng(devices=[]):  # an adapter starts from it, and takes the same start when it is trained
+        tuned = insert(copy.deepcopy(skeleton), adapter, plan, base)
+    trained, distance = trained_tensors(tuned, plan), distances(tuned)
+    if not trained:
         raise FieldError("method", "nothing would train: this reach and adapter have no tensor in common")
-    _refuse(recipe, plan)
-    distance = distances(tuned)
-    laid = lay_out(recipe, plan, steps)
-    ends = [*laid.starts[1:], steps]
-    stages = []
-    for stage, start, end in zip(plan.stages, laid.starts, ends, strict=True):
-        live = {name: tensor for name, tensor in tensors.items() if stage.rate(distance[name]) > 0}
-        if not live:
-            raise FieldError(
-                "method", f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
-            )
-        counts: dict[int, list[int]] = {}
-        for name, tensor in live.items():
-            counts.setdefault(distance[name], []).append(tensor.numel())
-        near = sorted(counts)
-        stages.append(
-            {
-                "start": start,
-                "end": end,
-                **asdict(stage),
-                "rates": {str(d): stage.rate(d) for d in near},
-                "tensors": {str(d): len(counts[d]) for d in near},
-                "parameters": {str(d): sum(counts[d]) for d in near},
-                "trained": sum(map(sum, counts.values())),
-            }
-        )
-    left = count_offloaded(recipe, tuned, boundaries(plan, {name: distance[name] for name in tensors}, facts.blocks))
-    trained = sum(tensor.numel() for tensor in tensors.values())
-    return {
-        "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
-        "method": recipe.method.kind,
-        "adapter": adapter.kind,
-        "blocks": facts.blocks,
-        "parameters": facts.parameters,
-        "trained": trained,
-        "adapted": count_adapted(tuned),
-        "quantized": quantized,
-        "delta_bytes": 4 * adapter.count_stored(tuned, tensors),
-        "states_bytes": states_bytes(recipe, facts.parameters - left, trained),
-        "frozen_blocks": frozen_blocks_table(recipe, plan, {name: distance[name] for name in tensors}, facts),
-        "steps": steps,
-        "stages": stages,
-        "notes": adapter.rate_notes(max(stage.lr for stage in plan.stages)) + _tied_note(skeleton, plan),
-    }
+    try:
+        limited = plan.limited_to({distance[name] for name in trained})
+    except PlanError as error:
+        raise FieldError(f"method.{error.key}", str(error)) from error
+    return Layout(facts, limited, skeleton, tuned, distance, trained, linear)
 
 
-def frozen_blocks_table(recipe: Recipe, plan: Plan, distance: dict[str, int], facts: Facts) -> dict[str, Any]:
-    """The boundaries whose states may be kept, and bytes per token for all of them; `distance` is what trains'."""
-    found = (
-        sorted(set(boundaries(plan, distance, facts.blocks)) - {0})
-        if recipe.memory.frozen_blocks != "recompute"
-        else []
+def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTable:
+    """What trains when and at which rate; raises FieldError for what cannot be."""
+    _refuse(recipe, layout.plan)
+    schedule = lay_out(recipe, layout.plan, steps)
+    stages = stage_rows(schedule, layout)
+    elements = sum(tensor.numel() for tensor in layout.trained.values())
+    at_once = max(stage.trained for stage in stages) if layout.plan.redrawn else elements
+    in_memory = layout.facts.parameters - count_offloaded(recipe, layout)
+    adapter = recipe.method.adapter
+    return PlanTable(
+        base=BaseName(base.name, base.revision, base.hub_id),
+        method=recipe.method.kind,
+        adapter=adapter.kind,
+        blocks=layout.facts.blocks,
+        parameters=layout.facts.parameters,
+        trained=count_trained(schedule, layout),
+        adapted=count_adapted(layout.tuned),
+        quantized=len(layout.linear[0]),
+        delta_bytes=4 * adapter.count_stored(layout.tuned, layout.trained),
+        states_bytes=states_bytes(recipe, in_memory, elements, at_once),
+        frozen_blocks=cache_size(recipe, layout),
+        steps=steps,
+        stages=stages,
+        notes=[
+            *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
+            *_tied_note(layout),
+            *_draw_note(schedule, layout),
+        ],
     )
-    wide = max(distance.values()) > facts.blocks or not computes_bf16(recipe.model.precision)
-    return {"boundaries": found, "bytes_per_token": len(found) * facts.hidden * (4 if wide else 2)}
 
 
-def _tied_note(skeleton: Any, plan: Plan) -> list[str]:
+def count_trained(schedule: Schedule, layout: Layout) -> int:
+    """How many parameters train at some step; blocks that are never drawn do not."""
+    ever = {distance for distance in set(layout.trained_distance.values()) if schedule.ever_trains(distance)}
+    return sum(layout.trained[name].numel() for name, distance in layout.trained_distance.items() if distance in ever)
+
+
+def stage_rows(schedule: Schedule, layout: Layout) -> list[StageRow]:
+    """One row a stage; raises FieldError for a stage without a tensor to train."""
+    rows = []
+    for stage, start, end in zip(schedule.plan.stages, schedule.starts, schedule.ends, strict=True):
+        sizes: dict[int, list[int]] = {}
+        for name, distance in layout.trained_distance.items():
+            if distance in stage.trains:
+                sizes.setdefault(distance, []).append(layout.trained[name].numel())
+        if not sizes:
+            message = f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
+            raise FieldError("method", message)
+        near_first = sorted(sizes)
+        row = StageRow(
+            start,
+            end,
+            stage.until,
+            stage.trains,
+            stage.lr,
+            stage.decay,
+            rates={distance: stage.rate(distance) for distance in near_first},
+            tensors={distance: len(sizes[distance]) for distance in near_first},
+            parameters={distance: sum(sizes[distance]) for distance in near_first},
+        )
+        rows.append(row)
+    return rows
+
+
+def cache_size(recipe: Recipe, layout: Layout) -> CacheSize:
+    """The boundaries below which outputs may be cached, and bytes per token for all of them."""
+    caches = recipe.memory.frozen_blocks != "recompute"
+    useful = sorted(set(layout.boundaries) - {0}) if caches else []
+    trains_embeddings = max(layout.trained_distance.values()) > layout.facts.blocks
+    wide = trains_embeddings or not computes_bf16(recipe.model.precision)
+    return CacheSize(useful, len(useful) * layout.facts.hidden * (4 if wide else 2))
+
+
+def _tied_note(layout: Layout) -> list[str]:
     """A line on a head that is the embeddings' matrix, where a stage trains neither."""
-    embedding, head = skeleton.get_input_embeddings().weight, skeleton.get_output_embeddings().weight
-    if embedding is not head or all(stage.reach is None for stage in plan.stages):
+    embeddings = layout.facts.blocks + 1
+    if not layout.tied or all(embeddings in stage.trains for stage in layout.plan.stages):
         return []
-    said = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
-    return [f"{said} trains the final norm alone at distance 0"]
+    message = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
+    return [f"{message} trains the final norm alone at distance 0"]
 
 
-def states_bytes(recipe: Recipe, parameters: int, trained: int) -> int:
-    """Bytes of weights, gradients and AdamW state: 16 per trained parameter, 2 (4bit: 0.52) per frozen one."""
+def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
+    """A line on how many blocks are ever drawn, and that none of them counts as frozen."""
+    if not layout.plan.redrawn:
+        return []
+    drawn = sum(schedule.ever_trains(distance) for distance in range(1, layout.facts.blocks + 1))
+    message = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
+    return [f"{message}; outputs of blocks that may be drawn are not cached"]
+
+
+def states_bytes(recipe: Recipe, parameters: int, trained: int, at_once: int) -> int:
+    """Bytes of weights, gradients and AdamW states: 4 per trained parameter and 12 per one that trains `at_once`.
+
+    A frozen parameter takes 2, in 4 bits 0.52.
+    """
     frozen = parameters - trained if recipe.method.adapter.trains_base else parameters
-    return round(16 * trained + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
+    return round(4 * trained + 12 * at_once + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
 
 
 def _refuse(recipe: Recipe, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances, unwrap
+from llmtune.model.layout import drop_states
 from llmtune.model.sharded import gather, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
@@ -45,10 +46,9 @@ def optimizer_groups(
 
 
 def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
-    """Let exactly the tensors require gradients whose stage rate is above 0 at `step`."""
-    stage = schedule.plan.stages[schedule.stage_at(step)]
+    """Let exactly the tensors require gradients that train at `step`."""
     for name, parameter in tensors.items():
-        parameter.requires_grad_(stage.rate(distance[name]) > 0)
+        parameter.requires_grad_(schedule.trains(step, distance[name]))
 
 
 class Planned(Trainer):
@@ -104,8 +104,11 @@ class Planned(Trainer):
         """Take back what `objective_state` gave."""
 
     def enter_stage(self, step: int) -> None:
-        """Let exactly what trains at `step` require gradients."""
-        freeze_to_stage(self.current_tensors(), self.distance, self.schedule, step)
+        """Let exactly what trains at `step` require gradients; where a stage draws anew, the rest loses its states."""
+        tensors = self.current_tensors()
+        freeze_to_stage(tensors, self.distance, self.schedule, step)
+        if self.schedule.redraws(step):
+            drop_states(self.optimizer, tensors.values())
 
     def current_tensors(self) -> dict[str, nn.Parameter]:
         """The tensors that ever train, by name, as the model holds them now: sharding replaces them."""
@@ -168,7 +171,8 @@ class Planned(Trainer):
 
     def prove_changes(self) -> list[str]:
         """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
-        return prove_planned_changes(self._checksums, self.model, self.current_tensors(), self.distance)
+        trained = [name for name in self._trained_names if self.schedule.ever_trains(self.distance[name])]
+        return prove_planned_changes(self._checksums, self.model, trained, self.distance)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""

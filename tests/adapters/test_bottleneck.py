@@ -21,7 +21,7 @@ from llmtune.merge.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import distances
 from llmtune.run import locates_mistakes
-from llmtune.train.plan_table import plan_table
+from llmtune.train.plan_table import build_layout, plan_table
 from tests.support import runs, tiny, training
 from tests.support.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
 
@@ -167,12 +167,12 @@ def test_refuses_to_merge_sequential_adapter_before_and_after_training(tmp_path:
         merge(run)
     assert not run.merged.exists()
     file = tiny.write_recipe(tmp_path / "again.json", tmp_path / "base", tmp_path / "rows.jsonl", method)
-    settings = recipe.load(file)
+    settings, base = recipe.load(file), Base(tmp_path / "base", "base", None, None)
     with pytest.raises(
         RecipeError,
         match=r"again\.json:\d+: method\.adapter\.form: a sequential .* form: parallel, .* merge\.enabled: false",
     ):
-        locates_mistakes(plan_table)(settings, Base(tmp_path / "base", "base", None, None), 10)
+        locates_mistakes(plan_table)(settings, base, build_layout(settings, base), 10)
 
 
 @pytest.mark.slow

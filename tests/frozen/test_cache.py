@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.frozen.boundary import Span, boundaries, choose_boundaries
+from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
-from llmtune.plan.stages import Plan, Stage
 from llmtune.train import objective
 from llmtune.train.checkpoint import complete_checkpoints
 from tests.support import tiny
@@ -269,16 +268,6 @@ def test_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
     make_room(tmp_path, 100, 100, {tmp_path / "new"})
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
-
-
-def test_boundaries_follow_the_plan() -> None:
-    everything = {str(distance): distance for distance in range(6)}
-    plan = Plan((Stage(0.3, 0, 1), Stage(0.6, 2, 1), Stage(1.0, None, 1)))
-    assert boundaries(plan, everything, 4) == [4, 2, 0]
-    adapted = {"low": 3, "high": 1, "norm": 0}
-    assert boundaries(plan, adapted, 4) == [4, 3, 1]
-    narrowing = Plan((Stage(0.3, 1, 1), Stage(0.6, None, 1), Stage(1.0, 1, 1)))
-    assert boundaries(narrowing, everything, 4) == [3, 0, 0]
 
 
 @pytest.mark.parametrize(

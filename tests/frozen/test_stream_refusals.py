@@ -84,22 +84,22 @@ def test_ends_in_one_line_when_the_disk_fills_up(tmp_path: Path, cache: Path, mo
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "every block trains": ({"method": {"kind": "full", "lr": 0.01}}, "trains the lowest one; the nearest valid is"),
+    "every block trains": ({"method": {"kind": "full", "lr": 0.01}}, "trains the lowest one; try"),
     "the last stage reaches all": (
         {"method": {"kind": "gradual", "reaches": [1, "all"], "lr": 0.01}},
-        "trains the lowest one; the nearest valid is auto",
+        "trains the lowest one; try auto",
     ),
     "4bit": (
         {"quantize": "4bit", "method": {**FROZEN, "adapter": LORA}},
-        "stream reads no block into 4 bits; the nearest valid is cache",
+        "stream reads no block into 4 bits; try cache",
     ),
     "several processes": (
         {"launch": {"accelerate": "multi_cpu", "processes": 2}},
-        "stream is for one process with whole weights; the nearest valid is auto",
+        "stream is for one process with whole weights; try auto",
     ),
     "too large": (
         {"memory": {"frozen_blocks": "stream", "cache_limit_gb": 0.0001}},
-        "stream needs 0.000.* GB of disk, for the outputs of two blocks at a time; the nearest valid is 0.01",
+        "stream needs 0.000.* GB of disk, for the outputs of two blocks at a time; try 0.01",
     ),
     "dropout": ({"kind": "gpt2"}, r"embd_pdrop is 0\.1|drop\.p is 0\.1"),
 }

@@ -6,17 +6,21 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from llmtune.methods.kinds import METHODS, Facts, Method, PlanError
-from llmtune.plan.stages import Plan, Stage, decay_for
+from llmtune.errors import PlanError
+from llmtune.methods.kinds import METHODS, Method
+from llmtune.plan.distances import Band, Drawn, Everything, Top
+from llmtune.plan.stages import Facts, Plan, Stage, decay_for
+from tests.support import ROOT
 
 SMALL = Facts(blocks=30, hidden=576, parameters=134_515_008)
 LARGE = Facts(blocks=32, hidden=4096, parameters=8_030_261_248)
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "full": {},
     "frozen": {"reach": 0.25, "decay": 0.9},
     "gradual": {"reaches": [2, 0.5, "all"], "bottom_ratio": 0.1},
     "discriminative": {},
     "staged": {"stages": [{"until": 0.5, "reach": 1}, {"until": 1, "reach": "all", "bottom_ratio": 0.2}]},
+    "lisa": {"blocks": 3, "every": 5},
 }
 ADAPTERS: list[Any] = [
     "none",
@@ -55,6 +59,14 @@ def test_every_kind_of_the_union_is_listed() -> None:
     assert sorted(kinds) == sorted(METHODS) == sorted(LINES)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_has_its_file_its_words_and_its_row_in_the_documents(kind: str) -> None:
+    assert METHODS[kind].__module__ == f"llmtune.methods.{kind}"
+    assert METHODS[kind].why.endswith(".")
+    rows = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert any(row.startswith(f"| `{kind}` |") for row in rows), f"docs/methods.md has no row for {kind}"
+
+
 @pytest.mark.parametrize(("kind", "adapter"), itertools.product(LINES, ADAPTERS), ids=str)
 @pytest.mark.parametrize("facts", [SMALL, LARGE, Facts(12, 64, 1000)], ids=["small", "large", "tiny"])
 def test_resolved_writes_every_rate_out_and_changes_no_plan(kind: str, adapter: Any, facts: Facts) -> None:
@@ -85,18 +97,18 @@ def test_the_default_bottom_ratio_is_written_out_unless_a_factor_is_given() -> N
 
 
 def test_full_is_one_stage_over_everything() -> None:
-    assert method("full", lr=1e-4).plan(SMALL) == Plan((Stage(1.0, None, 1e-4),))
+    assert method("full", lr=1e-4).plan(SMALL) == Plan((Stage(1.0, Everything(), 1e-4),))
 
 
 def test_frozen_is_one_stage_over_the_top() -> None:
-    assert method("frozen", reach=4, lr=1e-4).plan(SMALL) == Plan((Stage(1.0, 4, 1e-4),))
-    assert method("frozen", reach=0, lr=1e-4).plan(SMALL).reach == 0
-    assert method("frozen", reach="all", lr=1e-4).plan(SMALL).reach is None
+    assert method("frozen", reach=4, lr=1e-4).plan(SMALL) == Plan((Stage(1.0, Top(4), 1e-4),))
+    assert method("frozen", reach=0, lr=1e-4).plan(SMALL).stages[0].trains == Top(0)
+    assert method("frozen", reach="all", lr=1e-4).plan(SMALL).stages[0].trains == Everything()
 
 
 def test_gradual_is_one_stage_a_reach_over_equal_spans() -> None:
     plan = method("gradual", reaches=[0, 4, "all"], lr=1e-4).plan(SMALL)
-    assert plan == Plan((Stage(1 / 3, 0, 1e-4), Stage(2 / 3, 4, 1e-4), Stage(1.0, None, 1e-4)))
+    assert plan == Plan((Stage(1 / 3, Top(0), 1e-4), Stage(2 / 3, Top(4), 1e-4), Stage(1.0, Everything(), 1e-4)))
     uneven = method("gradual", reaches=[0, "all"], until=[0.1, 1], lr=1e-4).plan(SMALL)
     assert [stage.until for stage in uneven.stages] == [0.1, 1.0]
 
@@ -116,27 +128,55 @@ def test_ulmfit_is_gradual_with_falling_rates() -> None:
 def test_staged_takes_the_stages_as_they_are() -> None:
     stages = [{"until": 0.25, "reach": 2, "lr": 1e-3, "decay": 0.5}, {"until": 1.0, "reach": 0, "lr": 1e-4}]
     plan = method("staged", stages=stages).plan(SMALL)
-    assert plan == Plan((Stage(0.25, 2, 1e-3, 0.5), Stage(1.0, 0, 1e-4)))
+    assert plan == Plan((Stage(0.25, Top(2), 1e-3, 0.5), Stage(1.0, Top(0), 1e-4)))
+
+
+def test_a_staged_stage_can_leave_the_top_frozen() -> None:
+    stages = [{"until": 0.5, "nearest": 5, "reach": 12, "lr": 1e-3}, {"until": 1.0, "nearest": 1, "lr": 1e-4}]
+    plan = method("staged", stages=stages).plan(SMALL)
+    assert plan == Plan((Stage(0.5, Band(5, 12), 1e-3), Stage(1.0, Band(1, 31), 1e-4)))
+    error = plan_error(SMALL, "staged", stages=[{"until": 1, "nearest": 9, "reach": 0.1}])
+    assert (error.key, str(error)) == ("stages.0.nearest", "9 lies beyond the stage's reach; try 3")
+
+
+def test_lisa_draws_blocks_and_always_trains_the_ends() -> None:
+    plan = method("lisa", lr=1e-4).plan(SMALL)
+    assert plan == Plan((Stage(1.0, Drawn(2, 20, frozenset(range(1, 31)), frozenset({0, 31})), 1e-4),))
+    assert method("lisa").plan(SMALL).stages[0].lr == method("full").plan(SMALL).stages[0].lr
+
+
+def test_refuses_lisa_with_more_blocks_than_the_model_has() -> None:
+    error = plan_error(SMALL, "lisa", blocks=31)
+    assert (error.key, str(error)) == ("blocks", "31 is more than the model's 30 blocks; try 30")
 
 
 @pytest.mark.parametrize(
     ("reach", "blocks", "expected"),
-    [(0.5, 30, 15), (0.15, 30, 5), (0.1, 30, 3), (0.07, 100, 7), (0.01, 2, 1), (0.99, 2, 2), (3, 2, None), (2, 2, 2)],
+    [
+        (0.5, 30, Top(15)),
+        (0.15, 30, Top(5)),
+        (0.1, 30, Top(3)),
+        (0.07, 100, Top(7)),
+        (0.01, 2, Top(1)),
+        (0.99, 2, Top(2)),
+        (3, 2, Everything()),
+        (2, 2, Top(2)),
+    ],
 )
-def test_a_fraction_reaches_that_share_of_the_blocks_rounded_up(reach: float, blocks: int, expected: int) -> None:
-    assert method("frozen", reach=reach).plan(Facts(blocks, 64, 1000)).reach == expected
+def test_a_fraction_reaches_that_share_of_the_blocks_rounded_up(reach: float, blocks: int, expected: Any) -> None:
+    assert method("frozen", reach=reach).plan(Facts(blocks, 64, 1000)).stages[0].trains == expected
 
 
-def test_a_reach_beyond_the_model_is_refused_with_the_nearest_one() -> None:
+def test_refuses_a_reach_beyond_the_model_and_names_the_nearest() -> None:
     error = plan_error(SMALL, "frozen", reach=32)
     assert error.key == "reach"
-    assert "which has 30 blocks; the nearest valid reach is 30" in str(error)
+    assert "which has 30 blocks; try 30" in str(error)
     assert plan_error(SMALL, "gradual", reaches=[1, 40, "all"]).key == "reaches.1"
     assert plan_error(SMALL, "staged", stages=[{"until": 1, "reach": 99}]).key == "stages.0.reach"
 
 
 @pytest.mark.parametrize(("reaches", "place"), [([4, 4], 1), ([1, 4, 2], 2), ([0.5, 15, "all"], 1), (["all", 31], 1)])
-def test_a_stage_that_reaches_no_farther_is_refused(reaches: list[Any], place: int) -> None:
+def test_refuses_a_gradual_stage_that_reaches_no_farther(reaches: list[Any], place: int) -> None:
     error = plan_error(SMALL, "gradual", reaches=reaches)
     assert error.key == f"reaches.{place}"
     assert f"not {reaches[place]} after {reaches[place - 1]}" in str(error)
@@ -155,7 +195,7 @@ def test_a_stage_that_reaches_no_farther_is_refused(reaches: list[Any], place: i
         ("stages.1.until", {"kind": "staged", "stages": [{"until": 0.9}, {"until": 0.9}, {"until": 1.0}]}),
     ],
 )
-def test_what_contradicts_itself_is_refused_at_its_key(key: str, keys: dict[str, Any]) -> None:
+def test_refuses_what_contradicts_itself_at_its_key(key: str, keys: dict[str, Any]) -> None:
     assert validation_error(**keys).key == key
 
 
@@ -169,6 +209,6 @@ def test_the_top_alone_learns_faster_than_everything() -> None:
     assert staged == [head, half, everything]
 
 
-def test_methods_cannot_be_changed() -> None:
+def test_refuses_to_change_a_method() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         method("full").lr = 1.0

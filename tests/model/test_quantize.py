@@ -16,7 +16,7 @@ from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.merge.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
-from llmtune.model.quantize import load_quantized
+from llmtune.model.quantize import load_quantized, split_linear_layers
 from llmtune.run import Run
 from llmtune.train.loop import train
 from llmtune.train.objective import SupervisedTrainer
@@ -95,8 +95,9 @@ def test_loads_the_4bit_model_that_trained(tmp_path: Path, monkeypatch: pytest.M
     done = quantized_run(tmp_path, {"kind": "frozen", "reach": 1, "lr": 0.01})
     train(done)
     settings, base = done.recipe(), locate_base(done.recipe().model)
-    plan = settings.plan(model_facts(build_skeleton(base)))
-    again = load_delta(load_quantized(base, plan, False, torch.float32), done.delta)
+    skeleton = build_skeleton(base)
+    linear = split_linear_layers(skeleton, settings.plan(model_facts(skeleton)), adapted=False)
+    again = load_delta(load_quantized(base, linear, torch.float32), done.delta)
     ids = torch.arange(3, 40)[None]
     assert torch.equal(again(ids).logits, seen[0].model.eval()(ids).logits)
 
@@ -123,11 +124,12 @@ def test_refuses_to_train_a_quantized_tensor(tmp_path: Path) -> None:
 def test_refuses_another_set_in_4_bits_than_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = quantized_run(tmp_path, {"kind": "frozen", "reach": 1}).recipe()
     base = locate_base(settings.model)
-    plan = settings.plan(model_facts(build_skeleton(base)))
+    skeleton = build_skeleton(base)
+    linear = split_linear_layers(skeleton, settings.plan(model_facts(skeleton)), adapted=False)
     loaded = load_model(base)
     monkeypatch.setattr("llmtune.model.quantize.load_model", lambda *_: loaded)
     with pytest.raises(TrainingError, match="not in 4 bits, against the plan"):
-        load_quantized(base, plan, False, torch.float32)
+        load_quantized(base, linear, torch.float32)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what a process has mapped")
@@ -142,8 +144,9 @@ def test_unmaps_what_was_read_to_be_quantized(tmp_path: Path) -> None:
     assert mapped()
     del plain
     gc.collect()
-    plan = settings.plan(model_facts(build_skeleton(base)))
-    loaded = load_quantized(base, plan, False, torch.float32)
+    skeleton = build_skeleton(base)
+    linear = split_linear_layers(skeleton, settings.plan(model_facts(skeleton)), adapted=False)
+    loaded = load_quantized(base, linear, torch.float32)
     gc.collect()
     assert not mapped()
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight

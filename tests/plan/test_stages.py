@@ -2,16 +2,18 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
+from llmtune.plan.distances import Everything, Top
 from llmtune.plan.schedule import Schedule, Shape
-from llmtune.plan.stages import Plan, Stage, decay_for
+from llmtune.plan.stages import Plan, Stage, boundaries, decay_for
 
 BLOCKS = 6
-ONE = Plan((Stage(1.0, None, 1e-3),))
-THREE = Plan((Stage(0.25, 0, 4e-3, 0.7), Stage(0.5, 2, 2e-3, 0.8), Stage(1.0, None, 1e-3, 0.9)))
-STEADY = Plan((Stage(0.25, 0, 1e-3, 0.9), Stage(0.5, 2, 1e-3, 0.9), Stage(1.0, None, 1e-3, 0.9)))
+ONE = Plan((Stage(1.0, Everything(), 1e-3),))
+THREE = Plan((Stage(0.25, Top(0), 4e-3, 0.7), Stage(0.5, Top(2), 2e-3, 0.8), Stage(1.0, Everything(), 1e-3, 0.9)))
+STEADY = Plan((Stage(0.25, Top(0), 1e-3, 0.9), Stage(0.5, Top(2), 1e-3, 0.9), Stage(1.0, Everything(), 1e-3, 0.9)))
 
 
 def by_hand(plan: Plan, steps: int, warmup_steps: int, shape: Shape) -> list[list[float]]:
@@ -22,7 +24,7 @@ def by_hand(plan: Plan, steps: int, warmup_steps: int, shape: Shape) -> list[lis
         stage = next(stage for stage in plan.stages if step < round(stage.until * steps))
         row = []
         for distance in range(BLOCKS + 2):
-            if stage.reach is not None and distance > stage.reach:
+            if distance not in stage.trains:
                 row.append(0.0)
                 continue
             trained[distance] += 1
@@ -45,7 +47,7 @@ def test_rates_equal_the_closed_form(plan: Plan, warmup_steps: int, shape: Shape
         assert laid.rate(step, distance) == pytest.approx(expected[step][distance], rel=1e-12, abs=0), (step, distance)
 
 
-def test_a_newly_trained_distance_warms_up_from_where_it_first_trains() -> None:
+def test_warms_up_a_newly_trained_distance_from_its_first_step() -> None:
     laid = Schedule(STEADY, 100, 0.1)
     assert [laid.first_step(distance) for distance in (0, 1, 2, 3, BLOCKS + 1)] == [0, 25, 25, 50, 50]
     for distance in (0, 2, 3):
@@ -69,8 +71,9 @@ def test_no_rate_jumps_at_a_boundary_unless_the_stages_say_so(shape: Shape) -> N
     assert declared.rate(250, 0) == pytest.approx(2e-3)
 
 
-def test_a_rate_rises_at_once_and_never_ends_at_nothing() -> None:
-    for shape, warmup in itertools.product(("cosine", "linear", "constant"), (0.0, 0.03, 0.99)):
+def test_rises_at_once_and_never_ends_at_nothing() -> None:
+    shapes: tuple[Shape, ...] = ("cosine", "linear", "constant")
+    for shape, warmup in itertools.product(shapes, (0.0, 0.03, 0.99)):
         laid = Schedule(ONE, 40, warmup, shape)
         assert all(laid.rate(step, 0) > 0 for step in range(40)), (shape, warmup)
         assert max(laid.rate(step, 0) for step in range(40)) <= 1e-3
@@ -87,13 +90,13 @@ def test_warm_up_is_a_whole_number_of_steps() -> None:
 def test_starts_are_the_rounded_ends_of_the_stages_before() -> None:
     assert Schedule(THREE, 100).starts == [0, 25, 50]
     assert Schedule(THREE, 10).starts == [0, 2, 5]
-    laid = Schedule(Plan((Stage(1 / 3, 0, 1.0), Stage(2 / 3, 4, 1.0), Stage(1.0, None, 1.0))), 10)
+    laid = Schedule(Plan((Stage(1 / 3, Top(0), 1.0), Stage(2 / 3, Top(4), 1.0), Stage(1.0, Everything(), 1.0))), 10)
     assert laid.starts == [0, 3, 7]
     assert [laid.stage_at(step) for step in (0, 2, 3, 6, 7, 9, 10, 99)] == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("plan", "fewest"), [(ONE, 1), (THREE, 3)])
-def test_too_few_steps_for_the_stages_are_refused(plan: Plan, fewest: int) -> None:
+def test_refuses_too_few_steps_for_the_stages(plan: Plan, fewest: int) -> None:
     laid = Schedule(plan, fewest)
     assert sorted({laid.stage_at(step) for step in range(fewest)}) == list(range(len(plan.stages)))
     with pytest.raises(ValueError, match=f"{fewest - 1} steps cannot hold {len(plan.stages)} stages"):
@@ -102,29 +105,29 @@ def test_too_few_steps_for_the_stages_are_refused(plan: Plan, fewest: int) -> No
 
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.5])
-def test_a_single_step_trains_at_the_full_rate(shape: Shape, warmup: float) -> None:
+def test_trains_a_single_step_at_the_full_rate(shape: Shape, warmup: float) -> None:
     assert Schedule(ONE, 1, warmup, shape).rate(0, 0) == 1e-3
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 12, 30, 80])
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.5, 1.0])
 def test_decay_for_gives_the_bottom_ratio_between_the_first_and_the_last_block(blocks: int, ratio: float) -> None:
-    stage = Stage(1.0, None, 3e-4, decay_for(ratio, blocks))
+    stage = Stage(1.0, Everything(), 3e-4, decay_for(ratio, blocks))
     assert stage.rate(blocks) / stage.rate(1) == pytest.approx(ratio, rel=1e-12)
     assert decay_for(ratio, 1) == 1.0
 
 
-def test_peak_reach_and_staged() -> None:
+def test_peak_is_the_highest_stage_rate_and_staged_means_that_the_set_changes() -> None:
     assert [THREE.peak(distance) for distance in (0, 1, 2)] == [4e-3, 2e-3 * 0.8, pytest.approx(2e-3 * 0.64)]
     assert THREE.peak(3) == pytest.approx(1e-3 * 0.9**3)
-    assert (THREE.reach, THREE.staged) == (None, True)
-    top = Plan((Stage(0.5, 3, 1.0), Stage(1.0, 2, 1.0)))
-    assert (top.reach, top.staged, top.peak(3), top.peak(4)) == (3, True, 1.0, 0.0)
-    assert not Plan((Stage(0.5, 2, 1.0), Stage(1.0, 2, 0.1))).staged
+    assert THREE.staged
+    top = Plan((Stage(0.5, Top(3), 1.0), Stage(1.0, Top(2), 1.0)))
+    assert (top.staged, top.peak(3), top.peak(4)) == (True, 1.0, 0.0)
+    assert not Plan((Stage(0.5, Top(2), 1.0), Stage(1.0, Top(2), 0.1))).staged
 
 
-def test_a_distance_that_freezes_again_has_rate_zero_and_does_not_warm_up_twice() -> None:
-    laid = Schedule(Plan((Stage(0.3, 3, 1.0), Stage(0.6, 1, 1.0), Stage(1.0, 3, 1.0))), 100, 0.1)
+def test_no_second_warm_up_for_a_distance_that_was_frozen_in_between() -> None:
+    laid = Schedule(Plan((Stage(0.3, Top(3), 1.0), Stage(0.6, Top(1), 1.0), Stage(1.0, Top(3), 1.0))), 100, 0.1)
     assert laid.rate(29, 3) == 1.0
     assert [laid.rate(step, 3) for step in (30, 45, 59)] == [0.0, 0.0, 0.0]
     assert laid.rate(60, 3) == 1.0
@@ -133,24 +136,32 @@ def test_a_distance_that_freezes_again_has_rate_zero_and_does_not_warm_up_twice(
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ((0.0, None, 1.0), "fraction"),
-        ((1.1, None, 1.0), "fraction"),
-        ((float("nan"), None, 1.0), "fraction"),
-        ((1.0, -1, 1.0), "trains nothing"),
-        ((1.0, None, 0.0), "positive"),
-        ((1.0, None, -1.0), "positive"),
-        ((1.0, None, float("nan")), "positive"),
-        ((1.0, None, float("inf")), "positive"),
-        ((1.0, None, 1.0, 0.0), "decay"),
-        ((1.0, None, 1.0, 1.6), "decay"),
+        ((0.0, Everything(), 1.0), "fraction"),
+        ((1.1, Everything(), 1.0), "fraction"),
+        ((float("nan"), Everything(), 1.0), "fraction"),
+        ((1.0, Everything(), 0.0), "positive"),
+        ((1.0, Everything(), -1.0), "positive"),
+        ((1.0, Everything(), float("nan")), "positive"),
+        ((1.0, Everything(), float("inf")), "positive"),
+        ((1.0, Everything(), 1.0, 0.0), "decay"),
+        ((1.0, Everything(), 1.0, 1.6), "decay"),
     ],
 )
-def test_a_stage_that_makes_no_sense_is_refused(fields: tuple[float, ...], word: str) -> None:
+def test_refuses_a_stage_that_makes_no_sense(fields: tuple[Any, ...], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Stage(*fields)
 
 
 @pytest.mark.parametrize("ends", [(), (0.5,), (0.5, 0.5, 1.0), (0.6, 0.5, 1.0)])
-def test_stages_that_do_not_fill_the_training_are_refused(ends: tuple[float, ...]) -> None:
+def test_refuses_stages_that_do_not_fill_the_training(ends: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="the last at 1"):
-        Plan(tuple(Stage(end, None, 1.0) for end in ends))
+        Plan(tuple(Stage(end, Everything(), 1.0) for end in ends))
+
+
+def test_boundaries_lie_below_everything_that_has_trained() -> None:
+    everything = range(6)
+    plan = Plan((Stage(0.3, Top(0), 1), Stage(0.6, Top(2), 1), Stage(1.0, Everything(), 1)))
+    assert boundaries(plan, everything, 4) == [4, 2, 0]
+    assert boundaries(plan, [3, 1, 0], 4) == [4, 3, 1]
+    narrowing = Plan((Stage(0.3, Top(1), 1), Stage(0.6, Everything(), 1), Stage(1.0, Top(1), 1)))
+    assert boundaries(narrowing, everything, 4) == [3, 0, 0]

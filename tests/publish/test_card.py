@@ -156,9 +156,8 @@ def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], traine
     text = write_card()
     plan = read_json(trained.plan_file)
     stage = plan["stages"][0]
-    row = (
-        f"| 1 | 1-{stage['end']} | 1 .. 2 | {sum(stage['tensors'].values())} | {stage['trained']:,} | 0.001 .. 0.001 |"
-    )
+    counts = f"{sum(stage['tensors'].values())} | {stage['trained']:,}"
+    row = f"| 1 | 1-{stage['end']} | all layers | 1 .. 2 | {counts} | 1e-3 |"
     assert row in text
     assert f"base = AutoModelForCausalLM.from_pretrained('acme/tiny', revision='{COMMIT}')" in text
     assert "model = PeftModel.from_pretrained(base, 'me/my-model')" in text

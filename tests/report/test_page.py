@@ -15,6 +15,8 @@ from llmtune.evaluate.step import evaluate
 from llmtune.files import read_json, write_json
 from llmtune.merge.step import merge
 from llmtune.numbers import size
+from llmtune.plan.distances import Distances, Everything, Top
+from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.report.charts import decades, thin, ticks
 from llmtune.report.html import tag
 from llmtune.report.page import report
@@ -80,18 +82,34 @@ def empty(folder: Path, **sections: Any) -> Run:
     return create(recipe.load(tiny.write_recipe(folder / "r.json", Path("me/base"), rows, **sections)), folder / "run")
 
 
-def with_log(run: Run, stages: list[dict[str, Any]], records: list[dict[str, Any]], blocks: int = 2) -> Run:
+def with_log(run: Run, stages: list[StageRow], records: list[dict[str, Any]], blocks: int = 2) -> Run:
     """The run with a plan of these stages and a log."""
-    total = stages[-1]["end"]
-    write_json(run.plan_file, {"blocks": blocks, "parameters": 1000, "trained": 100, "steps": total, "stages": stages})
+    table = PlanTable(
+        base=BaseName("me/base", None, None),
+        method="full",
+        adapter="none",
+        blocks=blocks,
+        parameters=1000,
+        trained=100,
+        adapted={},
+        quantized=0,
+        delta_bytes=400,
+        states_bytes=16_000,
+        frozen_blocks=CacheSize([], 0, 0),
+        steps=stages[-1].end,
+        stages=stages,
+        notes=[],
+    )
+    write_json(run.plan_file, table.to_json())
     run.log_file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return run
 
 
-def stage(start: int, end: int, reach: int | None, rates: dict[str, float]) -> dict[str, Any]:
-    ones = dict.fromkeys(rates, 1)
-    facts = {"until": 1.0, "lr": max(rates.values()), "tensors": ones, "parameters": dict.fromkeys(rates, 50)}
-    return {"start": start, "end": end, "reach": reach, "rates": rates, "trained": 50 * len(rates), **facts}
+def stage(start: int, end: int, trains: Distances, rates: dict[str, float]) -> StageRow:
+    """A stage with one tensor of 50 parameters at each distance."""
+    by_distance = {int(distance): value for distance, value in rates.items()}
+    ones, fifties = dict.fromkeys(by_distance, 1), dict.fromkeys(by_distance, 50)
+    return StageRow(start, end, 1.0, trains, max(rates.values()), 1.0, by_distance, ones, fifties)
 
 
 def falling(rates: dict[str, float], steps: int = 40) -> list[dict[str, Any]]:
@@ -232,7 +250,7 @@ def test_marks_report_done(finished: Run) -> None:
 
 
 def test_page_of_trained_run_says_what_is_missing(tmp_path: Path) -> None:
-    run = with_log(empty(tmp_path), [stage(0, 40, None, {"0": 1e-3})], falling({"0": 1e-3}))
+    run = with_log(empty(tmp_path), [stage(0, 40, Everything(), {"0": 1e-3})], falling({"0": 1e-3}))
     run.mark("train", [run.log_file])
     found = page(run)
     for line in ("eval.suite is none: this run is not evaluated.", "Not merged yet.", "The data is not checked yet."):
@@ -265,7 +283,10 @@ def paths(run: Run, chart: str) -> list[list[tuple[float, float]]]:
 
 
 def test_loss_chart_is_to_scale(tmp_path: Path) -> None:
-    stages = [stage(0, 20, 0, {"0": 1e-3}), stage(20, 40, None, {"0": 1e-3, "1": 1e-3, "2": 1e-3, "3": 1e-3})]
+    stages = [
+        stage(0, 20, Top(0), {"0": 1e-3}),
+        stage(20, 40, Everything(), {"0": 1e-3, "1": 1e-3, "2": 1e-3, "3": 1e-3}),
+    ]
     run = with_log(empty(tmp_path), stages, falling({"0": 1e-3}))
     raw, mean, checks = paths(run, "Loss")
     assert len(raw) == len(mean) == 40
@@ -283,7 +304,7 @@ def test_loss_chart_is_to_scale(tmp_path: Path) -> None:
 
 def test_rate_chart_joins_distances_with_equal_rates(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 if distance < 31 else 1e-5 for distance in range(32)}
-    run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
+    run = with_log(empty(tmp_path), [stage(0, 40, Everything(), rates)], falling(rates), blocks=30)
     far, near = paths(run, "Learning rate by distance")
     text = page(run).text
     assert "distance 0 to 30" in text
@@ -294,7 +315,7 @@ def test_rate_chart_joins_distances_with_equal_rates(tmp_path: Path) -> None:
 
 def test_rate_chart_of_many_rates_has_color_ramp(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 * 0.95**distance for distance in range(32)}
-    run = with_log(empty(tmp_path), [stage(0, 40, None, rates)], falling(rates), blocks=30)
+    run = with_log(empty(tmp_path), [stage(0, 40, Everything(), rates)], falling(rates), blocks=30)
     assert len(paths(run, "Learning rate by distance")) == 32
     text = page(run).text
     assert "32 lines, distance 0 (peak 1e-3)  31 (peak 2e-4)" in text
@@ -304,9 +325,9 @@ def test_rate_chart_of_many_rates_has_color_ramp(tmp_path: Path) -> None:
 
 def test_strip_shows_which_layers_trained_in_which_stage(tmp_path: Path) -> None:
     stages = [
-        stage(0, 10, 0, {"0": 1e-3}),
-        stage(10, 20, 1, {"0": 5e-4, "1": 2.5e-4}),
-        stage(20, 40, None, {"0": 1e-4, "1": 1e-4, "2": 1e-4, "3": 1e-4}),
+        stage(0, 10, Top(0), {"0": 1e-3}),
+        stage(10, 20, Top(1), {"0": 5e-4, "1": 2.5e-4}),
+        stage(20, 40, Everything(), {"0": 1e-4, "1": 1e-4, "2": 1e-4, "3": 1e-4}),
     ]
     found = page(with_log(empty(tmp_path), stages, falling({"0": 1e-3})))
     assert ["0 head and final norm", "1e-3", "5e-4", "1e-4"] in found.rows
@@ -317,12 +338,12 @@ def test_strip_shows_which_layers_trained_in_which_stage(tmp_path: Path) -> None
         "width:18.0%",
         "width:36.0%",
     ]
-    assert ["2", "11 to 20", "the last block", "5e-4", "2.5e-4", "2", "100", "10.00%"] in found.rows
-    assert ["3", "21 to 40", "all layers", "1e-4", "1e-4", "4", "200", "20.00%"] in found.rows
+    assert ["2", "11-20", "the last block", "5e-4", "2.5e-4", "2", "100", "10.00%"] in found.rows
+    assert ["3", "21-40", "all layers", "1e-4", "1e-4", "4", "200", "20.00%"] in found.rows
 
 
 def test_shows_layers_without_trained_tensor_as_frozen(tmp_path: Path) -> None:
-    found = page(with_log(empty(tmp_path), [stage(0, 40, None, {"1": 1e-3, "2": 1e-3})], falling({"1": 1e-3})))
+    found = page(with_log(empty(tmp_path), [stage(0, 40, Everything(), {"1": 1e-3, "2": 1e-3})], falling({"1": 1e-3})))
     assert ["0 head and final norm", "frozen"] in found.rows
     assert ["1 to 2 blocks 1 to 2", "1e-3"] in found.rows
     assert ["3 embeddings", "frozen"] in found.rows
@@ -332,21 +353,25 @@ def test_shows_notes_of_the_log(tmp_path: Path) -> None:
     log = [*falling({"0": 1e-3}), {"step": 40, "frozen_blocks": "28 of 30 blocks were computed once"}]
     assert (
         "28 of 30 blocks were computed once"
-        in page(with_log(empty(tmp_path), [stage(0, 40, 0, {"0": 1e-3})], log)).text
+        in page(with_log(empty(tmp_path), [stage(0, 40, Top(0), {"0": 1e-3})], log)).text
     )
 
 
 def test_describes_method_in_words(tmp_path: Path) -> None:
-    stages = [stage(0, 10, 0, {"0": 1e-3}), stage(10, 20, 12, {"0": 1e-3, "1": 1e-3}), stage(20, 40, None, {"0": 1e-3})]
+    stages = [
+        stage(0, 10, Top(0), {"0": 1e-3}),
+        stage(10, 20, Top(12), {"0": 1e-3, "1": 1e-3}),
+        stage(20, 40, Everything(), {"0": 1e-3}),
+    ]
     run = empty(
         tmp_path, method={"kind": "gradual", "adapter": {"kind": "lora", "dora": True, "rank": 8, "dropout": 0.1}}
     )
     assert "gradual, lora (rank 8, alpha 32, dropout 0.1, dora)" in page(run).text
     told = page(with_log(run, stages, falling({"0": 1e-3}), blocks=30)).text
     assert "dora): head and final norm, then the last 12 blocks, then all layersbase" in told
-    falls = [stage(0, 40, None, {"0": 1e-3, "1": 1e-4})]
+    falls = [stage(0, 40, Everything(), {"0": 1e-3, "1": 1e-4})]
     assert ": all layers at rates that fall towards the input" in page(with_log(run, falls, falling({"0": 1e-3}))).text
-    assert ": the last block at one rate" in page(with_log(run, [stage(0, 40, 1, {"0": 1e-3})], [])).text
+    assert ": the last block at one rate" in page(with_log(run, [stage(0, 40, Top(1), {"0": 1e-3})], [])).text
 
 
 def test_axes_have_round_ticks() -> None:

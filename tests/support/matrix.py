@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradual": {"kind": "gradual", "reaches": [1, 2, "all"]},
     "discriminative": {"kind": "discriminative"},
     "ulmfit": {"kind": "gradual", "reaches": [1, 2, "all"], "decay": 1 / 2.6},
+    "lisa": {"kind": "lisa", "blocks": 2, "every": 1},
 }
 ADAPTERS: dict[str, Any] = {
     "none": {"kind": "none"},

@@ -24,6 +24,7 @@ from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
+from llmtune.model.layout import drop_states
 from llmtune.plan.schedule import Schedule
 from llmtune.train import __main__ as training_process
 from llmtune.train.checkpoint import complete_checkpoints
@@ -37,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "narrowing": {"kind": "staged", "stages": [{"until": 0.5, "lr": 0.01}, {"until": 1.0, "reach": 1, "lr": 0.01}]},
     "lora": {"kind": "full", "lr": 0.01, "adapter": LORA},
     "staged-lora": {**GRADUAL, "adapter": LORA},
+    "lisa": {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01},
 }
 STEPS = 6
 
@@ -69,6 +71,8 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     rows, collate = training.rows(), Collator(0)
     for step in range(STEPS):
         freeze_to_stage(tensors, distance, schedule, step)
+        if schedule.redraws(step):
+            drop_states(optimizer, tensors.values())
         batch = rows[4 * step : 4 * step + 4]
         count = sum(label != -100 for row in batch for label in row["labels"][1:])
         inputs = collate(batch[rank::world])
@@ -94,16 +98,19 @@ class _Meddle(TrainerCallback):
 
 
 def train(out: Path) -> None:
-    """Train in two processes, the second one meddled with where $MEDDLE is set."""
-    trainer = training.trainer(
-        out, GRADUAL, ddp_backend="gloo", callbacks=[_Meddle()] if "MEDDLE" in os.environ else [], save_strategy="no"
-    )
+    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained."""
+    method = METHODS[os.environ.get("METHOD", "staged")]
+    callbacks = [_Meddle()] if "MEDDLE" in os.environ else []
+    trainer = training.trainer(out, method, ddp_backend="gloo", callbacks=callbacks, save_strategy="no", optim="sgd")
     assert trainer.args.world_size == 2
     try:
         trainer.train()
     except TrainingError as error:
         (out / f"error-{dist.get_rank()}").write_text(str(error))
     (out / f"reached-{dist.get_rank()}").write_text(str(trainer.state.global_step))
+    state = trainer.trained_state()
+    if dist.get_rank() == 0:
+        save_file(state, out / "trained.safetensors")
     dist.destroy_process_group()
 
 

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from llmtune import cli, recipe
 from llmtune.train.__main__ import main
-from llmtune.train.prepare import prepare
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare, prepare_all
 from tests.support import tiny
 
 LORA = {"kind": "lora", "rank": 4}
@@ -22,10 +26,10 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     file = tiny.write_recipe(tmp_path / "bad.yaml", tmp_path / "base", data, method, **sections)
     assert cli.main(["check", str(file)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"llmtune: {file}:")
-    assert said.count("\n") == 1
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith(f"llmtune: {file}:")
+    assert message.count("\n") == 1
+    return message
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
         ({"kind": "frozen", "reach": 0, "adapter": LORA}, "reach: reaches no block, so no adapter would train"),
         (
             {"kind": "frozen", "reach": 9},
-            "reach 9 is beyond the model, which has 3 blocks; the nearest valid reach is 3",
+            "reach 9 is beyond the model, which has 3 blocks; try 3, or all with the embeddings",
         ),
         ({"kind": "gradual", "reaches": [0, 1], "adapter": LORA}, "trains nothing: no tensor is within its reach"),
         ({"kind": "gradual", "reaches": [1, "all"], "until": [0.001, 1.0]}, "cannot hold 2 stages: one of them"),
@@ -53,7 +57,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
     ],
     ids=lambda value: None if isinstance(value, str) else json.dumps(value).replace('"', "")[:60],
 )
-def test_a_method_that_makes_no_sense_is_refused(
+def test_refuses_a_method_that_makes_no_sense(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, line: str
 ) -> None:
     assert line in check(tmp_path, capsys, method)
@@ -68,27 +72,27 @@ def test_a_method_that_makes_no_sense_is_refused(
         ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
     ],
 )
-def test_tokens_cannot_be_added(
+def test_refuses_to_add_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
 ) -> None:
-    said = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
-    assert key in said
-    assert line in said
+    message = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
+    assert key in message
+    assert line in message
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_deepspeed_with_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
-    said = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
-    assert "DeepSpeed cannot follow stages; try ddp or fsdp2" in said
+def test_refuses_stages_under_deepspeed(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    message = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
+    assert "DeepSpeed cannot follow stages; try ddp or fsdp2" in message
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
-def test_an_optimizer_that_cannot_be_sharded_is_refused_under_fsdp2(
+def test_refuses_an_optimizer_that_cannot_be_sharded_under_fsdp2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
-    sections = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
-    said = check(tmp_path, capsys, {"kind": "full"}, **sections)
-    assert f"{optimizer} cannot hold its state sharded under fsdp2; try adamw" in said
+    sections: dict[str, Any] = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
+    message = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert f"{optimizer} cannot hold its state sharded under fsdp2; try adamw" in message
 
 
 FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
@@ -107,7 +111,7 @@ FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
         ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
     ],
 )
-def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_itself(
+def test_training_itself_refuses_an_engine_that_cannot_follow(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -126,14 +130,14 @@ def test_an_engine_typed_by_hand_that_cannot_follow_is_refused_by_the_training_i
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main([str(made.path)]) == code
-    said = capsys.readouterr().err
-    assert line in said
-    assert said.strip().count("\n") == 0
+    message = capsys.readouterr().err
+    assert line in message
+    assert message.strip().count("\n") == 0
     assert not made.done("train")
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_tied_head_without_its_embedding_is_told(
+def test_tells_of_a_tied_head_without_its_embedding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tied: bool
 ) -> None:
     tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
@@ -143,3 +147,47 @@ def test_a_tied_head_without_its_embedding_is_told(
     table = json.loads(capsys.readouterr().out)
     assert table["trained"] == (32 if tied else 32 + 259 * 32)
     assert any("the head is the embeddings' matrix" in note for note in table["notes"]) == tied
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}},
+        {"method": {"kind": "full", "lr": 0.01, "adapter": LORA}, "quantize": "4bit"},
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}, "memory": {"frozen_blocks": "stream"}},
+    ],
+    ids=["whole", "4bit", "stream"],
+)
+def test_builds_the_skeleton_once_from_recipe_to_delta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    quantize = sections.get("quantize", "none")
+    model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": quantize}
+    others = {key: section for key, section in sections.items() if key != "quantize"}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, model=model, **others)
+    build, built = AutoModelForCausalLM.from_config, []
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        built.append(arguments)
+        return build(*arguments, **named)
+
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", counting)
+    prepared = prepare_all(recipe.load(file), tmp_path / "run", 0)
+    train(prepared.run, prepared)
+    assert prepared.run.done("train")
+    assert len(built) == 1
+
+
+def test_a_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01, "adapter": LORA}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, method)
+    here, elsewhere = (prepare_all(recipe.load(file), tmp_path / name, 0) for name in ("here", "elsewhere"))
+    train(here.run, here)
+    train(elsewhere.run)
+    deltas = [load_file(one.run.delta / "adapter_model.safetensors") for one in (here, elsewhere)]
+    assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())

@@ -14,7 +14,7 @@ from llmtune import recipe
 from llmtune.run import open_run
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare
-from tests.support import ROOT, processes, tiny
+from tests.support import ROOT, processes, tiny, training
 
 LORA = {"kind": "lora", "rank": 4}
 STAGED = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.3}
@@ -24,6 +24,7 @@ SHARDED: dict[str, dict[str, Any]] = {
     "lora": {"method": {**STAGED, "lr": 0.01, "adapter": LORA}, "train": {"activation_checkpointing": True}},
     "pissa": {"method": {"kind": "full", "lr": 0.003, "adapter": {**LORA, "init": "pissa"}}},
     "prefix-4bit": {"method": {"kind": "frozen", "reach": 2, "lr": 0.003}, "model": {"quantize": "4bit"}},
+    "lisa": {"method": {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01, "adapter": LORA}},
     "bf16": {"method": {**STAGED, "lr": 0.003}, "model": {"precision": "bf16"}},
 }
 
@@ -70,6 +71,17 @@ def test_trains_to_the_end_when_processes_agree(tmp_path: Path) -> None:
     two("train", str(tmp_path))
     assert [(tmp_path / f"reached-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     assert not list(tmp_path.glob("error-*"))
+
+
+@pytest.mark.slow
+def test_lisa_in_two_processes_matches_one(tmp_path: Path) -> None:
+    two("train", str(tmp_path), METHOD="lisa")
+    assert not list(tmp_path.glob("error-*"))
+    alone = training.trainer(tmp_path / "alone", processes.METHODS["lisa"], optim="sgd", per_device_train_batch_size=8)
+    alone.train()
+    together = load_file(tmp_path / "trained.safetensors")
+    for name, tensor in alone.trained_state().items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow

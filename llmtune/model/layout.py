@@ -1,0 +1,52 @@
+"""A model under a plan, as its skeleton shows it: made once, before any weight is loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtune.plan.stages import Facts, Plan, boundaries
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A plan laid over a model: its facts, the distance of every parameter, and what ever trains."""
+
+    facts: Facts
+    plan: Plan
+    skeleton: PreTrainedModel
+    """The base on the meta device."""
+    tuned: nn.Module
+    """A copy of the skeleton with the adapter in it."""
+    distance: dict[str, int]
+    """The distance of every parameter of `tuned` by name."""
+    trained: dict[str, nn.Parameter]
+    """The parameters that ever train, by name."""
+    linear: tuple[list[str], list[str]]
+    """The base's linear layers that 4 bits are for, and those that stay; empty without model.quantize."""
+
+    @cached_property
+    def trained_distance(self) -> dict[str, int]:
+        """The distance of every parameter that ever trains, by name."""
+        return {name: self.distance[name] for name in self.trained}
+
+    @cached_property
+    def boundaries(self) -> list[int]:
+        """The boundary of each stage: the number of blocks below the lowest one that has trained so far."""
+        return boundaries(self.plan, self.trained_distance.values(), self.facts.blocks)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embeddings' matrix."""
+        head = self.skeleton.get_output_embeddings()
+        return head.weight is self.skeleton.get_input_embeddings().weight
+
+
+def drop_states(optimizer: torch.optim.Optimizer, tensors: Iterable[nn.Parameter]) -> None:
+    """Drop the optimizer's states of the tensors that are frozen now, which frees their memory."""
+    for tensor in tensors:
+        if not tensor.requires_grad:
+            optimizer.state.pop(tensor, None)

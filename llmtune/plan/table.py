@@ -1,0 +1,138 @@
+"""The plan table, typed: what trains when, at which rate, and what that takes; written to plan.json and read back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from llmtune.files import read_json
+from llmtune.numbers import rate
+from llmtune.plan.distances import Distances, read_distances
+
+_BY_DISTANCE = ("rates", "tensors", "parameters")
+
+
+@dataclass(frozen=True)
+class BaseName:
+    """What names a base model: the recipe's name, the revision, and the Hub id where it is known."""
+
+    name: str
+    revision: str | None
+    hub_id: str | None
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage laid over steps `start` to `end`: the distances that train, with rates and counts by distance."""
+
+    start: int
+    end: int
+    until: float
+    trains: Distances
+    lr: float
+    decay: float
+    rates: dict[int, float]
+    tensors: dict[int, int]
+    parameters: dict[int, int]
+
+    @property
+    def trained(self) -> int:
+        """Parameters that train at one time."""
+        return self.trains.most(self.parameters)
+
+    @property
+    def count_tensors(self) -> int:
+        """Tensors that train at one time."""
+        return self.trains.most(self.tensors)
+
+    @property
+    def steps_in_words(self) -> str:
+        """The steps, counted from 1: 1-75."""
+        return f"{self.start + 1:,}-{self.end:,}"
+
+    @property
+    def distances_in_words(self) -> str:
+        """The nearest and the farthest distance that has a tensor which trains: 1 .. 30."""
+        near, far = min(self.rates), max(self.rates)
+        return str(near) if near == far else f"{near} .. {far}"
+
+    @property
+    def rates_in_words(self) -> str:
+        """The rate at the nearest and at the farthest distance: 1e-3 .. 1e-4, or the one rate of all."""
+        top, bottom = (rate(self.rates[end(self.rates)]) for end in (min, max))
+        return top if top == bottom else f"{top} .. {bottom}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plan.json holds it."""
+        by_distance = {key: _text_keys(getattr(self, key)) for key in _BY_DISTANCE}
+        return {**asdict(self), **by_distance, "trains": self.trains.to_json(), "trained": self.trained}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The row that `to_json` wrote."""
+        values = {key: value for key, value in fields.items() if key != "trained"}
+        by_distance = {key: _whole_keys(values[key]) for key in _BY_DISTANCE}
+        return cls(**{**values, **by_distance, "trains": read_distances(fields["trains"])})
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """The boundaries below which outputs of frozen blocks may be cached, and the disk that all of them take."""
+
+    boundaries: list[int]
+    bytes_per_token: int
+    bytes: int | None = None
+    """For all rows; None where they were not tokenized."""
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """What a run trains, stage by stage, and the memory and disk that this takes."""
+
+    base: BaseName
+    method: str
+    adapter: str
+    blocks: int
+    parameters: int
+    trained: int
+    """Parameters that train at some step."""
+    adapted: dict[str, int]
+    """How many layers of each name carry an adapter."""
+    quantized: int
+    """How many linear layers are put into 4 bits."""
+    delta_bytes: int
+    states_bytes: int
+    """Weights, gradients and optimizer states."""
+    frozen_blocks: CacheSize
+    steps: int
+    stages: list[StageRow]
+    notes: list[str]
+
+    def with_tokens(self, tokens: int) -> Self:
+        """The table of a run over that many tokens."""
+        size = replace(self.frozen_blocks, bytes=tokens * self.frozen_blocks.bytes_per_token)
+        return replace(self, frozen_blocks=size)
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plan.json holds it."""
+        return {**asdict(self), "stages": [stage.to_json() for stage in self.stages]}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The table that `to_json` wrote."""
+        stages = [StageRow.from_json(stage) for stage in fields["stages"]]
+        parts = {"base": BaseName(**fields["base"]), "frozen_blocks": CacheSize(**fields["frozen_blocks"])}
+        return cls(**{**fields, **parts, "stages": stages})
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """The table in a plan.json."""
+        return cls.from_json(read_json(file))
+
+
+def _text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(distance): value for distance, value in values.items()}
+
+
+def _whole_keys(values: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(distance): value for distance, value in values.items()}

@@ -1,0 +1,64 @@
+"""The plan table as JSON and in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmtune.files import write_json
+from llmtune.plan.distances import Drawn, Top
+from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
+
+LISA = Drawn(1, 5, frozenset({1, 2}), frozenset({0, 3}))
+FIRST = StageRow(0, 1500, 0.5, Top(1), 1e-3, 0.5, {0: 1e-3, 1: 5e-4}, {0: 2, 1: 9}, {0: 8, 1: 90})
+SECOND = StageRow(1500, 3000, 1.0, LISA, 2.5e-4, 1.0, dict.fromkeys(range(4), 2.5e-4), {0: 1, 1: 2, 2: 2, 3: 1}, {0: 8})
+TABLE = PlanTable(
+    base=BaseName("me/base", "abc", "me/base"),
+    method="staged",
+    adapter="lora",
+    blocks=2,
+    parameters=1000,
+    trained=98,
+    adapted={"q_proj": 2},
+    quantized=0,
+    delta_bytes=392,
+    states_bytes=4000,
+    frozen_blocks=CacheSize([1], 64),
+    steps=3000,
+    stages=[FIRST, SECOND],
+    notes=["a note"],
+)
+
+
+def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", TABLE.to_json())
+    assert PlanTable.read(tmp_path / "plan.json") == TABLE
+    assert json.loads(json.dumps(TABLE.to_json())) == TABLE.to_json()
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    assert stored["base"] == {"name": "me/base", "revision": "abc", "hub_id": "me/base"}
+    assert stored["stages"][0]["trains"] == {"kind": "top", "reach": 1}
+    assert stored["stages"][0]["rates"] == {"0": 1e-3, "1": 5e-4}
+    assert stored["stages"][0]["trained"] == 98
+    assert stored["frozen_blocks"] == {"boundaries": [1], "bytes_per_token": 64, "bytes": None}
+
+
+def test_tokens_make_the_cache_a_size() -> None:
+    assert TABLE.with_tokens(10).frozen_blocks == CacheSize([1], 64, 640)
+
+
+def test_a_row_says_steps_distances_and_rates() -> None:
+    assert (FIRST.steps_in_words, SECOND.steps_in_words) == ("1-1,500", "1,501-3,000")
+    assert (FIRST.distances_in_words, SECOND.distances_in_words) == ("0 .. 1", "0 .. 3")
+    assert (FIRST.rates_in_words, SECOND.rates_in_words) == ("1e-3 .. 5e-4", "2.5e-4")
+
+
+def test_a_row_counts_what_trains_at_one_time() -> None:
+    assert (FIRST.count_tensors, FIRST.trained) == (11, 98)
+    assert SECOND.count_tensors == 1 + 2 + 1
+
+
+def test_refuses_a_file_that_lacks_a_field(tmp_path: Path) -> None:
+    table = TABLE.to_json()
+    del table["steps"]
+    with pytest.raises(TypeError, match="steps"):
+        PlanTable.from_json(table)
