@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtune import __version__
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
+from llmtune.launch.quiet import quiet_libraries
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -18,6 +19,7 @@ Command = Callable[[argparse.Namespace], int | None]
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and give its exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
+    quiet_libraries()
     command: Command = options.command
     try:
         return command(options) or 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmtune.kernels.cpu.attention import SHORT, JoinedRows, short_row_attention
@@ -65,12 +66,12 @@ def test_what_it_is_not_made_for_goes_to_the_default(more: dict[str, Any]) -> No
     tensors, mask = batch(**sizes)
     called: list[torch.Tensor] = []
     default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *arguments, **named: called.append(arguments[1]) or (arguments[1], None)
+    AttentionInterface.register("sdpa", lambda *arguments, **named: called.append(arguments[1]) or (arguments[1], None))
     try:
         with short_row_attention() as chooser:
             chooser(None, *tensors[:3], None if "mask" in more else mask, dropout=more.get("dropout", 0.0))
     finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = default
+        AttentionInterface.register("sdpa", default)
     assert len(called) == 1
 
 

@@ -1,10 +1,12 @@
 """Where a base may lie, what is refused, and that nothing but data is loaded."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import constants
 
 from llmtune import recipe
@@ -82,3 +84,13 @@ def test_frozen_layers_go_to_4_bits_and_named_ones_do_not(tmp_path: Path) -> Non
     kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}
     assert {name for name, kind in kinds.items() if kind == "Linear"} == {"model.layers.1.mlp.up_proj"}
     assert set(kinds.values()) == {"Linear", "Linear4bit"}
+
+
+def test_4bit_weights_are_never_repacked(tmp_path: Path) -> None:
+    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)).model)
+    layers = [module for module in load_model(base, keep=["lm_head"]).modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 14
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    source = inspect.getsource(Linear4bit.forward)
+    repacks = source.count("_convert_weight_packed_for_cpu(")
+    assert source.count("self.support_avx512bf16_for_cpu") == repacks == 1, "bitsandbytes asks something else"

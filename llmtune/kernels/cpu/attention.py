@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface
 
 SHORT = 192
+SDPA = "sdpa"
 
 
 class JoinedRows:
@@ -177,10 +178,11 @@ def _short(
 @contextmanager
 def short_row_attention() -> Iterator[AttentionRouter]:
     """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
-    default = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    chooser = AttentionRouter(default)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = chooser
+    # Under a name of its own, models that compare their configuration with "sdpa" would compute otherwise.
+    default = AttentionInterface()[SDPA]
+    router = AttentionRouter(default)
+    AttentionInterface.register(SDPA, router)
     try:
-        yield chooser
+        yield router
     finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = default
+        AttentionInterface.register(SDPA, default)
