@@ -4,19 +4,26 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmtune.launch.quiet import quiet_libraries
+
+if __name__ == "__main__":
+    quiet_libraries()  # bitsandbytes, which imports below bring, warns when it is imported
+
+import torch
+from accelerate import PartialState
+
 from llmtune import recipe
 from llmtune.errors import Interrupted, LlmtuneError
 from llmtune.launch.process import exit_process, report_failure
-from llmtune.launch.quiet import quiet_libraries
 from llmtune.run import open_run
+from llmtune.terminal import prepared
+from llmtune.train.loop import train
+from llmtune.train.prepare import prepare_all
 
 
 def main(words: list[str]) -> int:
     """Train the run folder, or the recipe, that the words of a command line name; gives the exit code."""
     options = _parser().parse_args(words)
-    quiet_libraries()
-    from llmtune.train.loop import train
-
     try:
         if options.recipe.is_dir():
             train(open_run(options.recipe))
@@ -40,13 +47,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_recipe(options: argparse.Namespace) -> None:
     """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
-    import torch
-    from accelerate import PartialState
-
-    from llmtune.terminal import prepared
-    from llmtune.train.loop import train
-    from llmtune.train.prepare import prepare_all
-
     state = PartialState(cpu=not torch.cuda.is_available())
     out, found = options.out or Path("runs") / options.recipe.stem, None
     with state.local_main_process_first():
