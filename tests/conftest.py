@@ -5,9 +5,12 @@ import os
 
 import pytest
 
+from llmtune.launch.quiet import quiet_libraries
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads than cores stall each other
+quiet_libraries()  # a test looks at what a command prints, as a process of llmtune's does
 
 
 def pytest_collection_finish() -> None:

@@ -143,17 +143,17 @@ def count_offloaded(recipe: Recipe, layout: Layout) -> int:
     if recipe.memory.frozen_blocks != "stream":
         return 0
     if recipe.model.quantize != "none":
-        raise FieldError(KEY, "stream reads no block into 4 bits; the nearest valid is cache, or model.quantize: none")
+        raise FieldError(KEY, "stream reads no block into 4 bits; try cache, or model.quantize: none")
     low, high = min(layout.boundaries), max(layout.boundaries)
     if low == 0 and layout.plan.redrawn:
         raise FieldError(KEY, "stream needs blocks that never train, and here any block may be drawn; try auto")
     if low == 0:
-        said = "stream needs blocks that never train, and this plan trains the lowest one"
-        raise FieldError(KEY, f"{said}; the nearest valid is auto, or a smaller reach")
+        message = "stream needs blocks that never train, and this plan trains the lowest one"
+        raise FieldError(KEY, f"{message}; try auto, or a smaller reach")
     listed = list(blocks(layout.tuned))
     reason = find_randomness(layout.tuned, listed[high:])
     if reason:
-        raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; the nearest valid is recompute")
+        raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; try recompute")
     return sum(parameter.numel() for block in listed[:low] for parameter in block.parameters())
 
 
@@ -165,13 +165,13 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
         raise _not_alone(recipe)
     need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
     if need > recipe.memory.cache_limit_gb:
-        said = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
-        nearest = math.ceil(need * 100) / 100
-        raise FieldError("memory.cache_limit_gb", f"{said}; the nearest valid is {nearest:g}")
+        message = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
+        enough = math.ceil(need * 100) / 100
+        raise FieldError("memory.cache_limit_gb", f"{message}; try {enough:g}")
 
 
 def _not_alone(recipe: Recipe) -> RecipeError:
-    return FieldError(KEY, "stream is for one process with whole weights; the nearest valid is auto")
+    return FieldError(KEY, "stream is for one process with whole weights; try auto")
 
 
 def _stored_tensors(base: Base) -> dict[str, tuple[Path, list[int]]]:

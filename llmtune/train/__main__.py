@@ -4,6 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from llmtune.launch.quiet import quiet_libraries
+
+if __name__ == "__main__":
+    quiet_libraries()  # bitsandbytes, which imports below bring, warns when it is imported
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
 import pytest
+from jinja2.exceptions import SecurityError
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
@@ -78,10 +81,23 @@ def test_refuses_bad_task_file_in_one_line(tmp_path: Path, keys: dict[str, Any],
     assert "\n" not in str(raised.value)
 
 
+ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+
+
 def test_refuses_template_that_reaches_python(tmp_path: Path) -> None:
-    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(RecipeError, match="unsafe"):
-        from_suite(tmp_path, mine(tmp_path, doc_to_text=escape))
+        from_suite(tmp_path, mine(tmp_path, doc_to_text=ESCAPE))
+
+
+def test_lm_eval_renders_every_template_in_the_sandbox() -> None:
+    with pytest.raises(SecurityError):
+        lm_eval.utils.apply_template(ESCAPE, {})
+    package = Path(lm_eval.__file__).parent
+    sources = {file.relative_to(package).as_posix(): file.read_text() for file in package.glob("**/*.py")}
+    makes = {name for name, text in sources.items() if re.search(r"\b(Environment|Template)\(", text)}
+    assert {name for name in makes if not re.match(r"tasks/[a-z]\w*/", name)} == {"utils.py"}
+    assert len(re.findall(r"\bEnvironment\(", sources["utils.py"])) == 1
+    assert "jinja2" not in sources["api/task.py"], "lm-eval renders elsewhere than in utils.apply_template"
 
 
 def test_runs_lm_eval_task_on_local_rows(tmp_path: Path) -> None:

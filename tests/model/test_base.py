@@ -1,6 +1,7 @@
 """Locates and loads bases, refuses what is none, and never loads anything but data."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
@@ -150,3 +152,13 @@ def test_quantizes_all_layers_but_the_named_ones(tmp_path: Path) -> None:
     kinds = {name: type(module).__name__ for name, module in loaded.named_modules() if "proj" in name}
     assert {name for name, kind in kinds.items() if kind == "Linear"} == {"model.layers.1.mlp.up_proj"}
     assert set(kinds.values()) == {"Linear", "Linear4bit"}
+
+
+def test_4bit_weights_are_never_repacked(tmp_path: Path) -> None:
+    base = locate_base(settings(tmp_path, tiny.save_base(tmp_path / "base", blocks=2, hidden=64)).model)
+    layers = [module for module in load_model(base, keep=["lm_head"]).modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 14
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    source = inspect.getsource(Linear4bit.forward)
+    repacks = source.count("_convert_weight_packed_for_cpu(")
+    assert source.count("self.support_avx512bf16_for_cpu") == repacks == 1, "bitsandbytes asks something else"

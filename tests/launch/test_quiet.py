@@ -1,0 +1,77 @@
+"""Importing llmtune changes nothing of the process; its commands and trainings print no library's warnings."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+STATE = """
+import json, logging, sys, warnings
+import accelerate, bitsandbytes, datasets, huggingface_hub, lm_eval, peft, torch, transformers, trl
+import trl.trainer.sft_trainer, lm_eval.models.huggingface, lm_eval.tasks
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging as transformers_logging
+def state():
+    names = [None, *sorted(logging.root.manager.loggerDict)]
+    levels = {str(name): logging.getLogger(name).level for name in names if not str(name).startswith("llmtune")}
+    bars = [transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled()]
+    filters = [str(one) for one in warnings.filters]
+    return {"levels": levels, "filters": filters, "bars": bars, "disabled": logging.root.manager.disable}
+"""
+COMPARE = """
+before, environment = state(), dict(os.environ)
+import llmtune, llmtune.cli, llmtune.chat, llmtune.train.loop
+import llmtune.evaluate.step, llmtune.merge.step, llmtune.publish.step
+after = state()
+after["levels"] = {name: level for name, level in after["levels"].items() if name in before["levels"]}
+assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+assert dict(os.environ) == environment
+"""
+QUIET = """
+from llmtune.launch.quiet import quiet_libraries
+quiet_libraries()
+import logging, warnings
+import bitsandbytes, transformers
+from transformers.utils import logging as transformers_logging
+assert transformers_logging.get_verbosity() == logging.ERROR
+assert not transformers_logging.is_progress_bar_enabled()
+assert logging.getLogger("bitsandbytes.nn").getEffectiveLevel() == logging.ERROR
+warnings.warn_explicit("soon", FutureWarning, "peft.py", 1, module="peft.tuners")
+"""
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that runs `code`, without what this process has set for quiet."""
+    quiet = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    env = {name: value for name, value in os.environ.items() if name not in quiet} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+def test_importing_llmtune_changes_no_logging_warnings_or_progress_bars() -> None:
+    run = fresh(STATE + "import os\n" + COMPARE)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("first", ["", "import transformers\n"], ids=["before", "after"])
+def test_a_quiet_process_prints_nothing_of_libraries(first: str) -> None:
+    run = fresh(first + QUIET)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["llmtune", "llmtune.train"])
+def test_every_entrance_is_quiet_before_it_imports_a_library(module: str) -> None:
+    code = f"""
+import runpy, sys
+import llmtune.launch.quiet as quiet
+def seen():
+    print([name for name in ("torch", "transformers", "bitsandbytes") if name in sys.modules])
+    sys.exit(7)
+quiet.quiet_libraries = seen
+sys.argv = ["llmtune", *{["check"] if module == "llmtune" else []}, "recipe.yaml"]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+    run = fresh(code)
+    assert (run.returncode, run.stdout) == (7, "[]\n"), run.stderr
