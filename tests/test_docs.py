@@ -145,7 +145,7 @@ def test_sentence_splitter_sees_prose_only() -> None:
     assert sentences(text) == ["One two.", "Three code!", "four five", "six"]
 
 
-def test_the_files_that_people_look_for_are_small_enough() -> None:
+def test_keeps_readme_and_contributing_short() -> None:
     assert (ROOT / "docs" / "report.png").stat().st_size < 300_000
     for name, most in (("README.md", 149), ("LICENSE", 250), ("CHANGELOG.md", 250), ("CONTRIBUTING.md", 59)):
         assert (ROOT / name).stat().st_size > 300, name

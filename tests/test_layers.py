@@ -82,19 +82,19 @@ def _names(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_unit_has_a_floor_and_every_floor_its_units() -> None:
+def test_places_every_unit_on_a_floor() -> None:
     listed = [name for names in FLOORS for name in names]
     assert sorted(listed) == sorted(UNITS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_stands_on_lower_floors(file: Path) -> None:
+def test_imports_only_from_lower_floors(file: Path) -> None:
     here = unit(file)
     wrong = {name for name in imported(file.read_text()) - {here} if floor(name) >= floor(here)}
     assert not wrong, f"{here} imports {', '.join(sorted(wrong))}"
 
 
-def test_the_check_sees_every_way_to_import() -> None:
+def test_sees_every_way_to_import() -> None:
     source = "import llmtune.run\nfrom llmtune import recipe, plan\ndef f():\n    from llmtune.errors import nearest\n"
     assert imported(source) == {"run", "recipe", "plan", "errors"}
 
@@ -122,7 +122,7 @@ def test_light_units_never_import_torch() -> None:
     assert heavy_after("import " + ", ".join(f"llmtune.{name}" for name in LIGHT)) == []
 
 
-def test_the_commands_import_nothing_heavy_before_they_run() -> None:
+def test_commands_import_nothing_heavy_before_they_run() -> None:
     assert heavy_after("import llmtune.cli") == []
 
 

@@ -29,5 +29,5 @@ class Discriminative(Decaying, BaseMethod):
         return self._falling().model_copy(update={"lr": lr})
 
     def _falling(self) -> Self:
-        given = self.decay is not None or self.bottom_ratio is not None
-        return self if given else self.model_copy(update={"bottom_ratio": 0.1})
+        has_factor = self.decay is not None or self.bottom_ratio is not None
+        return self if has_factor else self.model_copy(update={"bottom_ratio": 0.1})

@@ -24,14 +24,14 @@ def read_evaluations(run: Run) -> Evaluations | None:
     return cast(Evaluations, {name: read_json(run.eval / f"{name}.json") for name in ("base", "tuned", "settings")})
 
 
-def tiles(found: Evaluations | None, plan: PlanTable | None, log: list[Record]) -> Html:
+def tiles(evaluations: Evaluations | None, plan: PlanTable | None, log: list[Record]) -> Html:
     """Show the key numbers of the run."""
     steps = [record for record in log if "loss" in record]
     last: Record = steps[-1] if steps else {}
     checks = [record["eval_loss"] for record in log if "eval_loss" in record]
     seconds = last.get("seconds")
     memory = max((record.get("peak_memory_mb") or 0.0 for record in steps), default=0.0)
-    pairs = [*_scores(found)]
+    pairs = [*_scores(evaluations)]
     if checks:
         pairs.append(
             (f"{checks[-1]:.3f}", f"validation loss, first {checks[0]:.3f}" if len(checks) > 1 else "validation loss")

@@ -90,11 +90,11 @@ def test_no_file_asks_which_kind_an_adapter_is(file: Path) -> None:
         "match adapter:\n    case _: pass",
     ],
 )
-def test_the_check_sees_every_way_to_ask(line: str) -> None:
+def test_sees_every_way_to_ask_for_a_kind(line: str) -> None:
     assert [number for number, _ in kind_checks(line)] == [1]
 
 
-def test_the_check_allows_what_is_no_question() -> None:
+def test_allows_what_does_not_ask_for_a_kind() -> None:
     source = (
         'KINDS[base["adapter"]].registered_by\nquantize == "none"\nisinstance(module, LoraLayer)\nadapter.trains_base'
     )
@@ -102,7 +102,7 @@ def test_the_check_allows_what_is_no_question() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_its_file_its_matrix_row_and_its_rows_in_the_documents(kind: str) -> None:
+def test_finds_file_matrix_row_and_documents_of_every_kind(kind: str) -> None:
     spec, document = KINDS[kind], matrix.DOCUMENT.read_text(encoding="utf-8")
     assert spec.__module__ == f"llmtune.adapters.{kind}", f"{spec.__name__} belongs into llmtune/adapters/{kind}.py"
     assert kind in {adapter["kind"] for adapter in matrix.ADAPTERS.values()}, f"{kind} is not in matrix.ADAPTERS"
@@ -112,7 +112,7 @@ def test_every_kind_has_its_file_its_matrix_row_and_its_rows_in_the_documents(ki
     assert re.search(rf"^\| \w+ \| tied \| {kind} \|", document, re.MULTILINE), f"docs/methods.md tried no {kind}"
 
 
-def test_every_kind_has_a_recipe_or_is_known_to_lack_one() -> None:
+def test_finds_a_recipe_of_every_kind_or_names_the_lack() -> None:
     recipes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (ROOT / "recipes").rglob("*.yaml")]
     used = {recipe["method"].get("adapter", {"kind": "none"})["kind"] for recipe in recipes}
     missing = set(KINDS) - used

@@ -284,5 +284,5 @@ def test_evicts_the_least_recently_used_entry(tmp_path: Path) -> None:
         ([Span(20, 60)], {10}, 9, False, [20]),
     ],
 )
-def test_what_saves_most_is_chosen(wanted: Any, kept: Any, limit: int, always: bool, expected: Any) -> None:
+def test_chooses_what_saves_most(wanted: Any, kept: Any, limit: int, always: bool, expected: Any) -> None:
     assert choose_boundaries(wanted, kept, 100, 1, limit, always) == expected

@@ -229,7 +229,7 @@ print("peak", int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by RLIMIT_DATA as Linux counts it")
-def test_a_model_larger_than_memory_trains(tmp_path: Path) -> None:
+def test_trains_a_model_larger_than_memory(tmp_path: Path) -> None:
     large_base(tmp_path / "base")
     results = {}
     for how in ("recompute", "stream"):

@@ -54,7 +54,7 @@ def test_casts_a_changed_input_again() -> None:
         assert torch.equal(layer(other).float(), other)
 
 
-def test_a_large_gradient_in_parts_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeps_the_bits_of_a_large_gradient_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, in_parts = ThreeLayers(bias=False), ThreeLayers(bias=False)
     patch_linears(at_once)
     patch_linears(in_parts)
@@ -95,7 +95,7 @@ def test_pending_gradients_are_added_once() -> None:
     assert torch.equal(weight.grad, torch.full((2, 2), 2.0))
 
 
-def test_a_tied_embedding_gets_the_dense_gradient() -> None:
+def test_gives_a_tied_embedding_the_dense_gradient() -> None:
     ids, gradients = torch.tensor([[3, 4, 3, 5]]), []
     for sparse in (False, True):
         model = tiny.model("llama", blocks=1, tied=True)
@@ -108,7 +108,7 @@ def test_a_tied_embedding_gets_the_dense_gradient() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-6)
 
 
-def test_an_untied_embedding_keeps_a_dense_gradient() -> None:
+def test_keeps_a_dense_gradient_for_an_untied_embedding() -> None:
     model = tiny.model("llama", blocks=1, tied=False)
     assert not patch_embedding(model)
     assert not model.get_input_embeddings().sparse

@@ -222,7 +222,7 @@ def facts(started: subprocess.Popen[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_launches_at_once_get_two_processes_each_joined_by_gloo(tmp_path: Path) -> None:
+def test_joins_two_processes_by_gloo_in_each_of_two_launches(tmp_path: Path) -> None:
     both = [facts(started) for started in [probe(tmp_path, "multi_cpu", 2, TOGETHER="3") for _ in range(2)]]
     for ranks in both:
         assert [one["rank"] for one in ranks] == [0, 1]

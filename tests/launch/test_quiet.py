@@ -56,13 +56,13 @@ def test_importing_llmtune_changes_no_logging_warnings_or_progress_bars() -> Non
 
 
 @pytest.mark.parametrize("first", ["", "import transformers\n"], ids=["before", "after"])
-def test_a_quiet_process_prints_nothing_of_libraries(first: str) -> None:
+def test_prints_nothing_of_libraries_in_a_quiet_process(first: str) -> None:
     run = fresh(first + QUIET)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("module", ["llmtune", "llmtune.train"])
-def test_every_entrance_is_quiet_before_it_imports_a_library(module: str) -> None:
+def test_silences_libraries_at_every_entrance_before_importing_one(module: str) -> None:
     code = f"""
 import runpy, sys
 import llmtune.launch.quiet as quiet

@@ -95,7 +95,7 @@ def test_copies_everything_but_weights_from_base(tmp_path: Path, quick: None, st
     ],
     ids=lambda value: "-".join(map(str, value.get("adapter", value).values())) if value else "tied",
 )
-def test_every_kind_of_delta_merges_exactly(
+def test_merges_every_kind_of_delta_exactly(
     tmp_path: Path, quick: None, method: dict[str, Any], more: dict[str, Any]
 ) -> None:
     run = runs.trained(tmp_path, method, merge=FP32, **more)

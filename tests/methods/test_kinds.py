@@ -54,13 +54,13 @@ def validation_error(kind: str, **keys: Any) -> PlanError:
     return error
 
 
-def test_every_kind_of_the_union_is_listed() -> None:
+def test_lists_every_kind_of_the_union() -> None:
     kinds = [get_args(option.model_fields["kind"].annotation)[0] for option in get_args(get_args(Method)[0])]
     assert sorted(kinds) == sorted(METHODS) == sorted(LINES)
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_every_method_has_its_file_its_words_and_its_row_in_the_documents(kind: str) -> None:
+def test_finds_file_words_and_documents_of_every_method(kind: str) -> None:
     assert METHODS[kind].__module__ == f"llmtune.methods.{kind}"
     assert METHODS[kind].why.endswith(".")
     rows = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").splitlines()
@@ -84,13 +84,13 @@ def test_resolved_writes_every_rate_out_and_changes_no_plan(kind: str, adapter: 
     assert [stage.lr for stage in fixed.plan(elsewhere).stages] == written
 
 
-def test_a_given_rate_is_kept() -> None:
+def test_keeps_the_rate_of_the_recipe() -> None:
     assert method("full", lr=0.5).resolved(SMALL) == method("full", lr=0.5)
     assert method("gradual", reaches=[1, 2], lr=0.5).resolved(SMALL).lr == (0.5, 0.5)
     assert method("gradual", reaches=[1, 2], lr=[0.5, 0.25]).plan(SMALL).stages[1].lr == 0.25
 
 
-def test_the_default_bottom_ratio_is_written_out_unless_a_factor_is_given() -> None:
+def test_writes_the_default_bottom_ratio_unless_a_factor_is_set() -> None:
     assert method("discriminative").resolved(SMALL).bottom_ratio == 0.1
     given = method("discriminative", decay=0.9).resolved(SMALL)
     assert (given.decay, given.bottom_ratio) == (0.9, None)
@@ -131,7 +131,7 @@ def test_staged_takes_the_stages_as_they_are() -> None:
     assert plan == Plan((Stage(0.25, Top(2), 1e-3, 0.5), Stage(1.0, Top(0), 1e-4)))
 
 
-def test_a_staged_stage_can_leave_the_top_frozen() -> None:
+def test_staged_stage_can_leave_the_top_frozen() -> None:
     stages = [{"until": 0.5, "nearest": 5, "reach": 12, "lr": 1e-3}, {"until": 1.0, "nearest": 1, "lr": 1e-4}]
     plan = method("staged", stages=stages).plan(SMALL)
     assert plan == Plan((Stage(0.5, Band(5, 12), 1e-3), Stage(1.0, Band(1, 31), 1e-4)))
@@ -163,7 +163,7 @@ def test_refuses_lisa_with_more_blocks_than_the_model_has() -> None:
         (2, 2, Top(2)),
     ],
 )
-def test_a_fraction_reaches_that_share_of_the_blocks_rounded_up(reach: float, blocks: int, expected: Any) -> None:
+def test_rounds_a_share_of_the_blocks_up(reach: float, blocks: int, expected: Any) -> None:
     assert method("frozen", reach=reach).plan(Facts(blocks, 64, 1000)).stages[0].trains == expected
 
 
@@ -199,7 +199,7 @@ def test_refuses_what_contradicts_itself_at_its_key(key: str, keys: dict[str, An
     assert validation_error(**keys).key == key
 
 
-def test_the_top_alone_learns_faster_than_everything() -> None:
+def test_top_alone_learns_faster_than_everything() -> None:
     head = method("frozen", reach=0).plan(SMALL).stages[0].lr
     half = method("frozen", reach=15).plan(SMALL).stages[0].lr
     everything = method("full").plan(SMALL).stages[0].lr

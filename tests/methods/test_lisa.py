@@ -78,7 +78,7 @@ def test_exactly_the_drawn_blocks_and_the_ends_change_at_every_step(
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adafactor"])
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
-def test_the_optimizer_keeps_states_of_what_trains_alone(tmp_path: Path, adapter: Any, optim: str) -> None:
+def test_optimizer_keeps_states_only_of_what_trains(tmp_path: Path, adapter: Any, optim: str) -> None:
     states = States()
     trainer = training.trainer(tmp_path, {**LISA, "adapter": adapter}, steps=STEPS, callbacks=[states], optim=optim)
     trainer.train()
@@ -130,7 +130,7 @@ def run_of(tmp_path: Path, method: dict[str, Any], **sections: Any) -> Run:
     return prepare(recipe.load(file), tmp_path / "run", gpus=0)
 
 
-def test_a_run_trains_merges_into_its_base_and_leaves_blocks_that_were_never_drawn(tmp_path: Path) -> None:
+def test_run_trains_merges_and_leaves_undrawn_blocks(tmp_path: Path) -> None:
     run = run_of(tmp_path, LISA)
     train(run)
     stored = load_file(run.delta / "trained.safetensors")
@@ -146,7 +146,7 @@ def test_a_run_trains_merges_into_its_base_and_leaves_blocks_that_were_never_dra
     assert "lisa, no adapter: 1 of 4 blocks, drawn anew every 2 steps at one rate" in run.report_file.read_text()
 
 
-def test_a_change_in_a_block_that_is_never_drawn_is_an_error(tmp_path: Path) -> None:
+def test_fails_when_an_undrawn_block_changed(tmp_path: Path) -> None:
     model = tiny.model(blocks=4)
     before = dict.fromkeys((name for name, _ in model.named_parameters()), -1)
     names = [name for name in before if far(name) != 4]
@@ -154,7 +154,7 @@ def test_a_change_in_a_block_that_is_never_drawn_is_an_error(tmp_path: Path) -> 
         prove_planned_changes(before, model, names, {name: far(name) for name in before})
 
 
-def test_the_seed_of_training_decides_the_draws(tmp_path: Path) -> None:
+def test_draws_follow_the_seed_of_training(tmp_path: Path) -> None:
     rates = []
     for seed in (0, 1):
         run = run_of(tmp_path / str(seed), LISA, train={"epochs": 1, "batch_size": 4, "seed": seed})
@@ -165,7 +165,7 @@ def test_the_seed_of_training_decides_the_draws(tmp_path: Path) -> None:
     assert rates[0] != rates[1]
 
 
-def test_the_plan_says_what_is_drawn_and_counts_the_states_of_one_draw(
+def test_plan_names_the_draws_and_counts_states_of_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(tmp_path, LISA)

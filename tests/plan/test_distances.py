@@ -35,9 +35,7 @@ LISA = Drawn(2, 20, frozenset(range(1, BLOCKS + 1)), ENDS)
     ],
     ids=str,
 )
-def test_a_set_knows_its_members_its_words_and_its_json(
-    distances: Distances, inside: Any, farthest: int, words: str
-) -> None:
+def test_set_has_members_words_and_json(distances: Distances, inside: Any, farthest: int, words: str) -> None:
     assert [distance for distance in range(32) if distance in distances] == list(inside)
     assert distances.farthest(BLOCKS) == farthest
     assert distances.words(BLOCKS) == words
@@ -64,7 +62,7 @@ def drawn(seed: int = 0, steps: int = 2000) -> list[frozenset[int]]:
     return [one - ENDS for one in sets]
 
 
-def test_a_draw_lasts_for_its_steps_and_has_its_size() -> None:
+def test_draw_lasts_for_its_steps_and_has_its_size() -> None:
     sets = drawn()
     for start in range(0, len(sets), 20):
         assert len(set(sets[start : start + 20])) == 1
@@ -116,7 +114,7 @@ def test_most_is_what_trains_at_one_time() -> None:
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
-def test_a_drawn_block_has_the_schedules_rate_without_a_second_warm_up(shape: Any) -> None:
+def test_drawn_block_follows_the_schedule_without_a_second_warm_up(shape: Any) -> None:
     schedule = Schedule(Plan((Stage(1.0, LISA, 1e-3),)), 200, 0.2, shape, seed=5)
     for step in range(200):
         now = LISA.at(step, 5)
@@ -128,7 +126,7 @@ def test_a_drawn_block_has_the_schedules_rate_without_a_second_warm_up(shape: An
     assert len(ever) < 32
 
 
-def test_a_drawn_plan_is_staged() -> None:
+def test_drawn_plan_is_staged() -> None:
     plan = Plan((Stage(1.0, LISA, 1.0),))
     assert (plan.staged, plan.redrawn) == (True, True)
     assert not Plan((Stage(1.0, Top(2), 1.0),)).redrawn

@@ -30,7 +30,7 @@ TABLE = PlanTable(
 )
 
 
-def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_table_survives_its_file(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", TABLE.to_json())
     assert PlanTable.read(tmp_path / "plan.json") == TABLE
     assert json.loads(json.dumps(TABLE.to_json())) == TABLE.to_json()
@@ -46,13 +46,13 @@ def test_tokens_make_the_cache_a_size() -> None:
     assert TABLE.with_tokens(10).frozen_blocks == CacheSize([1], 64, 640)
 
 
-def test_a_row_says_steps_distances_and_rates() -> None:
+def test_row_names_steps_distances_and_rates() -> None:
     assert (FIRST.steps_in_words, SECOND.steps_in_words) == ("1-1,500", "1,501-3,000")
     assert (FIRST.distances_in_words, SECOND.distances_in_words) == ("0 .. 1", "0 .. 3")
     assert (FIRST.rates_in_words, SECOND.rates_in_words) == ("1e-3 .. 5e-4", "2.5e-4")
 
 
-def test_a_row_counts_what_trains_at_one_time() -> None:
+def test_row_counts_what_trains_at_one_time() -> None:
     assert (FIRST.count_tensors, FIRST.trained) == (11, 98)
     assert SECOND.count_tensors == 1 + 2 + 1
 

@@ -119,7 +119,7 @@ def test_losses_are_equal_however_often_validation_runs(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_the_shared_rows_need_padding() -> None:
+def test_shared_rows_need_padding() -> None:
     assert len({len(row["input_ids"]) for row in training.rows(4)}) > 1
 
 
