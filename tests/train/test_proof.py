@@ -18,6 +18,7 @@ from llmtune.train.loop import train
 from llmtune.train.planned import _Stages, optimizer_groups
 from llmtune.train.prepare import prepare
 from tests.support import tiny, training
+from tests.support.versions import installed_as_pinned
 
 GOLDEN = Path(__file__).parent / "arguments.json"
 OURS = {"max_steps", "save_steps", "eval_steps", "use_cpu", "bf16", "dataloader_pin_memory"}
@@ -127,6 +128,8 @@ def test_the_libraries_defaults_of_a_run_are_kept_and_known(tmp_path: Path) -> N
     assert str(tmp_path) not in json.dumps(kept)
     golden = json.loads(GOLDEN.read_text())
     changed = {key for key in kept.keys() | golden.keys() if kept.get(key) != golden.get(key)}
+    if not installed_as_pinned("transformers", "trl"):
+        changed -= golden.keys() - kept.keys()  # an older version lacks them
     assert changed <= OURS, f"other arguments than tests/arguments.json knows: {sorted(changed - OURS)}"
     assert kept["loss_type"] == golden["loss_type"]
 
