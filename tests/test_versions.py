@@ -1,21 +1,15 @@
 """The versions of libraries that llmtune allows, and those that its tests run with."""
 
-import re
 import tomllib
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support import ROOT
+from tests.support.versions import pins
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ALLOWED = {canonicalize_name(one.name): one.specifier for one in map(Requirement, PROJECT["dependencies"])}
-
-
-def pins(name: str) -> dict[str, str]:
-    """The version of each package that a constraints file names."""
-    lines = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE)
-    return {str(canonicalize_name(package)): version for package, version in lines}
 
 
 def test_oldest_environment_has_the_lower_bound_of_every_dependency() -> None:
