@@ -10,7 +10,7 @@ import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import llmtune
 from tests.support import ROOT
@@ -224,7 +224,7 @@ def _is_foreign(module: str | None) -> bool:
     return root not in sys.stdlib_module_names and root not in ("llmtune", "tests", "None")
 
 
-def _is_self(node: ast.AST) -> Any:
+def _is_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
 
