@@ -65,7 +65,7 @@ def _add_init(commands: "Subparsers") -> None:
         "--data", type=Path, metavar="FILE", help="your rows (default: the sample that ships with llmtune)"
     )
     init.add_argument("--model", metavar="ID", help="a Hub id, a folder, a .gguf file or package:NAME")
-    init.add_argument("--method", metavar="M", help="full, frozen, gradual, discriminative, staged or lora")
+    init.add_argument("--method", metavar="M", help="a method such as full, frozen or gradual, or lora (default)")
     init.add_argument("-o", dest="out", type=Path, default=Path("recipe.yaml"), help="where to write it (recipe.yaml)")
 
 

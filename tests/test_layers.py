@@ -1,6 +1,7 @@
 """Packages import only what stands left of them, nothing light drags torch in, and no folder grows past its size."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,11 @@ def test_imports_only_from_lower_floors(file: Path) -> None:
 def test_sees_every_way_to_import() -> None:
     source = "import llmtune.run\nfrom llmtune import recipe, plan\ndef f():\n    from llmtune.errors import nearest\n"
     assert imported(source) == {"run", "recipe", "plan", "errors"}
+
+
+def test_code_page_shows_these_floors() -> None:
+    rows = re.findall(r"^\| \d+ \| (`.+`) \|$", (ROOT / "docs" / "code.md").read_text(), re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == list(FLOORS[:-1])
 
 
 def test_kernels_import_nothing_of_llmtune() -> None:
