@@ -133,7 +133,7 @@ def load_offloaded(
 ) -> tuple[PreTrainedModel, OffloadedBlocks]:
     """The base with the blocks below every stage's boundary offloaded, and those blocks."""
     if PartialState().distributed_type != DistributedType.NO:
-        raise _not_alone(recipe)
+        raise _not_alone()
     offloaded = OffloadedBlocks(base, min(layout.boundaries), dtype, layout.skeleton)
     return offloaded.load(), offloaded
 
@@ -162,7 +162,7 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
     if recipe.memory.frozen_blocks != "stream":
         return
     if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
-        raise _not_alone(recipe)
+        raise _not_alone()
     need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
     if need > recipe.memory.cache_limit_gb:
         message = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
@@ -170,7 +170,7 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
         raise FieldError("memory.cache_limit_gb", f"{message}; try {enough:g}")
 
 
-def _not_alone(recipe: Recipe) -> RecipeError:
+def _not_alone() -> FieldError:
     return FieldError(KEY, "stream is for one process with whole weights; try auto")
 
 

@@ -27,7 +27,7 @@ def training_arguments(
     recipe: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool
 ) -> TrainingArguments:
     """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
-    size, passes = split_batch(recipe, world)
+    size, passes = split_batch(recipe.train, world)
     every = math.ceil(recipe.train.save_every * steps)
     return TrainingArguments(
         output_dir=str(run.checkpoints),

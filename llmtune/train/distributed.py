@@ -40,12 +40,12 @@ def check_world(recipe: Recipe, state: PartialState) -> None:
 def check_engine(recipe: Recipe, plan: Plan, state: PartialState) -> None:
     """Raise an error where the engine that `accelerate launch` set up cannot do what the recipe says."""
     if _enabled("ACCELERATE_USE_DEEPSPEED"):
-        check_stages(recipe, plan)
+        check_stages(plan)
     if not _enabled("ACCELERATE_USE_FSDP"):
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise FieldError("launch.accelerate", "FSDP1 is not supported; try fsdp2 (fsdp_version: 2)")
-    check_sharded(recipe)
+    check_sharded(recipe.train.optimizer)
     for key, instead in _UNSHARDABLE.items():
         if _enabled(f"FSDP_{key.upper()}"):
             raise FieldError("launch.accelerate", f"fsdp_{key}: true is not supported under fsdp2; {instead}")
@@ -53,16 +53,16 @@ def check_engine(recipe: Recipe, plan: Plan, state: PartialState) -> None:
         raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
 
 
-def check_stages(recipe: Recipe, plan: Plan) -> None:
-    """Raise RecipeError for stages, which DeepSpeed does not follow."""
+def check_stages(plan: Plan) -> None:
+    """Raise FieldError for stages, which DeepSpeed does not follow."""
     if plan.staged:
         raise FieldError("launch.accelerate", "DeepSpeed cannot follow stages; try ddp or fsdp2")
 
 
-def check_sharded(recipe: Recipe) -> None:
-    """Raise RecipeError for an optimizer that cannot hold the state of sharded weights."""
-    if recipe.train.optimizer not in ("adamw", "sgd"):
-        message = f"{recipe.train.optimizer} cannot hold its state sharded under fsdp2; try adamw"
+def check_sharded(optimizer: str) -> None:
+    """Raise FieldError for an optimizer that cannot hold the state of sharded weights."""
+    if optimizer not in ("adamw", "sgd"):
+        message = f"{optimizer} cannot hold its state sharded under fsdp2; try adamw"
         raise FieldError("train.optimizer", message)
 
 

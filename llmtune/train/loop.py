@@ -68,7 +68,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     weights, offloaded = _load(base, recipe, layout, dtype)
     model = insert(weights, recipe.method.adapter, plan, base)
     tensors = {name: model.get_parameter(name) for name in layout.trained}
-    steps = total_steps(recipe, len(data.train), state.num_processes)
+    steps = total_steps(recipe.train, len(data.train), state.num_processes)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
         recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
@@ -77,7 +77,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         None,
         run.log_file,
         start_step=checkpoint_step(done[-1]) if done else 0,
-        stage_starts=lay_out(recipe, plan, steps).starts,
+        stage_starts=lay_out(recipe.train, plan, steps).starts,
         rank=state.process_index,
     )
     stop, record = Stop(), step_recorder(progress)
@@ -86,7 +86,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     with progress:
         trainer = SupervisedTrainer(
             model,
-            make_schedule=lambda count: lay_out(recipe, plan, count),
+            make_schedule=lambda count: lay_out(recipe.train, plan, count),
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
@@ -107,7 +107,8 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
         reached = trainer.state.global_step
         if stop.requested and reached < steps:
-            raise Interrupted(f"stopped at step {reached} of {steps}, with a checkpoint; go on: llmtune run {run.path}")
+            message = f"stopped at step {reached} of {steps}, with a checkpoint"
+            raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
         _warn_of_unchanged(trainer.prove_changes(), reached, record)
     delta = trainer.trained_state()
     if state.is_main_process:

@@ -15,36 +15,34 @@ from llmtune.model.quantize import check_quantized, split_linear_layers
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Recipe, Train
 from llmtune.train.distributed import check_sharded, check_stages
 
 
-def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+def split_batch(train: Train, world: int) -> tuple[int, int]:
     """Rows per forward pass and passes per optimizer step; raises FieldError where batch_size is no multiple."""
-    share, rest = divmod(recipe.train.batch_size, world)
+    share, rest = divmod(train.batch_size, world)
     if rest or not share:
-        nearest = max(1, round(recipe.train.batch_size / world)) * world
-        raise FieldError(
-            "train.batch_size", f"{recipe.train.batch_size} is not divisible by {world} processes; try {nearest}"
-        )
-    size = recipe.train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
+        nearest = max(1, round(train.batch_size / world)) * world
+        raise FieldError("train.batch_size", f"{train.batch_size} is not divisible by {world} processes; try {nearest}")
+    size = train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
     if share % size:
         raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
     return size, share // size
 
 
-def total_steps(recipe: Recipe, rows: int, world: int) -> int:
+def total_steps(train: Train, rows: int, world: int) -> int:
     """Optimizer steps of a run over that many training rows."""
-    size, passes = split_batch(recipe, world)
+    size, passes = split_batch(train, world)
     per_epoch = max(1, math.ceil(math.ceil(rows / world / size) / passes))
-    steps = math.ceil(recipe.train.epochs * per_epoch)
-    return min(steps, recipe.train.max_steps or steps)
+    steps = math.ceil(train.epochs * per_epoch)
+    return min(steps, train.max_steps or steps)
 
 
-def lay_out(recipe: Recipe, plan: Plan, steps: int) -> Schedule:
-    """The plan laid over the steps with the recipe's warm-up and shape; raises FieldError where they are too few."""
+def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
+    """The plan laid over the steps with the section's warm-up and shape; raises FieldError where they are too few."""
     try:
-        return Schedule(plan, steps, recipe.train.warmup, recipe.train.schedule, recipe.train.seed)
+        return Schedule(plan, steps, train.warmup, train.schedule, train.seed)
     except ValueError as error:
         raise FieldError("train.epochs", str(error)) from error
 
@@ -73,7 +71,7 @@ def build_layout(recipe: Recipe, base: Base) -> Layout:
 def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTable:
     """What trains when and at which rate; raises FieldError for what cannot be."""
     _refuse(recipe, layout.plan)
-    schedule = lay_out(recipe, layout.plan, steps)
+    schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
     elements = sum(tensor.numel() for tensor in layout.trained.values())
     at_once = max(stage.trained for stage in stages) if layout.plan.redrawn else elements
@@ -177,6 +175,6 @@ def _refuse(recipe: Recipe, plan: Plan) -> None:
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable
     if recipe.launch.accelerate == "fsdp2":
-        check_sharded(recipe)
+        check_sharded(recipe.train.optimizer)
     if recipe.launch.accelerate in ("zero2", "zero3"):
-        check_stages(recipe, plan)
+        check_stages(plan)

@@ -62,7 +62,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     layout = build_layout(recipe, base)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
-    steps = total_steps(recipe, len(checked.train), world)
+    steps = total_steps(recipe.train, len(checked.train), world)
     table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
     check_disk(recipe, table.frozen_blocks, world)
     if suite:
@@ -80,7 +80,7 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     base = locate_base(recipe.model, weights=False)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
-    steps = total_steps(recipe, count, world)
+    steps = total_steps(recipe.train, count, world)
     return plan_table(recipe, base, build_layout(recipe, base), steps)
 
 
