@@ -21,7 +21,7 @@ from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass
 from llmtune.frozen.check import measure_errors
-from llmtune.frozen.stand_in import Layout, StubbedDecoder
+from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
 from llmtune.frozen.store import StoredOutputs, entry_name, make_room
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.memory import release_pages
@@ -178,10 +178,12 @@ class FrozenBlocks:
         if not self._freed:
             self.enter(0)
 
-    def select(self, rows: Sequence[int], tokens: int, device: torch.device, layout: Layout | None = None) -> None:
-        """Choose the rows of the next forward pass, padded to `tokens` and rearranged by `layout`."""
+    def select(
+        self, rows: Sequence[int], tokens: int, device: torch.device, rearrange: Rearrange | None = None
+    ) -> None:
+        """Choose the rows of the next forward pass, padded to `tokens` and rearranged by `rearrange`."""
         if self._boundary and self._decoder:
-            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, layout)
+            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, rearrange)
 
     def _highest(self, limit: int) -> int:
         """The highest cached boundary below `limit`, 0 where there is none."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from llmtune.frozen.store import StoredOutputs, longest_first
 from llmtune.model.blocks import blocks, unwrap
 
-Layout = Callable[[torch.Tensor], torch.Tensor]
+Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 """What a block returns: hidden states, alone or first in a tuple."""
@@ -66,11 +66,11 @@ class StubbedDecoder:
         rows: Sequence[int],
         tokens: int,
         device: torch.device,
-        layout: Layout | None = None,
+        rearrange: Rearrange | None = None,
     ) -> None:
-        """Let stubs return the stored outputs of these rows, padded to `tokens`, rearranged by `layout`."""
+        """Let stubs return the stored outputs of these rows, padded to `tokens`, rearranged by `rearrange`."""
         outputs = stored.read(rows, tokens).to(device, non_blocking=True)
-        self._cached = layout(outputs) if layout else outputs
+        self._cached = rearrange(outputs) if rearrange else outputs
 
     def inspect(self, first_only: bool) -> str | None:
         """Run the shortest row to learn what blocks return and which parameters are `below` them.
