@@ -214,17 +214,8 @@ def tiny_recipe(folder: Path, **sections: Any) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "after", "then"),
-    [
-        (1, 0.3, "nothing was trained yet"),
-        (1, 3.0, "nothing was trained yet"),
-        (2, 4.0, "continue with: llmtune run runs/r"),
-    ],
-)
-def test_prints_one_line_for_a_stop_while_training_still_imports(
-    tmp_path: Path, processes: int, after: float, then: str
-) -> None:
+@pytest.mark.parametrize(("processes", "after"), [(1, 0.3), (1, 3.0), (2, 3.0)])
+def test_prints_one_line_for_a_stop_while_training_still_imports(tmp_path: Path, processes: int, after: float) -> None:
     recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
     command = [sys.executable, "-m", "llmtune", "run", str(recipe_file)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
@@ -232,7 +223,7 @@ def test_prints_one_line_for_a_stop_while_training_still_imports(
         time.sleep(0.02)
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == f"llmtune: stopped; {then}\n"
+    assert process.communicate(timeout=60)[1] == "llmtune: stopped; nothing was trained yet\n"
     assert process.returncode == 130
 
 
