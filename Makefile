@@ -61,3 +61,4 @@ methods: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m tests.support.reference
 	$(BIN)/python -m tests.support.mistakes
+	$(BIN)/python -m tests.support.internals

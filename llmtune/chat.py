@@ -21,7 +21,7 @@ from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
 from llmtune.model.base import computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run
+from llmtune.run import Run, locates_mistakes
 
 NEW_TOKENS = 256
 HELP = "Base and tuned model answer each line. /reset starts a new conversation, /quit ends the chat."
@@ -47,6 +47,7 @@ class Speaker:
         return answer
 
 
+@locates_mistakes
 def chat(run: Run, lines: Iterable[str] | None = None) -> None:
     """Answer lines, typed ones without `lines`, until /quit, the end of the input or Ctrl-C."""
     console = Console(highlight=False)

@@ -24,15 +24,20 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
+@contextlib.contextmanager
+def write_file(path: Path) -> Iterator[Path]:
+    """A path to write aside; when the block ends, what stands there is on disk and takes the file's name at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    yield partial
+    sync(partial)
     partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    with write_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -114,7 +114,9 @@ class Run:
         actual = {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
         for name in sorted({*expected, *actual}):
             if actual.get(name) != expected.get(name):
-                change = "removed" if name not in actual else "added" if name not in expected else "changed"
+                if name not in expected:
+                    raise error(f"{self.path / name}: was added after `llmtune {step}`; remove it")
+                change = "changed" if name in actual else "removed"
                 raise error(f"{self.path / name}: was {change} after `llmtune {step}`; run it again: {command}")
         return actual
 

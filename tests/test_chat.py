@@ -13,9 +13,10 @@ from llmtune import chat, recipe
 from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.chat import Speaker, talk
 from llmtune.data.encode import prompt_ids
-from llmtune.errors import ProofError
+from llmtune.errors import ProofError, RecipeError
 from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
 from llmtune.run import Run
+from llmtune.train.prepare import prepare
 from tests.support import runs, tiny
 
 SYSTEM = {"role": "system", "content": "Add."}
@@ -160,3 +161,12 @@ def test_refuses_run_without_delta(tmp_path: Path) -> None:
     (run.delta / TENSORS).unlink()
     with pytest.raises(ProofError, match="train first"):
         chat.chat(run, ["hello"])
+
+
+def test_names_file_and_line_of_a_base_that_is_gone(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(20))
+    run = prepare(recipe.load(tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", rows)), tmp_path / "run", 0)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+: model\.base: "):
+        chat.chat(run, [])

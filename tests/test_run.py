@@ -221,7 +221,8 @@ def test_verify_refuses_a_file_that_changed_after_its_step(tmp_path: Path, chang
         file.unlink()
     else:
         file.write_text("weighty")  # as many bytes
-    message = f"{file}: was {change} after `llmtune merge`; run it again: llmtune merge {run.path}"
+    remedy = "remove it" if change == "added" else f"run it again: llmtune merge {run.path}"
+    message = f"{file}: was {change} after `llmtune merge`; {remedy}"
     with pytest.raises(ProofError, match=re.escape(message)):
         run.verify("merge")
     with pytest.raises(PublishError, match=re.escape(message)):

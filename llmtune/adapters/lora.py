@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError, PlanError, nearest
 from llmtune.fields import Distances, Names, Positive
+from llmtune.numbers import rate
 from llmtune.plan.stages import Facts, Plan
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ class Lora(AdapterSpec):
     def rate_notes(self, lr: float) -> list[str]:
         """Return the rate at alpha 32, and a warning where runs are known to diverge."""
         at_32 = lr * self.effective_alpha / 32
-        notes = [f"lr_at_alpha_32 {at_32:.2g}"]
+        notes = [f"learning rate at alpha 32: {rate(at_32)}"]
         if at_32 >= 3e-3:
-            notes.append("warning: runs at lr_at_alpha_32 >= 3e-3 are known to diverge; try 3e-4 to 1e-3")
+            notes.append("warning: LoRA is known to diverge at 3e-3 or more; try 3e-4 to 1e-3 at alpha 32")
         elif not 1e-4 <= at_32 <= 1e-3 * 1.05:
-            notes.append("warning: lr_at_alpha_32 is outside 1e-4..1e-3, where published optima lie")
+            notes.append("warning: published optima lie between 1e-4 and 1e-3 at alpha 32")
         return notes
 
     def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "LoraConfig":

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import TrainingError
+from llmtune.files import write_file
 
 INITIAL = "initial-adapter.safetensors"
 _ATTRIBUTE = "_initial_adapter"
@@ -50,12 +50,8 @@ def _write_start(file: Path, layers: dict[str, LoraLayer], init: str, device: st
         root = math.sqrt(layer.scaling["default"]) if init == "pissa" else 1.0
         tensors[f"{name}.lora_A"] = (down / root).cpu().contiguous()
         tensors[f"{name}.lora_B"] = (up / root).cpu().contiguous()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(tensors, partial)
-    with partial.open("rb") as opened:
-        os.fsync(opened.fileno())
-    partial.rename(file)
+    with write_file(file) as partial:
+        save_file(tensors, partial)
 
 
 def _pissa(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

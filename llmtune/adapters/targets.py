@@ -38,7 +38,7 @@ def _trained_layers(model: nn.Module, plan: Plan, near: set[int] | None) -> list
     far = {name: distance[f"{name}.weight"] for name in linear}
     reached = [name for name in linear if plan.peak(far[name]) > 0]
     if not reached:
-        raise FieldError("method.reach", "reaches no block, so no adapter would train; try reach 1")
+        raise FieldError("method", "trains no block, so no adapter would train; try reach 1")
     trained = [name for name in reached if near is None or far[name] in near]
     if not trained:
         farthest = max(far[name] for name in reached)

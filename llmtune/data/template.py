@@ -1,7 +1,5 @@
 """Renders a row with the chat template, and finds where each answer starts and where its stop token ends."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -9,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.rows import Message, Row
 from llmtune.errors import RecipeError
+from llmtune.files import digest_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,7 @@ def find_turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the SHA-256 of the chat template, None without one; named templates are hashed together."""
-    template = tokenizer.chat_template
-    if not template:
-        return None
-    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return digest_of(tokenizer.chat_template) if tokenizer.chat_template else None
 
 
 def _last_turn(prompt: str, rendered: str, answer: str, stops: list[str]) -> Turn | None:

@@ -6,7 +6,6 @@ agree. The *boundary* of a stage is the number of blocks below the lowest one th
 cached output in their place; masks and rotary embeddings still come from the model's own forward.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,14 +16,16 @@ import torch
 import transformers
 from torch import nn
 
-from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.errors import FieldError, MachineError, TrainingError
+from llmtune.files import digest_of
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass
 from llmtune.frozen.check import measure_errors
 from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
 from llmtune.frozen.store import StoredOutputs, entry_name, make_room
-from llmtune.frozen.stream import OffloadedBlocks
+from llmtune.frozen.stream import KEY, OffloadedBlocks
 from llmtune.memory import release_pages
+from llmtune.numbers import size as number_of_bytes
 
 NOT_WORTH_IT = "not cached; this run is too short for caching to save time"
 
@@ -85,7 +86,7 @@ class FrozenBlocks:
             reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
             reason = reason or decoder.inspect(first_only=offloaded is not None) or self._trains_below(model, distance)
             if reason and offloaded:
-                raise RecipeError(f"memory.frozen_blocks: stream does not work here: {reason}")
+                raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:
                 return f"frozen blocks: not cached; {reason}"
             entries = {boundary: self._entry(decoder, boundary, distance) for boundary in useful}
@@ -130,13 +131,15 @@ class FrozenBlocks:
 
     def _stream(self, decoder: StubbedDecoder, offloaded: OffloadedBlocks, size: int) -> set[int]:
         """Build the outputs of the last offloaded block, block by block; raises MachineError where disk lacks."""
-        if size * min(2, offloaded.count) > self._policy.limit:
-            raise MachineError(f"memory.cache_limit_gb: streaming needs {size * 2 / 2**30:.2g} GB for cached outputs")
+        needed = size * min(2, offloaded.count)
+        if needed > self._policy.limit:
+            message = f"streaming needs {number_of_bytes(needed)} for cached outputs; try {needed / 2**30:.2g}"
+            raise FieldError("memory.cache_limit_gb", message, MachineError)
         entries = [self._entry(decoder, boundary, {}) for boundary in range(1, offloaded.count + 1)]
         try:
             build_by_block(decoder, offloaded, entries, size, self._policy.limit)
         except OSError as error:
-            raise MachineError(f"memory.frozen_blocks: stream needs disk: {error}") from error
+            raise FieldError(KEY, f"stream needs disk: {error}", MachineError) from error
         return {offloaded.count}
 
     def _check(self, decoder: StubbedDecoder) -> list[str]:
@@ -146,7 +149,7 @@ class FrozenBlocks:
         for boundary in (boundary for boundary, error in errors.items() if not error <= allowed):
             line = f"outputs of block {boundary} differ from the full model's by {errors[boundary]:.1e}"
             if offloaded and boundary == offloaded.count:
-                raise TrainingError(f"memory.frozen_blocks: stream does not work with this model: {line}")
+                raise FieldError(KEY, f"stream does not work with this model: {line}; try auto", TrainingError)
             del self._outputs[boundary]
             notes.append(f"{line}: not used")
         return notes
@@ -165,7 +168,7 @@ class FrozenBlocks:
             release_pages(parameter.data)
             freed += parameter.numel() * parameter.element_size()
             parameter.data = parameter.data.new_empty(0)
-        return [f"{freed / 2**20:,.0f} MB of weights freed"] if freed else []
+        return [f"{number_of_bytes(freed)} of weights freed"] if freed else []
 
     def enter(self, boundary: int) -> None:
         """Stub the blocks below a boundary, as far up as their outputs are cached; every other block computes."""
@@ -216,18 +219,17 @@ class FrozenBlocks:
 
     @cached_property
     def _rows_digest(self) -> str:
-        return hashlib.sha256("\n".join(" ".join(map(str, row)) for row in self._rows).encode()).hexdigest()
+        return digest_of("\n".join(" ".join(map(str, row)) for row in self._rows))
 
 
 def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, notes: list[str]) -> list[str]:
     """What was cached, in words: the boundaries that were built and reused, each `size` bytes, and the notes."""
     for verb, boundaries in (("cached", built), ("reused", reused)):
         if boundaries:
-            megabytes = len(boundaries) * size / 2**20
             listed = ", ".join(map(str, sorted(boundaries)))
-            notes = [f"{verb} below block {listed} ({megabytes:,.0f} MB)", *notes]
+            notes = [f"{verb} below block {listed} ({number_of_bytes(len(boundaries) * size)})", *notes]
     if policy.offloaded:
         return [*notes, "each block below is read from disk when it runs"]
     if not notes and size > policy.limit:
-        return [f"not cached; {size / 2**30:.2g} GB exceeds memory.cache_limit_gb"]
+        return [f"not cached; {number_of_bytes(size)} exceed memory.cache_limit_gb"]
     return notes or [NOT_WORTH_IT]

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from llmtune.files import write_folder, write_json
+from llmtune.files import digest_of, write_folder, write_json
 
 DATA, MANIFEST = "states.bin", "manifest.json"
 SPARE = 2**28
@@ -26,7 +26,7 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 def entry_name(facts: Mapping[str, object]) -> str:
     """The name of the folder for outputs with these facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return digest_of(facts)[:32]
 
 
 class OutputWriter:

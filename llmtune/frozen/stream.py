@@ -128,9 +128,7 @@ class OffloadedBlocks:
         return model.eval()
 
 
-def load_offloaded(
-    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype
-) -> tuple[PreTrainedModel, OffloadedBlocks]:
+def load_offloaded(base: Base, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, OffloadedBlocks]:
     """The base with the blocks below every stage's boundary offloaded, and those blocks."""
     if PartialState().distributed_type != DistributedType.NO:
         raise _not_alone()

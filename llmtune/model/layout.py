@@ -1,10 +1,8 @@
 """A model under a plan, as its skeleton shows it: made once, before any weight is loaded."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,10 +41,3 @@ class Layout:
         """Whether the head is the embeddings' matrix."""
         head = self.skeleton.get_output_embeddings()
         return head.weight is self.skeleton.get_input_embeddings().weight
-
-
-def drop_states(optimizer: torch.optim.Optimizer, tensors: Iterable[nn.Parameter]) -> None:
-    """Drop the optimizer's states of the tensors that are frozen now, which frees their memory."""
-    for tensor in tensors:
-        if not tensor.requires_grad:
-            optimizer.state.pop(tensor, None)

@@ -121,6 +121,8 @@ class Band(Distances):
         return self.last
 
     def words(self, blocks: int) -> str:
+        if self.first > blocks:
+            return "embeddings"
         inside = range(self.first, min(self.last, blocks) + 1)
         named = f"the block at distance {self.first}" if len(inside) == 1 else f"blocks at distances {spans(inside)}"
         return f"{named}, embeddings" if self.last > blocks else named

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from llmtune.errors import LlmtuneError
 from llmtune.files import read_json
 from llmtune.numbers import rate
 from llmtune.plan.distances import Distances, read_distances
@@ -126,8 +127,11 @@ class PlanTable:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The table in a plan.json."""
-        return cls.from_json(read_json(file))
+        """The table in a plan.json; raises LlmtuneError for one of another version."""
+        try:
+            return cls.from_json(read_json(file))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LlmtuneError(f"{file}: was written by another version of llmtune; start a new run") from error
 
 
 def _text_keys(values: Mapping[int, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
         _training(run, settings),
         indented(dump(without_paths(settings))),
         "## What is in this repository",
-        _weights(run, settings, base),
+        _weights(run, settings),
     ]
     return sign(f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n\n")
 
@@ -184,7 +184,7 @@ def _training(run: Run, settings: Recipe) -> str:
     return f"{table(header, rows)}\n\n{seed} The whole recipe:"
 
 
-def _weights(run: Run, settings: Recipe, base: dict[str, Any]) -> str:
+def _weights(run: Run, settings: Recipe) -> str:
     steps = run.manifest()["steps"]
     files = steps.get("merge" if _merged(settings) else "train", {}).get("files", {})
     weights = {name: facts for name, facts in files.items() if name.endswith(".safetensors")}

@@ -54,7 +54,6 @@ def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     target.probe()
 
 
-@locates_mistakes
 def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
     """Upload what the recipe says and return where it is; raises PublishError with the command that tries again."""
     try:
@@ -66,6 +65,7 @@ def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
     return facts
 
 
+@locates_mistakes
 def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     if settings.publish is None:
         raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")

@@ -61,9 +61,9 @@ class Located:
         return container[slot], (*key, slot)
 
     def _slot(self, container: Any, key: Key, part: str, place: str) -> str | int:
+        """Return the key or list index that `part` names in a container."""
         if isinstance(container, dict):
             return part
-        """Return the key or list index that `part` names in a container."""
         name = ".".join(map(str, key))
         if not isinstance(container, list):
             raise RecipeError(f"{place}: {name} is {container!r}, not a section, so {part!r} cannot be set in it")

@@ -147,7 +147,7 @@ def _profile(stages: list[StageRow], distance: int) -> tuple[float, ...]:
 
 def _cell(stage: StageRow, run: list[int], peak: float, shown: bool) -> Html:
     value = stage.rates.get(run[0])
-    if value is None:
+    if not value:
         return tag("td", "frozen" if shown else None, class_="frozen")
     depth = max(0.12, 1 + math.log10(value / peak) / 3)
     number_of = sum(stage.parameters.get(distance, 0) for distance in run)

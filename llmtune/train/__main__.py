@@ -10,7 +10,6 @@ if __name__ == "__main__":
     quiet_libraries()  # bitsandbytes, which imports below bring, warns when it is imported
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from llmtune import terminal
@@ -18,6 +17,7 @@ from llmtune.errors import Interrupted, LlmtuneError
 from llmtune.launch.process import exit_process, report_failure
 from llmtune.recipe import load as load_recipe
 from llmtune.run import open_run
+from llmtune.train.distributed import join_processes
 from llmtune.train.loop import train
 from llmtune.train.prepare import prepare_all
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_recipe(options: argparse.Namespace) -> None:
     """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = join_processes()
     out, ready, failure = options.out or Path("runs") / options.recipe.stem, None, None
     if state.is_local_main_process:
         try:
@@ -60,7 +60,9 @@ def _train_recipe(options: argparse.Namespace) -> None:
     run = open_run(out)
     if state.is_main_process:
         terminal.prepared(run)
-    if not run.done("train"):
+    if run.done("train"):
+        state.destroy_process_group()
+    else:
         train(run, ready)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -130,3 +130,10 @@ def load_sharded_optimizer(
                 state[key] = shard_like(like, value)
     optimizer.load_state_dict(stored)
     scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
+
+
+def drop_states(optimizer: torch.optim.Optimizer, tensors: Iterable[nn.Parameter]) -> None:
+    """Drop the optimizer's states of the tensors that are frozen now, which frees their memory."""
+    for tensor in tensors:
+        if not tensor.requires_grad:
+            optimizer.state.pop(tensor, None)

@@ -1,6 +1,7 @@
 """Whether the processes and the engine that `accelerate launch` set up can do what the recipe asks."""
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -16,6 +17,11 @@ _UNSHARDABLE = {
     "cpu_ram_efficient_loading": "set it to false: every process reads the base",
     "activation_checkpointing": "set it to false, and train.activation_checkpointing to true",
 }
+
+
+def join_processes() -> PartialState:
+    """This process among those that were launched; the others wait for one that prepares a run or fills a cache."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def check_world(recipe: Recipe, state: PartialState) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
-from llmtune.adapters.insert import insert
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.encode import Example
 from llmtune.data.gate import gate
@@ -35,7 +34,7 @@ from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.train.checkpoint import checkpoint_step, complete_checkpoints
-from llmtune.train.distributed import check_engine, check_world
+from llmtune.train.distributed import check_engine, check_world, join_processes
 from llmtune.train.objective import SupervisedTrainer
 from llmtune.train.plan_table import build_layout, lay_out, total_steps
 from llmtune.train.prepare import Prepared
@@ -50,7 +49,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     `prepared` spares what this process did when it prepared the run; `callbacks` watch the training.
     """
     recipe = run.recipe()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = join_processes()
     check_world(recipe, state)
     if state.device.type == "cpu":
         bound_primitive_cache()
@@ -67,7 +66,8 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
     weights, offloaded = _load(base, recipe, layout, dtype)
     model = insert(weights, recipe.method.adapter, plan, base)
-    tensors = {name: model.get_parameter(name) for name in layout.trained}
+    # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
+    tensors = trained_tensors(model, plan)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
@@ -131,7 +131,7 @@ def _load(
 ) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
     """The base as the recipe wants it in memory, and the blocks that it leaves on disk."""
     if recipe.memory.frozen_blocks == "stream":
-        return load_offloaded(base, recipe, layout, dtype)
+        return load_offloaded(base, layout, dtype)
     if recipe.model.quantize == "none":
         return load_model(base, dtype), None
     return load_quantized(base, layout.linear, dtype), None

@@ -12,13 +12,13 @@ from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances, unwrap
-from llmtune.model.layout import drop_states
 from llmtune.model.sharded import gather, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
 from llmtune.train.checkpoint import (
     TRAINER_STATE,
     checkpoint_folder,
+    drop_states,
     load_sharded_optimizer,
     load_state,
     remove_old,
@@ -243,7 +243,8 @@ class _PlanCallback(TrainerCallback):
             self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
 
     def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
-        self.trainer.record_evaluation(metrics["eval_loss"])
+        if "eval_loss" in metrics:
+            self.trainer.record_evaluation(metrics["eval_loss"])
 
     def on_train_end(self, *_: object, **named: object) -> None:
         self.trainer.end_plan()

@@ -88,13 +88,13 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
     files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
+    resolved = recipe.resolved(facts, revision)
     changed = {
-        "model": recipe.model.model_copy(update={"base": base.name, "revision": revision}),
+        "model": resolved.model.model_copy(update={"base": base.name}),
         "data": recipe.data.model_copy(update=files),
-        "method": recipe.method.resolved(facts),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
     }
-    return recipe.model_copy(update=changed)
+    return resolved.model_copy(update=changed)
 
 
 def _absolute(source: str | None) -> str | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from llmtune.numbers import duration
+from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 
 LINE_SHARE = 0.05
@@ -142,7 +142,7 @@ class Progress:
         if not self._bar and self.tokens_total and record.get("tokens") is not None:
             facts.append(f"{record['tokens']:,} of {self.tokens_total:,} tokens")
         if record.get("peak_memory_mb") is not None:
-            facts.append(f"{record['peak_memory_mb'] / 1024:.1f} GB")
+            facts.append(size(record["peak_memory_mb"] * 2**20))
         left = self.seconds_left()
         if left is not None:
             facts.append(f"{duration(left)} left")
@@ -195,11 +195,11 @@ def step_recorder(progress: Progress) -> Callable[[Record], None]:
             last = (time.monotonic(), last[1])
             return
         now = time.monotonic()
-        speed = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
-        last = (now, entry["tokens"])
-        progress.step(
-            entry | {"seconds": earlier + now - began, "tokens_per_s": speed, "peak_memory_mb": _peak_memory_mb()}
-        )
+        measured = {"seconds": earlier + now - began, "peak_memory_mb": _peak_memory_mb()}
+        if "tokens" in entry:
+            measured["tokens_per_s"] = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
+        last = (now, entry.get("tokens", 0))
+        progress.step(entry | measured)
 
     return record
 

@@ -53,9 +53,9 @@ def test_lora_rate_falls_with_its_alpha() -> None:
 
 def test_notes_say_what_a_lora_rate_means() -> None:
     lora = adapter("lora", rank=16, alpha=64)
-    assert lora.rate_notes(2e-4) == ["lr_at_alpha_32 0.0004"]
+    assert lora.rate_notes(2e-4) == ["learning rate at alpha 32: 4e-4"]
     assert "known to diverge" in lora.rate_notes(2e-3)[1]
-    assert "outside" in lora.rate_notes(1e-5)[1]
+    assert "published optima lie between" in lora.rate_notes(1e-5)[1]
     assert len(lora.rate_notes(lora.default_rate(SMALL, 1.0))) == 1
     for other in set(KINDS) - {"lora"}:
         assert adapter(other).rate_notes(1.0) == []

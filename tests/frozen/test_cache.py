@@ -82,7 +82,7 @@ def test_skips_cached_blocks(tmp_path: Path) -> None:
 
 def test_frees_weights_that_no_coming_stage_runs(tmp_path: Path) -> None:
     line, _, _, trainer = fit(tmp_path, FROZEN)
-    assert "MB of weights freed" in line
+    assert "kB of weights freed" in line
     sizes = [sum(p.numel() for p in block.parameters()) for block in trainer.model.model.layers]
     assert sizes[:2] == [0, 0]
     assert all(sizes[2:])
@@ -249,7 +249,7 @@ def test_drops_outputs_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_does_not_cache_beyond_the_limit(tmp_path: Path) -> None:
     ours = fit(tmp_path, FROZEN, limit=1000)
-    assert "GB exceeds memory.cache_limit_gb" in ours[0]
+    assert "kB exceed memory.cache_limit_gb" in ours[0]
     assert not (tmp_path / "cache").exists()
 
 

@@ -29,6 +29,7 @@ LISA = Drawn(2, 20, frozenset(range(1, BLOCKS + 1)), ENDS)
         (Band(5, 12), range(5, 13), 12, "blocks at distances 5 to 12"),
         (Band(5, 5), [5], 5, "the block at distance 5"),
         (Band(29, 31), [29, 30, 31], 31, "blocks at distances 29 to 30, embeddings"),
+        (Band(31, 31), [31], 31, "embeddings"),
         (Chosen(frozenset({7, 1, 2})), [1, 2, 7], 7, "distances 1 to 2, 7"),
         (LISA, range(32), 31, "2 of 30 blocks, drawn anew every 20 steps"),
         (Drawn(1, 1, frozenset({1, 3}), frozenset()), [1, 3], 3, "1 of 2 blocks, drawn anew every step"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtune.errors import LlmtuneError
 from llmtune.files import write_json
 from llmtune.plan.distances import Drawn, Top
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
@@ -40,6 +41,13 @@ def test_table_survives_its_file(tmp_path: Path) -> None:
     assert stored["stages"][0]["rates"] == {"0": 1e-3, "1": 5e-4}
     assert stored["stages"][0]["trained"] == 98
     assert stored["frozen_blocks"] == {"boundaries": [1], "bytes_per_token": 64, "bytes": None}
+
+
+@pytest.mark.parametrize("fields", [{}, {"stages": [{"reach": None}]}, [1]], ids=str)
+def test_refuses_a_file_of_another_version_in_one_line(tmp_path: Path, fields: object) -> None:
+    write_json(tmp_path / "plan.json", fields)
+    with pytest.raises(LlmtuneError, match=r"plan\.json: was written by another version of llmtune; start a new run$"):
+        PlanTable.read(tmp_path / "plan.json")
 
 
 def test_tokens_make_the_cache_a_size() -> None:

@@ -573,3 +573,22 @@ def test_published_recipe_loads_again(world: World) -> None:
     again = recipe.load(file)
     assert again.method == run.recipe().method
     assert again.model.revision == run.recipe().model.revision
+
+
+def test_names_file_line_and_retry_for_a_mistake_of_the_recipe(world: World) -> None:
+    run = world.run()
+    text = run.recipe_file.read_text().replace(f"publish:\n  repo: {REPO}\n", "publish: null\n")
+    run.recipe_file.write_text(text)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+: publish: .*try again with: llmtune publish ") as raised:
+        world.publish(run)
+    assert raised.value.exit_code == 2
+    assert "\n" not in str(raised.value)
+
+
+def test_names_file_line_and_retry_for_a_base_that_is_gone(world: World) -> None:
+    run = world.run(model={"base": "package:llm-nothing"})
+    with pytest.raises(
+        MachineError, match=r"recipe\.yaml:\d+: model\.base: .*try again with: llmtune publish "
+    ) as raised:
+        world.publish(run)
+    assert raised.value.exit_code == 3

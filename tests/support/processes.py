@@ -24,10 +24,9 @@ from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
-from llmtune.model.layout import drop_states
 from llmtune.plan.schedule import Schedule
 from llmtune.train import __main__ as training_process
-from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.train.checkpoint import complete_checkpoints, drop_states
 from llmtune.train.planned import freeze_to_stage, optimizer_groups
 from tests.support import tiny, training
 

@@ -35,7 +35,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
 @pytest.mark.parametrize(
     ("method", "line"),
     [
-        ({"kind": "frozen", "reach": 0, "adapter": LORA}, "reach: reaches no block, so no adapter would train"),
+        ({"kind": "frozen", "reach": 0, "adapter": LORA}, "method: trains no block, so no adapter would train"),
         (
             {"kind": "frozen", "reach": 9},
             "reach 9 is beyond the model, which has 3 blocks; try 3, or all with the embeddings",

@@ -65,7 +65,7 @@ def test_prints_plain_lines_to_a_pipe_every_twentieth_of_the_run(
     assert "\r" not in out
     assert "\x1b" not in out
     assert 20 <= len([line for line in lines if " tokens/s" in line]) <= 22
-    assert lines[0] == "step   1/200  stage 1/2  loss 2.0000  512 tokens/s  100 of 20,000 tokens  1.5 GB  1:40 left"
+    assert lines[0] == "step   1/200  stage 1/2  loss 2.0000  512 tokens/s  100 of 20,000 tokens  1.6 GB  1:40 left"
     assert "step 100/200  validation loss 1.2500" in lines
     assert lines[-1].startswith("step 200/200  stage 2/2")
     assert lines[-1].endswith("0:00 left")
@@ -161,7 +161,7 @@ def test_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
         "30/60",
         "loss 2.0000",
         "512 tokens/s",
-        "1.5 GB",
+        "1.6 GB",
         "1:00 left",
         "step 30/60  validation loss 1.2500",
     ):
