@@ -139,7 +139,8 @@ def test_refuses_delta_changed_since_training(tmp_path: Path, change: str, file:
         path.write_bytes(b"")
     else:
         path.unlink()
-    message = f"{path}: was {change} after `llmtune train`; run it again: llmtune train {run.path}"
+    remedy = "remove it" if change == "added" else f"run it again: llmtune train {run.path}"
+    message = f"{path}: was {change} after `llmtune train`; {remedy}"
     with pytest.raises(ProofError, match=re.escape(message)):
         evaluate(run)
     assert not run.done("eval")
