@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,20 @@ def test_imports_only_from_lower_floors(file: Path) -> None:
     here = unit(file)
     wrong = {name for name in imported(file.read_text()) - {here} if floor(name) >= floor(here)}
     assert not wrong, f"{here} imports {', '.join(sorted(wrong))}"
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    uses = {name: _modules(file.read_text(), modules) - {name} for name, file in modules.items()}
+    while uses:
+        leaves = {name for name, needed in uses.items() if not needed & set(uses)}
+        assert leaves, f"these import each other, or what does: {', '.join(sorted(uses))}"
+        uses = {name: needed for name, needed in uses.items() if name not in leaves}
+
+
+def _modules(source: str, known: Collection[str]) -> set[str]:
+    """The modules of the package that a source imports: `from a import b` may name module a.b or a name in a."""
+    return {part for name in _names(source) for part in (name, name.rpartition(".")[0]) if part in known}
 
 
 def test_sees_every_way_to_import() -> None:

@@ -11,7 +11,6 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtune.adapters.bottleneck import UNMERGEABLE
 from llmtune.model.mlp import Mlp, features, mlps, widen
 
 
@@ -173,7 +172,7 @@ class BottleneckModel(BaseTuner):
         if merge and len(names) != 1:
             raise ValueError(f"one bottleneck adapter is merged at a time, not {len(names)}: {', '.join(names)}")
         if merge and self.peft_config[names[0]].form == "sequential":
-            raise ValueError(UNMERGEABLE)
+            raise ValueError("a sequential bottleneck cannot be merged: no stock model has a layer behind the MLP")
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BottleneckLayer)}
         for name, layer in layers.items():
             for tap in layer.taps:
