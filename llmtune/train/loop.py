@@ -36,7 +36,7 @@ from llmtune.train.arguments import ARGUMENTS, resolved_arguments, to_rows, trai
 from llmtune.train.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.train.distributed import check_engine, check_world, join_processes
 from llmtune.train.objective import SupervisedTrainer
-from llmtune.train.plan_table import build_layout, lay_out, total_steps
+from llmtune.train.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.train.prepare import Prepared
 from llmtune.train.progress import Progress, step_recorder
 from llmtune.train.stop import Stop
@@ -69,6 +69,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
+    schedule = lay_out(recipe.train, plan, steps)
     done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
         recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
@@ -77,7 +78,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         None,
         run.log_file,
         start_step=checkpoint_step(done[-1]) if done else 0,
-        stage_starts=lay_out(recipe.train, plan, steps).starts,
+        stage_starts=schedule.starts,
         rank=state.process_index,
     )
     stop, record = Stop(), step_recorder(progress)
@@ -102,7 +103,6 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         trainer.remove_callback(PrinterCallback)
         if state.is_main_process:
             write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
-        trained = sum(tensor.numel() for tensor in tensors.values())
         del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
         reached = trainer.state.global_step
@@ -113,7 +113,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     delta = trainer.trained_state()
     if state.is_main_process:
         save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
-        run.mark("train", [run.delta], steps=steps, trained=trained)
+        run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
     state.wait_for_everyone()
     state.destroy_process_group()
 
