@@ -185,7 +185,9 @@ def test_load_delta_registers_the_method_in_a_fresh_process(tmp_path: Path) -> N
         "from llmtune.adapters.delta import load_delta\n"
         "load_delta(AutoModelForCausalLM.from_pretrained(sys.argv[1]), Path(sys.argv[2]))"
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "base", tmp_path / "delta"], check=True)
+    command = [sys.executable, "-c", script, str(tmp_path / "base"), str(tmp_path / "delta")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
