@@ -20,8 +20,8 @@ from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base, load_tokenizer
 from llmtune.model.blocks import blocks
-from llmtune.train.loop import train
-from llmtune.train.prepare import prepare
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
 
 
 class Clock(TrainerCallback):

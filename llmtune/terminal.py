@@ -64,7 +64,7 @@ def findings(data: dict[str, Any]) -> None:
 def summary(run: Run) -> None:
     """Print the results of the evaluation, the paths of delta, merged weights and report, and the next command."""
     if run.done("eval"):
-        from llmtune.evaluate.results import table
+        from llmtune.evaluation.results import table
 
         results = table(run)
         shown = Table(box=None, pad_edge=False)

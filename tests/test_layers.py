@@ -22,13 +22,12 @@ FLOORS = (
     {"recipe"},
     {"run"},
     {"data", "launch"},
-    {"frozen", "evaluate"},
+    {"frozen", "evaluation"},
     {"terminal"},
-    {"train", "merge"},
-    {"publish", "report"},
-    {"init", "chat"},
+    {"training", "merging"},
+    {"publishing", "reporting"},
     {"cli"},
-    {"__main__", "bottleneck", "__init__"},
+    {"__main__", "bottleneck", "__init__", "train"},
 )
 """Packages and modules, lowest first: each may import what stands on a lower floor, nothing beside or above it."""
 MODULES_PER_FOLDER, LINES_PER_FILE = 14, 250

@@ -12,8 +12,8 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.model.base import load_model, locate_base
 from llmtune.run import open_run
-from llmtune.train.loop import train
-from llmtune.train.prepare import prepare
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
 from tests.support import ROOT
 
 RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))

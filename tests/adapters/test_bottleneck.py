@@ -17,11 +17,11 @@ from llmtune.adapters.bottleneck_layers import BottleneckConfig, BottleneckLayer
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import ProofError, RecipeError
 from llmtune.files import read_json
-from llmtune.merge.step import merge
+from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.blocks import distances
 from llmtune.run import locates_mistakes
-from llmtune.train.plan_table import build_layout, plan_table
+from llmtune.training.plan_table import build_layout, plan_table
 from tests.support import runs, tiny, training
 from tests.support.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
 

@@ -20,9 +20,9 @@ from llmtune.errors import FieldError, RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.model.base import Base, load_model, locate_base, model_facts
 from llmtune.run import Run
-from llmtune.train.checkpoint import complete_checkpoints
-from llmtune.train.loop import train
-from llmtune.train.prepare import prepare
+from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
 from tests.support import tiny, training
 
 IDS = torch.arange(3, 40)[None]

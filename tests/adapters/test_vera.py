@@ -19,12 +19,12 @@ from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError
 from llmtune.files import read_json
-from llmtune.merge.step import merge
+from llmtune.merging.step import merge
 from llmtune.model.base import Base, load_model, locate_base, model_facts
 from llmtune.run import Run
-from llmtune.train.checkpoint import complete_checkpoints
-from llmtune.train.loop import train
-from llmtune.train.prepare import prepare
+from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
 from tests.support import runs, tiny, training
 
 IDS = torch.arange(3, 40)[None]

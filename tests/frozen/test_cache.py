@@ -15,8 +15,8 @@ from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
-from llmtune.train import objective
-from llmtune.train.checkpoint import complete_checkpoints
+from llmtune.training import objective
+from llmtune.training.checkpoint import complete_checkpoints
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 

@@ -22,8 +22,8 @@ from llmtune.frozen.store import DATA, OutputWriter
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base, load_model, locate_base
 from llmtune.run import open_run
-from llmtune.train.checkpoint import complete_checkpoints
-from llmtune.train.loop import train
+from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.loop import train
 from tests.support import tiny
 from tests.support.streams import (
     FROZEN,
@@ -215,7 +215,7 @@ LIMITED = """
 import re, resource, sys
 from pathlib import Path
 from llmtune import run
-from llmtune.train.loop import train
+from llmtune.training.loop import train
 data = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 most = (data + 600 * 1024) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -13,7 +13,7 @@ from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.frozen.store import DATA, OutputWriter, StoredOutputs
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.model.base import Base
-from llmtune.train.loop import train
+from llmtune.training.loop import train
 from tests.support import tiny
 from tests.support.streams import FROZEN, LORA, frozen_blocks_line, prepared, read
 
@@ -40,7 +40,7 @@ def test_refuses_outputs_of_another_model(tmp_path: Path, monkeypatch: pytest.Mo
     train(prepared(tmp_path, "cache"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=1, blocks=4)
-    monkeypatch.setattr("llmtune.train.loop.weights_digest", lambda folder: "the same")
+    monkeypatch.setattr("llmtune.training.loop.weights_digest", lambda folder: "the same")
     train(prepared(tmp_path, "cache", name="other"))
     shutil.rmtree(tmp_path / "base")
     tiny.save_base(tmp_path / "base", seed=2, blocks=4)

@@ -23,8 +23,8 @@ def state():
 """
 COMPARE = """
 before, environment = state(), dict(os.environ)
-import llmtune, llmtune.cli, llmtune.chat, llmtune.train.loop
-import llmtune.evaluate.step, llmtune.merge.step, llmtune.publish.step
+import llmtune, llmtune.cli, llmtune.cli.chat, llmtune.training.loop
+import llmtune.evaluation.step, llmtune.merging.step, llmtune.publishing.step
 after = state()
 after["levels"] = {name: level for name, level in after["levels"].items() if name in before["levels"]}
 assert after == before, {key: (before[key], after[key]) for key in before if before[key] != after[key]}

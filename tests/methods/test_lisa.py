@@ -16,12 +16,12 @@ from llmtune.errors import RecipeError, TrainingError
 from llmtune.model.base import load_model, locate_base
 from llmtune.plan.distances import Drawn
 from llmtune.plan.table import PlanTable
-from llmtune.report.page import report
+from llmtune.reporting.page import report
 from llmtune.run import Run
-from llmtune.train.checkpoint import complete_checkpoints
-from llmtune.train.loop import train
-from llmtune.train.prepare import prepare
-from llmtune.train.proof import prove_planned_changes
+from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
+from llmtune.training.proof import prove_planned_changes
 from tests.support import tiny, training
 
 LISA = {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01}

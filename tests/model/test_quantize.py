@@ -14,13 +14,13 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
-from llmtune.merge.step import merge
+from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
 from llmtune.model.quantize import load_quantized, split_linear_layers
 from llmtune.run import Run
-from llmtune.train.loop import train
-from llmtune.train.objective import SupervisedTrainer
-from llmtune.train.prepare import prepare
+from llmtune.training.loop import train
+from llmtune.training.objective import SupervisedTrainer
+from llmtune.training.prepare import prepare
 from tests.support import tiny, training
 
 LORA = {"kind": "lora", "rank": 4}

@@ -8,7 +8,7 @@ import torch
 
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.run_log import Record
-from llmtune.train.objective import SupervisedTrainer
+from llmtune.training.objective import SupervisedTrainer
 from tests.support import training
 
 LORA = training.LORA

@@ -195,7 +195,7 @@ def _touched(tree: ast.AST) -> set[tuple[str, bool]]:
 
 def _classes() -> Iterator[type]:
     for found in pkgutil.walk_packages(llmtune.__path__, "llmtune."):
-        if found.name != "llmtune.__main__":
+        if found.name not in ("llmtune.__main__", "llmtune.train"):  # commands
             module = importlib.import_module(found.name)
             yield from (
                 kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == found.name

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import FieldError, PlanError
-from llmtune.merge.step import add_adapter
+from llmtune.merging.step import add_adapter
 from llmtune.model.base import Base, load_model
 from llmtune.plan.stages import Facts
 from tests.support import ROOT, tiny, training

@@ -1,4 +1,4 @@
-"""Two processes of tests/train/test_processes.py: `torchrun -m tests.support.processes shard|train|fsdp2 OUT`."""
+"""Two processes of tests/training/test_processes.py: `torchrun -m tests.support.processes shard|train|fsdp2 OUT`."""
 
 import os
 import shutil
@@ -25,9 +25,9 @@ from llmtune.errors import TrainingError
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.schedule import Schedule
-from llmtune.train import __main__ as training_process
-from llmtune.train.checkpoint import complete_checkpoints, drop_states
-from llmtune.train.planned import freeze_to_stage, optimizer_groups
+from llmtune.training import process as training_process
+from llmtune.training.checkpoint import complete_checkpoints, drop_states
+from llmtune.training.planned import freeze_to_stage, optimizer_groups
 from tests.support import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}

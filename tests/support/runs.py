@@ -14,10 +14,10 @@ import torch
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.merge import proof
+from llmtune.merging import proof
 from llmtune.model.base import load_model, locate_base, model_facts
 from llmtune.run import Run
-from llmtune.train.prepare import prepare
+from llmtune.training.prepare import prepare
 from tests.support import tiny
 
 LORA = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "lora", "rank": 4, "alpha": 8}}

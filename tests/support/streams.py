@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from llmtune import recipe
 from llmtune.frozen.store import DATA
 from llmtune.run import Run
-from llmtune.train.prepare import prepare
+from llmtune.training.prepare import prepare
 from tests.support import tiny
 
 FROZEN = {"kind": "frozen", "reach": 1, "lr": 0.01}

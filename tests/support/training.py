@@ -19,8 +19,8 @@ from llmtune.model.base import Base, model_facts
 from llmtune.plan.schedule import Schedule, Shape
 from llmtune.run import Run
 from llmtune.run_log import Record
-from llmtune.train.objective import SupervisedTrainer
-from llmtune.train.prepare import prepare
+from llmtune.training.objective import SupervisedTrainer
+from llmtune.training.prepare import prepare
 from tests.support import tiny
 
 BASE = Base(Path("nowhere"), "tiny", None, None)

@@ -1,0 +1,161 @@
+"""Stored evaluations: their shape, a table for people, and paired differences of comparable results."""
+
+from typing import Any, NotRequired, TypedDict
+
+from llmtune.errors import ProofError
+from llmtune.evaluation.metrics import Difference, Score, difference, format_score
+from llmtune.files import read_json
+from llmtune.recipe.suite import HELD_OUT
+from llmtune.run import Run
+
+FEW_SHOT = "held_out_few_shot"
+TITLES = {"valid_json": "valid JSON", "exact_match": "exact match", "loss": "loss"}
+
+
+class Result(TypedDict):
+    """One model's scores on one task."""
+
+    shots: int
+    n: int
+    """Rows that were scored."""
+    of: int
+    """Rows that the task has."""
+    limit: int | None
+    version: float | str
+    truncated: int
+    """Requests that were longer than the model's context and lost their start."""
+    metrics: dict[str, Score]
+    scores: dict[str, list[float]]
+    """Each metric row by row."""
+    tokens: NotRequired[list[int]]
+    """Answer tokens of each row: the weights of the loss."""
+    outputs: NotRequired[list[str]]
+    """What the model answered to each held-out row."""
+
+
+class Answer(TypedDict):
+    """A held-out row and what one model answered to it."""
+
+    id: str
+    question: str
+    prompt: str
+    answer: str
+    output: str
+    exact_match: bool
+    valid_json: NotRequired[bool]
+    loss: float | None
+    """Nats per answer token; None for a row that is longer than the model's context."""
+
+
+Differences = dict[str, dict[str, Difference]]
+"""By task and metric."""
+
+
+class Answers(TypedDict):
+    """One model's results by task, and its answers to the held-out rows."""
+
+    results: dict[str, Result]
+    rows: list[Answer]
+    few_shot_rows: NotRequired[list[Answer]]
+
+
+class Evaluation(Answers):
+    """What eval/base.json holds: one model's answers, and everything that decides them."""
+
+    model: str
+    base: dict[str, Any]
+    delta: dict[str, str] | None
+    """SHA-256 of each file of the delta."""
+    settings: dict[str, Any]
+
+
+class TunedEvaluation(Evaluation):
+    """What eval/tuned.json holds."""
+
+    differences: dict[str, Differences]
+    """The tuned model minus the base, by how the base was asked."""
+
+
+class Evaluations(TypedDict):
+    """What `evaluate` returns and eval/ holds."""
+
+    base: Evaluation
+    tuned: TunedEvaluation
+    settings: dict[str, Any]
+
+
+def differences(tuned: Evaluation, base: Evaluation) -> dict[str, Differences]:
+    """Return the tuned model minus the base by task and metric, zero-shot and, on held-out rows, few-shot."""
+    gaps = {"base, zero-shot": compare(tuned, base)}
+    if FEW_SHOT in base["results"]:
+        gaps["base, few-shot"] = {HELD_OUT: compare_results(tuned["results"][HELD_OUT], base["results"][FEW_SHOT])}
+    return gaps
+
+
+def compare(new: Evaluation, old: Evaluation) -> Differences:
+    """Return `new` minus `old`, paired by row; raises ProofError for evaluations under different settings."""
+    mismatch = _first_mismatch(new["settings"], old["settings"])
+    if mismatch:
+        raise ProofError(f"results with different settings cannot be compared: {mismatch}")
+    both = [task for task in new["results"] if task in old["results"]]
+    return {task: compare_results(new["results"][task], old["results"][task]) for task in both}
+
+
+def compare_results(new: Result, old: Result) -> dict[str, Difference]:
+    """Return `new` minus `old` by metric, for two results on the same rows."""
+    weights = {"loss": new.get("tokens")}
+    return {
+        metric: difference(scores, old["scores"][metric], weights.get(metric))
+        for metric, scores in new["scores"].items()
+        if len(scores) == len(old["scores"].get(metric, []))
+    }
+
+
+def table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each model, by column title: every score with its standard error and its n."""
+    base, tuned = (read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned"))
+    tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
+    by_model = {"base, zero-shot": base, "tuned": tuned}
+    if HELD_OUT not in base:
+        return [{"model": model} | _task_cells(results, tasks) for model, results in by_model.items()]
+    held_out = {"base, zero-shot": base[HELD_OUT]}
+    if FEW_SHOT in base:
+        held_out[f"base, {base[FEW_SHOT]['shots']}-shot"] = base[FEW_SHOT]
+    held_out["tuned"] = tuned[HELD_OUT]
+    return [
+        {"model": model} | _held_out_cells(result) | _task_cells(by_model.get(model, {}), tasks)
+        for model, result in held_out.items()
+    ]
+
+
+def task_title(task: str, result: Result) -> str:
+    """Name a task for people: held-out rows by their number of shots, as zero-shot or 2-shot."""
+    return {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot"}.get(task, task)
+
+
+def _rows(result: Result) -> str:
+    """Say how many rows were scored, and of how many if not all were."""
+    return str(result["n"]) if result["n"] == result["of"] else f"{result['n']} of {result['of']}"
+
+
+def _held_out_cells(result: Result) -> dict[str, str]:
+    scores = {title: result["metrics"][metric] for metric, title in TITLES.items() if metric in result["metrics"]}
+    return {**{title: format_score(one["value"], one["stderr"]) for title, one in scores.items()}, "n": _rows(result)}
+
+
+def _task_cells(results: dict[str, Result], tasks: list[str]) -> dict[str, str]:
+    """Return the first metric of each task with its n; a dash for a task that the model was not given."""
+    return {task: _task_cell(results[task]) if task in results else "-" for task in tasks}
+
+
+def _task_cell(result: Result) -> str:
+    metric, score = next(iter(result["metrics"].items()))
+    return f"{metric} {format_score(score['value'], score['stderr'])} (n {_rows(result)})"
+
+
+def _first_mismatch(new: object, old: object, key: str = "") -> str | None:
+    if isinstance(new, dict) and isinstance(old, dict):
+        pairs = ((name, new.get(name), old.get(name)) for name in {**new, **old})
+        mismatches = (_first_mismatch(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
+        return next((mismatch for mismatch in mismatches if mismatch), None)
+    return None if new == old else f"{key} is {new!r} in one and {old!r} in the other"

@@ -1,0 +1,241 @@
+"""merge(run): base + delta -> full weights that stock transformers loads, proved against the live tuned model."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtune.adapters.delta import BASE, load_delta
+from llmtune.errors import MachineError, ProofError
+from llmtune.files import read_json, write_folder, write_json
+from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
+from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts
+from llmtune.model.mlp import with_widths
+from llmtune.model.quantize import split_linear_layers
+from llmtune.numbers import size
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run, locates_mistakes
+
+COPIED = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""The files that a merged folder copies from its base."""
+
+# Measured on SmolLM2-135M, whose logits reach 40: merging LoRA in fp32 moves them by 1.1e-4, rounding the merged
+# weights to bfloat16 by 0.18, random changes of every weight by no more than rounding by 0.50. On tiny models of
+# eight architectures rounding moved them by 0.4 to 2 times what the random changes did.
+_FP32_BOUND = (1e-4, 1e-5)
+"""Absolute, and as a share of the largest logit; the larger one counts."""
+_ROUNDING_BOUND = (4, 0.05)
+"""Times the effect of random changes, and as a share of the largest logit, as a router may choose another expert."""
+
+
+@locates_mistakes
+def merge(run: Run) -> dict[str, Any]:
+    """Write full weights to merged/ and return the facts of the proof.
+
+    Raises ProofError, and leaves no folder, if they are not the tuned model; MachineError for too little disk.
+    """
+    settings = run.recipe()
+    if settings.method.adapter.unmergeable:
+        raise ProofError(settings.method.adapter.unmergeable.message)
+    base = locate_base(settings.model)
+    run.verify("train")
+    _check_base(run.delta, base)
+    run.forget("merge")
+    for old in (run.merged, *run.path.glob(".merged.partial*")):  # a killed merge leaves gigabytes
+        shutil.rmtree(old, ignore_errors=True)
+    with write_folder(run.merged) as folder:
+        facts = _write(run, settings, base, folder)
+        if settings.model.quantize == "4bit":
+            facts |= _compare_with_4bit(run, base, probes(settings))
+    run.mark("merge", [run.merged], **facts)
+    print(
+        f"merged, {facts['dtype']}: largest logit gap to the live tuned model {facts['gap']:.2g} "
+        f"(bound {facts['bound']:.2g}; training moved logits by {facts['shift']:.2g}); "
+        f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
+    )
+    if facts["gap"] > facts["shift"] / 2:
+        print("rounding undid much of what training changed; try merge.dtype: float32")
+    return facts
+
+
+def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, Any]:
+    """Merge in fp32, round, write, read again in a fresh process; compare each step's logits with the live model's."""
+    name = settings.merge.dtype
+    dtype = getattr(torch, name)
+    tokenizer = load_tokenizer(base)
+    texts = probes(settings)
+    ids = [tokenizer(text).input_ids for text in texts]
+    weights = _load_base(base)
+    untuned, before = logits(weights, ids), _digests(weights, dtype)
+    tuned = load_delta(weights, run.delta)
+    live = logits(tuned, ids)
+    if not torch.isfinite(live).all():
+        raise ProofError(f"{run.delta}: the tuned model's logits are not finite; train again at a lower rate")
+    scale = float(live.abs().max())
+    fp32_bound = max(_FP32_BOUND[0], _FP32_BOUND[1] * scale)
+    merged = add_adapter(tuned)
+    in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
+    round_weights(merged, dtype)
+    rounded = logits(merged, ids)
+    changed = sum(before[name] != digest for name, digest in _digests(merged, dtype).items())
+    if not changed:
+        raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
+    save_folder(merged.to(dtype), base.folder, folder, name)
+    del weights, tuned, merged
+    reloaded = _reload(folder, texts, dtype, tokenizer)
+    rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
+    bound = fp32_bound if dtype == torch.float32 else rounding_bound
+    on_disk = within("writing and reading the weights", reloaded.logits, rounded, fp32_bound)
+    return {
+        "gap": within(f"rounding the weights to {name}", reloaded.logits, live, bound),
+        "bound": bound,
+        "mean_gap": float((reloaded.logits - live).abs().mean()),
+        "gap_in_memory": in_memory,
+        "gap_on_disk": on_disk,
+        "rounding": reloaded.rounding,
+        "shift": float((live - untuned).abs().max()),
+        "largest_logit": scale,
+        "changed": changed,
+        "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
+        **_headers(folder, name),
+    }
+
+
+def _reload(folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> Reloaded:
+    """Read the merged folder with stock transformers; raises ProofError if tensors, tokens or template differ."""
+    reloaded = load_with_stock_transformers(folder, texts, dtype)
+    ids = [tokenizer(text).input_ids for text in texts]
+    if reloaded.mismatched or reloaded.ids != ids or reloaded.template != tokenizer.chat_template:
+        difference = (reloaded.mismatched or ["tokens or chat template"])[0]
+        raise ProofError(f"the merged folder, read by stock transformers, differs from the base: {difference}")
+    return reloaded
+
+
+def _check_base(delta: Path, base: Base) -> None:
+    stored = read_json(delta / BASE)
+    if (stored["base"], stored["revision"]) != (base.name, base.revision):
+        raise ProofError(
+            f"{delta}: was trained on {stored['base']} at revision {stored['revision']}, "
+            f"but the recipe names {base.name} at revision {base.revision}"
+        )
+
+
+def _load_base(base: Base) -> PreTrainedModel:
+    """Load the base in fp32; raises ProofError for one that is stored quantized."""
+    if "quantization_config" in read_json(base.folder / "config.json"):
+        raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
+    return load_model(base)
+
+
+def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Add the adapter to the weights; raises ProofError if it adapts one of two tied matrices."""
+    if not isinstance(tuned, PeftModel):
+        return tuned
+    base = tuned.get_base_model()
+    if base.config.get_text_config().tie_word_embeddings:
+        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
+        adapted = [
+            name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
+        ]
+        if adapted:
+            raise ProofError(
+                f"{adapted[0]} is adapted, but embedding and head are one matrix in this model; adapt other layers"
+            )
+    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    return merged.eval()
+
+
+def round_weights(weights: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round every weight to `dtype` in place and keep it in fp32."""
+    with torch.no_grad():
+        for tensor in weights.parameters():
+            tensor.copy_(tensor.to(dtype))
+
+
+def _digests(weights: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
+    """Return the SHA-256 of every parameter as it is stored in `dtype`."""
+    return {
+        name: hashlib.sha256(tensor.detach().to(dtype).flatten().view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in weights.named_parameters()
+    }
+
+
+def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
+    """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.parameters())
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise MachineError(f"{folder.parent}: merging needs {size(needed)} of disk, but only {size(free)} is free")
+    weights.save_pretrained(folder, max_shard_size="5GB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    config = with_widths(_with_dtype(read_json(base / "config.json"), dtype), weights)
+    write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})
+    for file in {file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}:
+        # A file of the Hub's cache is a link to the blobs beside it; any other link could carry a private file along.
+        if not any(file.resolve().is_relative_to(root.resolve()) for root in (base, base.parent.parent / "blobs")):
+            raise ProofError(f"{file}: is a link to a file outside the base's folder; replace it by the file itself")
+        target = folder / file.relative_to(base)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype")
+        else _with_dtype(value, dtype)
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
+
+
+def _headers(folder: Path, dtype: str) -> dict[str, Any]:
+    """Return tensors, bytes and dtype by the safetensors headers; raises ProofError for another dtype or no values."""
+    short = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    files, count = sorted(folder.glob("*.safetensors")), 0
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                part = stored.get_slice(name)
+                kind, shape = part.get_dtype(), part.get_shape()
+                if 0 in shape or (kind != short and kind.startswith(("F", "BF"))):
+                    raise ProofError(f"{file.name}: {name} is {kind} of shape {shape}, but should be {short}")
+                count += 1
+    return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _compare_with_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
+    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base."""
+    tokenizer = load_tokenizer(base)
+    ids = [tokenizer(text).input_ids for text in texts]
+    settings, skeleton = run.recipe(), build_skeleton(base)
+    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
+    _, keep = split_linear_layers(skeleton, plan, adapted)
+    trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
+    back: Any = load_model(base, keep=keep).dequantize()
+    candidates = {"original": load_model(base), "dequantized": back.float()}
+    gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
+    return {
+        "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
+        "merged_into": "original",
+    }

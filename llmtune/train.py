@@ -1,0 +1,16 @@
+"""`accelerate launch -m llmtune.train RECIPE|RUN`: one process of a training."""
+
+import sys
+
+if __name__ == "llmtune.train":
+    # As a module it would take the place of the function `llmtune.train`.
+    raise ImportError("llmtune.train is a function and a command (python -m llmtune.train), not a module")
+
+if __name__ == "__main__":
+    from llmtune.launch.quiet import quiet_libraries
+
+    quiet_libraries()  # bitsandbytes, which the import below brings, warns when it is imported
+    from llmtune.launch.process import exit_process
+    from llmtune.training.process import main
+
+    exit_process(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+
+from llmtune.adapters.delta import save_delta
+from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.data.collate import Collator
+from llmtune.data.encode import Example
+from llmtune.data.gate import gate
+from llmtune.errors import Interrupted, RecipeError
+from llmtune.files import read_json, write_json
+from llmtune.frozen.cache import CachePolicy, FrozenBlocks
+from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
+from llmtune.memory import bound_primitive_cache, keep_freed
+from llmtune.model.base import (
+    Base,
+    cache_folder,
+    computes_bf16,
+    load_model,
+    load_tokenizer,
+    locate_base,
+    stop_ids,
+    weights_digest,
+)
+from llmtune.model.layout import Layout
+from llmtune.model.quantize import load_quantized
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run, locates_mistakes
+from llmtune.run_log import Record
+from llmtune.terminal import heading
+from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
+from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
+from llmtune.training.distributed import check_engine, check_world, join_processes
+from llmtune.training.objective import SupervisedTrainer
+from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
+from llmtune.training.prepare import Prepared
+from llmtune.training.progress import Progress, step_recorder
+from llmtune.training.stop import Stop
+
+
+@locates_mistakes
+def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
+
+    `prepared` spares what this process did when it prepared the run; `callbacks` watch the training.
+    """
+    recipe = run.recipe()
+    state = join_processes()
+    check_world(recipe, state)
+    if state.device.type == "cpu":
+        bound_primitive_cache()
+        if recipe.memory.frozen_blocks != "stream":
+            keep_freed()
+    set_seed(recipe.train.seed)
+    base = prepared.base if prepared else locate_base(recipe.model)
+    tokenizer = load_tokenizer(base)
+    data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base))
+    check_same_data(run, data.findings)
+    layout = prepared.layout if prepared else build_layout(recipe, base)
+    plan = layout.plan
+    check_engine(recipe, plan, state)
+    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    weights, offloaded = _load(base, recipe, layout, dtype)
+    model = insert(weights, recipe.method.adapter, plan, base)
+    # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
+    tensors = trained_tensors(model, plan)
+    steps = total_steps(recipe.train, len(data.train), state.num_processes)
+    schedule = lay_out(recipe.train, plan, steps)
+    done = complete_checkpoints(run.checkpoints)
+    with state.main_process_first():
+        recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
+    progress = Progress(
+        steps,
+        None,
+        run.log_file,
+        start_step=checkpoint_step(done[-1]) if done else 0,
+        stage_starts=schedule.starts,
+        rank=state.process_index,
+    )
+    stop, record = Stop(), step_recorder(progress)
+    if state.is_main_process:
+        heading("train")
+    with progress:
+        trainer = SupervisedTrainer(
+            model,
+            make_schedule=lambda count: lay_out(recipe.train, plan, count),
+            tensors=tensors,
+            record=record,
+            keep=recipe.train.keep,
+            frozen_blocks=_frozen_blocks(recipe, base, [*data.train, *data.eval], offloaded),
+            grouped=recipe.train.group_by_length,
+            args=training_arguments(recipe, run, plan, steps, state.num_processes, bool(data.eval)),
+            train_dataset=to_rows(data.train),
+            eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
+            data_collator=Collator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=[stop, *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if state.is_main_process:
+            write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
+        del tensors  # whole weights, which sharding replaces
+        trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+        reached = trainer.state.global_step
+        if stop.requested and reached < steps:
+            message = f"stopped at step {reached} of {steps}, with a checkpoint"
+            raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
+        _warn_of_unchanged(trainer.prove_changes(), reached, record)
+    delta = trainer.trained_state()
+    if state.is_main_process:
+        save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
+        run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:
+    """Record a warning that names the first of the tensors that should have changed, if any."""
+    if unchanged:
+        others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
+        message = f"warning: never changed, though to be trained: {unchanged[0]}{others}"
+        record({"step": step, "warning": message})
+
+
+def _load(
+    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype
+) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
+    """The base as the recipe wants it in memory, and the blocks that it leaves on disk."""
+    if recipe.memory.frozen_blocks == "stream":
+        return load_offloaded(base, layout, dtype)
+    if recipe.model.quantize == "none":
+        return load_model(base, dtype), None
+    return load_quantized(base, layout.linear, dtype), None
+
+
+def _frozen_blocks(
+    recipe: Recipe, base: Base, examples: list[Example], offloaded: OffloadedBlocks | None
+) -> FrozenBlocks | None:
+    """The cache of frozen blocks' outputs, where the recipe allows it."""
+    memory = recipe.memory
+    if memory.frozen_blocks == "recompute":
+        return None
+    facts = {
+        "base": base.revision or weights_digest(base.folder),
+        "quantize": recipe.model.quantize,
+        "bf16": computes_bf16(recipe.model.precision),
+    }
+    adapter = recipe.method.adapter
+    policy = CachePolicy(
+        cache_folder() / "frozen-blocks",
+        facts,
+        None if adapter.trains_base else {**adapter.model_dump(), "seed": recipe.train.seed},
+        round(memory.cache_limit_gb * 2**30),
+        memory.frozen_blocks == "cache",
+        offloaded,
+    )
+    return FrozenBlocks([example.input_ids for example in examples], policy)
+
+
+def check_same_data(run: Run, findings: dict[str, Any]) -> None:
+    """Raise RecipeError where the data files changed since the run was made."""
+    before, now = (
+        {part: file.get("sha256") for part, file in measured["files"].items()}
+        for measured in (read_json(run.data_file), findings)
+    )
+    if before != now:
+        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")

@@ -1,0 +1,248 @@
+"""SupervisedTrainer: fine-tuning on rows whose prompt is masked; it owns rows, loss, counts and evaluation."""
+
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+import torch
+from accelerate.data_loader import DataLoaderShard
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainerControl
+from transformers.trainer_utils import TrainOutput
+
+from llmtune.data.encode import IGNORED
+from llmtune.data.order import EpochSampler
+from llmtune.errors import TrainingError
+from llmtune.frozen.boundary import Span
+from llmtune.frozen.cache import FrozenBlocks
+from llmtune.kernels.cpu.attention import short_row_attention
+from llmtune.kernels.cpu.autocast import PendingGradients
+from llmtune.kernels.cpu.cross_entropy import cross_entropy
+from llmtune.kernels.cpu.install import install
+from llmtune.kernels.lora import skip_input_casts
+from llmtune.model.blocks import blocks
+from llmtune.model.sharded import reshard
+from llmtune.plan.stages import boundaries
+from llmtune.run_log import Record
+from llmtune.training.joined import RowJoiner
+from llmtune.training.planned import Planned
+
+Row = dict[str, Any]
+"""input_ids and labels of equal length, and an index into the cached frozen blocks' rows."""
+
+
+@dataclass
+class TokenCounts:
+    """Tokens that went through the model, those with a label, and the places that batches had for tokens."""
+
+    seen: int = 0
+    supervised: int = 0
+    slots: int = 0
+
+    def add(self, other: "TokenCounts") -> None:
+        """Add another count to this one."""
+        self.seen += other.seen
+        self.supervised += other.supervised
+        self.slots += other.slots
+
+    @property
+    def padding(self) -> float:
+        """The share of the places that stayed empty."""
+        return 1 - self.seen / max(1, self.slots)
+
+
+class SupervisedTrainer(Planned):
+    """A planned trainer whose loss is the mean over the supervised tokens of a whole optimizer step.
+
+    On CPUs it computes in the ways of `llmtune.kernels`, joins short rows, and runs frozen blocks once per row.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, grouped: bool = False, **arguments: Any
+    ) -> None:
+        """`grouped` puts rows of like length into one batch; `arguments` go to Planned."""
+        super().__init__(model, **arguments)
+        self.frozen_blocks, self._grouped = frozen_blocks, grouped
+        self._cached_before: list[int] | None = None
+        self.counts, self._step_counts = TokenCounts(), TokenCounts()
+        # Trainer counts a step's supervised tokens only for models that could use the count.
+        self.model_accepts_loss_kwargs = True
+        if self.args.bf16:
+            skip_input_casts(model)
+        on_cpu = self.args.device.type == "cpu"
+        self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
+        self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
+
+    def get_train_dataloader(self) -> DataLoaderShard:
+        """Batches of this process, in an order that follows from seed and epoch alone."""
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            sampler=EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _rows_per_step(self) -> int:
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
+        """Train as the plan says; on CPUs, rows that are short are attended to in a way of their own."""
+        with short_row_attention() as self._joiner.router:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **named)
+        self._joiner.router = None
+        return output
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
+        labels, index = inputs.pop("labels"), inputs.pop("index", None)
+        if num_items_in_batch is not None and int(num_items_in_batch) == 0:
+            raise TrainingError("a batch has no supervised token, so nothing can be learned from it")
+        rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        targets = labels[rows, columns + 1]
+        tokens = int(inputs["attention_mask"].sum())
+        counts = TokenCounts(tokens, len(rows), labels.numel())
+        inputs, joined = self._joiner.prepare(inputs, None if index is None else index.tolist())
+        if joined is not None:
+            rows, columns, counts.slots = torch.zeros_like(rows), joined.places(rows, columns), tokens
+        outputs = self._forward(model, inputs, rows, columns)
+        share = 1 / float(max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch)
+        loss = cross_entropy(outputs.logits, targets, share)
+        if self.model.training:
+            self._step_counts.add(counts)
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor
+    ) -> Any:
+        """The model's outputs with logits at these rows and columns alone."""
+        head = self.accelerator.unwrap_model(model, keep_torch_compile=False).get_output_embeddings()
+
+        def supervised_only(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            return arguments[0][rows, columns]
+
+        hook = head.register_forward_pre_hook(supervised_only)
+        try:
+            with self.accelerator.autocast():
+                return model(**inputs, use_cache=False)
+        finally:
+            hook.remove()
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """One forward and backward pass; raises TrainingError where the loss is not finite."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._pending is not None:
+            self._pending.flush()
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "
+                "A lower method.lr is the usual remedy"
+            )
+        return loss
+
+    def measurements(self) -> Record:
+        """Tokens since the run began, in all processes, and the padding of the latest step."""
+        mine, self._step_counts = self._step_counts, TokenCounts()
+        sums = self.accelerator.reduce(torch.tensor(astuple(mine), device=self.args.device), "sum").tolist()
+        step = TokenCounts(*sums)
+        self.counts.add(step)
+        return {"tokens": self.counts.seen, "supervised": self.counts.supervised, "padding": step.padding}
+
+    def objective_state(self) -> dict[str, Any]:
+        """The counts, and below which blocks outputs are cached: a resumed run goes on with the same ones."""
+        return {"counts": asdict(self.counts), "frozen_blocks": self.frozen_blocks.kept if self.frozen_blocks else []}
+
+    def load_objective_state(self, state: dict[str, Any]) -> None:
+        """Take back what `objective_state` gave."""
+        self.counts, self._cached_before = TokenCounts(**state["counts"]), state["frozen_blocks"]
+
+    def evaluate(
+        self,
+        eval_dataset: list[Row] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The mean loss per supervised token over the evaluation rows; random state and mode stay as they are."""
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            for batch in self.get_eval_dataloader(eval_dataset):
+                inputs = self._prepare_inputs(batch)
+                count = int((inputs["labels"][:, 1:] != IGNORED).sum())
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(self.model, inputs)
+                sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
+        total, tokens = self.accelerator.reduce(sums, "sum").tolist()
+        reshard(self.model)
+        self.model.train(training)
+        metrics = {f"{metric_key_prefix}_loss": total / max(1, tokens)}
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def begin_plan(self) -> None:
+        """Prepare the model for stages, and cache the outputs of frozen blocks where the coming steps gain by it."""
+        super().begin_plan()
+        if self.args.device.type == "cpu":
+            # Accelerate would copy all logits to fp32; the loss does that a few rows at a time.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.frozen_blocks is None:
+            return
+        step: int = self.state.global_step
+        message: str | None = "frozen blocks: not cached; weights are sharded"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.frozen_blocks = None
+        else:
+            message = self._cache_frozen_blocks(self.frozen_blocks, step)
+        if message:
+            self._record({"step": step, "frozen_blocks": message})
+
+    def _cache_frozen_blocks(self, frozen_blocks: FrozenBlocks, step: int) -> str | None:
+        """Cache what pays from `step` on, and give one line on it."""
+        distance = {name: self.distance[name] for name in self._trained_names}
+        self._boundaries = boundaries(self.schedule.plan, distance.values(), len(blocks(self.model)))
+        starts = self.schedule.starts
+        coming = [
+            Span(boundary, self._rows_between(max(start, step), end))
+            for boundary, start, end in zip(self._boundaries, starts, [*starts[1:], self.schedule.steps], strict=True)
+            if end > step
+        ]
+        autocast = self.accelerator.autocast
+        with self.accelerator.local_main_process_first():
+            return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
+
+    def _rows_between(self, start: int, end: int) -> int:
+        """Rows, for training and validation, that pass through the model in steps `start` to `end`."""
+        every = self.args.eval_steps if self.eval_dataset is not None else None
+        checks = int(end // every - start // every) if every else 0
+        return (end - start) * self._rows_per_step() + checks * (len(self.eval_dataset) if checks else 0)
+
+    def enter_stage(self, step: int) -> None:
+        """Let exactly what trains at `step` require gradients, and cached outputs stand in for what does not."""
+        super().enter_stage(step)
+        if self.frozen_blocks is not None:
+            self.frozen_blocks.enter(self._boundaries[self.schedule.stage_at(step)])
+        if step in self.schedule.starts:
+            self._joiner.reset()
+
+    def end_plan(self) -> None:
+        """Let every block compute again."""
+        if self.frozen_blocks is not None:
+            self.frozen_blocks.end()

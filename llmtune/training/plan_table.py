@@ -1,0 +1,180 @@
+"""The plan table: what trains when, at which rate, from a model without weights."""
+
+import copy
+import math
+
+import torch
+
+from llmtune.adapters.insert import count_adapted, insert, trained_tensors
+from llmtune.errors import FieldError, PlanError
+from llmtune.frozen.stream import count_offloaded
+from llmtune.model.base import Base, build_skeleton, computes_bf16, model_facts
+from llmtune.model.blocks import distances
+from llmtune.model.layout import Layout
+from llmtune.model.quantize import check_quantized, split_linear_layers
+from llmtune.plan.schedule import Schedule
+from llmtune.plan.stages import Plan
+from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
+from llmtune.recipe.sections import Recipe, Train
+from llmtune.training.distributed import check_sharded, check_stages
+
+
+def split_batch(train: Train, world: int) -> tuple[int, int]:
+    """Rows per forward pass and passes per optimizer step; raises FieldError where batch_size is no multiple."""
+    share, rest = divmod(train.batch_size, world)
+    if rest or not share:
+        nearest = max(1, round(train.batch_size / world)) * world
+        raise FieldError("train.batch_size", f"{train.batch_size} is not divisible by {world} processes; try {nearest}")
+    size = train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
+    if share % size:
+        raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
+    return size, share // size
+
+
+def total_steps(train: Train, rows: int, world: int) -> int:
+    """Optimizer steps of a run over that many training rows."""
+    size, passes = split_batch(train, world)
+    per_epoch = max(1, math.ceil(math.ceil(rows / world / size) / passes))
+    steps = math.ceil(train.epochs * per_epoch)
+    return min(steps, train.max_steps or steps)
+
+
+def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
+    """The plan laid over the steps with the section's warm-up and shape; raises FieldError where they are too few."""
+    try:
+        return Schedule(plan, steps, train.warmup, train.schedule, train.seed)
+    except ValueError as error:
+        raise FieldError("train.epochs", str(error)) from error
+
+
+def build_layout(recipe: Recipe, base: Base) -> Layout:
+    """The recipe's plan laid over a model without weights; raises FieldError for a plan that it cannot follow."""
+    skeleton = build_skeleton(base)
+    facts, adapter = model_facts(skeleton), recipe.method.adapter
+    plan = recipe.plan(facts)
+    linear: tuple[list[str], list[str]] = ([], [])
+    if recipe.model.quantize != "none":
+        linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
+        check_quantized(linear[0])
+    with torch.random.fork_rng(devices=[]):  # an adapter starts from it, and takes the same start when it is trained
+        tuned = insert(copy.deepcopy(skeleton), adapter, plan, base)
+    trained, distance = trained_tensors(tuned, plan), distances(tuned)
+    if not trained:
+        raise FieldError("method", "nothing would train: this reach and adapter have no tensor in common")
+    try:
+        limited = plan.limited_to({distance[name] for name in trained})
+    except PlanError as error:
+        raise FieldError(f"method.{error.key}", str(error)) from error
+    return Layout(facts, limited, skeleton, tuned, distance, trained, linear)
+
+
+def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTable:
+    """What trains when and at which rate; raises FieldError for what cannot be."""
+    _refuse(recipe, layout.plan)
+    schedule = lay_out(recipe.train, layout.plan, steps)
+    stages = stage_rows(schedule, layout)
+    elements = sum(tensor.numel() for tensor in layout.trained.values())
+    at_once = max(stage.trained for stage in stages) if layout.plan.redrawn else elements
+    in_memory = layout.facts.parameters - count_offloaded(recipe, layout)
+    adapter = recipe.method.adapter
+    return PlanTable(
+        base=BaseName(base.name, base.revision, base.hub_id),
+        method=recipe.method.kind,
+        adapter=adapter.kind,
+        blocks=layout.facts.blocks,
+        parameters=layout.facts.parameters,
+        trained=count_trained(schedule, layout),
+        adapted=count_adapted(layout.tuned),
+        quantized=len(layout.linear[0]),
+        delta_bytes=4 * adapter.count_stored(layout.tuned, layout.trained),
+        states_bytes=states_bytes(recipe, in_memory, elements, at_once),
+        frozen_blocks=cache_size(recipe, layout),
+        steps=steps,
+        stages=stages,
+        notes=[
+            *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
+            *_tied_note(layout),
+            *_draw_note(schedule, layout),
+        ],
+    )
+
+
+def count_trained(schedule: Schedule, layout: Layout) -> int:
+    """How many parameters train at some step; blocks that are never drawn do not."""
+    ever = {distance for distance in set(layout.trained_distance.values()) if schedule.ever_trains(distance)}
+    return sum(layout.trained[name].numel() for name, distance in layout.trained_distance.items() if distance in ever)
+
+
+def stage_rows(schedule: Schedule, layout: Layout) -> list[StageRow]:
+    """One row a stage; raises FieldError for a stage without a tensor to train."""
+    rows = []
+    for stage, start, end in zip(schedule.plan.stages, schedule.starts, schedule.ends, strict=True):
+        sizes: dict[int, list[int]] = {}
+        for name, distance in layout.trained_distance.items():
+            if distance in stage.trains:
+                sizes.setdefault(distance, []).append(layout.trained[name].numel())
+        if not sizes:
+            message = f"the stage that ends at {stage.until:.2g} trains nothing: no tensor is within its reach"
+            raise FieldError("method", message)
+        near_first = sorted(sizes)
+        row = StageRow(
+            start,
+            end,
+            stage.until,
+            stage.trains,
+            stage.lr,
+            stage.decay,
+            rates={distance: stage.rate(distance) for distance in near_first},
+            tensors={distance: len(sizes[distance]) for distance in near_first},
+            parameters={distance: sum(sizes[distance]) for distance in near_first},
+        )
+        rows.append(row)
+    return rows
+
+
+def cache_size(recipe: Recipe, layout: Layout) -> CacheSize:
+    """The boundaries below which outputs may be cached, and bytes per token for all of them."""
+    caches = recipe.memory.frozen_blocks != "recompute"
+    useful = sorted(set(layout.boundaries) - {0}) if caches else []
+    trains_embeddings = max(layout.trained_distance.values()) > layout.facts.blocks
+    wide = trains_embeddings or not computes_bf16(recipe.model.precision)
+    return CacheSize(useful, len(useful) * layout.facts.hidden * (4 if wide else 2))
+
+
+def _tied_note(layout: Layout) -> list[str]:
+    """A line on a head that is the embeddings' matrix, where a stage trains neither."""
+    embeddings = layout.facts.blocks + 1
+    if not layout.tied or all(embeddings in stage.trains for stage in layout.plan.stages):
+        return []
+    message = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
+    return [f"{message} trains the final norm alone at distance 0"]
+
+
+def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
+    """A line on how many blocks are ever drawn, and that none of them counts as frozen."""
+    if not layout.plan.redrawn:
+        return []
+    drawn = sum(schedule.ever_trains(distance) for distance in range(1, layout.facts.blocks + 1))
+    message = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
+    return [f"{message}; outputs of blocks that may be drawn are not cached"]
+
+
+def states_bytes(recipe: Recipe, parameters: int, trained: int, at_once: int) -> int:
+    """Bytes of weights, gradients and AdamW states: 4 per trained parameter and 12 per one that trains `at_once`.
+
+    A frozen parameter takes 2, in 4 bits 0.52.
+    """
+    frozen = parameters - trained if recipe.method.adapter.trains_base else parameters
+    return round(4 * trained + 12 * at_once + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
+
+
+def _refuse(recipe: Recipe, plan: Plan) -> None:
+    adapter = recipe.method.adapter
+    if recipe.model.quantize == "4bit" and adapter.unquantizable:
+        raise adapter.unquantizable
+    if recipe.merge.enabled and adapter.unmergeable:
+        raise adapter.unmergeable
+    if recipe.launch.accelerate == "fsdp2":
+        check_sharded(recipe.train.optimizer)
+    if recipe.launch.accelerate in ("zero2", "zero3"):
+        check_stages(plan)

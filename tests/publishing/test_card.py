@@ -1,0 +1,255 @@
+"""The model card: a header that is YAML whatever a user wrote, facts from the run's files, no word of the data."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import llmtune
+from llmtune.errors import RecipeError
+from llmtune.files import read_json, write_json
+from llmtune.publishing.card import card, code, front_matter, indented, is_ours, sign, strip_paths, table
+from llmtune.recipe.sections import Recipe, dump
+from llmtune.run import Run
+from tests.support import runs
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "me/my-model"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Make a LoRA run on a private folder, with a publish section."""
+    return runs.trained(tmp_path_factory.mktemp("lora"), publish={"repo": REPO})
+
+
+@pytest.fixture
+def write_card(trained: Run, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes the run's card after changes to its recipe, its base's facts and its folder."""
+
+    def write(
+        recipe: dict[str, Any] | None = None,
+        base: dict[str, Any] | None = None,
+        change: Callable[[Run], None] = lambda run: None,
+        license: dict[str, str] | None = None,
+    ) -> str:
+        run = Run(tmp_path / "run")
+        shutil.copytree(trained.path, run.path, dirs_exist_ok=True)
+        values = run.recipe().model_dump()
+        for section, changed in (recipe or {}).items():
+            values[section] |= changed
+        run.recipe_file.write_text(dump(Recipe.model_validate(values)))
+        named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"} if base is None else base
+        write_json(run.delta / "base.json", {**read_json(run.delta / "base.json"), **named})
+        change(run)
+        return card(run, license)
+
+    return write
+
+
+def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) -> None:
+    license = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
+    data = {"train": "acme/rows:train", "eval": "acme/rows:test"}
+    assert front_matter(write_card({"data": data}, license=license)) == {
+        "base_model": "acme/tiny",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        **license,
+        "tags": ["llmtune", "full", "lora"],
+        "datasets": ["acme/rows"],
+    }
+
+
+def test_header_of_merged_weights_says_finetune(write_card: Callable[..., str]) -> None:
+    head = front_matter(write_card({"publish": {"weights": "merged"}}))
+    assert (head["base_model_relation"], head["library_name"]) == ("finetune", "transformers")
+    assert "datasets" not in head
+    assert "license" not in head
+
+
+def test_header_of_trained_tensors_names_no_library(write_card: Callable[..., str]) -> None:
+    text = write_card(base={"base": "acme/tiny", "revision": None, "hub_id": "acme/tiny", "kind": "tensors"})
+    assert front_matter(text)["base_model_relation"] == "finetune"
+    assert "library_name" not in front_matter(text)
+    assert "trained = load_file(hf_hub_download('me/my-model', 'trained.safetensors'))" in text
+
+
+def use(text: str) -> str:
+    """Extract the code with which a card loads its model."""
+    block = text.split("## Use\n")[1].split("\n## ")[0].splitlines()
+    return "\n".join(line.removeprefix("    ") for line in block if line.startswith("    "))
+
+
+def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) -> None:
+    named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
+    text = write_card(base={**named, "adapter": "bottleneck"})
+    assert use(text).startswith("import llmtune.bottleneck\nfrom peft import PeftModel\n")
+    assert f"llmtune has to be installed ({llmtune.__version__} or newer)" in text
+    for other in (
+        write_card(),
+        write_card(base={**named, "kind": "tensors", "adapter": "none"}),
+        write_card({"publish": {"weights": "merged"}}, base={**named, "adapter": "bottleneck"}),
+    ):
+        assert "import llmtune" not in other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}, {"kind": "vera"}])
+def test_code_on_the_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
+    facts = read_json(done.delta / "base.json")
+    write_json(done.delta / "base.json", {**facts, "base": "acme/tiny", "hub_id": "acme/tiny", "revision": COMMIT})
+    code = use(card(done)).replace(f"'acme/tiny', revision='{COMMIT}'", repr(facts["base"]))
+    asks = (
+        "import torch\nids = torch.arange(3, 20)[None]\nwith torch.no_grad():\n    tuned = model(ids).logits\n"
+        "    with model.disable_adapter():\n        assert not torch.allclose(tuned, model(ids).logits)\n"
+    )
+    code = code.replace(repr(REPO), repr(str(done.delta))) + "\n" + asks
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+NASTY = [
+    "a: b # c",
+    "x\n---\ninjected: true\n---\n# Owned",
+    "{{ 7 * 7 }} {% for x in y %}",
+    "'\"`| <script>alert(1)</script>",
+    "!!python/object/apply:os.system ['true']",
+    "null",
+    "- item\n- item",
+    "\u2028\x85é你",
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_header_survives_any_text_of_a_user(write_card: Callable[..., str], text: str) -> None:
+    base = {"base": text, "revision": text, "hub_id": text}
+    written = write_card(base=base, license={"license": text, "license_name": text})
+    assert written.startswith("---\n")
+    header, rest = written[4:].split("\n---\n", 1)
+    head = yaml.safe_load(header)
+    assert (head["base_model"], head["license"], head["license_name"]) == (text, text, text)
+    assert set(head) <= {
+        "base_model",
+        "base_model_relation",
+        "library_name",
+        "pipeline_tag",
+        "license",
+        "license_name",
+        "tags",
+    }
+    assert rest.startswith("\n# my-model\n")
+    outside = "\n".join(line for line in rest.splitlines() if not line.startswith("    "))
+    assert "\n# Owned" not in outside
+    assert "49" not in outside.split("## Use")[0]
+
+
+def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], trained: Run) -> None:
+    text = write_card()
+    plan = read_json(trained.plan_file)
+    stage = plan["stages"][0]
+    counts = f"{sum(stage['tensors'].values())} | {stage['trained']:,}"
+    row = f"| 1 | 1-{stage['end']} | all layers | 1 .. 2 | {counts} | 1e-3 |"
+    assert row in text
+    assert f"base = AutoModelForCausalLM.from_pretrained('acme/tiny', revision='{COMMIT}')" in text
+    assert "model = PeftModel.from_pretrained(base, 'me/my-model')" in text
+    assert "    method:\n      kind: full\n" in text
+    sums = trained.manifest()["steps"]["train"]["files"]["delta/adapter_model.safetensors"]
+    assert f"| `adapter_model.safetensors` | {sums['bytes']:,} | `{sums['sha256']}` |" in text
+
+
+def test_card_holds_no_path_and_no_data(write_card: Callable[..., str], trained: Run) -> None:
+    text = write_card(
+        {"eval": {"suite": str(trained.path / "mine.yaml")}},
+        base={"base": str(trained.path), "revision": None, "hub_id": None},
+    )
+    assert str(trained.path.parent) not in text
+    assert "train: rows.jsonl" in text
+    assert "suite: mine.yaml" in text
+    rows = [json.loads(line) for line in (trained.path.parent / "rows.jsonl").read_text().splitlines()]
+    assert not any(row["prompt"] in text for row in rows)
+    assert len(rows) == 20
+
+
+def test_card_shows_results_with_n_and_error(write_card: Callable[..., str]) -> None:
+    def evaluate(run: Run) -> None:
+        score = {"value": 0.1, "stderr": 0.07, "n": 20}
+        result = {"n": 20, "of": 120, "metrics": {"exact_match": score}}
+        for name in ("base", "tuned"):
+            write_json(run.eval / f"{name}.json", {"results": {"held_out": result}})
+        run.mark("eval", [run.eval])
+
+    assert "Not evaluated." in write_card()
+    text = write_card(change=evaluate)
+    assert "| model | exact match | n |\n| --- | --- | --- |\n| base, zero-shot | 0.100 ± 0.070 | 20 of 120 |" in text
+
+
+def test_card_shows_proof_of_merge(write_card: Callable[..., str]) -> None:
+    def merge(run: Run) -> None:
+        run.merged.mkdir()
+        (run.merged / "model.safetensors").write_bytes(bytes(4096))
+        run.mark("merge", [run.merged], dtype="bfloat16", gap=0.0123, bound=0.5, shift=3.0)
+
+    text = write_card({"publish": {"weights": "merged"}}, change=merge)
+    assert "Stored in bfloat16." in text
+    assert "is 0.012 (bound 0.5); training moved logits by up to 3." in text
+    assert f"| `model.safetensors` | 4,096 | `{hashlib.sha256(bytes(4096)).hexdigest()}` |" in text
+
+
+def test_recognizes_own_card_until_edited(write_card: Callable[..., str]) -> None:
+    text = write_card()
+    assert is_ours(text)
+    assert is_ours(sign("x\n"))
+    assert not is_ours(text.replace("my-model", "My-model", 1))
+    assert not is_ours(text + "more\n")
+    assert not is_ours("# Mine\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: mit\n---\n# A", {"license": "mit"}),
+        ("---\r\nlicense: mit\r\n---\r\n# A", {"license": "mit"}),
+        ("# A\n---\nlicense: mit\n---\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        ("---\n- a\n---\n", {}),
+        ("---\nlicense: mit\n", {}),
+        ("", {}),
+    ],
+)
+def test_reads_valid_front_matter_only(text: str, expected: dict[str, Any]) -> None:
+    assert front_matter(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/ann/rows.jsonl", "rows.jsonl"),
+        ("~/rows.jsonl", "rows.jsonl"),
+        ("C:\\Users\\ann\\rows.csv", "rows.csv"),
+        ("\\\\server\\share\\rows.csv", "rows.csv"),
+        ("owner/name:train", "owner/name:train"),
+        ({"a": ["/x/y", 1, None], "b": (True, "/z")}, {"a": ["y", 1, None], "b": (True, "z")}),
+    ],
+)
+def test_strips_paths_to_file_names(value: Any, expected: Any) -> None:
+    assert strip_paths(value) == expected
+
+
+def test_escapes_cells_code_and_blocks() -> None:
+    assert table(["a|b"], [["c\nd|"]]) == "| a\\|b |\n| --- |\n| c d\\| |"
+    assert code("a`b\nc") == "`a'b c`"
+    assert indented("```\n# x\n\n```").splitlines() == ["    ```", "    # x", "    ", "    ```"]
+
+
+def test_refuses_card_without_publish_section(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="publish: is missing; add publish"):
+        card(runs.trained(tmp_path))

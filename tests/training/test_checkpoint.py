@@ -1,0 +1,58 @@
+"""Checkpoints are complete or absent, and a run resumed from any of them ends bit-equal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmtune.run_log import Record
+from llmtune.training.checkpoint import complete_checkpoints
+from tests.support import training
+from tests.support.training import GRADUAL, LORA, METHODS, fit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
+def test_resume_after_any_step_is_bit_equal(tmp_path: Path, adapter: Any) -> None:
+    spec = {**GRADUAL, "adapter": adapter}
+    settings: dict[str, Any] = {"shape": "cosine", "warmup": 0.2, "save_strategy": "steps", "save_steps": 1}
+    _, whole, log = fit(tmp_path / "whole", spec, **settings)
+    checkpoints = complete_checkpoints(tmp_path / "whole")
+    assert [folder.name for folder in checkpoints] == [f"step-{n:06d}" for n in range(1, 7)]
+    for step, checkpoint in enumerate(checkpoints[:-1], 1):
+        again: list[Record] = []
+        trainer = training.trainer(tmp_path / "again", spec, record=again.append, **settings)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert [entry["step"] for entry in again] == list(range(step + 1, 7))
+        assert again == log[step:]
+        end = dict(trainer.model.named_parameters())
+        assert all(torch.equal(end[name], whole[-1][name]) for name in end)
+
+
+def test_ignores_a_damaged_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=2)
+    newest = tmp_path / "step-000006"
+    names = [file.name for file in newest.iterdir()]
+    assert len(names) >= 6
+    for name in names:
+        content = (newest / name).read_bytes()
+        (newest / name).write_bytes(content[: len(content) // 2])
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        (newest / name).unlink()
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        (newest / name).write_bytes(content)
+    assert complete_checkpoints(tmp_path)[-1] == newest
+
+
+def test_keeps_only_the_newest_checkpoints(tmp_path: Path) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=1, keep=2)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-000005", "step-000006"]
+
+
+def test_removes_what_a_killed_run_left_unfinished(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".step-000002.partial-1"
+    unfinished.mkdir()
+    (unfinished / "optimizer.pt").write_bytes(b"half")
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]

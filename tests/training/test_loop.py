@@ -1,0 +1,238 @@
+"""train(run) from end to end on a tiny base: what it leaves, how it goes on, how it is launched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+
+from llmtune import recipe
+from llmtune.adapters.delta import load_delta
+from llmtune.errors import MachineError, RecipeError, TrainingError
+from llmtune.files import fingerprint, read_json
+from llmtune.launch.command import WORLD
+from llmtune.memory import PRIMITIVES
+from llmtune.model.base import load_model, locate_base
+from llmtune.run import Run
+from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare
+from tests.support import ROOT, tiny
+from tests.support.training import GRADUAL, prepare_run
+
+
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_leaves_the_delta_log_and_manifest_as_promised(
+    tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PRIMITIVES:
+        monkeypatch.setenv(name, "")
+        os.environ.pop(name)
+    run = prepare_run(tmp_path, GRADUAL | {"adapter": adapter}, train={"epochs": 4, "batch_size": 4})
+    train(run)
+    assert PRIMITIVES.items() <= os.environ.items()
+    assert run.done("train")
+    plan = read_json(run.plan_file)
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    steps = [entry for entry in log if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, plan["steps"] + 1))
+    assert steps[-1]["supervised"] == 4 * read_json(run.data_file)["supervised_tokens"]["total"]
+    assert not [entry for entry in log if "warning" in entry]
+    assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
+    assert log[-1]["eval_loss"] < steps[0]["loss"]
+    file = next(run.delta.glob("*.safetensors"))
+    stored = load_file(file)
+    assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
+    assert 4 * plan["trained"] == plan["delta_bytes"]
+    assert run.manifest()["steps"]["train"]["files"][f"delta/{file.name}"] == fingerprint(file)
+    base = locate_base(run.recipe().model)
+    load_delta(load_model(base), run.delta)
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def test_repeats_the_plan_from_the_resolved_recipe(tmp_path: Path) -> None:
+    method = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.1}
+    first = prepare_run(tmp_path, method)
+    again = prepare(recipe.load(first.recipe_file), tmp_path / "again", gpus=0)
+    assert read_json(again.plan_file) == read_json(first.plan_file)
+    assert again.recipe_file.read_text() == first.recipe_file.read_text()
+    rates = again.recipe().method.model_dump()["lr"]
+    assert len(rates) == 3
+    assert all(isinstance(rate, float) for rate in rates)
+
+
+def test_refuses_to_resume_on_changed_data(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(41))
+    with pytest.raises(RecipeError, match="data changed"):
+        train(run)
+
+
+def test_refuses_another_number_of_processes_than_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    monkeypatch.setenv(WORLD, "2")
+    with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
+        train(run)
+
+
+class ChangeFrozen(TrainerCallback):
+    """Changes one element of a frozen tensor after the last step."""
+
+    def on_train_end(self, *_: object, model: nn.Module, **named: object) -> None:
+        with torch.no_grad():
+            model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] += 1
+
+
+def test_fails_when_a_frozen_tensor_changed(tmp_path: Path) -> None:
+    method, memory = {"kind": "frozen", "reach": 1, "lr": 0.01}, {"frozen_blocks": "recompute"}
+    run = prepare_run(tmp_path, method, memory=memory)
+    with pytest.raises(TrainingError, match=r"layers\.0\.mlp\.up_proj\.weight should have stayed frozen"):
+        train(run, callbacks=[ChangeFrozen()])
+    assert not run.done("train")
+
+
+def deltas(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's delta."""
+    return load_file(next((folder / "delta").glob("*.safetensors")))
+
+
+def llmtune(*arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "llmtune", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+def test_two_processes_match_one_on_the_joined_batch(tmp_path: Path, adapter: Any) -> None:
+    method = GRADUAL | {"adapter": adapter, "lr": 0.1}
+    # AdamW divides by the gradient's size: it would magnify the rounding of near zeros, and hide a wrong scale.
+    steps = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
+    for name, section in (("one", dict[str, Any]()), ("two", {"launch": {"accelerate": "multi_cpu", "processes": 2}})):
+        prepare_run(tmp_path, method, name=name, train=steps, merge={"enabled": False}, **section)
+        result = llmtune("train", tmp_path / name, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, two = deltas(tmp_path / "one"), deltas(tmp_path / "two")
+    assert set(one) == set(two)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    counts = [max(json.loads(line).get("tokens", 0) for line in lines) for lines in logs]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.slow
+def test_trains_a_recipe_under_accelerate_launch_typed_by_hand(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    written = tiny.write_recipe(tmp_path / "by-hand.yaml", tmp_path / "base", data, {"kind": "full", "lr": 0.01})
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    result = subprocess.run(
+        [*command, "-m", "llmtune.train", str(written)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert Run(tmp_path / "runs" / "by-hand").done("train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_resumes_an_interrupted_run_to_equal_weights(tmp_path: Path, number: signal.Signals) -> None:
+    whole = prepare_run(tmp_path, GRADUAL, count=400, name="whole")
+    train(whole)
+    stopped = prepare_run(tmp_path, GRADUAL, count=400, name="stopped", merge={"enabled": False})
+    command = [sys.executable, "-m", "llmtune", "run", str(stopped.path)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    deadline = time.monotonic() + 120
+    while not (stopped.log_file.exists() and stopped.log_file.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline, "no step was logged"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"llmtune run {stopped.path}" in errors
+    assert not stopped.done("train")
+    assert complete_checkpoints(stopped.checkpoints)
+    again = llmtune("run", stopped.path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    expected, resumed = deltas(whole.path), deltas(stopped.path)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_resumes_a_killed_run_to_equal_weights(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "train": {"epochs": 1, "batch_size": 4, "save_every": 0.05},
+        "merge": {"enabled": False},
+    }
+    whole = prepare_run(tmp_path, GRADUAL, count=300, name="whole", **sections)
+    train(whole)
+    killed = prepare_run(tmp_path, GRADUAL, count=300, name="killed", **sections)
+    for _ in range(3):
+        before = len(complete_checkpoints(killed.checkpoints))
+        command = [sys.executable, "-m", "llmtune.train", str(killed.path)]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = sorted(killed.checkpoints.glob("step-*"))[-1:] if before else []
+        while process.poll() is None and sorted(killed.checkpoints.glob("step-*"))[-1:] == last:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert llmtune("train", killed.path, cwd=tmp_path).returncode == 0
+    expected, resumed = deltas(whole.path), deltas(killed.path)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("method", [GRADUAL, {"kind": "frozen", "reach": 1, "lr": 0.01}], ids=["gradual", "frozen"])
+def test_cache_size_equals_the_plans_prediction(
+    tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    run = prepare_run(tmp_path, method, memory={"frozen_blocks": "cache"}, train={"epochs": 3, "batch_size": 4})
+    train(run)
+    predicted = read_json(run.plan_file)["frozen_blocks"]
+    files = list((tmp_path / "cache" / "frozen-blocks").glob("*/states.bin"))
+    assert len(files) == len(predicted["boundaries"])
+    assert sum(file.stat().st_size for file in files) == predicted["bytes"] > 0
+    assert any("frozen blocks: cached" in line for line in run.log_file.read_text().splitlines())
+
+
+def tiny_recipe(folder: Path, **sections: Any) -> Path:
+    """A recipe for a tiny base on rows in a folder."""
+    tiny.save_base(folder / "base", blocks=3)
+    data = tiny.write_rows(folder / "train.jsonl", tiny.sums(40))
+    return tiny.write_recipe(folder / "r.yaml", folder / "base", data, {"kind": "full", "lr": 0.01}, **sections)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "after"), [(1, 0.3), (1, 3.0), (2, 3.0)])
+def test_prints_one_line_for_a_stop_while_training_still_imports(tmp_path: Path, processes: int, after: float) -> None:
+    recipe_file = tiny_recipe(tmp_path, launch={"processes": processes})
+    command = [sys.executable, "-m", "llmtune", "run", str(recipe_file)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
+    while not psutil.Process(process.pid).children():
+        time.sleep(0.02)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "llmtune: stopped; nothing was trained yet\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_prints_one_line_for_what_ends_a_training(tmp_path: Path, processes: int) -> None:
+    section = {"launch": {"processes": processes}, "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 8}}
+    ended = llmtune("run", tiny_recipe(tmp_path, **section), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "longer than max_length 8" in ended.stderr
+    assert ended.stderr.startswith("llmtune: ")
+    assert ended.stderr.count("\n") == 1

@@ -1,0 +1,193 @@
+"""Recipes that cannot work: one line on stderr that names the place, exit code 2, nothing trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llmtune import cli, recipe
+from llmtune.training.loop import train
+from llmtune.training.prepare import prepare, prepare_all
+from llmtune.training.process import main
+from tests.support import tiny
+
+LORA = {"kind": "lora", "rank": 4}
+STAGE = {"until": 1.0}
+STAGED = {"kind": "gradual", "reaches": [1, "all"]}
+
+
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied: bool = True, **sections: Any) -> str:
+    """The one line that `llmtune check` ends in."""
+    tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "bad.yaml", tmp_path / "base", data, method, **sections)
+    assert cli.main(["check", str(file)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"llmtune: {file}:")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ({"kind": "frozen", "reach": 0, "adapter": LORA}, "method: trains no block, so no adapter would train"),
+        (
+            {"kind": "frozen", "reach": 9},
+            "reach 9 is beyond the model, which has 3 blocks; try 3, or all with the embeddings",
+        ),
+        ({"kind": "gradual", "reaches": [0, 1], "adapter": LORA}, "trains nothing: no tensor is within its reach"),
+        ({"kind": "gradual", "reaches": [1, "all"], "until": [0.001, 1.0]}, "cannot hold 2 stages: one of them"),
+        ({"kind": "staged", "stages": [{"until": 0.5, "reach": -1}, STAGE]}, "stages.0.reach"),
+        ({"kind": "gradual", "reaches": [2, 1]}, "each stage reaches farther than the one before, not 1 after 2"),
+        ({"kind": "staged", "stages": [{"until": 0.7}, {"until": 0.3}, STAGE]}, "growing fractions of training; 0.3"),
+        ({"kind": "staged", "stages": [{"until": 0.5}]}, "the last stage ends at 1, not 0.5"),
+        ({"kind": "discriminative", "decay": 0.0}, "a number > 0 is expected, got 0.0"),
+        ({"kind": "discriminative", "decay": -0.5}, "a number > 0 is expected, got -0.5"),
+        ({"kind": "discriminative", "decay": 1.6}, "a number <= 1.5 is expected, got 1.6"),
+        ({"kind": "full", "adapter": LORA | {"targets": ["lm_head"]}}, "'lm_head' is the head"),
+        ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["embed_tokens"]}}, "is a Embedding"),
+        ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["input_layernorm"]}}, "is a LlamaRMSNorm"),
+        ({"kind": "full", "adapter": LORA | {"targets": ["q_proj", "kproj"]}}, "did you mean 'k_proj'"),
+        ({"kind": "full", "adapter": {"kind": "lorra"}}, "did you mean 'lora'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else json.dumps(value).replace('"', "")[:60],
+)
+def test_refuses_a_method_that_makes_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, line: str
+) -> None:
+    assert line in check(tmp_path, capsys, method)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "line"),
+    [
+        ({"model": {"base": "base", "added_tokens": ["<call>"]}}, "model.added_tokens", "unknown key"),
+        ({"data": {"train": "train.jsonl", "new_tokens": ["<call>"]}}, "data.new_tokens", "unknown key"),
+        ({"method": {"kind": "full", "adapter": LORA | {"modules_to_save": ["embed_tokens"]}}}, "modules_to_save", ""),
+        ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
+    ],
+)
+def test_refuses_to_add_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
+) -> None:
+    message = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)
+    assert key in message
+    assert line in message
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_refuses_stages_under_deepspeed(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    message = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
+    assert "DeepSpeed cannot follow stages; try ddp or fsdp2" in message
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
+def test_refuses_an_optimizer_that_cannot_be_sharded_under_fsdp2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str
+) -> None:
+    sections: dict[str, Any] = {"launch": {"accelerate": "fsdp2"}, "train": {"optimizer": optimizer}}
+    message = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert f"{optimizer} cannot hold its state sharded under fsdp2; try adamw" in message
+
+
+FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
+FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "sections", "line", "code"),
+    [
+        ({**FSDP1, "FSDP_VERSION": "1"}, {}, "FSDP1 is not supported", 2),
+        (FSDP1, {}, "FSDP1 is not supported", 2),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"method": STAGED}, "DeepSpeed cannot follow stages", 2),
+        (FSDP2, {}, "fsdp2 shards over GPUs, and there is none", 3),
+        (FSDP2, {"train": {"optimizer": "adafactor"}}, "adafactor cannot hold its state sharded", 2),
+        ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "every process reads the base", 2),
+        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
+    ],
+)
+def test_training_itself_refuses_an_engine_that_cannot_follow(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    sections: dict[str, Any],
+    line: str,
+    code: int,
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, **sections)
+    made = prepare(recipe.load(file), tmp_path / "run", gpus=0)
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main([str(made.path)]) == code
+    message = capsys.readouterr().err
+    assert line in message
+    assert message.strip().count("\n") == 0
+    assert not made.done("train")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_tells_of_a_tied_head_without_its_embedding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tied: bool
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3, tied=tied)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, {"kind": "frozen", "reach": 0})
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["trained"] == (32 if tied else 32 + 259 * 32)
+    assert any("the head is the embeddings' matrix" in note for note in table["notes"]) == tied
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}},
+        {"method": {"kind": "full", "lr": 0.01, "adapter": LORA}, "quantize": "4bit"},
+        {"method": {"kind": "frozen", "reach": 1, "lr": 0.01}, "memory": {"frozen_blocks": "stream"}},
+    ],
+    ids=["whole", "4bit", "stream"],
+)
+def test_builds_the_skeleton_once_from_recipe_to_delta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    quantize = sections.get("quantize", "none")
+    model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": quantize}
+    others = {key: section for key, section in sections.items() if key != "quantize"}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, model=model, **others)
+    build, built = AutoModelForCausalLM.from_config, []
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        built.append(arguments)
+        return build(*arguments, **named)
+
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", counting)
+    prepared = prepare_all(recipe.load(file), tmp_path / "run", 0)
+    train(prepared.run, prepared)
+    assert prepared.run.done("train")
+    assert len(built) == 1
+
+
+def test_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> None:
+    tiny.save_base(tmp_path / "base", blocks=3)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    method = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01, "adapter": LORA}
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, method)
+    here, elsewhere = (prepare_all(recipe.load(file), tmp_path / name, 0) for name in ("here", "elsewhere"))
+    train(here.run, here)
+    train(elsewhere.run)
+    deltas = [load_file(one.run.delta / "adapter_model.safetensors") for one in (here, elsewhere)]
+    assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())

@@ -1,0 +1,44 @@
+"""A request to stop: at once while there is no step to lose, with a checkpoint afterwards."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from llmtune.training.stop import Stop
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    """A stop whose handlers are gone afterwards."""
+    before = [signal.getsignal(number) for number in NUMBERS]
+    PartialState(cpu=True)
+    yield Stop()
+    for number, handler in zip(NUMBERS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_stops_at_once_before_the_first_step(stop: Stop, number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert not stop.requested
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_waits_for_the_checkpoint_in_a_step_unless_stopped_twice(
+    stop: Stop, number: signal.Signals, tmp_path: Path
+) -> None:
+    args, state, control = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
+    stop.on_step_begin(args, state, control)
+    signal.raise_signal(number)
+    stop.on_step_end(args, state, control)
+    assert control.should_save
+    assert control.should_training_stop
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
