@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, their fingerprints, and the folders that ship with llmtune."""
+"""Files and folders that are complete or absent, their fingerprints and locks, and folders that ship with llmtune."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import LlmtuneError
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
+"""The names, as globs, of files in a folder of weights: a folder behind a link is emptied of them alone."""
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -29,9 +32,12 @@ def write_file(path: Path) -> Iterator[Path]:
     """A path to write aside; when the block ends, what stands there is on disk and takes the file's name at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    sync(partial)
-    partial.replace(path)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,15 +51,23 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `folder` when the block ends: `folder` is complete or absent.
 
     Every file is on disk before the rename; a block that raises leaves nothing behind. It replaces what was there;
-    without `replace`, a folder that another process completed first stays.
+    without `replace`, a folder that another process completed first stays. A link to a folder, or a disk that is
+    mounted there, stays too: each file is then renamed into it.
     """
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    stays = folder.is_symlink() or folder.is_mount()
+    where = folder.resolve() / folder.name if stays else folder
+    if stays and folder.is_dir():
+        _check_linked(folder)
+    partial = where.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         for file in (file for file in partial.rglob("*") if file.is_file()):
             sync(file)
+        if stays:
+            _replace_content(partial, folder)
+            return
         if replace:
             shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -63,6 +77,32 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_content(partial: Path, folder: Path) -> None:
+    """Move what is in `partial`, a folder inside `folder`, to `folder`, in place of a model's files there."""
+    for entry in _content(folder):
+        delete(entry)
+    for entry in partial.iterdir():
+        entry.rename(folder / entry.name)
+
+
+def _content(folder: Path) -> list[Path]:
+    """What lies in a folder that a link leads to, less what a disk or a killed process left there."""
+    return sorted(e for e in folder.iterdir() if e.name != "lost+found" and not e.match(".*.partial*"))
+
+
+def _check_linked(folder: Path) -> None:
+    """Raise LlmtuneError where a folder that a link leads to holds other things than a model's files."""
+    for entry in _content(folder):
+        if entry.is_dir() or not any(entry.match(pattern) for pattern in MODEL_FILES):
+            remedy = "empty it, or link another folder"
+            raise LlmtuneError(f"{folder}: holds {entry.name}, which is no part of a model; {remedy}")
+
+
+def delete(path: Path) -> None:
+    """Remove a file or folder; of a link, the link alone."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync(file: Path) -> None:
@@ -88,3 +128,29 @@ def shipped_folder(name: str) -> Path:
     """A folder that ships with llmtune, in an installed wheel or in a checkout."""
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parent.parent / name
+
+
+@contextlib.contextmanager
+def hold(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a file, which is made where it is missing, and which the system releases when this process ends.
+
+    Raises RecipeError with the message `busy` where another process holds it, and MachineError where the folder cannot
+    be written to or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RecipeError(busy) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MachineError(
+            f"{file.parent}: cannot be locked and written to: {reason}; choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,11 +1,15 @@
 """Memory on CPUs: reuses what a step frees, and bounds what libraries cache for each shape."""
 
+import contextlib
 import ctypes
 import mmap
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llmtune.numbers import size
 
 if TYPE_CHECKING:
     import torch
@@ -57,3 +61,16 @@ def trim_heap() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim:
         malloc_trim(0)
+
+
+def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> str:
+    """How much memory this machine has, or its container's limit (a cgroup file), and how much is free, in words."""
+    import psutil  # type: ignore[import-untyped]
+
+    memory = psutil.virtual_memory()
+    words = f"this machine has {size(memory.total)} of memory, {size(memory.available)} of it free now"
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        allowed = int(limit.read_text())
+        if allowed < memory.total:
+            words += f", and this container may use {size(allowed)}"
+    return words

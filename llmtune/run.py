@@ -1,9 +1,7 @@
 """One run folder: its paths, its manifest of finished steps, and the lock that keeps a second process out."""
 
 import contextlib
-import fcntl
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +13,15 @@ import yaml
 
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
-from llmtune.files import fingerprint, read_json, write_json, write_text
+from llmtune.files import delete, fingerprint, hold, read_json, write_json, write_text
 from llmtune.recipe.located_yaml import load_yaml
 
+ERROR_FILE = "error.txt"
+LOCK, TRAINING_LOCK = ".lock", ".training.lock"
+UNOWNED = (LOCK, TRAINING_LOCK, ERROR_FILE)
+"""Files that say nothing about what a folder holds."""
+FOLDERS = ("delta", "merged")
+FILES = ("recipe.yaml", "plan.json", "data.json", "log.jsonl", "manifest.json", "arguments.json", "report.html")
 STEPS = ("train", "eval", "merge", "publish", "report")
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
 
@@ -142,17 +146,27 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of this run; raises RecipeError where one is using it."""
+        """Keep other processes out of this run; raises RecipeError where one is using it, or trains in it still.
+
+        What a killed process had begun to write is removed.
+        """
         _refuse_file(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RecipeError(
-                    f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
-                ) from error
+        with hold(self.path / LOCK, self._busy):
+            with self.training():
+                for partial in partials(self.path):
+                    delete(partial)
             yield
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Keep other trainings out of this run, for as long as this process lives, whatever becomes of its command."""
+        _refuse_file(self.path)
+        with hold(self.path / TRAINING_LOCK, self._busy):
+            yield
+
+    @property
+    def _busy(self) -> str:
+        return f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
 
 
 def locates_mistakes(step: Step) -> Step:
@@ -182,17 +196,25 @@ def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
     run = Run(path)
     text = HEADER + recipe.dump(resolved)
     _refuse_file(path)
-    files = sorted(file for file in path.iterdir() if file.name != ".lock") if path.is_dir() else []
+    unowned = [*partials(path), *(path / name for name in UNOWNED)]
+    files = sorted(file for file in path.iterdir() if file not in unowned) if path.is_dir() else []
     if files and not _holds_run(run):
         raise RecipeError(f"{path}: is not empty and holds no run ({files[0].name}); choose another with --out")
     if files and overwrite:
         for file in sorted(files, key=run.recipe_file.__eq__):  # last, as it marks the folder as a run's
-            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+            delete(file)
     elif files and run.recipe_file.read_text(encoding="utf-8") != text:
         changed = _difference(load_yaml(run.recipe_file).value, yaml.safe_load(text))
         raise RecipeError(f"{path}: holds another run ({changed}); choose another with --out, or --overwrite it")
     write_text(run.recipe_file, text)
     return run
+
+
+def partials(path: Path) -> list[Path]:
+    """What killed processes had begun to write in a run's folder, by the names that a run gives to files."""
+    inside = [*(path / "checkpoints").glob(".step-*.partial*"), *(path / "eval").glob(".*.partial*")]
+    linked = [file for name in FOLDERS for file in (path / name).glob(f".{name}.partial*")]
+    return [*inside, *linked, *(file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))]
 
 
 def _refuse_file(path: Path) -> None:

@@ -7,10 +7,17 @@ if __name__ == "llmtune.train":
     raise ImportError("llmtune.train is a function and a command (python -m llmtune.train), not a module")
 
 if __name__ == "__main__":
+    from llmtune.launch.parent import follow_parent
+    from llmtune.launch.process import exit_process, reporting_failures
     from llmtune.launch.quiet import quiet_libraries
+    from llmtune.working import working
 
+    follow_parent()
     quiet_libraries()  # bitsandbytes, which the import below brings, warns when it is imported
-    from llmtune.launch.process import exit_process
-    from llmtune.training.process import main
 
-    exit_process(main(sys.argv[1:]))
+    def _main() -> int:
+        with working("loading torch and transformers"):
+            from llmtune.training.process import main
+        return main(sys.argv[1:])
+
+    exit_process(reporting_failures(_main))

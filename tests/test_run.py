@@ -119,7 +119,7 @@ def test_overwrite_empties_a_run_follows_no_link_and_keeps_the_lock(tmp_path: Pa
         assert other.wait() == 2
     assert again.recipe().train.seed == 1
     assert not again.done("train")
-    assert sorted(file.name for file in run.path.iterdir()) == [".lock", "recipe.yaml"]
+    assert sorted(file.name for file in run.path.iterdir()) == [".lock", ".training.lock", "recipe.yaml"]
     assert (tmp_path / "elsewhere" / "model.safetensors").read_text() == "weights"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
+from llmtune.launch.surroundings import forget_launchers
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
 from llmtune.recipe.sections import Launch
@@ -111,7 +112,10 @@ def training_command(launch: Launch, arguments: list[str], gpus: int) -> list[st
 
 
 def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str]:
-    """Return this environment with defaults for `count` processes: threads are shared out, no kernel is downloaded."""
+    """Return this environment with defaults for `count` processes: threads are shared out, no kernel is downloaded.
+
+    What another launcher left in the environment is not passed on.
+    """
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         "TOKENIZERS_PARALLELISM": "false",
@@ -121,4 +125,6 @@ def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str
     }
     if not gpus:
         defaults[TUNABLES] = UNCACHED
-    return {**defaults, **os.environ, WORLD: str(count)}
+    users = dict(os.environ)
+    forget_launchers(users)
+    return {**defaults, **users, WORLD: str(count)}

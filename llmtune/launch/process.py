@@ -2,12 +2,12 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,38 +15,25 @@ import psutil  # type: ignore[import-untyped]
 
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.launch.command import count_gpus, training_process
+from llmtune.launch.ending import Exit, training_error
+from llmtune.launch.faults import told_in_one_line
+from llmtune.launch.parent import PARENT
+from llmtune.launch.streams import show_any_text
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
 
 EXIT_FILE = "LLMTUNE_EXIT_FILE"
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a training ended: its exit code, 128 + the number of a signal that ended it, and its error message."""
-
-    code: int
-    message: str = ""
+AT_ONCE = "ending at once"
 
 
 @locates_mistakes
 def train_in_children(recipe: Recipe, run: Run, arguments: list[str]) -> None:
     """Run training in child processes; raise its error after their output has been printed."""
+    # Now, since importing torch takes seconds.
+    print(f"starting to train: {shlex.quote(arguments[0])}", flush=True)
     result = run_training(recipe.launch, arguments)
     if result.code:
-        raise training_error(result, run)
-
-
-def training_error(result: Exit, run: Run) -> LlmtuneError:
-    """Make the error of a training that ended early: its own message and code, or a line that says how to continue."""
-    resume = f"continue with: llmtune run {run.path}" if run.recipe_file.is_file() else "nothing was trained yet"
-    if result.code > 128:
-        error: LlmtuneError = Interrupted(result.message or f"stopped; {resume}")
-    else:
-        error = TrainingError(result.message or f"training ended with code {result.code}; {resume}")
-    explained = bool(result.message) or result.code > 128
-    error.exit_code = result.code if explained else TrainingError.exit_code
-    return error
+        raise training_error(result, run, recipe)
 
 
 def run_training(launch: Launch, arguments: list[str]) -> Exit:
@@ -65,41 +52,86 @@ def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Exit:
 
     def stop(number: int) -> None:
         stops.append(number)
+        _answer(exit_file, len(stops))
         for child in children:
             # SIGTERM ends Python at once and silently, while SIGINT in the middle of an import prints a traceback.
             _forward_signal(child.pid, signal.SIGTERM if len(stops) < 3 else signal.SIGKILL, launcher)
 
-    with tempfile.TemporaryDirectory() as folder, _on_stop_signals(stop):
+    with tempfile.TemporaryDirectory() as folder:
         exit_file = Path(folder) / "code"
-        # In the terminal's process group, Ctrl-C would end accelerate at once while the training still saves.
-        child = subprocess.Popen(
-            arguments, env={**env, EXIT_FILE: str(exit_file)}, stdin=subprocess.DEVNULL, process_group=0
-        )
-        children.append(child)
-        if stops:
-            child.kill()
-        code, message = child.wait(), ""
+        with _on_stop_signals(stop):
+            own = {EXIT_FILE: str(exit_file), PARENT: str(os.getpid())}
+            # In the terminal's process group, Ctrl-C would end accelerate at once while the training still saves.
+            child = subprocess.Popen(arguments, env={**env, **own}, stdin=subprocess.DEVNULL, process_group=0)
+            children.append(child)
+            if stops:
+                child.kill()
+            code, message = child.wait(), ""
         if exit_file.is_file():
-            first_line, _, message = exit_file.read_text().partition("\n")
-            code = int(first_line)
-    if stops and code:
+            first_line, _, message = exit_file.read_text(encoding="utf-8").partition("\n")
+            code = int(first_line) if first_line.isdigit() else code
+    if stops:
         return Exit(128 + stops[0], message)
     return Exit(code if code >= 0 else 128 - code, message)
 
 
+def answer_stops(words: str) -> None:
+    """Leave the words by which the command that started the training answers Ctrl-C at once."""
+    if EXIT_FILE in os.environ:
+        Path(_answer_file(os.environ[EXIT_FILE])).write_text(words)
+
+
+def _answer_file(exit_file: str) -> str:
+    return f"{exit_file}.answer"
+
+
+def _answer(exit_file: Path, count: int) -> None:
+    """Answer the first or second stop signal in one line, where the training left words; without, it ends at once."""
+    with contextlib.suppress(OSError):
+        words = Path(_answer_file(str(exit_file))).read_text() if count == 1 else AT_ONCE * (count == 2)
+        if words:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f"llmtune: {words}\n".encode())
+
+
 def report_failure(error: LlmtuneError) -> int:
     """Report an error to the command that started the training, or without one on stderr; return the exit code."""
-    if EXIT_FILE in os.environ:
-        _write_once(f"{error.exit_code}\n{error}")
-    else:
+    if EXIT_FILE not in os.environ or not _write_once(f"{error.exit_code}\n{error}"):
         print(f"llmtune: {error}", file=sys.stderr)
     return error.exit_code
 
 
-def _write_once(text: str) -> None:
-    # "x": the first rank that fails causes the others to fail.
-    with contextlib.suppress(FileExistsError), open(os.environ[EXIT_FILE], "x") as file:
-        file.write(text)
+def reporting_failures(command: Callable[[], int]) -> int:
+    """Run what a training process does; whatever ends it is reported in one line. Returns the exit code."""
+    show_any_text()
+    try:
+        with told_in_one_line(TrainingError):
+            return command()
+    except LlmtuneError as error:
+        return report_failure(error)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return Interrupted.exit_code
+
+
+def leave_code(code: int) -> None:
+    """Leave the code of a signal that ended a process of a launcher; one that kills is why the others failed."""
+    killed = code - 128 in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
+    with contextlib.suppress(OSError):
+        if killed and EXIT_FILE in os.environ:
+            Path(os.environ[EXIT_FILE]).unlink(missing_ok=True)
+    if EXIT_FILE in os.environ:
+        _write_once(f"{code}\n")
+
+
+def _write_once(text: str) -> bool:
+    """Write how a training ended, unless another process did; False where the disk does not take it."""
+    try:
+        # "x": the first rank that fails causes the others to fail.
+        with contextlib.suppress(FileExistsError), open(os.environ[EXIT_FILE], "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return False
+    return True
 
 
 def exit_process(code: int) -> NoReturn:

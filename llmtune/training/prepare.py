@@ -5,7 +5,8 @@ from pathlib import Path
 
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
-from llmtune.files import write_json
+from llmtune.errors import LlmtuneError
+from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.model.base import Base, load_tokenizer, locate_base, stop_ids
@@ -51,6 +52,31 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
     return Prepared(run, base, examination.data, examination.layout)
+
+
+@locates_mistakes
+def complete(run: Run, gpus: int) -> None:
+    """Write the plan and the findings of a run that was killed, or found no disk, before they were written.
+
+    Raises LlmtuneError where they are gone though training has begun.
+    """
+    if all(_is_json(file) for file in (run.plan_file, run.data_file)):
+        return
+    begun = next((path for path in (run.delta, *run.checkpoints.glob("step-*")) if path.exists()), None)
+    if begun:
+        lost = run.data_file if _is_json(run.plan_file) else run.plan_file
+        raise LlmtuneError(f"{lost}: is gone or damaged, and {begun} needs it; start a new run with --out")
+    examination = examine(run.recipe(), gpus)
+    write_json(run.plan_file, examination.table.to_json())
+    write_json(run.data_file, examination.data.findings)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        read_json(file)
+    except LlmtuneError:
+        return False
+    return True
 
 
 @locates_mistakes

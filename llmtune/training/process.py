@@ -1,34 +1,61 @@
 """One process of a training, by the words of its command line."""
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 
 from llmtune import terminal
-from llmtune.errors import Interrupted, LlmtuneError
-from llmtune.launch.process import report_failure
+from llmtune.errors import Interrupted, LlmtuneError, TrainingError
+from llmtune.launch.ending import less_memory, resume_words
+from llmtune.launch.faults import told_in_one_line
+from llmtune.launch.process import EXIT_FILE, report_failure
 from llmtune.recipe import load as load_recipe
-from llmtune.run import open_run
+from llmtune.run import Run, open_run
 from llmtune.training.distributed import join_processes
 from llmtune.training.loop import train
-from llmtune.training.prepare import prepare_all
+from llmtune.training.prepare import complete, prepare_all
 
 
 def main(words: list[str]) -> int:
     """Train the run folder, or the recipe, that the words of a command line name; gives the exit code."""
     options = _parser().parse_args(words)
+    is_run = options.recipe.is_dir()
+    run = Run(options.recipe if is_run else options.out or Path("runs") / options.recipe.stem)
     try:
-        if options.recipe.is_dir():
-            train(open_run(options.recipe))
-        else:
-            _train_recipe(options)
+        with told_in_one_line(TrainingError, run.path, partial(resume_words, run), partial(_less_memory, run)):
+            train_run = _train_folder if is_run else _train_recipe
+            train_run(options, run)
     except LlmtuneError as error:
         return report_failure(error)
     except KeyboardInterrupt:
         return Interrupted.exit_code
     return 0
+
+
+def _less_memory(run: Run) -> str:
+    return less_memory(run.recipe()) if run.recipe_file.is_file() else ""
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keep other trainings out of the run for as long as its first process lives; raises in every process."""
+    with contextlib.ExitStack() as locks:
+        failure = None
+        if join_processes().is_main_process:
+            try:
+                if EXIT_FILE not in os.environ:  # else the command that started this process keeps others out
+                    locks.enter_context(run.locked())
+                locks.enter_context(run.training())
+            except LlmtuneError as error:
+                failure = error
+        _raise_in_every_process(failure)
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,24 +67,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train_recipe(options: argparse.Namespace) -> None:
+def _train_folder(options: argparse.Namespace, folder: Run) -> None:
+    """Train the run in a folder, which is completed where what made it was killed on the way."""
+    run = open_run(folder.path)
+    with _alone(run):
+        with _first_on_each_machine(run) as here:
+            if here:
+                complete(run, torch.cuda.device_count())
+        train(run)
+
+
+def _train_recipe(options: argparse.Namespace, run: Run) -> None:
     """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
-    state = join_processes()
-    out, ready, failure = options.out or Path("runs") / options.recipe.stem, None, None
-    if state.is_local_main_process:
-        try:
-            recipe = load_recipe(options.recipe, options.set)
-            ready = prepare_all(recipe, out, torch.cuda.device_count(), options.overwrite)
-        except LlmtuneError as error:
-            failure = error
+    state, ready = join_processes(), None
+    with _alone(run):
+        with _first_on_each_machine(run) as here:
+            if here:
+                recipe = load_recipe(options.recipe, options.set)
+                ready = prepare_all(recipe, run.path, torch.cuda.device_count(), options.overwrite)
+        open_run(run.path)
+        if state.is_main_process:
+            terminal.prepared(run)
+        if run.done("train"):
+            state.destroy_process_group()
+        else:
+            train(run, ready)
+
+
+@contextlib.contextmanager
+def _first_on_each_machine(run: Run) -> Iterator[bool]:
+    """Whether this is the first process on its machine; all wait for those, and get the first error among them."""
+    failure = None
+    try:
+        with told_in_one_line(LlmtuneError, run.path):
+            yield join_processes().is_local_main_process
+    except LlmtuneError as error:
+        failure = error
     _raise_in_every_process(failure)
-    run = open_run(out)
-    if state.is_main_process:
-        terminal.prepared(run)
-    if run.done("train"):
-        state.destroy_process_group()
-    else:
-        train(run, ready)
 
 
 def _raise_in_every_process(failure: LlmtuneError | None) -> None:

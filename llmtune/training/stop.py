@@ -1,6 +1,8 @@
 """SIGINT and SIGTERM: a checkpoint, then the end of training."""
 
+import os
 import signal
+import sys
 from types import FrameType
 
 import torch
@@ -8,28 +10,47 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtune.launch.process import EXIT_FILE, answer_stops
+
+AGAIN = "press Ctrl-C again to end at once"
+LOADING = f"stopping after the first step; {AGAIN}"
+IN_STEPS = f"stopping after this step, with a checkpoint; {AGAIN}"
+
 
 class Stop(TrainerCallback):
     """Turns SIGINT and SIGTERM into a checkpoint and an end after the current step; a second one ends at once.
 
     In a single process the first one also ends at once while there is no step to lose, as in a long build of a cache.
+    Each is answered at once: by the command that started the training, or without one by the first process.
     """
 
     def __init__(self) -> None:
+        state = PartialState()
         self.requested = False
-        self._waits = PartialState().num_processes > 1
+        self._waits, self._first = state.num_processes > 1, state.is_main_process
+        self._answer = ""
+        if self._waits:
+            self._set_answer(LOADING)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request)
+
+    def _set_answer(self, words: str) -> None:
+        if self._first and words != self._answer:
+            answer_stops(words)
+        self._answer = words
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested or not self._waits:
             raise KeyboardInterrupt
         self.requested = True
+        if self._first and EXIT_FILE not in os.environ:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"llmtune: {self._answer}\n".encode())
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
     ) -> None:
         self._waits = True
+        self._set_answer(IN_STEPS)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object

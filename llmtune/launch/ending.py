@@ -1,0 +1,70 @@
+"""How a training that ended early is told: its own message, or what a signal means, what is safe, and how to go on."""
+
+import shlex
+import signal
+from dataclasses import dataclass
+
+from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.memory import machine_memory
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a training ended: its exit code, 128 + the number of a signal that ended it, and its error message."""
+
+    code: int
+    message: str = ""
+
+
+def training_error(result: Exit, run: Run, recipe: Recipe | None = None) -> LlmtuneError:
+    """Make the error of a training that ended early: its own message and code, or a line that says how to continue.
+
+    `recipe` serves to name the settings that lower memory.
+    """
+    number, resume = result.code - 128, resume_words(run)
+    if result.message:
+        error = LlmtuneError(result.message)
+        error.exit_code = result.code
+    elif number in STOPS:
+        error = Interrupted(f"stopped; {resume}")
+        error.exit_code = result.code
+    elif number == signal.SIGKILL:
+        error = MachineError(f"{_killed(recipe)}; {resume}")
+    elif number in set(signal.Signals):
+        name = signal.Signals(number).name
+        error = TrainingError(f"the training process crashed (signal {number}, {name}); {resume}")
+    else:
+        error = TrainingError(f"training ended with code {result.code}; {resume}")
+    return error
+
+
+def resume_words(run: Run) -> str:
+    """What of a run's training is safe, and the command that continues it."""
+    if not run.recipe_file.is_file():
+        return "nothing was trained yet"
+    saved = sorted(file.parent for file in run.checkpoints.glob("step-*/manifest.json"))
+    safe = f"training is safe up to step {int(saved[-1].name.removeprefix('step-'))}; " if saved else ""
+    return f"{safe}continue with: llmtune run {shlex.quote(str(run.path))}"
+
+
+def _killed(recipe: Recipe | None) -> str:
+    cause = "the training process was killed (signal 9), probably by the system for lack of memory"
+    return f"{cause}: {machine_memory()}; {less_memory(recipe)}" if recipe else f"{cause}: {machine_memory()}"
+
+
+def less_memory(recipe: Recipe) -> str:
+    """The settings that lower the memory of a recipe's training, those that cost least first, in words."""
+    train, now = recipe.train, recipe.data.max_length
+    options = {
+        "train.micro_batch_size: 1": train.micro_batch_size != 1 and train.batch_size > 1,
+        "train.activation_checkpointing: true": not train.activation_checkpointing,
+        f"a lower data.max_length (now {now})": True,
+        "train.optimizer: adamw_8bit": train.optimizer == "adamw",
+        "model.precision: bf16": recipe.model.precision == "fp32",
+        "an adapter such as lora": recipe.method.adapter.trains_base,
+    }
+    return f"lower it by {', '.join(words for words, helps in options.items() if helps)}"
