@@ -141,8 +141,8 @@ def exit_process(code: int) -> NoReturn:
         _write_once(f"{code}\n")
     # When a rank fails, torchrun kills the others, and after Ctrl-C one of them may still be writing the checkpoint.
     status = 0 if launched and code == Interrupted.exit_code else code
-    if code and os.environ.get("WORLD_SIZE", "1") != "1":
-        # A process group left open by a failure may abort the interpreter while it shuts down.
+    if code and (os.environ.get("WORLD_SIZE", "1") != "1" or PARENT in os.environ):
+        # A process group left open by a failure may abort the interpreter while it shuts down, and torch takes seconds.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
