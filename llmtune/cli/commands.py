@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtune import __version__
-from llmtune.errors import Interrupted, LlmtuneError, TrainingError
+from llmtune.errors import TrainingError
+from llmtune.launch.guard import guarded_step, run_command
 from llmtune.launch.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -27,17 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_libraries()
     command: Command = options.command
-    try:
-        return command(options) or 0
-    except LlmtuneError as error:
-        print(f"llmtune: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("llmtune: stopped", file=sys.stderr)
-        return Interrupted.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run_command(lambda: command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _write_report, "write the report page"),
         ("chat", _chat, "talk to base and tuned model side by side"),
     ):
-        _add(commands, name, command, text).add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+        step = _add(commands, name, command, text)
+        step.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+        step.set_defaults(step=name)
     _add(commands, "schema", _schema, "print the recipe's JSON schema, for editors")
     return parser
 
@@ -178,11 +169,8 @@ def _finish(run: "Run", name: str, step: Step) -> None:
     from llmtune.terminal import heading
 
     heading(name)
-    try:
+    with guarded_step(run, name):
         step(run)
-    except LlmtuneError:
-        print(f"llmtune: training is safe in {run.delta}; continue with: llmtune run {run.path}", file=sys.stderr)
-        raise
 
 
 def _open(options: argparse.Namespace) -> "Run":
@@ -209,7 +197,8 @@ def _repeat(options: argparse.Namespace, step: Step) -> None:
     with run.locked():
         if not run.done("train"):
             raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
-        step(run)
+        with guarded_step(run, options.step, say_safe=False):
+            step(run)
 
 
 def _evaluate(run: "Run") -> None:
