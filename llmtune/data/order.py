@@ -1,9 +1,13 @@
-"""The order of the training rows; it depends on seed and epoch alone, so that ranks and resumed runs agree."""
+"""The order of the training rows, by seed and epoch alone, so that ranks and resumed runs agree; shares of others."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+
+from llmtune.data.encode import IGNORED
 
 POOL_BATCHES = 50
 
@@ -26,6 +30,24 @@ def order(lengths: Sequence[int], batch: int, seed: int, epoch: int, grouped: bo
         batches += [by_length[at : at + batch] for at in range(0, len(by_length), batch)]
     shuffled = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
     return [row for group in [*shuffled, rows[full:]] for row in group]
+
+
+def share(rows: int, rank: int, world: int) -> list[int | None]:
+    """The rows that one of `world` processes validates; None, which does not count, evens out their number.
+
+    Every process has as many, since those that share a model run it together, and no row counts twice.
+    """
+    own: list[int | None] = list(range(rank, rows, world))
+    return own + [None] * (math.ceil(rows / world) - len(own))
+
+
+def shared_batches(
+    rows: Sequence[dict[str, Any]], rank: int, world: int, size: int, collate: Callable[[list[dict[str, Any]]], Any]
+) -> DataLoader:
+    """A process's batches of its share of the rows, in order; what evens out their number has no label."""
+    unlabelled = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
+    own = [unlabelled if index is None else rows[index] for index in share(len(rows), rank, world)]
+    return DataLoader(own, batch_size=size, collate_fn=collate)
 
 
 class EpochSampler(Sampler[int]):

@@ -11,7 +11,7 @@ from transformers import TrainerControl
 from transformers.trainer_utils import TrainOutput
 
 from llmtune.data.encode import IGNORED
-from llmtune.data.order import EpochSampler
+from llmtune.data.order import EpochSampler, shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
@@ -78,13 +78,9 @@ class SupervisedTrainer(Planned):
     def get_train_dataloader(self) -> DataLoaderShard:
         """Batches of this process, in an order that follows from seed and epoch alone."""
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            sampler=EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped),
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        sampler = EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped)
+        options = {"batch_size": self.args.train_batch_size, "pin_memory": self.args.dataloader_pin_memory}
+        loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
         return self.accelerator.prepare(loader)
 
     def _rows_per_step(self) -> int:
@@ -180,16 +176,19 @@ class SupervisedTrainer(Planned):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """The mean loss per supervised token over the evaluation rows; random state and mode stay as they are."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        share = (self.args.process_index, self.args.world_size, self.args.eval_batch_size)
         training = self.model.training
         self.model.eval()
         with torch.random.fork_rng(), torch.no_grad():
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-            for batch in self.get_eval_dataloader(eval_dataset):
+            for batch in shared_batches(rows, *share, self.data_collator):
                 inputs = self._prepare_inputs(batch)
                 count = int((inputs["labels"][:, 1:] != IGNORED).sum())
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(self.model, inputs)
-                sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
+                if count:
+                    sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
         reshard(self.model)
         self.model.train(training)

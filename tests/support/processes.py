@@ -1,5 +1,6 @@
-"""Two processes of tests/training/test_processes.py: `torchrun -m tests.support.processes shard|train|fsdp2 OUT`."""
+"""Two processes of tests/training/test_processes.py: `torchrun -m tests.support.processes TASK OUT`."""
 
+import json
 import os
 import shutil
 import sys
@@ -40,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lisa": {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01},
 }
 STEPS = 6
+VALIDATED = (1, 3, 81)
 
 
 def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tensor]:
@@ -113,6 +115,14 @@ def train(out: Path) -> None:
     dist.destroy_process_group()
 
 
+def validate(out: Path) -> None:
+    """Write the validation loss over each number of rows in VALIDATED, as these processes reckon it."""
+    losses = {count: training.validation_loss(out, count) for count in VALIDATED}
+    if dist.get_rank() == 0:
+        (out / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
 def fsdp2(folder: Path) -> None:
     """Train the runs in a folder, each a second time from its second checkpoint, through Accelerate's FSDP2."""
     original = PartialState.__init__
@@ -144,8 +154,8 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "fsdp2":
         fsdp2(out)
         return
-    if arguments[0] == "train":
-        train(out)
+    if arguments[0] in ("train", "validate"):
+        (train if arguments[0] == "train" else validate)(out)
         return
     dist.init_process_group("gloo")
     for name, method in METHODS.items():

@@ -155,6 +155,11 @@ def fit(folder: Path, method: dict[str, Any], **more: Any) -> tuple[SupervisedTr
     return result, [*watch.before, snapshot(result.model)], log
 
 
+def validation_loss(folder: Path, count: int) -> float:
+    """The loss over that many validation rows, before any training."""
+    return trainer(folder, METHODS["full"]).evaluate(rows(count, seed=5))["eval_loss"]
+
+
 def prepare_run(folder: Path, method: dict[str, Any], count: int = 40, name: str = "run", **sections: Any) -> Run:
     """A prepared run of `count` rows on a tiny base of three blocks; the base is made once in a folder."""
     base = folder / "base"

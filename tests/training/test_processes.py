@@ -1,5 +1,6 @@
 """Two processes: sharded runs equal the single process, and weights that drift apart end the run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_trains_to_the_end_when_processes_agree(tmp_path: Path) -> None:
     two("train", str(tmp_path))
     assert [(tmp_path / f"reached-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     assert not list(tmp_path.glob("error-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_validate_to_the_loss_of_one(tmp_path: Path) -> None:
+    two("validate", str(tmp_path))
+    together = json.loads((tmp_path / "losses.json").read_text())
+    for count in processes.VALIDATED:
+        assert together[str(count)] == pytest.approx(training.validation_loss(tmp_path, count), rel=1e-6), count
 
 
 @pytest.mark.slow
