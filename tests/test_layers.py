@@ -15,7 +15,7 @@ PACKAGE = ROOT / "llmtune"
 FLOORS = (
     {"errors", "kernels"},
     {"files", "numbers", "memory", "fields"},
-    {"plan"},
+    {"plan", "working"},
     {"run_log", "model"},
     {"adapters"},
     {"methods"},
@@ -38,6 +38,7 @@ LIGHT = (
     "memory",
     "fields",
     "plan",
+    "working",
     "adapters",
     "methods",
     "recipe",

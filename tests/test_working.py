@@ -1,0 +1,92 @@
+"""What shows that something long goes on: lines outside a terminal, a line that vanishes on one, and the time left."""
+
+import io
+import sys
+import time
+
+import pytest
+
+from llmtune import working as module
+from llmtune.working import Work, working
+
+
+class Terminal(io.StringIO):
+    """A text stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_tells_share_and_time_left() -> None:
+    now = [100.0]
+    work = Work("hashing", 4_000_000, "bytes", clock=lambda: now[0])
+    assert work.facts() == "0 B of 4.0 MB"
+    now[0] += 10
+    work.step(1_000_000)
+    assert work.facts() == "1.0 MB of 4.0 MB, 0:30 left"
+    assert work.share == 0.25
+    work.step(9_000_000)
+    assert (work.share, work.facts()) == (1.0, "10.0 MB of 4.0 MB, 0:00 left")
+
+
+def test_names_the_unit_and_counts_one_by_one() -> None:
+    now = [0.0]
+    work = Work("answering", 500, "rows", clock=lambda: now[0])
+    now[0] = 4.0
+    work.step()
+    work.step()
+    assert work.facts() == "2 of 500 rows, 16:36 left"
+
+
+def test_prints_lines_to_a_pipe_and_nothing_for_what_is_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with working("reading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(module, "DELAY", 0.05)
+    monkeypatch.setattr(module, "INTERVAL", 0.05)
+    with working("loading", total=4, unit="files") as step:
+        step()
+        time.sleep(0.3)
+        with working("hashing"):
+            time.sleep(0.3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0].startswith("loading: 1 of 4 files, ")
+    assert len(lines) >= 3
+    assert lines[-1].startswith("hashing:")
+
+
+def test_shows_one_line_on_a_terminal_and_removes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with working("loading [base]", total=10, unit="rows") as step:
+        step(5)
+        time.sleep(0.6)
+    written = terminal.getvalue()
+    assert "loading [base]" in written
+    assert "5 of 10 rows" in written
+    assert written.endswith("\x1b[2K")  # the line is erased
+
+
+def test_other_processes_of_a_machine_are_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(module, "DELAY", 0.01)
+    with working("loading"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_ends_with_an_error_of_the_block(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), working("loading"):
+        raise KeyError
+    monkeypatch.setattr(module, "DELAY", 0.01)
+    with working("hashing"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.startswith("hashing:")
