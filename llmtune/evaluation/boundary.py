@@ -1,0 +1,57 @@
+"""Where other libraries' errors end: each becomes one line that names what was at work, with the right exit code."""
+
+import contextlib
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+
+from llmtune.errors import LlmtuneError, MachineError, ProofError
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
+LESS_MEMORY = "lower eval.shots, or use a machine with more memory"
+
+
+@contextlib.contextmanager
+def failures_named(what: str, remedy: str = "", less_memory: str = LESS_MEMORY) -> Iterator[None]:
+    """Raise what ends the block as one line that begins with `what`: MachineError for memory and disk, else ProofError.
+
+    `remedy` ends the line of a ProofError, `less_memory` that of a lack of memory. llmtune's own errors pass.
+    """
+    try:
+        yield
+    except LlmtuneError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MachineError(f"{what}: memory is full; {less_memory}") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"{what}: the disk is full{_file(error)}; free some room and run it again") from error
+        if isinstance(error, ConnectionError):
+            raise MachineError(f"{what}: the network cannot be reached: {first_line(error)}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise MachineError(f"{what}: needs the package {error.name}; pip install {error.name}") from error
+        ending = f"; {remedy}" if remedy else ""
+        raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}){ending}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory is full, on a CPU or a GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of its text, at most 300 characters of it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _file(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+def _place(error: BaseException) -> str:
+    """Name the function in which an error was raised, its file and line, without folders."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1]
+    return f"{last.name}, {last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
