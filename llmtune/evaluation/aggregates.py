@@ -1,4 +1,4 @@
-"""Metrics of all rows at once, such as perplexity and BLEU: values on resampled rows, from which errors are computed."""
+"""Metrics of all rows at once, such as perplexity and BLEU: their values on resampled rows, for standard errors."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

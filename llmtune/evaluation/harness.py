@@ -43,11 +43,18 @@ def score_tasks(
     """
     results: dict[str, Result] = {}
     for task in tasks:
-        title = f"{name}, {task.task_name}"
+        title = f"{name}, {_title(task)}"
         with failures_named(title, "leave this task out of the suite"), _undisturbed(model), quiet(), working(title):
             built = _load(model, tokenizer, task, chat_template, title)
             results[task.task_name] = _score_task(built, task, shots, limit, chat_template)
     return results
+
+
+def _title(task: Task) -> str:
+    """Name a task for people: held-out rows by their number of worked examples."""
+    if isinstance(task, HeldOut):
+        return f"{len(task.questions.shots)}-shot" if task.questions.shots else "zero-shot"
+    return str(task.task_name)
 
 
 def _load(

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Score(TypedDict):
-    """A metric over `n` rows and its standard error: None for a single row. The value is None where it is not finite."""
+    """A metric over `n` rows, None where it is not finite, and its standard error, None for a single row."""
 
     value: float | None
     stderr: float | None

@@ -174,6 +174,27 @@ def table(run: Run) -> list[dict[str, str]]:
     ]
 
 
+def difference_table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
+    stored: TunedEvaluation = read_json(run.eval / "tuned.json")
+    return [
+        {"tuned against": other, "metric": _metric_title(stored["results"][task], task, metric)} | _gap_cells(gap)
+        for other, tasks in stored["differences"].items()
+        for task, metrics in tasks.items()
+        for metric, gap in metrics.items()
+    ]
+
+
+def _metric_title(result: Result, task: str, metric: str) -> str:
+    """Name a metric for people, with its task and with which direction is better."""
+    name = TITLES.get(metric, metric) if task == HELD_OUT else f"{task}: {metric}"
+    return f"{name} (lower is better)" if result.get("higher_is_better", {}).get(metric) is False else name
+
+
+def _gap_cells(gap: Difference) -> dict[str, str]:
+    return {"difference": format_difference(gap), "verdict": gap.get("verdict", ""), "n": str(gap["n"])}
+
+
 def task_title(task: str, result: Result) -> str:
     """Name a task for people: held-out rows by their number of shots, as zero-shot or 2-shot."""
     return {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot"}.get(task, task)
