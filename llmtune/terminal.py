@@ -66,8 +66,9 @@ def summary(run: Run) -> None:
     if run.done("eval"):
         from llmtune.evaluation.results import difference_table, table
 
-        console.print("\n[bold]base and tuned model[/bold]  ± is one standard error")
-        _table(table(run), {"model"})
+        results = table(run)
+        console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
+        _table(results, {"model"})
         console.print("\n[bold]tuned minus base, on the same rows[/bold]")
         _table(difference_table(run), {"tuned against", "metric", "verdict"})
     console.print()

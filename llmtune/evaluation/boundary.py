@@ -23,16 +23,24 @@ def failures_named(what: str, remedy: str = "", less_memory: str = LESS_MEMORY) 
     except LlmtuneError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            raise MachineError(f"{what}: memory is full; {less_memory}") from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"{what}: the disk is full{_file(error)}; free some room and run it again") from error
-        if isinstance(error, ConnectionError):
-            raise MachineError(f"{what}: the network cannot be reached: {first_line(error)}") from error
-        if isinstance(error, ModuleNotFoundError):
-            raise MachineError(f"{what}: needs the package {error.name}; pip install {error.name}") from error
+        lack = machine_lacks(error, less_memory)
+        if lack:
+            raise MachineError(f"{what}: {lack}") from error
         ending = f"; {remedy}" if remedy else ""
         raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}){ending}") from error
+
+
+def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
+    """Say what this machine lacks, if an error means that (memory, disk, network or package), and what to do."""
+    if is_out_of_memory(error):
+        return f"memory is full; {less_memory}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
+    if isinstance(error, ConnectionError):
+        return f"the network cannot be reached: {first_line(error)}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs the Python package {error.name}; install it and run this again"
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,10 +52,6 @@ def first_line(error: BaseException) -> str:
     """Return an error's kind and the first line of its text, at most 300 characters of it."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-def _file(error: OSError) -> str:
-    return f" ({error.filename})" if error.filename else ""
 
 
 def _place(error: BaseException) -> str:
