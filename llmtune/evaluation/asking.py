@@ -6,7 +6,7 @@ import time
 from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError
-from llmtune.evaluation.boundary import failures_named
+from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.harness import quiet, score_tasks
@@ -71,7 +71,7 @@ def _ask_held_out(
 
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
     """Return each row's loss, None for one that is not finite; raises ProofError where none is."""
-    with failures_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
+    with lacks_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
         losses = [finite(loss) for loss in answer_losses(model, rows.examples, int(exam.tokenizer.pad_token_id), step)]
     if losses and all(loss is None for loss in losses):
         raise ProofError(f"{name}: no row has a finite loss, so nothing can be scored")

@@ -9,25 +9,37 @@ from collections.abc import Iterator
 from llmtune.errors import LlmtuneError, MachineError, ProofError
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
-LESS_MEMORY = "lower eval.shots, or use a machine with more memory"
+LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
 
 
 @contextlib.contextmanager
-def failures_named(what: str, remedy: str = "", less_memory: str = LESS_MEMORY) -> Iterator[None]:
-    """Raise what ends the block as one line that begins with `what`: MachineError for memory and disk, else ProofError.
+def failures_named(what: str, remedy: str) -> Iterator[None]:
+    """Raise whatever ends the block as one line about `what`: a ProofError, or a MachineError for what is lacking.
 
-    `remedy` ends the line of a ProofError, `less_memory` that of a lack of memory. llmtune's own errors pass.
+    `remedy` ends the line of a ProofError. llmtune's own errors pass.
     """
     try:
-        yield
+        with lacks_named(what):
+            yield
     except LlmtuneError:
         raise
     except Exception as error:
+        raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def lacks_named(what: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
+    """Raise a MachineError of one line about `what` where the machine lacks something; other errors pass.
+
+    `less_memory` says what to do where memory is full.
+    """
+    try:
+        yield
+    except Exception as error:
         lack = machine_lacks(error, less_memory)
-        if lack:
-            raise MachineError(f"{what}: {lack}") from error
-        ending = f"; {remedy}" if remedy else ""
-        raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}){ending}") from error
+        if lack is None:
+            raise
+        raise MachineError(f"{what}: {lack}") from error
 
 
 def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:

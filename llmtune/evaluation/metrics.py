@@ -151,7 +151,7 @@ def _canonical(value: object) -> str:
 
 def format_score(value: float | None, error: float | None) -> str:
     """Format a score for tables in three decimals: value ± standard error, or that it is not finite."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return NOT_FINITE
     return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 

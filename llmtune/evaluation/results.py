@@ -159,7 +159,11 @@ def _difference_of_aggregates(new: Result, old: Result, metric: str, change: flo
 
 def table(run: Run) -> list[dict[str, str]]:
     """Return a row of cells for each model, by column title: every score with its standard error and its n."""
-    base, tuned = (read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned"))
+    return compare_models(*(read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned")))
+
+
+def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+    """Return the cells of `table` for the results of two models by task."""
     tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
     by_model = {"base, zero-shot": base, "tuned": tuned}
     if HELD_OUT not in base:

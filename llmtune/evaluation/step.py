@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError
 from llmtune.evaluation.asking import ask
-from llmtune.evaluation.boundary import failures_named
+from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam, context_length, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
@@ -27,14 +27,14 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 
 
 @locates_mistakes
-def evaluate(run: Run, recipe: Recipe | None = None) -> Evaluations:
-    """Evaluate base and tuned model as the recipe says, the run's own where none is given; writes eval/.
+def evaluate(run: Run) -> Evaluations:
+    """Evaluate base and tuned model on the recipe's suite; writes eval/base.json, tuned.json and settings.json.
 
     Raises RecipeError for a bad suite, MachineError for what this machine lacks, ProofError for a changed delta or for
     what cannot be scored.
     """
-    recipe = recipe or run.recipe()
-    with failures_named("evaluation"):
+    recipe = run.recipe()
+    with lacks_named("evaluation"):
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
