@@ -67,8 +67,9 @@ def _load(
     built = LoadedModel(model, tokenizer, TASK_BATCH, False, title)
     questions = task.questions
     built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
-    tokens = max(map(len, questions.prompt_ids)) + task.generation["max_gen_toks"]
-    built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), tokens)
+    new_tokens: Any = task.generation["max_gen_toks"]
+    longest = max(map(len, questions.prompt_ids))
+    built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), longest + new_tokens)
     return built
 
 

@@ -10,7 +10,6 @@ import sacrebleu
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from sklearn.metrics import f1_score
 
 from llmtune.evaluation.aggregates import resample
 from llmtune.evaluation.harness import score_tasks
@@ -20,7 +19,9 @@ from llmtune.evaluation.tasks import load_tasks
 from tests.support import tiny
 from tests.support.suites import load, mine
 
-ROWS = [{"q": f"is {n} odd?", "a": n % 2, "text": f"{'yes' if n % 2 else 'no'} it is {n}"} for n in range(12)]
+ROWS: list[dict[str, Any]] = [
+    {"q": f"is {n} odd?", "a": n % 2, "text": f"{'yes' if n % 2 else 'no'} it is {n}"} for n in range(12)
+]
 WIDE = 0.3
 
 
@@ -74,7 +75,7 @@ def test_difference_of_perplexities_is_that_of_both_models(tmp_path: Path) -> No
     rows = drawn(12)
     resampled = numpy.exp(-logs[0][rows].mean(1)) - numpy.exp(-logs[1][rows].mean(1))
     assert gap["stderr"] == pytest.approx(resampled.std(), rel=0.15)
-    assert gap["interval"][0] < gap["difference"] < gap["interval"][1]
+    assert gap["interval"][0] < expected[0] - expected[1] < gap["interval"][1]
 
 
 def test_lower_perplexity_is_called_better(tmp_path: Path) -> None:
@@ -129,9 +130,10 @@ def test_bleu_compares_both_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_f1_is_that_of_all_rows(tmp_path: Path) -> None:
     result = scores(tmp_path, 1, ["f1", "mcc", "acc"])
     right = result["scores"]["acc"]
-    truth = [row["a"] for row in ROWS]
-    predicted = [a if ok else 1 - a for a, ok in zip(truth, right, strict=True)]
-    assert result["metrics"]["f1"]["value"] == pytest.approx(f1_score(truth, predicted))
+    odd = [bool(row["a"]) for row in ROWS]
+    hits = sum(bool(ok) and one for ok, one in zip(right, odd, strict=True))
+    called_odd = sum(bool(ok) == one for ok, one in zip(right, odd, strict=True))
+    assert result["metrics"]["f1"]["value"] == pytest.approx(2 * hits / (called_odd + sum(odd)))
     assert set(result["scores"]) == {"acc"}
     assert set(result["resamples"]) == {"f1", "mcc"}
 

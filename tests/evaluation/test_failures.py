@@ -1,5 +1,6 @@
 """What cannot be scored is said in one line with its exit code; what can be, is stored without NaN."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -238,23 +239,22 @@ def test_counts_every_request_of_a_task_once(tmp_path: Path, monkeypatch: pytest
     counted: dict[str, float] = {}
 
     def count(name: str, total: float, unit: str) -> Any:
-        import contextlib
-
         def step(amount: float = 1) -> None:
             counted[unit] = counted.get(unit, 0) + amount / total
 
         return contextlib.nullcontext(step)
 
     monkeypatch.setattr(loaded_model, "working", count)
-    rolling = {
+    rolling: dict[str, Any] = {
         "doc_to_text": "",
         "doc_to_choice": None,
         "doc_to_target": "{{q}}",
         "output_type": "loglikelihood_rolling",
     }
-    answers = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{q}}"}
+    answers: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "{{q}}"}
     answers |= {"generation_kwargs": {"until": ["?"], "max_gen_toks": 4}}
-    for keys in ({}, {**rolling, "metric_list": [{"metric": "word_perplexity"}]}, answers):
+    every: tuple[dict[str, Any], ...] = ({}, {**rolling, "metric_list": [{"metric": "word_perplexity"}]}, answers)
+    for keys in every:
         metrics = {"metric_list": [{"metric": "exact_match"}]} if keys is answers else {}
         score_tasks(tiny.model(), tiny.tokenizer(), load_tasks(load(tmp_path, mine(tmp_path, **keys, **metrics))))
     assert counted == pytest.approx({"requests": 1, "windows": 1, "rows": 1})
