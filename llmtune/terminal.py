@@ -64,16 +64,13 @@ def findings(data: dict[str, Any]) -> None:
 def summary(run: Run) -> None:
     """Print the results of the evaluation, the paths of delta, merged weights and report, and the next command."""
     if run.done("eval"):
-        from llmtune.evaluation.results import table
+        from llmtune.evaluation.results import difference_table, table
 
         results = table(run)
-        shown = Table(box=None, pad_edge=False)
-        for title in results[0]:
-            shown.add_column(title, justify="left" if title == "model" else "right")
-        for row in results:
-            shown.add_row(*row.values())
-        console.print("\n[bold]held-out rows[/bold]")
-        console.print(shown)
+        console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
+        _table(results, {"model"})
+        console.print("\n[bold]tuned minus base, on the same rows[/bold]")
+        _table(difference_table(run), {"tuned against", "metric", "verdict"})
     console.print()
     for name, path, done in (
         ("delta", run.delta, run.done("train")),
@@ -83,3 +80,13 @@ def summary(run: Run) -> None:
         if done:
             console.print(f"{name:7} {path}")
     console.print(f"\nnext: llmtune chat {run.path}")
+
+
+def _table(rows: list[dict[str, str]], left: set[str]) -> None:
+    """Print rows of cells by column title; columns not in `left` are aligned at the right."""
+    shown = Table(box=None, pad_edge=False)
+    for title in rows[0] if rows else ():
+        shown.add_column(title, justify="left" if title in left else "right")
+    for row in rows:
+        shown.add_row(*row.values())
+    console.print(shown)

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.collate import Collator
 from llmtune.data.encode import IGNORED, Example
+from llmtune.working import Step
 
 CACHE_BYTES = 2**30
 LOSS_TOKENS = 2048
@@ -46,10 +47,12 @@ def limit_head(model: PreTrainedModel, select: Callable[[torch.Tensor], torch.Te
 
 
 @torch.no_grad()
-def greedy(model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new_tokens: int) -> list[list[int]]:
+def greedy(
+    model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Step | None = None
+) -> list[list[int]]:
     """Return the likeliest tokens after each prompt, at most `new_tokens`, the first stop token included.
 
-    The model has to satisfy `shares_start`.
+    The model has to satisfy `shares_start`. `step` is told how many prompts are done, with shares of the others.
     """
     shared = min(_common_length(prompts), min(map(len, prompts)) - 1)
     start = _key_value_cache(model, prompts[0][:shared])
@@ -60,8 +63,9 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new
     answers: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     ended: set[int] = set()
+    done = 0.0
     with limit_head(model, lambda hidden: hidden[:, -1:]):
-        for _ in range(new_tokens):
+        for length in range(1, new_tokens + 1):
             output = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
@@ -71,6 +75,9 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new
                     answers[row].append(token)
                     if token in stop:
                         ended.add(row)
+            if step:
+                before, done = done, len(ended) + (len(prompts) - len(ended)) * length / new_tokens
+                step(done - before)
             if ended.issuperset(live):
                 break
             ids, positions = tokens[:, None], positions[:, -1:] + 1
@@ -87,8 +94,10 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new
 
 
 @torch.no_grad()
-def answer_losses(model: PreTrainedModel, examples: list[Example], pad_id: int) -> list[float]:
-    """Return the summed negative log-likelihood, in nats, of each example's supervised tokens."""
+def answer_losses(
+    model: PreTrainedModel, examples: list[Example], pad_id: int, step: Step | None = None
+) -> list[float]:
+    """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32."""
     if not examples:
         return []
     first = min(next(place for place, label in enumerate(row.labels) if label != IGNORED) for row in examples)
@@ -103,7 +112,17 @@ def answer_losses(model: PreTrainedModel, examples: list[Example], pad_id: int) 
         tensors = {name: tensor.to(model.device) for name, tensor in padded.items()}
         for index, loss in zip(batch, _batch_losses(model, tensors, start), strict=True):
             losses[index] = loss
+        if step:
+            step(len(batch))
     return losses
+
+
+@torch.no_grad()
+def has_finite_logits(model: PreTrainedModel, tokens: list[int]) -> bool:
+    """Tell whether the model's answer to some tokens is one: logits without NaN, the largest of them finite."""
+    with limit_head(model, lambda hidden: hidden[:, -1:]):
+        logits = model(input_ids=torch.tensor([tokens], device=model.device)).logits.float()
+    return bool(torch.isfinite(logits.max()))
 
 
 def _common_length(rows: list[list[int]]) -> int:

@@ -1,90 +1,31 @@
 """lm-eval behind one function, `score_tasks`: a model's scores on tasks."""
 
 import contextlib
-import io
 import logging
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy
 import torch
+from lm_eval.api.metrics import bypass_agg, mean
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.errors import ProofError
+from llmtune.evaluation.aggregates import Aggregation, is_row_mean, resample, row_mean_stderr
+from llmtune.evaluation.boundary import failures_named
+from llmtune.evaluation.generate import rows_per_batch
 from llmtune.evaluation.held_out import HeldOut
-from llmtune.evaluation.metrics import Score
+from llmtune.evaluation.loaded_model import LoadedModel
+from llmtune.evaluation.metrics import finite, spread
 from llmtune.evaluation.results import Result
+from llmtune.working import working
 
 TASK_BATCH = 8
 SEED = 1234
-
-
-class _BuiltModel(HFLM):
-    """A loaded model for lm-eval: its embeddings are not resized, and requests that are truncated are counted."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, adds_bos: bool | None
-    ) -> None:
-        self.truncated = 0
-        self.prompt_ids: dict[str, list[int]] = {}
-        super().__init__(
-            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=rows, add_bos_token=adds_bos
-        )
-
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask (B, T), cut to the last `left_truncate_len` tokens; held-out prompts keep their ids."""
-        if self.prompt_ids:
-            ids, mask = left_padded([self.prompt_ids[text] for text in strings], self.device)
-        else:
-            ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
-        if left_truncate_len:
-            self.truncated += int((mask.sum(1) > left_truncate_len).sum())
-            ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
-        return ids, mask
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: object
-    ) -> list[tuple[float, bool]]:
-        self.truncated += sum(len(before) + len(after) > self.max_length + 1 for _, before, after in requests)
-        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
-        return scores
-
-    def _model_generate(
-        self,
-        context: torch.Tensor,
-        max_length: int,
-        stop: list[str],
-        *,
-        attention_mask: torch.Tensor,
-        stop_ids: list[int] | None = None,
-        **options: object,
-    ) -> torch.Tensor:
-        """Return prompts and answers (B, T); held-out rows end at the model's stop tokens, tasks at their own."""
-        if stop_ids is None or not shares_start(self.model):
-            ends = {} if stop_ids is None else {"eos_token_id": stop_ids}
-            generated: torch.Tensor = super()._model_generate(
-                context, max_length, stop, attention_mask=attention_mask, **ends, **options
-            )
-            after = generated[:, context.shape[1] :]
-            after[torch.isin(after, torch.tensor(stop_ids or [], device=after.device))] = self.tokenizer.pad_token_id
-            return generated
-        rows = zip(context.tolist(), attention_mask.tolist(), strict=True)
-        prompts = [[token for token, is_token in zip(row, mask, strict=True) if is_token] for row, mask in rows]
-        answers = greedy(self.model, prompts, set(stop_ids), max_length - context.shape[1])
-        texts = [[token for token in answer if token not in stop_ids] for answer in answers]
-        width = max(map(len, texts))
-        padded = [text + [self.tokenizer.pad_token_id] * (width - len(text)) for text in texts]
-        return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
 
 def score_tasks(
@@ -94,69 +35,115 @@ def score_tasks(
     shots: int = 0,
     limit: int | None = None,
     chat_template: bool = False,
+    name: str = "model",
 ) -> dict[str, Result]:
-    """Score a model on tasks and return the results by task; its modes and all random states stay as they were."""
-    with _undisturbed(model), quiet():
-        return {task.task_name: _score_task(model, tokenizer, task, shots, limit, chat_template) for task in tasks}
+    """Score a model on tasks and return the results by task; its modes and all random states stay as they were.
+
+    Raises ProofError, naming model and task, for one that lm-eval cannot score; MachineError where memory is full.
+    """
+    results: dict[str, Result] = {}
+    for task in tasks:
+        title = f"{name}, {_title(task)}"
+        with failures_named(title, "leave this task out of the suite"), _undisturbed(model), quiet(), working(title):
+            built = _load(model, tokenizer, task, chat_template, title)
+            results[task.task_name] = _score_task(built, task, shots, limit, chat_template)
+    return results
 
 
-def _score_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    shots: int,
-    limit: int | None,
-    chat_template: bool,
-) -> Result:
+def _title(task: Task) -> str:
+    """Name a task for people: held-out rows by their number of worked examples."""
+    if isinstance(task, HeldOut):
+        return f"{len(task.questions.shots)}-shot" if task.questions.shots else "zero-shot"
+    return str(task.task_name)
+
+
+def _load(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, chat_template: bool, title: str
+) -> LoadedModel:
+    """Return the model as lm-eval asks it; for held-out rows, with their token ids and batches that fit them."""
+    if not isinstance(task, HeldOut):
+        # A chat template writes the BOS token itself.
+        return LoadedModel(model, tokenizer, TASK_BATCH, False if chat_template else None, title)
+    built = LoadedModel(model, tokenizer, TASK_BATCH, False, title)
+    questions = task.questions
+    built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
+    new_tokens: Any = task.generation["max_gen_toks"]
+    longest = max(map(len, questions.prompt_ids))
+    built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), longest + new_tokens)
+    return built
+
+
+def _score_task(built: LoadedModel, task: Task, shots: int, limit: int | None, chat_template: bool) -> Result:
     held_out = isinstance(task, HeldOut)
-    # A chat template writes the BOS token itself.
-    built = _BuiltModel(model, tokenizer, TASK_BATCH, False if held_out or chat_template else None)
-    if held_out:
-        questions = task.questions
-        built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
-        tokens = max(map(len, questions.prompt_ids)) + task.generation["max_gen_toks"]
-        built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), tokens)
-    elif task.get_config("num_fewshot") != 0:
+    if not held_out and task.get_config("num_fewshot") != 0:
         task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(SEED)
     answers = evaluate(
         built,
         {"tasks": {task.task_name: task}},
         limit=limit,
+        # Standard errors are computed below: lm-eval draws rows 100,000 times, in processes of its own.
+        bootstrap_iters=0,
         apply_chat_template=held_out or chat_template,
         fewshot_as_multiturn=chat_template,
     )
-    return _result(task, answers, limit, built.truncated)
+    if built.requests and built.not_finite == built.requests:
+        raise ProofError(f"{built.name}: no log-likelihood is a finite number, so nothing can be scored")
+    return _result(task, answers, limit, built)
 
 
-def _result(task: Task, answers: dict[str, Any], limit: int | None, truncated: int) -> Result:
+def _result(task: Task, answers: dict[str, Any], limit: int | None, built: LoadedModel) -> Result:
     """Take over lm-eval's answers for one task; a metric of a named filter is called metric:filter."""
     name = task.task_name
     rows, samples = answers["n-samples"][name], answers["samples"][name]
-    metrics: dict[str, Score] = {}
-    scores: dict[str, list[float]] = {}
-    for key, value in answers["results"][name].items():
-        metric, _, kind = key.partition(",")
-        if not kind or metric.endswith("_stderr"):
-            continue
-        error = answers["results"][name].get(f"{metric}_stderr,{kind}")
-        stderr = error if isinstance(error, float) else None
-        title = metric if kind == "none" else f"{metric}:{kind}"
-        metrics[title] = {"value": float(value), "stderr": stderr, "n": rows["effective"]}
-        values = [sample[metric] for sample in samples if sample["filter"] == kind]
-        if all(isinstance(score, int | float) for score in values):
-            scores[title] = [float(score) for score in values]
     result: Result = {
         "shots": answers["n-shot"][name],
         "n": rows["effective"],
         "of": rows["original"],
         "limit": limit,
         "version": task.VERSION,
-        "truncated": truncated,
-        "metrics": metrics,
-        "scores": scores,
+        "truncated": built.truncated,
+        "not_finite": built.not_finite,
+        "metrics": {},
+        "scores": {},
+        "higher_is_better": {},
+        "resamples": {},
     }
+    for key, value in answers["results"][name].items():
+        metric, _, kind = key.partition(",")
+        aggregation = task.aggregation().get(metric, mean)
+        if not kind or metric.endswith("_stderr") or aggregation is bypass_agg:
+            continue
+        of_kind = [sample for sample in samples if sample["filter"] == kind]
+        items = {row: sample[metric] for row, sample in enumerate(of_kind) if metric in sample}
+        title = metric if kind == "none" else f"{metric}:{kind}"
+        _add_metric(result, f"{built.name}, {title}", title, finite(value), aggregation, items, len(of_kind))
+        direction = answers["higher_is_better"][name].get(metric)
+        if direction is not None:
+            result["higher_is_better"][title] = bool(direction)
+    if not result["metrics"]:
+        raise ProofError(f"{built.name}: the task gives no score")
     return {**result, "outputs": [row["filtered_resps"][0] for row in samples]} if isinstance(task, HeldOut) else result
+
+
+def _add_metric(
+    result: Result,
+    name: str,
+    title: str,
+    value: float | None,
+    aggregation: Aggregation,
+    items: dict[int, Any],
+    rows: int,
+) -> None:
+    """Add a metric: one that is the mean of its rows with their scores, any other one with its resampled values."""
+    values = list(items.values())
+    if is_row_mean(aggregation, values):
+        stderr = row_mean_stderr(values)
+        result["scores"][title] = [finite(items[row]) if row in items else None for row in range(rows)]
+    else:
+        result["resamples"][title] = resample(aggregation, items, rows, name) if len(items) > 1 else []
+        stderr = spread(result["resamples"][title])
+    result["metrics"][title] = {"value": value, "stderr": None if value is None else stderr, "n": len(items)}
 
 
 @contextlib.contextmanager
@@ -177,12 +164,15 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval's log and progress bars; llmtune counts and reports what matters in them."""
-    log = logging.getLogger("lm_eval")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Silence the log of lm-eval and of its metrics, and warnings; llmtune reports what matters in them."""
+    logs = [logging.getLogger(name) for name in ("lm_eval", "sacrebleu")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -2,33 +2,49 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 
 class Score(TypedDict):
-    """A mean over `n` rows, and its standard error: None for a single row."""
+    """A metric over `n` rows, None where it is not finite, and its standard error, None for a single row."""
 
-    value: float
+    value: float | None
     stderr: float | None
     n: int
 
 
 class Difference(TypedDict):
-    """The mean of new minus old over the same `n` rows; for 0/1 scores also rows won, rows lost and McNemar's p."""
+    """New minus old over the same `n` rows; for 0/1 scores also rows won, rows lost and McNemar's p.
 
-    difference: float
+    For a metric of all rows at once, such as perplexity: the difference of both values, with its standard error and
+    95% interval from resampled rows. None where one of the two is not finite.
+    """
+
+    difference: float | None
     stderr: float | None
     n: int
     won: NotRequired[int]
     lost: NotRequired[int]
     p: NotRequired[float]
+    interval: NotRequired[tuple[float, float]]
+    verdict: NotRequired[str]
+    """better, worse, no difference measured, or not finite; higher or lower where nobody knows which one is better."""
+
+
+NO_DIFFERENCE, NOT_FINITE = "no difference measured", "not finite"
+FEWEST_ROWS = 6
+"""Below that no test can tell at 5%: five rows that all say the same have p = 0.0625."""
+FEWEST_RESAMPLES = 20
 
 
 def score(values: Sequence[float], weights: Sequence[float] | None = None) -> Score:
     """Return the mean of `values`, or with weights sum(values) / sum(weights), with its standard error."""
     weights = weights or [1.0] * len(values)
-    value = sum(values) / sum(weights)
+    value = sum(values) / sum(weights) if values else math.nan
+    if not math.isfinite(value):
+        return {"value": None, "stderr": None, "n": len(values)}
     return {"value": value, "stderr": _stderr(values, weights, value), "n": len(values)}
 
 
@@ -41,6 +57,55 @@ def difference(new: Sequence[float], old: Sequence[float], weights: Sequence[flo
         won, lost = (sum(a > b for a, b in zip(x, y, strict=True)) for x, y in ((new, old), (old, new)))
         result |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
     return result
+
+
+def verdict(gap: Difference, higher_is_better: bool | None) -> str:
+    """Say in words what a difference means; one that chance explains at 5% is none that was measured."""
+    change = gap["difference"]
+    if change is None:
+        return NOT_FINITE
+    if not _is_measured(gap, change):
+        return NO_DIFFERENCE
+    if higher_is_better is None:
+        return "higher" if change > 0 else "lower"
+    return "better" if (change > 0) == higher_is_better else "worse"
+
+
+def _is_measured(gap: Difference, change: float) -> bool:
+    if "p" in gap:
+        return gap["p"] < 0.05
+    if gap["n"] < FEWEST_ROWS or gap["stderr"] is None or not change:
+        return False
+    if "interval" in gap:
+        low, high = gap["interval"]
+        return low > 0 or high < 0
+    return abs(change) > 2 * gap["stderr"]
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """Return the standard deviation of resampled values; None where one is not finite, or with fewer than two."""
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) == len(values) > 1 else None
+
+
+def gaps(new: Sequence[float | None], old: Sequence[float | None]) -> list[float | None]:
+    """Return new minus old, resample by resample; as many as both have."""
+    return [None if a is None or b is None else a - b for a, b in zip(new, old, strict=False)]
+
+
+def interval(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Return the bounds between which 95% of the resampled values lie; None where one is not finite."""
+    known = sorted(value for value in values if value is not None)
+    if len(known) != len(values) or len(known) < FEWEST_RESAMPLES:
+        return None
+    cut = len(known) // 40
+    return known[cut], known[-1 - cut]
+
+
+def finite(value: Any) -> float | None:
+    """Return a number as a float, None for one that is not finite."""
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -84,6 +149,14 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def format_score(value: float, error: float | None) -> str:
-    """Format a score for tables in three decimals: value ± standard error."""
+def format_score(value: float | None, error: float | None) -> str:
+    """Format a score for tables in three decimals: value ± standard error, or that it is not finite."""
+    if value is None or not math.isfinite(value):
+        return NOT_FINITE
     return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def format_difference(gap: Difference) -> str:
+    """Format a difference as a score with its sign, + or -."""
+    text = format_score(gap["difference"], gap["stderr"])
+    return text if gap["difference"] is None or text.startswith("-") else f"+{text}"

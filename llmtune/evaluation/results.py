@@ -3,7 +3,17 @@
 from typing import Any, NotRequired, TypedDict
 
 from llmtune.errors import ProofError
-from llmtune.evaluation.metrics import Difference, Score, difference, format_score
+from llmtune.evaluation.metrics import (
+    Difference,
+    Score,
+    difference,
+    format_difference,
+    format_score,
+    gaps,
+    interval,
+    spread,
+    verdict,
+)
 from llmtune.files import read_json
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
@@ -24,9 +34,15 @@ class Result(TypedDict):
     version: float | str
     truncated: int
     """Requests that were longer than the model's context and lost their start."""
+    not_finite: int
+    """Requests whose log-likelihood was not a finite number."""
     metrics: dict[str, Score]
-    scores: dict[str, list[float]]
-    """Each metric row by row."""
+    scores: dict[str, list[float | None]]
+    """Each metric that is a mean, row by row: None where it is not finite or a row has none."""
+    higher_is_better: dict[str, bool]
+    """By metric, where it is known."""
+    resamples: dict[str, list[float | None]]
+    """Each metric of all rows at once, such as perplexity, on rows drawn with replacement: the same for every model."""
     tokens: NotRequired[list[int]]
     """Answer tokens of each row: the weights of the loss."""
     outputs: NotRequired[list[str]]
@@ -86,10 +102,10 @@ class Evaluations(TypedDict):
 
 def differences(tuned: Evaluation, base: Evaluation) -> dict[str, Differences]:
     """Return the tuned model minus the base by task and metric, zero-shot and, on held-out rows, few-shot."""
-    gaps = {"base, zero-shot": compare(tuned, base)}
+    by_base = {"base, zero-shot": compare(tuned, base)}
     if FEW_SHOT in base["results"]:
-        gaps["base, few-shot"] = {HELD_OUT: compare_results(tuned["results"][HELD_OUT], base["results"][FEW_SHOT])}
-    return gaps
+        by_base["base, few-shot"] = {HELD_OUT: compare_results(tuned["results"][HELD_OUT], base["results"][FEW_SHOT])}
+    return by_base
 
 
 def compare(new: Evaluation, old: Evaluation) -> Differences:
@@ -103,17 +119,51 @@ def compare(new: Evaluation, old: Evaluation) -> Differences:
 
 def compare_results(new: Result, old: Result) -> dict[str, Difference]:
     """Return `new` minus `old` by metric, for two results on the same rows."""
-    weights = {"loss": new.get("tokens")}
+    both = {metric: _difference(new, old, metric) for metric in new["metrics"] if metric in old["metrics"]}
     return {
-        metric: difference(scores, old["scores"][metric], weights.get(metric))
-        for metric, scores in new["scores"].items()
-        if len(scores) == len(old["scores"].get(metric, []))
+        metric: {**gap, "verdict": verdict(gap, new["higher_is_better"].get(metric))}
+        for metric, gap in both.items()
+        if gap is not None
     }
+
+
+def _difference(new: Result, old: Result, metric: str) -> Difference | None:
+    """Return the difference of one metric; None for results on different rows."""
+    after, before = new["metrics"][metric], old["metrics"][metric]
+    if after["value"] is None or before["value"] is None:
+        return {"difference": None, "stderr": None, "n": after["n"]}
+    if metric in new["resamples"]:
+        return _difference_of_aggregates(new, old, metric, after["value"] - before["value"])
+    scores, others = new["scores"][metric], old["scores"].get(metric, [])
+    if len(scores) != len(others):
+        return None
+    weights = new.get("tokens") if metric == "loss" else None
+    pairs = [
+        (a, b, weight)
+        for a, b, weight in zip(scores, others, weights or [1] * len(scores), strict=True)
+        if a is not None and b is not None
+    ]
+    if not pairs:
+        return None
+    return difference([a for a, _, _ in pairs], [b for _, b, _ in pairs], [weight for _, _, weight in pairs])
+
+
+def _difference_of_aggregates(new: Result, old: Result, metric: str, change: float) -> Difference | None:
+    if (new["n"], new["metrics"][metric]["n"]) != (old["n"], old["metrics"][metric]["n"]):
+        return None
+    resampled = gaps(new["resamples"][metric], old["resamples"].get(metric, []))
+    result: Difference = {"difference": change, "stderr": spread(resampled), "n": new["metrics"][metric]["n"]}
+    bounds = interval(resampled)
+    return {**result, "interval": bounds} if bounds else result
 
 
 def table(run: Run) -> list[dict[str, str]]:
     """Return a row of cells for each model, by column title: every score with its standard error and its n."""
-    base, tuned = (read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned"))
+    return compare_models(*(read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned")))
+
+
+def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+    """Return the cells of `table` for the results of two models by task."""
     tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
     by_model = {"base, zero-shot": base, "tuned": tuned}
     if HELD_OUT not in base:
@@ -126,6 +176,27 @@ def table(run: Run) -> list[dict[str, str]]:
         {"model": model} | _held_out_cells(result) | _task_cells(by_model.get(model, {}), tasks)
         for model, result in held_out.items()
     ]
+
+
+def difference_table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
+    stored: TunedEvaluation = read_json(run.eval / "tuned.json")
+    return [
+        {"tuned against": other, "metric": _metric_title(stored["results"][task], task, metric)} | _gap_cells(gap)
+        for other, tasks in stored["differences"].items()
+        for task, metrics in tasks.items()
+        for metric, gap in metrics.items()
+    ]
+
+
+def _metric_title(result: Result, task: str, metric: str) -> str:
+    """Name a metric for people, with its task and with which direction is better."""
+    name = TITLES.get(metric, metric) if task == HELD_OUT else f"{task}: {metric}"
+    return f"{name} (lower is better)" if result.get("higher_is_better", {}).get(metric) is False else name
+
+
+def _gap_cells(gap: Difference) -> dict[str, str]:
+    return {"difference": format_difference(gap), "verdict": gap.get("verdict", ""), "n": str(gap["n"])}
 
 
 def task_title(task: str, result: Result) -> str:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jinja2
 import lm_eval.utils
-from datasets.exceptions import DatasetsError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
@@ -13,9 +13,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 
 import llmtune
-from llmtune.errors import MachineError, nearest
+from llmtune.errors import LlmtuneError, MachineError, nearest
+from llmtune.evaluation.boundary import first_line, machine_lacks
 from llmtune.evaluation.harness import quiet
+from llmtune.recipe.located_yaml import Key
 from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
+from llmtune.working import working
 
 # lm-eval renders task files' templates outside a sandbox: a template could reach any Python object.
 _sandbox = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -29,10 +32,14 @@ def load_tasks(suite: Suite) -> list[Task]:
     if not entries:
         return []
     by_name = any(isinstance(entry, LocalTask) or task_file(suite, entry) is None for _, entry in entries)
-    with quiet():
+    with quiet(), working("loading tasks", len(entries), "tasks") as step:
         # The index of all of lm-eval's tasks takes some ten seconds.
         manager = TaskManager(include_defaults=by_name)
-        return [task for index, entry in entries for task in _load(suite, index, entry, manager)]
+        tasks: list[Task] = []
+        for index, entry in entries:
+            tasks += _load(suite, index, entry, manager)
+            step()
+        return tasks
 
 
 def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager) -> list[Task]:
@@ -41,23 +48,42 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
     file = None if isinstance(entry, LocalTask) else task_file(suite, entry)
     if file is None and name not in manager.all_tasks:
         raise suite.error(key, f"{name!r} is not a task of lm-eval{nearest(name, [HELD_OUT, *manager.all_tasks])}")
-    spec: str | dict[str, Any] = name
-    if isinstance(entry, LocalTask):
-        spec = _on_local_rows(suite, index, entry, manager)
-    elif file is not None:
-        spec = _from_file(suite, index, file)
     try:
+        spec: str | dict[str, Any] = name
+        if isinstance(entry, LocalTask):
+            spec = _on_local_rows(suite, index, entry, manager)
+        elif file is not None:
+            spec = _from_file(suite, index, file)
         loaded = manager.load([spec])
-    except ConnectionError as error:
-        reason = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
-        remedy = f"give a local file with {{task: {name}, rows: FILE}}, or set eval.suite: quick"
-        raise MachineError(str(suite.error(key, f"{reason}; {remedy}"))) from error
-    except (OSError, ValueError, KeyError, TypeError, DatasetsError, jinja2.TemplateError) as error:
-        raise suite.error(key, f"lm-eval cannot load {name}: {str(error).splitlines()[0]}") from error
+    except LlmtuneError:
+        raise
+    except Exception as error:
+        raise _explained(suite, key, name, error) from error
     tasks = list(loaded["tasks"].values())
     if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
         raise suite.error(key, f"{name} runs code that the model writes; llmtune does not")
     return tasks
+
+
+def _explained(suite: Suite, key: Key, name: str, error: Exception) -> LlmtuneError:
+    """Turn whatever kept lm-eval from loading a task into one line: what this machine lacks, or a wrong task."""
+    if _is_offline(error):
+        reason = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
+        remedy = f"give a local file with {{task: {name}, rows: FILE}}, or set eval.suite: quick"
+        return MachineError(str(suite.error(key, f"{reason}; {remedy}")))
+    lack = machine_lacks(error)
+    if lack:
+        return MachineError(str(suite.error(key, f"lm-eval cannot load {name}: {lack}")))
+    return suite.error(key, f"lm-eval cannot load {name}: {first_line(error)}")
+
+
+def _is_offline(error: BaseException | None) -> bool:
+    """Tell whether an error, or the one that it came from, means that the Hub cannot be reached."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError | httpx2.TransportError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskManager) -> dict[str, Any]:

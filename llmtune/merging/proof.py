@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from llmtune.errors import ProofError
+from llmtune.errors import MachineError, ProofError
 from llmtune.recipe.sections import Recipe
+from llmtune.working import working
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. 0123456789",
@@ -101,9 +103,12 @@ def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dt
         epsilon = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
         task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon])
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        child = subprocess.run(
-            [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
-        )
+        with working("reading the merged folder with stock transformers in a fresh process"):
+            child = subprocess.run(
+                [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
+            )
+        if child.returncode == -signal.SIGKILL:
+            raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")
         if child.returncode:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")

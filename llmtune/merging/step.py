@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
+from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, write_folder, write_json
+from llmtune.merging.checks import check_disk, compare_with_4bit, count_weights, headers
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
-from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, locate_base, model_facts
+from llmtune.model.base import Base, load_model, load_tokenizer, locate_base
 from llmtune.model.mlp import with_widths
-from llmtune.model.quantize import split_linear_layers
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
+from llmtune.working import working
 
 COPIED = (
     "tokenizer*.json",
@@ -56,24 +57,36 @@ def merge(run: Run) -> dict[str, Any]:
     settings = run.recipe()
     if settings.method.adapter.unmergeable:
         raise ProofError(settings.method.adapter.unmergeable.message)
-    base = locate_base(settings.model)
-    run.verify("train")
-    _check_base(run.delta, base)
+    with lacks_named("merge"), working("checking what is merged"):
+        base = locate_base(settings.model)
+        run.verify("train")
+        _check_base(run.delta, base)
+        weights = count_weights(base)
+        check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
+    with lacks_named("merge", f"merging holds the model in float32, {size(4 * weights)}"), working("merging"):
+        facts = _replace_merged(run, settings, base)
+    print(
+        f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
+        f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; training moved logits by {facts['shift']:.2g}); "
+        f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
+    )
+    if facts["gap"] > facts["shift"] / 2:
+        print("rounding undid much of what training changed; try merge.dtype: float32")
+    return facts
+
+
+def _replace_merged(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
+    """Remove what an earlier merge left, merge, and record the step; returns its facts."""
     run.forget("merge")
     for old in (run.merged, *run.path.glob(".merged.partial*")):  # a killed merge leaves gigabytes
         shutil.rmtree(old, ignore_errors=True)
     with write_folder(run.merged) as folder:
         facts = _write(run, settings, base, folder)
         if settings.model.quantize == "4bit":
-            facts |= _compare_with_4bit(run, base, probes(settings))
-    run.mark("merge", [run.merged], **facts)
-    print(
-        f"merged, {facts['dtype']}: largest logit gap to the live tuned model {facts['gap']:.2g} "
-        f"(bound {facts['bound']:.2g}; training moved logits by {facts['shift']:.2g}); "
-        f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
-    )
-    if facts["gap"] > facts["shift"] / 2:
-        print("rounding undid much of what training changed; try merge.dtype: float32")
+            with working("comparing with the trained 4-bit model"):
+                facts |= compare_with_4bit(run, settings, base)
+    with working("hashing the merged folder"):
+        run.mark("merge", [run.merged], **facts)
     return facts
 
 
@@ -84,22 +97,27 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
     tokenizer = load_tokenizer(base)
     texts = probes(settings)
     ids = [tokenizer(text).input_ids for text in texts]
-    weights = _load_base(base)
-    untuned, before = logits(weights, ids), _digests(weights, dtype)
-    tuned = load_delta(weights, run.delta)
-    live = logits(tuned, ids)
+    with working("loading the base model"):
+        weights = _load_base(base)
+        untuned = logits(weights, ids)
+    before = _digests(weights, dtype, "the base")
+    with working("loading the delta"):
+        tuned = load_delta(weights, run.delta)
+        live = logits(tuned, ids)
     if not torch.isfinite(live).all():
         raise ProofError(f"{run.delta}: the tuned model's logits are not finite; train again at a lower rate")
     scale = float(live.abs().max())
     fp32_bound = max(_FP32_BOUND[0], _FP32_BOUND[1] * scale)
-    merged = add_adapter(tuned)
-    in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
-    round_weights(merged, dtype)
-    rounded = logits(merged, ids)
-    changed = sum(before[name] != digest for name, digest in _digests(merged, dtype).items())
+    with working("adding the delta to the weights"):
+        merged = add_adapter(tuned)
+        in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
+        round_weights(merged, dtype)
+        rounded = logits(merged, ids)
+    changed = sum(before[name] != digest for name, digest in _digests(merged, dtype, "the merged model").items())
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
-    save_folder(merged.to(dtype), base.folder, folder, name)
+    with working(f"writing the merged weights in {name}"):
+        save_folder(merged.to(dtype), base.folder, folder, name)
     del weights, tuned, merged
     reloaded = _reload(folder, texts, dtype, tokenizer)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
@@ -115,8 +133,9 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
         "shift": float((live - untuned).abs().max()),
         "largest_logit": scale,
         "changed": changed,
+        "texts": len(texts),
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
-        **_headers(folder, name),
+        **headers(folder, name),
     }
 
 
@@ -171,12 +190,16 @@ def round_weights(weights: PreTrainedModel, dtype: torch.dtype) -> None:
             tensor.copy_(tensor.to(dtype))
 
 
-def _digests(weights: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
+def _digests(weights: PreTrainedModel, dtype: torch.dtype, name: str) -> dict[str, str]:
     """Return the SHA-256 of every parameter as it is stored in `dtype`."""
-    return {
-        name: hashlib.sha256(tensor.detach().to(dtype).flatten().view(torch.uint8).numpy()).hexdigest()
-        for name, tensor in weights.named_parameters()
-    }
+    parameters = dict(weights.named_parameters())
+    digests = {}
+    with working(f"hashing the tensors of {name}", len(parameters), "tensors") as step:
+        for key, tensor in parameters.items():
+            content = tensor.detach().to(dtype).flatten().view(torch.uint8).numpy()
+            digests[key] = hashlib.sha256(content).hexdigest()
+            step()
+    return digests
 
 
 def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
@@ -206,36 +229,4 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
         if isinstance(value, dict)
         else value
         for key, value in config.items()
-    }
-
-
-def _headers(folder: Path, dtype: str) -> dict[str, Any]:
-    """Return tensors, bytes and dtype by the safetensors headers; raises ProofError for another dtype or no values."""
-    short = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    files, count = sorted(folder.glob("*.safetensors")), 0
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                part = stored.get_slice(name)
-                kind, shape = part.get_dtype(), part.get_shape()
-                if 0 in shape or (kind != short and kind.startswith(("F", "BF"))):
-                    raise ProofError(f"{file.name}: {name} is {kind} of shape {shape}, but should be {short}")
-                count += 1
-    return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
-
-
-def _compare_with_4bit(run: Run, base: Base, texts: list[str]) -> dict[str, Any]:
-    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base."""
-    tokenizer = load_tokenizer(base)
-    ids = [tokenizer(text).input_ids for text in texts]
-    settings, skeleton = run.recipe(), build_skeleton(base)
-    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
-    _, keep = split_linear_layers(skeleton, plan, adapted)
-    trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
-    back: Any = load_model(base, keep=keep).dequantize()
-    candidates = {"original": load_model(base), "dequantized": back.float()}
-    gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
-    return {
-        "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
-        "merged_into": "original",
     }

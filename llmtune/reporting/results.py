@@ -55,7 +55,7 @@ def _scores(evaluations: Evaluations | None) -> list[tuple[str, str]]:
         for key, one in evaluations["base"]["results"].items()
         if key in (HELD_OUT, FEW_SHOT)
     }
-    best = max(scores, key=lambda key: scores[key])
+    best = max(scores, key=lambda key: scores[key] or 0.0)
     name = "zero-shot" if best == HELD_OUT else f"{evaluations['base']['results'][FEW_SHOT]['shots']}-shot"
     tuned = evaluations["tuned"]["results"][HELD_OUT]["metrics"]["exact_match"]["value"]
     return [(f"{tuned:.3f}", f"exact match; base, {name}: {scores[best]:.3f}")]

@@ -113,3 +113,22 @@ def test_batch_size_is_bounded_by_keys_and_values() -> None:
     assert rows_per_batch(model, 120, 100) == 120
     assert rows_per_batch(model, 120, 2**30 // a_token // 50) == 40
     assert rows_per_batch(model, 10, 2**30) == 1
+
+
+def test_losses_of_bf16_model_are_those_of_fp32() -> None:
+    model = tiny.model(initializer_range=WIDE).eval().to(torch.bfloat16)
+    rows = [example(prompt, 4) for prompt in PROMPTS]
+    for row, loss in zip(rows, (answer_losses(model, [row], 0)[0] for row in rows), strict=True):
+        with torch.no_grad():
+            logs = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+        expected = -sum(logs[place - 1, row.input_ids[place]].item() for place in range(-4, 0))
+        assert loss == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("stop", [set(), {40, 60}])
+def test_greedy_counts_every_prompt_once(stop: set[int]) -> None:
+    counted: list[float] = []
+    greedy(tiny.model(initializer_range=WIDE).eval(), PROMPTS, stop, 7, counted.append)
+    assert sum(counted) == pytest.approx(len(PROMPTS))
+    assert len(counted) > 1
+    assert min(counted) >= 0

@@ -74,11 +74,11 @@ def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pyt
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
     seen: list[list[int]] = []
 
-    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int) -> list[list[int]]:
+    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Any) -> list[list[int]]:
         seen.extend(prompts)
         return [[5]] * len(prompts)
 
-    monkeypatch.setattr("llmtune.evaluation.harness.greedy", answer)
+    monkeypatch.setattr("llmtune.evaluation.loaded_model.greedy", answer)
     score_tasks(tiny.model(), tokenizer, [task])
     assert sorted(seen) == sorted(prompt_ids(row.prompt, tokenizer) for row in task.questions.rows)
     assert all(ids.count(0) == 1 and ids[0] == 0 for ids in seen)

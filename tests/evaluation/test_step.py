@@ -18,7 +18,7 @@ from llmtune.data.encode import encode
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.generate import answer_losses
-from llmtune.evaluation.results import compare, table
+from llmtune.evaluation.results import Result, compare, table
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json
 from llmtune.model.base import load_model, load_tokenizer, locate_base, model_facts, stop_ids
@@ -31,6 +31,13 @@ ANSWERS = [{"id": f"r{n}", "prompt": f"say {n}", "completion": "ok"} for n in ra
 DORA = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dora": True}}
 IA3 = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "ia3"}}
 BOTTLENECK = {"kind": "full", "lr": 1e-3, "adapter": {"kind": "bottleneck", "size": 8}}
+
+
+def loss(result: Result) -> float:
+    """Return a result's loss, which is finite."""
+    value = result["metrics"]["loss"]["value"]
+    assert value is not None
+    return value
 
 
 def learned(run: Run, steps: int) -> Run:
@@ -64,11 +71,12 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
     assert base["held_out_few_shot"]["shots"] == 2
     assert tuned["metrics"]["exact_match"] == {"value": 1.0, "stderr": 0.0, "n": 5}
-    assert tuned["metrics"]["loss"]["value"] < 0.2 < base["held_out"]["metrics"]["loss"]["value"]
+    assert loss(tuned) < 0.2 < loss(base["held_out"])
     assert [row["output"] for row in stored["tuned"]["rows"]] == ["ok"] * 5
     change = stored["tuned"]["differences"]["base, zero-shot"]["held_out"]
     assert (change["exact_match"]["won"], change["exact_match"]["lost"], change["exact_match"]["p"]) == (5, 0, 0.0625)
-    assert change["loss"]["difference"] < 0
+    assert (change["loss"]["difference"] or 0) < 0
+    assert change["loss"]["verdict"] == "no difference measured", "five rows are too few to tell"
     assert [row["model"] for row in table(run)] == ["base, zero-shot", "base, 2-shot", "tuned"]
     assert table(run)[2]["exact match"] == "1.000 ± 0.000"
 
@@ -90,8 +98,7 @@ def test_evaluates_every_kind_of_delta_in_both_precisions(tmp_path: Path, method
     )
     stored = evaluate(run)
     assert stored["settings"]["dtype"] == {"bf16": "bfloat16", "fp32": "float32"}[precision]
-    losses = [stored[name]["results"]["held_out"]["metrics"]["loss"]["value"] for name in ("base", "tuned")]
-    assert abs(losses[0] - losses[1]) > 1e-4
+    assert abs(loss(stored["base"]["results"]["held_out"]) - loss(stored["tuned"]["results"]["held_out"])) > 1e-4
 
 
 def test_loss_equals_tuned_model_on_held_out_answers(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def from_suite(folder: Path, text: str) -> list[Task]:
 def test_runs_task_file_on_local_rows(tmp_path: Path) -> None:
     results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)))["mine"]
     assert (results["n"], results["of"], results["limit"], results["truncated"]) == (4, 4, None, 0)
-    assert results["metrics"]["acc"]["value"] == sum(results["scores"]["acc"]) / 4
+    assert results["metrics"]["acc"]["value"] == sum(score or 0 for score in results["scores"]["acc"]) / 4
     assert results["metrics"]["acc"]["stderr"] is not None
     results = score_tasks(tiny.model(), tiny.tokenizer(), from_suite(tmp_path, mine(tmp_path)), limit=3)["mine"]
     assert (results["n"], results["of"], results["limit"]) == (3, 4, 3)

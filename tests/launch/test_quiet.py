@@ -45,7 +45,7 @@ warnings.warn_explicit("soon", FutureWarning, "peft.py", 1, module="peft.tuners"
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter that runs `code`, without what this process has set for quiet."""
-    quiet = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    quiet = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
     env = {name: value for name, value in os.environ.items() if name not in quiet} | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
@@ -75,3 +75,8 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
     run = fresh(code)
     assert (run.returncode, run.stdout) == (7, "[]\n"), run.stderr
+
+
+def test_shows_no_progress_bars_of_libraries() -> None:
+    bar = "from llmtune.launch.quiet import quiet_libraries\nquiet_libraries()\nimport tqdm\nlist(tqdm.tqdm([1, 2]))"
+    assert fresh(bar).stderr == ""

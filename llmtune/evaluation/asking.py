@@ -1,0 +1,90 @@
+"""Asks one model everything: the held-out rows with their losses, and each task of the suite."""
+
+import math
+import time
+
+from transformers import PreTrainedModel
+
+from llmtune.errors import ProofError
+from llmtune.evaluation.boundary import lacks_named
+from llmtune.evaluation.exam import Exam
+from llmtune.evaluation.generate import answer_losses
+from llmtune.evaluation.harness import quiet, score_tasks
+from llmtune.evaluation.held_out import HeldOut, Questions
+from llmtune.evaluation.metrics import finite, score
+from llmtune.evaluation.results import FEW_SHOT, Answer, Answers, Result, task_title
+from llmtune.recipe.suite import HELD_OUT
+from llmtune.working import working
+
+
+def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
+    """Return a model's results by task, and its answers to the held-out rows; only the base is asked few-shot."""
+    name = "tuned" if is_tuned else "base"
+    results: dict[str, Result] = {}
+    rows: dict[str, list[Answer]] = {}
+    for key in [HELD_OUT] if is_tuned and exam.held_out else exam.held_out:
+        began = time.monotonic()
+        results[key], rows[key] = _ask_held_out(exam, model, key, exam.held_out[key], name)
+        _report(name, key, results[key], began)
+    for task in exam.tasks:
+        began = time.monotonic()
+        suite = exam.suite
+        results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, suite.chat_template, name)
+        _report(name, task.task_name, results[task.task_name], began)
+    answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, [])}
+    if FEW_SHOT in rows:
+        answers["few_shot_rows"] = rows[FEW_SHOT]
+    return answers
+
+
+def _ask_held_out(
+    exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str
+) -> tuple[Result, list[Answer]]:
+    """Score a model on held-out rows and return its answers; rows longer than its context have no loss."""
+    with quiet():
+        task = HeldOut(key, rows, exam.stop, exam.new_tokens)
+    result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
+    outputs = result.pop("outputs")
+    result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
+    losses = _losses(exam, model, rows, f"{name}, {task_title(key, result)}")
+    tokens = [example.supervised for example in rows.examples]
+    by_row = {
+        example.where: loss and loss / count for example, loss, count in zip(rows.examples, losses, tokens, strict=True)
+    }
+    answers: list[Answer] = [
+        {
+            "id": row.id,
+            "question": row.prompt[-1]["content"],
+            "prompt": prompt,
+            "answer": row.answer,
+            "output": output,
+            **{metric: bool(scores[index]) for metric, scores in result["scores"].items()},  # type: ignore[typeddict-item]
+            "loss": by_row.get(row.where),
+        }
+        for index, (row, prompt, output) in enumerate(zip(rows.rows, rows.prompts, outputs, strict=True))
+    ]
+    result["metrics"]["loss"] = score([math.nan if loss is None else loss for loss in losses], tokens)
+    result["scores"]["loss"], result["tokens"], result["higher_is_better"]["loss"] = losses, tokens, False
+    result["not_finite"] = sum(loss is None for loss in losses)
+    return result, answers
+
+
+def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
+    """Return each row's loss, None for one that is not finite; raises ProofError where none is."""
+    with lacks_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
+        losses = [finite(loss) for loss in answer_losses(model, rows.examples, int(exam.tokenizer.pad_token_id), step)]
+    if losses and all(loss is None for loss in losses):
+        raise ProofError(f"{name}: no row has a finite loss, so nothing can be scored")
+    return losses
+
+
+def _report(model: str, task: str, result: Result, began: float) -> None:
+    title = f"{model}, {task_title(task, result)}"
+    print(f"{title}: {result['n']} rows in {time.monotonic() - began:.0f} s", flush=True)
+    if result["truncated"]:
+        print(
+            f"warning: {title}: {result['truncated']} requests were longer than the model's context "
+            "and lost their start"
+        )
+    if result["not_finite"]:
+        print(f"warning: {title}: {result['not_finite']} requests have a likelihood that is not a finite number")

@@ -1,0 +1,73 @@
+"""Where other libraries' errors end: each becomes one line that names what was at work, with the right exit code."""
+
+import contextlib
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+
+from llmtune.errors import LlmtuneError, MachineError, ProofError
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
+LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
+
+
+@contextlib.contextmanager
+def failures_named(what: str, remedy: str) -> Iterator[None]:
+    """Raise whatever ends the block as one line about `what`: a ProofError, or a MachineError for what is lacking.
+
+    `remedy` ends the line of a ProofError. llmtune's own errors pass.
+    """
+    try:
+        with lacks_named(what):
+            yield
+    except LlmtuneError:
+        raise
+    except Exception as error:
+        raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def lacks_named(what: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
+    """Raise a MachineError of one line about `what` where the machine lacks something; other errors pass.
+
+    `less_memory` says what to do where memory is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        lack = machine_lacks(error, less_memory)
+        if lack is None:
+            raise
+        raise MachineError(f"{what}: {lack}") from error
+
+
+def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
+    """Say what this machine lacks, if an error means that (memory, disk, network or package), and what to do."""
+    if is_out_of_memory(error):
+        return f"memory is full; {less_memory}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
+    if isinstance(error, ConnectionError):
+        return f"the network cannot be reached: {first_line(error)}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs the Python package {error.name}; install it and run this again"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory is full, on a CPU or a GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of its text, at most 300 characters of it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """Name the function in which an error was raised, its file and line, without folders."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1]
+    return f"{last.name}, {last.filename.rsplit('/', 1)[-1]}:{last.lineno}"

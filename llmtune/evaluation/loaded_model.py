@@ -1,0 +1,142 @@
+"""A loaded model behind lm-eval's interface, which asks it all that a task wants to know."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtune.evaluation.generate import greedy, left_padded, shares_start
+from llmtune.working import Step, working
+
+
+class _Counter(CacheHook):
+    """Is told of every request that is done, as lm-eval's cache is."""
+
+    def __init__(self, count: Callable[[], None]) -> None:
+        super().__init__(None)
+        self._count = count
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        """Count a request; a rolling one is counted by its windows."""
+        if attr != "loglikelihood_rolling":
+            self._count()
+
+
+def _uncounted(amount: float = 1) -> None:
+    """Count nothing."""
+
+
+class LoadedModel(HFLM):
+    """A loaded model for lm-eval: its embeddings are not resized, and log-likelihoods are those of fp32.
+
+    It shows how many requests are done, and counts those that are cut and those whose score is not a finite number.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, adds_bos: bool | None, name: str
+    ) -> None:
+        self.truncated, self.not_finite, self.requests = 0, 0, 0
+        self.prompt_ids: dict[str, list[int]] = {}
+        self.name = name
+        self._step: Step = _uncounted
+        super().__init__(
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=rows,
+            add_bos_token=adds_bos,
+            softmax_dtype=torch.float32,
+        )
+        self.set_cache_hook(_Counter(self._count))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return log-likelihood and greediness of each continuation."""
+        with self._shown(len(requests), "requests"):
+            scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each whole text."""
+        tokens = [len(self.tok_encode(request.args[0])) for request in requests]
+        with self._shown(sum(-(-count // self.max_length) for count in tokens), "windows"):
+            scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return scores
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Return the greedy answer to each prompt."""
+        with self._shown(len(requests), "rows"):
+            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return answers
+
+    @contextlib.contextmanager
+    def _shown(self, requests: int, unit: str) -> Iterator[None]:
+        with working(self.name, requests, unit) as step:
+            self._step = step
+            yield
+        self._step = _uncounted
+
+    def _count(self) -> None:
+        """Count one request; the rows of `greedy` count themselves while they grow."""
+        if not (self.prompt_ids and shares_start(self.model)):
+            self._step()
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask (B, T), cut to the last `left_truncate_len` tokens; held-out prompts keep their ids."""
+        if self.prompt_ids:
+            ids, mask = left_padded([self.prompt_ids[text] for text in strings], self.device)
+        else:
+            ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len:
+            self.truncated += int((mask.sum(1) > left_truncate_len).sum())
+            ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        return ids, mask
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object
+    ) -> list[tuple[float, bool]]:
+        """Return log-likelihood and greediness of each request; rolling windows, which have no text, count here."""
+        self.truncated += sum(len(before) + len(after) > self.max_length + 1 for _, before, after in requests)
+        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **{**options, "disable_tqdm": True})
+        self.requests += len(scores)
+        self.not_finite += sum(not math.isfinite(score) for score, _ in scores)
+        self._step(sum(text is None for text, _, _ in requests))
+        return scores
+
+    def _model_generate(
+        self,
+        context: torch.Tensor,
+        max_length: int,
+        stop: list[str],
+        *,
+        attention_mask: torch.Tensor,
+        stop_ids: list[int] | None = None,
+        **options: object,
+    ) -> torch.Tensor:
+        """Return prompts and answers (B, T); held-out rows end at the model's stop tokens, tasks at their own."""
+        if stop_ids is None or not shares_start(self.model):
+            ends = {} if stop_ids is None else {"eos_token_id": stop_ids}
+            generated: torch.Tensor = super()._model_generate(
+                context, max_length, stop, attention_mask=attention_mask, **ends, **options
+            )
+            after = generated[:, context.shape[1] :]
+            after[torch.isin(after, torch.tensor(stop_ids or [], device=after.device))] = self.tokenizer.pad_token_id
+            return generated
+        rows = zip(context.tolist(), attention_mask.tolist(), strict=True)
+        prompts = [[token for token, is_token in zip(row, mask, strict=True) if is_token] for row, mask in rows]
+        answers = greedy(self.model, prompts, set(stop_ids), max_length - context.shape[1], self._step)
+        texts = [[token for token in answer if token not in stop_ids] for answer in answers]
+        width = max(map(len, texts))
+        padded = [text + [self.tokenizer.pad_token_id] * (width - len(text)) for text in texts]
+        return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)

@@ -1,0 +1,143 @@
+"""A merge knows before it works what it needs, shows what it does, and says in one line what it lacks."""
+
+import errno
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from llmtune import recipe, working
+from llmtune.errors import MachineError, ProofError
+from llmtune.merging import proof, step
+from llmtune.merging.checks import count_weights
+from llmtune.merging.step import merge
+from llmtune.model.base import locate_base
+from llmtune.run import Run
+from llmtune.working import Work
+from tests.support import runs, tiny
+
+
+def nothing_left(run: Run) -> bool:
+    """Tell whether no merged folder is there, whole or partial, and none is recorded."""
+    return not [path for path in run.path.iterdir() if "merged" in path.name] and not run.done("merge")
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    """Fail where nothing may be loaded yet."""
+    raise AssertionError("work began")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_counts_every_weight_once(tmp_path: Path, tied: bool) -> None:
+    folder = tiny.save_base(tmp_path / "base", tied=tied)
+    assert count_weights(locate_base(SimpleNamespace(base=str(folder), revision=None))) == sum(
+        tensor.numel() for tensor in tiny.model(tied=tied).parameters()
+    )
+
+
+def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trained(tmp_path)
+    merge(run)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(step, "load_model", refuse)
+    size = sum(file.stat().st_size for file in run.merged.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(step, "count_weights", lambda base: size)
+    with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only .*B is free"):
+        merge(run)
+    assert run.done("merge"), "the earlier merge is as it was"
+    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    with pytest.raises(AssertionError, match="work began"):
+        merge(run)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
+        (MemoryError(), r"merge: memory is full; merging holds the model in float32, [\d.]+ kB"),
+    ],
+)
+def test_lack_while_writing_is_one_line_and_leaves_nothing(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    run = runs.trained(tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(step, "save_folder", fail)
+    with pytest.raises(MachineError, match=message):
+        merge(run)
+    assert nothing_left(run)
+
+
+def test_killed_proof_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.trained(tmp_path)
+    killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
+    monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=lambda *_, **__: killed))
+    with pytest.raises(MachineError, match=r"the process that reads the merged folder was killed; was memory full\?"):
+        merge(run)
+    assert nothing_left(run)
+
+
+def test_failing_proof_names_what_stock_transformers_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.trained(tmp_path)
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: no such model")
+    monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=lambda *_, **__: failed))
+    with pytest.raises(ProofError, match="stock transformers cannot load the merged folder: ValueError: no such model"):
+        merge(run)
+    assert nothing_left(run)
+
+
+class Recorded(Work):
+    """A piece of work that is kept, with all that was done of it."""
+
+    every: ClassVar[list["Recorded"]] = []
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.every.append(self)
+
+
+def test_shows_every_part_of_a_merge(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(working, "Work", Recorded)
+    monkeypatch.setattr(Recorded, "every", [])
+    run = runs.trained(tmp_path)
+    facts = merge(run)
+    names = [work.name for work in Recorded.every]
+    assert names[:2] == ["checking what is merged", "merging"]
+    for part in (
+        "loading the base model",
+        "loading the delta",
+        "adding the delta to the weights",
+        "writing the merged weights in bfloat16",
+        "reading the merged folder with stock transformers in a fresh process",
+        "hashing the merged folder",
+    ):
+        assert part in names
+    hashed = [work.share for work in Recorded.every if work.unit == "tensors"]
+    assert hashed == [1, 1]
+    assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in capsys.readouterr().out
+    assert facts["texts"] == 6
+
+
+def test_merges_again_in_another_data_type(tmp_path: Path, quick: None) -> None:
+    run = runs.trained(tmp_path)
+    merge(run)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace("dtype: bfloat16", "dtype: float32"))
+    assert recipe.load(run.recipe_file).merge.dtype == "float32"
+    facts = merge(run)
+    assert (facts["dtype"], run.manifest()["steps"]["merge"]["dtype"]) == ("float32", "float32")
+    from safetensors.torch import load_file
+
+    assert {tensor.dtype for tensor in load_file(run.merged / "model.safetensors").values()} == {torch.float32}
