@@ -35,5 +35,5 @@ def trained_tensors(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if plan.peak(distance[name]) > 0 and (parameter.requires_grad or not adapted)
+        if name in distance and plan.peak(distance[name]) > 0 and (parameter.requires_grad or not adapted)
     }

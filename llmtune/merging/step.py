@@ -32,6 +32,7 @@ COPIED = (
     "merges.txt",
     "*.model",
     "chat_template.*",
+    "*processor_config.json",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
     "LICENSE*",

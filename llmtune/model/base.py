@@ -26,6 +26,7 @@ from transformers import (
 
 from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError
 from llmtune.files import write_folder
+from llmtune.model.kinds import check_causal, check_kind
 from llmtune.plan.stages import Facts
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -189,9 +190,13 @@ def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] |
 
 
 def build_skeleton(base: Base) -> PreTrainedModel:
-    """The model without its weights (meta device), for plans and predictions."""
+    """The model without its weights (meta device), for plans; raises FieldError where it is no causal language model."""
+    config = load_config(base)
+    check_kind(config, base.name)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(base), trust_remote_code=False)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    check_causal(skeleton, base.name)
+    return skeleton
 
 
 def model_facts(model: PreTrainedModel) -> Facts:

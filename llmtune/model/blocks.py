@@ -4,14 +4,30 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmtune.errors import FieldError
+from llmtune.model.trace import trace_around
+
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks: the outermost ModuleList as long as the config's num_hidden_layers."""
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ValueError(f"{type(model).__name__} has no list of {count} blocks")
+    """The transformer blocks: the one outermost list in the text model as long as the config's num_hidden_layers.
+
+    Raises FieldError for a model that has no such list, or several.
+    """
+    text = text_model(model)
+    count = getattr(text.config, "num_hidden_layers", None)
+    lists = [layers for layers in _outermost_lists(text) if count in (None, len(layers))]
+    if len(lists) == 1:
+        return lists[0]
+    layers = "layers" if count is None else f"{count} layers"
+    has = f"has {len(lists)} lists of {layers}" if lists else f"has no list of {layers}"
+    raise FieldError("model.base", f"{type(unwrap(model)).__name__} {has}, so its blocks cannot be told")
+
+
+def text_model(model: nn.Module) -> PreTrainedModel:
+    """The part of a model that reads text: the outermost one whose configuration is the text configuration."""
+    whole = unwrap(model)
+    text = whole.config.get_text_config()
+    return next((m for m in whole.modules() if isinstance(m, PreTrainedModel) and m.config is text), whole)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -22,15 +38,27 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 def distances(model: nn.Module) -> dict[str, int]:
     """The distance of every parameter: 0 head and final norm, 1 last block, ..., L first block, L+1 embeddings.
 
-    A tied matrix is listed once, as the embedding. Adapter parameters have the distance of the layer they adapt.
+    A tied matrix is listed once, as the embedding; a parameter of several blocks by the farthest of them. Adapter
+    parameters have the distance of the layer they adapt. What text does not reach, such as a vision tower, has none.
     """
     layers = blocks(model)
     count = len(layers)
     by_id: dict[int, int] = {}
     for index, block in enumerate(layers):
-        by_id.update({id(parameter): count - index for parameter in block.parameters()})
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) or isinstance(getattr(module, "base_layer", None), nn.Embedding):
-            for parameter in module.parameters():
-                by_id.setdefault(id(parameter), count + 1)
-    return {name: by_id.get(id(parameter), 0) for name, parameter in model.named_parameters()}
+        for parameter in block.parameters():
+            by_id.setdefault(id(parameter), count - index)
+    around = trace_around(unwrap(model), layers)
+    by_id |= dict.fromkeys(around.after, 0) | dict.fromkeys(around.before, count + 1)
+    named = {name: by_id.get(id(parameter)) for name, parameter in model.named_parameters()}
+    return {name: distance for name, distance in named.items() if distance is not None}
+
+
+def _outermost_lists(module: nn.Module) -> list[nn.ModuleList]:
+    """The lists of modules with parameters that lie in no other list."""
+    lists: list[nn.ModuleList] = []
+    for child in module.children():
+        if not isinstance(child, nn.ModuleList):
+            lists += _outermost_lists(child)
+        elif any(True for _ in child.parameters()):
+            lists.append(child)
+    return lists

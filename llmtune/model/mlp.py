@@ -141,9 +141,8 @@ def with_widths(content: dict[str, Any], model: PreTrainedModel) -> dict[str, An
     """The content of a config.json with the inner width that `model`'s MLPs have."""
     text = model.config.get_text_config()
     widths = {key: getattr(text, key) for key in WIDTHS if getattr(text, key, None) is not None}
-    if text is model.config:
-        return content | widths
-    return content | {"text_config": content["text_config"] | widths}
+    parts = [key for key in model.config.sub_configs if getattr(model.config, key, None) is text]
+    return content | ({key: content.get(key, {}) | widths for key in parts} or widths)
 
 
 def widen(

@@ -84,9 +84,9 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
     base = base or locate_base(recipe.model, weights=False)
     suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
+    layout = build_layout(recipe, base)
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    layout = build_layout(recipe, base)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     steps = total_steps(recipe.train, len(checked.train), world)
     table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
@@ -104,10 +104,11 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
 def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
     base = locate_base(recipe.model, weights=False)
+    layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
     steps = total_steps(recipe.train, count, world)
-    return plan_table(recipe, base, build_layout(recipe, base), steps)
+    return plan_table(recipe, base, layout, steps)
 
 
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:

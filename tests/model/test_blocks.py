@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from llmtune.adapters.insert import insert
+from llmtune.errors import FieldError
 from llmtune.model.base import Base, model_facts
 from llmtune.model.blocks import blocks, distances
 from tests.support import tiny, training
@@ -48,5 +49,5 @@ def test_gives_adapter_parameters_the_distance_of_their_layer(kind: str, adapter
 def test_refuses_a_model_without_blocks() -> None:
     model = tiny.model(blocks=2)
     model.model.layers = nn.ModuleList(list(model.model.layers) * 2)
-    with pytest.raises(ValueError, match="no list of 2 blocks"):
+    with pytest.raises(FieldError, match="LlamaForCausalLM has no list of 2 layers, so its blocks cannot be told"):
         blocks(model)

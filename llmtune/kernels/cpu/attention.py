@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 
 import torch
 from torch.nn import functional
@@ -135,6 +136,9 @@ class AttentionRouter:
 
     def __init__(self, default: Attention) -> None:
         self._default = default
+        # What the default knows beside its first five arguments changes its results; `is_causal` not beside a mask.
+        self._changing = {"softcap", "s_aux", *list(signature(default).parameters)[5:]}
+        self._changing -= {"dropout", "scaling", "is_causal", "kwargs"}
         self._last_mask: torch.Tensor | None = None
         self._last_bias = torch.empty(0)
         self.rows: JoinedRows | None = None
@@ -154,7 +158,7 @@ class AttentionRouter:
             # As autocast does with the default: rotary embeddings may have left queries and keys in fp32.
             precision = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(precision), key.to(precision), value.to(precision)
-        plain = dropout == 0 and all(options.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
+        plain = dropout == 0 and all(options.get(name) is None for name in self._changing)
         rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
         if not (plain and attention_mask is not None and _is_short(query, key, value, attention_mask, rows)):
             options = {"dropout": dropout, "scaling": scaling, **options}
@@ -179,6 +183,7 @@ def _is_short(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: JoinedRows | None
 ) -> bool:
     known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
+    known = known and not mask.requires_grad  # no gradient is computed for it
     fits = query.shape[1] % key.shape[1] == 0 and mask.shape[1:] == (1, query.shape[2], key.shape[2])
     longest = rows.shape[1] if rows else query.shape[2]
     return known and fits and query.device.type == "cpu" and longest <= SHORT

@@ -79,12 +79,24 @@ _rms_norm: Callable[..., torch.Tensor] = RMSNorm.apply
 _multiply: Callable[..., torch.Tensor] = GatedProduct.apply
 
 
-def _norm_forward(norm: nn.Module, eps: float | None, x: torch.Tensor) -> torch.Tensor:
-    return _rms_norm(x, norm.weight, eps)
+def _norm_forward(norm: nn.Module, eps: float | None, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
+    """`RMSNorm` of what a norm is given, or its own forward where that is more than one tensor, such as a gate."""
+    if len(arguments) != 1 or options:
+        return type(norm).forward(norm, *arguments, **options)
+    return _rms_norm(arguments[0], norm.weight, eps)
 
 
-def _mlp_forward(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
-    """A gated MLP's forward whose last layer saves no product: backward recomputes it from gate and up."""
+def _mlp_forward(mlp: GatedMlp, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
+    """A gated MLP's forward whose last layer saves no product: backward recomputes it from gate and up.
+
+    Its own forward where it is given more than one tensor.
+    """
+    if len(arguments) != 1 or options:
+        return type(mlp).forward(mlp, *arguments, **options)
+    return _recompute_product(mlp, arguments[0])
+
+
+def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
     if not (gate.requires_grad or up.requires_grad):
         return mlp.down_proj(mlp.act_fn(gate) * up)
@@ -108,8 +120,8 @@ def patch_norms(model: nn.Module) -> int:
     """Patch norms that compute exactly what `RMSNorm` does to save less; returns their number."""
     norms = [module for module in model.modules() if _eps(module) is not None and not vars(module).get("forward")]
     alike = [norm for norm in norms if [(n, p.ndim) for n, p in norm.named_parameters()] == [("weight", 1)]]
-    equal = {kind: _is_rms_norm(norm) for kind, norm in {type(norm): norm for norm in alike}.items()}
-    chosen = [norm for norm in alike if equal[type(norm)]]
+    equal = {key: _is_rms_norm(norm) for key, norm in {_settings(norm): norm for norm in alike}.items()}
+    chosen = [norm for norm in alike if equal[_settings(norm)]]
     for norm in chosen:
         vars(norm)["forward"] = partial(_norm_forward, norm, _eps(norm))
     return len(chosen)
@@ -122,7 +134,9 @@ def patch_mlps(model: nn.Module) -> int:
     """
     alike = [module for module in model.modules() if {name for name, _ in module.named_children()} == set(PARTS)]
     gated = {kind: _is_gated(kind) for kind in {type(mlp) for mlp in alike}}
-    chosen = [mlp for mlp in alike if gated[type(mlp)] and not vars(mlp).get("forward")]
+    # The gradients of an activation's own parameters would be lost.
+    fixed = [mlp for mlp in alike if not any(True for _ in mlp.get_submodule("act_fn").parameters())]
+    chosen = [mlp for mlp in fixed if gated[type(mlp)] and not vars(mlp).get("forward")]
     for mlp in chosen:
         vars(mlp)["forward"] = partial(_mlp_forward, cast(GatedMlp, mlp))
     return len(chosen)
@@ -132,17 +146,35 @@ def _eps(norm: nn.Module) -> float | None:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
-@torch.no_grad()
+def _settings(norm: nn.Module) -> tuple[object, ...]:
+    """What tells norms apart that may compute differently: class, size, and attributes that are plain values."""
+    plain = [(key, value) for key, value in vars(norm).items() if isinstance(value, str | int | float | None)]
+    return type(norm), norm.get_parameter("weight").numel(), *sorted(plain, key=str)
+
+
 def _is_rms_norm(norm: nn.Module) -> bool:
-    """Whether a norm's own forward gives the same bits as `RMSNorm`, with test weights in place of its own."""
-    count = norm.get_parameter("weight").numel()
+    """Whether a norm in training gives the same bits as `RMSNorm`, and gradients, with test weights in place of its own."""
+    count, training = norm.get_parameter("weight").numel(), norm.training
     weight = torch.linspace(-2, 2, count)
     x = torch.linspace(-3, 5, 7 * count).view(7, count)
     pairs = [(x, weight), (x.bfloat16(), weight.bfloat16()), (x.bfloat16(), weight)]
-    return all(
-        torch.equal(functional_call(norm, {"weight": weight}, (x,)), _rms_norm(x, weight, _eps(norm)))
-        for x, weight in pairs
-    )
+    try:
+        return all(_computes_the_same(norm.train(), x, weight) for x, weight in pairs)
+    # A class of any library may refuse such a call in a way of its own.
+    except Exception:
+        return False
+    finally:
+        norm.train(training)
+
+
+def _computes_the_same(norm: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> bool:
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    outputs = functional_call(norm, {"weight": weight}, (x,)), _rms_norm(x, weight, _eps(norm))
+    if not torch.equal(*outputs):
+        return False
+    ours, expected = (torch.autograd.grad(out.float().pow(2).sum(), (x, weight)) for out in outputs)
+    tolerance = 1e-4 if x.dtype == torch.float32 else 2e-2
+    return all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in zip(ours, expected, strict=True))
 
 
 def _is_gated(kind: type[nn.Module]) -> bool:
@@ -153,5 +185,6 @@ def _is_gated(kind: type[nn.Module]) -> bool:
     x = torch.linspace(-2, 2, 9)
     try:
         return torch.equal(kind.forward(mlp, x), torch.sigmoid(x - 1) * (3 * x) + 0.5)
-    except AttributeError:  # it needs more than these parts
+    # It needs more than these parts, or other arguments.
+    except Exception:
         return False
