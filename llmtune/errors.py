@@ -1,10 +1,16 @@
 """The errors that llmtune reports to the user, each with the exit code of its kind."""
 
+LONGEST_LINE = 1000
+"""Characters of a message: a value that a user pasted by mistake must not bury what is said about it."""
+
 
 class LlmtuneError(Exception):
     """A failure that the command reports in one line before it exits with the class's code."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class RecipeError(LlmtuneError):
@@ -50,6 +56,14 @@ class Interrupted(LlmtuneError):  # noqa: N818
     """The user stopped the run; a checkpoint holds its state."""
 
     exit_code = 130
+
+
+def one_line(message: str) -> str:
+    """Write a message in one line of at most LONGEST_LINE characters, whatever values a user's files put into it."""
+    if len(message) > LONGEST_LINE:
+        message = f"{message[: LONGEST_LINE - 350]} ... {message[-250:]}"
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return escaped if len(escaped) <= LONGEST_LINE else one_line(escaped)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -18,6 +18,8 @@ Key = tuple[str | int, ...]
 _CORE = "tag:yaml.org,2002:"
 _SCALARS_AND_CONTAINERS = ("map", "seq", "str", "int", "float", "bool", "null")
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, which no path may have, and halves of surrogate pairs, which no file may have."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Located:
         name = ".".join(map(str, key))
         if not isinstance(container, list):
             raise RecipeError(f"{place}: {name} is {container!r}, not a section, so {part!r} cannot be set in it")
-        if part.isdecimal() and int(part) < len(container):
+        if part.isdecimal() and len(part) < 10 and int(part) < len(container):  # int() raises over 4,300 digits
             return int(part)
         hint = f"try 0 to {len(container) - 1}" if container else "it is empty"
         raise RecipeError(f"{place}: {name} is a list and {part!r} is not an index of it; {hint}")
@@ -155,8 +157,14 @@ class _Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, key, tag)
 
+    def _refuse_no_text(self, node: yaml.ScalarNode, key: Key) -> None:
+        character = _NO_TEXT.search(node.value)
+        if character:
+            raise self._error(node, key, f"{node.value[:40]!r} holds {character[0]!r}, which no text may have")
+
     def _scalar(self, node: yaml.Node, key: Key, tag: str) -> Any:
         text = node.value
+        self._refuse_no_text(node, key)
         if tag == "bool" and text.lower() not in ("true", "false"):
             boolean = str(text.lower() in ("on", "yes")).lower()
             raise self._error(node, key, f'{text} is {boolean} in YAML; write true or false, or "{text}" in quotes')
@@ -172,6 +180,7 @@ class _Reader:
         for name_node, value_node in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
                 raise self._error(name_node, key, "a key must be a single word")
+            self._refuse_no_text(name_node, key)
             inner = (*key, name_node.value)
             if name_node.value in mapping:
                 raise self._error(name_node, inner, f"duplicate key; it is also set at {self.places[inner]}")
