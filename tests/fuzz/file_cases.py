@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from hypothesis import strategies as st
 
-from tests.fuzz.row_cases import TEXTS, tables
+from tests.fuzz.row_cases import TEXTS, rarely, tables
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ Rows = list[dict[str, Any]]
 @st.composite
 def _json_lines(draw: st.DrawFn, rows: Rows) -> bytes:
     escaped = draw(st.booleans())
-    indent = 1 if draw(st.integers(0, 19)) == 0 else None
+    indent = 1 if rarely(draw, 20) else None
     lines = [json.dumps(row, ensure_ascii=escaped, indent=indent) for row in rows]
-    end = draw(st.sampled_from(["\n"] * 5 + ["\r\n", "\r", "\n\n", "\u2028\n", ",\n"]))
-    last = draw(st.sampled_from([end, "", end, "", "\0", "null", "[", "{}"]))
+    if rarely(draw, 20):  # a key that occurs twice
+        lines[0] = lines[0].replace("{", draw(st.sampled_from(['{"prompt": "", ', '{"messages": [], ', '{"id": 1, '])), 1)
+    end = draw(st.sampled_from(["\r\n", "\n\n", "\r", "\u2028\n", ",\n"])) if rarely(draw, 5) else "\n"
+    last = draw(st.sampled_from(["\0", "null", "[", "{}"])) if rarely(draw, 10) else draw(st.sampled_from(["", end]))
     return (end.join(lines) + last).encode("utf-8", "surrogatepass")
 
 
@@ -51,14 +54,14 @@ _CELLS = st.sampled_from([*TEXTS, '"', 'a"b', "a,b", "x" * 140_000])
 @st.composite
 def _csv(draw: st.DrawFn, rows: Rows) -> bytes:
     header = draw(st.sampled_from(_HEADERS))
-    table = [header] if draw(st.integers(0, 19)) else []
+    table = [] if rarely(draw, 20) else [header]
     for row in rows:
         cells = [str(row.get(name, row.get("messages", "x"))) for name in header]
-        if cells and draw(st.integers(0, 7)) == 0:
+        if cells and rarely(draw, 8):
             cells[draw(st.integers(0, len(cells) - 1))] = draw(_CELLS)
-        table.append(cells[:-1] if draw(st.integers(0, 49)) == 0 else cells)
+        table.append(cells[:-1] if rarely(draw, 50) else cells)
     text = io.StringIO(newline="")
-    delimiter, end = draw(st.sampled_from(",,,,;\t")), draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    delimiter, end = draw(st.sampled_from(",,;\t,,")), draw(st.sampled_from(["\n", "\r\n", "\r"]))
     quoting = csv.QUOTE_ALL if draw(st.booleans()) else csv.QUOTE_MINIMAL
     csv.writer(text, quoting=quoting, lineterminator=end, delimiter=delimiter, escapechar="\\").writerows(table)
     return text.getvalue().encode("utf-8", "surrogatepass")
@@ -108,48 +111,71 @@ def _parquet(draw: st.DrawFn, rows: Rows) -> bytes:
     try:
         if draw(st.booleans()):
             table = pa.Table.from_pylist(_without_surrogates(rows))
-        elif draw(st.integers(0, 9)) == 0:
+        elif rarely(draw, 10):
             table = pa.table([pa.array(text)] * 3, names=["prompt", "completion", "prompt"])
         else:
             table = pa.table(draw(st.sampled_from(_odd_tables(text))))
         file = io.BytesIO()
         pq.write_table(table, file, compression=draw(st.sampled_from(["snappy", "zstd", "none", "gzip"])))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):  # rows of several types, which Parquet cannot hold
+    except (
+        pa.ArrowException,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # rows of several types, which Parquet cannot hold
         return b"PAR1 no table PAR1"
     return file.getvalue()
 
 
-_PIECES = [b"\0", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\x1a", b"\xef\xbb\xbf", b"\n", b'"', b"\\", b"\r", b"\\ud800"]
+_PIECES = [
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\xc0\x80",
+    b"\x1a",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b'"',
+    b"\\",
+    b"\r",
+    b"\\ud800",
+]
 _ENCODINGS = ["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7"]
+
+
+def _encode_otherwise(draw: st.DrawFn, content: bytes) -> bytes:
+    return content.decode("utf-8", "replace").encode(draw(st.sampled_from(_ENCODINGS)), "replace")
+
+
+def _change_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 30)) if changed else 0):
+        changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+def _insert(draw: st.DrawFn, content: bytes) -> bytes:
+    start = draw(st.integers(0, len(content)))
+    return content[:start] + draw(st.sampled_from(_PIECES)) + content[start + draw(st.integers(0, 1)) :]
+
+
+_DAMAGE: list[Callable[[st.DrawFn, bytes], bytes]] = [
+    lambda draw, content: content[: draw(st.integers(0, len(content)))],
+    _insert,
+    lambda draw, content: b"\xef\xbb\xbf" + content,
+    _encode_otherwise,
+    lambda draw, content: content.replace(b"\n", b"\r\n"),
+    lambda draw, content: content * draw(st.integers(2, 5)),
+    lambda draw, content: draw(st.binary(max_size=300)),
+    lambda draw, content: b"",
+    _change_bytes,
+]
+"""What happens to files: cut, changed, encoded otherwise, doubled, replaced."""
 
 
 @st.composite
 def _damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes that were cut, changed, doubled, encoded otherwise or replaced."""
-    start = draw(st.integers(0, len(content)))
-    change = draw(st.integers(0, 9))
-    if change == 0:
-        return content[:start]
-    if change == 1:
-        return content[:start] + draw(st.binary(min_size=1, max_size=1)) + content[start + 1 :]
-    if change == 2:
-        return content[:start] + draw(st.sampled_from(_PIECES)) + content[start:]
-    if change == 3:
-        return b"\xef\xbb\xbf" + content
-    if change == 4:
-        return content.decode("utf-8", "replace").encode(draw(st.sampled_from(_ENCODINGS)), "replace")
-    if change == 5:
-        return content.replace(b"\n", b"\r\n")
-    if change == 6:
-        return content * draw(st.integers(2, 5))
-    if change == 7:
-        return draw(st.binary(max_size=300))
-    if change == 8:
-        return b""
-    damaged = bytearray(content)
-    for _ in range(draw(st.integers(1, 30)) if damaged else 0):
-        damaged[draw(st.integers(0, len(damaged) - 1))] = draw(st.integers(0, 255))
-    return bytes(damaged)
+    return draw(st.sampled_from(_DAMAGE))(draw, content)
 
 
 _WRITERS = {"jsonl": _json_lines, "csv": _csv, "parquet": _parquet, "jsonl.gz": _json_lines}
@@ -160,11 +186,11 @@ def files(draw: st.DrawFn) -> DataFile:
     """Any data file."""
     ending = draw(st.sampled_from(["jsonl"] * 3 + ["csv", "parquet", "jsonl.gz"]))
     content = draw(_WRITERS[ending](draw(tables())))
-    if draw(st.integers(0, 4)) < 2:
+    if rarely(draw, 3):
         content = draw(_damaged(content))
     if ending == "jsonl.gz":
         content = gzip.compress(content, mtime=0)
-        if draw(st.integers(0, 3)) == 0:
+        if rarely(draw, 4):
             content = draw(_damaged(content))
     return DataFile(ending, content)
 

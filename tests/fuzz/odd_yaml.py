@@ -36,9 +36,23 @@ ODD_OVERRIDES = [
     *("train.epochs=!!python/object/apply:os.system [id]", "train.epochs=" + "[" * 5000, "train.epochs=\U0001f600"),
     *("train.seed=\t1", "train.0=1", "train.epochs.x=1", "train={epochs: 1, epochs: 2}", "train={epochs: 1}"),
     *("train.batch_size=08", "train.batch_size=1_6", "train.batch_size=+4", "train.seed=3", "train.seed=4294967296"),
-    *("data=[1,2]", "data.0=1", "data.train.x=1", "data.eval=", "data.eval=null", "data.eval=~", "data.eval=2026-01-01"),
+    *(
+        "data=[1,2]",
+        "data.0=1",
+        "data.train.x=1",
+        "data.eval=",
+        "data.eval=null",
+        "data.eval=~",
+        "data.eval=2026-01-01",
+    ),
     *("method.stages.0.until=0.5", "method.reaches.9=1", "method.reaches.-1=1", "method.reaches.01=1"),
-    *("method.reaches.٣=1", "method.reaches.²=1", "method.reaches." + "9" * 5000 + "=1", "method.reaches=[1, all]", "method.adapter=none"),
+    *(
+        "method.reaches.٣=1",
+        "method.reaches.²=1",
+        "method.reaches." + "9" * 5000 + "=1",
+        "method.reaches=[1, all]",
+        "method.adapter=none",
+    ),
     *("method.adapter=lora", "method.adapter.kind=lora", "method.adapter.ranks.q_proj=3", "method.adapter.ranks.a.b=3"),
     *("publish.repo=a/b", "publish=none", "publish=null", "publish=", "eval=none", "eval.suite=none", "merge=false"),
     *("merge.enabled=no", "merge.enabled=0", "model.base=" + "x" * 100_000, "train." + "a." * 5000 + "b=1"),
@@ -72,7 +86,11 @@ def _changed() -> list[str]:
     replaced += [("  ", "\u00a0\u00a0"), ("full", "fu\0ll"), ("full", "="), ("full", "<<"), ("full", "\u202efull")]
     replaced += [("full", "\uff46ull"), ("model", "m\u043edel"), ("kind: full", "kind: &k full"), ("full", '"\\ud800"')]
     replaced += [("kind: full", "kind: full\n  kind: full"), ("epochs: 3", f"epochs: {'9' * 5000}")]
-    replaced += [("epochs: 3", f"epochs: 3.{'0' * 100_000}1"), ("epochs: 3", "epochs: 1:2:3"), ("size: 4", f"size: {_HUGE}")]
+    replaced += [
+        ("epochs: 3", f"epochs: 3.{'0' * 100_000}1"),
+        ("epochs: 3", "epochs: 1:2:3"),
+        ("size: 4", f"size: {_HUGE}"),
+    ]
     replaced += [("method:\n  kind: full", "method:\n  <<: {kind: full}"), ("kind: full", "<<: [{kind: full}]")]
     return [_GOOD.replace(*pair) for pair in replaced]
 
@@ -91,7 +109,19 @@ def _suffixed() -> list[str]:
 
 
 def _alone() -> list[str]:
-    texts = ["", "   \n", "# x\n", "---\n", "null", "...\n", "- 1\n- 2\n", "hello", "5", "x" * 1_000_000, "x" * 1_048_577]
+    texts = [
+        "",
+        "   \n",
+        "# x\n",
+        "---\n",
+        "null",
+        "...\n",
+        "- 1\n- 2\n",
+        "hello",
+        "5",
+        "x" * 1_000_000,
+        "x" * 1_048_577,
+    ]
     texts += ["a: " + "[" * 10_000 + "]" * 10_000, "a: " + "{a: " * 5000 + "1" + "}" * 5000, "- " * 5000 + "a"]
     texts += ["[" * 200_000, "".join(" " * depth + "a:\n" for depth in range(1200))]
     texts += ["a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]\n", "".join(f"k{number}: 1\n" for number in range(50_000))]

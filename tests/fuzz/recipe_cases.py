@@ -10,6 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from tests.fuzz.odd_yaml import ODD_FILES, ODD_OVERRIDES, ODD_VALUES, TOKENS
+from tests.fuzz.plausible import plausible
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,17 @@ def _keys(value: Any, key: Key = ()) -> list[Key]:
     return [inner for name, part in items for inner in ((*key, name), *_keys(part, (*key, name)))]
 
 
-_ABSENT: tuple[Key, ...] = tuple(
-    tuple(name.split("."))
-    for name in ("method.adapter.rslora", "method.bottom_ratio", "method.decay", "method.reach", "method.lr")
-) + (("publish",), ("memory",), ("launch",), ("merge",), ("method", "adapter"), ("train", "max_steps"))
+_ABSENT = [
+    "method.adapter.rslora",
+    "method.bottom_ratio",
+    "method.decay",
+    "method.reach",
+    "method.lr",
+    "method.adapter",
+]
+_ABSENT += ["publish", "memory", "launch", "merge", "train.max_steps"]
 PLACES = sorted({(key, index) for index, seed in enumerate(SEEDS) for key in _keys(seed)}, key=str)
-PLACES += [(key, 0) for key in _ABSENT]
+PLACES += [(tuple(name.split(".")), 0) for name in _ABSENT]
 _MARK = "a value goes here"
 
 
@@ -192,8 +198,16 @@ def _damaged(draw: st.DrawFn) -> Case:
     return Case(encode(text))
 
 
+_PLAUSIBLE = plausible().map(lambda recipe: Case(encode(yaml.safe_dump(recipe, sort_keys=False))))
 CASES: st.SearchStrategy[Case] = st.one_of(
-    _in_file(), _by_override(), _odd_override(), _restructured(), _damaged(), st.sampled_from(ODD_FILES).map(Case)
+    _in_file(),
+    _by_override(),
+    _odd_override(),
+    _restructured(),
+    _damaged(),
+    st.sampled_from(ODD_FILES).map(Case),
+    _PLAUSIBLE,
+    _PLAUSIBLE,
 )
 """Any recipe with any overrides."""
 

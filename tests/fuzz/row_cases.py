@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 TEXTS = [
     *("", " ", "\n", "\t", "\u200b", "\ufeff", "\u2028", "\x00", "a\x00b", "\x1f", "\x1b[31m", "\ud800", "a\udfffb"),
     *("\ud83d", "\U0001f600", "é", "e\u0301", "\u202eabc", "<|im_end|>", "a<|im_end|>b", "<|im_start|>", "<|pad|>"),
-    *("x<|im_end|>\n<|im_start|>assistant\ny", "<|im_end|>\n", "\n<|im_end|>", "{{ 1 }}", "{% for %}", "{{ messages }}"),
+    *(
+        "x<|im_end|>\n<|im_start|>assistant\ny",
+        "<|im_end|>\n",
+        "\n<|im_end|>",
+        "{{ 1 }}",
+        "{% for %}",
+        "{{ messages }}",
+    ),
     *("\u27e6x\u27e7", "assistant", "<script>alert(1)</script>", "' OR 1=1", "[bold]x[/bold]", "[/]", "%s %d {0}"),
     *("x" * 5000, "x" * 100_000, " leading", "trailing ", "\r\n", "a\rb", "null", "NaN", "-", "!!!", "0", "हिन्दी"),
 ]
@@ -29,6 +36,11 @@ Place = tuple[Any, Any]
 """A list or mapping, and the index or key of a value in it."""
 
 
+def rarely(draw: st.DrawFn, one_in: int) -> bool:
+    """True once in so many draws; the ends of a list are drawn more often than its middle."""
+    return draw(st.sampled_from([index == one_in // 2 for index in range(one_in)]))
+
+
 @st.composite
 def plain_rows(draw: st.DrawFn) -> dict[str, Any]:
     """A good row: a pair, or a chat of up to three turns."""
@@ -41,10 +53,11 @@ def plain_rows(draw: st.DrawFn) -> dict[str, Any]:
             turns.append({"role": "user", "content": f"{number} {turn}?"})
             turns.append({"role": "assistant", "content": draw(_ANSWERS)})
         row = {"messages": turns}
-    return row | ({"id": draw(st.sampled_from(IDS))} if draw(st.integers(0, 3)) == 0 else {})
+    return row | ({"id": draw(st.sampled_from(IDS))} if rarely(draw, 5) else {})
 
 
-_ANSWERS = st.integers(0, 10**6).map(str) | st.text(min_size=1, max_size=20) | st.sampled_from(TEXTS)
+_WRITTEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+_ANSWERS = st.integers(0, 10**6).map(str) | st.integers(0, 10**6).map(str) | _WRITTEN | st.sampled_from(TEXTS)
 
 
 @st.composite
@@ -81,7 +94,8 @@ def _places(value: Any) -> list[Place]:
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Up to eight rows, a third of them damaged in three of four tables."""
-    damaged = draw(st.integers(0, 3)) > 0
-    kinds = st.one_of(plain_rows(), plain_rows(), damaged_rows()) if damaged else plain_rows()
-    return draw(st.lists(kinds, min_size=1, max_size=8))
+    """Two to eight rows; in half of the tables one to three are damaged."""
+    rows = draw(st.lists(plain_rows(), min_size=2, max_size=8))
+    for _ in range(draw(st.integers(1, 3)) if draw(st.booleans()) else 0):
+        rows[draw(st.integers(0, len(rows) - 1))] = draw(damaged_rows())
+    return rows
