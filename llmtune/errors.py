@@ -1,7 +1,7 @@
 """The errors that llmtune reports to the user, each with the exit code of its kind."""
 
-LONGEST_LINE = 1000
-"""Characters of a message: a value that a user pasted by mistake must not bury what is said about it."""
+LONGEST_MESSAGE = 900
+"""Characters of a message; what a user wrote and it repeats may be of any length."""
 
 
 class LlmtuneError(Exception):
@@ -10,7 +10,7 @@ class LlmtuneError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(message, LONGEST_MESSAGE))
 
 
 class RecipeError(LlmtuneError):
@@ -58,12 +58,20 @@ class Interrupted(LlmtuneError):  # noqa: N818
     exit_code = 130
 
 
-def one_line(message: str) -> str:
-    """Write a message in one line of at most LONGEST_LINE characters, whatever values a user's files put into it."""
-    if len(message) > LONGEST_LINE:
-        message = f"{message[: LONGEST_LINE - 350]} ... {message[-250:]}"
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    return escaped if len(escaped) <= LONGEST_LINE else one_line(escaped)
+def one_line(text: str, limit: int) -> str:
+    """Return a text with control characters and lone surrogates escaped, and its middle left out over `limit`."""
+    shown = "".join(char if _is_visible(char) else ascii(char)[1:-1] for char in _shorten(text, limit))
+    return _shorten(shown, limit)
+
+
+def _is_visible(char: str) -> bool:
+    return (
+        char >= " " and not "\x7f" <= char <= "\x9f" and not "\ud800" <= char <= "\udfff" and char not in "\u2028\u2029"
+    )
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} ... {text[-limit // 3 + 5 :]}"
 
 
 def nearest(word: str, known: list[str]) -> str:
