@@ -164,7 +164,7 @@ class _Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, key, tag)
 
-    def _refuse_no_text(self, node: yaml.ScalarNode, key: Key) -> None:
+    def _refuse_no_text(self, node: yaml.Node, key: Key) -> None:
         character = _NO_TEXT.search(node.value)
         if character:
             raise self._error(node, key, f"{node.value[:40]!r} holds {character[0]!r}, which no text may have")

@@ -32,7 +32,9 @@ def _json_lines(draw: st.DrawFn, rows: Rows) -> bytes:
     indent = 1 if rarely(draw, 20) else None
     lines = [json.dumps(row, ensure_ascii=escaped, indent=indent) for row in rows]
     if rarely(draw, 20):  # a key that occurs twice
-        lines[0] = lines[0].replace("{", draw(st.sampled_from(['{"prompt": "", ', '{"messages": [], ', '{"id": 1, '])), 1)
+        lines[0] = lines[0].replace(
+            "{", draw(st.sampled_from(['{"prompt": "", ', '{"messages": [], ', '{"id": 1, '])), 1
+        )
     end = draw(st.sampled_from(["\r\n", "\n\n", "\r", "\u2028\n", ",\n"])) if rarely(draw, 5) else "\n"
     last = draw(st.sampled_from(["\0", "null", "[", "{}"])) if rarely(draw, 10) else draw(st.sampled_from(["", end]))
     return (end.join(lines) + last).encode("utf-8", "surrogatepass")
@@ -62,8 +64,13 @@ def _csv(draw: st.DrawFn, rows: Rows) -> bytes:
         table.append(cells[:-1] if rarely(draw, 50) else cells)
     text = io.StringIO(newline="")
     delimiter, end = draw(st.sampled_from(",,;\t,,")), draw(st.sampled_from(["\n", "\r\n", "\r"]))
-    quoting = csv.QUOTE_ALL if draw(st.booleans()) else csv.QUOTE_MINIMAL
-    csv.writer(text, quoting=quoting, lineterminator=end, delimiter=delimiter, escapechar="\\").writerows(table)
+    csv.writer(
+        text,
+        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        lineterminator=end,
+        delimiter=delimiter,
+        escapechar="\\",
+    ).writerows(table)
     return text.getvalue().encode("utf-8", "surrogatepass")
 
 

@@ -39,21 +39,21 @@ def _values(rule: Rule, name: str = "") -> Strategy:
 
 
 def _integers(rule: Rule) -> Strategy:
-    low = rule.get("minimum", rule.get("exclusiveMinimum", 0))
-    return st.sampled_from([low, low + 1, low + 2, 4, 16, 1000, 1 << 31]).filter(lambda value: value >= low)
+    low = int(rule.get("minimum", 0))
+    return st.sampled_from([low, low + 1, low + 2, low + 16, low + 1000, low + (1 << 31)])
 
 
 def _numbers(rule: Rule) -> Strategy:
-    low, high = rule.get("minimum", rule.get("exclusiveMinimum", 0)), rule.get("maximum", rule.get("exclusiveMaximum"))
-    bounds = {"exclude_min": "exclusiveMinimum" in rule, "exclude_max": "exclusiveMaximum" in rule and high is not None}
-    usual = st.sampled_from(
-        [value for value in (1, 0.5, 0.1, 1e-4, 3e-5) if value >= low and (not high or value < high)]
-    )
-    return usual | st.floats(low, high, allow_nan=False, allow_infinity=False, **bounds)
+    low, high = rule.get("minimum", rule.get("exclusiveMinimum")), rule.get("maximum", rule.get("exclusiveMaximum"))
+    bounds: Rule = {"exclude_min": "exclusiveMinimum" in rule, "exclude_max": "exclusiveMaximum" in rule}
+    bounds |= {"allow_nan": False, "allow_infinity": False}
+    low, high = float(low or 0), float(high or 1e308)
+    usual = [value for value in (1, 0.5, 0.1, 1e-4, 3e-5) if low <= value < high]
+    return st.sampled_from(usual) | st.floats(low, high, **bounds)
 
 
 def _lists(rule: Rule) -> Strategy:
-    return st.lists(_values(rule["items"]), min_size=rule.get("minLength", rule.get("minItems", 0)), max_size=3)
+    return st.lists(_values(rule["items"]), min_size=int(rule.get("minItems", 0)), max_size=3)
 
 
 def _mappings(rule: Rule) -> Strategy:

@@ -111,10 +111,10 @@ _MARK = "a value goes here"
 def place(seed: dict[str, Any], key: Key, text: str) -> str:
     """The recipe as YAML in flow style, in which any text may stand as the value at `key`."""
     recipe = copy.deepcopy(seed)
-    container = recipe
+    container: Any = recipe
     for part in key[:-1]:
         container = container.setdefault(part, {}) if isinstance(container, dict) else container[part]
-    container[key[-1]] = _MARK  # type: ignore[index]
+    container[key[-1]] = _MARK
     return json.dumps(recipe, indent=1).replace(f'"{_MARK}"', text)
 
 
@@ -154,7 +154,7 @@ def _odd_override(draw: st.DrawFn) -> Case:
 
 
 _ODD_KEYS = st.sampled_from(["kind", "x", "lr", "reach", "seed", "Base", "train ", "épochs", "learning_rate", "rank"])
-_ODD_CONTENT = st.sampled_from([None, [], {}, 1, 0.5, "x", "all", True, -1, 1e308, 2**63])
+_ODD_CONTENT: st.SearchStrategy[Any] = st.sampled_from([None, [], {}, 1, 0.5, "x", "all", True, -1, 1e308, 2**63])
 
 
 @st.composite

@@ -1,6 +1,9 @@
 """Any recipe is accepted with every value in it, or refused in one line."""
 
+import contextlib
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
+from llmtune import cli, terminal
 from llmtune import recipe as recipes
-from llmtune import terminal
 from llmtune.model.base import locate_base
 from llmtune.recipe import Recipe
 from llmtune.training.prepare import examine, resolve
-from tests.fuzz.outcome import BrokenRuleError, Tally
+from tests.fuzz.conftest import COUNT
+from tests.fuzz.outcome import CODES, BrokenRuleError, Tally
 from tests.fuzz.recipe_cases import CASES, SEEDS, Case, encode, first_difference
 from tests.support import tiny
 
@@ -47,6 +51,18 @@ def check(case: Case, folder: Path) -> None:
     changed = first_difference(resolved.model_dump(), recipes.load(again).model_dump())
     if changed:
         raise BrokenRuleError(f"the resolved recipe reads back otherwise: {changed}")
+
+
+def check_by_command(case: Case, folder: Path) -> None:
+    """Run `llmtune check`; raises where it does not end in success, or in one line and exit code 2 or 3."""
+    file = folder / "recipe.yaml"
+    file.write_bytes(case.content)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = cli.main(["check", str(file), *(f"--set={override}" for override in case.overrides)])
+    last = (errors.getvalue().splitlines() or [""])[-1]
+    if code and (code not in CODES or not last.startswith("llmtune: ")):
+        raise BrokenRuleError(f"exit code {code} after {errors.getvalue()[-500:]!r}")
 
 
 def read_plainly(case: Case) -> Any:
@@ -85,20 +101,29 @@ class Spelled(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return other in self.shorthands or dict(self) == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
-def test_accepts_a_recipe_with_every_value_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
+def try_all(folder: Path, one: Callable[[Case, Path], None], count: int) -> Tally:
+    """Judge `count` cases; raises for the smallest that breaks a rule."""
     for seed in SEEDS:
-        check(Case(encode(yaml.safe_dump(seed))), folder)
+        one(Case(encode(yaml.safe_dump(seed))), folder)
     tally = Tally()
 
-    @settings(settings.get_profile("fuzz"))
+    @settings(settings.get_profile("fuzz"), max_examples=count)
     @given(CASES)
     def holds(case: Case) -> None:
-        tally.judge(lambda: check(case, folder))
+        tally.judge(lambda: one(case, folder))
 
-    try:
-        holds()
-    finally:
-        record_property("fuzz", str(tally))
+    holds()
+    return tally
+
+
+@pytest.mark.slow
+def test_accepts_a_recipe_with_every_value_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
+    record_property("fuzz", try_all(folder, check, COUNT))
+
+
+@pytest.mark.slow
+def test_command_checks_a_recipe_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
+    record_property("fuzz", try_all(folder, check_by_command, COUNT // 10))
