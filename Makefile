@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test test-oldest test-newest coverage bench bench-gpu methods reference
+.PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench bench-gpu methods reference
 
 setup: $(STAMP)
 
@@ -27,6 +27,14 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2
+
+# 20,000 recipes and 20,000 data files, others each time; FUZZ=500000 tries more.
+fuzz: $(STAMP)
+	FUZZ=$(or $(FUZZ),20000) $(BIN)/pytest -n 2 tests/fuzz/test_recipes.py tests/fuzz/test_rows.py
+
+# Trainings killed at 100 random moments, each gone on with and compared with one that nothing stopped; KILLS="--seed 7".
+kills: $(STAMP)
+	$(BIN)/python -m tests.fuzz.kills $(KILLS)
 
 # The fast tests again, which take half as long again under coverage, with the share of lines that they run.
 coverage: $(STAMP)

@@ -1,10 +1,16 @@
 """The errors that llmtune reports to the user, each with the exit code of its kind."""
 
+LONGEST_MESSAGE = 900
+"""Characters of a message; what a user wrote and it repeats may be of any length."""
+
 
 class LlmtuneError(Exception):
     """A failure that the command reports in one line before it exits with the class's code."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message, LONGEST_MESSAGE))
 
 
 class RecipeError(LlmtuneError):
@@ -50,6 +56,22 @@ class Interrupted(LlmtuneError):  # noqa: N818
     """The user stopped the run; a checkpoint holds its state."""
 
     exit_code = 130
+
+
+def one_line(text: str, limit: int) -> str:
+    """Return a text with control characters and lone surrogates escaped, and its middle left out over `limit`."""
+    shown = "".join(char if _is_visible(char) else ascii(char)[1:-1] for char in _shorten(text, limit))
+    return _shorten(shown, limit)
+
+
+def _is_visible(char: str) -> bool:
+    return (
+        char >= " " and not "\x7f" <= char <= "\x9f" and not "\ud800" <= char <= "\udfff" and char not in "\u2028\u2029"
+    )
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} ... {text[-limit // 3 + 5 :]}"
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
-from llmtune.files import write_json
+from llmtune.files import write_folder, write_json
 from llmtune.model.base import Base
 
 TENSORS = "trained.safetensors"
@@ -21,11 +21,19 @@ BASE = "base.json"
 
 
 def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
-    """Write what was trained and what it was trained on; `tensors` are the trained parameters by name.
+    """Write what was trained and what it was trained on, completely or not at all; `tensors` are the trained ones.
 
     `kind` is the adapter's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    # safetensors writes beside a file before it renames: a killed process would leave that in the delta.
+    with write_folder(folder) as partial:
+        _save_tensors(model, tensors, partial, kind)
+        facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
+        stored = "adapter" if isinstance(model, PeftModel) else "tensors"
+        write_json(partial / BASE, {**facts, "kind": stored, "adapter": kind})
+
+
+def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:
     if isinstance(model, PeftModel):
         # PEFT picks what belongs to the adapter; VeRA's random matrices are buffers, which each layer shares.
         buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -34,9 +42,6 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         KINDS[kind].rebase(model, folder / ADAPTER)
     else:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-    facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
-    stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-    write_json(folder / BASE, {**facts, "kind": stored, "adapter": kind})
 
 
 def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:

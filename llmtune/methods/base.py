@@ -40,7 +40,14 @@ class BaseMethod(Closed):
 
     def stage(self, facts: Facts, until: float, trains: Distances, lr: float | None, decay: float = 1.0) -> Stage:
         """A stage at `lr`, or at the adapter's default rate for the model's size and the share that trains."""
-        return Stage(until, trains, lr or self.adapter.default_rate(facts, trains.share(facts.blocks)), decay)
+        return Stage(until, trains, lr or self.default_rate(facts, trains.share(facts.blocks)), decay)
+
+    def default_rate(self, facts: Facts, share: float) -> float:
+        """The adapter's rate at the output where `share` of the blocks trains; raises PlanError where it has none."""
+        rate = self.adapter.default_rate(facts, share)
+        if not 0 < rate < math.inf:
+            raise PlanError("adapter", f"at these values its default learning rate would be {rate:g}; give lr")
+        return rate
 
 
 class Decaying(Closed):

@@ -41,5 +41,5 @@ class Lisa(BaseMethod):
                 "blocks", f"{self.blocks} is more than the model's {facts.blocks} blocks; try {facts.blocks}"
             )
         among, ends = frozenset(range(1, facts.blocks + 1)), frozenset({0, facts.blocks + 1})
-        lr = self.lr or self.adapter.default_rate(facts, 1.0)
+        lr = self.lr or self.default_rate(facts, 1.0)
         return Plan((Stage(1.0, Drawn(self.blocks, self.every, among, ends), lr),))

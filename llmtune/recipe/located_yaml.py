@@ -1,4 +1,4 @@
-"""Safe YAML that remembers the line of every key: no duplicate keys, aliases or tags, at most 1 MiB; and overrides."""
+"""Safe YAML that remembers the line of every key: of bounded size, without duplicate keys, aliases or tags."""
 
 import difflib
 import re
@@ -13,11 +13,17 @@ from llmtune.errors import RecipeError
 
 LIMIT_BYTES = 1 << 20
 LIMIT_DEPTH = 32
+LIMIT_VALUES = 10_000
+LIMIT_NUMBER = 10**18 - 1
 Key = tuple[str | int, ...]
 
 _CORE = "tag:yaml.org,2002:"
 _SCALARS_AND_CONTAINERS = ("map", "seq", "str", "int", "float", "bool", "null")
+_READ_AS_TEXT = ("timestamp", "merge", "value")
+"""What keys may look like beside plain values: a key such as 2024-01-01, << or = is told to be unknown."""
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, which no path may have, and halves of surrogate pairs, which no file may have."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Located:
         name = ".".join(map(str, key))
         if not isinstance(container, list):
             raise RecipeError(f"{place}: {name} is {container!r}, not a section, so {part!r} cannot be set in it")
-        if part.isdecimal() and int(part) < len(container):
+        if part.isdecimal() and len(part) < 10 and int(part) < len(container):  # int() raises over 4,300 digits
             return int(part)
         hint = f"try 0 to {len(container) - 1}" if container else "it is empty"
         raise RecipeError(f"{place}: {name} is a list and {part!r} is not an index of it; {hint}")
@@ -129,8 +135,8 @@ class _Reader:
             raise RecipeError(f"{self.place(mark.line + 1 if mark else 1)}: not YAML: {problem}") from error
 
     def _refuse_bombs(self, text: str) -> None:
-        """Raise RecipeError for aliases, and for nesting that would exhaust the stack, before any value is built."""
-        depth = 0
+        """Raise RecipeError for aliases, and for what would exhaust the stack or minutes, before any value is built."""
+        depth = values = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 1
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -138,6 +144,9 @@ class _Reader:
                 raise RecipeError(f"{self.place(line)}: aliases (*{event.anchor}) are not allowed; write the value out")
             if depth > LIMIT_DEPTH:
                 raise RecipeError(f"{self.place(line)}: nested more than {LIMIT_DEPTH} levels deep; no recipe is")
+            values += isinstance(event, yaml.NodeEvent)
+            if values > LIMIT_VALUES:
+                raise RecipeError(f"{self.place(line)}: more than {LIMIT_VALUES:,} keys and values; no recipe has them")
 
     def _error(self, node: yaml.Node, key: Key, message: str) -> RecipeError:
         return RecipeError(f"{self.place(node.start_mark.line + 1)}: {_dotted(key)}{message}")
@@ -155,23 +164,35 @@ class _Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, key, tag)
 
+    def _refuse_no_text(self, node: yaml.Node, key: Key) -> None:
+        character = _NO_TEXT.search(node.value)
+        if character:
+            raise self._error(node, key, f"{node.value[:40]!r} holds {character[0]!r}, which no text may have")
+
     def _scalar(self, node: yaml.Node, key: Key, tag: str) -> Any:
         text = node.value
+        self._refuse_no_text(node, key)
         if tag == "bool" and text.lower() not in ("true", "false"):
             boolean = str(text.lower() in ("on", "yes")).lower()
             raise self._error(node, key, f'{text} is {boolean} in YAML; write true or false, or "{text}" in quotes')
         if (tag == "int" and not _DECIMAL.fullmatch(text)) or (tag == "float" and ":" in text):
             raise self._error(node, key, f"{text} is not a plain decimal number; write one, or put the text in quotes")
         try:
-            return yaml.SafeLoader("").construct_object(node)
+            value = yaml.SafeLoader("").construct_object(node)
         except ValueError as error:
             raise self._error(node, key, f"not a valid {tag}: {text[:40]!r}") from error
+        if isinstance(value, int) and abs(value) > LIMIT_NUMBER:
+            raise self._error(node, key, f"{text[:40]} is too large; a whole number has at most 18 digits")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for name_node, value_node in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
                 raise self._error(name_node, key, "a key must be a single word")
+            if name_node.tag.removeprefix(_CORE) not in (*_SCALARS_AND_CONTAINERS, *_READ_AS_TEXT):
+                raise self._error(name_node, key, f"the tag {name_node.tag!r} is not allowed; a recipe is plain data")
+            self._refuse_no_text(name_node, key)
             inner = (*key, name_node.value)
             if name_node.value in mapping:
                 raise self._error(name_node, inner, f"duplicate key; it is also set at {self.places[inner]}")

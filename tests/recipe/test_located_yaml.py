@@ -46,6 +46,14 @@ BROKEN = [
     (GOOD + "train: {epochs: !!float x}", 4, "train.epochs", "not a valid float: 'x'"),
     (GOOD + f"train: {{seed: {'9' * 5000}}}", 4, "train.seed", "not a valid int"),
     (GOOD.replace("{base: some/model}", "{base: a, revision: 2024-01-01}"), 1, "model.revision", "is a date in YAML"),
+    (GOOD + "x: [" + "1," * 10_000 + "1]", 4, "", "more than 10,000 keys and values; no recipe has them"),
+    (GOOD.replace("some/model", r'"\ud800"'), 1, "model.base", r"'\ud800', which no text may have"),
+    (GOOD.replace("some/model", r'"a\0.gguf"'), 1, "model.base", r"'\x00', which no text may have"),
+    ("!!python/object:os.x model: {base: a}", 1, "", "is not allowed; a recipe is plain data"),
+    ("!mine model: {base: a}", 1, "", "is not allowed; a recipe is plain data"),
+    ("<<: {train: {seed: 1}}\n" + GOOD, 1, "<<", "unknown key"),
+    (GOOD + f"train: {{seed: {'9' * 19}}}", 4, "train.seed", "is too large; a whole number has at most 18 digits"),
+    (r'"\ud800": 1', 1, "", "which no text may have"),
 ]
 
 

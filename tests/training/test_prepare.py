@@ -16,6 +16,7 @@ from llmtune.training.process import main
 from tests.support import tiny
 
 LORA = {"kind": "lora", "rank": 4}
+FAINT, LOUD = ({**LORA, "alpha": alpha, "rslora": True} for alpha in (1.5e-310, 1.5e308))
 STAGE = {"until": 1.0}
 STAGED = {"kind": "gradual", "reaches": [1, "all"]}
 
@@ -53,6 +54,11 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: Any, tied:
         ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["embed_tokens"]}}, "is a Embedding"),
         ({"kind": "full", "adapter": LORA | {"dora": True, "targets": ["input_layernorm"]}}, "is a LlamaRMSNorm"),
         ({"kind": "full", "adapter": LORA | {"targets": ["q_proj", "kproj"]}}, "did you mean 'k_proj'"),
+        (
+            {"kind": "full", "adapter": FAINT},
+            "adapter: at these values its default learning rate would be inf; give lr",
+        ),
+        ({"kind": "lisa", "adapter": LOUD}, "adapter: at these values its default learning rate would be 0; give lr"),
         ({"kind": "full", "adapter": {"kind": "lorra"}}, "did you mean 'lora'"),
     ],
     ids=lambda value: None if isinstance(value, str) else json.dumps(value).replace('"', "")[:60],

@@ -1,0 +1,129 @@
+"""Any recipe is accepted with every value in it, or refused in one line."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from llmtune import cli, terminal
+from llmtune import recipe as recipes
+from llmtune.model.base import locate_base
+from llmtune.recipe import Recipe
+from llmtune.training.prepare import examine, resolve
+from tests.fuzz.conftest import COUNT
+from tests.fuzz.outcome import CODES, BrokenRuleError, Tally
+from tests.fuzz.recipe_cases import CASES, SEEDS, Case, encode, first_difference
+from tests.support import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a base and rows, once a plain recipe has loaded every library."""
+    tiny.save_base(tmp_path / "base", blocks=4, tied=False)
+    tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(24))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def check(case: Case, folder: Path) -> None:
+    """Do what `llmtune check` and `llmtune run` do with a recipe before training; raises where a value is ignored."""
+    file = folder / "recipe.yaml"
+    file.write_bytes(case.content)
+    recipe = recipes.load(file, list(case.overrides))
+    lost = first_difference(read_plainly(case), expand(recipe))
+    if lost:
+        raise BrokenRuleError(f"a value is lost: {lost}")
+    base = locate_base(recipe.model, weights=False)
+    examination = examine(recipe, 0, base)
+    terminal.findings(examination.data.findings)
+    terminal.plan(examination.table)
+    json.dumps([examination.data.findings, examination.table.to_json()], ensure_ascii=False).encode()
+    resolved = resolve(recipe, base, examination.layout.facts)
+    again = folder / "resolved.yaml"
+    again.write_text(recipes.dump(resolved), encoding="utf-8")
+    changed = first_difference(resolved.model_dump(), recipes.load(again).model_dump())
+    if changed:
+        raise BrokenRuleError(f"the resolved recipe reads back otherwise: {changed}")
+
+
+def check_by_command(case: Case, folder: Path) -> None:
+    """Run `llmtune check`; raises where it does not end in success, or in one line and exit code 2 or 3."""
+    file = folder / "recipe.yaml"
+    file.write_bytes(case.content)
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = cli.main(["check", str(file), *(f"--set={override}" for override in case.overrides)])
+    last = (errors.getvalue().splitlines() or [""])[-1]
+    if code and (code not in CODES or not last.startswith("llmtune: ")):
+        raise BrokenRuleError(f"exit code {code} after {errors.getvalue()[-500:]!r}")
+
+
+def read_plainly(case: Case) -> Any:
+    """What a plain YAML reader finds in a file and its overrides."""
+    try:
+        recipe = yaml.safe_load(case.content.decode("utf-8-sig"))
+        for override in case.overrides:
+            dotted, _, text = override.partition("=")
+            *parents, last = (int(part) if part.isdecimal() else part for part in dotted.split("."))
+            container = recipe
+            for part in parents:
+                if isinstance(container, dict) and container.get(part) is None:
+                    container[part] = {}
+                container = container[part]
+            container[last] = yaml.safe_load(text)
+    except Exception as error:
+        raise BrokenRuleError(f"accepted what a plain reader refuses: {error}") from error
+    return recipe
+
+
+def expand(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe, in the words in which a user may write them."""
+    values = recipe.model_dump()
+    if values["method"]["adapter"] == {"kind": "none"}:
+        values["method"]["adapter"] = Spelled({"kind": "none"}, None, "none")
+    return values
+
+
+class Spelled(dict[str, Any]):
+    """A section that equals its shorthands too."""
+
+    def __init__(self, section: dict[str, Any], *shorthands: object) -> None:
+        super().__init__(section)
+        self.shorthands = shorthands
+
+    def __eq__(self, other: object) -> bool:
+        return other in self.shorthands or dict(self) == other
+
+    __hash__ = None
+
+
+def try_all(folder: Path, one: Callable[[Case, Path], None], count: int) -> Tally:
+    """Judge `count` cases; raises for the smallest that breaks a rule."""
+    for seed in SEEDS:
+        one(Case(encode(yaml.safe_dump(seed))), folder)
+    tally = Tally()
+
+    @settings(settings.get_profile("fuzz"), max_examples=count)
+    @given(CASES)
+    def holds(case: Case) -> None:
+        tally.judge(lambda: one(case, folder))
+
+    holds()
+    return tally
+
+
+@pytest.mark.slow
+def test_accepts_a_recipe_with_every_value_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
+    record_property("fuzz", try_all(folder, check, COUNT))
+
+
+@pytest.mark.slow
+def test_command_checks_a_recipe_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
+    record_property("fuzz", try_all(folder, check_by_command, COUNT // 10))

@@ -1,0 +1,81 @@
+"""Any data file is learned as it stands, or refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from llmtune import terminal
+from llmtune.data.gate import Gate, check_data
+from llmtune.data.rows import Row, read
+from llmtune.model.base import Base, load_tokenizer, stop_ids
+from llmtune.recipe.sections import Data
+from tests.fuzz.file_cases import CASES, DataFile
+from tests.fuzz.outcome import BrokenRuleError, Tally
+from tests.fuzz.plain_reader import read_turns
+from tests.support import tiny
+
+GOOD = DataFile("jsonl", b'{"prompt": "a?", "completion": "b"}\n{"prompt": "c?", "completion": "d"}\n')
+
+
+class Reader:
+    """Reads data files as `llmtune check` does, for a tiny base."""
+
+    def __init__(self, folder: Path) -> None:
+        base = Base(tiny.save_base(folder / "base"), "base", None, None)
+        self.folder, self.tokenizer, self.stop = folder, load_tokenizer(base), stop_ids(base)
+
+    def check(self, file: DataFile) -> None:
+        """Read a file, encode its rows and print what was found; raises where a row's text is not what is learned."""
+        path = self.folder / f"rows.{file.ending}"
+        path.write_bytes(file.content)
+        gate = check_data(Data(train=str(path)), self.tokenizer, self.stop)
+        terminal.findings(gate.findings)
+        json.dumps(gate.findings, ensure_ascii=False).encode()
+        rows = read(str(path))
+        compare_with_plain_reader(rows, file)
+        self._compare_with_learned(rows, gate)
+
+    def _compare_with_learned(self, rows: list[Row], gate: Gate) -> None:
+        """Raise where an example's learned tokens are not the answers of its row, each with its stop token."""
+        by_place = {row.where: row for row in rows}
+        for example in [*gate.train, *gate.eval]:
+            answers = [turn["content"] for turn in by_place[example.where].messages if turn["role"] == "assistant"]
+            wanted = "".join(f"{answer}<|im_end|>" for answer in answers)
+            learned = self.tokenizer.decode([label for label in example.labels if label != -100])
+            if learned != wanted:
+                raise BrokenRuleError(f"{example.where}: teaches {learned[:100]!r}, not {wanted[:100]!r}")
+
+
+def compare_with_plain_reader(rows: list[Row], file: DataFile) -> None:
+    """Raise where the rows of an accepted file are not what another reader finds in it."""
+    try:
+        wanted = read_turns(file)
+    except Exception as error:
+        raise BrokenRuleError(f"accepted what a plain reader refuses: {type(error).__name__} {error}") from error
+    got = [[(turn["role"], turn["content"]) for turn in row.messages] for row in rows]
+    if wanted is not None and got != wanted:
+        raise BrokenRuleError(f"{len(got)} rows are read, and they are not the {len(wanted)} rows of the file")
+
+
+@pytest.mark.slow
+def test_learns_the_text_of_every_row_or_refuses_the_file_in_one_line(tmp_path: Path, record_property: Any) -> None:
+    reader = Reader(tmp_path)
+    reader.check(GOOD)
+    tally = Tally()
+
+    @settings(settings.get_profile("fuzz"))
+    @given(CASES)
+    def holds(file: DataFile) -> None:
+        tally.judge(lambda: reader.check(file))
+
+    holds()
+    record_property("fuzz", tally)
+
+
+@pytest.mark.parametrize("change", [b'"prompt": "a", "prompt"', b'"completion": "a", "prompt"'])
+def test_plain_reader_sees_a_key_that_hides_another(change: bytes) -> None:
+    with pytest.raises(KeyError):
+        read_turns(DataFile("jsonl", GOOD.content.replace(b'"prompt"', change)))
