@@ -23,6 +23,8 @@ class AdapterSpec(Closed):
 
     kind: str
     trains_base: ClassVar[bool] = False
+    name: ClassVar[str]
+    """What people call it."""
     registered_by: ClassVar[str | None] = None
     """The module to import before PEFT can load this adapter; None for what PEFT itself has."""
 
@@ -39,6 +41,12 @@ class AdapterSpec(Closed):
         settings = {key: value for key, value in self if value and isinstance(value, int | float)}
         words = ", ".join(key if value is True else f"{key} {value:g}" for key, value in settings.items())
         return self.kind + (f" ({words})" if words else "")
+
+    @property
+    def title(self) -> str:
+        """What people call it, with its rank where it has one: LoRA (rank 16)."""
+        rank = getattr(self, "rank", None)
+        return f"{self.name} (rank {rank})" if rank else self.name
 
     def rate_notes(self, lr: float) -> list[str]:
         """Return what the plan says of a learning rate, warnings included."""

@@ -23,6 +23,8 @@ UNMERGEABLE = (
 class Bottleneck(AdapterSpec):
     """A narrow MLP beside or behind each block's own (Houlsby 2019, He 2021)."""
 
+    name: ClassVar[str] = "bottleneck adapters"
+
     kind: Literal["bottleneck"]
     """Bottleneck adapter."""
     size: Annotated[int, Field(ge=1)] | None = None

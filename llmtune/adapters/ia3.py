@@ -1,6 +1,6 @@
 """IA3: learned factors on keys, values and feed-forward activations."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError
@@ -16,6 +16,8 @@ _RATES = (5e-3, 5e-3, 5e-3, 3e-3)
 
 class Ia3(AdapterSpec):
     """Learned rescaling of keys, values and feed-forward activations (Liu 2022)."""
+
+    name: ClassVar[str] = "IA3"
 
     kind: Literal["ia3"]
     """Rescaling vectors."""

@@ -1,10 +1,11 @@
 """LoRA and its variants: low-rank updates beside linear layers."""
 
 import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError, PlanError, nearest
@@ -32,13 +33,29 @@ def _refuse_data_starts(value: object) -> object:
         "lora_ga": "lora_ga starts from gradients on the data",
         "loftq": "loftq fits a quantized base, and a delta is loaded on the base as it was",
     }
-    if value in reasons:
-        raise ValueError(f"{reasons[str(value)]}, which llmtune does not do; try pissa")
+    if isinstance(value, str) and value in reasons:
+        raise ValueError(f"{reasons[value]}, which llmtune does not do; try pissa")
     return value
+
+
+def _compiles(pattern: str) -> str:
+    """Return a pattern of layer names; raises ValueError where it is no regular expression."""
+    try:
+        re.compile(pattern)
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        reason = f"{pattern[:40]!r} is no regular expression: {error}"
+        raise ValueError(f"{reason}; write a layer's name such as q_proj, or an expression for its end") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class Lora(AdapterSpec):
     """Low-rank updates beside linear layers (Hu 2021)."""
+
+    name: ClassVar[str] = "LoRA"
 
     kind: Literal["lora"]
     """Low-rank adapter."""
@@ -60,9 +77,9 @@ class Lora(AdapterSpec):
     """How A and B start; pissa and olora start from the weights, and the delta still fits the base as it was."""
     layers: Literal["all", "top", "middle", "bottom"] | Distances = "all"
     """The blocks that are adapted: a third of them, or a list of distances (1: the last block)."""
-    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
+    ranks: dict[Pattern, Annotated[int, Field(ge=1)]] = {}
     """Other ranks for some layers, by name or regular expression; the first that matches counts."""
-    alphas: dict[str, Positive] = {}
+    alphas: dict[Pattern, Positive] = {}
     """Other alphas for some layers, by name or regular expression; the first that matches counts."""
 
     @model_validator(mode="after")
@@ -71,6 +88,12 @@ class Lora(AdapterSpec):
         if self.init == "orthogonal" and odd:
             raise PlanError("rank", f"orthogonal needs even ranks, not {odd[0]}; try {odd[0] + 1}")
         return self
+
+    @property
+    def title(self) -> str:
+        """What people call it: LoRA, DoRA, rsLoRA, PiSSA or OLoRA, with the rank."""
+        by_start = {"pissa": "PiSSA", "olora": "OLoRA"}.get(self.init, "rsLoRA" if self.rslora else self.name)
+        return f"{'DoRA' if self.dora else by_start} (rank {self.rank})"
 
     @property
     def effective_alpha(self) -> float:

@@ -14,6 +14,8 @@ _RATES = (1e-4, 3e-5, 1e-5, 5e-6)
 class NoAdapter(AdapterSpec):
     """The model's own parameters are trained."""
 
+    name: ClassVar[str] = "no adapter"
+
     kind: Literal["none"] = "none"
     """No adapter."""
     trains_base: ClassVar[bool] = True

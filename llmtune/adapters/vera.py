@@ -1,6 +1,6 @@
 """VeRA: one pair of random matrices for all layers, and two trained vectors a layer."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ _RATES = (1e-2, 5e-3, 3e-3, 2e-3)
 
 class Vera(AdapterSpec):
     """Vectors that scale one frozen random low-rank update, shared by all layers (Kopiczko 2024)."""
+
+    name: ClassVar[str] = "VeRA"
 
     kind: Literal["vera"]
     """Vector-based random matrix adaptation."""

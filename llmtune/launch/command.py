@@ -1,5 +1,6 @@
 """Builds the command line and environment that train, from the recipe's launch section and this machine."""
 
+import difflib
 import os
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from llmtune.launch.surroundings import forget_launchers
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
 from llmtune.recipe.sections import Launch
+from llmtune.recipe.shorthand import is_config_file
 
 TRAIN_MODULE = "llmtune.train"
 LAUNCHER_MODULE = "llmtune.launch.accelerate_entry"
 WORLD = "LLMTUNE_WORLD"  # the number of processes that the training must find
+_NEEDED = {"distributed_type": str, "mixed_precision": str, "num_machines": int, "num_processes": int}
+"""What is read of every accelerate config, and its types."""
 _GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # CUDA, ROCm, CUDA on Windows
 
 
@@ -29,7 +33,7 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
 
 
 def choose_config(launch: Launch, gpus: int) -> str:
-    """Return the name of the accelerate config: the recipe's, or for `auto` the one for that many GPUs."""
+    """Return the name or path of the accelerate config: the recipe's, or for `auto` the one for that many GPUs."""
     if launch.accelerate != "auto":
         return launch.accelerate
     if gpus == 0:
@@ -38,17 +42,34 @@ def choose_config(launch: Launch, gpus: int) -> str:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read the values of a shipped accelerate config."""
-    return dict(load_yaml(config_file(name)).value)
+    """Read the values of an accelerate config; raises FieldError for a file of the user's that lacks some."""
+    file = config_file(name)
+    if not file.is_file():
+        raise FieldError("launch.accelerate", f"no such file: {file}{_nearest_file(file)}")
+    values = dict(load_yaml(file).value)
+    missing = [key for key, kind in _NEEDED.items() if not isinstance(values.get(key), kind)]
+    if missing:
+        kind = "a whole number" if _NEEDED[missing[0]] is int else "text"
+        message = f"{file} needs {missing[0]}, {kind}; `accelerate config --config_file {file}` writes a complete one"
+        raise FieldError("launch.accelerate", message)
+    return values
 
 
 def config_file(name: str) -> Path:
-    """Return the file of a shipped accelerate config."""
-    return shipped_folder("accelerate_configs") / f"{name}.yaml"
+    """Return the file of an accelerate config: a shipped one by name, or the user's own by path."""
+    return Path(name) if is_config_file(name) else shipped_folder("accelerate_configs") / f"{name}.yaml"
+
+
+def _nearest_file(file: Path) -> str:
+    beside = [other.name for other in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+    close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def count_processes(launch: Launch, name: str, gpus: int) -> int:
-    """Count the processes on all machines: the recipe's number, else one per GPU, or on CPUs the config's number.
+    """Count the processes on all machines: the recipe's number, else one per GPU, on CPUs the config's number.
+
+    A config of the user's own always means the number that it holds.
 
     Raises FieldError where the recipe wants several processes of a config that runs one.
     """
@@ -59,8 +80,8 @@ def count_processes(launch: Launch, name: str, gpus: int) -> int:
                 "launch.processes", f"{name} runs one process, not {launch.processes}; try accelerate: multi_cpu or ddp"
             )
         return 1
-    if launch.processes:
-        return launch.processes
+    if launch.processes or is_config_file(name):
+        return launch.processes or int(config["num_processes"])
     return int(config["num_processes"]) if config.get("use_cpu") else max(1, gpus) * int(config["num_machines"])
 
 

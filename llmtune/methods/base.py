@@ -23,6 +23,10 @@ class BaseMethod(Closed):
     """One sentence for a recipe that `llmtune init` writes."""
     example: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Lines of such a recipe's `method` section at good values, each with its comment."""
+    title: ClassVar[str]
+    """What people call the method."""
+    stands_under: ClassVar[bool] = True
+    """Whether an adapter is said to train under it; full adds nothing to an adapter's own name."""
     suits_labels: ClassVar[bool] = False
     """Whether the method is the one to try where answers repeat like labels."""
 
@@ -37,6 +41,14 @@ class BaseMethod(Closed):
     def resolved(self, facts: Facts) -> Self:
         """The same method with the rate that `plan` chose for these facts written out."""
         return self.model_copy(update={"lr": self.plan(facts).stages[0].lr})
+
+    @property
+    def in_words(self) -> str:
+        """The method as people call it: full fine-tuning, LoRA (rank 16), LoRA (rank 16) under gradual unfreezing."""
+        adapter = self.adapter.title
+        if self.adapter.trains_base:
+            return self.title
+        return f"{adapter} under {self.title}" if self.stands_under else adapter
 
     def stage(self, facts: Facts, until: float, trains: Distances, lr: float | None, decay: float = 1.0) -> Stage:
         """A stage at `lr`, or at the adapter's default rate for the model's size and the share that trains."""

@@ -13,6 +13,7 @@ class Discriminative(Decaying, BaseMethod):
 
     why: ClassVar = "Discriminative rates: everything trains, the lower the more slowly; steady on little data."
     example: ClassVar = (("bottom_ratio: 0.1", "the first block's rate as a share of the last one's"),)
+    title: ClassVar = "discriminative rates"
 
     kind: Literal["discriminative"]
     """Discriminative rates: (1, all, decay)."""

@@ -13,6 +13,7 @@ class Frozen(Decaying, BaseMethod):
     why: ClassVar = "Frozen extractor: the low half stays, the top half adapts, in about half of the time."
     example: ClassVar = (("reach: 0.5", "the share of the blocks that trains, from the output"),)
     suits_labels: ClassVar = True
+    title: ClassVar = "a frozen extractor"
 
     kind: Literal["frozen"]
     """Frozen extractor: (1, reach, decay)."""

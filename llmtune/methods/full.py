@@ -12,6 +12,8 @@ class Full(BaseMethod):
     """Every layer adapts at one rate."""
 
     why: ClassVar = "Full: every layer trains at one rate; it takes the most memory and forgets the most."
+    title: ClassVar = "full fine-tuning"
+    stands_under: ClassVar[bool] = False
 
     kind: Literal["full"]
     """Full: (1, all, 1)."""

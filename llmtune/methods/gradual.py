@@ -16,6 +16,7 @@ class Gradual(Decaying, BaseMethod):
 
     why: ClassVar = "Gradual unfreezing: the top first, then the middle, then everything; steady on little data."
     example: ClassVar = (("reaches: [0.15, 0.6, all]", "the share of the blocks that each stage trains"),)
+    title: ClassVar = "gradual unfreezing"
 
     kind: Literal["gradual"]
     """Gradual unfreezing: one stage per reach."""

@@ -21,6 +21,7 @@ class Lisa(BaseMethod):
         ("blocks: 2", "how many blocks train at a time"),
         ("every: 20", "steps until they are drawn anew"),
     )
+    title: ClassVar = "LISA"
 
     kind: Literal["lisa"]
     """Layerwise importance sampling (Pan 2024)."""

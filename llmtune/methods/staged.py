@@ -43,6 +43,7 @@ class Staged(BaseMethod):
         ("  - {until: 0.4, reach: 0.4}", ""),
         ("  - {until: 1.0, reach: all, bottom_ratio: 0.1}", ""),
     )
+    title: ClassVar = "stages"
 
     kind: Literal["staged"]
     """Any stages."""

@@ -33,16 +33,21 @@ class Located:
     path: Path
     value: Any
     places: dict[Key, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a command tells of how the values were read."""
 
     def error(self, key: Key, message: str) -> RecipeError:
         """Make a one-line error that names the place and the key."""
         prefixes = (key[:size] for size in range(len(key), -1, -1))
-        place = next((self.places[prefix] for prefix in prefixes if prefix in self.places), f"{self.path}:1")
+        file = f"{self.path}:1" if self.places else str(self.path)
+        place = next((self.places[prefix] for prefix in prefixes if prefix in self.places), file)
         return RecipeError(f"{place}: {_dotted(key)}{message}")
 
     def override(self, text: str) -> None:
         """Set the value at a dotted key from `a.b=c`; raises RecipeError that names the override."""
         place = f"--set {text}"
+        self.overrides.append(text)
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise RecipeError(f"{place}: write it as section.key=value")

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from llmtune.errors import RecipeError, nearest
+from llmtune.recipe import other_tools, shorthand
 from llmtune.recipe.located_yaml import Key, Located
 
 Loc = tuple[int | str, ...]
@@ -30,11 +31,6 @@ _EXPECTED = {
     "less_than_equal": "a number <= {le:g}",
     "too_short": "a list of at least {min_length}",
 }
-_RENAMED = {
-    "memory.prefix": "memory.frozen_blocks: auto, cache (was keep), recompute (was none) or stream",
-    "memory.prefix_limit_gb": "memory.cache_limit_gb",
-}
-"""Keys of earlier versions, and the keys that replace them."""
 _NOT_A_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
@@ -78,8 +74,9 @@ def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
     if kind == "union_tag_not_found":
         return f"needs a kind: {', '.join(_kinds(schema, loc))}"
     if kind == "union_tag_invalid":
-        return f"one of {', '.join(_kinds(schema, loc))} is expected, got {_format(value['kind'])}" + nearest(
-            str(value["kind"]), _kinds(schema, loc)
+        words = list(dict.fromkeys([*_kinds(schema, loc), *shorthand.words(loc)]))
+        return (
+            f"one of {', '.join(words)} is expected, got {_format(value['kind'])}{nearest(str(value['kind']), words)}"
         )
     if kind in _NOT_A_SECTION:
         return _section(schema, loc, value)
@@ -121,7 +118,9 @@ def _hint(value: Any, group: list[ErrorDetails]) -> str:
 
 def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
     """Say which section a key expects in place of a single value or a list."""
-    kinds = _kinds(schema, loc)
+    kinds, words = _kinds(schema, loc), shorthand.words(loc)
+    if isinstance(value, str) and words:
+        return f"one of {', '.join(words)}, or a section, is expected, got {_format(value)}{nearest(value, words)}"
     if isinstance(value, str) and kinds:
         near = difflib.get_close_matches(value, kinds, n=1, cutoff=0.5)
         return f"a section is expected, got {value!r}; write {{kind: {near[0] if near else '|'.join(kinds)}}}"
@@ -137,15 +136,15 @@ def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
 def _unknown(schema: type[BaseModel], loc: Loc) -> str:
     """Say where an unknown key belongs: another section, another kind of this one, or a key of nearly that name."""
     name = str(loc[-1])
-    renamed = _RENAMED.get(".".join(map(str, loc)))
-    if renamed:
-        return f"is now {renamed}"
     here = _sections(schema, loc[:-1])
     known = sorted({field for section in here for field in section.model_fields})
     union = _sections(schema, loc[:-2]) if loc[:-1] and not _fields(schema, loc[:-1]) else []
     kinds = [kind for section in union if name in section.model_fields for kind in _tags(section)]
     if kinds:
         return f"unknown key for kind {loc[-2]}; {' and '.join(kinds)} {'has' if len(kinds) == 1 else 'have'} it"
+    elsewhere = other_tools.answer(name)
+    if elsewhere:
+        return elsewhere
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
@@ -202,12 +201,17 @@ def _fields(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
     return [section.model_fields[name] for section in sections for name in section.model_fields if name == loc[-1]]
 
 
+def _around(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
+    """The fields for the key of a location that may end in the tag of a union's member."""
+    return _fields(schema, loc) or _fields(schema, loc[:-1])
+
+
 def _example(schema: type[BaseModel], loc: Loc) -> str:
-    return next(str(field.examples[0]) for field in _fields(schema, loc) if field.examples)
+    return next(str(field.examples[0]) for field in _around(schema, loc) if field.examples)
 
 
 def _default(schema: type[BaseModel], loc: Loc) -> str:
-    defaults = [field.default for field in _fields(schema, loc) if isinstance(field.default, bool | int | float | str)]
+    defaults = [field.default for field in _around(schema, loc) if isinstance(field.default, bool | int | float | str)]
     return f"; the default is {_format(defaults[0])}" if defaults else ""
 
 

@@ -1,11 +1,13 @@
 """The recipe: its sections, which reject unknown keys and never change; load, override, dump and JSON schema."""
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
 from llmtune.errors import FieldError, LlmtuneError, PlanError
 from llmtune.fields import Closed
@@ -14,6 +16,7 @@ from llmtune.plan.schedule import Shape
 from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.located_yaml import Located, load_yaml
 from llmtune.recipe.mistakes import explain
+from llmtune.recipe.shorthand import add_shorthands, expand
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -100,10 +103,12 @@ class Memory(Closed):
 class Launch(Closed):
     """How training processes are started."""
 
-    accelerate: Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"] = (
-        "auto"
-    )
-    """A file of accelerate_configs/ by name; auto chooses one for this machine."""
+    accelerate: Annotated[
+        Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"]
+        | Annotated[str, Field(pattern=r"\.ya?ml$")],
+        Field(examples=["my_config.yaml"]),
+    ] = "auto"
+    """A file of accelerate_configs/ by name, or your own by path; auto chooses one for this machine."""
     processes: Count | None = None
     """Number of processes; the accelerate config's where not given."""
 
@@ -154,6 +159,52 @@ class Recipe(Closed):
 
     _where: Located = PrivateAttr()
 
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Load the recipe in a file, with `a.b=c` overrides applied; raises RecipeError, with file and line."""
+        located = load_yaml(Path(path))
+        for override in overrides:
+            located.override(override)
+        return cls.model_validate(located)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_places(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Write out what is short, validate, and keep where each key was written; raises RecipeError, in one line."""
+        if isinstance(values, cls):
+            return values
+        located = values if isinstance(values, Located) else Located(Path("recipe"), copy.deepcopy(values))
+        expand(located)
+        try:
+            recipe = handler(located.value)
+        except ValidationError as error:
+            raise explain(located, cls, error) from error
+        recipe._where = located
+        return recipe
+
+    @property
+    def file(self) -> Path | None:
+        """The file from which the recipe was loaded; None for one that was made in Python."""
+        return self._where.path if self._where.places else None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The `a.b=c` overrides with which it was loaded."""
+        return self._where.overrides
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to tell of how the file was read: keys under an old name."""
+        return self._where.notes
+
+    @property
+    def method_words(self) -> str:
+        """The method as people call it: QLoRA (rank 16), gradual unfreezing."""
+        words = self.method.in_words
+        if self.model.quantize == "none":
+            return words
+        return f"Q{words}" if words.startswith("LoRA") else f"{words}, over a 4-bit base"
+
     def located(self, error: FieldError) -> LlmtuneError:
         """Turn a mistake at a key into one line that names this recipe's file and the key's line."""
         key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
@@ -178,17 +229,9 @@ class Recipe(Closed):
         return self.model_copy(update={"model": pinned, "method": self.method.resolved(facts)})
 
 
-def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Load and validate the recipe in a file, with `a.b=c` overrides applied; raises RecipeError."""
-    located = load_yaml(path)
-    for override in overrides or []:
-        located.override(override)
-    try:
-        recipe = Recipe.model_validate(located.value)
-    except ValidationError as error:
-        raise explain(located, Recipe, error) from error
-    recipe._where = located
-    return recipe
+    return Recipe.load(path, overrides or ())
 
 
 def dump(recipe: Recipe) -> str:
@@ -198,4 +241,4 @@ def dump(recipe: Recipe) -> str:
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of recipes."""
-    return Recipe.model_json_schema()
+    return add_shorthands(Recipe.model_json_schema())

@@ -32,7 +32,7 @@ from llmtune.recipe.sections import Launch
 from llmtune.run import Run
 from tests.support.recipes import GOOD, write
 
-NAMES = [name for name in get_args(Launch.model_fields["accelerate"].annotation) if name != "auto"]
+NAMES = [name for name in get_args(get_args(Launch.model_fields["accelerate"].annotation)[0]) if name != "auto"]
 ARGUMENTS = ["some recipe.yaml", "--out=runs/x"]
 ALONE = ("cpu", "single_gpu")
 
@@ -87,6 +87,48 @@ def test_chooses_config_and_processes_by_recipe_and_machine(
     launch = section(accelerate, processes)
     assert choose_config(launch, gpus) == name
     assert count_processes(launch, name, gpus) == count
+
+
+def test_takes_a_config_of_the_users_beside_the_recipe_or_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        config_file("ddp").read_text().replace("processes: 2", "processes: 3")
+    )
+    (tmp_path / "here.yml").write_text(config_file("cpu").read_text())
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "recipes", GOOD + "launch: {accelerate: mine.yaml}\n")
+    launch = recipe.load(Path("recipes") / file.name).launch
+    assert launch.accelerate == str(tmp_path / "recipes" / "mine.yaml")
+    words = training_command(launch, ARGUMENTS, 3)
+    assert words[words.index("--config_file") + 1] == launch.accelerate
+    assert words[words.index("--num_processes") + 1] == "3"
+    assert count_processes(launch.model_copy(update={"processes": 2}), launch.accelerate, 8) == 2
+    other = recipe.load(file, ["launch.accelerate=here.yml"]).launch
+    assert training_process(other, ARGUMENTS, gpus=0, cores=2).environment["ACCELERATE_USE_CPU"] == "True"
+
+
+def test_refuses_a_config_of_the_users_that_is_missing_or_lacks_keys(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD + "launch:\n  accelerate: mine.yaml\n")
+
+    def refusal(text: str | None) -> str:
+        if text is not None:
+            (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(RecipeError) as caught:
+            train_in_children(recipe.load(file), Run(tmp_path / "run"), ARGUMENTS)
+        assert "\n" not in str(caught.value)
+        return str(caught.value).replace(f"{tmp_path}/", "")
+
+    assert refusal(None) == "recipe.yaml:5: launch.accelerate: no such file: mine.yaml"
+    full = config_file("cpu").read_text()
+    for key, kind in (("distributed_type", "text"), ("num_processes", "a whole number"), ("mixed_precision", "text")):
+        lines = [line for line in full.splitlines() if not line.startswith(key)]
+        message = f"recipe.yaml:5: launch.accelerate: mine.yaml needs {key}, {kind}; `accelerate config --config_file"
+        assert refusal("\n".join(lines)).startswith(message)
+    assert refusal("num_machines: [").startswith("mine.yaml:1: not YAML")
+    (tmp_path / "mine.yaml").rename(tmp_path / "mien.yaml")
+    assert refusal(None).endswith("no such file: mine.yaml; did you mean 'mien.yaml'?")
 
 
 @pytest.mark.parametrize("name", ALONE)

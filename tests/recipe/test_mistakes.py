@@ -13,7 +13,8 @@ UNKNOWN = [
     (GOOD + "trian: {epochs: 1}", 4, "trian", "did you mean 'train'?"),
     (GOOD + "train: {epoch: 1}", 4, "train.epoch", "did you mean 'epochs'?"),
     (GOOD + "train:\n  seed: 1\n  batchsize: 1", 6, "train.batchsize", "did you mean 'batch_size'?"),
-    (GOOD + "train: {learning_rate: 1}", 4, "train.learning_rate", "known here: activation_checkpointing, batch_size"),
+    (GOOD + "train: {learning_rate: 1}", 4, "train.learning_rate", "unknown key; here it is method.lr"),
+    (GOOD + "train: {colour: 1}", 4, "train.colour", "known here: activation_checkpointing, batch_size"),
     (GOOD + "lr: 1.0", 4, "lr", "did you mean method.lr?"),
     (GOOD + "train: {lr: 1.0}", 4, "train.lr", "did you mean method.lr?"),
     (GOOD.replace("base:", "bse:"), 1, "model.bse", "did you mean 'base'?"),
@@ -68,14 +69,20 @@ WRONG = [
     (GOOD + "publish: {}", 4, "publish.repo", "is missing and has no default"),
     (GOOD + "publish: {repo: me}", 4, "publish.repo", "text such as owner/name is expected, got 'me'"),
     (GOOD + "publish: {repo: a/b, visibility: Public}", 4, "publish.visibility", "did you mean 'public'?"),
-    (method("full"), 3, "method", "a section is expected, got 'full'; write {kind: full}"),
+    (method("ful"), 3, "method", "one of full, frozen, gradual"),
+    (method("ful"), 3, "method", "or a section, is expected, got 'ful'; did you mean 'full'?"),
+    (method("lroa"), 3, "method", "did you mean 'lora'?"),
+    (method("{kind: lorra}"), 3, "method.kind", "did you mean 'lora'?"),
     (method("{lr: 1.0}"), 3, "method", "needs a kind: full, frozen, gradual, discriminative, staged"),
     (method("\n  kind: gradul"), 4, "method.kind", "did you mean 'gradual'?"),
     (method("{kind: [full]}"), 3, "method.kind", "is expected, got a list"),
     (method("{kind: full, lr: 1e-4}"), 3, "method.lr", "got '1e-4', which is text in YAML; write 1.0e-4"),
     (method("{kind: full, lr: 2.5E4}"), 3, "method.lr", "write 2.5e+4"),
     (method("{kind: full, lr: -1.0e-4}"), 3, "method.lr", "a number > 0 is expected, got -0.0001"),
-    (method("{kind: full, adapter: lora}"), 3, "method.adapter", "write {kind: lora}"),
+    (method("{kind: full, adapter: lorra}"), 3, "method.adapter", "one of none, lora, ia3"),
+    (method("{adapter: {kind: lora, rnk: 3}}"), 3, "method.adapter.rnk", "did you mean 'rank'?"),
+    (method("\n  kind: lora\n  rank: 0"), 5, "method.adapter.rank", "a number >= 1 is expected"),
+    (method("{kind: lora, reaches: [1]}"), 3, "method.reaches", "unknown key for kind full; gradual has it"),
     (method("{kind: full, adapter: {rank: 3}}"), 3, "method.adapter", "needs a kind: none, lora, ia3, bottleneck"),
     (method("{kind: full, adapter: {kind: lorra}}"), 3, "method.adapter.kind", "did you mean 'lora'?"),
     (method("{kind: full, adapter: {kind: lora, rank: 0}}"), 3, "method.adapter.rank", "a number >= 1 is expected"),
@@ -134,10 +141,11 @@ def test_reports_a_mistake_in_one_line(tmp_path: Path, text: str | bytes, line: 
         ("trian.epochs=1", "trian: unknown key; did you mean 'train'?"),
         ("train=1", "train: a section with keys such as epochs"),
         ("model=", "model: a section with keys such as base"),
-        ("method=full", "method: a section is expected, got 'full'; write {kind: full}"),
+        ("method=ful", "got 'ful'; did you mean 'full'?"),
+        ("method.kind=qlora2", "method.kind: one of full, frozen"),
         ("method={kind: full, kind: frozen}", "method.kind: duplicate key"),
         ("method.kind=gradul", "did you mean 'gradual'?"),
-        ("method.adapter=lora", "write {kind: lora}"),
+        ("method.adapter=lorra", "got 'lorra'; did you mean 'lora'?"),
         ("method.adapter.rank=3", "method.adapter: needs a kind"),
         ("model.base.x=1", "model.base is 'some/model', not a section, so 'x' cannot be set in it"),
         ("publish.visibility=public", "publish.repo: is missing"),
@@ -174,14 +182,3 @@ BEYOND = ("lr: [1.0]}", "decay: 0.9", "{until: 0.5}", ".nan", ".inf", "8.0}")
 def test_schema_rejects_what_does_not_load(text: str) -> None:
     root = recipe.schema()
     assert violations(yaml.safe_load(text), root, root) != []
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("prefix: keep", "memory.prefix: is now memory.frozen_blocks: auto, cache (was keep), recompute (was none)"),
-        ("prefix_limit_gb: 4", "memory.prefix_limit_gb: is now memory.cache_limit_gb"),
-    ],
-)
-def test_answers_an_old_key_with_the_new_one(tmp_path: Path, old: str, new: str) -> None:
-    assert new in load_error(write(tmp_path, GOOD + f"memory: {{{old}}}\n"))

@@ -16,6 +16,11 @@ INTRODUCTION = """# Recipe reference
 A recipe is one YAML file. It needs `model`, `data` and `method`; each other section has defaults.
 `llmtune schema` prints the same schema as JSON. Editors complete keys with it: name it in the first line, as the
 recipes in [recipes/](../recipes) do. `--set section.key=value` overrides one value on the command line.
+
+`method` and `method.adapter` may be one word: `method: lora` means `method: {kind: full, adapter: {kind: lora}}`, and
+`dora`, `rslora`, `pissa`, `olora` are LoRA with that switch. `qlora` is LoRA with `model.quantize: 4bit`. An adapter's
+keys may stand beside its word: `method: {kind: lora, rank: 8}`. A run's `recipe.yaml` shows everything written out.
+
 An unknown key, a wrong type or an impossible value ends `llmtune check` with one line, before anything loads.
 
 In the tables, *required* means that the key has no default. *Not set* means that llmtune chooses, as the text says.
@@ -75,9 +80,10 @@ def _values(rule: dict[str, Any]) -> str:
     """The values that a rule allows, in words."""
     options = [*rule.get("anyOf", []), *rule.get("oneOf", [])]
     if options:
-        texts = [_values(option) for option in options if option.get("type") != "null"]
+        inherited = {"examples": rule["examples"]} if "examples" in rule else {}
+        texts = [_values({**inherited, **option}) for option in options if option.get("type") != "null"]
         return ", or ".join(dict.fromkeys(texts))
-    if "$ref" in rule:
+    if "$ref" in rule or "properties" in rule:
         return "a section"
     if "const" in rule or "enum" in rule:
         return ", ".join(f"`{word}`" for word in rule.get("enum", [rule.get("const")]))
