@@ -1,3 +1,22 @@
 """llmtune: fine-tune a language model from a recipe. A method is an adapter and a plan."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmtune.api import Recipe, evaluate, merge, publish, report, train
+
+__all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the API when a name of it is first used: `import llmtune` alone stays light."""
+    if name not in __all__:
+        raise AttributeError(f"module 'llmtune' has no attribute {name!r}")
+    from llmtune import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

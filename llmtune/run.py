@@ -3,18 +3,16 @@
 import contextlib
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
 from llmtune.files import delete, fingerprint, hold, read_json, write_json, write_text
-from llmtune.recipe.located_yaml import load_yaml
+from llmtune.recipe.compare import difference, values
 
 ERROR_FILE = "error.txt"
 LOCK, TRAINING_LOCK = ".lock", ".training.lock"
@@ -23,6 +21,8 @@ UNOWNED = (LOCK, TRAINING_LOCK, ERROR_FILE)
 FOLDERS = ("delta", "merged")
 FILES = ("recipe.yaml", "plan.json", "data.json", "log.jsonl", "manifest.json", "arguments.json", "report.html")
 STEPS = ("train", "eval", "merge", "publish", "report")
+_OWN = ("eval", "merge", "publish")
+"""Steps that have a section of their own, which the manifest keeps."""
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
 
 
@@ -34,6 +34,8 @@ class Run:
     """The folder of one run; every step reads and writes here and nowhere else."""
 
     path: Path
+    settings: recipe.Recipe | None = field(default=None, compare=False)
+    """The recipe that steps follow in place of the folder's: the same run with other settings."""
 
     @property
     def recipe_file(self) -> Path:
@@ -87,7 +89,12 @@ class Run:
 
     def recipe(self) -> recipe.Recipe:
         """The resolved recipe of this run."""
-        return recipe.load(self.recipe_file)
+        return self.settings or recipe.load(self.recipe_file)
+
+    def keep_settings(self) -> None:
+        """Write the recipe that the steps follow into the folder."""
+        if self.settings:
+            write_text(self.recipe_file, HEADER + recipe.dump(self.settings))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest; without a file, one with no finished step."""
@@ -96,9 +103,9 @@ class Run:
         return dict(read_json(self.manifest_file))
 
     def done(self, step: str) -> bool:
-        """Whether a step finished and each of its files is there with the recorded size."""
+        """Whether a step finished under the recipe's settings and its files are there with the recorded sizes."""
         entry = self.manifest()["steps"].get(step)
-        if entry is None:
+        if entry is None or entry.get("settings", {}) != (self._own_settings(step) if "settings" in entry else {}):
             return False
         files = ((self.path / name, facts) for name, facts in entry["files"].items())
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)
@@ -133,9 +140,16 @@ class Run:
         manifest["steps"][step] = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {str(file.relative_to(self.path)): fingerprint(file) for file in files if file.is_file()},
+            **({"settings": self._own_settings(step)} if step in _OWN else {}),
             **facts,
         }
         write_json(self.manifest_file, manifest)
+
+    def _own_settings(self, step: str) -> dict[str, Any]:
+        """The values of the section that a step follows; none without a recipe."""
+        if not (self.settings or self.recipe_file.is_file()):
+            return {}
+        return dict(values(self.recipe()).get(step) or {})
 
     def forget(self, step: str) -> None:
         """Record that a step, and the steps that build on it, must run again."""
@@ -192,9 +206,11 @@ def open_run(path: Path) -> Run:
 
 
 def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
-    """The run folder for a resolved recipe: new, or one with exactly this recipe; else raises RecipeError."""
-    run = Run(path)
-    text = HEADER + recipe.dump(resolved)
+    """The run folder for a resolved recipe: new, or that of the same run, which takes the recipe's other settings.
+
+    Raises RecipeError for a folder that holds another run, or something else.
+    """
+    run = Run(path, resolved)
     _refuse_file(path)
     unowned = [*partials(path), *(path / name for name in UNOWNED)]
     files = sorted(file for file in path.iterdir() if file not in unowned) if path.is_dir() else []
@@ -203,11 +219,12 @@ def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
     if files and overwrite:
         for file in sorted(files, key=run.recipe_file.__eq__):  # last, as it marks the folder as a run's
             delete(file)
-    elif files and run.recipe_file.read_text(encoding="utf-8") != text:
-        changed = _difference(load_yaml(run.recipe_file).value, yaml.safe_load(text))
-        raise RecipeError(f"{path}: holds another run ({changed}); choose another with --out, or --overwrite it")
-    write_text(run.recipe_file, text)
-    return run
+    elif files:
+        change = difference(recipe.load(run.recipe_file), resolved)
+        if change:
+            raise RecipeError(f"{path}: holds another run ({change}); choose another with --out, or --overwrite it")
+    run.keep_settings()
+    return Run(path)
 
 
 def partials(path: Path) -> list[Path]:
@@ -225,19 +242,3 @@ def _refuse_file(path: Path) -> None:
 def _holds_run(run: Run) -> bool:
     """Whether `create` wrote the folder's recipe.yaml: --overwrite must not empty a user's own folder."""
     return run.recipe_file.is_file() and run.recipe_file.read_bytes().startswith(HEADER.encode())
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first key that has different values in two recipes, in words."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
-    key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
-    return f"{key} is {before.get(key)} there and {after.get(key)} here" if key else "written by another version"
-
-
-def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values of nested mappings."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flatten(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, value

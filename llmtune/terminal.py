@@ -27,7 +27,8 @@ def prepared(run: Run) -> None:
 def plan(table: PlanTable) -> None:
     """The plan table: per stage, the distances that train, tensors, parameters and rates."""
     console.print(
-        f"\n[bold]plan[/bold]  {table.method}, adapter {table.adapter}, on {table.base.name}: "
+        f"\n[bold]plan[/bold]  {table.in_words or table.method} on {table.base.name} "
+        f"(method.kind {table.method}, adapter {table.adapter}): "
         f"{table.blocks} blocks, {count(table.parameters)} parameters, "
         f"{count(table.trained)} ever trained, {table.steps:,} steps",
         markup=True,
@@ -61,16 +62,21 @@ def findings(data: dict[str, Any]) -> None:
     console.print(f"one row; the model learns the text between \u27e6 and \u27e7:\n{data['example']}", markup=False)
 
 
+def scores(run: Run) -> None:
+    """Print the results of the evaluation, a row for each model, and their differences."""
+    from llmtune.evaluation.results import difference_table, table
+
+    results = table(run)
+    console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
+    _table(results, {"model"})
+    console.print("\n[bold]tuned minus base, on the same rows[/bold]")
+    _table(difference_table(run), {"tuned against", "metric", "verdict"})
+
+
 def summary(run: Run) -> None:
     """Print the results of the evaluation, the paths of delta, merged weights and report, and the next command."""
     if run.done("eval"):
-        from llmtune.evaluation.results import difference_table, table
-
-        results = table(run)
-        console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
-        _table(results, {"model"})
-        console.print("\n[bold]tuned minus base, on the same rows[/bold]")
-        _table(difference_table(run), {"tuned against", "metric", "verdict"})
+        scores(run)
     console.print()
     for name, path, done in (
         ("delta", run.delta, run.done("train")),

@@ -26,6 +26,7 @@ FLOORS = (
     {"terminal"},
     {"training", "merging"},
     {"publishing", "reporting"},
+    {"api"},
     {"cli"},
     {"__main__", "bottleneck", "__init__", "train"},
 )

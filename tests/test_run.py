@@ -10,7 +10,7 @@ import pytest
 
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, ProofError, PublishError, RecipeError
-from llmtune.files import fingerprint, read_json, write_text
+from llmtune.files import fingerprint, read_json, write_json, write_text
 from llmtune.recipe.sections import Recipe
 from llmtune.run import STEPS, Run, create, open_run
 
@@ -69,7 +69,6 @@ def test_same_recipe_reopens_its_run_and_keeps_its_files(tmp_path: Path) -> None
         ("train.seed=1", "train.seed is 0 there and 1 here"),
         ("method.adapter.targets=[q_proj]", "method.adapter.targets is all-linear there and ['q_proj'] here"),
         ("method.adapter=none", "method.adapter.kind is lora there and none here"),
-        ("publish={repo: a/b}", "publish.repo is None there and a/b here"),
     ],
 )
 def test_refuses_another_recipe_with_the_difference(tmp_path: Path, override: str, difference: str) -> None:
@@ -80,6 +79,30 @@ def test_refuses_another_recipe_with_the_difference(tmp_path: Path, override: st
     assert f"{run.path}: holds another run ({difference})" in str(caught.value)
     assert "--overwrite" in str(caught.value)
     assert run.recipe_file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "override", ["eval.limit=5", "merge.dtype=float32", "publish={repo: a/b}", "launch.processes=2"]
+)
+def test_same_run_takes_other_settings_and_does_their_step_again(tmp_path: Path, override: str) -> None:
+    run = create(settings(tmp_path, "publish.repo=me/mine"), tmp_path / "run")
+    for step in STEPS[:4]:
+        write_text(run.path / step, "done")
+        run.mark(step, [run.path / step])
+    again = create(settings(tmp_path, "publish.repo=me/mine", override), run.path)
+    assert again.recipe().model_dump() == settings(tmp_path, "publish.repo=me/mine", override).model_dump()
+    changed = override.partition(".")[0].partition("=")[0]
+    assert [step for step in STEPS[:4] if not again.done(step)] == [step for step in STEPS[:4] if step == changed]
+    assert all(create(settings(tmp_path, "publish.repo=me/mine"), run.path).done(step) for step in STEPS[:4])
+
+
+def test_step_of_an_older_version_is_done_under_any_settings(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.mark("eval", [run.recipe_file])
+    manifest = run.manifest()
+    del manifest["steps"]["eval"]["settings"]
+    write_json(run.manifest_file, manifest)
+    assert run.done("eval")
 
 
 def test_refuses_to_overwrite_a_folder_of_the_users(tmp_path: Path) -> None:

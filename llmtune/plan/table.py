@@ -108,6 +108,8 @@ class PlanTable:
     steps: int
     stages: list[StageRow]
     notes: list[str]
+    in_words: str = ""
+    """The method as people call it: LoRA (rank 16)."""
 
     def with_tokens(self, tokens: int) -> Self:
         """The table of a run over that many tokens."""

@@ -96,6 +96,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTa
             *_tied_note(layout),
             *_draw_note(schedule, layout),
         ],
+        in_words=recipe.method_words,
     )
 
 

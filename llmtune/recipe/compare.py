@@ -1,0 +1,31 @@
+"""Two recipes side by side: whether they are the same run, and in which key they differ."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from llmtune.recipe.sections import Recipe
+
+DEFINING = ("model", "data", "method", "train")
+"""The sections of a recipe that make a run what it is; the others may change, and their steps are then done again."""
+
+
+def values(settings: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain values, as JSON has them."""
+    return dict(json.loads(settings.model_dump_json()))
+
+
+def difference(old: Recipe, new: Recipe) -> str:
+    """Name the first key in which two recipes are different runs, with both values; "" for the same run."""
+    before, after = (dict(_flatten({name: values(one)[name] for name in DEFINING})) for one in (old, new))
+    key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
+    return f"{key} is {before.get(key)} there and {after.get(key)} here" if key else ""
+
+
+def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield dotted keys and values of nested mappings."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
