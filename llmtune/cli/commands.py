@@ -86,7 +86,12 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
 
         examination = examine(settings, count_gpus())
         findings, table = examination.data.findings, examination.table
-        give({"data": findings, "plan": table.to_json()}, lambda: (terminal.findings(findings), terminal.plan(table)))
+
+        def show() -> None:
+            terminal.findings(findings)
+            terminal.plan(table)
+
+        give({"data": findings, "plan": table.to_json()}, show)
 
 
 def plan(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -186,9 +191,14 @@ def chat(
 ) -> None:
     """Talk to base and tuned model."""
     folder = open_run(run)
-    from llmtune.cli.chat import Sampling, chat
+    from llmtune.cli import chat as conversation
+    from llmtune.cli.speakers import Sampling
 
-    chat(folder, sampling=Sampling(temperature, top_p, max_new_tokens, seed))
+    try:
+        sampling = Sampling(temperature, top_p, max_new_tokens, seed)
+    except ValueError as error:
+        raise RecipeError(f"--{str(error).replace('_', '-')}") from error
+    conversation.chat(folder, sampling=sampling)
 
 
 def print_schema(verbose: Verbose = False) -> None:

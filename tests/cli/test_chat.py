@@ -11,8 +11,9 @@ from rich.console import Console
 
 from llmtune import recipe
 from llmtune.adapters.delta import TENSORS, load_delta
-from llmtune.cli import chat
-from llmtune.cli.chat import Speaker, talk
+from llmtune.cli import chat, speakers
+from llmtune.cli.chat import HELP, talk
+from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError, RecipeError
 from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
@@ -29,9 +30,13 @@ class Script:
     def __init__(self, name: str) -> None:
         self.name, self.asked = name, list[list[dict[str, str]]]()
 
-    def __call__(self, messages: list[dict[str, str]]) -> str:
+    def __call__(self, messages: list[dict[str, str]], sampling: Sampling, show: Show) -> str:
         self.asked.append([dict(message) for message in messages])
-        return f"[{self.name} {len(self.asked)}]\nsecond line"
+        self.sampling = sampling
+        answer = f"[{self.name} {len(self.asked)}]\nsecond line"
+        for end in range(0, len(answer), 5):
+            show(answer[:end])
+        return answer
 
 
 def talk_to_both(lines: Iterable[str], system: str | None = None, **console: Any) -> tuple[str, Script, Script]:
@@ -53,7 +58,7 @@ def test_prints_both_answers_in_plain_text() -> None:
 
 def test_prints_empty_answer_as_nothing() -> None:
     screen = io.StringIO()
-    talk([Speaker("base", lambda messages: "")], ["hello"], Console(file=screen))
+    talk([Speaker("base", lambda messages, sampling, show: "")], ["hello"], Console(file=screen))
     assert screen.getvalue().splitlines()[-1] == "base:  (nothing)"
 
 
@@ -84,10 +89,10 @@ def test_shows_panels_side_by_side_in_terminal() -> None:
 
 def test_shows_long_answer_to_its_end_in_terminal() -> None:
     answer, screen = "[not]markup:" + "x" * 200 + "end", io.StringIO()
-    pair = [Speaker(name, lambda messages: answer) for name in ("base", "tuned")]
+    pair = [Speaker(name, lambda messages, sampling, show: answer) for name in ("base", "tuned")]
     talk(pair, ["hello"], Console(file=screen, force_terminal=True, width=60, color_system=None, _environ={}))
     shown = "".join(line.split("│")[1].strip() for line in screen.getvalue().splitlines() if "│" in line)
-    assert shown == answer
+    assert shown.endswith(answer)
 
 
 def interrupted() -> Iterator[str]:
@@ -104,7 +109,7 @@ def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
     tokenizer = load_tokenizer(base)
     ids = prompt_ids(messages, tokenizer)
     start = len(ids)
-    while len(ids) < start + chat.NEW_TOKENS:
+    while len(ids) < start + 12:
         with torch.no_grad():
             ids.append(int(weights(torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] in stop_ids(base):
@@ -116,7 +121,6 @@ def alone(run: Run, tuned: bool, messages: list[dict[str, str]]) -> str:
 def test_base_and_tuned_answer_as_alone(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chat, "NEW_TOKENS", 12)
     method = {"kind": "full", "adapter": {"kind": kind}}
     run = runs.trained(tmp_path, method, step=0.3)
     loads: list[Any] = []
@@ -125,14 +129,16 @@ def test_base_and_tuned_answer_as_alone(
         loads.append(arguments)
         return load_model(*arguments)
 
-    monkeypatch.setattr("llmtune.cli.chat.load_model", load)
-    base, tuned = chat.load_speakers(run)
+    monkeypatch.setattr("llmtune.cli.speakers.load_model", load)
+    base, tuned = speakers.load_speakers(run)
     assert len(loads) == (1 if kind == "lora" else 2)
     messages = [{"role": "user", "content": "7 plus 1?"}]
-    answers = {speaker.name: speaker.reply("7 plus 1?") for speaker in (tuned, base)}
+    short, shown = Sampling(max_new_tokens=12), list[str]()
+    answers = {speaker.name: speaker.reply("7 plus 1?", short, shown.append) for speaker in (tuned, base)}
+    assert {answer.rstrip("\ufffd") for answer in answers.values()} <= set(shown)  # half of a character is not shown
     assert answers == {"base": alone(run, False, messages), "tuned": alone(run, True, messages)}
     assert answers["base"] != answers["tuned"]
-    chat.chat(run, interrupted())
+    chat.chat(run, interrupted(), short)
     assert "tuned: " in capsys.readouterr().out
 
 
@@ -144,17 +150,100 @@ def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
-    assert chat.system_prompt(settings) == "Add."
+    assert speakers.system_prompt(settings) == "Add."
     tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
-    assert chat.system_prompt(settings) is None
+    assert speakers.system_prompt(settings) is None
     file.unlink()
-    assert chat.system_prompt(settings) is None
+    assert speakers.system_prompt(settings) is None
 
 
-def test_reports_full_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "NEW_TOKENS", 4)
-    base, _ = chat.load_speakers(runs.trained(tmp_path, {"kind": "full"}, step=0.3))
-    assert base.reply("x" * 600) == chat.TOO_LONG
+def test_reports_full_context_and_leaves_the_conversation_as_it_was(tmp_path: Path) -> None:
+    base, _ = speakers.load_speakers(runs.trained(tmp_path, {"kind": "full"}, step=0.3))
+    assert base.reply("x" * 600) == speakers.TOO_LONG
+    assert base.turns == []
+
+
+def test_draws_by_temperature_and_seed(tmp_path: Path) -> None:
+    _, tuned = speakers.load_speakers(runs.trained(tmp_path, step=0.3))
+
+    def answer(**sampling: Any) -> str:
+        tuned.turns = []
+        return tuned.reply("7 plus 1?", Sampling(max_new_tokens=12, **sampling))
+
+    state = torch.get_rng_state()
+    assert answer(temperature=2.0, seed=1) == answer(temperature=2.0, seed=1)
+    assert len({answer(temperature=2.0, seed=seed) for seed in range(4)}) > 1
+    assert answer() == answer(seed=3)
+    assert answer(temperature=2.0, top_p=1e-9) == answer()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat() -> None:
+    def stopped(messages: list[dict[str, str]], sampling: Sampling, show: Show) -> str:
+        show("half an")
+        raise KeyboardInterrupt
+
+    for terminal in (False, True):
+        screen, other = io.StringIO(), Script("tuned")
+        pair = [Speaker("base", stopped), Speaker("tuned", other)]
+        console = Console(file=screen, force_terminal=terminal, width=80, color_system=None, _environ={})
+        talk(pair, ["one", "two"], console)
+        assert pair[0].turns[1] == {"role": "assistant", "content": "half an"}
+        assert len(other.asked) == 2
+        assert "half an" in screen.getvalue()
+
+
+def test_shows_an_answer_while_it_grows() -> None:
+    screen, seen = io.StringIO(), list[str]()
+
+    def slow(messages: list[dict[str, str]], sampling: Sampling, show: Show) -> str:
+        for text in ("a", "a b\n", "a b\nc"):
+            show(text.strip())
+            seen.append(screen.getvalue().splitlines()[-1])
+        return "a b\nc"
+
+    talk([Speaker("base", slow)], ["hello"], Console(file=screen))
+    assert seen == ["base:  a", "base:  a b", "       c"]
+    assert screen.getvalue().endswith("base:  a b\n       c\n")
+
+
+def test_commands_change_the_conversation() -> None:
+    out, base, tuned = talk_to_both(
+        ["/tuned", "one", "/tuned", "two", "/base", "three", "/system Be brief.", "four", "/system"], system="Add."
+    )
+    assert [asked[-1]["content"] for asked in base.asked] == ["two", "three", "four"]
+    assert [asked[-1]["content"] for asked in tuned.asked] == ["one", "two"]
+    assert base.asked[-1] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "four"}]
+    assert out.splitlines()[-1] == "System prompt: Be brief."
+    out, base, _ = talk_to_both(["/help", "/set temperature=0.7 max_new_tokens=5", "one", "/set"])
+    assert HELP in out
+    assert base.sampling == Sampling(temperature=0.7, max_new_tokens=5)
+    assert out.splitlines()[-1] == "temperature=0.7 top_p=1 max_new_tokens=5 seed=0"
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/rest", "there is no /rest; did you mean '/reset'?; /help lists the commands"),
+        ("/xyzzy now", "there is no /xyzzy; /help lists the commands"),
+        ("/set heat=1", "there is no heat; temperature, top_p, max_new_tokens, seed"),
+        ("/set temperature=hot", "temperature=hot: a number is expected"),
+        ("/set temperature=-1", "temperature is a number from 0 on, not -1.0"),
+        ("/set temperature=nan", "temperature is a number from 0 on, not nan"),
+        ("/set top_p=0", "top_p is a number above 0, up to 1, not 0.0"),
+        ("/set max_new_tokens=1.5", "max_new_tokens=1.5: a whole number is expected"),
+        ("/set seed", "seed=: a whole number is expected"),
+    ],
+)
+def test_never_sends_a_command_to_the_models(line: str, answer: str) -> None:
+    out, base, tuned = talk_to_both([line])
+    assert out.splitlines()[-1].startswith(answer)
+    assert base.asked == tuned.asked == []
+
+
+def test_sends_a_line_with_a_space_before_its_slash() -> None:
+    _, base, _ = talk_to_both([" /etc/hosts is a file"])
+    assert base.asked[0][-1]["content"] == "/etc/hosts is a file"
 
 
 def test_refuses_run_without_delta(tmp_path: Path) -> None:

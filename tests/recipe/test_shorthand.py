@@ -114,14 +114,15 @@ def test_reads_keys_of_the_first_version_and_tells_the_new_ones(tmp_path: Path) 
 
 
 def test_recipe_made_in_python_fails_in_one_line_and_leaves_its_values_alone() -> None:
-    values = {"model": {"base": "a"}, "data": {"train": "b"}, "method": "lora"}
+    values: dict[str, Any] = {"model": {"base": "a"}, "data": {"train": "b"}, "method": "lora"}
     loaded = Recipe.model_validate(values)
     assert values["method"] == "lora"
     assert (loaded.file, str(loaded.located(FieldError("train.seed", "no")))) == (None, "recipe: train.seed: no")
     assert Recipe(**{**values, "method": "dora"}).method_words == "DoRA (rank 16)"
     with pytest.raises(RecipeError, match=r"^recipe: train.epoch: unknown key; did you mean 'epochs'\?$"):
         Recipe.model_validate({**values, "train": {"epoch": 1}})
-    for nothing in (5, None, [], "text"):
+    no_recipes: tuple[Any, ...] = (5, None, [], "text")
+    for nothing in no_recipes:
         with pytest.raises(RecipeError, match=r"^recipe: a section with keys such as model, data, method is expected"):
             Recipe.model_validate(nothing)
 

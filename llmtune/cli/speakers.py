@@ -1,0 +1,196 @@
+"""Base and tuned model of a run as speakers: each answers in its own conversation, token by token."""
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtune.adapters.delta import load_delta
+from llmtune.data.encode import prompt_ids
+from llmtune.data.rows import Message, Row, read
+from llmtune.data.sources import problem
+from llmtune.errors import nearest
+from llmtune.model.base import computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+
+TOO_LONG = "(the conversation fills the model's context; /reset starts a new one)"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; raises ValueError for a value that no model can follow."""
+
+    temperature: float = 0.0
+    """0 always takes the likeliest token."""
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "temperature": (0 <= self.temperature < math.inf, "a number from 0 on"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, up to 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "a whole number from 1 on"),
+            "seed": (0 <= self.seed < 2**63, "a whole number from 0 on"),
+        }
+        for name, (fits, expected) in limits.items():
+            if not fits:
+                raise ValueError(f"{name} is {expected}, not {getattr(self, name)}")
+
+    def changed(self, text: str) -> Self:
+        """The same with values from `temperature=0.7 top_p=0.9`; raises ValueError in one line."""
+        values: dict[str, Any] = {}
+        for pair in text.split():
+            name, _, value = pair.partition("=")
+            if name not in asdict(self):
+                raise ValueError(f"there is no {name}; {', '.join(asdict(self))}{nearest(name, list(asdict(self)))}")
+            kind = type(asdict(self)[name])
+            try:
+                values[name] = kind(value)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}={value}: {'a whole number' if kind is int else 'a number'} is expected"
+                ) from error
+        return replace(self, **values)
+
+    def in_words(self) -> str:
+        """The values as `changed` takes them."""
+        return " ".join(f"{name}={value:g}" for name, value in asdict(self).items())
+
+
+Show = Callable[[str], None]
+"""Takes an answer as far as it has come."""
+Answer = Callable[[list[Message], Sampling, Show], str]
+"""Answers messages and shows the answer while it grows."""
+
+
+@dataclass
+class Speaker:
+    """A model in a conversation: its name, the function that answers the turns so far, and those turns."""
+
+    name: str
+    answer: Answer
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    def reply(self, line: str, sampling: Sampling | None = None, show: Show = lambda _: None) -> str:
+        """Answer one more line of the user and keep both as turns; Ctrl-C keeps the answer as far as it came."""
+        turns: list[Message] = [*self.turns, {"role": "user", "content": line}]
+        opening: list[Message] = [{"role": "system", "content": self.system}] if self.system is not None else []
+        so_far = ""
+
+        def watch(text: str) -> None:
+            nonlocal so_far
+            so_far = text
+            show(text)
+
+        try:
+            answer = self.answer(opening + turns, sampling or Sampling(), watch)
+        except KeyboardInterrupt:
+            answer = so_far
+        if answer != TOO_LONG:
+            self.turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
+
+
+def load_speakers(run: Run) -> list[Speaker]:
+    """Load base and tuned model of a run; an adapter shares the base's weights, other deltas need a second copy."""
+    settings = run.recipe()
+    base = locate_base(settings.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
+    tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
+    shared = isinstance(tuned, PeftModel)
+    plain: Any = tuned if shared else load_model(base, dtype).to(device)
+    as_base = tuned.disable_adapter if shared else nullcontext
+    system = system_prompt(settings)
+    return [
+        Speaker("base", _answerer(plain, tokenizer, stop, as_base), system),
+        Speaker("tuned", _answerer(tuned, tokenizer, stop, nullcontext), system),
+    ]
+
+
+def system_prompt(settings: Recipe) -> str | None:
+    """Return the system prompt that all test rows of the run share; None if they differ or cannot be read."""
+    source = settings.data.test or settings.data.eval or settings.data.train
+    prompts = set() if problem(source) else {_system(row) for row in read(source)}
+    return prompts.pop() if len(prompts) == 1 else None
+
+
+def _system(row: Row) -> str | None:
+    first = row.messages[0]
+    return first["content"] if first["role"] == "system" else None
+
+
+class _Watcher:
+    """A streamer of `generate` that decodes all tokens anew at each: pieces alone would lose spaces and accents."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Show) -> None:
+        self.tokenizer, self.show, self.ids, self.text = tokenizer, show, list[int](), ""
+        self.prompt_is_next = True
+
+    def put(self, ids: torch.Tensor) -> None:
+        """Take the prompt first, then one token after the other."""
+        if self.prompt_is_next:
+            self.prompt_is_next = False
+            return
+        self.ids += ids.flatten().tolist()
+        self.text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True)).strip()
+        if not self.text.endswith("\ufffd"):  # half of a character
+            self.show(self.text)
+
+    def end(self) -> None:
+        """Take the end of the answer."""
+
+
+def _answerer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    mode: Callable[[], AbstractContextManager[Any]],
+) -> Answer:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    def answer(messages: list[Message], sampling: Sampling, show: Show) -> str:
+        context = messages if tokenizer.chat_template else messages[-1:]
+        ids = torch.tensor([prompt_ids(context, tokenizer)], device=model.device)
+        room = min(sampling.max_new_tokens, limit - ids.shape[1])
+        if room < 1:
+            return TOO_LONG
+        watcher = _Watcher(tokenizer, show)
+        with torch.inference_mode(), mode(), _seeded(sampling.seed + len(messages)):
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=room,
+                eos_token_id=sorted(stop),
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=watcher,
+                **_draws(sampling),
+            )
+        return watcher.text
+
+    return answer
+
+
+def _draws(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Any:
+    """Draw from a seed, and leave the random state as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
