@@ -103,11 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(error: Any) -> int:
     """Print a usage error in one line, with the nearest option, and where the help is."""
-    message = getattr(error, "message", "") or error.format_message()
-    possible = getattr(error, "possibilities", None) or []
+    option, possible = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     hint = f"; did you mean {possible[0]}?" if possible else ""
-    if not possible and type(error).__name__ != "NoSuchOption":
-        message = error.format_message()
+    message = f"no such option: {option}" if option and possible is not None else error.format_message()
     message = message[:1].lower() + message[1:].rstrip(".")
     print(f"llmtune: {message}{hint}", file=sys.stderr)
     context = getattr(error, "ctx", None)
