@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from llmtune import __version__
 from llmtune.cli.catalog import COMMANDS, PANELS
-from llmtune.errors import Interrupted, LlmtuneError, nearest
+from llmtune.errors import LlmtuneError, nearest
+from llmtune.launch.guard import run_command
 from llmtune.launch.quiet import quiet_libraries
 
 UsageError: Any = typer.BadParameter.__base__
@@ -81,24 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _verbose("--verbose" in words) as verbose:
         if not verbose:
             quiet_libraries()
-        try:
-            with command.make_context("llmtune", words) as context:
-                return int(command.invoke(context) or 0)
-        except typer.Exit as end:
-            return int(end.exit_code)
-        except UsageError as error:
-            return _refuse(error)
-        except LlmtuneError as error:
-            if verbose:
-                traceback.print_exc()
-            print(f"llmtune: {error}", file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt:
-            print("llmtune: stopped", file=sys.stderr)
-            return Interrupted.exit_code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        return run_command(lambda: _run(command, words, verbose))
+
+
+def _run(command: Any, words: list[str], verbose: bool) -> int:
+    """Run the command that the words name and return its exit code; raises what ends it but a usage error."""
+    try:
+        with command.make_context("llmtune", words) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except UsageError as error:
+        return _refuse(error)
+    except LlmtuneError:
+        if verbose:
+            traceback.print_exc()
+        raise
 
 
 def _refuse(error: Any) -> int:

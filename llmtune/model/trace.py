@@ -30,7 +30,12 @@ def trace_around(model: PreTrainedModel, blocks: nn.ModuleList) -> Around:
     for length in _TUPLES:
         around = Around()
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad(), _MetaChoices(), _traced(model, blocks, length, around):
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.no_grad(),
+                _MetaChoices(),
+                _traced(model, blocks, length, around),
+            ):
                 _run(model)
         # Any library may fail here in a way of its own; what the first way of returning meets tells most.
         except Exception as error:

@@ -127,7 +127,9 @@ def _weight_gradient(
 _cast_linear: Callable[..., torch.Tensor] = CastLinear.apply
 
 
-def _forward(layer: nn.Linear, buffers: _Buffers, pending: PendingGradients | None, input: torch.Tensor) -> torch.Tensor:
+def _forward(
+    layer: nn.Linear, buffers: _Buffers, pending: PendingGradients | None, input: torch.Tensor
+) -> torch.Tensor:
     """A linear layer's forward: `CastLinear` under CPU autocast in training, the layer's own otherwise."""
     x = input
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
