@@ -12,7 +12,7 @@ import llmtune
 from llmtune import api, recipe
 from llmtune.errors import LlmtuneError, RecipeError, TrainingError
 from llmtune.launch import process
-from llmtune.launch.process import Exit
+from llmtune.launch.ending import Exit
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests.support import runs, tiny

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
@@ -74,7 +75,7 @@ class Conversation:
             "/reset": lambda _: self._reset("A new conversation."),
             "/system": self._system,
             "/set": self._set,
-            **{f"/{speaker.name}": lambda _, name=speaker.name: self._only(name) for speaker in self.speakers},
+            **{f"/{speaker.name}": partial(self._only, speaker.name) for speaker in self.speakers},
         }
         if word in commands:
             commands[word](rest.strip())
@@ -102,7 +103,7 @@ class Conversation:
         else:
             self.tell(self.sampling.in_words())
 
-    def _only(self, name: str) -> None:
+    def _only(self, name: str, _: str) -> None:
         self.alone = None if self.alone == name else name
         self.tell(f"{' and '.join(speaker.name for speaker in self.answering)} now answer")
 

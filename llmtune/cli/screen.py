@@ -1,5 +1,7 @@
 """Answers as they grow: panels side by side on a terminal, plain lines elsewhere."""
 
+from functools import partial
+
 from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
@@ -30,7 +32,7 @@ def _show_panels(console: Console, speakers: list[Speaker], line: str, sampling:
             live.update(_panels(console, texts))
 
         for speaker in speakers:
-            answer = speaker.reply(line, sampling, lambda text, name=speaker.name: update(name, text))
+            answer = speaker.reply(line, sampling, partial(update, speaker.name))
             update(speaker.name, answer or NOTHING)
 
 

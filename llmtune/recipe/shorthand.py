@@ -6,6 +6,7 @@ from typing import Any
 from llmtune.adapters.kinds import KINDS
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.located_yaml import Key, Located
+from llmtune.recipe.paths import expand_user, is_there
 
 WORDS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in KINDS},
@@ -20,6 +21,15 @@ ALONE = [word for word in WORDS if word != "none"]
 """The adapters' words that may stand for a whole method."""
 QUANTIZES = ("qlora",)
 """Words that also mean `model.quantize: 4bit`."""
+_FILES = (
+    ("model", "base"),
+    ("data", "train"),
+    ("data", "eval"),
+    ("data", "test"),
+    ("launch", "accelerate"),
+    ("eval", "suite"),
+)
+"""Keys that may hold a path: it starts at the recipe's folder, else at the working folder."""
 _RENAMED = {
     "prefix": ("frozen_blocks", {"keep": "cache", "none": "recompute"}),
     "prefix_limit_gb": ("cache_limit_gb", {}),
@@ -36,9 +46,13 @@ def expand(located: Located) -> None:
         return
     _rename_old_keys(located)
     _expand_method(located)
-    launch = located.value.get("launch")
-    if isinstance(launch, dict) and is_config_file(launch.get("accelerate")):
-        launch["accelerate"] = str(_beside(located, launch["accelerate"]))
+    for section, key in _FILES:
+        values = located.value.get(section)
+        name = values.get(key) if isinstance(values, dict) else None
+        if isinstance(name, str) and name and (section != "launch" or is_config_file(name)):
+            path = _from_recipe(located.path.parent, name)
+            # A run keeps the file's own path; data and suite are pinned when the run is made.
+            values[key] = str(Path(path).absolute()) if section == "launch" and is_there(Path(path)) else path
 
 
 def is_config_file(accelerate: object) -> bool:
@@ -178,8 +192,7 @@ def _move(located: Located, old: Key, new: Key) -> None:
         located.places[new + key[len(old) :]] = located.places.pop(key)
 
 
-def _beside(located: Located, name: str) -> Path:
-    """The absolute path of a file named in a recipe: beside the recipe, else in the working directory."""
-    path = Path(name).expanduser()
-    beside = (located.path.parent / path).absolute()
-    return path.absolute() if path.exists() and not beside.exists() else beside
+def _from_recipe(folder: Path, name: str) -> str:
+    """Return the absolute path of what has that name in the recipe's folder, else the name as it is."""
+    here, beside = Path(name).absolute(), (folder / expand_user(name)).absolute()
+    return str(beside) if beside != here and is_there(beside) else name

@@ -21,7 +21,7 @@ from llmtune.cli.output import results
 from llmtune.cli.shipped import recipes
 from llmtune.files import shipped_folder
 from llmtune.launch import process
-from llmtune.launch.process import Exit
+from llmtune.launch.ending import Exit
 from llmtune.run import Run
 from tests.support import runs, tiny
 from tests.support.recipes import GOOD, write

@@ -16,7 +16,8 @@ from llmtune.cli import main
 from llmtune.errors import ProofError
 from llmtune.evaluation import tasks as tasks_module
 from llmtune.launch import process
-from llmtune.launch.process import EXIT_FILE, Exit
+from llmtune.launch.ending import Exit
+from llmtune.launch.process import EXIT_FILE
 from llmtune.recipe.suite import Suite, load_suite
 from llmtune.training import process as training_process
 from llmtune.training.prepare import prepare

@@ -35,6 +35,8 @@ def _values(rule: Rule, name: str = "") -> Strategy:
             return st.one_of([_values(option, name) for option in rule[choice]])
     if "const" in rule or "enum" in rule:
         return st.sampled_from(rule.get("enum", [rule.get("const")]))
+    if "properties" in rule:
+        return _keys(rule, name)
     return _TYPES[rule.get("type", "null")](rule)
 
 
@@ -71,10 +73,13 @@ _TYPES: dict[str, Any] = {
 }
 
 
+def _section(name: str) -> Strategy:
+    return _keys(_SCHEMA["$defs"][name], name)
+
+
 @st.composite
-def _section(draw: st.DrawFn, name: str) -> Rule:
+def _keys(draw: st.DrawFn, rule: Rule, name: str) -> Rule:
     """A section with the keys that it must have, and up to three others."""
-    rule = _SCHEMA["$defs"][name]
     keys, needed = rule["properties"], rule.get("required", [])
     others = sorted(set(keys) - set(needed))
     chosen = draw(st.lists(st.sampled_from(others), max_size=3, unique=True)) if others else []

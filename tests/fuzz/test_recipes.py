@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from llmtune import cli, terminal
 from llmtune import recipe as recipes
 from llmtune.model.base import locate_base
-from llmtune.recipe import Recipe
 from llmtune.training.prepare import examine, resolve
 from tests.fuzz.conftest import COUNT
 from tests.fuzz.outcome import CODES, BrokenRuleError, Tally
 from tests.fuzz.recipe_cases import CASES, SEEDS, Case, encode, first_difference
+from tests.fuzz.shorthands import written_out
 from tests.support import tiny
 
 
@@ -37,7 +37,7 @@ def check(case: Case, folder: Path) -> None:
     file = folder / "recipe.yaml"
     file.write_bytes(case.content)
     recipe = recipes.load(file, list(case.overrides))
-    lost = first_difference(read_plainly(case), expand(recipe))
+    lost = first_difference(written_out(read_plainly(case)), recipe.model_dump())
     if lost:
         raise BrokenRuleError(f"a value is lost: {lost}")
     base = locate_base(recipe.model, weights=False)
@@ -81,27 +81,6 @@ def read_plainly(case: Case) -> Any:
     except Exception as error:
         raise BrokenRuleError(f"accepted what a plain reader refuses: {error}") from error
     return recipe
-
-
-def expand(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe, in the words in which a user may write them."""
-    values = recipe.model_dump()
-    if values["method"]["adapter"] == {"kind": "none"}:
-        values["method"]["adapter"] = Spelled({"kind": "none"}, None, "none")
-    return values
-
-
-class Spelled(dict[str, Any]):
-    """A section that equals its shorthands too."""
-
-    def __init__(self, section: dict[str, Any], *shorthands: object) -> None:
-        super().__init__(section)
-        self.shorthands = shorthands
-
-    def __eq__(self, other: object) -> bool:
-        return other in self.shorthands or dict(self) == other
-
-    __hash__ = None
 
 
 def try_all(folder: Path, one: Callable[[Case, Path], None], count: int) -> Tally:

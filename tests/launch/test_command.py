@@ -26,7 +26,8 @@ from llmtune.launch.command import (
     training_environment,
     training_process,
 )
-from llmtune.launch.process import Exit, train_in_children, training_error
+from llmtune.launch.ending import Exit, training_error
+from llmtune.launch.process import train_in_children
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run
@@ -109,7 +110,9 @@ def test_takes_a_config_of_the_users_beside_the_recipe_or_in_the_working_folder(
     assert training_process(other, ARGUMENTS, gpus=0, cores=2).environment["ACCELERATE_USE_CPU"] == "True"
 
 
-def test_refuses_a_config_of_the_users_that_is_missing_or_lacks_keys(tmp_path: Path) -> None:
+def test_refuses_a_config_of_the_users_that_is_missing_or_lacks_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path, GOOD + "launch:\n  accelerate: mine.yaml\n")
 
     def refusal(text: str | None) -> str:
@@ -120,6 +123,7 @@ def test_refuses_a_config_of_the_users_that_is_missing_or_lacks_keys(tmp_path: P
         assert "\n" not in str(caught.value)
         return str(caught.value).replace(f"{tmp_path}/", "")
 
+    monkeypatch.chdir(tmp_path)
     assert refusal(None) == "recipe.yaml:5: launch.accelerate: no such file: mine.yaml"
     full = config_file("cpu").read_text()
     for key, kind in (("distributed_type", "text"), ("num_processes", "a whole number"), ("mixed_precision", "text")):
