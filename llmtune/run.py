@@ -90,10 +90,14 @@ class Run:
         return recipe.load(self.recipe_file)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; without a file, one with no finished step."""
+        """The manifest; without a file, one with no finished step. A step whose entry is damaged is not finished."""
         if not self.manifest_file.exists():
             return {"llmtune": __version__, "steps": {}}
-        return dict(read_json(self.manifest_file))
+        stored = read_json(self.manifest_file)
+        fields = stored if isinstance(stored, dict) else {}
+        steps = fields.get("steps")
+        finished = {step: entry for step, entry in steps.items() if _is_entry(entry)} if isinstance(steps, dict) else {}
+        return {**fields, "steps": finished}
 
     def done(self, step: str) -> bool:
         """Whether a step finished and each of its files is there with the recorded size."""
@@ -167,6 +171,15 @@ class Run:
     @property
     def _busy(self) -> str:
         return f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a step's entry in a manifest names its files with their sizes and hashes."""
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return isinstance(files, dict) and all(
+        isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
+        for facts in files.values()
+    )
 
 
 def locates_mistakes(step: Step) -> Step:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, TypeAdapter
 
 from llmtune.errors import LlmtuneError
 from llmtune.files import read_json
@@ -11,6 +13,11 @@ from llmtune.numbers import rate
 from llmtune.plan.distances import Distances, read_distances
 
 _BY_DISTANCE = ("rates", "tensors", "parameters")
+_FINITE = ConfigDict(allow_inf_nan=False)
+
+
+def _read_set(value: Any) -> Any:
+    return read_distances(value) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,13 @@ class StageRow:
     start: int
     end: int
     until: float
-    trains: Distances
+    trains: Annotated[InstanceOf[Distances], BeforeValidator(_read_set)]
     lr: float
     decay: float
-    rates: dict[int, float]
+    rates: Annotated[dict[int, Annotated[float, Field(ge=0)]], Field(min_length=1)]
     tensors: dict[int, int]
     parameters: dict[int, int]
+    __pydantic_config__: ClassVar[ConfigDict] = _FINITE
 
     @property
     def trained(self) -> int:
@@ -68,13 +76,6 @@ class StageRow:
         by_distance = {key: _text_keys(getattr(self, key)) for key in _BY_DISTANCE}
         return {**asdict(self), **by_distance, "trains": self.trains.to_json(), "trained": self.trained}
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The row that `to_json` wrote."""
-        values = {key: value for key, value in fields.items() if key != "trained"}
-        by_distance = {key: _whole_keys(values[key]) for key in _BY_DISTANCE}
-        return cls(**{**values, **by_distance, "trains": read_distances(fields["trains"])})
-
 
 @dataclass(frozen=True)
 class CacheSize:
@@ -93,8 +94,8 @@ class PlanTable:
     base: BaseName
     method: str
     adapter: str
-    blocks: int
-    parameters: int
+    blocks: Annotated[int, Field(ge=1)]
+    parameters: Annotated[int, Field(ge=1)]
     trained: int
     """Parameters that train at some step."""
     adapted: dict[str, int]
@@ -106,7 +107,7 @@ class PlanTable:
     """Weights, gradients and optimizer states."""
     frozen_blocks: CacheSize
     steps: int
-    stages: list[StageRow]
+    stages: Annotated[list[StageRow], Field(min_length=1)]
     notes: list[str]
 
     def with_tokens(self, tokens: int) -> Self:
@@ -120,10 +121,8 @@ class PlanTable:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The table that `to_json` wrote."""
-        stages = [StageRow.from_json(stage) for stage in fields["stages"]]
-        parts = {"base": BaseName(**fields["base"]), "frozen_blocks": CacheSize(**fields["frozen_blocks"])}
-        return cls(**{**fields, **parts, "stages": stages})
+        """The table that `to_json` wrote; raises ValueError or KeyError for one of another version."""
+        return TypeAdapter(cls).validate_python(fields)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -136,7 +135,3 @@ class PlanTable:
 
 def _text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
     return {str(distance): value for distance, value in values.items()}
-
-
-def _whole_keys(values: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(distance): value for distance, value in values.items()}

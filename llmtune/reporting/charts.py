@@ -1,36 +1,36 @@
 """Line charts as inline SVG, drawn once for a wide and once for a narrow screen."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from llmtune.numbers import rate
+from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, join, tag
-
-Point = tuple[float, float]
+from llmtune.reporting.scales import Scale, linear_range, log_range
 
 WIDE, NARROW = (760, 300), (360, 240)
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 40
-POINTS = 200
+POINTS, MARKERS = 200, 40
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line in a CSS color, thin and pale if it is `faint`."""
+    """A line in a CSS color: thin and pale if it is `faint`, dashed with a marker at each point if it is `marked`."""
 
     points: list[Point]
     color: str
     title: str
     faint: bool = False
+    marked: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines, dots, and labeled vertical marks; a `floor` makes the scale logarithmic from there up."""
+    """Lines and labeled vertical marks over steps; a `floor` makes the scale logarithmic from there up."""
 
     lines: list[Line]
     label: str
-    dots: list[tuple[Point, str]] = field(default_factory=list)
     marks: list[tuple[float, str]] = field(default_factory=list)
     floor: float = 0.0
     rates: bool = False
@@ -45,34 +45,26 @@ class _Frame:
 
     def __init__(self, chart: Chart, width: int, height: int) -> None:
         self.chart, self.width, self.height = chart, width, height
-        points = [point for line in chart.lines for point in line.points] + [point for point, _ in chart.dots]
+        points = [point for line in chart.lines for point in line.points]
         ys = [y for _, y in points] or [1.0]
-        self.right = max((x for x, _ in points), default=1.0)
-        self.low, self.high = _log_range(chart.floor, ys) if chart.floor else _range(ys)
-
-    def x(self, value: float) -> float:
-        return LEFT + (self.width - LEFT - RIGHT) * value / max(self.right, 1e-12)
-
-    def y(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.chart.floor:
-            value, low, high = math.log10(max(value, low)), math.log10(low), math.log10(high)
-        return self.height - BOTTOM - (self.height - TOP - BOTTOM) * (value - low) / (high - low)
+        low, high = log_range(chart.floor, ys) if chart.floor else linear_range(ys)
+        self.x = Scale(0, max([*(x for x, _ in points), 1]), LEFT, width - RIGHT)
+        self.y = Scale(low, high, height - BOTTOM, TOP, log=bool(chart.floor))
 
     def svg(self, kind: str) -> Html:
-        parts = [*self._y_axis(), *self._x_axis(), *self._marks(), *map(self._path, self.chart.lines), *self._dots()]
+        parts = [*self._y_axis(), *self._x_axis(), *self._marks(), *map(self._path, self.chart.lines), *self._markers()]
         box = f"0 0 {self.width} {self.height}"
         return tag("svg", *parts, viewBox=box, class_=f"chart {kind}", role="img", aria_label=self.chart.label)
 
     def _y_axis(self) -> Iterable[Html]:
-        for value in decades(self.low, self.high) if self.chart.floor else ticks(self.low, self.high, 5):
+        for value in self.y.ticks(5):
             level = f"{self.y(value):.1f}"
-            text = rate(value) if self.chart.rates else f"{value:g}"
+            text = rate(value) if self.chart.rates or 0 < abs(value) < 1e-3 else f"{value:g}"
             yield tag("line", x1=LEFT, x2=self.width - RIGHT, y1=level, y2=level, class_="grid")
             yield tag("text", text, x=LEFT - 8, y=level, dy="0.32em", text_anchor="end")
 
     def _x_axis(self) -> Iterable[Html]:
-        for value in ticks(0, self.right, self.width // 90):
+        for value in self.x.ticks(self.width // 90):
             if value == int(value):
                 at = f"{self.x(value):.1f}"
                 yield tag("text", f"{value:,.0f}", x=at, y=self.height - BOTTOM + 18, text_anchor="middle")
@@ -80,28 +72,33 @@ class _Frame:
 
     def _marks(self) -> Iterable[Html]:
         for value, label in self.chart.marks:
-            at = f"{self.x(value):.1f}"
-            if value > 0:
-                yield tag("line", x1=at, x2=at, y1=TOP - 4, y2=self.height - BOTTOM, class_="mark")
-            yield tag("text", label, x=at, y=TOP - 9, dx=0 if value == 0 else 3, class_="quiet")
+            if value <= self.x.high:
+                at = f"{self.x(value):.1f}"
+                if value > 0:
+                    yield tag("line", x1=at, x2=at, y1=TOP - 4, y2=self.height - BOTTOM, class_="mark")
+                yield tag("text", label, x=at, y=TOP - 9, dx=0 if value == 0 else 3, class_="quiet")
 
     def _path(self, line: Line) -> Html:
         pieces: list[str] = []
         pen = "M"
         for x, y in thin(line.points):
-            if y <= 0 and self.chart.floor:
+            if y <= 0 and self.y.log:
                 pen = "M"
                 continue
             pieces.append(f"{pen}{self.x(x):.1f} {self.y(y):.1f}")
             pen = "L"
-        title = tag("title", line.title)
-        return tag(
-            "path", title, d="".join(pieces), style=f"stroke:{line.color}", class_="faint" if line.faint else None
-        )
+        kind = "faint" if line.faint else "marked" if line.marked else None
+        return tag("path", tag("title", line.title), d="".join(pieces), style=f"stroke:{line.color}", class_=kind)
 
-    def _dots(self) -> Iterable[Html]:
-        for (x, y), label in self.chart.dots:
-            yield tag("circle", tag("title", label), cx=f"{self.x(x):.1f}", cy=f"{self.y(y):.1f}", r=4)
+    def _markers(self) -> Iterable[Html]:
+        """Dots at the points of marked lines that are few, and where a line is but one point."""
+        for line in self.chart.lines:
+            few = line.points if line.marked and len(line.points) <= MARKERS else line.points[-1:]
+            for x, y in few if line.marked or len(line.points) == 1 else []:
+                if y > 0 or not self.y.log:
+                    title = tag("title", f"{line.title}: {y:.4g} at step {x:,}")
+                    at = {"cx": f"{self.x(x):.1f}", "cy": f"{self.y(y):.1f}"}
+                    yield tag("circle", title, r=5 if line.marked else 3, style=f"fill:{line.color}", **at)
 
 
 def ramp(share: float) -> str:
@@ -110,35 +107,13 @@ def ramp(share: float) -> str:
 
 
 def thin(points: list[Point]) -> list[Point]:
-    """Return at most POINTS of the points, the first and the last among them."""
+    """Return at most POINTS of the points: the first, the last, and the lowest and highest of each span between."""
     if len(points) <= POINTS:
         return points
-    return [points[round(index * (len(points) - 1) / (POINTS - 1))] for index in range(POINTS)]
-
-
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Return about `count` round values (1, 2 or 5 times a power of ten apart) from low to high."""
-    raw = (high - low) / max(1, count)
-    power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def decades(low: float, high: float) -> list[float]:
-    """Return powers of ten from low to high, at most seven."""
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    every = max(1, math.ceil((last - first + 1) / 7))
-    return [10.0**power for power in range(last, first - 1, -every)]
-
-
-def _range(ys: list[float]) -> Point:
-    low, high = min(ys), max(ys)
-    low = 0.0 if 0 <= low < 0.5 * high else low
-    step = (high - low or abs(high) or 1.0) * 0.05
-    return (low if low == 0 else low - step, high + step)
-
-
-def _log_range(floor: float, ys: list[float]) -> Point:
-    low, high = 10.0 ** math.floor(math.log10(floor)), 10.0 ** math.ceil(math.log10(max(ys)) - 1e-9)
-    return (low, high) if low < high else (high / 10, high)
+    inner, spans = points[1:-1], POINTS // 2 - 1
+    ends = [round(index * len(inner) / spans) for index in range(spans + 1)]
+    kept = [points[0]]
+    for start, end in pairwise(ends):
+        span = inner[start:end]
+        kept += sorted({min(span, key=lambda point: point[1]), max(span, key=lambda point: point[1])})
+    return [*kept, points[-1]]

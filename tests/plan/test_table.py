@@ -68,5 +68,5 @@ def test_row_counts_what_trains_at_one_time() -> None:
 def test_refuses_a_file_that_lacks_a_field(tmp_path: Path) -> None:
     table = TABLE.to_json()
     del table["steps"]
-    with pytest.raises(TypeError, match="steps"):
+    with pytest.raises(ValueError, match="steps"):
         PlanTable.from_json(table)
