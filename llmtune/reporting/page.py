@@ -26,6 +26,13 @@ from llmtune.run_log import read_log
 
 def report(run: Run) -> Path:
     """Write the run's report.html and return its path; each step that is not done yet gets one line."""
+    write_text(run.report_file, render(run))
+    run.mark("report", [run.report_file])
+    return run.report_file
+
+
+def render(run: Run) -> str:
+    """Return the page of a run as it is now."""
     settings, manifest = run.recipe(), run.manifest()
     plan, findings = _read_plan(run), read_object(run.data_file)
     history, evaluations = read_history(read_log(run.log_file)), read_evaluations(run)
@@ -46,9 +53,7 @@ def report(run: Run) -> Path:
     ]
     page = _page(title(run, settings, plan), body)
     # JSON may hold halves of surrogate pairs, which no UTF-8 file can.
-    write_text(run.report_file, page.encode("utf-8", "replace").decode("utf-8"))
-    run.mark("report", [run.report_file])
-    return run.report_file
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_plan(run: Run) -> PlanTable | None:

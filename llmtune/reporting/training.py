@@ -3,10 +3,10 @@
 from llmtune.numbers import rate
 from llmtune.plan.distances import spans
 from llmtune.plan.table import PlanTable
-from llmtune.reporting.charts import Chart, Line, ramp
+from llmtune.reporting.charts.drawing import Chart, Line, ramp
 from llmtune.reporting.history import History, Point
 from llmtune.reporting.html import Html, section, tag
-from llmtune.reporting.scales import log_floor, spans_decades
+from llmtune.reporting.charts.scales import log_floor, spans_decades
 
 TRAINING, VALIDATION = "var(--tuned)", "var(--valid)"
 LISTED_VALIDATIONS = 12
@@ -44,7 +44,8 @@ def _label(mean: list[Point], checks: list[Point]) -> str:
         (first, start), (last, end) = mean[0], mean[-1]
         parts.append(f"training loss from {start:.4g} at step {first:,} to {end:.4g} at step {last:,}")
     if checks:
-        parts.append(f"{len(checks)} validations, the last {checks[-1][1]:.4g}")
+        amount = "one validation," if len(checks) == 1 else f"{len(checks):,} validations, the last"
+        parts.append(f"{amount} {checks[-1][1]:.4g}")
     return "Loss by step: " + "; ".join(parts)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from llmtune.numbers import rate
 from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, join, tag
-from llmtune.reporting.scales import Scale, linear_range, log_range
+from llmtune.reporting.charts.scales import Scale, linear_range, log_range
 
 WIDE, NARROW = (760, 300), (360, 240)
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 40
