@@ -14,6 +14,10 @@ from llmtune.plan.distances import Distances, read_distances
 
 _BY_DISTANCE = ("rates", "tensors", "parameters")
 _FINITE = ConfigDict(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, lt=1 << 63)]
+Blocks = Annotated[int, Field(ge=1, lt=1 << 16)]
+Rates = Annotated[dict[int, Annotated[float, Field(ge=0)]], Field(min_length=1)]
 
 
 def _read_set(value: Any) -> Any:
@@ -33,15 +37,15 @@ class BaseName:
 class StageRow:
     """One stage laid over steps `start` to `end`: the distances that train, with rates and counts by distance."""
 
-    start: int
-    end: int
+    start: Count
+    end: Count
     until: float
     trains: Annotated[InstanceOf[Distances], BeforeValidator(_read_set)]
     lr: float
     decay: float
-    rates: Annotated[dict[int, Annotated[float, Field(ge=0)]], Field(min_length=1)]
-    tensors: dict[int, int]
-    parameters: dict[int, int]
+    rates: Rates
+    tensors: dict[int, Count]
+    parameters: dict[int, Count]
     __pydantic_config__: ClassVar[ConfigDict] = _FINITE
 
     @property
@@ -94,9 +98,9 @@ class PlanTable:
     base: BaseName
     method: str
     adapter: str
-    blocks: Annotated[int, Field(ge=1)]
-    parameters: Annotated[int, Field(ge=1)]
-    trained: int
+    blocks: Blocks
+    parameters: Size
+    trained: Count
     """Parameters that train at some step."""
     adapted: dict[str, int]
     """How many layers of each name carry an adapter."""
@@ -106,7 +110,7 @@ class PlanTable:
     states_bytes: int
     """Weights, gradients and optimizer states."""
     frozen_blocks: CacheSize
-    steps: int
+    steps: Count
     stages: Annotated[list[StageRow], Field(min_length=1)]
     notes: list[str]
 

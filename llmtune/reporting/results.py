@@ -39,15 +39,16 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     if not (evaluations.base and evaluations.tuned):
         return section("Base and tuned", note="The stored evaluation holds no scores that this version can read.")
     rows = compare_models(evaluations.base, evaluations.tuned)
-    head: list[object] = list(rows[0])
+    titles = list(dict.fromkeys(title for row in sorted(rows, key=len, reverse=True) for title in row))
     body: list[list[object]] = [
-        [tag("b", cell) if row["model"] == "tuned" else cell for cell in row.values()] for row in rows
+        [tag("b", row[title]) if row["model"] == "tuned" and title in row else row.get(title) for title in titles]
+        for row in rows
     ]
     note = f"Greedy answers under the same settings; suite {settings.eval.suite}. ± is one standard error."
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
-        table(head, body, set(range(1, len(head)))),
+        table([*titles], body, set(range(1, len(titles)))),
         *warnings,
         _differences(evaluations),
         _how(evaluations),

@@ -81,11 +81,16 @@ def _pairs(values: Settings) -> list[tuple[str, object]]:
 
 
 def _value(value: object) -> str:
-    """Format a setting: a table as names with values, a list with commas, or stages one after the other."""
+    """Format a setting: a list with commas, stages one after the other, a table of the user's own names as it is."""
     if isinstance(value, dict):
-        return ", ".join(f"{_name(key)} {_value(one)}" for key, one in value.items() if one is not None)
+        return ", ".join(f"{key} {_value(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
-        return ("; " if any(isinstance(one, dict) for one in value) else ", ").join(map(_value, value))
+        stages = [_stage(one) for one in value if isinstance(one, dict)]
+        return "; ".join(stages) or ", ".join(map(_value, value))
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return rate(value)
     return f"{value:g}" if isinstance(value, float) else number(value)
+
+
+def _stage(fields: Settings) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _pairs(fields))

@@ -4,9 +4,9 @@ from llmtune.numbers import rate
 from llmtune.plan.distances import spans
 from llmtune.plan.table import PlanTable
 from llmtune.reporting.charts.drawing import Chart, Line, ramp
+from llmtune.reporting.charts.scales import log_floor, spans_decades
 from llmtune.reporting.history import History, Point
 from llmtune.reporting.html import Html, section, tag
-from llmtune.reporting.charts.scales import log_floor, spans_decades
 
 TRAINING, VALIDATION = "var(--tuned)", "var(--valid)"
 LISTED_VALIDATIONS = 12

@@ -138,6 +138,23 @@ def test_score_that_is_not_finite_is_told(copy: Run) -> None:
         copy.manifest_file.write_bytes(manifest)
 
 
+def test_score_that_one_model_lacks_leaves_its_cell_empty(copy: Run) -> None:
+    file = copy.eval / "base.json"
+    before, manifest = file.read_bytes(), copy.manifest_file.read_bytes()
+    value = json.loads(before)
+    del value["results"]["held_out"]["metrics"]["exact_match"]
+    try:
+        store(copy, file, value)
+        rows = {cells[0]: cells for cells in page(copy).rows if cells[0] in ("model", "base, zero-shot", "tuned")}
+        head, base = next(cells for cells in page(copy).rows if cells[0] == "model"), page(copy).rows[1]
+        assert base[0] == "base, zero-shot"
+        assert base[head.index("exact match")] == ""
+        assert base[head.index("n")] == rows["tuned"][head.index("n")] == "23"
+    finally:
+        file.write_bytes(before)
+        copy.manifest_file.write_bytes(manifest)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_run_with_few_steps_and_no_validation_has_a_page(tmp_path: Path, steps: int) -> None:
     log = [{"step": step, "loss": 1.0, "lr": {"0": 1e-3}} for step in range(1, steps + 1)]
@@ -162,7 +179,7 @@ def test_killed_run_says_how_far_it_came(tmp_path: Path) -> None:
     run = with_log(empty(tmp_path), STAGES, falling({"0": 1e-3}, 13))
     run.log_file.write_text(run.log_file.read_text()[:-30])
     found = page(run)
-    assert "not yet: step 13 of 40 is the last one in the log" in found.text
+    assert "not yet: step 12 of 40 is the last one in the log" in found.text
     assert f"llmtune run {run.path}" in found.text
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from llmtune.numbers import rate
+from llmtune.reporting.charts.scales import Scale, linear_range, log_range
 from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, join, tag
-from llmtune.reporting.charts.scales import Scale, linear_range, log_range
 
 WIDE, NARROW = (760, 300), (360, 240)
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 40
