@@ -9,6 +9,7 @@ from llmtune.plan.table import PlanTable, StageRow
 from llmtune.reporting.html import Html, scrolling, section, table, tag
 
 DENSE_ROWS = 24
+NAME_PIXELS, STAGE_PIXELS = 110, 60  # below this the strip scrolls
 
 
 def trained_section(plan: PlanTable | None, notes: list[str]) -> Html:
@@ -51,9 +52,9 @@ def _strip(plan: PlanTable) -> Html:
         shown = not dense or index % 5 == 0 or index == len(runs) - 1
         name = tag("th", f"{spans(run)} ", tag("small", _layers(run, plan)) if shown else None, scope="row")
         rows.append(tag("tr", name, *(_cell(stage, run, peak, bool(shown)) for stage in stages)))
-    body = tag(
-        "table", tag("colgroup", *columns), tag("thead", head), tag("tbody", *rows), class_=f"strip{' dense' * dense}"
-    )
+    parts = (tag("colgroup", *columns), tag("thead", head), tag("tbody", *rows))
+    wide = f"min-width:{NAME_PIXELS + STAGE_PIXELS * len(stages)}px"
+    body = tag("table", *parts, class_=f"strip{' dense' * dense}", style=wide)
     return scrolling(body, "What trained when, by distance")
 
 
