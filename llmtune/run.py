@@ -95,8 +95,8 @@ class Run:
             return {"llmtune": __version__, "steps": {}}
         stored = read_json(self.manifest_file)
         fields = stored if isinstance(stored, dict) else {}
-        steps = fields.get("steps")
-        finished = {step: entry for step, entry in steps.items() if _is_entry(entry)} if isinstance(steps, dict) else {}
+        entries = fields["steps"].items() if isinstance(fields.get("steps"), dict) else ()
+        finished = {step: one for step, one in entries if isinstance(one, dict) and are_fingerprints(one.get("files"))}
         return {**fields, "steps": finished}
 
     def done(self, step: str) -> bool:
@@ -171,15 +171,6 @@ class Run:
     @property
     def _busy(self) -> str:
         return f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
-
-
-def _is_entry(entry: object) -> bool:
-    """Whether a step's entry in a manifest names its files with their sizes and hashes."""
-    files = entry.get("files") if isinstance(entry, dict) else None
-    return isinstance(files, dict) and all(
-        isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
-        for facts in files.values()
-    )
 
 
 def locates_mistakes(step: Step) -> Step:

@@ -159,6 +159,7 @@ def test_step_is_done_while_its_files_have_their_size(tmp_path: Path) -> None:
         {"steps": {"train": None}},
         {"steps": {"train": {"finished": "now"}}},
         {"steps": {"train": {"files": {"delta/a": None}}}},
+        {"steps": {"train": {"files": {"delta/a": {}}}}},
         {"steps": {"train": {"files": {"delta/a": {"bytes": 3}}}}},
         {"steps": {"train": {"files": {"delta/a": {"bytes": None, "sha256": "0"}}}}},
     ],

@@ -1,13 +1,12 @@
 """What eval/ holds, read so that a value that is absent or not finite costs only itself."""
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
 from llmtune.evaluation.metrics import Difference, Score
 from llmtune.evaluation.results import FEW_SHOT, Differences, Result
 from llmtune.recipe.suite import HELD_OUT
-from llmtune.reporting.values import JSON, mapping, mappings, number, read_object, whole
+from llmtune.reporting.values import JSON, mapping, mappings, number, read_object, text, whole
 from llmtune.run import Run
 
 Results = dict[str, Result]
@@ -56,28 +55,29 @@ def _result(fields: JSON) -> Result:
     metrics = {name: _score(mapping(one)) for name, one in mapping(fields.get("metrics")).items()}
     rows = whole(fields.get("n")) or max((one["n"] for one in metrics.values()), default=0)
     of = whole(fields.get("of"))
-    counts = {"shots": whole(fields.get("shots")) or 0, "n": rows, "of": rows if of is None else of}
-    return cast(Result, {**counts, "truncated": whole(fields.get("truncated")) or 0, "metrics": metrics})
+    counts = {key: whole(fields.get(key)) or 0 for key in ("shots", "truncated", "not_finite")}
+    better = {name: one for name, one in mapping(fields.get("higher_is_better")).items() if isinstance(one, bool)}
+    known = {"n": rows, "of": rows if of is None else of, "metrics": metrics, "higher_is_better": better}
+    return cast(Result, counts | known)
 
 
 def _score(fields: JSON) -> Score:
-    value = number(fields.get("value"))
-    error = number(fields.get("stderr"))
-    return {"value": math.nan if value is None else value, "stderr": error, "n": whole(fields.get("n")) or 0}
+    value, error = number(fields.get("value")), number(fields.get("stderr"))
+    return {"value": value, "stderr": error, "n": whole(fields.get("n")) or 0}
 
 
 def _differences(tasks: JSON) -> Differences:
-    read = {
-        task: {metric: _difference(mapping(gap)) for metric, gap in mapping(gaps).items()}
+    return {
+        task: {
+            metric: _difference(mapping(gap)) for metric, gap in mapping(gaps).items() if "difference" in mapping(gap)
+        }
         for task, gaps in tasks.items()
     }
-    return {task: {metric: gap for metric, gap in gaps.items() if gap} for task, gaps in read.items()}
 
 
-def _difference(fields: JSON) -> Difference | None:
-    value = number(fields.get("difference"))
-    if value is None:
-        return None
-    gap = {"difference": value, "stderr": number(fields.get("stderr")), "n": whole(fields.get("n")) or 0}
-    counts = {key: whole(fields.get(key)) for key in ("won", "lost")} | {"p": number(fields.get("p"))}
-    return cast(Difference, gap | {key: one for key, one in counts.items() if one is not None})
+def _difference(fields: JSON) -> Difference:
+    value, error = number(fields.get("difference")), number(fields.get("stderr"))
+    counts = {key: whole(fields.get(key)) for key in ("won", "lost")}
+    more = {**counts, "p": number(fields.get("p")), "verdict": text(fields.get("verdict"))}
+    gap = {"difference": value, "stderr": error, "n": whole(fields.get("n")) or 0}
+    return cast(Difference, gap | {key: one for key, one in more.items() if one is not None})

@@ -1,6 +1,6 @@
 """The report on results: base against tuned with standard errors, paired differences, and how they were computed."""
 
-from llmtune.evaluation.metrics import Difference, format_score
+from llmtune.evaluation.metrics import Difference, format_difference
 from llmtune.evaluation.results import FEW_SHOT, TITLES, compare_models, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
@@ -22,7 +22,7 @@ def best_exact_match(evaluations: Evaluations | None) -> tuple[float, str, float
         )
         if task in results and "exact_match" in results[task]["metrics"]
     }
-    finite = {name: value for name, value in scores.items() if value == value}
+    finite = {name: value for name, value in scores.items() if value is not None}
     tuned = finite.pop("tuned", None)
     if tuned is None or not finite:
         return None
@@ -57,33 +57,47 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
 
 
 def _warnings(evaluations: Evaluations) -> list[str]:
+    results = [
+        (f"{name}, {task_title(task, result)}", result)
+        for name, by_task in (("base", evaluations.base), ("tuned", evaluations.tuned))
+        for task, result in by_task.items()
+    ]
     cut = [
-        f"{name}, {task_title(task, result)}: {result['truncated']} requests were longer than the model's context "
-        "and lost their start."
-        for name, results in (("base", evaluations.base), ("tuned", evaluations.tuned))
-        for task, result in results.items()
+        f"{name}: {result['truncated']} requests were longer than the model's context and lost their start."
+        for name, result in results
         if result["truncated"]
     ]
+    broken = [
+        f"{name}: the log-likelihood of {result['not_finite']} requests was not finite."
+        for name, result in results
+        if result["not_finite"]
+    ]
     limited = any(result["n"] != result["of"] for result in evaluations.tuned.values())
-    return [*cut, "Not all rows were used: n says how many."] if limited else cut
+    return [*cut, *broken, *["Not all rows were used: n says how many."] * limited]
 
 
 def _differences(evaluations: Evaluations) -> Html | None:
-    """Show tuned minus base on the same rows, by metric; for 0/1 metrics also the rows won and lost."""
+    """Show tuned minus base on the same rows, by metric, in words too; for 0/1 metrics the rows won and lost."""
     rows: list[list[object]] = [
-        [other, ("" if task == HELD_OUT else f"{task}: ") + TITLES.get(metric, metric), *_difference(gap)]
+        [other, _metric(evaluations, task, metric), *_difference(gap)]
         for other, tasks in evaluations.differences.items()
         for task, metrics in tasks.items()
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", "rows won", "rows lost", "p, McNemar's test"]
-    return table(head, rows, {2, 3, 4, 5}) if rows else None
+    head: list[object] = ["tuned minus", "metric", "difference", "which is", "rows won", "rows lost"]
+    return table([*head, "p, McNemar's test"], rows, {2, 4, 5, 6}) if rows else None
+
+
+def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
+    """Name a metric with its task, and with its direction where lower is better."""
+    name = TITLES.get(metric, metric) if task == HELD_OUT else f"{task}: {metric}"
+    result = evaluations.tuned.get(task)
+    return f"{name} (lower is better)" if result and result["higher_is_better"].get(metric) is False else name
 
 
 def _difference(gap: Difference) -> list[object]:
-    text = format_score(gap["difference"], gap["stderr"])
-    sign = "" if text.startswith("-") else "+"
-    return [sign + text, gap.get("won"), gap.get("lost"), f"{gap['p']:.2g}" if "p" in gap else None]
+    p = f"{gap['p']:.2g}" if "p" in gap else None
+    return [format_difference(gap), gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
 
 
 def _how(evaluations: Evaluations) -> Html | None:

@@ -74,7 +74,7 @@ def test_table_equals_stored_evaluation(finished: Run) -> None:
     stored = read_json(finished.eval / "tuned.json")
     gap = stored["differences"]["base, zero-shot"]["held_out"]["loss"]
     value = f"{'+' if gap['difference'] >= 0 else ''}{gap['difference']:.3f} ± {gap['stderr']:.3f}"
-    assert ["base, zero-shot", "loss", value, "", "", ""] in shown
+    assert ["base, zero-shot", "loss (lower is better)", value, gap["verdict"], "", "", ""] in shown
 
 
 def test_lists_every_file_with_its_hash(finished: Run) -> None:
