@@ -13,7 +13,7 @@ import yaml
 
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
-from llmtune.files import delete, fingerprint, hold, read_json, write_json, write_text
+from llmtune.files import are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
 from llmtune.recipe.located_yaml import load_yaml
 
 ERROR_FILE = "error.txt"
