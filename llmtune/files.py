@@ -21,6 +21,14 @@ def fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def are_fingerprints(value: object) -> bool:
+    """Whether a JSON value holds fingerprints by file name."""
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and isinstance(one.get("bytes"), int) and isinstance(one.get("sha256"), str)
+        for one in value.values()
+    )
+
+
 def digest_of(value: object) -> str:
     """The SHA-256 of a text in UTF-8, or of any other value as JSON with sorted keys."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
-from llmtune.files import delete, fingerprint, hold, read_json, write_json, write_text
+from llmtune.files import are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
 from llmtune.recipe.compare import difference, values
 
 ERROR_FILE = "error.txt"
@@ -97,10 +97,14 @@ class Run:
             write_text(self.recipe_file, HEADER + recipe.dump(self.settings))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; without a file, one with no finished step."""
+        """The manifest; without a file, one with no finished step. A step whose entry is damaged is not finished."""
         if not self.manifest_file.exists():
             return {"llmtune": __version__, "steps": {}}
-        return dict(read_json(self.manifest_file))
+        stored = read_json(self.manifest_file)
+        fields = stored if isinstance(stored, dict) else {}
+        entries = fields["steps"].items() if isinstance(fields.get("steps"), dict) else ()
+        finished = {step: one for step, one in entries if isinstance(one, dict) and are_fingerprints(one.get("files"))}
+        return {**fields, "steps": finished}
 
     def done(self, step: str) -> bool:
         """Whether a step finished under the recipe's settings and its files are there with the recorded sizes."""

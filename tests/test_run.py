@@ -173,6 +173,30 @@ def test_step_is_done_while_its_files_have_their_size(tmp_path: Path) -> None:
     assert not run.done("train")
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        [],
+        {"steps": None},
+        {"steps": {"train": None}},
+        {"steps": {"train": {"finished": "now"}}},
+        {"steps": {"train": {"files": {"delta/a": None}}}},
+        {"steps": {"train": {"files": {"delta/a": {}}}}},
+        {"steps": {"train": {"files": {"delta/a": {"bytes": 3}}}}},
+        {"steps": {"train": {"files": {"delta/a": {"bytes": None, "sha256": "0"}}}}},
+    ],
+    ids=str,
+)
+def test_step_with_a_damaged_entry_is_not_done(tmp_path: Path, manifest: object) -> None:
+    run = new_run(tmp_path)
+    write_json(run.manifest_file, manifest)
+    assert run.manifest()["steps"] == {}
+    assert not run.done("train")
+    run.mark("report", [run.recipe_file])
+    assert run.done("report")
+
+
 def test_refuses_to_mark_a_step_without_its_output(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with pytest.raises(LlmtuneError, match=r"report.html: the step report should have left it"):

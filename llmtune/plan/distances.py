@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar, Self
 
+from pydantic import TypeAdapter
+
 from llmtune.errors import PlanError
 
 
@@ -60,7 +62,7 @@ class Distances(ABC):
 
     @classmethod
     def _read(cls, fields: dict[str, Any]) -> Self:
-        return cls(**{key: frozenset(one) if isinstance(one, list) else one for key, one in fields.items()})
+        return TypeAdapter(cls).validate_python(fields)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ _KINDS: dict[str, type[Distances]] = {one.kind: one for one in (Everything, Top,
 
 
 def read_distances(fields: Mapping[str, Any]) -> Distances:
-    """The set that `to_json` wrote."""
+    """The set that `to_json` wrote; raises ValueError or KeyError for one of another version."""
     return _KINDS[fields["kind"]]._read({key: value for key, value in fields.items() if key != "kind"})
 
 

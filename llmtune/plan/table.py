@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, TypeAdapter
 
 from llmtune.errors import LlmtuneError
 from llmtune.files import read_json
@@ -11,6 +13,15 @@ from llmtune.numbers import rate
 from llmtune.plan.distances import Distances, read_distances
 
 _BY_DISTANCE = ("rates", "tensors", "parameters")
+_FINITE = ConfigDict(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Size = Annotated[int, Field(ge=1, lt=1 << 63)]
+Blocks = Annotated[int, Field(ge=1, lt=1 << 16)]
+Rates = Annotated[dict[int, Annotated[float, Field(ge=0)]], Field(min_length=1)]
+
+
+def _read_set(value: Any) -> Any:
+    return read_distances(value) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -26,15 +37,16 @@ class BaseName:
 class StageRow:
     """One stage laid over steps `start` to `end`: the distances that train, with rates and counts by distance."""
 
-    start: int
-    end: int
+    start: Count
+    end: Count
     until: float
-    trains: Distances
+    trains: Annotated[InstanceOf[Distances], BeforeValidator(_read_set)]
     lr: float
     decay: float
-    rates: dict[int, float]
-    tensors: dict[int, int]
-    parameters: dict[int, int]
+    rates: Rates
+    tensors: dict[int, Count]
+    parameters: dict[int, Count]
+    __pydantic_config__: ClassVar[ConfigDict] = _FINITE
 
     @property
     def trained(self) -> int:
@@ -68,13 +80,6 @@ class StageRow:
         by_distance = {key: _text_keys(getattr(self, key)) for key in _BY_DISTANCE}
         return {**asdict(self), **by_distance, "trains": self.trains.to_json(), "trained": self.trained}
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The row that `to_json` wrote."""
-        values = {key: value for key, value in fields.items() if key != "trained"}
-        by_distance = {key: _whole_keys(values[key]) for key in _BY_DISTANCE}
-        return cls(**{**values, **by_distance, "trains": read_distances(fields["trains"])})
-
 
 @dataclass(frozen=True)
 class CacheSize:
@@ -93,9 +98,9 @@ class PlanTable:
     base: BaseName
     method: str
     adapter: str
-    blocks: int
-    parameters: int
-    trained: int
+    blocks: Blocks
+    parameters: Size
+    trained: Count
     """Parameters that train at some step."""
     adapted: dict[str, int]
     """How many layers of each name carry an adapter."""
@@ -105,8 +110,8 @@ class PlanTable:
     states_bytes: int
     """Weights, gradients and optimizer states."""
     frozen_blocks: CacheSize
-    steps: int
-    stages: list[StageRow]
+    steps: Count
+    stages: Annotated[list[StageRow], Field(min_length=1)]
     notes: list[str]
     in_words: str = ""
     """The method as people call it: LoRA (rank 16)."""
@@ -122,10 +127,8 @@ class PlanTable:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """The table that `to_json` wrote."""
-        stages = [StageRow.from_json(stage) for stage in fields["stages"]]
-        parts = {"base": BaseName(**fields["base"]), "frozen_blocks": CacheSize(**fields["frozen_blocks"])}
-        return cls(**{**fields, **parts, "stages": stages})
+        """The table that `to_json` wrote; raises ValueError or KeyError for one of another version."""
+        return TypeAdapter(cls).validate_python(fields)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -138,7 +141,3 @@ class PlanTable:
 
 def _text_keys(values: Mapping[int, Any]) -> dict[str, Any]:
     return {str(distance): value for distance, value in values.items()}
-
-
-def _whole_keys(values: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(distance): value for distance, value in values.items()}

@@ -19,7 +19,7 @@ def tag(element: str, /, *children: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    if element in ("meta", "col"):
+    if element in ("meta", "col", "input"):
         return Html(f"<{element}{text}>")
     return Html(f"<{element}{text}>{join(*children)}</{element}>")
 
@@ -36,17 +36,34 @@ def section(title: str, *body: object, note: str | None = None) -> Html:
 
 
 def table(head: list[object], rows: list[list[object]], numeric: set[int] = frozenset(), **attributes: object) -> Html:  # type: ignore[assignment]
-    """Make a table that scrolls sideways on a narrow screen; columns in `numeric` are aligned right."""
-
-    def cells(kind: str, row: list[object]) -> list[Html]:
-        return [tag(kind, cell, class_="n" if index in numeric else None) for index, cell in enumerate(row)]
-
-    body = [tag("tr", *cells("td", row)) for row in rows]
-    inner = tag("table", tag("thead", tag("tr", *cells("th", head))), tag("tbody", *body), **attributes)
+    """Make a table whose rows stack on a narrow screen, each cell under its title; `numeric` columns align right."""
+    body = [tag("tr", *(_cell(cell, head[index], index in numeric) for index, cell in enumerate(row))) for row in rows]
+    titles = (tag("th", title, class_="n" if index in numeric else None) for index, title in enumerate(head))
+    inner = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *body), class_="stacks", **attributes)
     return tag("div", inner, class_="scroll")
 
 
-def facts(pairs: list[tuple[str, object]]) -> Html:
+def _cell(value: object, title: object, numeric: bool) -> Html:
+    kind = " ".join(["n"] * numeric + ["empty"] * (value in (None, "")))
+    return tag("td", value, class_=kind or None, data_label=title or None)
+
+
+def scrolling(wide: Html, label: str) -> Html:
+    """Put what may be wider than a screen into a box of its own that scrolls, by keyboard too."""
+    return tag("div", wide, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def fold(summary: object, *body: object) -> Html:
+    """Hide content under a line that opens it."""
+    return tag("details", tag("summary", summary), *body)
+
+
+def facts(pairs: list[tuple[str, object]]) -> Html | None:
     """List names and values in two columns; a pair whose value is None is left out."""
     shown = [join(tag("dt", name), tag("dd", value)) for name, value in pairs if value is not None]
-    return tag("dl", *shown)
+    return tag("dl", *shown) if shown else None
+
+
+def free(text: str, kind: str = "text") -> Html:
+    """Show a user's own text as it is, in the direction of its script."""
+    return tag("div", text, class_=kind, dir="auto")

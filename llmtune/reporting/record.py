@@ -1,113 +1,78 @@
-"""The report on data, merge and files: what the checks found, the merge's proof, every file with its hash."""
+"""The report on data, merge and files: what the checks counted, the merge's proof, every file with its hash."""
 
 import re
-from typing import Any
 
-from llmtune.numbers import number, size
-from llmtune.reporting.html import Html, facts, join, section, table, tag
+from llmtune import numbers
+from llmtune.plan.table import PlanTable
+from llmtune.reporting.html import Html, facts, fold, section, table, tag
+from llmtune.reporting.values import JSON, mapping, number, text, texts, whole
 
-JSON = dict[str, Any]
-"""A JSON object as data.json or the manifest hold it."""
-
-_SHOWN_APART = {
-    "rows",
-    "examples",
-    "files",
-    "supervised_tokens",
-    "prompt_tokens",
-    "longest",
-    "max_length",
-    "example",
-    "notes",
-}
-_MERGE_APART = {"files", "base", "gap", "bound", "shift", "bytes"}
-_TITLES = {
-    "tokenizer_limit": "tokenizer's own limit, tokens",
-    "over_length": "rows longer than max_length",
-    "partly_learned": "rows of which only the last answer is learned",
-    "duplicates": "duplicate rows",
-    "overlap": "overlap of training and held-out rows",
-    "ignored_columns": "columns that are not used",
-    "special_tokens_in_text": "rows with special tokens in their text",
-    "template_adds": "the chat template puts before answers",
-    "template_sha256": "chat template, SHA-256",
+MOST_CHARACTERS = 4000
+_PARTS = {"train": "training", "eval": "validation", "test": "test"}
+_PROOF = {
     "mean_gap": "mean logit gap",
     "gap_in_memory": "largest gap after adding the delta in fp32",
     "gap_on_disk": "largest gap after writing and reading",
     "rounding": "largest gap after random changes as small as rounding",
     "largest_logit": "largest logit",
-    "changed": "tensors that differ from the base",
-    "dtype": "stored in",
     "gap_to_4bit": "gap to the model with the 4-bit base",
-    "merged_into": "merged into the base that is",
 }
-"""Titles of the keys that data.json and the manifest hold; any other key is shown with spaces."""
+"""Numbers of the merge's proof that are shown behind a fold."""
 
 
 def data_section(findings: JSON) -> Html:
-    """Show the training data: rows, tokens, what the checks found, and one row as the model reads it."""
+    """Show the training data: rows, tokens, what the checks said, and one row as the model reads it."""
     if not findings:
         return section("Data", note="The data is not checked yet.")
-    others = {key: one for key, one in findings.items() if key not in _SHOWN_APART and one not in (None, "", [], {})}
-    rest = [(_title(key), _finding(value)) for key, value in others.items()]
-    notes = tag("ul", *(tag("li", note) for note in findings["notes"])) if findings.get("notes") else None
-    pairs = facts([*_tokens(findings), *rest])
-    return section("Data", pairs, notes, _files(findings.get("files") or {}), _example(findings))
-
-
-def _title(key: str) -> str:
-    return _TITLES.get(key, key.replace("_", " "))
-
-
-def _tokens(findings: JSON) -> list[tuple[str, object]]:
-    learned, longest, limit = (findings.get(key) for key in ("supervised_tokens", "longest", "max_length"))
-    total = learned.get("total") if isinstance(learned, dict) else learned
-    spread = f", {learned['mean']} a row, at most {learned['max']}" if isinstance(learned, dict) else ""
-    prompts = findings.get("prompt_tokens")
-    of_prompts = f"; {prompts:,} more are prompt" if prompts is not None else ""
-    rows = ", ".join(f"{count:,} {part}" for part, count in (findings.get("rows") or {}).items())
-    return [
-        ("rows", rows or None),
-        ("learned tokens", None if total is None else f"{total:,}{spread}{of_prompts}"),
-        ("longest row", None if longest is None else f"{longest:,} tokens; max_length is {limit:,}"),
+    notes = texts(findings.get("notes"))
+    pairs: list[tuple[str, object]] = [
+        ("rows", _rows(mapping(findings.get("rows")))),
+        ("tokens", _tokens(findings)),
+        *(
+            (f"{_PARTS.get(part, part)} rows from", text(mapping(one).get("source")))
+            for part, one in _sources(findings)
+        ),
     ]
+    listed = tag("ul", *(tag("li", note) for note in notes)) if notes else None
+    return section("Data", facts(pairs), listed, _example(text(findings.get("example"))))
 
 
-def _finding(value: object) -> object:
-    """Show a JSON value: an object as names and values, of a list the first eight items."""
-    if isinstance(value, dict):
-        if set(value) == {"rows", "ids"} and not value["ids"]:
-            return number(value["rows"])
-        parts = [(key.replace("_", " "), one) for key, one in value.items() if one not in (None, [], {})]
-        simple = not any(isinstance(one, dict) and one.get("ids") != [] for _, one in parts)
-        shown = [join(tag("span", f"{name} ", class_="quiet"), _finding(one)) for name, one in parts]
-        return join(*_separated(shown, ", ")) if simple else join(*(tag("div", part) for part in shown))
-    if isinstance(value, list):
-        return ", ".join(number(one) for one in value[:8]) + (", ..." if len(value) > 8 else "")
-    return number(value)
+def _rows(rows: JSON) -> str | None:
+    counts = ((_PARTS.get(part, part), whole(count)) for part, count in rows.items())
+    return ", ".join(f"{count:,} {part}" for part, count in counts if count is not None) or None
 
 
-def _separated(parts: list[Html], separator: str) -> list[str]:
-    return [piece for part in parts for piece in (separator, part)][1:]
+def _sources(findings: JSON) -> list[tuple[str, JSON]]:
+    return [(part, mapping(one)) for part, one in mapping(findings.get("files")).items()]
 
 
-def _files(files: JSON) -> Html | None:
-    if not files:
+def _tokens(findings: JSON) -> str | None:
+    learned, prompts = mapping(findings.get("supervised_tokens")), whole(findings.get("prompt_tokens"))
+    counts = ((whole(learned.get("total")), "learned"), (prompts, "only read"))
+    return ", ".join(f"{count:,} {kind}" for count, kind in counts if count is not None) or None
+
+
+def _example(row: str | None) -> Html | None:
+    """Show the first training row as the model reads it, with what it learns marked; of a long one the end."""
+    if row is None:
         return None
-    rows: list[list[object]] = [
-        [part, one.get("source"), number(one.get("rows")), _bytes(one), _hash(one)] for part, one in files.items()
-    ]
-    return table(["", "source", "rows", "size", "SHA-256"], rows, {2, 3})
-
-
-def _example(findings: JSON) -> Html | None:
-    """Show the first training row as the model reads it, with what it learns marked."""
-    if not findings.get("example"):
-        return None
-    pieces = re.split("⟦(.*?)⟧", findings["example"], flags=re.DOTALL)
+    left = len(row) - MOST_CHARACTERS
+    pieces = re.split("⟦(.*?)⟧", row, flags=re.DOTALL)
+    if left > 0:
+        pieces = _end(pieces, MOST_CHARACTERS)
     shown = [tag("mark", piece) if index % 2 else piece for index, piece in enumerate(pieces)]
-    caption = "One training row as the model reads it. What it learns to write is marked."
-    return tag("figure", tag("div", *shown, class_="text boxed"), tag("figcaption", caption))
+    cut = f" Its first {left:,} characters are not shown." if left > 0 else ""
+    caption = f"One training row as the model reads it. What it learns to write is marked.{cut}"
+    return tag("figure", tag("div", *shown, class_="text boxed", dir="auto"), tag("figcaption", caption))
+
+
+def _end(pieces: list[str], most: int) -> list[str]:
+    """Return the last `most` characters of pieces that follow each other, the first ones empty."""
+    kept: list[str] = []
+    for piece in reversed(pieces):
+        kept.append(piece[-most:] if most > 0 else "")
+        most -= len(piece)
+    return kept[::-1]
 
 
 def merge_section(manifest: JSON) -> Html:
@@ -115,34 +80,48 @@ def merge_section(manifest: JSON) -> Html:
     done = manifest["steps"].get("merge")
     if done is None:
         return section("Merge", note="Not merged yet.")
-    pairs: list[tuple[str, object]] = []
-    if "gap" in done:
-        bound = f" (allowed: {number(done['bound'])})" if "bound" in done else ""
-        pairs.append(("largest logit gap", f"{number(done['gap'])}{bound}"))
-    if "shift" in done:
-        pairs.append(("for comparison", f"training moved logits by up to {number(done['shift'])}"))
-    pairs.append(("size", _bytes(done)))
-    pairs += [(_title(key), _finding(value)) for key, value in done.items() if key not in _MERGE_APART]
+    gap, bound, shift = (number(done.get(key)) for key in ("gap", "bound", "shift"))
+    changed, tensors = whole(done.get("changed")), whole(done.get("tensors"))
+    allowed = f" (allowed: {numbers.number(bound)})" if bound is not None else ""
+    pairs: list[tuple[str, object]] = [
+        ("largest logit gap", None if gap is None else f"{numbers.number(gap)}{allowed}"),
+        ("for comparison", None if shift is None else f"training moved logits by up to {numbers.number(shift)}"),
+        ("changed", None if changed is None else f"{changed:,}{'' if tensors is None else f' of {tensors:,}'} tensors"),
+        ("stored in", text(done.get("dtype"))),
+        ("size", _size(done)),
+        ("merged into", text(done.get("merged_into"))),
+    ]
+    proof = [
+        (title, numbers.number(value)) for key, title in _PROOF.items() if (value := number(done.get(key))) is not None
+    ]
+    more = fold("More of the proof", facts([*proof])) if proof else None
     note = "Base and delta as one set of full weights, compared with the live tuned model."
-    return section("Merge", facts(pairs), note=note)
+    return section("Merge", facts(pairs), more, note=note)
 
 
-def files_section(manifest: JSON) -> Html:
-    """List every file that a finished step wrote, with its size and SHA-256."""
+def files_section(manifest: JSON, plan: PlanTable | None, findings: JSON) -> Html:
+    """Count the files of the finished steps; behind a fold, list each with its hash, and the inputs with theirs."""
     rows: list[list[object]] = [
-        [tag("code", name), step, _bytes(one), _hash(one)]
+        [tag("code", name), step, _size(one), _hash(one["sha256"])]
         for step, done in manifest["steps"].items()
         if step != "report"
         for name, one in done["files"].items()
     ]
-    if not rows:
-        return section("Files", note="No step has finished yet.")
-    return section("Files", table(["file", "step", "size", "SHA-256"], rows, {2}))
+    steps = ", ".join(step for step in manifest["steps"] if step != "report")
+    note = f"{len(rows):,} files of the finished steps: {steps}." if rows else "No step has finished yet."
+    for part, one in _sources(findings):
+        rows.append([f"{_PARTS.get(part, part)} rows", "input", _size(one), _hash(one.get("sha256"))])
+    template, revision = text(findings.get("template_sha256")), plan.base.revision if plan else None
+    rows += [["chat template", "input", None, _hash(template)]] if template else []
+    rows += [["revision of the base", "input", None, tag("code", revision, class_="hash")]] if revision else []
+    listed = fold("Fingerprints", table(["file", "step", "size", "SHA-256"], rows, {2})) if rows else None
+    return section("Files", listed, note=note)
 
 
-def _bytes(facts: JSON) -> str | None:
-    return size(facts["bytes"]) if "bytes" in facts else None
+def _hash(digest: object) -> Html | None:
+    return tag("code", digest, class_="hash") if text(digest) else None
 
 
-def _hash(facts: JSON) -> Html | None:
-    return tag("code", facts["sha256"], class_="hash") if "sha256" in facts else None
+def _size(facts: JSON) -> str | None:
+    stored = number(facts.get("bytes"))
+    return None if stored is None else numbers.size(stored)

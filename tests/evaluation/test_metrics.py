@@ -1,5 +1,7 @@
 """Scores, standard errors, paired differences, and what counts as the same answer."""
 
+import math
+
 import numpy
 import pytest
 
@@ -64,3 +66,10 @@ def test_compares_json_answers_as_parsed_json(output: str, same: bool) -> None:
 def test_compares_other_answers_as_stripped_text() -> None:
     assert metrics_module.same(" yes\n", "yes", as_json=False)
     assert not metrics_module.same("Yes", "yes", as_json=False)
+
+
+def test_score_that_is_not_finite_is_told() -> None:
+    assert format_score(math.nan, 0.1) == "not finite"
+    assert format_score(-math.inf, None) == "not finite"
+    assert format_score(0.5, 0.25) == "0.500 ± 0.250"
+    assert format_score(0.5, None) == "0.500"

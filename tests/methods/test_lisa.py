@@ -145,7 +145,7 @@ def test_run_trains_merges_and_leaves_undrawn_blocks(tmp_path: Path) -> None:
     assert (done["steps"], done["trained"]) == (plan.steps, plan.trained)
     assert plan.steps == STEPS
     report(run)
-    assert "lisa, no adapter: 1 of 4 blocks, drawn anew every 2 steps at one rate" in run.report_file.read_text()
+    assert "LISA: 1 of 4 blocks, drawn anew every 2 steps at one rate" in run.report_file.read_text()
 
 
 def test_fails_when_an_undrawn_block_changed(tmp_path: Path) -> None:

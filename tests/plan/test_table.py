@@ -68,5 +68,34 @@ def test_row_counts_what_trains_at_one_time() -> None:
 def test_refuses_a_file_that_lacks_a_field(tmp_path: Path) -> None:
     table = TABLE.to_json()
     del table["steps"]
-    with pytest.raises(TypeError, match="steps"):
+    with pytest.raises(ValueError, match="steps"):
         PlanTable.from_json(table)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parameters", None),
+        ("parameters", 0),
+        ("blocks", 1 << 70),
+        ("stages", []),
+        ("trained", float("nan")),
+        ("notes", None),
+        ("base", {"name": None, "revision": None, "hub_id": None}),
+    ],
+)
+def test_refuses_a_file_with_a_value_of_another_kind_in_one_line(tmp_path: Path, key: str, value: object) -> None:
+    write_json(tmp_path / "plan.json", {**TABLE.to_json(), key: value})
+    with pytest.raises(LlmtuneError, match="was written by another version of llmtune"):
+        PlanTable.read(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rates", {"0": None}), ("rates", {}), ("trains", {"kind": "top"}), ("lr", "x")]
+)
+def test_refuses_a_stage_with_a_value_of_another_kind_in_one_line(tmp_path: Path, key: str, value: object) -> None:
+    table = TABLE.to_json()
+    table["stages"][0][key] = value
+    write_json(tmp_path / "plan.json", table)
+    with pytest.raises(LlmtuneError, match="was written by another version of llmtune"):
+        PlanTable.read(tmp_path / "plan.json")

@@ -1,0 +1,1 @@
+"""Line charts: scales from values to pixels, and their drawing as SVG."""

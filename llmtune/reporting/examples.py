@@ -1,0 +1,150 @@
+"""The report's examples: held-out rows with the answers of base and tuned model, to be filtered and searched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llmtune.reporting.evaluations import Evaluations
+from llmtune.reporting.html import Html, free, join, section, tag
+from llmtune.reporting.values import JSON, text
+
+SHOWN, SHOWN_WRONG = 100, 60
+PREVIEW_CHARACTERS, PREVIEW_LINES, MOST_CHARACTERS = 300, 4, 2000
+FILTERS = ("tuned wrong", "both wrong", "only tuned right", "only base right", "both right")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model answered, and whether that is right; None where nobody judged it."""
+
+    model: str
+    output: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out row, its true answer, and the answers of the base (asked in one way or two) and the tuned model."""
+
+    id: str
+    question: str
+    truth: str
+    of_base: list[Answer]
+    of_tuned: Answer
+
+    @property
+    def groups(self) -> list[str]:
+        """The filters that show this row."""
+        verdicts = [answer.right for answer in self.of_base if answer.right is not None]
+        tuned, base = self.of_tuned.right, any(verdicts) if verdicts else None
+        pair = {
+            (False, False): "both wrong",
+            (True, False): "only tuned right",
+            (False, True): "only base right",
+            (True, True): "both right",
+        }.get((tuned, base))  # type: ignore[arg-type]
+        return ["tuned wrong"] * (tuned is False) + ([pair] if pair else [])
+
+
+def read_examples(evaluations: Evaluations) -> list[Example]:
+    """Pair the answers to each held-out row by the row's id, or by its place where ids are not unique."""
+    bases = [("base, zero-shot", _keyed(evaluations.base_rows))]
+    bases.append((evaluations.few_shot_name, _keyed(evaluations.few_shot_rows)))
+    return [
+        Example(
+            str(text(row.get("id")) or f"row {place}"),
+            text(row.get("question")) or "",
+            text(row.get("answer")) or "",
+            [_answer(name, rows[key]) for name, rows in bases if key in rows],
+            _answer("tuned", row),
+        )
+        for place, (key, row) in enumerate(_keyed(evaluations.tuned_rows).items(), 1)
+    ]
+
+
+def _keyed(rows: list[JSON]) -> dict[object, JSON]:
+    ids = [text(row.get("id")) for row in rows]
+    unique = None not in ids and len(set(ids)) == len(ids)
+    return dict(zip(ids if unique else range(len(rows)), rows, strict=True))
+
+
+def _answer(model: str, row: JSON) -> Answer:
+    right = row.get("exact_match")
+    return Answer(model, text(row.get("output")) or "", right if isinstance(right, bool) else None)
+
+
+def choose(examples: list[Example]) -> list[Example]:
+    """Return at most SHOWN examples, evenly spaced: first those that the tuned model gets wrong, then others."""
+    wrong = [one for one in examples if one.of_tuned.right is False]
+    others = [one for one in examples if one.of_tuned.right is not False]
+    most_wrong = max(SHOWN_WRONG, SHOWN - len(others))
+    kept = spread(wrong, most_wrong)
+    return kept + spread(others, SHOWN - len(kept))
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Return `count` items, evenly spaced from the first to the last, or all where they are fewer."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / max(1, count - 1))] for index in range(count)]
+
+
+def examples_section(evaluations: Evaluations | None) -> Html | None:
+    """Show held-out rows: the question, the true answer, and those of base and tuned model, with filters."""
+    examples = read_examples(evaluations) if evaluations else []
+    if not examples:
+        return None
+    shown = choose(examples)
+    wrong = sum(one.of_tuned.right is False for one in examples)
+    amount = (
+        f"All {len(examples):,}" if len(shown) == len(examples) else f"{len(shown)} of {len(examples):,}, evenly spaced"
+    )
+    order = f" The {wrong:,} that the tuned model answers wrong come first." if wrong else ""
+    cases = tag("div", *map(_case, shown), class_="cases")
+    return section("Held-out rows", tag("div", *_filters(shown), cases, class_="examples"), note=f"{amount}.{order}")
+
+
+def _filters(shown: list[Example]) -> list[Html]:
+    """Radio buttons that work by style alone, and a search field that the page's script turns on."""
+    counts = {name: sum(name in one.groups for one in shown) for name in FILTERS}
+    buttons = [("all", len(shown)), *((name, count) for name, count in counts.items() if count)]
+    parts = []
+    for name, count in buttons if len(buttons) > 1 else []:
+        checked = "checked" if name == "all" else None
+        parts.append(tag("input", type="radio", name="show", id=_key("show", name), checked=checked))
+        parts.append(tag("label", f"{name} ", tag("small", f"{count:,}"), for_=_key("show", name)))
+    search = {"id": "search", "placeholder": "Search the rows", "aria_label": "Search the rows"}
+    parts.append(tag("input", type="search", hidden="hidden", **search))
+    return [*parts, tag("p", id="found", class_="quiet", role="status")]
+
+
+def _key(prefix: str, name: str) -> str:
+    return f"{prefix}-{name.replace(' ', '-')}"
+
+
+def _case(example: Example) -> Html:
+    head = tag("header", tag("small", example.id, class_="id"), _text(example.question))
+    answers = [Answer("true answer", example.truth, None), *example.of_base, example.of_tuned]
+    pairs = (join(tag("dt", _title(one)), tag("dd", _text(one.output))) for one in answers)
+    groups = " ".join(_key("in", name) for name in example.groups)
+    return tag("article", head, tag("dl", *pairs), class_=f"case {groups}".strip())
+
+
+def _title(answer: Answer) -> Html:
+    marks = {True: tag("span", " ✓ right", class_="right"), False: tag("span", " ✗ wrong", class_="wrong")}
+    return join(answer.model, marks.get(answer.right))  # type: ignore[arg-type]
+
+
+def _text(whole: str) -> Html:
+    """Show a text as large as it is; a long one as its start, which opens."""
+    if not whole.strip():
+        return tag("i", "only white space" if whole else "nothing", class_="quiet")
+    preview = "\n".join(whole[:PREVIEW_CHARACTERS].split("\n")[:PREVIEW_LINES])
+    if len(whole) - len(preview) < 60 and whole.count("\n") < PREVIEW_LINES + 2:
+        return free(whole)
+    left = len(whole) - MOST_CHARACTERS
+    rest = tag("p", f"{left:,} more characters are not shown.", class_="note") if left > 0 else None
+    summary = tag("summary", tag("span", f"{preview.rstrip()} ...", class_="text", dir="auto"))
+    return tag("details", summary, free(whole[:MOST_CHARACTERS]), rest, class_="long")

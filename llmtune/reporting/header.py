@@ -1,0 +1,127 @@
+"""The top of the page: title, method in words, what a reader needs to name the run, and its key numbers."""
+
+import re
+
+from llmtune.numbers import count, duration, size
+from llmtune.plan.table import BaseName, PlanTable
+from llmtune.recipe.sections import Recipe
+from llmtune.reporting.evaluations import Evaluations
+from llmtune.reporting.history import History
+from llmtune.reporting.html import Html, facts, tag
+from llmtune.reporting.results import best_exact_match
+from llmtune.reporting.values import JSON, mapping, moment, number, read_object, whole
+from llmtune.run import Run
+
+_ADAPTERS = {"none": "", "lora": "LoRA", "vera": "VeRA", "ia3": "IA3", "bottleneck": "Bottleneck adapters"}
+_METHODS = {
+    "full": "Full fine-tuning",
+    "gradual": "Gradual unfreezing",
+    "discriminative": "Discriminative rates",
+    "frozen": "Frozen lower layers",
+    "lisa": "LISA",
+    "staged": "Training in stages",
+}
+
+
+def title(run: Run, settings: Recipe, plan: PlanTable | None) -> str:
+    """Name the run by its folder and its base."""
+    base = (plan.base.hub_id if plan else None) or settings.model.base
+    return f"{run.path.resolve().name}: {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
+
+
+def method_title(settings: Recipe) -> str:
+    """Name the method as the field does: LoRA (rank 16, alpha 32), Full fine-tuning."""
+    method = _METHODS.get(settings.method.kind, settings.method.kind)
+    adapter = settings.method.adapter
+    if adapter.kind == "none":
+        return method
+    name = _ADAPTERS.get(adapter.kind, adapter.kind)
+    numbers = adapter.in_words().removeprefix(adapter.kind)
+    if ", dora" in numbers:
+        name, numbers = "DoRA", numbers.replace(", dora", "")
+    if settings.model.quantize == "4bit":
+        name = f"Q{name}" if name in ("LoRA", "DoRA") else f"{name} on a 4-bit base"
+    words = name + numbers.replace("rslora", "rank-stabilized").replace("_", " ")
+    return words if settings.method.kind == "full" else f"{words}, {method[0].lower()}{method[1:]}"
+
+
+def method_in_words(settings: Recipe, plan: PlanTable | None) -> str:
+    """Name the method, and what the plan makes of it."""
+    method = method_title(settings)
+    if plan is None:
+        return method
+    trains = ", then ".join(stage.trains.words(plan.blocks) for stage in plan.stages)
+    falls = any(min(stage.rates.values()) < max(stage.rates.values()) for stage in plan.stages)
+    rates = " at rates that fall towards the input" if falls else " at one rate" if len(plan.stages) == 1 else ""
+    return f"{method}: {trains}{rates}"
+
+
+def conversion_in_words(converted: JSON) -> str | None:
+    """Say what a converted base was: how many of its tensors were stored in how many bits; None if it was not."""
+    if not converted:
+        return None
+    types = {name: found for name, value in mapping(converted.get("types")).items() if (found := whole(value))}
+    tensors = sum(types.values())
+    bits = {name: int(match[1]) for name in types if (match := re.match(r"[A-Z]*?(\d+)", name))}
+    small = sorted((name for name in bits if bits[name] < 16), key=lambda name: -types[name])
+    parts = [f"{types[name]:,} of {tensors:,} tensors stored in {bits[name]} bits ({name})" for name in small]
+    return "a copy converted from a GGUF file" + (f": {', '.join(parts)}" if parts else "")
+
+
+def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, history: History) -> list[Html | None]:
+    """Show title, the method in words, and base, data and time of the run."""
+    base = plan.base if plan else BaseName(settings.model.base, None, None)
+    name = f"{base.hub_id} (from {base.name})" if base.hub_id not in (None, base.name) else base.name
+    stored = mapping(read_object(run.delta / "base.json").get("converted")) if run.delta.is_dir() else {}
+    pairs: list[tuple[str, object]] = [
+        ("base", name),
+        ("trained on", conversion_in_words(stored)),
+        ("training", _training(settings, plan, findings)),
+        ("finished", _progress(run, plan, history)),
+    ]
+    lede = tag("p", method_in_words(settings, plan), class_="lede")
+    return [tag("h1", title(run, settings, plan), dir="auto"), lede, facts(pairs)]
+
+
+def _training(settings: Recipe, plan: PlanTable | None, findings: JSON) -> str | None:
+    if plan is None:
+        return None
+    rows = whole(mapping(findings.get("rows")).get("train"))
+    amount = f"{rows:,} rows, " if rows else ""
+    return f"{amount}{plan.steps:,} steps of {settings.train.batch_size} rows, seed {settings.train.seed}"
+
+
+def _progress(run: Run, plan: PlanTable | None, history: History) -> str:
+    """When training finished, or how far it came."""
+    entry = run.manifest()["steps"].get("train")
+    if entry is not None:
+        return moment(entry.get("finished")) or "yes, at a time that was not recorded"
+    if not history.last_step:
+        return "not trained yet"
+    of = f" of {plan.steps:,}" if plan else ""
+    return f"not yet: step {history.last_step:,}{of} is the last one in the log"
+
+
+def tiles(evaluations: Evaluations | None, plan: PlanTable | None, history: History) -> Html | None:
+    """Show the key numbers of the run, as far as they are known."""
+    pairs: list[tuple[str, str]] = []
+    match = best_exact_match(evaluations)
+    if match:
+        pairs.append((f"{match[0]:.3f}", f"exact match; {match[1]}: {match[2]:.3f}"))
+    if history.validations:
+        pairs.append(_validation([number(record["eval_loss"]) for record in history.validations]))
+    if history.seconds:
+        speed = f", {history.tokens / history.seconds:,.0f} tokens/s" if history.tokens else ""
+        pairs.append((duration(history.seconds), f"training{speed}"))
+    if history.peak_memory_mb:
+        pairs.append((size(history.peak_memory_mb * 2**20), "peak memory"))
+    if plan:
+        share = plan.trained / plan.parameters
+        pairs.append((count(plan.trained), f"parameters trained, {share:.1%} of the model"))
+    cells = (tag("div", tag("b", value), tag("span", label)) for value, label in pairs)
+    return tag("div", *cells, class_="tiles") if pairs else None
+
+
+def _validation(losses: list[float | None]) -> tuple[str, str]:
+    first, last = ("not finite" if loss is None else f"{loss:.3f}" for loss in (losses[0], losses[-1]))
+    return last, f"validation loss, first {first}" if len(losses) > 1 else "validation loss"
