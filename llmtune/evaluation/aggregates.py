@@ -15,7 +15,7 @@ Aggregation = Callable[[Sequence[Any]], Any]
 
 RESAMPLES, TEXT_RESAMPLES = 1000, 100
 """How often rows are drawn again; less often for items with text, as BLEU and its like take long."""
-SECONDS = 120.0
+SECONDS = 60.0
 """Resampling ends after that time, but not before FEWEST_RESAMPLES."""
 SEED = 1234
 
