@@ -15,14 +15,15 @@ Aggregation = Callable[[Sequence[Any]], Any]
 
 RESAMPLES, TEXT_RESAMPLES = 1000, 100
 """How often rows are drawn again; less often for items with text, as BLEU and its like take long."""
-SECONDS = 120.0
+SECONDS = 60.0
 """Resampling ends after that time, but not before FEWEST_RESAMPLES."""
 SEED = 1234
+_NUMBERS = (int, float, numpy.number, numpy.bool_)
 
 
 def is_row_mean(aggregation: Aggregation, items: Sequence[Any]) -> bool:
     """Tell whether a metric is the mean of numbers, one a row, which have a standard error without resampling."""
-    return aggregation is mean and all(isinstance(item, int | float) for item in items)
+    return aggregation is mean and all(isinstance(item, _NUMBERS) for item in items)
 
 
 def row_mean_stderr(items: Sequence[float]) -> float | None:

@@ -164,11 +164,11 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the log of lm-eval and of its metrics, and warnings; llmtune reports what matters in them."""
-    logs = [logging.getLogger(name) for name in ("lm_eval", "sacrebleu")]
+    """Silence the logs of lm-eval and of what it uses, and warnings; llmtune reports what matters in them."""
+    logs = [logging.getLogger(name) for name in ("lm_eval", "sacrebleu", "datasets")]
     levels = [log.level for log in logs]
     for log in logs:
-        log.setLevel(logging.ERROR)
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

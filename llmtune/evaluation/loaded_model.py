@@ -14,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.evaluation.generate import greedy, left_padded, shares_start
 from llmtune.working import Step, working
 
+LOGITS_BYTES = 2**30
+"""How much memory the logits of a batch may take, where each token has some."""
+
 
 class _Counter(CacheHook):
     """Is told of every request that is done, as lm-eval's cache is."""
@@ -43,7 +46,7 @@ class LoadedModel(HFLM):
     ) -> None:
         self.truncated, self.not_finite, self.requests = 0, 0, 0
         self.prompt_ids: dict[str, list[int]] = {}
-        self.name = name
+        self.name, self._rows = name, rows
         self._step: Step = _uncounted
         super().__init__(
             pretrained=model,
@@ -107,12 +110,18 @@ class LoadedModel(HFLM):
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each request; rolling windows, which have no text, count here."""
+        self._limit_batch(max((len(before) + len(after) for _, before, after in requests), default=1))
         self.truncated += sum(len(before) + len(after) > self.max_length + 1 for _, before, after in requests)
         scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **{**options, "disable_tqdm": True})
         self.requests += len(scores)
         self.not_finite += sum(not math.isfinite(score) for score, _ in scores)
         self._step(sum(text is None for text, _, _ in requests))
         return scores
+
+    def _limit_batch(self, tokens: int) -> None:
+        """Lower the rows of a batch until the logits of rows of `tokens` tokens, and their fp32 log-softmax, fit."""
+        row = min(tokens, self.max_length) * self.config.get_text_config().vocab_size * (self.model.dtype.itemsize + 4)
+        self.batch_size_per_gpu = max(1, min(self._rows, LOGITS_BYTES // row))
 
     def _model_generate(
         self,

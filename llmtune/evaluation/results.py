@@ -181,8 +181,11 @@ def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[di
 def difference_table(run: Run) -> list[dict[str, str]]:
     """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
     stored: TunedEvaluation = read_json(run.eval / "tuned.json")
+    shots = (stored["settings"].get("held_out") or {}).get("shots")
+    names = {"base, few-shot": f"base, {shots}-shot"}
     return [
-        {"tuned against": other, "metric": _metric_title(stored["results"][task], task, metric)} | _gap_cells(gap)
+        {"tuned against": names.get(other, other), "metric": _metric_title(stored["results"][task], task, metric)}
+        | _gap_cells(gap)
         for other, tasks in stored["differences"].items()
         for task, metrics in tasks.items()
         for metric, gap in metrics.items()

@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 import jinja2
 import lm_eval.utils
+from datasets.exceptions import DatasetsError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
@@ -62,7 +63,34 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
     tasks = list(loaded["tasks"].values())
     if any(getattr(task, "UNSAFE_CODE", False) for task in tasks):
         raise suite.error(key, f"{name} runs code that the model writes; llmtune does not")
+    if isinstance(entry, LocalTask) or file is not None:
+        for task in tasks:
+            _check_rows(suite, key, task)
     return tasks
+
+
+def _check_rows(suite: Suite, key: Key, task: Task) -> None:
+    """Raise RecipeError, naming the row, for one of the user's own rows that cannot be asked or has no answer."""
+    for number, row in enumerate(task.eval_docs, 1):
+        try:
+            text, answer = task.doc_to_text(row), task.doc_to_target(row)
+            choices: Any = task.doc_to_choice(row) if task.get_config("doc_to_choice") is not None else None
+        except Exception as error:
+            raise suite.error(key, f"{task.task_name}: row {number} cannot be asked: {first_line(error)}") from error
+        is_choice = choices is not None and task.OUTPUT_TYPE == "multiple_choice"
+        right = text if is_choice and isinstance(text, int) else answer
+        if is_choice and not _is_one_of(right, choices):
+            reason = f"its answer {str(right)[:80]!r} is none of its {len(choices)} choices"
+            raise suite.error(key, f"{task.task_name}: row {number}: {reason}")
+        if right is None:
+            raise suite.error(key, f"{task.task_name}: row {number} has no answer")
+
+
+def _is_one_of(answer: Any, choices: list[str]) -> bool:
+    """Tell whether an answer is a choice, by its place or its text, or a list of such."""
+    if isinstance(answer, list):
+        return bool(answer) and all(_is_one_of(one, choices) for one in answer)
+    return answer in choices if isinstance(answer, str) else isinstance(answer, int) and 0 <= answer < len(choices)
 
 
 def _explained(suite: Suite, key: Key, name: str, error: Exception) -> LlmtuneError:
@@ -74,6 +102,8 @@ def _explained(suite: Suite, key: Key, name: str, error: Exception) -> LlmtuneEr
     lack = machine_lacks(error)
     if lack:
         return MachineError(str(suite.error(key, f"lm-eval cannot load {name}: {lack}")))
+    while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # datasets says itself only that something failed
     return suite.error(key, f"lm-eval cannot load {name}: {first_line(error)}")
 
 
@@ -93,7 +123,7 @@ def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskMana
     split = config.get("test_split") or config.get("validation_split")
     if split is None:
         raise suite.error(("tasks", index, "task"), f"{entry.task!r} is a group of tasks; name one of them")
-    rows = local_rows(suite, entry)
+    rows = _not_empty(suite, index, local_rows(suite, entry))
     reader = {".csv": "csv", ".parquet": "parquet"}.get(rows.suffix, "json")
     splits = {"training_split": None, "validation_split": None, "fewshot_split": None, "test_split": split}
     source = {"dataset_path": reader, "dataset_name": None, "dataset_kwargs": {"data_files": {split: str(rows)}}}
@@ -119,5 +149,14 @@ def _from_file(suite: Suite, index: int, file: Path) -> dict[str, Any]:
         missing = next((split for split, rows in located.items() if not Path(rows).is_file()), None)
         if missing is not None:
             raise suite.error(("tasks", index), f"{file}: no such file: {files[missing]}")
-        config["dataset_kwargs"]["data_files"] = located
+        config["dataset_kwargs"]["data_files"] = {
+            split: str(_not_empty(suite, index, Path(rows))) for split, rows in located.items()
+        }
     return config
+
+
+def _not_empty(suite: Suite, index: int, rows: Path) -> Path:
+    """Return a file of rows; raises RecipeError for one without any content."""
+    if not rows.stat().st_size:
+        raise suite.error(("tasks", index), f"{rows}: is empty")
+    return rows

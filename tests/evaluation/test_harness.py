@@ -181,3 +181,25 @@ def test_scores_json_answers_as_json(tmp_path: Path) -> None:
     assert task.process_results(doc, ["{'n': 1}"]) == {"exact_match": 0.0, "valid_json": 0.0}
     plain = held_out(tmp_path, [*rows, {"prompt": "say", "completion": "hello"}])
     assert plain.process_results(doc, ['{"n": 1}']) == {"exact_match": 0.0}
+
+
+def test_batches_of_tasks_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.suites import mine
+
+    model = tiny.model()
+    shapes: list[torch.Size] = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, options: shapes.append((arguments or (options["input_ids"],))[0].shape),
+        with_kwargs=True,
+    )
+
+    def score() -> Any:
+        shapes.clear()
+        return score_tasks(model, tiny.tokenizer(), load_tasks(load(tmp_path, mine(tmp_path))))["mine"]
+
+    whole = score()
+    assert max(rows for rows, _ in shapes) > 2
+    longest = len("is 0 odd? yes")
+    monkeypatch.setattr("llmtune.evaluation.loaded_model.LOGITS_BYTES", 2 * longest * 259 * 8)
+    assert score()["metrics"] == whole["metrics"]
+    assert max(rows for rows, _ in shapes) == 2

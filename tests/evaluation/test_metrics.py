@@ -1,12 +1,21 @@
 """Scores, standard errors, paired differences, and what counts as the same answer."""
 
 import math
+from typing import Any, cast
 
 import numpy
 import pytest
 
 from llmtune.evaluation import metrics as metrics_module
-from llmtune.evaluation.metrics import difference, format_score, mcnemar, score
+from llmtune.evaluation.metrics import (
+    Difference,
+    difference,
+    format_difference,
+    format_score,
+    mcnemar,
+    score,
+    verdict,
+)
 
 
 def test_mean_has_sample_standard_error() -> None:
@@ -73,3 +82,40 @@ def test_score_that_is_not_finite_is_told() -> None:
     assert format_score(-math.inf, None) == "not finite"
     assert format_score(0.5, 0.25) == "0.500 ± 0.250"
     assert format_score(0.5, None) == "0.500"
+
+
+def gap(**facts: Any) -> Difference:
+    """Make a difference over 100 rows."""
+    return cast(Difference, {"difference": 0.5, "stderr": 0.1, "n": 100, **facts})
+
+
+@pytest.mark.parametrize(
+    ("facts", "higher_is_better", "words"),
+    [
+        ({}, True, "better"),
+        ({}, False, "worse"),
+        ({"difference": -0.5}, False, "better"),
+        ({"difference": -0.5}, True, "worse"),
+        ({}, None, "higher"),
+        ({"difference": -0.5}, None, "lower"),
+        ({"stderr": 0.3}, True, "no difference measured"),
+        ({"stderr": 0.0}, True, "better"),
+        ({"stderr": None}, True, "no difference measured"),
+        ({"difference": 0.0, "stderr": 0.0}, True, "no difference measured"),
+        ({"n": 5}, True, "no difference measured"),
+        ({"p": 0.2}, True, "no difference measured"),
+        ({"p": 0.01, "stderr": 0.4}, True, "better"),
+        ({"interval": (-0.1, 1.1)}, True, "no difference measured"),
+        ({"interval": (0.1, 1.1), "stderr": 0.3}, True, "better"),
+        ({"difference": None, "stderr": None}, True, "not finite"),
+    ],
+)
+def test_verdict_says_what_was_measured(facts: dict[str, Any], higher_is_better: bool | None, words: str) -> None:
+    assert verdict(gap(**facts), higher_is_better) == words
+
+
+def test_formats_what_is_not_finite_in_words() -> None:
+    assert format_score(None, None) == format_score(float("nan"), 0.1) == "not finite"
+    assert format_difference(gap(difference=None, stderr=None)) == "not finite"
+    assert (format_difference(gap()), format_difference(gap(difference=-0.5))) == ("+0.500 ± 0.100", "-0.500 ± 0.100")
+    assert score([1.0, float("nan")])["value"] is None

@@ -18,7 +18,7 @@ from llmtune.data.encode import encode
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.generate import answer_losses
-from llmtune.evaluation.results import Result, compare, table
+from llmtune.evaluation.results import Result, compare, difference_table, table
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json
 from llmtune.model.base import load_model, load_tokenizer, locate_base, model_facts, stop_ids
@@ -79,6 +79,17 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     assert change["loss"]["verdict"] == "no difference measured", "five rows are too few to tell"
     assert [row["model"] for row in table(run)] == ["base, zero-shot", "base, 2-shot", "tuned"]
     assert table(run)[2]["exact match"] == "1.000 ± 0.000"
+    assert difference_table(run)[0] == {
+        "tuned against": "base, zero-shot",
+        "metric": "exact match",
+        "difference": "+1.000 ± 0.000",
+        "verdict": "no difference measured",
+        "n": "5",
+    }
+    assert [(row["tuned against"], row["metric"]) for row in difference_table(run)][3] == (
+        "base, 2-shot",
+        "loss (lower is better)",
+    )
 
 
 def test_zero_adapter_scores_exactly_as_base(tmp_path: Path) -> None:

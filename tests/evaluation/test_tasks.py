@@ -81,6 +81,38 @@ def test_refuses_bad_task_file_in_one_line(tmp_path: Path, keys: dict[str, Any],
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "rows.jsonl: is empty"),
+        ('{"q": "a", "a": 1}\n{"q": ', "lm-eval cannot load task.yaml: ArrowInvalid: JSON parse error"),
+        ('{"q": "a", "a": 1}\n{"q": "b", "a": 7}\n', "mine: row 2: its answer '7' is none of its 2 choices"),
+        ('{"q": "a", "a": 1}\n{"x": "b"}\n', "mine: row 2: its answer 'None' is none of its 2 choices"),
+        (
+            '{"q": "a", "a": "yes"}\n{"q": "b", "a": "perhaps"}\n',
+            "row 2: its answer 'perhaps' is none of its 2 choices",
+        ),
+        ('{"q": "a", "a": [0, 1]}\n{"q": "b", "a": [0, 2]}\n', "row 2: its answer '[0, 2]' is none of its 2 choices"),
+    ],
+)
+def test_refuses_rows_that_cannot_be_scored_and_names_the_first(tmp_path: Path, content: str, message: str) -> None:
+    text = mine(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(RecipeError) as raised:
+        from_suite(tmp_path, text)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_accepts_answers_as_places_texts_and_lists(tmp_path: Path) -> None:
+    for answers in ([0, 1], ["no", "yes"], [[0], [0, 1]]):
+        rows = [{"q": f"q{place}", "a": answer} for place, answer in enumerate(answers)]
+        text = mine(tmp_path)
+        tiny.write_rows(tmp_path / "rows.jsonl", rows)
+        (task,) = from_suite(tmp_path, text)
+        assert len(task.eval_docs) == 2
+
+
 ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 
 
