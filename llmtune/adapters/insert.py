@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtune.adapters.base import AdapterSpec
+from llmtune.errors import FieldError
 from llmtune.model.base import Base
 from llmtune.model.blocks import distances
 from llmtune.plan.stages import Plan
@@ -16,7 +17,10 @@ def insert(model: PreTrainedModel, adapter: AdapterSpec, plan: Plan, base: Base)
     config = adapter.peft_config(model, plan)
     if config is None:
         return model
-    tuned = get_peft_model(model, config)
+    try:
+        tuned = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise FieldError("method.adapter", f"PEFT refuses this model: {str(error).splitlines()[0]}") from error
     # get_peft_model puts the folder's path in place of a name: a private path would be published.
     config.base_model_name_or_path = base.hub_id or base.name
     config.revision = base.revision if base.hub_id == base.name else None

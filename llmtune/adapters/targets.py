@@ -3,6 +3,7 @@
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from llmtune.adapters.adaptable import linear_layers
 from llmtune.errors import FieldError, nearest
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
@@ -32,9 +33,10 @@ def linear_names(model: nn.Module) -> list[str]:
 
 def _trained_layers(model: nn.Module, plan: Plan, near: set[int] | None) -> list[str]:
     """Return the linear layers inside blocks that the plan trains, at the distances `near` where given."""
-    distance = distances(model)
-    inside = {id(module) for block in blocks(model) for module in block.modules()}
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in inside]
+    distance, obstacles = distances(model), linear_layers(model)
+    linear = [name for name, obstacle in obstacles.items() if obstacle is None]
+    if not linear:
+        raise FieldError("method.adapter.targets", _explain_nothing(model, obstacles))
     far = {name: distance[f"{name}.weight"] for name in linear}
     reached = [name for name in linear if plan.peak(far[name]) > 0]
     if not reached:
@@ -44,6 +46,16 @@ def _trained_layers(model: nn.Module, plan: Plan, near: set[int] | None) -> list
         farthest = max(far[name] for name in reached)
         raise FieldError("method.adapter.layers", f"names no block that trains; the plan reaches distance {farthest}")
     return trained
+
+
+def _explain_nothing(model: nn.Module, obstacles: dict[str, str | None]) -> str:
+    """Return why no layer can be adapted, and what the blocks are made of."""
+    if obstacles:
+        reasons = sorted({f"{name.rsplit('.', 1)[-1]} ({why})" for name, why in obstacles.items()})
+        return f"no linear layer can be adapted: {', '.join(reasons)}; train without an adapter"
+    modules = [module for block in blocks(model) for module in block.modules()]
+    kinds = sorted({type(m).__name__ for m in modules if any(True for _ in m.parameters(recurse=False))})
+    return f"the blocks have no linear layer but {', '.join(kinds)}; train without an adapter"
 
 
 def _matches(name: str, target: str) -> bool:
@@ -57,6 +69,9 @@ def _explain_no_match(target: str, model: nn.Module, trained: list[str]) -> str:
     hint = nearest(target, ends) or f"; this model has {', '.join(ends)}"
     if others and not isinstance(others[0], nn.Linear | Conv1D):
         return f"{target!r} is a {type(others[0]).__name__}, and adapters go to linear layers{hint}"
+    obstacle = next((why for name, why in linear_layers(model).items() if why and _matches(name, target)), None)
+    if obstacle:
+        return f"{target!r} cannot be adapted: {obstacle}{hint}"
     if others and target == "lm_head":
         return f"{target!r} is the head, which adapters leave alone; it trains without an adapter, where it is untied"
     return f"{target!r} matches no linear layer that trains{hint}"

@@ -190,7 +190,7 @@ def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] |
 
 
 def build_skeleton(base: Base) -> PreTrainedModel:
-    """The model without its weights (meta device), for plans; raises FieldError where it is no causal language model."""
+    """The model without its weights (meta device), for plans; raises FieldError for no causal language model."""
     config = load_config(base)
     check_kind(config, base.name)
     with torch.device("meta"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ def _computing(block: nn.Module, forward: Callable[..., object]) -> Iterator[Non
 class _MetaChoices(TorchFunctionMode):
     """Answers what code asks of values on the meta device, which has none: true, one, and no token is padding."""
 
-    _ANSWERS = {torch.Tensor.__bool__: True, torch.Tensor.item: 1, torch.Tensor.__contains__: False}
+    _ANSWERS: ClassVar = {torch.Tensor.__bool__: True, torch.Tensor.item: 1, torch.Tensor.__contains__: False}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in self._ANSWERS and args[0].is_meta:

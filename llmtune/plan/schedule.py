@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from llmtune.plan.stages import Plan, Stage
@@ -57,6 +58,11 @@ class Schedule:
         spans = zip(self.plan.stages, self.starts, self.ends, strict=True)
         changes = (step for stage, start, end in spans for step in stage.trains.changes(start, end))
         return any(self.trains(step, distance) for step in changes)
+
+    def moves(self, distance: int, times: int) -> bool:
+        """Whether the rate of `distance` is above zero in at least that many steps."""
+        rates = (self.rate(step, distance) for step in range(self.first_step(distance) or 0, self.steps))
+        return sum(1 for _ in islice((rate for rate in rates if rate > 0), times)) == times
 
     def redraws(self, step: int) -> bool:
         """Whether the stage of `step` draws anew what trains."""

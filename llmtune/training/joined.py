@@ -1,7 +1,8 @@
 """Batches without padding: rows joined into one, each attending to itself alone, where that is proved to be equal."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.cpu.attention import SHORT, AttentionRouter, JoinedRows
-from llmtune.model.blocks import unwrap
+from llmtune.model.blocks import blocks, unwrap
 
 EXACT, ROUNDED = 1e-5, 2**-6
 """How far joined hidden states may be from padded ones, relative in the norm: in fp32, and in bf16."""
@@ -75,16 +76,43 @@ class RowJoiner:
             self._select_cached(probe_index, ids, rows)
             router.rows = rows
             joined = decoder(**model_inputs(ids, rows), use_cache=False)[0]
+            first = int(real[0].sum())
+            with _reversed(self._model, first):
+                moved = decoder(**model_inputs(ids, rows), use_cache=False)[0]
         router.rows = None
         self._model.train(training)
-        ours, expected = (states[0, :-1].float() for states in (joined, rows.joined(padded)))
-        tolerance = ROUNDED if mixed or padded.dtype != torch.float32 else EXACT
-        return float((ours - expected).norm() / expected.norm()) <= tolerance
+        rounds = mixed or padded.dtype != torch.float32
+        equal = _is_near(joined[0, :-1], rows.joined(padded)[0, :-1], ROUNDED if rounds else EXACT)
+        return equal and _is_near(moved[0, first:-1], joined[0, first:-1], EXACT)
 
     def _select_cached(self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None) -> None:
         """Let cached outputs stand in for the frozen blocks of these rows of ids (B, T), joined or padded."""
         if self._frozen_blocks is not None and index is not None:
             self._frozen_blocks.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
+
+
+def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return float((ours.float() - expected.float()).norm() / expected.float().norm()) <= tolerance
+
+
+@contextmanager
+def _reversed(model: nn.Module, count: int) -> Iterator[None]:
+    """Let every block be given the first `count` tokens of a joined row with their features in reverse.
+
+    What another row then takes on, as through a convolution or a state, may be too small to tell from rounding else.
+    """
+
+    def reverse(block: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+        hidden = arguments[0] if arguments else options["hidden_states"]
+        changed = torch.cat([hidden[..., :count, :].flip(-1), hidden[..., count:, :]], dim=-2)
+        return ((changed, *arguments[1:]), options) if arguments else ((), {**options, "hidden_states": changed})
+
+    hooks = [block.register_forward_pre_hook(reverse, with_kwargs=True) for block in blocks(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> dict[str, torch.Tensor]:

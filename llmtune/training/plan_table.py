@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from llmtune.adapters.adaptable import notes_on_rest
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.errors import FieldError, PlanError
 from llmtune.frozen.stream import count_offloaded
@@ -94,6 +95,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTa
         notes=[
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
+            *notes_on_rest(layout.skeleton, adapted=not adapter.trains_base),
             *_draw_note(schedule, layout),
         ],
         in_words=recipe.method_words,

@@ -26,7 +26,7 @@ from llmtune.training.checkpoint import (
     save_state,
     write_checkpoint,
 )
-from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
+from llmtune.training.proof import ENOUGH_STEPS, UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
 
 
 def optimizer_groups(
@@ -170,9 +170,14 @@ class Planned(Trainer):
         self._record({"step": self.state.global_step, "eval_loss": loss})
 
     def prove_changes(self) -> list[str]:
-        """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
-        trained = [name for name in self._trained_names if self.schedule.ever_trains(self.distance[name])]
-        return prove_planned_changes(self._checksums, self.model, trained, self.distance)
+        """The trained tensors that never changed, though they had steps enough for it.
+
+        Raises TrainingError where the changes are not the plan's.
+        """
+        moves, distance = self.schedule.moves, self.distance
+        trained = [name for name in self._trained_names if moves(distance[name], 1)]
+        unchanged = prove_planned_changes(self._checksums, self.model, trained, distance)
+        return [name for name in unchanged if moves(distance[name], ENOUGH_STEPS)]
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""

@@ -16,6 +16,8 @@ AT_STEP = 20
 SAMPLE = 1024
 """Elements of a tensor that are looked at."""
 ENOUGH = 0.5
+ENOUGH_STEPS = 3
+"""The steps with a rate after which a tensor should have changed: the first one gives LoRA's A no gradient."""
 
 
 class UpdateCheck(TrainerCallback):

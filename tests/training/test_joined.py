@@ -13,7 +13,7 @@ from llmtune.kernels.cpu.attention import JoinedRows, ShortAttention
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.training import joined, objective
 from llmtune.training.joined import model_inputs
-from tests.support import tiny, training
+from tests.support import architectures, tiny, training
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, Fit, assert_equal, fit
 
 FULL = {"kind": "full", "lr": 0.01}
@@ -62,6 +62,12 @@ def test_joined_rows_match_padded_with_cached_blocks_stages_and_accumulation(
     assert padding(ours) == 0
     plainly(monkeypatch)
     assert_equal(ours, fit(tmp_path, method, keep=False, **more))
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "qwen3_5_text"])
+def test_rows_of_models_that_carry_a_state_stay_padded_in_bf16_too(tmp_path: Path, kind: str) -> None:
+    model = architectures.model(kind)
+    assert padding(fit(tmp_path, FULL, model=model, keep=False, steps=1, bf16=True)) > 0
 
 
 @pytest.mark.parametrize("method", ["full", "frozen", "lora"])

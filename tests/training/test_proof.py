@@ -52,6 +52,16 @@ def test_warns_of_single_tensors_that_never_changed(tmp_path: Path) -> None:
     assert warnings == [f"warning: never changed, though to be trained: {min(lost)} and 1 more"]
 
 
+@pytest.mark.parametrize(("steps", "warns"), [(1, False), (2, False), (3, True)])
+def test_judges_a_tensor_by_enough_steps(tmp_path: Path, steps: int, warns: bool) -> None:
+    method = {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4}}
+    run = prepare_run(tmp_path, method, train={"epochs": 1, "batch_size": 4, "max_steps": steps})
+    train(run, callbacks=[Restore(lambda name, distance: "up_proj.lora_A" in name)])
+    warnings = [line for line in run.log_file.read_text().splitlines() if "never changed" in line]
+    assert bool(warnings) == warns
+    assert run.done("train")
+
+
 @pytest.mark.parametrize(
     ("precision", "adapter"),
     [(torch.float32, "none"), (torch.float32, {"kind": "lora", "rank": 4}), (torch.bfloat16, "none")],

@@ -90,7 +90,12 @@ class CastLinear(torch.autograd.Function):
         ctx.save_for_backward(low)
         ctx.weight, ctx.buffers, ctx.pending, ctx.precision = weight, buffers, pending, x.dtype
         cast = buffers.cast_weight(weight, low.dtype)
-        return nn.functional.linear(low, cast, None if bias is None else bias.to(low.dtype))
+        if bias is None:
+            return nn.functional.linear(low, cast)
+        # What a function returns may be changed in place only where it is no view, as linear's result is here.
+        out = low.new_empty(*low.shape[:-1], len(cast))
+        torch.addmm(bias.to(low.dtype), low.reshape(-1, low.shape[-1]), cast.t(), out=out.view(-1, len(cast)))
+        return out
 
     @staticmethod
     def backward(ctx: _LinearContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -41,11 +41,14 @@ class FusedLora(torch.autograd.Function):
         flat, weight = x.reshape(-1, x.shape[-1]), _weight(base, x.dtype)
         low_down, low_up = down.to(x.dtype), up.to(x.dtype)
         inner = torch.mm(flat, low_down.t()).mul_(scale)
-        out = torch.mm(flat, weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
-        out.addmm_(inner, low_up.t())
+        # What a function returns may be changed in place only where it is no view.
+        out = x.new_empty(*x.shape[:-1], len(low_up))
+        rows = out.view(-1, len(low_up))
+        torch.mm(flat, weight.t(), out=rows) if bias is None else torch.addmm(bias, flat, weight.t(), out=rows)
+        rows.addmm_(inner, low_up.t())
         ctx.save_for_backward(flat, inner, low_down, low_up)
         ctx.base, ctx.scale, ctx.shape, ctx.precision = base, scale, x.shape, down.dtype
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: _LoraContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -153,7 +153,7 @@ def _settings(norm: nn.Module) -> tuple[object, ...]:
 
 
 def _is_rms_norm(norm: nn.Module) -> bool:
-    """Whether a norm in training gives the same bits as `RMSNorm`, and gradients, with test weights in place of its own."""
+    """Whether a norm in training gives the bits of `RMSNorm`, and its gradients, with test weights for its own."""
     count, training = norm.get_parameter("weight").numel(), norm.training
     weight = torch.linspace(-2, 2, count)
     x = torch.linspace(-3, 5, 7 * count).view(7, count)

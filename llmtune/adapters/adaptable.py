@@ -1,0 +1,105 @@
+"""Which linear layers an adapter can go to: those that their module calls, and that return a linear layer's output."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from llmtune.model.blocks import blocks, distances
+from llmtune.model.mlp import features
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def linear_layers(model: nn.Module) -> dict[str, str | None]:
+    """The linear layers inside the blocks by name, and why an adapter cannot go to them; None where it can."""
+    inside = {id(module) for block in blocks(model) for module in block.modules()}
+    return {name: _obstacle(owner, leaf, layer) for name, owner, leaf, layer in _linear(model) if id(layer) in inside}
+
+
+def notes_on_rest(model: nn.Module, adapted: bool) -> list[str]:
+    """What stays as it is though everything was to train, or to be `adapted`: lines for a plan's notes."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    named, distance = dict(model.named_parameters()), distances(model)
+    beyond = [name for name in named if name not in distance]
+    notes = []
+    if beyond:
+        share = sum(named[name].numel() for name in beyond) / total
+        places = ", ".join(dict.fromkeys(_place(name, distance) for name in beyond))
+        notes.append(f"{places}, {share:.0%} of the parameters, stay as they are: text does not pass them")
+    if not adapted:
+        return notes
+    reasons = {f"{name.rsplit('.', 1)[-1]} is not adapted: {why}" for name, why in linear_layers(model).items() if why}
+    experts = sum(parameter.numel() for parameter in _stacked_matrices(model))
+    if experts:
+        notes.append(f"experts, {experts / total:.0%} of the parameters, are not adapted: they are no linear layers")
+    return [*notes, *sorted(reasons)]
+
+
+def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """The linear layers of a model: full name, the module that has it, the name there, and the layer."""
+    for path, owner in model.named_modules():
+        for leaf, layer in owner.named_children():
+            if isinstance(layer, nn.Linear | Conv1D):
+                yield (f"{path}.{leaf}" if path else leaf), owner, leaf, layer
+
+
+def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
+    if leaf in _read_weights(type(owner)):
+        return f"{type(owner).__name__} reads its weight without calling it"
+    if not _returns_features(layer):
+        return f"a {type(layer).__name__} returns more than a linear layer does"
+    return None
+
+
+@cache
+def _read_weights(kind: type[nn.Module]) -> frozenset[str]:
+    """The attributes of a module whose weight its code uses by itself, as fused kernels do, not by calling them.
+
+    What only asks for a weight's precision, device or shape does not count, nor does what sets its first values, nor
+    slices, which stand for tensor parallelism.
+    """
+    try:
+        lines = inspect.getsource(kind).splitlines()
+    except (OSError, TypeError):
+        return frozenset()
+    uses = [line for line in lines if "init." not in line and "isinstance(" not in line]
+    pattern = re.compile(r"\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape)\b|\[)")
+    return frozenset(name for line in uses for name in pattern.findall(line))
+
+
+@torch.no_grad()
+def _returns_features(layer: nn.Module) -> bool:
+    """Whether a layer of a class of its own returns one tensor of its output features."""
+    # A layer in 4 bits that runs in evaluation mode on a CPU is repacked for good.
+    if type(layer) in (nn.Linear, Conv1D) or not layer.get_parameter("weight").is_floating_point():
+        return True
+    inputs, outputs = features(layer)
+    weight = layer.get_parameter("weight")
+    try:
+        output = layer(torch.zeros(1, 2, inputs, dtype=weight.dtype, device=weight.device))
+    # Such a class may want other inputs and fail in a way of its own.
+    except Exception:
+        return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, 2, outputs)
+
+
+def _stacked_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters inside the blocks that hold a matrix for each expert."""
+    modules = [module for block in blocks(model) for module in block.modules() if not isinstance(module, _CONVOLUTIONS)]
+    own = {id(p): p for module in modules for p in module.parameters(recurse=False) if p.ndim == 3 and min(p.shape) > 1}
+    return list(own.values())
+
+
+def _place(name: str, distance: dict[str, int]) -> str:
+    """The outermost module of a parameter outside the text model that has no part of the text model."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        prefix = ".".join(parts[:end]) + "."
+        if not any(other.startswith(prefix) for other in distance):
+            return parts[end - 1]
+    return parts[-1]
