@@ -10,6 +10,7 @@ from llmtune.data.overlap import count_duplicates
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
 from llmtune.data.template import template_sha256
+from llmtune.errors import one_line
 from llmtune.files import fingerprint
 from llmtune.recipe.sections import Data
 
@@ -18,6 +19,7 @@ Parts = dict[str, list[Row]]
 """The rows of "train", "eval" and "test"."""
 
 _LISTED_IDS, _PRINTED_IDS = 20, 8
+_LONGEST_NAME = 80
 _UNLIMITED = 1 << 40  # tokenizers without a limit give an even larger model_max_length
 
 
@@ -65,7 +67,7 @@ def write_notes(findings: Findings) -> list[str]:
         ),
         (overlap["eval_in_test"], f"{overlap['eval_in_test']} eval rows are also in test"),
         (findings["duplicates"], f"{findings['duplicates']} train rows repeat an earlier one exactly"),
-        (findings["ignored_columns"], f"columns that are not used: {', '.join(findings['ignored_columns'])}"),
+        (findings["ignored_columns"], f"columns that are not used: {_names(findings['ignored_columns'])}"),
         (partly, f"{partly} rows teach only some of their answers: the chat template rewrites the others"),
         (
             special["rows"],
@@ -98,7 +100,12 @@ def summarize_ids(ids: list[str]) -> Findings:
 
 def format_ids(ids: list[str]) -> str:
     """Format up to eight ids for one line."""
-    return ", ".join(ids[:_PRINTED_IDS]) + (", ..." if len(ids) > _PRINTED_IDS else "")
+    return _names(ids[:_PRINTED_IDS]) + (", ..." if len(ids) > _PRINTED_IDS else "")
+
+
+def _names(names: list[str]) -> str:
+    """Join names that a user gave for one line."""
+    return ", ".join(one_line(name, _LONGEST_NAME) for name in names)
 
 
 def _file(source: str, rows: list[Row]) -> Findings:

@@ -4,12 +4,18 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
+from functools import cache
 from typing import NamedTuple
 
 from llmtune.data.rows import Row
 
-# White space and punctuation, except what turns one formula or line of code into another.
-_NOISE = re.compile(r"[^\w+\-*/=<>%^&|~$@#\\]|_|(?<!\d)-(?!\d)")
+# Letters, marks, digits and symbols of every script stay: a vowel sign, an arrow or an emoji changes what a row says.
+_NOISE_KINDS = ("P", "Z", "Cc", "Cf")
+_SIGNS = "*/%&@#\\٪‰‱"
+"""Punctuation, to Unicode, that turns one formula or line of code into another."""
+_LAST_NOISE = 0xE0100
+"""No punctuation, space or control character stands from here on."""
 
 
 class DedupKey(NamedTuple):
@@ -53,7 +59,23 @@ def count_duplicates(rows: list[Row]) -> int:
 
 
 def _dedup_key(row: Row) -> DedupKey:
-    texts = [message["content"].lower() for message in row.messages]
-    # A turn that is only punctuation keeps it: otherwise "?" and "!" would be equal.
-    stripped = [_NOISE.sub("", text) or text.strip() for text in texts]
+    stripped = [_strip(message["content"]) for message in row.messages]
     return DedupKey("\x1f".join(stripped), "\x1f".join(stripped[:-1]))
+
+
+def _strip(text: str) -> str:
+    """Return a text without case, punctuation and white space, in Unicode's composed form.
+
+    What stands between two digits stays (3.5 is not 35), and a text of punctuation alone keeps it (? is not !).
+    """
+    composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    signs = re.sub(r"-(?=\d)|(?<=\d)-", "\N{MINUS SIGN}", " ".join(composed.split())).replace("!=", "≠")
+    return _noise().sub("", signs) or composed.strip()
+
+
+@cache
+def _noise() -> re.Pattern[str]:
+    """Match runs of punctuation, white space and control characters that do not stand between two digits."""
+    codes = (code for code in range(_LAST_NOISE) if unicodedata.category(chr(code)).startswith(_NOISE_KINDS))
+    noise = "".join(f"\\U{code:08x}" for code in codes if chr(code) not in _SIGNS) + "`"
+    return re.compile(rf"(?<![{noise}])(?:(?<!\d)[{noise}]++|[{noise}]++(?!\d))")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmtune.data.reading import Cursor, explained
 from llmtune.data.sources import records
 from llmtune.errors import RecipeError, nearest
 
@@ -46,7 +47,9 @@ class Row:
 
 def read(source: str, default_split: str = "train") -> list[Row]:
     """Read all rows of a file or Hub data set `owner/name[:split]`; raises RecipeError at the first bad one."""
-    rows = [_parse_row(where, record) for where, record in records(source, default_split)]
+    at = Cursor(source)
+    with explained(at):
+        rows = [_parse_row(at.where, record) for record in records(at, default_split)]
     if not rows:
         raise RecipeError(f"{source}: is empty: it has no rows")
     return rows
@@ -58,6 +61,8 @@ def _parse_row(where: str, record: Any) -> Row:
         raise RecipeError(
             f"{where}: holds {_describe(record)}; an object with messages, or prompt and completion, is expected"
         )
+    for column in record:
+        _refuse_half_characters(where, "the name of a column", str(column))
     _refuse_unsupported(where, record)
     if "messages" in record:
         messages, ignored = _parse_messages(where, record["messages"])
@@ -66,8 +71,15 @@ def _parse_row(where: str, record: Any) -> Row:
         messages, ignored = _parse_pair(where, record), set()
         known = {"prompt", "completion", "id"}
     ignored |= {str(column) for column in record if column not in known}
-    name = record.get("id")
-    return Row(where if name in (None, "") else str(name), messages, where, tuple(sorted(ignored)))
+    return Row(_identify(where, record.get("id")), messages, where, tuple(sorted(ignored)))
+
+
+def _identify(where: str, name: Any) -> str:
+    """Return the row's id, its place where it has none."""
+    if name is None or name == "":
+        return where
+    _refuse_half_characters(where, "id", str(name))
+    return str(name)
 
 
 def _refuse_unsupported(where: str, mapping: dict[str, Any], at: str = "") -> None:
@@ -94,7 +106,9 @@ def _parse_messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[st
         raise RecipeError(f"{where}: messages: the last turn is {messages[-1]['role']}; it must be assistant")
     if messages[0]["role"] == "assistant":
         raise RecipeError(f"{where}: messages: the first turn is assistant; a system or user turn must come before it")
-    extra = {key for turn in value for key, content in turn.items() if content is not None}
+    extra = {str(key) for turn in value for key, content in turn.items() if content is not None}
+    for key in extra:
+        _refuse_half_characters(where, "the name of a key in messages", key)
     return messages, {f"messages.{key}" for key in extra - {"role", "content"}}
 
 
@@ -119,7 +133,20 @@ def _check_text(where: str, key: str, value: Any, may_be_empty: bool = False) ->
         raise RecipeError(f"{where}: {key}: is {_describe(value)}; text is expected")
     if not value.strip() and not may_be_empty:
         raise RecipeError(f"{where}: {key}: is empty; text is expected")
+    _refuse_half_characters(where, key, value)
     return value
+
+
+def _refuse_half_characters(where: str, key: str, text: str) -> None:
+    """Raise RecipeError for a lone surrogate, which no tokenizer and no file of UTF-8 text takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise RecipeError(
+            f"{where}: {key}: holds half of a character ({half}, character {error.start + 1}), as of an emoji that was "
+            "cut in two; remove it or restore the character"
+        ) from error
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,56 @@
+"""The boundary between a user's files and rows: a cursor that knows the place, and every failure there as one line."""
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmtune.errors import LlmtuneError, RecipeError
+
+
+@dataclass
+class Cursor:
+    """Where a reader is in a source."""
+
+    source: str
+    line: int = 0
+    """The line of a text file, the row of another source, both from 1; 0 before the first."""
+
+    @property
+    def where(self) -> str:
+        """The place for messages: "train.jsonl:12"."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
+@contextlib.contextmanager
+def explained(at: Cursor) -> Iterator[None]:
+    """Turn whatever is raised in the block into a RecipeError that names the cursor's place."""
+    try:
+        yield
+    except LlmtuneError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{at.where}: {explain(error)}") from error
+
+
+def explain(error: Exception) -> str:
+    """Say in one line why something could not be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        hint = "; write a JSON list as one object per line" if error.doc.strip() in ("[", "{") else ""
+        return f"not JSON: {error.msg} at column {error.colno}{hint}"
+    if isinstance(error, csv.Error):
+        return f"not CSV: {error}"
+    if isinstance(error, RecursionError):
+        return "cannot be read: lists and objects are nested too deeply"
+    if isinstance(error, MemoryError):
+        return "cannot be read: it does not fit into memory"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return f"cannot be read: {reason}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, its class's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
