@@ -29,12 +29,23 @@ class Gate:
 @locates_mistakes
 def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong."""
+    check_sources(recipe)
     return check_data(recipe.data, tokenizer, stop)
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Raise FieldError for a source of the recipe's data that does not exist; names every place it was looked for."""
+    for part in _SPLITS:
+        source = getattr(recipe.data, part)
+        reason = problem(source, recipe.folders(f"data.{part}")) if source else None
+        if reason:
+            raise FieldError(f"data.{part}", reason)
 
 
 def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
     """Do what `gate` does for a recipe's data section; raises FieldError at its key."""
-    sources = {part: _read(part, getattr(data, part)) for part in _SPLITS}
+    named = {part: getattr(data, part) for part in _SPLITS}
+    sources = {part: read(source, _SPLITS[part]) if source else [] for part, source in named.items()}
     kept, overlap = remove_overlap(sources, data.overlap)
     train, held_out = (kept, sources["eval"]) if data.eval else hold_out(kept, data.eval_fraction)
     rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
@@ -113,13 +124,3 @@ def check_bos(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> No
             raise RecipeError(
                 f"{example.where}: starts with {tokenizer.bos_token!r} twice; remove it from the row or the template"
             )
-
-
-def _read(part: str, source: str | None) -> list[Row]:
-    """Read the rows of a part, none without a source; raises FieldError where the source does not exist."""
-    if source is None:
-        return []
-    reason = problem(source)
-    if reason:
-        raise FieldError(f"data.{part}", reason)
-    return read(source, _SPLITS[part])

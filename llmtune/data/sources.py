@@ -9,6 +9,7 @@ from typing import Any
 from llmtune.data.readers import READERS
 from llmtune.data.reading import Cursor, explain, first_line
 from llmtune.errors import MachineError, RecipeError, nearest
+from llmtune.recipe.paths import describe_places
 
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:(?P<split>[\w.-]+))?")
@@ -26,7 +27,7 @@ def records(at: Cursor, default_split: str) -> Iterator[Any]:
     yield from _hub(at, default_split) if kind is None else READERS[kind](_path(at.source), at)
 
 
-def problem(source: str, folders: tuple[Path, ...] = ()) -> str | None:
+def problem(source: str, folders: tuple[Path, ...] = (Path(),)) -> str | None:
     """Say why a source cannot be read, None where it may be; `folders` are where the name was looked for."""
     try:
         return _problem(source, folders)
@@ -53,15 +54,15 @@ def _problem(source: str, folders: tuple[Path, ...]) -> str | None:
         return f"{source}: is a link to {os.readlink(path)}, which does not exist"
     if _HUB.fullmatch(source) and not _FILE_ENDING.fullmatch(path.suffix) and not path.parent.is_dir():
         return None
-    return _missing(source, [folder / path for folder in folders] or [path.absolute()])
+    return _missing(source, [(folder / path).parent.absolute() for folder in folders], folders)
 
 
-def _missing(source: str, places: list[Path]) -> str:
+def _missing(source: str, parents: list[Path], folders: tuple[Path, ...]) -> str:
     """Say where a file was looked for, and the nearest name that there is."""
-    folders = [place.parent for place in places if place.parent.is_dir()]
-    names = [file.name for folder in folders for file in folder.iterdir()]
-    hint = nearest(places[0].name, names) if folders else f"; there is no folder {places[0].parent}"
-    return f"no file {source} (looked for {' and '.join(str(place) for place in dict.fromkeys(places))}){hint}"
+    names = [file.name for folder in parents if folder.is_dir() for file in folder.iterdir()]
+    there = any(folder.is_dir() for folder in parents)
+    hint = nearest(_path(source).name, names) if there else f"; there is no folder {parents[0]}"
+    return f"no file {source} ({describe_places(source, folders)}){hint}"
 
 
 def _path(source: str) -> Path:

@@ -16,6 +16,7 @@ from llmtune.plan.schedule import Shape
 from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.located_yaml import Located, load_yaml
 from llmtune.recipe.mistakes import explain
+from llmtune.recipe.paths import folders
 from llmtune.recipe.shorthand import add_shorthands, expand
 
 Count = Annotated[int, Field(ge=1)]
@@ -26,7 +27,8 @@ class Model(Closed):
     """The base model."""
 
     base: Annotated[str, Field(min_length=1)]
-    """A Hub id, a folder, a .gguf file, or package:NAME for a model that an installed Python package carries."""
+    """A Hub id, a folder, a .gguf file, or package:NAME for a model that an installed Python package carries. A path is
+    relative to the recipe's folder, then to the working directory."""
     revision: str | None = None
     """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
     quantize: Literal["none", "4bit"] = "none"
@@ -39,7 +41,8 @@ class Data(Closed):
     """Training, validation and test rows: chat `messages`, or `prompt` and `completion`."""
 
     train: Annotated[str, Field(min_length=1)]
-    """A .jsonl, .csv or .parquet file, or a Hub data set as owner/name or owner/name:split."""
+    """A .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, or a Hub data set as owner/name or owner/name:split. A path
+    is relative to the recipe's folder, then to the working directory."""
     eval: str | None = None
     """Rows for the validation loss; a share of train is set aside where not given."""
     test: str | None = None
@@ -117,7 +120,8 @@ class Eval(Closed):
     """Base and tuned model on the same questions."""
 
     suite: Annotated[str, Field(min_length=1)] = "quick"
-    """A suite of eval/ by name, a suite file, or none."""
+    """A suite of eval/ by name, a suite file (relative to the recipe's folder, then to the working directory), or
+    none."""
     limit: Count | None = None
     """Rows per task; all where not given. Reported with every number."""
     shots: Annotated[int, Field(ge=0)] = 5
@@ -214,6 +218,10 @@ class Recipe(Closed):
     def path(self) -> Path:
         """The file from which the recipe was loaded."""
         return self._where.path
+
+    def folders(self, key: str) -> tuple[Path, ...]:
+        """Return the folders in which a relative path at a dotted key was looked for, the first one first."""
+        return folders(self._where, tuple(key.split(".")))
 
     def plan(self, facts: Facts) -> Plan:
         """Make the plan for a model with these facts; raises FieldError at the key that does not fit the model."""

@@ -6,7 +6,7 @@ from typing import Any
 from llmtune.adapters.kinds import KINDS
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.located_yaml import Key, Located
-from llmtune.recipe.paths import expand_user, is_there
+from llmtune.recipe.paths import folders, is_there, locate
 
 WORDS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in KINDS},
@@ -29,7 +29,7 @@ _FILES = (
     ("launch", "accelerate"),
     ("eval", "suite"),
 )
-"""Keys that may hold a path: it starts at the recipe's folder, else at the working folder."""
+"""Keys that may hold a path: it starts at the recipe's folder, then at the working directory; of --set, at that."""
 _RENAMED = {
     "prefix": ("frozen_blocks", {"keep": "cache", "none": "recompute"}),
     "prefix_limit_gb": ("cache_limit_gb", {}),
@@ -50,7 +50,7 @@ def expand(located: Located) -> None:
         values = located.value.get(section)
         name = values.get(key) if isinstance(values, dict) else None
         if isinstance(name, str) and name and (section != "launch" or is_config_file(name)):
-            path = _from_recipe(located.path.parent, name)
+            path = locate(name, (section, key), folders(located, (section, key)))
             # A run keeps the file's own path; data and suite are pinned when the run is made.
             values[key] = str(Path(path).absolute()) if section == "launch" and is_there(Path(path)) else path
 
@@ -190,9 +190,3 @@ def _move(located: Located, old: Key, new: Key) -> None:
     """Give the places of a key, and of what it holds, to another key."""
     for key in [key for key in located.places if key[: len(old)] == old]:
         located.places[new + key[len(old) :]] = located.places.pop(key)
-
-
-def _from_recipe(folder: Path, name: str) -> str:
-    """Return the absolute path of what has that name in the recipe's folder, else the name as it is."""
-    here, beside = Path(name).absolute(), (folder / expand_user(name)).absolute()
-    return str(beside) if beside != here and is_there(beside) else name

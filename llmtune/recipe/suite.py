@@ -11,7 +11,7 @@ from llmtune.fields import Closed, listed
 from llmtune.files import shipped_folder
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 from llmtune.recipe.mistakes import explain
-from llmtune.recipe.paths import expand_user, is_there
+from llmtune.recipe.paths import describe_places, expand_user, is_there
 from llmtune.recipe.sections import Count
 
 HELD_OUT = "held_out"
@@ -57,9 +57,12 @@ class Suite(Closed):
         return self._where.error(key, message)
 
 
-def load_suite(name: str) -> Suite:
-    """Load the suite that `eval.suite` names and check its task files; raises RecipeError, also for `none`."""
-    located = load_yaml(_suite_file(name))
+def load_suite(name: str, folders: tuple[Path, ...] = (Path(),)) -> Suite:
+    """Load the suite that `eval.suite` names and check its task files; raises RecipeError, also for `none`.
+
+    `folders` are where a suite file was looked for, for the message about one that is missing.
+    """
+    located = load_yaml(_suite_file(name, folders))
     try:
         suite = Suite.model_validate(located.value)
     except ValidationError as error:
@@ -103,12 +106,14 @@ def _shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(shipped_folder("eval").glob("*.yaml"))}
 
 
-def _suite_file(name: str) -> Path:
+def _suite_file(name: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
     shipped = _shipped()
     if name == "none":
         raise FieldError("eval.suite", f"is none, so nothing is evaluated; try {', '.join(shipped)} or a suite file")
     path = shipped.get(name, expand_user(name))
     if not (is_there(path) and path.is_file()):
+        if name.endswith((".yaml", ".yml")):
+            raise FieldError("eval.suite", f"no file {name} ({describe_places(name, folders)})")
         known = f"{', '.join(shipped)}, none or a suite file"
         raise FieldError("eval.suite", f"{name[:80]!r} is not one of {known}{nearest(name, [*shipped, 'none'])}")
     return path.absolute()

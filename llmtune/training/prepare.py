@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtune.data.gate import Gate, gate
+from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
-from llmtune.errors import LlmtuneError
+from llmtune.errors import FieldError, LlmtuneError
 from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes
-from llmtune.model.base import Base, load_tokenizer, locate_base, stop_ids
+from llmtune.model.base import HUB_ID, Base, load_tokenizer, locate_base, stop_ids
 from llmtune.model.layout import Layout
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
+from llmtune.recipe.paths import describe_places, expand_user, is_there
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
@@ -46,7 +47,7 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
 @locates_mistakes
 def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
     """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
-    base = locate_base(recipe.model)
+    base = _locate_base(recipe)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
     write_json(run.plan_file, examination.table.to_json())
@@ -82,8 +83,8 @@ def _is_json(file: Path) -> bool:
 @locates_mistakes
 def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
-    base = base or locate_base(recipe.model, weights=False)
-    suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
+    base = base or _locate_base(recipe, weights=False)
+    suite = load_suite(recipe.eval.suite, recipe.folders("eval.suite")) if recipe.eval.suite != "none" else None
     layout = build_layout(recipe, base)
     checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
@@ -103,7 +104,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
 @locates_mistakes
 def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
-    base = locate_base(recipe.model, weights=False)
+    base = _locate_base(recipe, weights=False)
+    check_sources(recipe)
     layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
@@ -117,12 +119,22 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
     resolved = recipe.resolved(facts, revision)
     changed = {
-        "model": resolved.model.model_copy(update={"base": base.name}),
+        "model": resolved.model.model_copy(update={"base": _absolute(base.name)}),
         "data": recipe.data.model_copy(update=files),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
     }
     return resolved.model_copy(update=changed)
 
 
+def _locate_base(recipe: Recipe, weights: bool = True) -> Base:
+    """Locate the recipe's base model; raises FieldError that names every place where a path was looked for."""
+    name = recipe.model.base
+    is_path = name.endswith(".gguf") or not (HUB_ID.fullmatch(name) or name.startswith("package:"))
+    if is_path and not is_there(expand_user(name)):
+        places = describe_places(name, recipe.folders("model.base"))
+        raise FieldError("model.base", f"no file or folder {name} ({places})")
+    return locate_base(recipe.model, weights)
+
+
 def _absolute(source: str | None) -> str | None:
-    return str(Path(source).expanduser().absolute()) if source and Path(source).expanduser().exists() else source
+    return str(expand_user(source).absolute()) if source and is_there(expand_user(source)) else source
