@@ -4,16 +4,24 @@ A turn's *prompt* is the text from which generation starts: the rendered turns b
 Its *end* is the text up to its stop token. Each is tokenized alone, and the ids of both start the example's ids.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
+from llmtune.data.boundaries import token_positions, tokenize
+from llmtune.data.conversation import Conversation, converse
+from llmtune.data.lengths import cut_start, is_long, least_tokens
 from llmtune.data.rows import Message, Row
-from llmtune.data.template import Turn, find_turns, render
-from llmtune.errors import RecipeError
+from llmtune.data.template import render
+from llmtune.errors import RecipeError, one_line
 
 IGNORED = -100
+_BATCH = 256
+"""Rows that are tokenized in one call."""
+_BEGINNING = 1000
+"""Characters by which a long text is asked whether it starts with BOS."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Example:
         return sum(label != IGNORED for label in self.labels)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoded:
     """The encoded rows, and the ids of rows that were dropped, cut or partly learned."""
 
@@ -39,7 +47,9 @@ class Encoded:
     dropped: list[str]
     """Ids of rows that were longer than max_length and left out."""
     dropped_lengths: list[int]
-    """The lengths of the dropped rows in tokens."""
+    """The lengths of the dropped rows in tokens, or what they have at least."""
+    bounded: list[str]
+    """Ids of dropped rows that are so long that they were not counted to the end."""
     truncated: list[str]
     """Ids of rows whose prompt was cut at its start."""
     partly_learned: list[str]
@@ -47,14 +57,21 @@ class Encoded:
     template_adds: str
     """The text that the template puts before an answer; it is learned with the answer."""
 
+    def drop(self, name: str, tokens: int, exactly: bool = True) -> None:
+        """Note a row that is left out, and its length."""
+        self.dropped.append(name)
+        self.dropped_lengths.append(tokens)
+        if not exactly:
+            self.bounded.append(name)
+
 
 def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the token ids from which generation after `messages` starts."""
     if tokenizer.chat_template:
-        return _tokenize(tokenizer, [render(tokenizer, messages, "these messages", True)])[0]
+        return tokenize(tokenizer, [render(tokenizer, messages, "these messages", True)])[0]
     if [message["role"] for message in messages] != ["user"]:
         raise RecipeError("the tokenizer has no chat template, so a prompt must be one user turn")
-    ids = _tokenize(tokenizer, [messages[0]["content"]])[0]
+    ids = tokenize(tokenizer, [messages[0]["content"]])[0]
     return _missing_bos(tokenizer, ids) + ids
 
 
@@ -64,68 +81,135 @@ def encode(
     """Encode rows as examples of at most `max_length` tokens; raises RecipeError for a row that cannot be learned."""
     if not stop:
         raise RecipeError("the model names no token that stops generation (eos_token_id in its generation config)")
-    encode_all = _encode_chats if tokenizer.chat_template else _encode_pairs
-    examples, partly_learned, adds = encode_all(rows, tokenizer, stop)
-    fits = [_fit(example, tokenizer, max_length, overlength) for example in examples]
-    pairs = list(zip(examples, fits, strict=True))
-    return Encoded(
-        examples=[fit for fit in fits if fit is not None],
-        dropped=[example.id for example, fit in pairs if fit is None],
-        dropped_lengths=[len(example.input_ids) for example, fit in pairs if fit is None],
-        truncated=[example.id for example, fit in pairs if fit is not None and fit is not example],
-        partly_learned=partly_learned,
-        template_adds=adds,
-    )
+    encoder = _Encoder(tokenizer, stop, max_length, overlength)
+    encoded = Encoded([], [], [], [], [], [], "")
+    for start in range(0, len(rows), _BATCH):
+        encoder.encode(rows[start : start + _BATCH], encoded)
+    return encoded
 
 
-def _encode_chats(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, stop: set[int]
-) -> tuple[list[Example], list[str], str]:
-    """Return examples by the chat template, ids of partly learned rows, and what the template adds before answers."""
-    stops = [text for text in (tokenizer.decode([token]) for token in sorted(stop)) if text]
-    by_row = [find_turns(row, tokenizer, stops) for row in rows]
-    prompts = iter(_tokenize(tokenizer, (turn.prompt for turns in by_row for turn in turns)))
-    ends = iter(_tokenize(tokenizer, (turn.end for turns in by_row for turn in turns)))
-    examples, partly = [], []
-    for row, turns in zip(rows, by_row, strict=True):
-        spans = [(next(prompts), next(ends)) for _ in turns]
-        example, learned = _assemble(row, turns[-1], spans, tokenizer, stop)
-        examples.append(example)
-        if learned < sum(message["role"] == "assistant" for message in row.messages):
-            partly.append(row.id)
-    return examples, partly, next((turns[-1].adds for turns in by_row if turns[-1].adds), "")
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes rows for one tokenizer and one length."""
 
+    tokenizer: PreTrainedTokenizerBase
+    stop: set[int]
+    max_length: int
+    overlength: str
 
-def _assemble(
-    row: Row, turn: Turn, spans: list[tuple[list[int], list[int]]], tokenizer: PreTrainedTokenizerBase, stop: set[int]
-) -> tuple[Example, int]:
-    """Return the example that starts with the last turn's prompt ids, and the number of turns that it learns."""
-    prompt, ids = spans[-1]
-    if ids[: len(prompt)] != prompt:
-        ids = prompt + _encode_answer(row, turn, ids, prompt, tokenizer)
-    if ids[-1] not in stop:
+    def encode(self, rows: list[Row], encoded: Encoded) -> None:
+        """Encode rows and add them to what is encoded already."""
+        converse = self._converse if self.tokenizer.chat_template else self._pair
+        fitting = [(row, text) for row in rows if (text := self._bound(row, converse(row), encoded)) is not None]
+        prompts = tokenize(self.tokenizer, [text.text[: text.spans[-1][0]] for _, text in fitting])
+        ends = tokenize(self.tokenizer, [text.text for _, text in fitting])
+        for (row, text), prompt, ids in zip(fitting, prompts, ends, strict=True):
+            example, learned = self._example(row, text, prompt, ids)
+            self._add(example, encoded, partly=learned < text.answers)
+            encoded.template_adds = encoded.template_adds or text.adds
+
+    def _converse(self, row: Row) -> Conversation:
+        return converse(row, self.tokenizer, self._stops)
+
+    @cached_property
+    def _stops(self) -> list[str]:
+        """The texts of the stop tokens."""
+        return [text for text in (self.tokenizer.decode([token]) for token in sorted(self.stop)) if text]
+
+    def _pair(self, row: Row) -> Conversation:
+        """Return prompt and completion as one text, for a tokenizer without a chat template."""
+        eos = self.tokenizer.eos_token_id
+        if eos not in self.stop:
+            stops = " or ".join(repr(self.tokenizer.decode([token])) for token in sorted(self.stop))
+            raise RecipeError(
+                f"the tokenizer ends a text with {self.tokenizer.eos_token!r}, but the model stops at {stops}: "
+                "the tuned model would not stop"
+            )
+        if [message["role"] for message in row.messages] != ["user", "assistant"]:
+            raise RecipeError(
+                f"{row.where}: the tokenizer has no chat template, so a row must be one prompt and one completion; "
+                "use an instruct model for conversations"
+            )
+        prompt = row.messages[0]["content"]
+        return Conversation(prompt + row.answer, ((len(prompt), len(prompt) + len(row.answer)),), 1)
+
+    def _bound(self, row: Row, text: Conversation, encoded: Encoded) -> Conversation | None:
+        """Return a text that may be tokenized: one of megabytes is cut first, or left out and counted."""
+        if not is_long(text.text, self.max_length):
+            return text
+        least = least_tokens(text.text, self.max_length, self._ids)
+        if least is None:
+            return text
+        if self.overlength == "error":
+            self._refuse(row.where, row.id, least, "at least ")
+        cut = cut_start(text, self.max_length, self._ids) if self.overlength == "truncate_prompt" else None
+        if cut is None:
+            encoded.drop(row.id, least, exactly=False)
+            return None
+        bos = self.tokenizer.bos_token_id
+        return replace(cut, starts_with_bos=bos is not None and self._ids(text.text[:_BEGINNING])[:1] == [bos])
+
+    def _ids(self, text: str) -> list[int]:
+        return tokenize(self.tokenizer, [text])[0]
+
+    def _example(self, row: Row, text: Conversation, prompt: list[int], ids: list[int]) -> tuple[Example, int]:
+        """Return the example that starts with the last turn's prompt ids, and the number of answers that it learns."""
+        if ids[: len(prompt)] != prompt:
+            ids = prompt + _encode_answer(row, text, ids, prompt, self.tokenizer)
+        before, after = self._frame(row, text, ids)
+        labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+        learned = 1
+        if len(text.spans) > 1:
+            spans = text.spans[:-1]
+            question = text.text[: text.spans[-1][0]]
+            positions = token_positions(question, prompt, [place for span in spans for place in span], self.tokenizer)
+            for start, end in ((positions.get(start), positions.get(end)) for start, end in spans):
+                if start is not None and end is not None:
+                    labels[start:end] = ids[start:end]
+                    learned += 1
+        labels = [IGNORED] * len(before) + labels + after
+        return Example(row.id, row.where, before + ids + after, labels), learned
+
+    def _frame(self, row: Row, text: Conversation, ids: list[int]) -> tuple[list[int], list[int]]:
+        """Return what stands before and after the text's ids: BOS where the text lacks it, EOS where no template is."""
+        bos = [self.tokenizer.bos_token_id] if text.starts_with_bos and ids[:1] != [self.tokenizer.bos_token_id] else []
+        if not self.tokenizer.chat_template:
+            return bos or _missing_bos(self.tokenizer, ids), [self.tokenizer.eos_token_id]
+        if ids[-1] not in self.stop:
+            end = self.tokenizer.decode(ids[-1:])
+            raise RecipeError(f"{row.where}: the tokenizer reads the stop token at the end of the text as {end!r}")
+        return bos, []
+
+    def _add(self, example: Example, encoded: Encoded, partly: bool) -> None:
+        """Add an example, cut or left out by the rule for rows over `max_length` tokens."""
+        size = len(example.input_ids)
+        if size > self.max_length and self.overlength == "error":
+            self._refuse(example.where, example.id, size)
+        fit = _fit(example, self.tokenizer, self.max_length, self.overlength)
+        if fit is None:
+            encoded.drop(example.id, size)
+            return
+        encoded.examples.append(fit)
+        if fit is not example:
+            encoded.truncated.append(example.id)
+        if partly:
+            encoded.partly_learned.append(example.id)
+
+    def _refuse(self, where: str, name: str, size: int, least: str = "") -> NoReturn:
         raise RecipeError(
-            f"{row.where}: the tokenizer reads the stop token at the end of the text as {tokenizer.decode(ids[-1:])!r}"
+            f"{where}: row {one_line(name, 80)} has {least}{size} tokens, more than data.max_length {self.max_length}; "
+            f"try {least and 'more than '}{size}{'' if least else ' or more'}, or overlength: drop"
         )
-    labels = [IGNORED] * len(ids)
-    learned = 0
-    # A template may rewrite a turn that is no longer the last (Qwen3 removes its thoughts): it is not learned then.
-    for start, end in (*spans[:-1], (prompt, ids)):
-        if ids[: len(start)] == start and ids[: len(end)] == end:
-            labels[len(start) : len(end)] = ids[len(start) : len(end)]
-            learned += 1
-    return Example(row.id, row.where, ids, labels), learned
 
 
 def _encode_answer(
-    row: Row, turn: Turn, ids: list[int], prompt: list[int], tokenizer: PreTrainedTokenizerBase
+    row: Row, text: Conversation, ids: list[int], prompt: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
     """Return the ids of answer and stop token where one token would span the end of the prompt and their start."""
-    answer = turn.end[len(turn.prompt) :]
+    answer = text.text[text.spans[-1][0] :]
     # Some tokenizers add a space before the first word of a text: behind a line break they do not.
     for guard in ("", "\n"):
-        before = _tokenize(tokenizer, [guard])[0]
-        guarded = _tokenize(tokenizer, [guard + answer])[0]
+        before, guarded = tokenize(tokenizer, [guard, guard + answer])
         rest = guarded[len(before) :]
         if guarded[: len(before)] == before and tokenizer.decode(prompt + rest) == tokenizer.decode(ids):
             return rest
@@ -133,33 +217,6 @@ def _encode_answer(
         f"{row.where}: the tokenizer joins the end of the prompt and the start of the answer ({answer[:20]!r}); "
         "remove white space at the end of the prompt"
     )
-
-
-def _encode_pairs(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, stop: set[int]
-) -> tuple[list[Example], list[str], str]:
-    """Return examples for a tokenizer without chat template: prompt, completion, end-of-text token."""
-    eos = tokenizer.eos_token_id
-    if eos not in stop:
-        raise RecipeError(
-            f"the tokenizer ends a text with {tokenizer.eos_token!r}, but the model stops at "
-            f"{' or '.join(repr(tokenizer.decode([token])) for token in sorted(stop))}: the tuned model would not stop"
-        )
-    for row in rows:
-        if [message["role"] for message in row.messages] != ["user", "assistant"]:
-            raise RecipeError(
-                f"{row.where}: the tokenizer has no chat template, so a row must be one prompt and one completion; "
-                "use an instruct model for conversations"
-            )
-    pairs = [Turn(row.messages[0]["content"], row.messages[0]["content"] + row.answer) for row in rows]
-    prompts = _tokenize(tokenizer, (turn.prompt for turn in pairs))
-    full = _tokenize(tokenizer, (turn.end for turn in pairs))
-    examples = []
-    for row, turn, prompt, ids in zip(rows, pairs, prompts, full, strict=True):
-        rest = ids[len(prompt) :] if ids[: len(prompt)] == prompt else _encode_answer(row, turn, ids, prompt, tokenizer)
-        start = _missing_bos(tokenizer, prompt) + prompt
-        examples.append(Example(row.id, row.where, [*start, *rest, eos], [IGNORED] * len(start) + [*rest, eos]))
-    return examples, [], ""
 
 
 def _missing_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
@@ -174,11 +231,6 @@ def _fit(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, 
     size = len(example.input_ids)
     if size <= max_length:
         return example
-    if overlength == "error":
-        raise RecipeError(
-            f"{example.where}: row {example.id} has {size} tokens, more than data.max_length {max_length}; "
-            f"try {size} or more, or overlength: drop"
-        )
     first = next(index for index, label in enumerate(example.labels) if label != IGNORED)
     kept = int(example.input_ids[0] == tokenizer.bos_token_id)
     cut = size - max_length
@@ -187,12 +239,3 @@ def _fit(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, 
         return None
     ids, labels = (values[:kept] + values[kept + cut :] for values in (example.input_ids, example.labels))
     return Example(example.id, example.where, ids, labels)
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
-    """Tokenize each text; special tokens in it count as such, and none are added."""
-    batch = list(texts)
-    if not batch:
-        return []
-    encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [list(ids) for ids in encoded["input_ids"]]

@@ -89,10 +89,11 @@ def check_length(part: str, encoded: Encoded, max_length: int) -> None:
     """Raise FieldError where every row of a part is too long."""
     if encoded.dropped and not encoded.examples:
         shortest = min(encoded.dropped_lengths)
+        least = "at least " if len(encoded.bounded) == len(encoded.dropped) else ""
         raise FieldError(
             "data.max_length",
             f"all {len(encoded.dropped)} {part} rows are longer than max_length {max_length} "
-            f"(the shortest has {shortest} tokens); try {shortest} or more",
+            f"(the shortest has {least}{shortest} tokens); try {shortest} or more",
         )
 
 

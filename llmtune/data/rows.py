@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmtune.data.reading import Cursor, explained
-from llmtune.data.sources import records
+from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import RecipeError, nearest
 
 Message = dict[str, str]

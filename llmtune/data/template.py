@@ -1,5 +1,7 @@
-"""Renders a row with the chat template, and finds where each answer starts and where its stop token ends."""
+"""Renders a conversation with the chat template, and finds an answer that is its last turn in the rendered text."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -8,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.rows import Message, Row
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
+
+_SPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -23,29 +27,43 @@ class Turn:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str, generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], where: str, generation_prompt: bool = False
 ) -> str:
     """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:
         raise RecipeError(f"{where}: the chat template rejects this conversation: {error}") from error
+    except Exception as error:
+        # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"{where}: the chat template fails on this conversation: {reason}") from error
     return str(text)
 
 
-def find_turns(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> list[Turn]:
-    """Find the assistant turns, each rendered as the last turn; raises RecipeError if the row's last is not found."""
-    indices = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
-    turns = []
-    for index in indices:
-        prompt = render(tokenizer, list(row.messages[:index]), row.where, True)
-        rendered = render(tokenizer, list(row.messages[: index + 1]), row.where)
-        turn = _last_turn(prompt, rendered, row.messages[index]["content"], stops)
-        if turn is not None:
-            turns.append(turn)
-        elif index == indices[-1]:
-            raise RecipeError(f"{row.where}: {_reason(prompt, rendered, row.answer.strip(), tokenizer, stops)}")
-    return turns
+def last_turn(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> Turn:
+    """Find a row's last turn; raises RecipeError that says why the model could not learn it."""
+    prompt = render(tokenizer, row.messages[:-1], row.where, True)
+    rendered = render(tokenizer, row.messages, row.where)
+    turn = _find(prompt, rendered, row.answer, stops)
+    if turn is None:
+        raise RecipeError(f"{row.where}: {_reason(prompt, rendered, row.answer.strip(), tokenizer, stops)}")
+    return turn
+
+
+def turn_at(row: Row, index: int, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> Turn | None:
+    """Find the turn of message `index` in the text of the conversation that ends with it; None if it is not there."""
+    prompt = render(tokenizer, row.messages[:index], row.where, True)
+    rendered = render(tokenizer, row.messages[: index + 1], row.where)
+    return _find(prompt, rendered, row.messages[index]["content"], stops)
+
+
+def stop_end(text: str, start: int, stops: list[str]) -> int | None:
+    """Return where the stop token ends that follows `start`; only white space may stand between them."""
+    space = _SPACE.match(text, start)
+    assert space is not None
+    ends = [at + len(stop) for stop in stops for at in (start, space.end()) if text.startswith(stop, at)]
+    return max(ends) if ends else None
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -53,26 +71,18 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return digest_of(tokenizer.chat_template) if tokenizer.chat_template else None
 
 
-def _last_turn(prompt: str, rendered: str, answer: str, stops: list[str]) -> Turn | None:
+def _find(prompt: str, rendered: str, answer: str, stops: list[str]) -> Turn | None:
     """Find the turn at the end of a text: prompt, answer (some templates strip it), stop token; else None."""
     if not rendered.startswith(prompt):
         return None
     for text in (answer, answer.strip()):
         at = rendered.find(text, len(prompt))
         while at >= 0:
-            end = _stop_end(rendered, at + len(text), stops)
+            end = stop_end(rendered, at + len(text), stops)
             if end is not None:
                 return Turn(prompt, rendered[:end], rendered[len(prompt) : at].strip())
             at = rendered.find(text, at + 1)
     return None
-
-
-def _stop_end(rendered: str, start: int, stops: list[str]) -> int | None:
-    """Return where the stop token ends that follows `start`; only white space may stand between them."""
-    rest = rendered[start:]
-    space = len(rest) - len(rest.lstrip())
-    ends = [at + len(stop) for stop in stops for at in (0, space) if rest.startswith(stop, at)]
-    return start + max(ends) if ends else None
 
 
 def _reason(prompt: str, rendered: str, answer: str, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> str:
@@ -84,7 +94,7 @@ def _reason(prompt: str, rendered: str, answer: str, tokenizer: PreTrainedTokeni
     at = rendered.find(answer, len(prompt))
     if at < 0:
         return f"the chat template changes the answer: the rendered text does not contain {answer[:30]!r}"
-    rest = rendered[at + len(answer) :].strip()
+    rest = rendered[at + len(answer) :][:200].strip()
     first = tokenizer.decode(tokenizer(rest, add_special_tokens=False)["input_ids"][:1]) if rest else ""
     ends = f"ends an answer with {first!r}" if first else "puts nothing after an answer"
     stop = " or ".join(repr(stop) for stop in stops)

@@ -11,8 +11,8 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 
-from llmtune.data import readers
 from llmtune.data.rows import read
+from llmtune.data.sources import files
 from llmtune.errors import RecipeError
 from tests.support import tiny
 
@@ -84,10 +84,10 @@ def test_refuses_a_gzip_file_that_ends_early(tmp_path: Path, cut: int) -> None:
 
 
 def test_refuses_a_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_GROWTH_FROM", 1 << 20)
+    monkeypatch.setattr(files, "_GROWTH_FROM", 1 << 20)
     blank = write(tmp_path / "blank.jsonl.gz", gzip.compress(b"\n" * (2 << 20)))
     assert "unpack to over" in refuse(blank)
-    monkeypatch.setattr(readers, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(files, "LONGEST_LINE", 1 << 20)
     line = write(tmp_path / "line.jsonl.gz", gzip.compress(b" " * (2 << 20)))
     assert "line.jsonl.gz:1: the line is longer than 1 MiB" in refuse(line)
     assert len(read(str(write(tmp_path / "rows.jsonl.gz", gzip.compress(PAIRS))))) == 400

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llmtune.data.reading import Cursor, first_line
+from llmtune.data.sources.cursor import Cursor, first_line
 from llmtune.errors import RecipeError
 
 LONGEST_LINE = 64 << 20

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmtune.data.readers import READERS
-from llmtune.data.reading import Cursor, explain, first_line
+from llmtune.data.sources.cursor import Cursor, explain, first_line
+from llmtune.data.sources.files import READERS
 from llmtune.errors import MachineError, RecipeError, nearest
 from llmtune.recipe.paths import describe_places
 
