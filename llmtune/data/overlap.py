@@ -5,7 +5,6 @@ import json
 import math
 import re
 import unicodedata
-from functools import cache
 from typing import NamedTuple
 
 from llmtune.data.rows import Row
@@ -14,8 +13,21 @@ from llmtune.data.rows import Row
 _NOISE_KINDS = ("P", "Z", "Cc", "Cf")
 _SIGNS = "*/%&@#\\٪‰‱"
 """Punctuation, to Unicode, that turns one formula or line of code into another."""
-_LAST_NOISE = 0xE0100
-"""No punctuation, space or control character stands from here on."""
+_BETWEEN_DIGITS = re.compile(r"\d[\W_]++(?=\d)")
+_SIGN_OF_A_NUMBER = re.compile(r"-(?:(?=\d)|(?<=\d-))")
+
+
+class _Noise(dict[int, int | None]):
+    """What `str.translate` makes of a character: nothing of punctuation, white space and control characters."""
+
+    def __missing__(self, code: int) -> int | None:
+        char = chr(code)
+        is_noise = unicodedata.category(char).startswith(_NOISE_KINDS) and char not in _SIGNS
+        self[code] = None if is_noise or char == "`" else code
+        return self[code]
+
+
+_noise = _Noise()
 
 
 class DedupKey(NamedTuple):
@@ -69,13 +81,10 @@ def _strip(text: str) -> str:
     What stands between two digits stays (3.5 is not 35), and a text of punctuation alone keeps it (? is not !).
     """
     composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    signs = re.sub(r"-(?=\d)|(?<=\d)-", "\N{MINUS SIGN}", " ".join(composed.split())).replace("!=", "≠")
-    return _noise().sub("", signs) or composed.strip()
+    signs = _SIGN_OF_A_NUMBER.sub("\N{MINUS SIGN}", " ".join(composed.split())).replace("!=", "≠")
+    return _BETWEEN_DIGITS.sub(_as_letters, signs).translate(_noise) or composed.strip()
 
 
-@cache
-def _noise() -> re.Pattern[str]:
-    """Match runs of punctuation, white space and control characters that do not stand between two digits."""
-    codes = (code for code in range(_LAST_NOISE) if unicodedata.category(chr(code)).startswith(_NOISE_KINDS))
-    noise = "".join(f"\\U{code:08x}" for code in codes if chr(code) not in _SIGNS) + "`"
-    return re.compile(rf"(?<![{noise}])(?:(?<!\d)[{noise}]++|[{noise}]++(?!\d))")
+def _as_letters(match: re.Match[str]) -> str:
+    """Write what follows a digit as letters, which stay."""
+    return f"{match[0][0]}\ue000{match[0][1:].encode().hex()}\ue000"

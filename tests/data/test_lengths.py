@@ -1,0 +1,122 @@
+"""Texts of megabytes: their length is bounded before they are tokenized, and what is kept of them is the same."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from llmtune.data import lengths
+from llmtune.data.encode import encode
+from llmtune.data.rows import Row
+from llmtune.errors import RecipeError
+from tests.data.test_conversation import make_tokenizer
+from tests.data.test_encode import chat
+from tests.data.test_gate import notes_of, run_gate
+from tests.support import tiny
+from tests.support.templates import LLAMA3, MISTRAL, TEMPLATES
+
+MEGABYTE = 1 << 20
+
+
+def write(folder: Path, prompt: str, completion: str) -> list[dict[str, str]]:
+    """Three short rows and a long one."""
+    return [*tiny.sums(3), {"id": "long", "prompt": prompt, "completion": completion}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("word " * (2 * MEGABYTE), "x"),
+        ("x" * (10 * MEGABYTE), "x"),
+        ("q", "answer " * MEGABYTE),
+        ("q", "<|im_end|>" * MEGABYTE),
+        (" " * (10 * MEGABYTE) + "q", "x"),
+    ],
+    ids=["prompt", "one word", "answer", "stop tokens", "spaces"],
+)
+@pytest.mark.parametrize("overlength", ["drop", "truncate_prompt"])
+def test_a_row_of_ten_megabytes_takes_no_time(tmp_path: Path, prompt: str, completion: str, overlength: str) -> None:
+    began = time.process_time()
+    checked = run_gate(
+        tmp_path, {"train": write(tmp_path, prompt, completion), "eval": tiny.sums(2, 9)}, overlength=overlength
+    )
+    assert time.process_time() - began < 10
+    over = checked.findings["over_length"]["train"]
+    assert (over["rows"], over["ids"], over["of"]) == (1, ["long"], 4)
+    is_cut = overlength == "truncate_prompt" and completion == "x"
+    assert over["cut"] == is_cut
+    assert len(checked.train) == 3 + is_cut
+    assert "1 of 4 train rows are longer than max_length (long)" in notes_of(checked)
+    if is_cut:
+        assert [len(example.input_ids) for example in checked.train][-1] == 1024
+
+
+def test_says_what_such_a_row_has_at_least(tmp_path: Path) -> None:
+    rows = write(tmp_path, "x" * MEGABYTE, "x")
+    words = (
+        r"train\.jsonl:4: row long has at least \d+ tokens, more than data\.max_length 1024; try more than \d+, or over"
+    )
+    with pytest.raises(RecipeError, match=words):
+        run_gate(tmp_path, {"train": rows, "eval": tiny.sums(2, 9)}, overlength="error")
+    with pytest.raises(RecipeError, match=r"all 1 train rows are longer .*\(the shortest has at least \d+ tokens\)"):
+        run_gate(tmp_path, {"train": rows[3:], "eval": tiny.sums(2, 9)})
+
+
+def rows_of_every_length(draw: random.Random) -> list[Row]:
+    """Conversations whose prompts and answers are short or long, of words, digits, lines and one long word."""
+    words = [
+        "hello ",
+        "a\n",
+        "\n\n",
+        "   ",
+        "12",
+        "é\u0301",
+        "\U0001f469\u200d\U0001f680",
+        "x",
+        "assistant",
+        "the end. ",
+    ]
+
+    def text(most: int) -> str:
+        return "".join(draw.choice(words) for _ in range(draw.choice([1, 3, most]))).strip() or "x"
+
+    rows = [chat(*(text(400) for _ in range(2 * draw.randint(1, 3)))) for _ in range(30)]
+    rows += [chat(text(3000), text(5)) for _ in range(30)]
+    return [Row(str(index), row.messages, f"t:{index}") for index, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("kind", ["trimmed", "one word", "metaspace", "bytes"])
+@pytest.mark.parametrize("template", [tiny.CHATML, LLAMA3, MISTRAL, TEMPLATES["no special tokens"], None])
+@pytest.mark.parametrize("overlength", ["drop", "truncate_prompt"])
+def test_a_bounded_text_gives_the_same_examples(
+    monkeypatch: pytest.MonkeyPatch, template: str | None, kind: str, overlength: str
+) -> None:
+    tokenizer = make_tokenizer(kind, template or MISTRAL)
+    tokenizer.chat_template = template
+    rows = [row for row in rows_of_every_length(random.Random(kind)) if template or len(row.messages) == 2]
+    stop = {tokenizer.eos_token_id}
+    exact = encode(rows, tokenizer, stop, 128, overlength)
+    monkeypatch.setattr(lengths, "_CHARACTERS", 100)
+    monkeypatch.setattr(lengths, "_CHARACTERS_PER_TOKEN", 1)
+    bounded = encode(rows, tokenizer, stop, 128, overlength)
+    assert len(bounded.bounded) > 5 or overlength == "truncate_prompt"
+    examples = {example.id: example for example in exact.examples}
+    assert all(examples[example.id] == example for example in bounded.examples)
+    lost = set(examples) - {example.id for example in bounded.examples}
+    assert set(bounded.dropped) == set(exact.dropped) | lost
+    # The tokens at the start of an answer hang on its prompt here: where an answer can be cut, its row is left out.
+    assert not lost or (template == LLAMA3 and overlength == "truncate_prompt" and len(lost) < 10)
+    lengths_of = dict(zip(exact.dropped, exact.dropped_lengths, strict=True))
+    for name, least in zip(bounded.dropped, bounded.dropped_lengths, strict=True):
+        assert name in lost or least <= lengths_of[name]
+
+
+def test_a_text_that_cannot_be_cut_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer: PreTrainedTokenizerFast = make_tokenizer("one word", TEMPLATES["no special tokens"])
+    row = chat("x" * 200_001, "x")
+    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, 64, "truncate_prompt")
+    assert len(encoded.examples) + len(encoded.dropped) == 1
+    assert json.dumps(encoded.dropped_lengths)
