@@ -32,6 +32,8 @@ class Example:
     where: str
     input_ids: list[int]
     labels: list[int]
+    prompt_size: int = 0
+    """Tokens before the last answer: those from which generation starts."""
 
     @property
     def supervised(self) -> int:
@@ -100,11 +102,15 @@ class _Encoder:
     def encode(self, rows: list[Row], encoded: Encoded) -> None:
         """Encode rows and add them to what is encoded already."""
         converse = self._converse if self.tokenizer.chat_template else self._pair
-        fitting = [(row, text) for row in rows if (text := self._bound(row, converse(row), encoded)) is not None]
-        prompts = tokenize(self.tokenizer, [text.text[: text.spans[-1][0]] for _, text in fitting])
-        ends = tokenize(self.tokenizer, [text.text for _, text in fitting])
-        for (row, text), prompt, ids in zip(fitting, prompts, ends, strict=True):
-            example, learned = self._example(row, text, prompt, ids)
+        texts = [self._bound(row, converse(row)) for row in rows]
+        fitting = [text for text in texts if isinstance(text, Conversation)]
+        prompts = iter(tokenize(self.tokenizer, [text.text[: text.spans[-1][0]] for text in fitting]))
+        ends = iter(tokenize(self.tokenizer, [text.text for text in fitting]))
+        for row, text in zip(rows, texts, strict=True):
+            if isinstance(text, int):
+                encoded.drop(row.id, text, exactly=False)
+                continue
+            example, learned = self._example(row, text, next(prompts), next(ends))
             self._add(example, encoded, partly=learned < text.answers)
             encoded.template_adds = encoded.template_adds or text.adds
 
@@ -133,8 +139,8 @@ class _Encoder:
         prompt = row.messages[0]["content"]
         return Conversation(prompt + row.answer, ((len(prompt), len(prompt) + len(row.answer)),), 1)
 
-    def _bound(self, row: Row, text: Conversation, encoded: Encoded) -> Conversation | None:
-        """Return a text that may be tokenized: one of megabytes is cut first, or left out and counted."""
+    def _bound(self, row: Row, text: Conversation) -> Conversation | int:
+        """Return a text that may be tokenized, one of megabytes cut, or the tokens that it has at least."""
         if not is_long(text.text, self.max_length):
             return text
         least = least_tokens(text.text, self.max_length, self._ids)
@@ -144,8 +150,7 @@ class _Encoder:
             self._refuse(row.where, row.id, least, "at least ")
         cut = cut_start(text, self.max_length, self._ids) if self.overlength == "truncate_prompt" else None
         if cut is None:
-            encoded.drop(row.id, least, exactly=False)
-            return None
+            return least
         bos = self.tokenizer.bos_token_id
         return replace(cut, starts_with_bos=bos is not None and self._ids(text.text[:_BEGINNING])[:1] == [bos])
 
@@ -168,7 +173,7 @@ class _Encoder:
                     labels[start:end] = ids[start:end]
                     learned += 1
         labels = [IGNORED] * len(before) + labels + after
-        return Example(row.id, row.where, before + ids + after, labels), learned
+        return Example(row.id, row.where, before + ids + after, labels, len(before) + len(prompt)), learned
 
     def _frame(self, row: Row, text: Conversation, ids: list[int]) -> tuple[list[int], list[int]]:
         """Return what stands before and after the text's ids: BOS where the text lacks it, EOS where no template is."""
@@ -238,4 +243,4 @@ def _fit(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int, 
     if overlength == "drop" or kept + cut >= first:
         return None
     ids, labels = (values[:kept] + values[kept + cut :] for values in (example.input_ids, example.labels))
-    return Example(example.id, example.where, ids, labels)
+    return Example(example.id, example.where, ids, labels, example.prompt_size - cut)

@@ -10,8 +10,9 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.harness import quiet, score_tasks
-from llmtune.evaluation.held_out import HeldOut, Questions
+from llmtune.evaluation.held_out import HeldOut
 from llmtune.evaluation.metrics import finite, score
+from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import FEW_SHOT, Answer, Answers, Result, task_title
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working

@@ -7,9 +7,19 @@ from typing import Any
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.data.gate import gate
+from llmtune.data.gate import Gate, gate
 from llmtune.data.template import template_sha256
-from llmtune.evaluation.held_out import FEW_SHOT_SEED, Questions, answer_limit, questions, worked_examples
+from llmtune.errors import FieldError
+from llmtune.evaluation import questions as held_out_rows
+from llmtune.evaluation.questions import (
+    FEW_SHOT_SEED,
+    Questions,
+    answer_room,
+    few_shot_questions,
+    fitting_shots,
+    questions,
+    worked_examples,
+)
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
 from llmtune.model.base import Base, load_tokenizer, stop_ids
@@ -42,17 +52,28 @@ def make_exam(recipe: Recipe, suite: Suite, tasks: list[Task], model: PreTrained
         data = gate(recipe, tokenizer, stop)
         check_rows(suite, len(data.test))
         limit, context = recipe.eval.limit, context_length(model)
-        held_out[HELD_OUT] = questions(data.test, [], limit, tokenizer, stop, context)
-        shots = worked_examples(recipe, data, tokenizer)
-        if shots:
-            held_out[FEW_SHOT] = questions(data.test, shots, limit, tokenizer, stop, context)
-    new_tokens = min(answer_limit(held_out[HELD_OUT]), context_length(model) // 2) if held_out else 0
+        held_out = _held_out_questions(recipe, data, limit, tokenizer, stop, context)
+    new_tokens = answer_room(held_out[HELD_OUT], context_length(model)) if held_out else 0
     return Exam(suite, tokenizer, stop, held_out, tasks, recipe.eval.limit or suite.limit, new_tokens)
 
 
+def _held_out_questions(
+    recipe: Recipe, data: Gate, limit: int | None, tokenizer: PreTrainedTokenizerBase, stop: set[int], context: int
+) -> dict[str, Questions]:
+    """Return the held-out rows, zero-shot and after as many worked examples as fit; says what does not."""
+    zero_shot = questions(data.test, [], limit, tokenizer, stop, context)
+    if not zero_shot.rows:
+        raise FieldError("data", f"every held-out row is longer than the model's context of {context} tokens")
+    shots, notes = fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)
+    for note in notes:
+        print(note, flush=True)
+    few_shot = {FEW_SHOT: few_shot_questions(zero_shot, shots, tokenizer, stop, context)} if shots else {}
+    return {HELD_OUT: zero_shot, **few_shot}
+
+
 def context_length(model: PreTrainedModel) -> int:
-    """Return how many tokens the model was made for, 2048 where its configuration does not say."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+    """Return how many tokens a loaded model was made for."""
+    return held_out_rows.context_length(model.config)
 
 
 def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel) -> dict[str, Any]:
@@ -82,6 +103,8 @@ def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
     return {
         "source": recipe.data.test or recipe.data.eval or recipe.data.train,
         "rows": digest_of([row.messages for row in exam.held_out[HELD_OUT].rows]),
+        "not_asked": exam.held_out[HELD_OUT].not_asked,
+        "shots_wanted": recipe.eval.shots,
         "shots": len(few_shot.shots) if few_shot else 0,
         "shots_seed": FEW_SHOT_SEED,
         "shots_ids": few_shot.shots if few_shot else [],

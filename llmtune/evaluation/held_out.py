@@ -1,85 +1,14 @@
 """The run's own held-out rows as an lm-eval task: zero-shot, or few-shot with worked examples as earlier turns."""
 
-import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
-from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
-from llmtune.data.gate import Gate
-from llmtune.data.rows import Row, read
 from llmtune.evaluation.metrics import parsed, same
-from llmtune.recipe.sections import Recipe
-
-FEW_SHOT_SEED = 1234
-_ANSWER_ROOM = 1.5
-"""How much longer than the longest true answer an answer may be."""
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Held-out rows as a model reads them."""
-
-    rows: list[Row]
-    prompt_ids: list[list[int]]
-    """The token ids that generation starts from."""
-    prompts: list[str]
-    """The same as text."""
-    examples: list[Example]
-    """The rows for the loss: only the last answer is supervised; rows longer than the context are left out."""
-    of: int
-    """Held-out rows that there are; the recipe may limit how many are used."""
-    shots: list[str]
-    """Ids of the worked examples."""
-
-
-def questions(
-    rows: Sequence[Row],
-    shots: Sequence[Row],
-    limit: int | None,
-    tokenizer: PreTrainedTokenizerBase,
-    stop: set[int],
-    context: int,
-) -> Questions:
-    """Encode the first `limit` rows, each after the worked examples `shots`, for a context of `context` tokens."""
-    complete = [_with_shots(shots, row) for row in rows[:limit]]
-    ids = [prompt_ids(row.prompt, tokenizer) for row in complete]
-    encoded = encode(complete, tokenizer, stop, context, "drop")
-    lengths = {row.where: len(prompt) for row, prompt in zip(complete, ids, strict=True)}
-    examples = [
-        replace(example, labels=[IGNORED] * lengths[example.where] + example.labels[lengths[example.where] :])
-        for example in encoded.examples
-    ]
-    prompts = [str(tokenizer.decode(prompt)) for prompt in ids]
-    return Questions(complete, ids, prompts, examples, len(rows), [row.id for row in shots])
-
-
-def worked_examples(recipe: Recipe, data: Gate, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Draw rows that are trained on, always the same ones; none for a tokenizer without a chat template."""
-    if not tokenizer.chat_template:
-        return []
-    trained = {example.where for example in data.train}
-    rows = [row for row in read(recipe.data.train) if row.where in trained]
-    return random.Random(FEW_SHOT_SEED).sample(rows, min(recipe.eval.shots, len(rows)))
-
-
-def answer_limit(questions: Questions) -> int:
-    """Return how many tokens an answer may have: 1.5 times the longest true one, its stop token included."""
-    return math.ceil(_ANSWER_ROOM * max((example.supervised for example in questions.examples), default=1))
-
-
-def _with_shots(shots: Sequence[Row], row: Row) -> Row:
-    """Put worked examples as earlier turns between a row's system message and its own turns."""
-    system = row.messages[: int(row.messages[0]["role"] == "system")]
-    turns = tuple(turn for shot in shots for turn in shot.messages if turn["role"] != "system")
-    return replace(row, messages=(*system, *turns, *row.messages[len(system) :]))
+from llmtune.evaluation.questions import Questions
 
 
 class HeldOut(Task):

@@ -6,16 +6,17 @@ from pathlib import Path
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
 from llmtune.errors import FieldError, LlmtuneError
+from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes
-from llmtune.model.base import HUB_ID, Base, load_tokenizer, locate_base, stop_ids
+from llmtune.model.base import HUB_ID, Base, load_config, load_tokenizer, locate_base, stop_ids
 from llmtune.model.layout import Layout
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.paths import describe_places, expand_user, is_there
 from llmtune.recipe.sections import Recipe
-from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
+from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.plan_table import build_layout, plan_table, total_steps
 
@@ -86,18 +87,21 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     base = base or _locate_base(recipe, weights=False)
     suite = load_suite(recipe.eval.suite, recipe.folders("eval.suite")) if recipe.eval.suite != "none" else None
     layout = build_layout(recipe, base)
-    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
+    tokenizer, stop = load_tokenizer(base), stop_ids(base)
+    checked = gate(recipe, tokenizer, stop)
+    if suite:
+        check_rows(suite, len(checked.test))
+    if recipe.data.test or (suite and HELD_OUT in suite.tasks):
+        checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context_length(load_config(base)))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     steps = total_steps(recipe.train, len(checked.train), world)
     table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
     check_disk(recipe, table.frozen_blocks, world)
-    if suite:
-        check_rows(suite, len(checked.test))
-        if needs_lm_eval(suite):
-            from llmtune.evaluation.tasks import load_tasks
+    if suite and needs_lm_eval(suite):
+        from llmtune.evaluation.tasks import load_tasks
 
-            load_tasks(suite)
+        load_tasks(suite)
     return Examination(checked, table, layout)
 
 

@@ -12,7 +12,8 @@ from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import read
 from llmtune.evaluation.generate import shares_start
 from llmtune.evaluation.harness import score_tasks
-from llmtune.evaluation.held_out import HeldOut, questions
+from llmtune.evaluation.held_out import HeldOut
+from llmtune.evaluation.questions import questions
 from llmtune.evaluation.tasks import load_tasks
 from tests.support import tiny
 from tests.support.suites import load
@@ -85,10 +86,10 @@ def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pyt
 
 
 def test_counts_held_out_prompts_truncated_on_the_left(tmp_path: Path) -> None:
-    rows = [*tiny.sums(2), {"prompt": "long " * 200, "completion": "1"}]
+    rows = [*tiny.sums(2), {"prompt": "long " * 98, "completion": "1"}]
     task = held_out(tmp_path, rows)
     result = score_tasks(tiny.model(), tiny.tokenizer(), [task])["held_out"]
-    assert (result["truncated"], result["n"], len(task.questions.examples)) == (1, 3, 2)
+    assert (result["truncated"], result["n"], len(task.questions.examples)) == (1, 3, 3)
 
 
 def test_counts_truncated_requests_of_tasks(tmp_path: Path) -> None:
