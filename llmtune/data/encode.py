@@ -12,59 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.boundaries import token_positions, tokenize
 from llmtune.data.conversation import Conversation, converse
+from llmtune.data.example import IGNORED, Encoded, Example
 from llmtune.data.lengths import cut_start, is_long, least_tokens
 from llmtune.data.rows import Message, Row
 from llmtune.data.template import render
-from llmtune.errors import RecipeError, one_line
+from llmtune.errors import LlmtuneError, RecipeError, one_line
 
-IGNORED = -100
+__all__ = ["IGNORED", "Encoded", "Example", "encode", "prompt_ids"]
+
 _BATCH = 256
 """Rows that are tokenized in one call."""
 _BEGINNING = 1000
 """Characters by which a long text is asked whether it starts with BOS."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One encoded row; labels are -100 where nothing is learned, and the last token is a learned stop token."""
-
-    id: str
-    where: str
-    input_ids: list[int]
-    labels: list[int]
-    prompt_size: int = 0
-    """Tokens before the last answer: those from which generation starts."""
-
-    @property
-    def supervised(self) -> int:
-        """The number of learned tokens."""
-        return sum(label != IGNORED for label in self.labels)
-
-
-@dataclass
-class Encoded:
-    """The encoded rows, and the ids of rows that were dropped, cut or partly learned."""
-
-    examples: list[Example]
-    dropped: list[str]
-    """Ids of rows that were longer than max_length and left out."""
-    dropped_lengths: list[int]
-    """The lengths of the dropped rows in tokens, or what they have at least."""
-    bounded: list[str]
-    """Ids of dropped rows that are so long that they were not counted to the end."""
-    truncated: list[str]
-    """Ids of rows whose prompt was cut at its start."""
-    partly_learned: list[str]
-    """Ids of rows where only some answers are learned (the last one is), since the template rewrites the others."""
-    template_adds: str
-    """The text that the template puts before an answer; it is learned with the answer."""
-
-    def drop(self, name: str, tokens: int, exactly: bool = True) -> None:
-        """Note a row that is left out, and its length."""
-        self.dropped.append(name)
-        self.dropped_lengths.append(tokens)
-        if not exactly:
-            self.bounded.append(name)
 
 
 def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -86,8 +45,26 @@ def encode(
     encoder = _Encoder(tokenizer, stop, max_length, overlength)
     encoded = Encoded([], [], [], [], [], [], "")
     for start in range(0, len(rows), _BATCH):
-        encoder.encode(rows[start : start + _BATCH], encoded)
+        batch = rows[start : start + _BATCH]
+        try:
+            encoder.encode(batch, encoded)
+        except LlmtuneError:
+            raise
+        except Exception as error:
+            raise _explain(encoder, batch, error) from error
     return encoded
+
+
+def _explain(encoder: "_Encoder", rows: list[Row], error: Exception) -> RecipeError:
+    """Find the row of a batch on which the tokenizer failed; it may fail in ways of its own."""
+    for row in rows:
+        try:
+            encoder.encode([row], Encoded([], [], [], [], [], [], ""))
+        except LlmtuneError:
+            continue
+        except Exception as alone:
+            return RecipeError(f"{row.where}: the tokenizer fails on this row: {type(alone).__name__}: {alone}")
+    return RecipeError(f"{rows[0].where}: the tokenizer fails on the rows from here on: {error}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmtune.data import conversation
+from llmtune.data import template
 from llmtune.data.encode import encode
 from llmtune.data.rows import Row
 from llmtune.data.template import last_turn
@@ -106,14 +106,14 @@ def test_encodes_as_the_slow_way_does(name: str, kind: str) -> None:
 
 def test_the_quick_way_is_taken_where_the_template_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     renders: list[int] = []
-    render = conversation.render
+    render = template.render
 
     def counted(tokenizer: Any, messages: Any, where: str, generation_prompt: bool = False) -> str:
         renders.append(len(messages))
         return render(tokenizer, messages, where, generation_prompt)
 
-    monkeypatch.setattr(conversation, "render", counted)
-    monkeypatch.setattr("llmtune.data.template.render", counted)
+    monkeypatch.setattr(template, "render", counted)
+    monkeypatch.setattr("llmtune.data.conversation.render", counted)
     for name in ("chatml", "llama3", "gemma", "mistral", "llama2", "system in the first question", "default system"):
         renders.clear()
         tokenizer = make_tokenizer("bytes", TEMPLATES[name])

@@ -216,6 +216,16 @@ def test_names_the_row_that_the_template_rejects() -> None:
         encode_one(chat("hi", "ho", system="s"), make_tokenizer(GEMMA, SPECIAL[GEMMA]))
 
 
+def test_names_the_row_on_which_the_tokenizer_fails() -> None:
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "hi": 2, "ho": 3, "a": 4}, unk_token="<none>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    rows = [Row("a", chat("hi", " ho").messages, "t.jsonl:1"), Row("b", chat("what", " ho").messages, "t.jsonl:2")]
+    with pytest.raises(RecipeError, match=r"t\.jsonl:2: the tokenizer fails on this row: Exception: WordLevel error"):
+        encode(rows, tokenizer, {1}, 64, "drop")
+
+
 def test_splits_a_token_that_spans_prompt_and_answer() -> None:
     newline, space, h = "Ċ", "Ġ", "h"
     tokenizer = make_tokenizer(tiny.CHATML, SPECIAL[tiny.CHATML], merges=((newline, newline), (space, h)))

@@ -6,6 +6,7 @@ import os
 import random
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
@@ -37,7 +38,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-HALVES = {
+HALVES: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "a \ud83d", "completion": "b"},
     "completion": {"prompt": "a", "completion": "b\udc00"},
     "id": {"prompt": "a", "completion": "b", "id": "\ud800"},
@@ -132,6 +133,12 @@ def test_refuses_a_parquet_file_whose_pages_are_damaged(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[40:80] = b"\xff" * 40
     assert "damaged" in refuse(write(path, bytes(content)))
+
+
+def test_a_parquet_file_without_rows_is_empty(tmp_path: Path) -> None:
+    schema = pyarrow.schema([("prompt", pyarrow.string()), ("completion", pyarrow.string())])
+    pyarrow.parquet.write_table(schema.empty_table(), tmp_path / "t.parquet")
+    assert refuse(tmp_path / "t.parquet") == f"{tmp_path}/t.parquet: is empty: it has no rows"
 
 
 def test_reads_an_arrow_file(tmp_path: Path) -> None:

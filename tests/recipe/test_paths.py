@@ -1,6 +1,7 @@
 """Paths in a recipe: where they are looked for, and in which order."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return beside, here
 
 
-def write(folder: Path, train: str = "rows.jsonl", base: str = "base", **sections: object) -> Path:
+def write(folder: Path, train: str = "rows.jsonl", base: str = "base", **sections: Any) -> Path:
     """A recipe in a folder."""
     return tiny.write_recipe(folder / "recipe.yaml", Path(base), Path(train), **sections)
 

@@ -47,7 +47,7 @@ def _csv(path: Path, at: Cursor) -> Iterator[dict[str, str]]:
             yield dict(zip(header, cells, strict=True))
 
 
-def _columnar(builder: str, title: str) -> Reader:
+def _columnar(builder: str, title: str, **options: int) -> Reader:
     """Make a reader of files in columns; `datasets` reads them as a stream, without a copy in its cache."""
 
     def read(path: Path, at: Cursor) -> Iterator[Any]:
@@ -55,7 +55,8 @@ def _columnar(builder: str, title: str) -> Reader:
 
         logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it prints what it also raises
         try:
-            rows = datasets.load_dataset(builder, data_files=glob.escape(str(path)), split="train", streaming=True)
+            files = glob.escape(str(path))
+            rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
             for number, record in enumerate(rows, 1):
                 at.line = number
                 yield record
@@ -69,7 +70,7 @@ READERS: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".csv": _csv,
-    ".parquet": _columnar("parquet", "a Parquet file"),
+    ".parquet": _columnar("parquet", "a Parquet file", batch_size=1000),  # else it fails where there are no rows
     ".arrow": _columnar("arrow", "an Arrow file"),
 }
 """The reader of each ending of a file's name."""
