@@ -17,6 +17,7 @@ from llmtune.evaluation.questions import (
     answer_room,
     few_shot_questions,
     fitting_shots,
+    long_rows_notes,
     questions,
     worked_examples,
 )
@@ -65,7 +66,7 @@ def _held_out_questions(
     if not zero_shot.rows:
         raise FieldError("data", f"every held-out row is longer than the model's context of {context} tokens")
     shots, notes = fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)
-    for note in notes:
+    for note in long_rows_notes(zero_shot, context) + notes:
         print(note, flush=True)
     few_shot = {FEW_SHOT: few_shot_questions(zero_shot, shots, tokenizer, stop, context)} if shots else {}
     return {HELD_OUT: zero_shot, **few_shot}

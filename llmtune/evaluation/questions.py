@@ -117,12 +117,15 @@ def check_questions(
     zero_shot = questions(data.test, [], None, tokenizer, stop, context)
     if recipe.eval.suite == "none":
         return []
-    long, part = zero_shot.not_asked, "test" if recipe.data.test else "eval" if recipe.data.eval else "train"
+    part = "test" if recipe.data.test else "eval" if recipe.data.eval else "train"
     if not zero_shot.rows:
-        reason = f"all {len(long)} held-out rows are longer than the model's context of {context} tokens"
-        raise FieldError(f"data.{part}", f"{reason} ({format_ids(long)}); shorten them, or set eval.suite: none")
-    notes = [_long_rows_note(long, zero_shot.of, context)] if long else []
-    return notes + fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)[1]
+        reason = f"all {zero_shot.of} held-out rows are longer than the model's context of {context} tokens"
+        ids = format_ids(zero_shot.not_asked)
+        raise FieldError(f"data.{part}", f"{reason} ({ids}); shorten them, or set eval.suite: none")
+    return (
+        long_rows_notes(zero_shot, context)
+        + fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)[1]
+    )
 
 
 def answer_limit(questions: Questions) -> int:
@@ -141,9 +144,15 @@ def context_length(config: PreTrainedConfig) -> int:
     return int(getattr(text, "max_position_embeddings", None) or 2048)
 
 
-def _long_rows_note(ids: list[str], of: int, context: int) -> str:
-    rows = f"{len(ids)} of {of} held-out rows are longer than the model's context of {context} tokens"
-    return f"warning: {rows} and are not asked ({format_ids(ids)})"
+def long_rows_notes(zero_shot: Questions, context: int) -> list[str]:
+    """Return a warning that names the rows that are not asked, if there are any."""
+    if not zero_shot.not_asked:
+        return []
+    asked = len(zero_shot.rows) + len(zero_shot.not_asked)
+    rows = (
+        f"{len(zero_shot.not_asked)} of {asked} held-out rows are longer than the model's context of {context} tokens"
+    )
+    return [f"warning: {rows} and are not asked ({format_ids(zero_shot.not_asked)})"]
 
 
 def _last_answer_alone(example: Example) -> Example:

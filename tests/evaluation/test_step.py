@@ -69,7 +69,7 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     stored = evaluate(run)
     base, tuned = stored["base"]["results"], stored["tuned"]["results"]["held_out"]
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
-    assert base["held_out_few_shot"]["shots"] == 2
+    assert base["held_out_few_shot"]["shots"] == 3
     assert tuned["metrics"]["exact_match"] == {"value": 1.0, "stderr": 0.0, "n": 5}
     assert loss(tuned) < 0.2 < loss(base["held_out"])
     assert [row["output"] for row in stored["tuned"]["rows"]] == ["ok"] * 5
@@ -241,12 +241,34 @@ def test_shows_limit_with_every_score(tmp_path: Path) -> None:
 
 
 def test_counts_and_reports_truncated_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*tiny.sums(20), {"id": "long", "prompt": "words " * 100, "completion": "1"}]
-    stored = evaluate(with_held_out_rows(tmp_path, [rows[-1], *rows[:-1]], eval={"suite": "quick", "shots": 0}))
+    rows = [{"id": "no room", "prompt": "w" * 491, "completion": "1"}, *tiny.sums(20)]
+    stored = evaluate(with_held_out_rows(tmp_path, rows, eval={"suite": "quick", "shots": 0}))
     result = stored["base"]["results"]["held_out"]
-    assert (result["truncated"], result["n"], result["metrics"]["loss"]["n"]) == (1, 5, 4)
-    assert stored["base"]["rows"][0]["loss"] is None
+    assert (result["truncated"], result["n"], result["metrics"]["loss"]["n"]) == (1, 5, 5)
     assert "warning: base, zero-shot: 1 requests were longer than the model's context" in capsys.readouterr().out
+
+
+def test_rows_longer_than_the_context_are_not_asked_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": "long", "prompt": "words " * 100, "completion": "1"}, *tiny.sums(20)]
+    stored = evaluate(with_held_out_rows(tmp_path, rows, eval={"suite": "quick", "shots": 5}))
+    for name in ("base", "tuned"):
+        result = stored[name]["results"]["held_out"]  # type: ignore[literal-required]
+        assert (result["truncated"], result["n"], result["of"], result["metrics"]["loss"]["n"]) == (0, 4, 5, 4)
+        assert stored[name]["settings"]["held_out"]["not_asked"] == ["long"]  # type: ignore[literal-required]
+    assert stored["base"]["results"]["held_out_few_shot"]["n"] == 4
+    words = "warning: 1 of 5 held-out rows are longer than the model's context of 512 tokens and are not asked (long)"
+    assert words in capsys.readouterr().out
+
+
+def test_uses_the_worked_examples_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"{n} " + "w" * 100, "completion": str(n)} for n in range(20)]
+    stored = evaluate(with_held_out_rows(tmp_path, rows, eval={"suite": "quick", "shots": 5}))
+    assert stored["base"]["results"]["held_out_few_shot"]["shots"] == 3
+    settings = stored["settings"]["held_out"]
+    assert (settings["shots"], settings["shots_wanted"], len(settings["shots_ids"])) == (3, 5, 3)
+    assert "few-shot: 3 worked examples, not 5: more do not fit" in capsys.readouterr().out
 
 
 def test_reports_valid_json_for_json_answers(tmp_path: Path) -> None:
