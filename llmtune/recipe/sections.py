@@ -27,8 +27,7 @@ class Model(Closed):
     """The base model."""
 
     base: Annotated[str, Field(min_length=1)]
-    """A Hub id, a folder, a .gguf file, or package:NAME for a model that an installed Python package carries. A path is
-    relative to the recipe's folder, then to the working directory."""
+    """A Hub id, a folder, a .gguf file, or package:NAME for a model that an installed Python package carries."""
     revision: str | None = None
     """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
     quantize: Literal["none", "4bit"] = "none"
@@ -120,8 +119,7 @@ class Eval(Closed):
     """Base and tuned model on the same questions."""
 
     suite: Annotated[str, Field(min_length=1)] = "quick"
-    """A suite of eval/ by name, a suite file (relative to the recipe's folder, then to the working directory), or
-    none."""
+    """A suite of eval/ by name, a suite file, or none."""
     limit: Count | None = None
     """Rows per task; all where not given. Reported with every number."""
     shots: Annotated[int, Field(ge=0)] = 5

@@ -92,7 +92,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
-        checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context_length(load_config(base)))
+        context = context_length(load_config(base))
+        checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     steps = total_steps(recipe.train, len(checked.train), world)

@@ -254,9 +254,9 @@ def test_rows_longer_than_the_context_are_not_asked_and_named(
     rows = [{"id": "long", "prompt": "words " * 100, "completion": "1"}, *tiny.sums(20)]
     stored = evaluate(with_held_out_rows(tmp_path, rows, eval={"suite": "quick", "shots": 5}))
     for name in ("base", "tuned"):
-        result = stored[name]["results"]["held_out"]  # type: ignore[literal-required]
+        result = stored[name]["results"]["held_out"]
         assert (result["truncated"], result["n"], result["of"], result["metrics"]["loss"]["n"]) == (0, 4, 5, 4)
-        assert stored[name]["settings"]["held_out"]["not_asked"] == ["long"]  # type: ignore[literal-required]
+        assert stored[name]["settings"]["held_out"]["not_asked"] == ["long"]
     assert stored["base"]["results"]["held_out_few_shot"]["n"] == 4
     words = "warning: 1 of 5 held-out rows are longer than the model's context of 512 tokens and are not asked (long)"
     assert words in capsys.readouterr().out
