@@ -68,7 +68,8 @@ def merge(run: Run) -> dict[str, Any]:
         facts = _replace_merged(run, settings, base)
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
-        f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; training moved logits by {facts['shift']:.2g}); "
+        f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; {max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} "
+        f"without rounding; training moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
     if facts["gap"] > facts["shift"] / 2:

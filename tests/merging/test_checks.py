@@ -127,7 +127,9 @@ def test_shows_every_part_of_a_merge(
         assert part in names
     hashed = [work.share for work in Recorded.every if work.unit == "tensors"]
     assert hashed == [1, 1]
-    assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in out
+    assert f"{max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} without rounding" in out
     assert facts["texts"] == 6
 
 
