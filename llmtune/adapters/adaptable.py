@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -75,7 +76,7 @@ def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
 
 
 @cache
-def _read_weights(kind: type[nn.Module]) -> frozenset[str]:
+def _read_weights(kind: Any) -> frozenset[str]:
     """The attributes of a module whose weight its code uses by itself, as fused kernels do, not by calling them.
 
     What only asks for a weight's precision, device or shape does not count, nor does what sets its first values, nor

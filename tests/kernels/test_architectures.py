@@ -24,10 +24,11 @@ CASES = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) f
 def test_two_steps_equal_the_plain_ones(
     tmp_path: Path, kind: str, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, steps = {"kind": "full", "lr": 0.01, "adapter": adapter}, {"keep": False, "steps": 2, "eval_steps": 2}
-    ours = fit(tmp_path, method, model=architectures.model(kind), **steps)
+    more: dict[str, Any] = {"steps": 2, "eval_steps": 2}
+    method = {"kind": "full", "lr": 0.01, "adapter": adapter}
+    ours = fit(tmp_path, method, keep=False, model=architectures.model(kind), **more)
     plainly(monkeypatch)
-    assert_equal(ours, fit(tmp_path, method, model=architectures.model(kind), **steps))
+    assert_equal(ours, fit(tmp_path, method, keep=False, model=architectures.model(kind), **more))
 
 
 class GatedNorm(LlamaRMSNorm):
@@ -40,7 +41,7 @@ class GatedNorm(LlamaRMSNorm):
 class DemandingNorm(GatedNorm):
     """An RMS norm that needs its gate."""
 
-    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return super().forward(hidden_states, gate)
 
 
@@ -109,7 +110,8 @@ def test_outputs_of_patched_layers_may_be_changed_in_place(tmp_path: Path) -> No
     assert patch_linears(linear) == 1
     with torch.autocast("cpu", torch.bfloat16):
         linear(torch.randn(2, 3, 4)).add_(1).float().sum().backward()
-    assert torch.equal(linear.bias.grad, torch.full((6,), 6.0))
+    assert linear.bias.grad is not None
+    assert linear.bias.grad.tolist() == [6.0] * 6
 
 
 def test_attention_leaves_a_mask_that_learns_and_unknown_options_to_the_default() -> None:
