@@ -8,7 +8,7 @@ from llmtune.data.rows import read
 from llmtune.errors import LlmtuneError
 from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
-from llmtune.launch.command import choose_config, count_processes
+from llmtune.launch.command import choose_config, count_processes, with_absolute_config
 from llmtune.model.base import Base, load_tokenizer, locate_base, stop_ids
 from llmtune.model.layout import Layout
 from llmtune.plan.stages import Facts
@@ -120,6 +120,7 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
         "model": resolved.model.model_copy(update={"base": base.name}),
         "data": recipe.data.model_copy(update=files),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
+        "launch": with_absolute_config(recipe.launch),
     }
     return resolved.model_copy(update=changed)
 
