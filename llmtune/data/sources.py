@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.errors import MachineError, RecipeError, nearest
+from llmtune.files import user_path
 
 Record = tuple[str, Any]
 """The place of a record ("train.jsonl:12") and its value."""
@@ -55,7 +56,7 @@ def is_file(source: str) -> bool:
 
 
 def _path(source: str) -> Path:
-    return Path(source).expanduser()
+    return user_path(source)
 
 
 def _kind(source: str) -> str | None:

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.rows import Message, Row
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
+from llmtune.model.reading import TooMuch, bounded, one_line
+from llmtune.model.tokens import RENDER_BYTES, RENDER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,12 @@ def render(
 ) -> str:
     """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        with bounded(RENDER_SECONDS, RENDER_BYTES):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:
-        raise RecipeError(f"{where}: the chat template rejects this conversation: {error}") from error
+        raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
+    except (Exception, TooMuch) as error:
+        raise RecipeError(f"{where}: the chat template fails on this conversation: {one_line(error)}") from error
     return str(text)
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
-from llmtune.errors import LlmtuneError
+from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes, with_absolute_config
-from llmtune.model.base import Base, load_tokenizer, locate_base, stop_ids
+from llmtune.model.base import Base, load_config
+from llmtune.model.check import check_base, check_stored, stored_quantization
+from llmtune.model.files.fingerprints import describe_base, refuse_other_base
+from llmtune.model.files.locate import locate_base
 from llmtune.model.layout import Layout
+from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
@@ -49,6 +53,7 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     base = locate_base(recipe.model)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
+    bind_base(run, base)
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
     return Prepared(run, base, examination.data, examination.layout)
@@ -84,8 +89,9 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
     base = base or locate_base(recipe.model, weights=False)
     suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
+    check_model(recipe, base)
     layout = build_layout(recipe, base)
-    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
+    checked = gate(recipe, load_tokenizer(base), stop_ids(base), model_limits(layout.skeleton))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     steps = total_steps(recipe.train, len(checked.train), world)
@@ -104,11 +110,37 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
 def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
     base = locate_base(recipe.model, weights=False)
+    check_model(recipe, base)
     layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
     steps = total_steps(recipe.train, count, world)
     return plan_table(recipe, base, layout, steps)
+
+
+def check_model(recipe: Recipe, base: Base) -> None:
+    """Raise FieldError for a base whose files are not its model's, or that the recipe cannot train as it is stored."""
+    adapter, stored = recipe.method.adapter, stored_quantization(load_config(base))
+    if stored is not None:
+        check_stored(
+            base.name,
+            stored,
+            {
+                "method.adapter": adapter.trains_base,
+                "model.quantize": recipe.model.quantize != "none",
+                "memory.frozen_blocks": recipe.memory.frozen_blocks == "stream",
+                "merge.enabled": recipe.merge.enabled,
+            },
+        )
+    check_base(base)
+
+
+def bind_base(run: Run, base: Base) -> None:
+    """Record the base in a new run; raises RecipeError for another base than the one that a begun run recorded."""
+    if run.done("train") or any(run.checkpoints.glob("step-*")):
+        refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
+    if run.manifest().get("base") is None or not run.done("train"):
+        write_json(run.manifest_file, {**run.manifest(), "base": describe_base(base)})
 
 
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:

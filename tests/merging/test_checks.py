@@ -16,7 +16,7 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.merging import proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
-from llmtune.model.base import locate_base
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.working import Work
 from tests.support import runs, tiny

@@ -17,7 +17,8 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
 from llmtune.merging import step
 from llmtune.merging.step import add_adapter, merge, round_weights, save_folder
-from llmtune.model.base import load_model, locate_base
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from tests.support import architectures, runs, tiny
 
