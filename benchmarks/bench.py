@@ -23,10 +23,12 @@ from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
-from llmtune.files import read_json, shipped_folder, write_json
+from llmtune.files import cache_folder, read_json, shipped_folder, write_json
 from llmtune.launch.command import count_gpus, training_environment
-from llmtune.model.base import Base, build_skeleton, cache_folder, load_tokenizer, locate_base, stop_ids
+from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import blocks
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import load_tokenizer, stop_ids
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("llmtune", "trl", "trl-best", "trainer")

@@ -18,8 +18,9 @@ from benchmarks.arms import ARMS, Arm
 from llmtune import recipe
 from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
-from llmtune.model.base import Base, load_tokenizer
+from llmtune.model.base import Base
 from llmtune.model.blocks import blocks
+from llmtune.model.tokens import load_tokenizer
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
 

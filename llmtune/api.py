@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtune.errors import FieldError, Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import write_text
+from llmtune.launch.command import with_absolute_config
 from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import resolve_suite
@@ -194,6 +195,7 @@ def open_with(folder: Folder, overrides: Overrides) -> Run:
     if not overrides:
         return run
     settings = Recipe.load(run.recipe_file, overrides)
+    settings = settings.model_copy(update={"launch": with_absolute_config(settings.launch)})
     if any(override.startswith("eval") for override in overrides):
         try:
             suite = resolve_suite(settings.eval.suite)

@@ -1,10 +1,14 @@
 """Files and folders that are complete or absent, their fingerprints and locks, and folders that ship with llmtune."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,18 +62,17 @@ def write_text(path: Path, text: str) -> None:
 def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `folder` when the block ends: `folder` is complete or absent.
 
-    Every file is on disk before the rename; a block that raises leaves nothing behind. It replaces what was there;
-    without `replace`, a folder that another process completed first stays. A link to a folder, or a disk that is
-    mounted there, stays too: each file is then renamed into it.
+    Every file is on disk before the rename; a block that raises leaves nothing behind, and what killed processes left
+    is removed. It replaces what was there; without `replace`, a folder that another process completed first stays. A
+    link to a folder, or a disk that is mounted there, stays too: each file is then renamed into it.
     """
     stays = folder.is_symlink() or folder.is_mount()
     where = folder.resolve() / folder.name if stays else folder
     if stays and folder.is_dir():
         _check_linked(folder)
-    partial = where.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    where.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(where)
+    with _temporary_folder(where) as partial:
         yield partial
         for file in (file for file in partial.rglob("*") if file.is_file()):
             sync(file)
@@ -83,8 +86,34 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
         except OSError:
             if replace or not folder.is_dir():
                 raise
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, locked until the block ends, when it is removed."""
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(6)}")
+    partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of `folder` whose writers are dead: they hold no lock any more."""
+    name = glob.escape(folder.name)
+    for partial in (*folder.parent.glob(f".{name}.partial-*"), *folder.parent.glob(f"{name}.partial-*")):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _replace_content(partial: Path, folder: Path) -> None:
@@ -162,3 +191,37 @@ def hold(file: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote, with `~` as a home folder; raises RecipeError where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise RecipeError(f"{text}: this machine knows no home folder for {Path(text).parts[0]}") from error
+
+
+def home_folder() -> Path | None:
+    """The user's home folder, None where the machine knows none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def cache_folder() -> Path:
+    """The folder for files that can be rebuilt: $LLMTUNE_CACHE, or llmtune in the user's cache folder.
+
+    A user without a home has it in the folder for temporary files; raises MachineError where another user took it.
+    """
+    root, user = os.environ.get("LLMTUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if root or user:
+        return Path(root) if root else Path(str(user)) / "llmtune"
+    home = home_folder()
+    if home is not None:
+        return home / ".cache" / "llmtune"
+    folder = Path(tempfile.gettempdir()) / f"llmtune-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise MachineError(f"{folder}: belongs to another user; set LLMTUNE_CACHE to a folder of yours")
+    return folder

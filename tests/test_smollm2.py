@@ -10,7 +10,8 @@ import torch
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
-from llmtune.model.base import load_model, locate_base
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.run import open_run
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare

@@ -2,10 +2,14 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,7 +22,13 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def linear_layers(model: nn.Module) -> dict[str, str | None]:
     """The linear layers inside the blocks by name, and why an adapter cannot go to them; None where it can."""
     inside = {id(module) for block in blocks(model) for module in block.modules()}
-    return {name: _obstacle(owner, leaf, layer) for name, owner, leaf, layer in _linear(model) if id(layer) in inside}
+    linear = [each for each in _linear(model) if id(each[3]) in inside]
+    times = Counter(id(layer.get_parameter("weight")) for _, _, _, layer in linear)
+    layers = {name: _obstacle(owner, leaf, layer) for name, owner, leaf, layer in linear}
+    shared = [name for name, _, _, layer in linear if times[id(layer.get_parameter("weight"))] > 1]
+    layers |= dict.fromkeys(shared, "several blocks share its weight")
+    renamed = _renamed_by_peft(model, [name for name, obstacle in layers.items() if obstacle is None])
+    return layers | dict.fromkeys(renamed, "PEFT takes its name for the weights of experts")
 
 
 def notes_on_rest(model: nn.Module, adapted: bool) -> list[str]:
@@ -40,11 +50,20 @@ def notes_on_rest(model: nn.Module, adapted: bool) -> list[str]:
     return [*notes, *sorted(reasons)]
 
 
+def _renamed_by_peft(model: nn.Module, names: list[str]) -> list[str]:
+    """The layers that PEFT would not adapt by their names: in some models it puts experts in their place."""
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return [name for name in names if name not in config.target_modules]
+
+
 def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """The linear layers of a model: full name, the module that has it, the name there, and the layer."""
+    seen: set[int] = set()
     for path, owner in model.named_modules():
         for leaf, layer in owner.named_children():
-            if isinstance(layer, nn.Linear | Conv1D):
+            if isinstance(layer, nn.Linear | Conv1D) and id(layer) not in seen:
+                seen.add(id(layer))
                 yield (f"{path}.{leaf}" if path else leaf), owner, leaf, layer
 
 
@@ -57,7 +76,7 @@ def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
 
 
 @cache
-def _read_weights(kind: type[nn.Module]) -> frozenset[str]:
+def _read_weights(kind: Any) -> frozenset[str]:
     """The attributes of a module whose weight its code uses by itself, as fused kernels do, not by calling them.
 
     What only asks for a weight's precision, device or shape does not count, nor does what sets its first values, nor

@@ -1,6 +1,7 @@
 """The delta: what was trained, the adapter or the tensors, with the base it fits."""
 
 import importlib
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
 from llmtune.model.base import Base
+from llmtune.model.files.fingerprints import fingerprint_base
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -28,9 +30,10 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
     # safetensors writes beside a file before it renames: a killed process would leave that in the delta.
     with write_folder(folder) as partial:
         _save_tensors(model, tensors, partial, kind)
-        facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id}
+        facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
+        converted = {"converted": asdict(base.converted)} if base.converted else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        write_json(partial / BASE, {**facts, "kind": stored, "adapter": kind})
+        write_json(partial / BASE, {**facts, **converted, "kind": stored, "adapter": kind})
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:

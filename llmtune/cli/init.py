@@ -12,7 +12,7 @@ import yaml
 from llmtune.adapters.kinds import KINDS as KINDS_OF_ADAPTERS
 from llmtune.cli.shipped import refuse_existing, relative, schema_line
 from llmtune.data.rows import read
-from llmtune.errors import RecipeError, nearest
+from llmtune.errors import LlmtuneError, RecipeError, nearest
 from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.shorthand import ALONE, WORDS
@@ -92,7 +92,7 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         *_hint(data, kind),
         "# A line that starts with # is off: take the # away to set the key.",
         "model:",
-        _line(f"base: {_text(model)}", "or a Hub id, a folder, a .gguf file"),
+        _line(f"base: {_text(model)}", f"or a Hub id, a folder, a .gguf file{_copy_words(model)}"),
         _line("# quantize: 4bit", "puts the frozen layers into 4 bits; LoRA over them is QLoRA"),
         "data:",
         f"  train: {_text(data.source)}",
@@ -130,6 +130,18 @@ def _method_lines(kind: str, rows: int) -> list[str]:
         return []
     rank = 8 if rows < 100 else 16 if rows < 50_000 else 64
     return [_line(f"rank: {rank}", "on all linear layers"), _line("alpha: 32", "the scale of the update")]
+
+
+def _copy_words(model: str) -> str:
+    """What a comment says of a model in a package: how much of it is a quantized copy."""
+    if not model.startswith("package:"):
+        return ""
+    from llmtune.model.files.converted import count_types, find_gguf, stored_words
+
+    try:
+        return f"; a copy {stored_words(count_types(find_gguf(model.removeprefix('package:')), model))}"
+    except LlmtuneError:
+        return ""
 
 
 def _line(text: str, comment: str) -> str:

@@ -16,8 +16,11 @@ from llmtune.adapters.delta import load_delta
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
-from llmtune.errors import nearest
-from llmtune.model.base import computes_bf16, load_model, load_tokenizer, locate_base, stop_ids
+from llmtune.errors import RecipeError, nearest
+from llmtune.model.base import computes_bf16, load_model
+from llmtune.model.files.fingerprints import refuse_other_base
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
@@ -105,6 +108,7 @@ def load_speakers(run: Run) -> list[Speaker]:
     """Load base and tuned model of a run; an adapter shares the base's weights, other deltas need a second copy."""
     settings = run.recipe()
     base = locate_base(settings.model)
+    refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
     tokenizer, stop = load_tokenizer(base), stop_ids(base)

@@ -10,6 +10,7 @@ from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
 from llmtune.data.rows import Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import FieldError, RecipeError
+from llmtune.model.tokens import Limits
 from llmtune.recipe.sections import Data, Recipe
 from llmtune.run import locates_mistakes
 
@@ -27,10 +28,13 @@ class Gate:
 
 
 @locates_mistakes
-def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
-    """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong."""
+def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
+    """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong.
+
+    `limits` are the model's: rows over its positions count as longer than max_length.
+    """
     check_sources(recipe)
-    return check_data(recipe.data, tokenizer, stop)
+    return check_data(recipe.data, tokenizer, stop, limits)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -42,8 +46,11 @@ def check_sources(recipe: Recipe) -> None:
             raise FieldError(f"data.{part}", reason)
 
 
-def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> Gate:
+def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
     """Do what `gate` does for a recipe's data section; raises FieldError at its key."""
+    wanted = data.max_length
+    if limits and limits.positions and limits.positions < wanted:
+        data = data.model_copy(update={"max_length": limits.positions})
     named = {part: getattr(data, part) for part in _SPLITS}
     sources = {part: read(source, _SPLITS[part]) if source else [] for part, source in named.items()}
     kept, overlap = remove_overlap(sources, data.overlap)
@@ -57,8 +64,12 @@ def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int]) -
         check_supervised(data, part, result.examples)
         check_stop(result.examples, stop)
         check_bos(result.examples, tokenizer)
+        check_ids(result.examples, tokenizer, limits)
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
     findings["notes"] = write_notes(findings)
+    if data.max_length < wanted:
+        message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"
+        findings["notes"].insert(0, message)
     return Gate(encoded["train"].examples, encoded["eval"].examples, rows["test"], findings)
 
 
@@ -114,6 +125,17 @@ def check_stop(examples: list[Example], stop: set[int]) -> None:
         if example.labels[-1] not in stop:
             raise RecipeError(
                 f"{example.where}: does not end in a learned stop token; the tuned model would not stop either"
+            )
+
+
+def check_ids(examples: list[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits | None) -> None:
+    """Raise RecipeError where a row has a token that the model has no embedding of."""
+    for example in examples if limits else ():
+        highest = max(example.input_ids)
+        if limits and highest >= limits.vocabulary:
+            raise RecipeError(
+                f"{example.where}: has the token {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, "
+                f"but the model has {limits.vocabulary} tokens: its tokenizer is another model's, or was added to"
             )
 
 

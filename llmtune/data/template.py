@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.rows import Message, Row
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
+from llmtune.model.reading import TooMuch, bounded, one_line
+from llmtune.model.tokens import RENDER_BYTES, RENDER_SECONDS
 
 _SPACE = re.compile(r"\s*")
 
@@ -31,12 +33,14 @@ def render(
 ) -> str:
     """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+        with bounded(RENDER_SECONDS, RENDER_BYTES):
+            conversation = list(messages)
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:
-        raise RecipeError(f"{where}: the chat template rejects this conversation: {error}") from error
-    except Exception as error:
+        raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
+    except (Exception, TooMuch) as error:
         # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise RecipeError(f"{where}: the chat template fails on this conversation: {reason}") from error
     return str(text)
 

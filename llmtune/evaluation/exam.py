@@ -23,7 +23,8 @@ from llmtune.evaluation.questions import (
 )
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
-from llmtune.model.base import Base, load_tokenizer, stop_ids
+from llmtune.model.base import Base
+from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, Suite, check_rows
 
@@ -50,7 +51,7 @@ def make_exam(recipe: Recipe, suite: Suite, tasks: list[Task], model: PreTrained
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     held_out: dict[str, Questions] = {}
     if HELD_OUT in suite.tasks:
-        data = gate(recipe, tokenizer, stop)
+        data = gate(recipe, tokenizer, stop, model_limits(model))
         check_rows(suite, len(data.test))
         limit, context = recipe.eval.limit, context_length(model)
         held_out = _held_out_questions(recipe, data, limit, tokenizer, stop, context)

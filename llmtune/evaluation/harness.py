@@ -19,12 +19,12 @@ from llmtune.evaluation.aggregates import Aggregation, is_row_mean, resample, ro
 from llmtune.evaluation.boundary import failures_named
 from llmtune.evaluation.generate import rows_per_batch
 from llmtune.evaluation.held_out import HeldOut
-from llmtune.evaluation.loaded_model import LoadedModel
+from llmtune.evaluation.loaded_model import LoadedModel, StandIn
 from llmtune.evaluation.metrics import finite, spread
 from llmtune.evaluation.results import Result
 from llmtune.working import working
 
-TASK_BATCH = 8
+TASK_BATCH, REHEARSED = 8, 2
 SEED = 1234
 
 
@@ -48,6 +48,23 @@ def score_tasks(
             built = _load(model, tokenizer, task, chat_template, title)
             results[task.task_name] = _score_task(built, task, shots, limit, chat_template)
     return results
+
+
+def rehearse(task: Task, shots: int) -> bool:
+    """Score two rows of a task with answers of no model, and tell whether that gives a score.
+
+    A task that cannot be scored, whatever a model answers, raises lm-eval's error here.
+    """
+    with _undisturbed(torch.nn.Module()), quiet():
+        _set_shots(task, shots)
+        answers = evaluate(StandIn(), {"tasks": {task.task_name: task}}, limit=REHEARSED, bootstrap_iters=0)
+    return any("," in key for key in answers["results"][task.task_name])
+
+
+def _set_shots(task: Task, shots: int) -> None:
+    if task.get_config("num_fewshot") != 0:
+        task.set_config("num_fewshot", shots)
+    task.set_fewshot_seed(SEED)
 
 
 def _title(task: Task) -> str:
@@ -75,9 +92,8 @@ def _load(
 
 def _score_task(built: LoadedModel, task: Task, shots: int, limit: int | None, chat_template: bool) -> Result:
     held_out = isinstance(task, HeldOut)
-    if not held_out and task.get_config("num_fewshot") != 0:
-        task.set_config("num_fewshot", shots)
-    task.set_fewshot_seed(SEED)
+    if not held_out:
+        _set_shots(task, shots)
     answers = evaluate(
         built,
         {"tasks": {task.task_name: task}},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +33,22 @@ class _Counter(CacheHook):
 
 def _uncounted(amount: float = 1) -> None:
     """Count nothing."""
+
+
+class StandIn(LM):
+    """Gives every request the same answer, where a task is to be scored without a model."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return the same log-likelihood for each continuation."""
+        return [(-1.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return the same log-likelihood for each text."""
+        return [-1.0] * len(requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return the same text for each prompt."""
+        return ["answer"] * len(requests)
 
 
 class LoadedModel(HFLM):

@@ -9,15 +9,17 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import ProofError
+from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.asking import ask
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam, context_length, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.tasks import load_tasks
-from llmtune.files import fingerprint, write_folder, write_json
-from llmtune.model.base import Base, computes_bf16, load_model, locate_base
+from llmtune.files import write_folder, write_json
+from llmtune.model.base import Base, computes_bf16, load_model
+from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
+from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, load_suite
 from llmtune.run import Run, locates_mistakes
@@ -41,6 +43,7 @@ def evaluate(run: Run) -> Evaluations:
             suite = load_suite(recipe.eval.suite)
             tasks = load_tasks(suite)
             base = locate_base(recipe.model)
+            refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             model = _load_base(base, recipe)
             exam = make_exam(recipe, suite, tasks, model, base)
             settings = settings_of(recipe, exam, model)
@@ -82,14 +85,8 @@ def _load_tuned(live: PreTrainedModel, run: Run, recipe: Recipe) -> Any:
 
 def _weights(base: Base) -> dict[str, str]:
     """Return the SHA-256 of each file of the base's weights."""
-    files = sorted(base.folder.glob("*.safetensors"))
-    hashes = {}
-    with working("hashing the base's weights", sum(file.stat().st_size for file in files), "bytes") as step:
-        for file in files:
-            facts = fingerprint(file)
-            hashes[file.name] = facts["sha256"]
-            step(facts["bytes"])
-    return hashes
+    files = fingerprint_base(base)
+    return {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
 
 
 def _check_delta(delta: Path) -> None:

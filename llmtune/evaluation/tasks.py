@@ -16,7 +16,7 @@ from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 import llmtune
 from llmtune.errors import LlmtuneError, MachineError, nearest
 from llmtune.evaluation.boundary import first_line, machine_lacks
-from llmtune.evaluation.harness import quiet
+from llmtune.evaluation.harness import quiet, rehearse
 from llmtune.recipe.located_yaml import Key
 from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
 from llmtune.working import working
@@ -66,7 +66,18 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
     if isinstance(entry, LocalTask) or file is not None:
         for task in tasks:
             _check_rows(suite, key, task)
+            _rehearse(suite, key, task)
     return tasks
+
+
+def _rehearse(suite: Suite, key: Key, task: Task) -> None:
+    """Raise RecipeError for a task of the user's own that lm-eval cannot score, whatever a model answers."""
+    try:
+        scores = rehearse(task, suite.shots)
+    except Exception as error:
+        raise suite.error(key, f"{task.task_name}: cannot be scored: {first_line(error)}") from error
+    if not scores:
+        raise suite.error(key, f"{task.task_name}: gives no score; give it a metric_list")
 
 
 def _check_rows(suite: Suite, key: Key, task: Task) -> None:

@@ -1,10 +1,8 @@
 """A base whose lowest blocks are never in memory together: each is read from the safetensors files when it runs."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,24 +19,15 @@ from llmtune.frozen.boundary import find_randomness
 from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import blocks
+from llmtune.model.check import UnreadTensor
+from llmtune.model.files.report import refuse_differences
+from llmtune.model.files.stored import stored_tensors
 from llmtune.model.layout import Layout
+from llmtune.model.reading import reading
 from llmtune.plan.table import CacheSize
 from llmtune.recipe.sections import Recipe
 
 KEY = "memory.frozen_blocks"
-
-
-class _UnreadTensor:
-    """Takes the place of a stored tensor, as transformers slices and loads it, without reading it."""
-
-    def __init__(self, shape: list[int]) -> None:
-        self._shape = shape
-
-    def __getitem__(self, index: object) -> "_UnreadTensor":
-        return self
-
-    def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.empty(self._shape, dtype=dtype, device="meta")
 
 
 class OffloadedBlocks:
@@ -50,7 +39,7 @@ class OffloadedBlocks:
         self._base, self._dtype, self._config = base, dtype, load_config(base)
         skeleton = skeleton or build_skeleton(base)
         self._class = type(skeleton)
-        self._stored = _stored_tensors(base)
+        self._stored = stored_tensors(base.folder, base.name)
         listed = blocks(skeleton)
         path = next(name for name, module in skeleton.named_modules() if module is listed)
         owner = {
@@ -116,16 +105,24 @@ class OffloadedBlocks:
         """The model with the tensors of the chosen blocks (None: outside the lowest), the others on the meta device."""
         keys = {key for key, block in self._block.items() if chosen(block)}
         lazy: dict[str, Any] = {
-            key: _UnreadTensor(shape) for key, (_, shape) in self._stored.items() if key not in keys
+            key: UnreadTensor(tensor.shape) for key, tensor in self._stored.items() if key not in keys
         }
         with ExitStack() as files:
-            for file in sorted({self._stored[key][0] for key in keys}):
+            for file in sorted({self._stored[key].file for key in keys}):
                 tensors = files.enter_context(safe_open(file, framework="pt"))
-                lazy |= {key: tensors.get_slice(key) for key in keys if self._stored[key][0] == file}
-            model: PreTrainedModel = self._class.from_pretrained(
-                None, config=self._config, state_dict=lazy, dtype=self._dtype, local_files_only=True
-            )
-        return model.eval()
+                lazy |= {key: tensors.get_slice(key) for key in keys if self._stored[key].file == file}
+            with reading(self._base.name, "its weights"):
+                model, report = self._class.from_pretrained(
+                    None,
+                    config=self._config,
+                    state_dict=lazy,
+                    dtype=self._dtype,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        refuse_differences(self._base.name, report)
+        loaded: PreTrainedModel = model.eval()
+        return loaded
 
 
 def load_offloaded(base: Base, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, OffloadedBlocks]:
@@ -170,21 +167,6 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
 
 def _not_alone() -> FieldError:
     return FieldError(KEY, "stream is for one process with whole weights; try auto")
-
-
-def _stored_tensors(base: Base) -> dict[str, tuple[Path, list[int]]]:
-    """The file and the shape of each tensor of a base; raises RecipeError where a file is missing."""
-    single, index = base.folder / "model.safetensors", base.folder / "model.safetensors.index.json"
-    if not (single.is_file() or index.is_file()):
-        raise RecipeError(f"model.base: {base.folder} holds neither {single.name} nor {index.name}: it cannot stream")
-    names = [single.name] if single.is_file() else sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    tensors: dict[str, tuple[Path, list[int]]] = {}
-    for file in (base.folder / name for name in names):
-        if not file.is_file():
-            raise RecipeError(f"model.base: {base.name} lacks {file.name}, which its index names")
-        with safe_open(file, framework="pt") as stored:
-            tensors |= {key: (file, stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-    return tensors
 
 
 def _parameter_names(skeleton: PreTrainedModel, keys: list[str]) -> dict[str, str]:

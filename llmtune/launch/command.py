@@ -12,7 +12,7 @@ from llmtune.files import shipped_folder
 from llmtune.launch.surroundings import forget_launchers
 from llmtune.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
-from llmtune.recipe.paths import expand_user, is_there
+from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Launch
 from llmtune.recipe.shorthand import is_config_file
 
@@ -45,7 +45,7 @@ def choose_config(launch: Launch, gpus: int) -> str:
 def read_config(name: str) -> dict[str, Any]:
     """Read the values of an accelerate config; raises FieldError for a file of the user's that lacks some."""
     file = config_file(name)
-    if not (is_there(file) and file.is_file()):
+    if not (exists(str(file)) and file.is_file()):
         raise FieldError("launch.accelerate", f"no such file: {str(file)[:200]}{_nearest_file(file)}")
     values = dict(load_yaml(file).value)
     missing = [key for key, kind in _NEEDED.items() if not isinstance(values.get(key), kind)]
@@ -58,15 +58,17 @@ def read_config(name: str) -> dict[str, Any]:
 
 def config_file(name: str) -> Path:
     """Return the file of an accelerate config: a shipped one by name, or the user's own by path."""
-    return (
-        expand_user(name).absolute() if is_config_file(name) else shipped_folder("accelerate_configs") / f"{name}.yaml"
-    )
+    return Path(name).absolute() if is_config_file(name) else shipped_folder("accelerate_configs") / f"{name}.yaml"
+
+
+def with_absolute_config(launch: Launch) -> Launch:
+    """Return a launch section that names a config of the user's own wherever it is read."""
+    own = is_config_file(launch.accelerate)
+    return launch.model_copy(update={"accelerate": str(config_file(launch.accelerate))}) if own else launch
 
 
 def _nearest_file(file: Path) -> str:
-    beside = (
-        [other.name for other in file.parent.glob("*.y*ml")] if is_there(file.parent) and file.parent.is_dir() else []
-    )
+    beside = [other.name for other in file.parent.glob("*.y*ml")] if exists(str(file.parent)) else []
     close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.merging.proof import logits, probes
-from llmtune.model.base import Base, build_skeleton, load_model, load_tokenizer, model_facts
+from llmtune.model.base import Base, build_skeleton, load_model, model_facts
 from llmtune.model.quantize import split_linear_layers
+from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run

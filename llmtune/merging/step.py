@@ -16,28 +16,17 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, write_folder, write_json
 from llmtune.merging.checks import check_disk, compare_with_4bit, count_weights, headers
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
-from llmtune.model.base import Base, load_model, load_tokenizer, locate_base
+from llmtune.model.base import Base, load_model
+from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
+from llmtune.model.files.locate import locate_base
 from llmtune.model.mlp import with_widths
+from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.working import working
 
-COPIED = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.*",
-    "*processor_config.json",
-    "additional_chat_templates/*.jinja",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
+COPIED = (*TOKENIZER, "*processor_config.json", "LICENSE*", "NOTICE*")
 """The files that a merged folder copies from its base."""
 
 # Measured on SmolLM2-135M, whose logits reach 40: merging LoRA in fp32 moves them by 1.1e-4, rounding the merged
@@ -62,13 +51,15 @@ def merge(run: Run) -> dict[str, Any]:
         base = locate_base(settings.model)
         run.verify("train")
         _check_base(run.delta, base)
+        refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
         weights = count_weights(base)
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
     with lacks_named("merge", f"merging holds the model in float32, {size(4 * weights)}"), working("merging"):
         facts = _replace_merged(run, settings, base)
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
-        f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; training moved logits by {facts['shift']:.2g}); "
+        f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; {max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} "
+        f"without rounding; training moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
     if facts["gap"] > facts["shift"] / 2:

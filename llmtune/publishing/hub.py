@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
-from llmtune.publishing.card import is_ours, sign
+from llmtune.publishing.header import is_ours, sign
 from llmtune.recipe.sections import Publish
 
 T = TypeVar("T")

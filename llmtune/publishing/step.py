@@ -12,12 +12,17 @@ from typing import Any
 from huggingface_hub import get_token
 
 from llmtune.errors import FieldError, LlmtuneError, PublishError
-from llmtune.files import read_json
+from llmtune.files import home_folder, read_json
 from llmtune.merging.step import COPIED
-from llmtune.model.base import Base, locate_base
+from llmtune.model.base import Base
+from llmtune.model.check import has_weights
+from llmtune.model.files.fingerprints import refuse_other_base
+from llmtune.model.files.locate import locate_base
 from llmtune.publishing import hub as hub_module
-from llmtune.publishing.card import card, front_matter, strip_paths, without_paths
-from llmtune.publishing.hub import Content, Sleep, Target
+from llmtune.publishing.card import card, without_paths
+from llmtune.publishing.header import strip_paths
+from llmtune.publishing.hub import Content, Sleep
+from llmtune.publishing.license import read_license
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run, locates_mistakes
 
@@ -49,7 +54,7 @@ def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     target = hub_module.target(publish, sleep)
     target.check_login()
     base = locate_base(settings.model, weights=False)
-    _check_base(publish, base.name, base.hub_id)
+    _check_base(publish, base)
     read_license(target, base)
     target.probe()
 
@@ -70,8 +75,11 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     if settings.publish is None:
         raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
     stored = read_json(run.delta / "base.json")
-    base = Base(locate_base(settings.model, weights=False).folder, stored["base"], stored["revision"], stored["hub_id"])
-    _check_base(settings.publish, base.name, base.hub_id)
+    located = locate_base(settings.model, weights=False)
+    if has_weights(located):
+        refuse_other_base(run.manifest().get("base"), located, run.path, PublishError)
+    base = Base(located.folder, stored["base"], stored["revision"], stored["hub_id"], located.converted)
+    _check_base(settings.publish, base)
     files = _weights(run, settings.publish, base) | _records(run, settings)
     target = hub_module.target(settings.publish, sleep)
     target.check_login()
@@ -90,28 +98,6 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
     return facts
 
 
-def read_license(target: Target, base: Base) -> dict[str, str]:
-    """Read the base's license from its card; raises PublishError if a public copy of the base may not be allowed."""
-    info = target.info(base.hub_id) if base.hub_id else None
-    readme = base.folder / "README.md"
-    fields = front_matter(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else {}
-    if not fields and info is not None and info.card_data is not None:
-        fields = info.card_data.to_dict()  # type: ignore[no-untyped-call]
-    license = {key: str(fields[key]) for key in ("license", "license_name", "license_link") if fields.get(key)}
-    if target.publish.visibility == "public":
-        if info is not None and info.gated:
-            raise PublishError(
-                f"the base {base.hub_id} is gated, so its tuned copy is not made public; "
-                "try publish.visibility: private"
-            )
-        if "license" not in license:
-            raise PublishError(
-                f"the license of {strip_paths(base.name)} is unknown, so nothing is made public; "
-                "try publish.visibility: private"
-            )
-    return license
-
-
 def check_private(name: str, content: Content) -> None:
     """Raise PublishError if a file holds a secret or, if llmtune wrote it, names a folder of this machine."""
     text = _text(content)
@@ -122,7 +108,9 @@ def check_private(name: str, content: Content) -> None:
             f"{name} contains what looks like {(kinds or ['your Hub token'])[0]}; remove it, then publish"
         )
     if isinstance(content, bytes):
-        folders = [re.escape(str(path)) for path in (Path.home(), Path.cwd(), gettempdir()) if len(str(path)) > 1]
+        folders = [
+            re.escape(str(path)) for path in (home_folder(), Path.cwd(), gettempdir()) if path and len(str(path)) > 1
+        ]
         match = _PRIVATE_PATH.search(text) or re.search(rf"(?<![\w.-])({'|'.join(folders)})(?![\w-])", text)
         if match:
             raise PublishError(f"{name} names a folder of this machine ({match[0]}...); nothing was uploaded")
@@ -137,10 +125,11 @@ def _text(content: Content) -> str:
         return file.read(size).decode(errors="replace")
 
 
-def _check_base(publish: Publish, name: str, hub_id: str | None) -> None:
-    if publish.weights == "delta" and hub_id is None:
+def _check_base(publish: Publish, base: Base) -> None:
+    """Raise PublishError for the delta of a base that others cannot have: it is neither on the Hub nor in a package."""
+    if publish.weights == "delta" and base.hub_id is None and not base.name.startswith("package:"):
         raise PublishError(
-            f"the base {name} is not on the Hub, so nobody could load its delta; try publish.weights: merged"
+            f"the base {base.name} is not on the Hub, so nobody could load its delta; try publish.weights: merged"
         )
 
 
@@ -162,9 +151,12 @@ def _clean(name: str, config: dict[str, Any], base: Base) -> dict[str, Any]:
         commit = (
             base.revision if base.name == base.hub_id and re.fullmatch(r"[0-9a-f]{40}", base.revision or "") else None
         )
-        return {**config, "base_model_name_or_path": base.hub_id, "revision": commit}
+        name_or_path = None if base.converted else base.hub_id
+        return {**config, "base_model_name_or_path": name_or_path, "revision": commit}
     if name == "base.json":
-        return dict(strip_paths(config))
+        # Converted weights are at no revision of a model on the Hub; `converted` says what they are.
+        nowhere = {"revision": None, "hub_id": None} if base.converted else {}
+        return {**dict(strip_paths(config)), **nowhere}
     return {
         key: value for key, value in config.items() if not key.endswith("name_or_path") or strip_paths(value) == value
     }

@@ -1,22 +1,21 @@
 """The recipe: its sections, which reject unknown keys and never change; load, override, dump and JSON schema."""
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import Field
 
-from llmtune.errors import FieldError, LlmtuneError, PlanError
+from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Closed
 from llmtune.methods.kinds import Method
 from llmtune.plan.schedule import Shape
 from llmtune.plan.stages import Facts, Plan
-from llmtune.recipe.located_yaml import Located, load_yaml
-from llmtune.recipe.mistakes import explain
-from llmtune.recipe.paths import folders
+from llmtune.recipe.document import Document
+from llmtune.recipe.located_yaml import Located
+from llmtune.recipe.paths import PATH_KEYS, folders, locate
 from llmtune.recipe.shorthand import add_shorthands, expand
 
 Count = Annotated[int, Field(ge=1)]
@@ -40,8 +39,7 @@ class Data(Closed):
     """Training, validation and test rows: chat `messages`, or `prompt` and `completion`."""
 
     train: Annotated[str, Field(min_length=1)]
-    """A .jsonl, .jsonl.gz, .csv, .parquet or .arrow file, or a Hub data set as owner/name or owner/name:split. A path
-    is relative to the recipe's folder, then to the working directory."""
+    """A .jsonl, .csv or .parquet file, or a Hub data set as owner/name or owner/name:split."""
     eval: str | None = None
     """Rows for the validation loss; a share of train is set aside where not given."""
     test: str | None = None
@@ -146,7 +144,7 @@ class Publish(Closed):
     """Upload what was trained, or the full weights."""
 
 
-class Recipe(Closed):
+class Recipe(Document):
     """A base model, data, a method, and what happens to the result."""
 
     model: Model
@@ -159,45 +157,21 @@ class Recipe(Closed):
     merge: Merge = Merge()
     publish: Publish | None = None
 
-    _where: Located = PrivateAttr()
-
     @classmethod
-    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
-        """Load the recipe in a file, with `a.b=c` overrides applied; raises RecipeError, with file and line."""
-        located = load_yaml(Path(path))
-        for override in overrides:
-            located.override(override)
-        return cls.model_validate(located)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep_places(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Write out what is short, validate, and keep where each key was written; raises RecipeError, in one line."""
-        if isinstance(values, cls):
-            return values
-        located = values if isinstance(values, Located) else Located(Path("recipe"), copy.deepcopy(values))
+    def _write_out(cls, located: Located) -> None:
         expand(located)
-        try:
-            recipe = handler(located.value)
-        except ValidationError as error:
-            raise explain(located, cls, error) from error
-        recipe._where = located
-        return recipe
 
-    @property
-    def file(self) -> Path | None:
-        """The file from which the recipe was loaded; None for one that was made in Python."""
-        return self._where.path if self._where.places else None
-
-    @property
-    def overrides(self) -> list[str]:
-        """The `a.b=c` overrides with which it was loaded."""
-        return self._where.overrides
-
-    @property
-    def notes(self) -> list[str]:
-        """What there is to tell of how the file was read: keys under an old name."""
-        return self._where.notes
+    def _pinned(self) -> Self:
+        """Put in place of each relative path the one, from the working directory, of what exists."""
+        changed: dict[str, Any] = {}
+        for key in PATH_KEYS:
+            section, name = map(str, key)
+            settings = changed.get(section, getattr(self, section))
+            value = getattr(settings, name)
+            if value is not None:
+                located = locate(value, key, folders(self._where, key))
+                changed[section] = settings.model_copy(update={name: located})
+        return self.model_copy(update=changed)
 
     @property
     def method_words(self) -> str:
@@ -206,20 +180,6 @@ class Recipe(Closed):
         if self.model.quantize == "none":
             return words
         return f"Q{words}" if words.startswith("LoRA") else f"{words}, over a 4-bit base"
-
-    def located(self, error: FieldError) -> LlmtuneError:
-        """Turn a mistake at a key into one line that names this recipe's file and the key's line."""
-        key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
-        return error.kind(str(self._where.error(key, error.message)))
-
-    @property
-    def path(self) -> Path:
-        """The file from which the recipe was loaded."""
-        return self._where.path
-
-    def folders(self, key: str) -> tuple[Path, ...]:
-        """Return the folders in which a relative path at a dotted key was looked for, the first one first."""
-        return folders(self._where, tuple(key.split(".")))
 
     def plan(self, facts: Facts) -> Plan:
         """Make the plan for a model with these facts; raises FieldError at the key that does not fit the model."""

@@ -1,12 +1,10 @@
-"""Short ways to write a recipe, written out before validation: words for methods and adapters, old keys, files."""
+"""Short ways to write a recipe, written out before validation: words for methods and adapters, old keys."""
 
-from pathlib import Path
 from typing import Any
 
 from llmtune.adapters.kinds import KINDS
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.located_yaml import Key, Located
-from llmtune.recipe.paths import folders, is_there, locate
 
 WORDS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in KINDS},
@@ -21,15 +19,6 @@ ALONE = [word for word in WORDS if word != "none"]
 """The adapters' words that may stand for a whole method."""
 QUANTIZES = ("qlora",)
 """Words that also mean `model.quantize: 4bit`."""
-_FILES = (
-    ("model", "base"),
-    ("data", "train"),
-    ("data", "eval"),
-    ("data", "test"),
-    ("launch", "accelerate"),
-    ("eval", "suite"),
-)
-"""Keys that may hold a path: it starts at the recipe's folder, then at the working directory; of --set, at that."""
 _RENAMED = {
     "prefix": ("frozen_blocks", {"keep": "cache", "none": "recompute"}),
     "prefix_limit_gb": ("cache_limit_gb", {}),
@@ -46,13 +35,6 @@ def expand(located: Located) -> None:
         return
     _rename_old_keys(located)
     _expand_method(located)
-    for section, key in _FILES:
-        values = located.value.get(section)
-        name = values.get(key) if isinstance(values, dict) else None
-        if isinstance(name, str) and name and (section != "launch" or is_config_file(name)):
-            path = locate(name, (section, key), folders(located, (section, key)))
-            # A run keeps the file's own path; data and suite are pinned when the run is made.
-            values[key] = str(Path(path).absolute()) if section == "launch" and is_there(Path(path)) else path
 
 
 def is_config_file(accelerate: object) -> bool:

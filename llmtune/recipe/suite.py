@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from llmtune.errors import FieldError, RecipeError, nearest
 from llmtune.fields import Closed, listed
-from llmtune.files import shipped_folder
+from llmtune.files import shipped_folder, user_path
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 from llmtune.recipe.mistakes import explain
-from llmtune.recipe.paths import describe_places, expand_user, is_there
+from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Count
 
 HELD_OUT = "held_out"
@@ -76,14 +76,14 @@ def load_suite(name: str, folders: tuple[Path, ...] = (Path(),)) -> Suite:
 def task_file(suite: Suite, name: str) -> Path | None:
     """Return a task's YAML file: a path from the suite's folder, or a shipped task; None for a task of lm-eval."""
     if name.endswith((".yaml", ".yml")):
-        return suite.path.parent / expand_user(name)
+        return suite.path.parent / Path(name).expanduser()
     shipped = shipped_folder("eval") / "tasks" / f"{name}.yaml"
     return shipped if shipped.is_file() else None
 
 
 def local_rows(suite: Suite, entry: LocalTask) -> Path:
     """Return the file of a local task's rows; a relative path starts at the suite's folder."""
-    return suite.path.parent / expand_user(entry.rows)
+    return suite.path.parent / Path(entry.rows).expanduser()
 
 
 def needs_lm_eval(suite: Suite) -> bool:
@@ -110,8 +110,8 @@ def _suite_file(name: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
     shipped = _shipped()
     if name == "none":
         raise FieldError("eval.suite", f"is none, so nothing is evaluated; try {', '.join(shipped)} or a suite file")
-    path = shipped.get(name, expand_user(name))
-    if not (is_there(path) and path.is_file()):
+    path = shipped.get(name, user_path(name))
+    if not (exists(str(path)) and path.is_file()):
         if name.endswith((".yaml", ".yml")):
             raise FieldError("eval.suite", f"no file {name} ({describe_places(name, folders)})")
         known = f"{', '.join(shipped)}, none or a suite file"
@@ -122,14 +122,14 @@ def _suite_file(name: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
 def _check(suite: Suite, index: int, entry: str | LocalTask) -> None:
     key = ("tasks", index)
     if isinstance(entry, LocalTask):
-        if not is_there(local_rows(suite, entry)):
+        if not local_rows(suite, entry).is_file():
             raise suite.error((*key, "rows"), f"no such file: {local_rows(suite, entry)}")
         if suite.shots:
             raise suite.error(("shots",), "must be 0 with local rows: all of them are questions, none a worked example")
         return
     file = task_file(suite, entry)
     if file is not None:
-        if not (is_there(file) and file.is_file()):
+        if not file.is_file():
             raise suite.error(key, f"no such file: {file}")
         _refuse_code(file.resolve(), set())
 
@@ -147,10 +147,10 @@ def _refuse_code(file: Path, seen: set[Path]) -> None:
         if isinstance(metric, dict) and "hf_evaluate" in metric:
             raise located.error(("metric_list", index, "hf_evaluate"), "is not allowed: it would run downloaded code")
     for included in _as_list(located.value.get("include")):
-        target = file.parent / str(included)
-        if not (is_there(target) and target.is_file()):
+        target = (file.parent / str(included)).resolve()
+        if not target.is_file():
             raise located.error(("include",), f"no such file: {target}")
-        _refuse_code(target.resolve(), {*seen, file})
+        _refuse_code(target, {*seen, file})
 
 
 def _as_list(value: Any) -> list[Any]:

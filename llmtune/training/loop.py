@@ -12,22 +12,16 @@ from llmtune.data.collate import Collator
 from llmtune.data.encode import Example
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted, RecipeError
-from llmtune.files import read_json, write_json
+from llmtune.files import cache_folder, read_json, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.memory import bound_primitive_cache, keep_freed
-from llmtune.model.base import (
-    Base,
-    cache_folder,
-    computes_bf16,
-    load_model,
-    load_tokenizer,
-    locate_base,
-    stop_ids,
-    weights_digest,
-)
+from llmtune.model.base import Base, computes_bf16, load_model
+from llmtune.model.files.fingerprints import weights_digest
+from llmtune.model.files.locate import locate_base
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import load_quantized
+from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
@@ -37,7 +31,7 @@ from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
-from llmtune.training.prepare import Prepared
+from llmtune.training.prepare import Prepared, bind_base, check_model
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.stop import Stop
 
@@ -57,10 +51,14 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             keep_freed()
     set_seed(recipe.train.seed)
     base = prepared.base if prepared else locate_base(recipe.model)
+    if not prepared:
+        with state.local_main_process_first():
+            check_model(recipe, base)
+            bind_base(run, base)
     tokenizer = load_tokenizer(base)
-    data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base))
-    check_same_data(run, data.findings)
     layout = prepared.layout if prepared else build_layout(recipe, base)
+    data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base), model_limits(layout.skeleton))
+    check_same_data(run, data.findings)
     plan = layout.plan
     check_engine(recipe, plan, state)
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
@@ -145,7 +143,7 @@ def _frozen_blocks(
     if memory.frozen_blocks == "recompute":
         return None
     facts = {
-        "base": base.revision or weights_digest(base.folder),
+        "base": base.revision or weights_digest(base),
         "quantize": recipe.model.quantize,
         "bf16": computes_bf16(recipe.model.precision),
     }

@@ -93,6 +93,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTa
         steps=steps,
         stages=stages,
         notes=[
+            *_converted_note(base),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
             *notes_on_rest(layout.skeleton, adapted=not adapter.trains_base),
@@ -142,6 +143,14 @@ def cache_size(recipe: Recipe, layout: Layout) -> CacheSize:
     trains_embeddings = max(layout.trained_distance.values()) > layout.facts.blocks
     wide = trains_embeddings or not computes_bf16(recipe.model.precision)
     return CacheSize(useful, len(useful) * layout.facts.hidden * (4 if wide else 2))
+
+
+def _converted_note(base: Base) -> list[str]:
+    """A line on a base that is a quantized copy of another model."""
+    if not (base.converted and base.converted.quantized):
+        return []
+    of = f" of {base.hub_id}" if base.hub_id else ""
+    return [f"the base is {base.converted.words}: a quantized copy{of}, not its 16-bit weights"]
 
 
 def _tied_note(layout: Layout) -> list[str]:

@@ -26,7 +26,7 @@ from llmtune.training.checkpoint import (
     save_state,
     write_checkpoint,
 )
-from llmtune.training.proof import ENOUGH_STEPS, UpdateCheck, assert_replicas_equal, checksums, prove_planned_changes
+from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksums, prove_schedule
 
 
 def optimizer_groups(
@@ -170,14 +170,9 @@ class Planned(Trainer):
         self._record({"step": self.state.global_step, "eval_loss": loss})
 
     def prove_changes(self) -> list[str]:
-        """The trained tensors that never changed, though they had steps enough for it.
-
-        Raises TrainingError where the changes are not the plan's.
-        """
-        moves, distance = self.schedule.moves, self.distance
-        trained = [name for name in self._trained_names if moves(distance[name], 1)]
-        unchanged = prove_planned_changes(self._checksums, self.model, trained, distance)
-        return [name for name in unchanged if moves(distance[name], ENOUGH_STEPS)]
+        """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
+        names, moves = self._trained_names, self.schedule.moves
+        return prove_schedule(self._checksums, self.model, names, self.distance, moves)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""

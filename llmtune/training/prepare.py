@@ -5,16 +5,20 @@ from pathlib import Path
 
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
-from llmtune.errors import FieldError, LlmtuneError
+from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.evaluation.questions import check_questions, context_length
-from llmtune.files import read_json, write_json
+from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
-from llmtune.launch.command import choose_config, count_processes
-from llmtune.model.base import HUB_ID, Base, load_config, load_tokenizer, locate_base, stop_ids
+from llmtune.launch.command import choose_config, count_processes, with_absolute_config
+from llmtune.model.base import Base, load_config
+from llmtune.model.check import check_base, check_stored, stored_quantization
+from llmtune.model.files.fingerprints import describe_base, refuse_other_base
+from llmtune.model.files.locate import HUB_ID, locate_base
 from llmtune.model.layout import Layout
+from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
-from llmtune.recipe.paths import describe_places, expand_user, is_there
+from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
@@ -51,6 +55,7 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     base = _locate_base(recipe)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
+    bind_base(run, base)
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
     return Prepared(run, base, examination.data, examination.layout)
@@ -86,9 +91,10 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
     base = base or _locate_base(recipe, weights=False)
     suite = load_suite(recipe.eval.suite, recipe.folders("eval.suite")) if recipe.eval.suite != "none" else None
+    check_model(recipe, base)
     layout = build_layout(recipe, base)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
-    checked = gate(recipe, tokenizer, stop)
+    checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
@@ -111,11 +117,37 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
     base = _locate_base(recipe, weights=False)
     check_sources(recipe)
+    check_model(recipe, base)
     layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
     steps = total_steps(recipe.train, count, world)
     return plan_table(recipe, base, layout, steps)
+
+
+def check_model(recipe: Recipe, base: Base) -> None:
+    """Raise FieldError for a base whose files are not its model's, or that the recipe cannot train as it is stored."""
+    adapter, stored = recipe.method.adapter, stored_quantization(load_config(base))
+    if stored is not None:
+        check_stored(
+            base.name,
+            stored,
+            {
+                "method.adapter": adapter.trains_base,
+                "model.quantize": recipe.model.quantize != "none",
+                "memory.frozen_blocks": recipe.memory.frozen_blocks == "stream",
+                "merge.enabled": recipe.merge.enabled,
+            },
+        )
+    check_base(base)
+
+
+def bind_base(run: Run, base: Base) -> None:
+    """Record the base in a new run; raises RecipeError for another base than the one that a begun run recorded."""
+    if run.done("train") or any(run.checkpoints.glob("step-*")):
+        refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
+    if run.manifest().get("base") is None or not run.done("train"):
+        write_json(run.manifest_file, {**run.manifest(), "base": describe_base(base)})
 
 
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
@@ -127,6 +159,7 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
         "model": resolved.model.model_copy(update={"base": _absolute(base.name)}),
         "data": recipe.data.model_copy(update=files),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
+        "launch": with_absolute_config(recipe.launch),
     }
     return resolved.model_copy(update=changed)
 
@@ -135,11 +168,11 @@ def _locate_base(recipe: Recipe, weights: bool = True) -> Base:
     """Locate the recipe's base model; raises FieldError that names every place where a path was looked for."""
     name = recipe.model.base
     is_path = name.endswith(".gguf") or not (HUB_ID.fullmatch(name) or name.startswith("package:"))
-    if is_path and not is_there(expand_user(name)):
+    if is_path and not exists(name):
         places = describe_places(name, recipe.folders("model.base"))
         raise FieldError("model.base", f"no file or folder {name} ({places})")
     return locate_base(recipe.model, weights)
 
 
 def _absolute(source: str | None) -> str | None:
-    return str(expand_user(source).absolute()) if source and is_there(expand_user(source)) else source
+    return str(user_path(source).absolute()) if source and exists(source) else source

@@ -62,6 +62,22 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // SAMPLE)]
 
 
+def prove_schedule(
+    before: dict[str, int],
+    model: nn.Module,
+    names: Collection[str],
+    distance: dict[str, int],
+    moves: Callable[[int, int], bool],
+) -> list[str]:
+    """The tensors in `names` that are still what `before` says, though they had steps enough to change.
+
+    `moves` tells whether a distance had a rate above zero that many times. Raises as `prove_planned_changes`.
+    """
+    trained = [name for name in names if moves(distance[name], 1)]
+    unchanged = prove_planned_changes(before, model, trained, distance)
+    return [name for name in unchanged if moves(distance[name], ENOUGH_STEPS)]
+
+
 def prove_planned_changes(
     before: dict[str, int], model: nn.Module, trained: Collection[str], distance: dict[str, int]
 ) -> list[str]:

@@ -18,7 +18,8 @@ from llmtune.adapters.insert import insert
 from llmtune.adapters.lora_starts import INITIAL
 from llmtune.errors import FieldError, RecipeError, TrainingError
 from llmtune.files import read_json
-from llmtune.model.base import Base, load_model, locate_base, model_facts
+from llmtune.model.base import Base, load_model, model_facts
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train

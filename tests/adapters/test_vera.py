@@ -20,7 +20,8 @@ from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError
 from llmtune.files import read_json
 from llmtune.merging.step import merge
-from llmtune.model.base import Base, load_model, locate_base, model_facts
+from llmtune.model.base import Base, load_model, model_facts
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train

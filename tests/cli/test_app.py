@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmtune.files import shipped_folder
 from llmtune.launch import process
 from llmtune.launch.ending import Exit
 from llmtune.run import Run
-from tests.support import runs, tiny
+from tests.support import ROOT, runs, tiny
 from tests.support.recipes import GOOD, write
 
 NAMES = [command.name for command in COMMANDS]
@@ -254,3 +255,11 @@ def test_init_takes_the_file_by_place_or_by_option(
         "note: some/model is not on this machine yet"
         in printed(capsys, "init", "rows.jsonl", "--model", "some/model", "-o", "c.yaml")[1]
     )
+
+
+def test_wheel_holds_what_commands_read_beside_the_code() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {source: f"llmtune/{source}" for source in included}
+    assert set(included) == {"accelerate_configs", "eval", "recipes", "docs/recipe.schema.json"}
+    assert all((ROOT / source).exists() for source in included)

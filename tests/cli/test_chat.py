@@ -16,7 +16,9 @@ from llmtune.cli.chat import HELP, talk
 from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encode import prompt_ids
 from llmtune.errors import ProofError, RecipeError
-from llmtune.model.base import load_model, load_tokenizer, locate_base, stop_ids
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.run import Run
 from llmtune.training.prepare import prepare
 from tests.support import runs, tiny

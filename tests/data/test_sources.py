@@ -170,7 +170,7 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
     ("source", "words"),
     [
         ("x" * 300 + ".jsonl", "File name too long"),
-        ("~nosuchuser/x.jsonl", "determine home"),
+        ("~nosuchuser/x.jsonl", "knows no home folder for ~nosuchuser"),
         ("a\0b.jsonl", r"no file a\x00b.jsonl"),
         ("a\nb.jsonl", r"no file a\nb.jsonl"),
         ("\x1b[31mred.jsonl", r"no file \x1b[31mred.jsonl"),

@@ -103,10 +103,18 @@ def test_refuses_task_on_which_no_likelihood_is_finite(tmp_path: Path) -> None:
             },
             "OverflowError: math range error",
         ),
-        ({"metric_list": [{"metric": "likelihood"}]}, "TypeError: "),
-        ({"metric_list": [{"metric": "bypass"}]}, "the task gives no score"),
+        (
+            {
+                "output_type": "generate_until",
+                "doc_to_choice": None,
+                "doc_to_target": "{{q}}",
+                "generation_kwargs": {"max_gen_toks": 600},
+                "metric_list": [{"metric": "exact_match"}],
+            },
+            "requested max tokens to generate (600) must be less than model's maximum sequence length (512)",
+        ),
     ],
-    ids=["overflow", "type", "nothing"],
+    ids=["overflow", "length"],
 )
 def test_names_task_that_lm_eval_cannot_score(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     model = tiny.model(initializer_range=0.3)

@@ -21,7 +21,9 @@ from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.results import Result, compare, difference_table, table
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json
-from llmtune.model.base import load_model, load_tokenizer, locate_base, model_facts, stop_ids
+from llmtune.model.base import load_model, model_facts
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.run import Run
 from tests.support import runs, tiny
 from tests.support.runs import with_held_out_rows

@@ -62,6 +62,9 @@ def test_keeps_scores_of_every_filter(tmp_path: Path) -> None:
     assert len(results["scores"]["exact_match:strict"]) == 4
 
 
+BAD_FILTER = {"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -71,6 +74,9 @@ def test_keeps_scores_of_every_filter(tmp_path: Path) -> None:
         ({"test_split": "train"}, "lm-eval cannot load task.yaml"),
         ({"doc_to_text": "{{nothing}}"}, "'nothing' is undefined"),
         ({"task": None}, "names no task"),
+        ({"metric_list": [{"metric": "likelihood"}]}, "mine: cannot be scored: TypeError: "),
+        ({"metric_list": [{"metric": "bypass"}]}, "mine: gives no score; give it a metric_list"),
+        ({"filter_list": [BAD_FILTER]}, "mine: cannot be scored: error: missing ), unterminated subpattern"),
     ],
 )
 def test_refuses_bad_task_file_in_one_line(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -20,7 +20,8 @@ from llmtune.frozen.build import BuildProgress, run_rows
 from llmtune.frozen.stand_in import StubbedDecoder
 from llmtune.frozen.store import DATA, OutputWriter
 from llmtune.frozen.stream import OffloadedBlocks
-from llmtune.model.base import Base, load_model, locate_base
+from llmtune.model.base import Base, load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.run import open_run
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from llmtune import cli, terminal
 from llmtune import recipe as recipes
-from llmtune.model.base import locate_base
+from llmtune.model.files.locate import locate_base
 from llmtune.training.prepare import examine, resolve
 from tests.fuzz.conftest import COUNT
 from tests.fuzz.outcome import CODES, BrokenRuleError, Tally

@@ -25,6 +25,7 @@ from llmtune.launch.command import (
     training_command,
     training_environment,
     training_process,
+    with_absolute_config,
 )
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.process import train_in_children
@@ -101,9 +102,10 @@ def test_takes_a_config_of_the_users_beside_the_recipe_or_in_the_working_folder(
     monkeypatch.chdir(tmp_path)
     file = write(tmp_path / "recipes", GOOD + "launch: {accelerate: mine.yaml}\n")
     launch = recipe.load(Path("recipes") / file.name).launch
-    assert launch.accelerate == str(tmp_path / "recipes" / "mine.yaml")
+    own = str(tmp_path / "recipes" / "mine.yaml")
+    assert with_absolute_config(launch).accelerate == own
     words = training_command(launch, ARGUMENTS, 3)
-    assert words[words.index("--config_file") + 1] == launch.accelerate
+    assert words[words.index("--config_file") + 1] == own
     assert words[words.index("--num_processes") + 1] == "3"
     assert count_processes(launch.model_copy(update={"processes": 2}), launch.accelerate, 8) == 2
     other = recipe.load(file, ["launch.accelerate=here.yml"]).launch

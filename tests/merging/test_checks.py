@@ -16,7 +16,7 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.merging import proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
-from llmtune.model.base import locate_base
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.working import Work
 from tests.support import runs, tiny
@@ -127,7 +127,9 @@ def test_shows_every_part_of_a_merge(
         assert part in names
     hashed = [work.share for work in Recorded.every if work.unit == "tensors"]
     assert hashed == [1, 1]
-    assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in out
+    assert f"{max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} without rounding" in out
     assert facts["texts"] == 6
 
 

@@ -12,14 +12,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtune.adapters.delta import TENSORS, save_delta
+from llmtune.adapters.delta import ADAPTER, TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json
 from llmtune.merging import step
 from llmtune.merging.step import add_adapter, merge, round_weights, save_folder
-from llmtune.model.base import load_model, locate_base
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
-from tests.support import runs, tiny
+from tests.support import architectures, runs, tiny
 
 FP32 = {"dtype": "float32"}
 FULL = {"kind": "full", "lr": 1e-3}
@@ -56,6 +57,20 @@ def test_fresh_process_reads_the_tuned_model(tmp_path: Path, capsys: pytest.Capt
     entry = run.manifest()["steps"]["merge"]
     assert (entry["dtype"], entry["bytes"], entry["tensors"]) == ("bfloat16", size, len(stored))
     assert entry["files"]["merged/model.safetensors"]["bytes"] == size
+
+
+def test_vision_base_keeps_its_tower_and_its_processor(tmp_path: Path, quick: None) -> None:
+    base = architectures.save_vision_base(tmp_path / "base")
+    run = runs.trained(tmp_path, adapter(), base=base, merge=FP32)
+    merge(run)
+    before, after = load_file(base / "model.safetensors"), load_file(run.merged / "model.safetensors")
+    assert set(before) == set(after)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    assert all("language_model" in name and "layers" in name for name in changed)
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        assert (run.merged / name).read_bytes() == (base / name).read_bytes()
+    assert all("language_model.layers" in name for name in load_file(run.delta / ADAPTER))
 
 
 @pytest.mark.parametrize("stored", [{"dtype": "float32"}, {"torch_dtype": "float32"}, {}])

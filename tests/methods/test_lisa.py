@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from llmtune import cli, recipe, terminal
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
-from llmtune.model.base import load_model, locate_base
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.plan.distances import Drawn
 from llmtune.plan.table import PlanTable
 from llmtune.reporting.page import report

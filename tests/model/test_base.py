@@ -1,21 +1,19 @@
 """Locates and loads bases, refuses what is none, and never loads anything but data."""
 
-import hashlib
 import inspect
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from huggingface_hub import constants
-from transformers import PreTrainedModel
 
 from llmtune import recipe
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
-from llmtune.model.base import build_skeleton, load_config, load_model, locate_base, model_facts, stop_ids
+from llmtune.model.base import build_skeleton, load_config, load_model, model_facts
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import stop_ids
 from llmtune.run import locates_mistakes
 from tests.support import tiny
 
@@ -77,73 +75,9 @@ def test_never_runs_code_of_a_model(tmp_path: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Evil: pass\nclass Model: pass\n")
     base = locate_base(settings(tmp_path, folder).model)
     for load in (load_config, load_model, build_skeleton):
-        with pytest.raises(RecipeError, match="cannot be loaded"):
+        with pytest.raises(RecipeError, match="needs code of its own, which llmtune never runs"):
             load(base)
     assert not touched.exists()
-
-
-class Converter:
-    """Stands in for transformers' conversion of a .gguf file: tiny models, one for each file that is read."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.files: list[str] = []
-        self.before_return: Callable[[], None] = lambda: None
-        monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", self.model)
-        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tiny.tokenizer())
-
-    def model(self, folder: Path, gguf_file: str, **options: object) -> PreTrainedModel:
-        """A model in place of the file's."""
-        self.files.append(gguf_file)
-        self.before_return()
-        return tiny.model(blocks=2)
-
-
-@pytest.fixture
-def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Converter:
-    """A .gguf file, model.gguf, a cache of this test's own, and what converts one into the other."""
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    return Converter(monkeypatch)
-
-
-def test_converts_a_gguf_file_once(tmp_path: Path, converter: Converter) -> None:
-    first, second = (locate_base(settings(tmp_path, tmp_path / "model.gguf").model) for _ in range(2))
-    assert first == second
-    assert converter.files == ["model.gguf"]
-    assert first.revision == hashlib.sha256(b"GGUF").hexdigest()
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in first.folder.iterdir()}
-
-
-def test_failed_gguf_conversion_leaves_nothing(tmp_path: Path, converter: Converter) -> None:
-    model = settings(tmp_path, tmp_path / "model.gguf").model
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    converter.before_return = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        locate_base(model)
-    assert not list((tmp_path / "cache" / "gguf").iterdir())
-    converter.before_return = lambda: None
-    assert (locate_base(model).folder / "model.safetensors").is_file()
-
-
-def test_second_gguf_converter_keeps_the_first_folder(tmp_path: Path, converter: Converter) -> None:
-    model = settings(tmp_path, tmp_path / "model.gguf").model
-    folders: list[Path] = []
-
-    def convert_first() -> None:
-        converter.before_return = lambda: None
-        process = os.getpid()
-        with pytest.MonkeyPatch.context() as other:
-            other.setattr(os, "getpid", lambda: process + 1)
-            folders.append(locate_base(model).folder)
-        (folders[0] / "first").touch()
-
-    converter.before_return = convert_first
-    assert locate_base(model).folder == folders[0]
-    assert (folders[0] / "first").exists()
-    assert [folder.name for folder in folders[0].parent.iterdir()] == [folders[0].name]
 
 
 def test_quantizes_all_layers_but_the_named_ones(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
 from llmtune.files import read_json
 from llmtune.merging.step import merge
-from llmtune.model.base import Base, build_skeleton, load_model, locate_base, model_facts
+from llmtune.model.base import Base, build_skeleton, load_model, model_facts
+from llmtune.model.files.locate import locate_base
 from llmtune.model.quantize import load_quantized, split_linear_layers
 from llmtune.run import Run
 from llmtune.training.loop import train

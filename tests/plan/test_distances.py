@@ -136,3 +136,11 @@ def test_drawn_plan_is_staged() -> None:
 
 def test_spans_read_as_people_write_them() -> None:
     assert spans([0, 1, 2, 5, 7, 8]) == "0 to 2, 5, 7 to 8"
+
+
+def test_tells_how_often_a_rate_moves_a_distance() -> None:
+    plan = Plan((Stage(0.5, Top(0), 1e-3, 1.0), Stage(1.0, Top(1), 1e-3, 1.0)))
+    schedule = Schedule(plan, 4)
+    assert [schedule.moves(0, times) for times in (1, 4, 5)] == [True, True, False]
+    assert [schedule.moves(1, times) for times in (1, 2, 3)] == [True, True, False]
+    assert not schedule.moves(2, 1)

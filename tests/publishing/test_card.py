@@ -15,7 +15,9 @@ import yaml
 import llmtune
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
-from llmtune.publishing.card import card, code, front_matter, indented, is_ours, sign, strip_paths, table
+from llmtune.publishing.card import card
+from llmtune.publishing.header import front_matter, is_ours, sign, strip_paths
+from llmtune.publishing.markdown import code, indented, table
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 from tests.support import runs
@@ -63,7 +65,7 @@ def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) 
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         **license,
-        "tags": ["llmtune", "full", "lora"],
+        "tags": ["llmtune", "lora"],
         "datasets": ["acme/rows"],
     }
 
@@ -253,3 +255,64 @@ def test_escapes_cells_code_and_blocks() -> None:
 def test_refuses_card_without_publish_section(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="publish: is missing; add publish"):
         card(runs.trained(tmp_path))
+
+
+CONVERTED: dict[str, Any] = {
+    "base": "package:llm-tiny",
+    "revision": "ab" * 32,
+    "hub_id": "acme/tiny",
+    "converted": {"file": "tiny.gguf", "sha256": "ab" * 32, "types": {"Q4_1": 20, "F32": 4}},
+    "files": {"model.safetensors": {"bytes": 9, "sha256": "cd" * 32}},
+}
+
+
+def test_delta_of_converted_weights_names_them_and_no_model_on_the_hub(write_card: Callable[..., str]) -> None:
+    text = write_card(base=CONVERTED)
+    head = front_matter(text)
+    assert "base_model" not in head
+    assert "base_model_relation" not in head
+    sentences = [
+        "The base is `package:llm-tiny`: weights converted to bf16 from tiny.gguf, which stores of its 24 tensors "
+        f"20 in Q4_1 (SHA-256 `{'ab' * 32}`).",
+        f"The converted weights have the SHA-256 `{'cd' * 32}`.",
+        "They come from `acme/tiny`, but are not its weights on the Hub: what was trained fits these alone.",
+    ]
+    assert " ".join(sentences) in text
+    assert "from_pretrained('acme/tiny'" not in text
+    assert "revision" not in text.split("## How it was trained")[0]
+    assert "source = {'pretrained_model_name_or_path': files('llm_tiny'), 'gguf_file': 'tiny.gguf'}" in text
+
+
+def test_merged_converted_weights_name_where_they_come_from_at_no_revision(write_card: Callable[..., str]) -> None:
+    text = write_card({"publish": {"weights": "merged"}}, base=CONVERTED)
+    assert (front_matter(text)["base_model"], front_matter(text)["base_model_relation"]) == ("acme/tiny", "finetune")
+    assert "weights converted to bf16 from tiny.gguf" in text
+    assert "at revision" not in text
+
+
+def test_full_is_no_name_for_an_adapter(write_card: Callable[..., str]) -> None:
+    text = write_card()
+    assert front_matter(text)["tags"] == ["llmtune", "lora"]
+    assert "Fine-tuned by `lora` with llmtune" in text
+
+
+def test_scores_stand_in_the_header(write_card: Callable[..., str]) -> None:
+    def evaluate(run: Run) -> None:
+        result = {"n": 20, "of": 20, "metrics": {"exact_match": {"value": 0.25, "stderr": 0.07, "n": 20}}}
+        for name in ("base", "tuned"):
+            write_json(run.eval / f"{name}.json", {"results": {"held_out": result}})
+        run.mark("eval", [run.eval])
+
+    head = front_matter(write_card(change=evaluate))
+    assert head["model-index"] == [
+        {
+            "name": "my-model",
+            "results": [
+                {
+                    "task": {"type": "text-generation"},
+                    "dataset": {"type": "held-out", "name": "held-out rows"},
+                    "metrics": [{"type": "exact_match", "value": 0.25, "name": "exact match"}],
+                }
+            ],
+        }
+    ]

@@ -30,7 +30,7 @@ from llmtune.errors import LlmtuneError, MachineError, PublishError, RecipeError
 from llmtune.files import read_json
 from llmtune.merging.step import merge
 from llmtune.publishing import step as step_module
-from llmtune.publishing.card import front_matter, is_ours, sign
+from llmtune.publishing.header import front_matter, is_ours, sign
 from llmtune.publishing.hub import WAITS
 from llmtune.publishing.step import check_private, preflight
 from llmtune.run import Run

@@ -63,7 +63,7 @@ def test_a_run_keeps_absolute_paths(folders: tuple[Path, Path]) -> None:
     tiny.save_base(here / "base")
     loaded = recipe.load(Path("../recipes") / write(beside).name)
     examination = examine(loaded, 0)
-    from llmtune.model.base import locate_base
+    from llmtune.model.files.locate import locate_base
 
     resolved = resolve(loaded, locate_base(loaded.model), examination.layout.facts)
     assert Path(resolved.data.train).samefile(beside / "rows.jsonl")

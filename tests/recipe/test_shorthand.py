@@ -12,7 +12,6 @@ from llmtune.methods.kinds import METHODS
 from llmtune.recipe import other_tools
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.shorthand import ALONE
-from llmtune.recipe.suite import load_suite
 from tests.support.recipes import GOOD, load_error, method, write
 from tests.support.schema import violations
 
@@ -112,32 +111,6 @@ def test_reads_keys_of_the_first_version_and_tells_the_new_ones(tmp_path: Path) 
     assert error.startswith("recipe.yaml:5: memory.frozen_blocks: one of auto, cache")
     both = load_error(write(tmp_path, GOOD + "memory: {prefix: keep, frozen_blocks: auto}"))
     assert "memory.prefix: is the old name of memory.frozen_blocks, which is set too" in both
-
-
-def test_paths_start_at_the_recipe_and_else_at_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    for name in ("rows.jsonl", "suite.yaml", "mine.yaml"):
-        (folder / name).touch()
-    (tmp_path / "rows.jsonl").touch()
-    (tmp_path / "here.jsonl").touch()
-    text = "model: {base: base}\ndata: {train: rows.jsonl, eval: here.jsonl, test: owner/name:test}\nmethod: full\n"
-    file = write(folder, text + "eval: {suite: suite.yaml}\nlaunch: {accelerate: mine.yaml}\n")
-    (folder / "base").mkdir()
-    monkeypatch.chdir(tmp_path)
-    loaded = recipe.load(Path("recipes") / file.name, ["data.eval=here.jsonl"])
-    assert (loaded.data.train, loaded.data.eval) == (str(folder / "rows.jsonl"), "here.jsonl")
-    assert (loaded.data.test, loaded.model.base) == ("owner/name:test", str(folder / "base"))
-    assert (loaded.eval.suite, loaded.launch.accelerate) == (str(folder / "suite.yaml"), str(folder / "mine.yaml"))
-    monkeypatch.chdir(folder)
-    assert recipe.load(Path(file.name)).data.train == "rows.jsonl"
-    for odd in ("~nosuchuser/x", "x" * 300, "a\0b"):
-        values = {"model": {"base": odd}, "data": {"train": odd}, "method": "full", "eval": {"suite": odd}}
-        assert Recipe.model_validate(values).data.train == odd
-        with pytest.raises(FieldError, match=r"eval\.suite: .* is not one of"):
-            load_suite(odd)
 
 
 def test_recipe_made_in_python_fails_in_one_line_and_leaves_its_values_alone() -> None:

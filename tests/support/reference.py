@@ -21,8 +21,6 @@ recipes in [recipes/](../recipes) do. `--set section.key=value` overrides one va
 `dora`, `rslora`, `pissa`, `olora` are LoRA with that switch. `qlora` is LoRA with `model.quantize: 4bit`. An adapter's
 keys may stand beside its word: `method: {kind: lora, rank: 8}`. A run's `recipe.yaml` shows everything written out.
 
-A path starts at the recipe's folder; what is not there is looked for in the working folder.
-
 An unknown key, a wrong type or an impossible value ends `llmtune check` with one line, before anything loads.
 
 In the tables, *required* means that the key has no default. *Not set* means that llmtune chooses, as the text says.

@@ -15,7 +15,8 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.merging import proof
-from llmtune.model.base import load_model, locate_base, model_facts
+from llmtune.model.base import load_model, model_facts
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.prepare import prepare
 from tests.support import tiny

@@ -22,7 +22,8 @@ from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD
 from llmtune.memory import PRIMITIVES
-from llmtune.model.base import load_model, locate_base
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train

@@ -9,6 +9,7 @@ from typing import Any
 from llmtune.data.sources.cursor import Cursor, explain, first_line
 from llmtune.data.sources.files import READERS
 from llmtune.errors import MachineError, RecipeError, nearest
+from llmtune.files import user_path
 from llmtune.recipe.paths import describe_places
 
 _FILE_ENDING = re.compile(r"\.[A-Za-z]{2,8}")
@@ -31,7 +32,9 @@ def problem(source: str, folders: tuple[Path, ...] = (Path(),)) -> str | None:
     """Say why a source cannot be read, None where it may be; `folders` are where the name was looked for."""
     try:
         return _problem(source, folders)
-    except (OSError, RuntimeError) as error:  # a name that is too long, a user that is unknown, a closed folder
+    except RecipeError as error:  # a home folder that is not known
+        return str(error)
+    except OSError as error:  # a name that is too long, a closed folder
         return f"{source}: {explain(error)}"
 
 
@@ -66,7 +69,7 @@ def _missing(source: str, parents: list[Path], folders: tuple[Path, ...]) -> str
 
 
 def _path(source: str) -> Path:
-    return Path(source).expanduser()
+    return user_path(source)
 
 
 def _kind(source: str) -> str | None:

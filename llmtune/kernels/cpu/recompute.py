@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -86,7 +86,7 @@ def _norm_forward(norm: nn.Module, eps: float | None, *arguments: torch.Tensor, 
     return _rms_norm(arguments[0], norm.weight, eps)
 
 
-def _mlp_forward(mlp: GatedMlp, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
+def _mlp_forward(mlp: Any, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
     """A gated MLP's forward whose last layer saves no product: backward recomputes it from gate and up.
 
     Its own forward where it is given more than one tensor.

