@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from llmtune import __version__
 from llmtune.cli.catalog import COMMANDS, PANELS
+from llmtune.cli.options import Verbose
 from llmtune.errors import LlmtuneError, nearest
 from llmtune.launch.guard import run_command
 from llmtune.launch.quiet import quiet_libraries
@@ -50,6 +51,7 @@ def _llmtune(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    verbose: Verbose = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())

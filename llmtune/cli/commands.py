@@ -65,6 +65,8 @@ def recipes(
     verbose: Verbose = False,
 ) -> None:
     """List the shipped recipes, or copy one."""
+    if out is not None and name is None:
+        raise RecipeError(f"-o {out}: is for a copy; name the recipe: llmtune recipes NAME -o {out}")
     with results(as_json) as give:
         if name is None:
             listed = [{"name": key, "what": shipped.purpose(file)} for key, file in shipped.recipes().items()]

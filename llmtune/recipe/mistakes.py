@@ -40,7 +40,8 @@ def explain(located: Located, schema: type[BaseModel], error: ValidationError) -
     unknown = [pair for pair in pairs if pair[1]["type"] == "extra_forbidden"]
     if unknown:
         key, details = unknown[0]
-        return located.error(key, _unknown(schema, details["loc"]))
+        others = other_tools.also([str(other["loc"][-1]) for _, other in unknown[1:]])
+        return located.error(key, _unknown(schema, details["loc"]) + others)
     within = [pair for pair in pairs if pair[0][: len(pairs[0][0])] == pairs[0][0]]
     key = max((key for key, _ in within), key=len)
     return located.error(key, _message(schema, [details for other, details in within if other == key]))

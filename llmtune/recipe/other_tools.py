@@ -184,3 +184,9 @@ def answer(name: str) -> str | None:
     if name in HERE:
         return f"unknown key; here it is {HERE[name]}"
     return f"unknown key; {NOT_HERE[name]}" if name in NOT_HERE else None
+
+
+def also(names: list[str]) -> str:
+    """What to add where a whole file of another tool is read: the keys of its next few names, in short."""
+    known = [f"{name} is {HERE[name].split(',')[0].split(';')[0]}" for name in dict.fromkeys(names) if name in HERE]
+    return f" (and {', '.join(known[:6])})" if known else ""

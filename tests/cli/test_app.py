@@ -164,7 +164,8 @@ def test_verbose_shows_the_traceback_and_tells_child_processes(
     _, err = printed(capsys, "train", file, out, "--verbose", code=4)
     assert err.startswith("Traceback (most recent call last)")
     assert err.splitlines()[-1] == "llmtune: no training"
-    assert told == [None, "1"]
+    printed(capsys, "--verbose", "train", file, out, code=4)
+    assert told == [None, "1", "1"]
     assert "LLMTUNE_VERBOSE" not in os.environ
 
 
@@ -237,6 +238,7 @@ def test_copies_a_shipped_recipe_that_works_where_it_lies(
         (["qwen3-4b/gradual"], "gradual.yaml: exists already and is not overwritten"),
         (["gradual"], "there is no shipped recipe 'gradual'; did you mean granite3-8b/gradual or olmo2-1b/gradual"),
         (["qwen3-4b/gradul"], "did you mean 'qwen3-4b/gradual'?"),
+        (["-o", "x.yaml"], "-o x.yaml: is for a copy; name the recipe: llmtune recipes NAME -o x.yaml"),
         (["quickstart", "-o", "gradual.yaml/x.yaml"], "gradual.yaml is a file, not a folder"),
     ):
         assert message in printed(capsys, "recipes", *arguments, code=2)[1]

@@ -118,7 +118,7 @@ def test_quotes_names_that_yaml_would_misread(tmp_path: Path, monkeypatch: pytes
     for name in ("a: b #c.jsonl", 'it\'s "x".jsonl', "\U0001f600.jsonl", "new\nline.jsonl", "- x.jsonl"):
         data = tiny.write_rows(tmp_path / name, tiny.sums(3))
         loaded = recipe.load(write_recipe(data, "me/1: e5", None, tmp_path / f"{len(name)}{name[:1]}.yaml"))
-        assert (loaded.data.train, loaded.model.base) == (str(data), "me/1: e5")
+        assert (loaded.data.train, loaded.model.base) == (str(data), str(tmp_path / "me" / "1: e5"))
 
 
 def test_refuses_existing_file(tmp_path: Path) -> None:

@@ -4,7 +4,12 @@ from typing import Any
 
 _METHODS = ("full", "frozen", "gradual", "discriminative", "staged", "lisa")
 _ADAPTERS = ("lora", "ia3", "bottleneck", "vera", "none")
-_LORA = {"qlora": {}, "dora": {"dora": True}, "rslora": {"rslora": True}, "pissa": {"init": "pissa"}}
+_LORA: dict[str, dict[str, Any]] = {
+    "qlora": {},
+    "dora": {"dora": True},
+    "rslora": {"rslora": True},
+    "pissa": {"init": "pissa"},
+}
 _LORA["olora"] = {"init": "olora"}
 _OLD = {"prefix": "frozen_blocks", "prefix_limit_gb": "cache_limit_gb"}
 

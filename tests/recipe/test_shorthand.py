@@ -135,6 +135,14 @@ def test_answers_a_key_of_another_tool_at_any_level(tmp_path: Path, name: str) -
     assert load_error(write(tmp_path, GOOD), f"method.{name}=1") == f"--set method.{name}=1: method.{expected}"
 
 
+def test_answers_a_whole_file_of_another_tool_in_one_line(tmp_path: Path) -> None:
+    axolotl = "base_model: a/b\nload_in_4bit: true\ndatasets: [x]\nlora_r: 8\nsample_packing: true\nnum_epochs: 1\n"
+    assert load_error(write(tmp_path, axolotl)) == (
+        "recipe.yaml:1: base_model: unknown key; here it is model.base (and load_in_4bit is model.quantize: 4bit, "
+        "datasets is data.train, lora_r is method.adapter.rank, num_epochs is train.epochs)"
+    )
+
+
 @pytest.mark.parametrize(("name", "key"), other_tools.HERE.items())
 def test_every_key_that_is_named_instead_exists(name: str, key: str) -> None:
     """Each answer starts with a key of the recipe, and no answer is for a key that a recipe has at that place."""
