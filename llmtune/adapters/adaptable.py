@@ -68,7 +68,8 @@ def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]
 
 
 def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
-    if leaf in _read_weights(type(owner)):
+    kind: Any = type(owner)
+    if leaf in _read_weights(kind):
         return f"{type(owner).__name__} reads its weight without calling it"
     if not _returns_features(layer):
         return f"a {type(layer).__name__} returns more than a linear layer does"
