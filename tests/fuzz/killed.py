@@ -32,7 +32,7 @@ class Kill:
     seconds: float
     delay: float
     family: bool
-    """Whether it goes to a command's children too, as from a terminal or when the machine goes down."""
+    """Whether it goes to a command's children too, as when the machine goes down."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -85,7 +86,9 @@ class Killer:
         soon = moment != "any" and self.rng.random() < 0.5
         seconds = 0.0 if soon else self.rng.uniform(0, 0.8 * self.bench.seconds)
         delay = self.rng.choice([0, 0, 0.001, 0.003, 0.01])
-        return Kill(moment, number, seconds, delay, self.rng.random() < 0.5)
+        # Ctrl-C in a terminal reaches the command alone, which puts its children into a group of their own.
+        family = number != signal.SIGINT and self.rng.random() < 0.5
+        return Kill(moment, number, seconds, delay, family)
 
     def _compare(self, name: str) -> None:
         different = differences(self.bench.reference, self.bench.result(name))

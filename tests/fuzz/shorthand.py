@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from tests.fuzz.outcome import BrokenRuleError
+
 WORDS: dict[object, dict[str, Any]] = {
     None: {"kind": "none"},
     "none": {"kind": "none"},
@@ -53,14 +55,29 @@ def _method(method: Any) -> dict[str, Any]:
     kind = method.get("kind", "full")
     if kind not in _METHODS:
         own = {key: value for key, value in method.items() if key not in ("kind", "lr", "adapter")}
-        adapter = {**(method.get("adapter") or {}), **own, **WORDS[kind]}
+        adapter = _adapter(_join(_section(method.get("adapter", kind)), own, {"kind": kind}))
         return {"kind": "full", "adapter": adapter} | ({"lr": method["lr"]} if "lr" in method else {})
     return {**method, "kind": kind} | ({"adapter": _adapter(method["adapter"])} if "adapter" in method else {})
 
 
 def _adapter(adapter: Any) -> dict[str, Any]:
-    written = adapter if isinstance(adapter, dict) else {"kind": adapter}
-    return {**written, **WORDS[written["kind"]]}
+    written = _section(adapter)
+    rest = {key: value for key, value in written.items() if key != "kind"}
+    return _join(rest, WORDS[written["kind"]])
+
+
+def _section(adapter: Any) -> dict[str, Any]:
+    return adapter if isinstance(adapter, dict) else {"kind": adapter}
+
+
+def _join(*sections: dict[str, Any]) -> dict[str, Any]:
+    """One section of several; raises where they give a key two values, one of which would be ignored."""
+    joined: dict[str, Any] = {}
+    for section in sections:
+        for key, value in section.items():
+            if joined.setdefault(key, value) != value:
+                raise BrokenRuleError(f"accepted two values for {key}: {joined[key]!r} and {value!r}")
+    return joined
 
 
 def _adapter_word(method: Any) -> Any:
