@@ -200,7 +200,7 @@ def test_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> Non
     assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps how many elements the largest tensor has that an operation leaves in memory."""
 
     elements = 0
@@ -218,6 +218,6 @@ def test_plan_of_a_huge_adapter_takes_no_memory(tmp_path: Path, kind: str) -> No
     method = {"kind": "full", "adapter": {"kind": kind, size: 65_536}}
     rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     file = tiny.write_recipe(tmp_path / "big.yaml", tiny.save_base(tmp_path / "base"), rows, method)
-    with LargestTensor() as largest:
+    with LargestTensor() as largest:  # type: ignore[no-untyped-call]
         assert examine(recipe.load(file), 0).table.trained > 65_536
     assert largest.elements < 65_536
