@@ -78,7 +78,7 @@ def test_learns_the_text_of_every_row_or_refuses_the_file_in_one_line(tmp_path: 
         tally.judge(lambda: reader.check(file))
 
     holds()
-    record_property("fuzz", tally)
+    record_property("fuzz", str(tally))
 
 
 @pytest.fixture(scope="module")
