@@ -24,6 +24,7 @@ def listed(value: object) -> object:
 
 
 Positive = Annotated[float, Field(gt=0)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Reach = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
 Decay = Annotated[float, Field(gt=0, le=1.5)]

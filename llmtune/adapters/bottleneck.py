@@ -1,11 +1,10 @@
 """Bottleneck adapters: a narrow MLP beside or behind each block's own."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError
+from llmtune.fields import Width
 from llmtune.plan.stages import Facts, Plan
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class Bottleneck(AdapterSpec):
 
     kind: Literal["bottleneck"]
     """Bottleneck adapter."""
-    size: Annotated[int, Field(ge=1)] | None = None
+    size: Width | None = None
     """Width; hidden size / 16 where not given."""
     form: Literal["parallel", "sequential"] = "parallel"
     """parallel: the MLP's own form, merges exactly into a wider MLP; sequential: behind the MLP, cannot be merged."""

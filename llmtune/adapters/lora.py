@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError, PlanError, nearest
-from llmtune.fields import Distances, Names, Positive
+from llmtune.fields import Distances, Names, Positive, Width
 from llmtune.numbers import rate
 from llmtune.plan.stages import Facts, Plan
 
@@ -59,7 +59,7 @@ class Lora(AdapterSpec):
 
     kind: Literal["lora"]
     """Low-rank adapter."""
-    rank: Annotated[int, Field(ge=1)] = 16
+    rank: Width = 16
     """Rank of the update; 16 is near the knee."""
     alpha: Positive = 32
     """Scale of the update; the rate that matters is lr x alpha."""
@@ -77,7 +77,7 @@ class Lora(AdapterSpec):
     """How A and B start; pissa and olora start from the weights, and the delta still fits the base as it was."""
     layers: Literal["all", "top", "middle", "bottom"] | Distances = "all"
     """The blocks that are adapted: a third of them, or a list of distances (1: the last block)."""
-    ranks: dict[Pattern, Annotated[int, Field(ge=1)]] = {}
+    ranks: dict[Pattern, Width] = {}
     """Other ranks for some layers, by name or regular expression; the first that matches counts."""
     alphas: dict[Pattern, Positive] = {}
     """Other alphas for some layers, by name or regular expression; the first that matches counts."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
-from llmtune.fields import Names, Positive
+from llmtune.fields import Names, Positive, Width
 from llmtune.plan.stages import Facts, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Vera(AdapterSpec):
 
     kind: Literal["vera"]
     """Vector-based random matrix adaptation."""
-    rank: Annotated[int, Field(ge=1)] = 256
+    rank: Width = 256
     """Rank of the random matrices; larger than LoRA's, since only a vector of this length trains."""
     targets: Literal["all-linear"] | Names = "all-linear"
     """Module names to adapt, or all-linear: every linear layer but the head."""

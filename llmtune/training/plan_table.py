@@ -57,7 +57,8 @@ def build_layout(recipe: Recipe, base: Base) -> Layout:
     if recipe.model.quantize != "none":
         linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
         check_quantized(linear[0])
-    with torch.random.fork_rng(devices=[]):  # an adapter starts from it, and takes the same start when it is trained
+    # An adapter starts from the random state, and takes the same start when it is trained; a plan takes no memory.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         tuned = insert(copy.deepcopy(skeleton), adapter, plan, base)
     trained, distance = trained_tensors(tuned, plan), distances(tuned)
     if not trained:

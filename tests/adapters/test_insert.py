@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmtune.adapters import delta
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError, ProofError
@@ -53,6 +54,21 @@ def test_loaded_delta_equals_the_live_model(tmp_path: Path, adapter: str, method
     assert not torch.equal(load_model(base)(ids).logits, live(ids).logits)
     facts_of = json.loads((tmp_path / "delta" / "base.json").read_text())
     assert (facts_of["base"], facts_of["revision"]) == ("someone/base", "abc")
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_writes_the_delta_completely_or_not_at_all(
+    tmp_path: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, tensors, base, _ = inserted(tmp_path, {"kind": "full", "adapter": ADAPTERS[adapter]})
+
+    def stop(path: Path, value: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(delta, "write_json", stop)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_delta(live, tensors, tmp_path / "delta", base, ADAPTERS[adapter]["kind"])
+    assert not list(tmp_path.glob("*delta*"))
 
 
 @pytest.mark.slow

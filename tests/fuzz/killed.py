@@ -32,7 +32,7 @@ class Kill:
     seconds: float
     delay: float
     family: bool
-    """Whether it goes to a command's children too, as from a terminal or when the machine goes down."""
+    """Whether it goes to a command's children too, as when the machine goes down."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,10 @@ class Bench:
         return self.folder / f"{name}.txt"
 
     def _fork_training(self, name: str, by_recipe: bool) -> int:
-        """Start what `llmtune run` starts to train, under the lock that it holds."""
-        from llmtune.run import Run
+        """Start what `llmtune run` starts to train."""
         from llmtune.training.process import main
 
-        def train() -> int:
-            with Run(self.folder / name).locked():
-                return main(self._words(name, by_recipe))
-
-        return _fork(train, self._output(name))
+        return _fork(lambda: main(self._words(name, by_recipe)), self._output(name))
 
     def _run_command(self, name: str, by_recipe: bool) -> int:
         """Start `llmtune run`."""

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -59,6 +60,8 @@ class Killer:
         while True:
             kill = self._choose() if self.counts["kills"] < self.kills else None
             before = self.bench.checkpoints(name)
+            if kill and kill.moment == "cache":
+                shutil.rmtree(self.bench.cache, ignore_errors=True)  # so that it is built again
             attempt = self.bench.attempt(name, kill, self.rng.random() < self.by_command, self.rng)
             after = self.bench.checkpoints(name)
             if kill and attempt.killed:
@@ -82,10 +85,12 @@ class Killer:
         """A random moment and signal; SIGKILL most often."""
         moment = self.rng.choice(self.bench.moments)
         number = SIGNALS[0] if self.rng.random() < 0.8 else self.rng.choice(SIGNALS[1:])
-        soon = moment != "any" and self.rng.random() < 0.5
+        soon = moment == "cache" or (moment != "any" and self.rng.random() < 0.5)
         seconds = 0.0 if soon else self.rng.uniform(0, 0.8 * self.bench.seconds)
         delay = self.rng.choice([0, 0, 0.001, 0.003, 0.01])
-        return Kill(moment, number, seconds, delay, self.rng.random() < 0.5)
+        # Ctrl-C in a terminal reaches the command alone, which puts its children into a group of their own.
+        family = number != signal.SIGINT and self.rng.random() < 0.5
+        return Kill(moment, number, seconds, delay, family)
 
     def _compare(self, name: str) -> None:
         different = differences(self.bench.reference, self.bench.result(name))

@@ -42,7 +42,7 @@ def _values(rule: Rule, name: str = "") -> Strategy:
 
 def _integers(rule: Rule) -> Strategy:
     low = int(rule.get("minimum", 0))
-    return st.sampled_from([low, low + 1, low + 2, low + 16, low + 1000, low + (1 << 31)])
+    return st.sampled_from([low, low + 1, low + 2, low + 16, low + 1000, low + (1 << 31), 10**18 - 1])
 
 
 def _numbers(rule: Rule) -> Strategy:

@@ -85,6 +85,17 @@ def _seed(method: dict[str, Any]) -> dict[str, Any]:
 
 SEEDS = [*map(_seed, METHODS), EVERYTHING]
 """Recipes that are accepted as they stand."""
+SHORT_METHODS: list[Any] = [
+    *("full", "lora", "qlora", "dora", "gradual", "vera"),
+    {"adapter": "lora"},
+    {"adapter": {"kind": "dora", "rank": 4}, "lr": 0.001},
+    {"kind": "lora", "rank": 4, "targets": ["q_proj"], "lr": 0.001},
+    {"kind": "gradual", "adapter": "pissa"},
+    {"kind": "qlora", "alpha": 8},
+]
+_SHORT = [
+    {**_seed({}), "method": method, "memory": {"prefix": "keep", "prefix_limit_gb": 1}} for method in SHORT_METHODS
+]
 Key = tuple[str | int, ...]
 
 
@@ -160,8 +171,8 @@ _ODD_CONTENT: st.SearchStrategy[Any] = st.sampled_from([None, [], {}, 1, 0.5, "x
 @st.composite
 def _restructured(draw: st.DrawFn) -> Case:
     """A recipe with keys removed, added and moved to other sections."""
-    recipe = copy.deepcopy(draw(st.sampled_from(SEEDS)))
-    for _ in range(draw(st.integers(1, 3))):
+    recipe = copy.deepcopy(draw(st.sampled_from(SEEDS) | st.sampled_from(_SHORT)))
+    for _ in range(draw(st.integers(0, 3))):
         name = draw(st.sampled_from(sorted(recipe)))
         section, change = recipe[name], draw(st.integers(0, 4))
         if isinstance(section, dict) and section and change == 0:

@@ -14,6 +14,7 @@ from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.recipe.sections import Data
 from tests.fuzz.file_cases import CASES, DataFile
+from tests.fuzz.odd_files import ALL, make
 from tests.fuzz.outcome import BrokenRuleError, Tally
 from tests.fuzz.plain_reader import read_turns
 from tests.support import tiny
@@ -32,12 +33,16 @@ class Reader:
         """Read a file, encode its rows and print what was found; raises where a row's text is not what is learned."""
         path = self.folder / f"rows.{file.ending}"
         path.write_bytes(file.content)
-        gate = check_data(Data(train=str(path)), self.tokenizer, self.stop)
+        compare_with_plain_reader(self.learn(str(path)), file)
+
+    def learn(self, source: str) -> list[Row]:
+        """The rows of a source, which are learned as they stand; raises where they are not."""
+        gate = check_data(Data(train=source), self.tokenizer, self.stop)
         terminal.findings(gate.findings)
         json.dumps(gate.findings, ensure_ascii=False).encode()
-        rows = read(str(path))
-        compare_with_plain_reader(rows, file)
+        rows = read(source)
         self._compare_with_learned(rows, gate)
+        return rows
 
     def _compare_with_learned(self, rows: list[Row], gate: Gate) -> None:
         """Raise where an example's learned tokens are not the answers of its row, each with its stop token."""
@@ -73,7 +78,25 @@ def test_learns_the_text_of_every_row_or_refuses_the_file_in_one_line(tmp_path: 
         tally.judge(lambda: reader.check(file))
 
     holds()
-    record_property("fuzz", tally)
+    record_property("fuzz", str(tally))
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """A reader that has loaded every library."""
+    reader = Reader(tmp_path_factory.mktemp("reader"))
+    reader.check(GOOD)
+    return reader
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(ALL)), ids=lambda number: ascii(ALL[number])[1:30])
+def test_learns_an_odd_source_or_refuses_it_in_one_line(
+    reader: Reader, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = make(tmp_path, ALL[number])
+    Tally().judge(lambda: print(len(reader.learn(source))))
 
 
 @pytest.mark.parametrize("change", [b'"prompt": "a", "prompt"', b'"completion": "a", "prompt"'])

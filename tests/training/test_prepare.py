@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from llmtune import cli, recipe
 from llmtune.training.loop import train
-from llmtune.training.prepare import prepare, prepare_all
+from llmtune.training.prepare import examine, prepare, prepare_all
 from llmtune.training.process import main
 from tests.support import tiny
 
@@ -197,3 +198,26 @@ def test_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> Non
     train(elsewhere.run)
     deltas = [load_file(one.run.delta / "adapter_model.safetensors") for one in (here, elsewhere)]
     assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps how many elements the largest tensor has that an operation leaves in memory."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "meta":
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera", "bottleneck"])
+def test_plan_of_a_huge_adapter_takes_no_memory(tmp_path: Path, kind: str) -> None:
+    size = "size" if kind == "bottleneck" else "rank"
+    method = {"kind": "full", "adapter": {"kind": kind, size: 65_536}}
+    rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "big.yaml", tiny.save_base(tmp_path / "base"), rows, method)
+    with LargestTensor() as largest:  # type: ignore[no-untyped-call]
+        assert examine(recipe.load(file), 0).table.trained > 65_536
+    assert largest.elements < 65_536
