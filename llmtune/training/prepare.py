@@ -6,7 +6,7 @@ from pathlib import Path
 from llmtune.data.gate import Gate, gate
 from llmtune.data.rows import read
 from llmtune.errors import LlmtuneError, RecipeError
-from llmtune.files import read_json, write_json
+from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.model.base import Base, load_config
@@ -157,4 +157,4 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
 
 
 def _absolute(source: str | None) -> str | None:
-    return str(Path(source).expanduser().absolute()) if source and Path(source).expanduser().exists() else source
+    return str(user_path(source).absolute()) if source and user_path(source).exists() else source
