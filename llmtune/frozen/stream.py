@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from llmtune.errors import FieldError, RecipeError
+from llmtune.errors import FieldError
 from llmtune.frozen.boundary import find_randomness
 from llmtune.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
@@ -48,15 +48,10 @@ class OffloadedBlocks:
         self._block = {key: owner.get(name) for key, name in _parameter_names(skeleton, list(self._stored)).items()}
 
     def load(self) -> PreTrainedModel:
-        """The base in evaluation mode, as from `load_model`, but the parameters of the lowest blocks are empty.
-
-        Raises RecipeError where the files lack a tensor of those blocks.
-        """
+        """The base in evaluation mode, as from `load_model`, but the parameters of the lowest blocks are empty."""
         model = self._read(lambda block: block is None)
-        for index, block in enumerate(blocks(model)[: self.count]):
+        for block in blocks(model)[: self.count]:
             for name, parameter in list(block.named_parameters()):
-                if not parameter.is_meta:
-                    raise RecipeError(f"model.base: {self._base.name} stores no {name} of block {index}")
                 module, _, leaf = name.rpartition(".")
                 empty = torch.empty(0, dtype=parameter.dtype)
                 setattr(block.get_submodule(module), leaf, nn.Parameter(empty, requires_grad=False))

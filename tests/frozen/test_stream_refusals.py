@@ -25,7 +25,7 @@ def test_refuses_a_base_that_lacks_a_tensor_of_a_low_block(tmp_path: Path) -> No
     stored = load_file(file)
     del stored["model.layers.1.mlp.up_proj.weight"]
     save_file(stored, file, {"format": "pt"})
-    with pytest.raises(RecipeError, match=r"stores no mlp\.up_proj\.weight of block 1"):
+    with pytest.raises(RecipeError, match=r"tiny: its files lack model\.layers\.1\.mlp\.up_proj\.weight, which"):
         OffloadedBlocks(Base(tmp_path / "base", "tiny", None, None), 3, torch.float32).load()
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtune.adapters.delta import ADAPTER, TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
-from llmtune.files import read_json
+from llmtune.files import read_json, write_json
 from llmtune.merging import step
 from llmtune.merging.step import add_adapter, merge, round_weights, save_folder
 from llmtune.model.base import load_model
@@ -271,6 +271,7 @@ def test_refuses_base_stored_quantized(tmp_path: Path, quick: None) -> None:
     run = runs.trained(tmp_path)
     config = read_json(tmp_path / "base" / "config.json")
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    write_json(run.manifest_file, {key: value for key, value in run.manifest().items() if key != "base"})
     with pytest.raises(ProofError, match="stored quantized"):
         merge(run)
 

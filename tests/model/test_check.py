@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmtune import recipe
+from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError
 from llmtune.model.base import Base, load_model
 from llmtune.model.check import check_base
-from llmtune.training.prepare import examine, plan_alone
+from llmtune.training.loop import train
+from llmtune.training.prepare import examine, plan_alone, prepare
 from tests.support import tiny
 
 Tensors = dict[str, torch.Tensor]
@@ -220,3 +223,52 @@ def test_refuses_weights_stored_quantized_by_name(tmp_path: Path, method: str) -
     folder = tiny.save_base(tmp_path / "base")
     set_config(folder, quantization_config={"quant_method": method, "bits": 4})
     assert f"BASE is stored quantized ({method}); only 16 and 32 bits" in refusal(folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def in_4bit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose weights bitsandbytes stored in 4 bits."""
+    folder = tmp_path_factory.mktemp("4bit")
+    plain = tiny.save_base(folder / "plain", hidden=64)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=config).save_pretrained(folder / "base")
+    tiny.tokenizer().save_pretrained(folder / "base")
+    return folder / "base"
+
+
+LORA = {"kind": "full", "adapter": {"kind": "lora", "rank": 4}}
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "key"),
+    [
+        (LORA, {}, "merge.enabled"),
+        ({"kind": "full", "lr": 0.1}, {"merge": {"enabled": False}}, "method.adapter"),
+        (LORA, {"merge": {"enabled": False}, "memory": {"frozen_blocks": "stream"}}, "memory.frozen_blocks"),
+    ],
+)
+def test_says_before_training_what_weights_stored_in_4_bits_cannot(
+    tmp_path: Path, in_4bit: Path, method: dict[str, Any], sections: dict[str, Any], key: str
+) -> None:
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(8))
+    settings = recipe.load(tiny.write_recipe(tmp_path / "r.yaml", in_4bit, rows, method, **sections))
+    with pytest.raises(RecipeError, match=rf"{key}: {in_4bit} is stored in 4 bits \(bitsandbytes\), so "):
+        examine(settings, 0)
+
+
+def test_trains_an_adapter_on_weights_stored_in_4_bits(tmp_path: Path, in_4bit: Path) -> None:
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(12))
+    file = tiny.write_recipe(tmp_path / "r.yaml", in_4bit, rows, LORA, merge={"enabled": False})
+    run = prepare(recipe.load(file), tmp_path / "run", 0)
+    train(run)
+    tuned = load_delta(load_model(Base(in_4bit, "b", None, None)), run.delta)
+    moved = [name for name, tensor in tuned.named_parameters() if "lora_B" in name and tensor.abs().max() > 0]
+    assert len(moved) == 14
+
+
+def test_checks_the_names_of_weights_stored_in_4_bits(tmp_path: Path, in_4bit: Path) -> None:
+    folder = Path(shutil.copytree(in_4bit, tmp_path / "base"))
+    check_base(Base(folder, "b", None, None))
+    rewrite(folder, without("layers.1.mlp.up_proj"))
+    with pytest.raises(RecipeError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight, which"):
+        check_base(Base(folder, "b", None, None))

@@ -11,12 +11,15 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from transformers import PreTrainedModel
 
+from llmtune import recipe
+from llmtune.cli.init import write_recipe
 from llmtune.errors import RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import Base
 from llmtune.model.files.converted import Converted
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Model
+from llmtune.training.prepare import plan_alone
 from tests.support import tiny
 
 TYPES = {"Q4_1": 2, "F32": 1}
@@ -150,3 +153,26 @@ def test_a_file_without_quantized_tensors_is_said_to_be_whole() -> None:
     whole = Converted("m.gguf", "0" * 64, {"F16": 3, "F32": 2})
     assert not whole.quantized
     assert whole.words == "converted to bf16 from m.gguf, which stores none quantized"
+
+
+def test_plan_and_init_say_what_a_quantized_copy_is(
+    tmp_path: Path, converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(8))
+    settings = recipe.load(tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "model.gguf", rows))
+    monkeypatch.undo()
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "gguf" / hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()[:16]
+    tiny.save_base(folder)
+    assert plan_alone(settings, 0).notes[0] == (
+        "the base is converted to bf16 from model.gguf, which stores of its 3 tensors 2 in Q4_1: "
+        "a quantized copy, not its 16-bit weights"
+    )
+    package = tmp_path / "llm_tiny"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (tmp_path / "model.gguf").rename(package / "model.gguf")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    written = write_recipe(rows, "package:llm-tiny", None, tmp_path / "new.yaml")
+    assert written
+    assert "; a copy which stores of its 3 tensors 2 in Q4_1\n" in (tmp_path / "new.yaml").read_text()
