@@ -17,6 +17,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.plan_table import build_layout, plan_table
+from llmtune.working import working
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     base = base or locate_base(recipe.model, weights=False)
     suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
     layout = build_layout(recipe, base)
-    checked = gate(recipe, load_tokenizer(base), stop_ids(base))
+    with working("reading and checking the data"):
+        checked = gate(recipe, load_tokenizer(base), stop_ids(base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
