@@ -15,6 +15,8 @@ from typing import Any
 
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
 
+ERROR_FILE = "error.txt"
+"""Where the full text of a fault of llmtune is written in a folder."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 """The names, as globs, of files in a folder of weights: a folder behind a link is emptied of them alone."""
 
@@ -158,7 +160,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LlmtuneError(f"{path}: cannot be read: {error}") from error
+        raise LlmtuneError(f"{path}: cannot be read: {error}; remove it to have it written again") from error
 
 
 def shipped_folder(name: str) -> Path:
@@ -182,8 +184,8 @@ def hold(file: Path, busy: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RecipeError(busy) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise MachineError(
             f"{file.parent}: cannot be locked and written to: {reason}; choose another folder"
         ) from error

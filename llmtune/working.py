@@ -7,9 +7,10 @@
     with working("answering rows", total=500, unit="rows") as step:
         step()  # one more
 
-It writes to stderr, so that results on stdout stay clean. Outside a terminal, what takes less than 5 seconds prints
-nothing; then there is a line every 10 seconds. With a `total`, the share that is done and the time left are shown. Of
-several processes of a training, the first on each machine shows it. Blocks may be nested: the inner one is shown.
+It writes to stderr, so that results on stdout stay clean, and to stdout after `use_stdout()`, where progress is what
+stdout holds. Outside a terminal, what takes less than 5 seconds prints nothing; then there is a line every 10 seconds.
+With a `total`, the share that is done and the time left are shown. Of several processes of a training, the first on
+each machine shows it. Blocks may be nested: the inner one is shown.
 """
 
 import contextlib
@@ -65,29 +66,36 @@ class Work:
 
 _STACK: list[Work] = []
 """What goes on now, the innermost last."""
+_ON_STDOUT = threading.Event()
+
+
+def use_stdout() -> None:
+    """Print lines to stdout from now on, outside a terminal: it holds progress, so that stderr holds errors alone."""
+    _ON_STDOUT.set()
 
 
 @contextlib.contextmanager
-def working(name: str, total: float | None = None, unit: str = "") -> Iterator[Step]:
+def working(name: str, total: float | None = None, unit: str = "", on_terminal: bool = True) -> Iterator[Step]:
     """Show that `name` goes on until the block ends; gives a function to call with how much more of `total` is done.
 
-    `unit` names what is counted, such as rows; bytes are shown as MB or GB.
+    `unit` names what is counted, such as rows; bytes are shown as MB or GB. Without `on_terminal`, a terminal shows
+    nothing: for work under a bar of its own.
     """
     work = Work(name, total, unit)
     _STACK.append(work)
     try:
-        with _shown(work):
+        with _shown(on_terminal):
             yield work.step
     finally:
         _STACK.remove(work)
 
 
-def _shown(work: Work) -> contextlib.AbstractContextManager[None]:
-    """Show a piece of work in the way that fits where stderr goes; what another one shows already takes it in."""
+def _shown(on_terminal: bool) -> contextlib.AbstractContextManager[None]:
+    """Show what goes on in the way that fits where stderr goes; what shows an outer piece of work shows inner ones."""
     if os.environ.get("LOCAL_RANK", "0") != "0" or len(_STACK) > 1:
         return contextlib.nullcontext()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return _on_terminal()
+        return _on_terminal() if on_terminal else contextlib.nullcontext()
     return _in_lines()
 
 
@@ -100,7 +108,8 @@ def _in_lines() -> Iterator[None]:
         pause = DELAY
         while not ended.wait(pause):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                print(" ".join(filter(None, [f"{_STACK[-1].name}:", _STACK[-1].facts()])), file=sys.stderr, flush=True)
+                stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
+                print(f"{_STACK[-1].name}: {_STACK[-1].facts()}", file=stream, flush=True)
             pause = INTERVAL
 
     thread = threading.Thread(target=print_lines, daemon=True)

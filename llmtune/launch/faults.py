@@ -15,10 +15,9 @@ from pathlib import Path
 
 from llmtune import __version__
 from llmtune.errors import LlmtuneError, MachineError
-from llmtune.files import write_text
+from llmtune.files import ERROR_FILE, write_text
 from llmtune.memory import machine_memory
 from llmtune.numbers import size
-from llmtune.run import ERROR_FILE
 
 VERBOSE = "LLMTUNE_VERBOSE"
 """Set to 1, it has the full text of what ends a step printed too."""
@@ -76,7 +75,8 @@ def in_one_line(
         message = f"out of memory: {_first_line(memory)}; {machine_memory()}"
         return MachineError(f"{message}{f'; {advice}' if advice else ''}{ending}")
     if disk := next((words for one in chain if (words := _disk_fault(one, folder))), None):
-        return MachineError(f"{disk}{ending}")
+        notes = [note for one in chain for note in getattr(one, "__notes__", [])]
+        return MachineError(f"{'; '.join([disk, *notes])}{ending}")
     return kind(f"{_fault(error, folder)}{ending}")
 
 

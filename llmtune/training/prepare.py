@@ -22,7 +22,8 @@ from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
-from llmtune.training.plan_table import build_layout, plan_table, total_steps
+from llmtune.training.plan_table import build_layout, plan_table
+from llmtune.working import working
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     check_model(recipe, base)
     layout = build_layout(recipe, base)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
-    checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
+    with working("reading and checking the data"):
+        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
@@ -102,8 +104,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
         checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
-    steps = total_steps(recipe.train, len(checked.train), world)
-    table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
+    table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
     check_disk(recipe, table.frozen_blocks, world)
     if suite and needs_lm_eval(suite):
         from llmtune.evaluation.tasks import load_tasks
@@ -121,8 +122,7 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
-    steps = total_steps(recipe.train, count, world)
-    return plan_table(recipe, base, layout, steps)
+    return plan_table(recipe, base, layout, count, world)
 
 
 def check_model(recipe: Recipe, base: Base) -> None:

@@ -1,5 +1,6 @@
 """Training progress: every record into log.jsonl, and a bar on a terminal or readable lines anywhere else."""
 
+import contextlib
 import json
 import math
 import resource
@@ -7,6 +8,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -120,10 +122,12 @@ class Progress:
             self._file.flush()
 
     def _print(self, line: str) -> None:
-        if self._bar:
-            self._bar.console.print(line, markup=False)
-        elif self._file:
-            print(line, file=self._console.file, flush=True)
+        # A reader that is gone, or a closed terminal, ends no training: the log has every record.
+        with contextlib.suppress(OSError):
+            if self._bar:
+                self._bar.console.print(line, markup=False)
+            elif self._file:
+                print(line, file=self._console.file, flush=True)
 
     def _due(self, step: int) -> bool:
         at_step, at = self._line_at
@@ -166,6 +170,26 @@ class Average:
     def value(self) -> float:
         """The average so far, NaN before the first value."""
         return self._sum / self._weight if self._weight else math.nan
+
+
+@dataclass
+class TokenCounts:
+    """Tokens that went through the model, those with a label, and the places that batches had for tokens."""
+
+    seen: int = 0
+    supervised: int = 0
+    slots: int = 0
+
+    def add(self, other: "TokenCounts") -> None:
+        """Add another count to this one."""
+        self.seen += other.seen
+        self.supervised += other.supervised
+        self.slots += other.slots
+
+    @property
+    def padding(self) -> float:
+        """The share of the places that stayed empty."""
+        return 1 - self.seen / max(1, self.slots)
 
 
 def _bar(console: Console) -> Bar:

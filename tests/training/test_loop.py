@@ -12,6 +12,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
@@ -20,7 +22,7 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
-from llmtune.launch.command import WORLD
+from llmtune.launch.command import WORLD, config_file
 from llmtune.memory import PRIMITIVES
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
@@ -83,6 +85,17 @@ def test_refuses_another_number_of_processes_than_requested(tmp_path: Path, monk
     run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
     monkeypatch.setenv(WORLD, "2")
     with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
+        train(run)
+
+
+def test_refuses_a_number_of_processes_that_accelerate_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    config = config_file("cpu")
+    options = ["--config_file", str(config), "--num_processes", "2", "-m", "llmtune.train", str(run.path)]
+    arguments = _validate_launch_command(launch_command_parser().parse_args(options))[0]
+    for name, value in prepare_simple_launcher_cmd_env(arguments)[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match="asked for several processes and started one"):
         train(run)
 
 
@@ -237,3 +250,55 @@ def test_prints_one_line_for_what_ends_a_training(tmp_path: Path, processes: int
     assert "longer than max_length 8" in ended.stderr
     assert ended.stderr.startswith("llmtune: ")
     assert ended.stderr.count("\n") == 1
+
+
+def wait_for_steps(run: Run, count: int = 3) -> None:
+    """Return when a run has logged so many steps."""
+    until = time.monotonic() + 180
+    while not (run.log_file.exists() and run.log_file.read_text().count("\n") >= count):
+        assert time.monotonic() < until, "no step was logged"
+        time.sleep(0.05)
+
+
+def endless(folder: Path, processes: int) -> tuple[Run, subprocess.Popen[str]]:
+    """A run that trains for ever in a command of its own, and that command."""
+    train = {"epochs": 99999, "batch_size": 4, "save_every": 0.001}
+    run = prepare_run(folder, {"kind": "full", "lr": 0.001}, train=train, launch={"processes": processes})
+    command = [sys.executable, "-m", "llmtune", "run", str(run.path)]
+    started = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(run)
+    return run, started
+
+
+def training_processes(command: int) -> list[psutil.Process]:
+    """The processes that train for a command, without a launcher between."""
+    descendants = psutil.Process(command).children(recursive=True)
+    return [process for process in descendants if "llmtune.launch.accelerate_entry" not in process.cmdline()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_ends_with_a_checkpoint_when_its_command_is_killed(tmp_path: Path, processes: int) -> None:
+    run, command = endless(tmp_path, processes)
+    training = training_processes(command.pid)
+    assert len(training) >= processes
+    command.kill()
+    command.communicate()
+    ended = [process for process in psutil.wait_procs(training, timeout=30)[1] if process.status() != "zombie"]
+    assert ended == []
+    assert complete_checkpoints(run.checkpoints)
+    with run.locked():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_training_names_the_signal_and_memory(tmp_path: Path, processes: int) -> None:
+    run, command = endless(tmp_path, processes)
+    training_processes(command.pid)[-1].kill()
+    errors = command.communicate(timeout=120)[1]
+    assert command.returncode == 3, errors
+    message = "llmtune: the training process was killed (signal 9), probably by the system for lack of memory"
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
+    assert errors.endswith(f"continue with: llmtune run {run.path}\n")
