@@ -82,6 +82,13 @@ def test_leaves_a_norm_alone_that_computes_otherwise_in_training_or_needs_more()
     assert "forward" in vars(pair[1])
 
 
+def test_an_empty_norm_of_a_streamed_block_proves_nothing() -> None:
+    doubled, empty = TrainingNorm(8), TrainingNorm(8)
+    empty.weight = nn.Parameter(torch.empty(0))
+    assert patch_norms(nn.ModuleList([doubled, empty])) == 0
+    assert patch_norms(empty) == 0
+
+
 def test_leaves_an_mlp_alone_whose_activation_learns() -> None:
     mlp = LlamaMLP(tiny.config())
     mlp.act_fn = nn.PReLU()

@@ -120,7 +120,9 @@ def patch_norms(model: nn.Module) -> int:
     """Patch norms that compute exactly what `RMSNorm` does to save less; returns their number."""
     norms = [module for module in model.modules() if _eps(module) is not None and not vars(module).get("forward")]
     alike = [norm for norm in norms if [(n, p.ndim) for n, p in norm.named_parameters()] == [("weight", 1)]]
-    equal = {key: _is_rms_norm(norm) for key, norm in {_settings(norm): norm for norm in alike}.items()}
+    # A streamed block's weights are empty, and prove nothing: the largest norm of its settings speaks for all.
+    largest = {_settings(norm): norm for norm in sorted(alike, key=lambda norm: norm.get_parameter("weight").numel())}
+    equal = {key: _is_rms_norm(norm) for key, norm in largest.items()}
     chosen = [norm for norm in alike if equal[_settings(norm)]]
     for norm in chosen:
         vars(norm)["forward"] = partial(_norm_forward, norm, _eps(norm))
@@ -147,14 +149,16 @@ def _eps(norm: nn.Module) -> float | None:
 
 
 def _settings(norm: nn.Module) -> tuple[object, ...]:
-    """What tells norms apart that may compute differently: class, size, and attributes that are plain values."""
+    """What tells norms apart that may compute differently: class, and attributes that are plain values."""
     plain = [(key, value) for key, value in vars(norm).items() if isinstance(value, str | int | float | None)]
-    return type(norm), norm.get_parameter("weight").numel(), *sorted(plain, key=str)
+    return type(norm), *sorted(plain, key=str)
 
 
 def _is_rms_norm(norm: nn.Module) -> bool:
     """Whether a norm in training gives the bits of `RMSNorm`, and its gradients, with test weights for its own."""
     count, training = norm.get_parameter("weight").numel(), norm.training
+    if not count:
+        return False
     weight = torch.linspace(-2, 2, count)
     x = torch.linspace(-3, 5, 7 * count).view(7, count)
     pairs = [(x, weight), (x.bfloat16(), weight.bfloat16()), (x.bfloat16(), weight)]
