@@ -50,9 +50,7 @@ def _opening(settings: Recipe, base: dict[str, Any]) -> str:
         "adapter": f"An adapter ({base['adapter']}) to load on top of the base.",
         "tensors": "The tensors that were trained, to put in place of the base's.",
     }["merged" if is_merged(settings) else base["kind"]]
-    method = "" if settings.method.kind == "full" and base["kind"] == "adapter" else settings.method.kind
-    way = " with ".join(filter(None, [method, base["adapter"] if base["kind"] == "adapter" else ""]))
-    return f"{content} {_origin(base)} Fine-tuned by {code(way)} with llmtune {__version__}."
+    return f"{content} {_origin(base)} Fine-tuned by {code(settings.method_words)} with llmtune {__version__}."
 
 
 def _origin(base: dict[str, Any]) -> str:

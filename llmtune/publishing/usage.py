@@ -66,11 +66,13 @@ def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
     if base.get("converted"):
         module, file = base["base"].removeprefix("package:").replace("-", "_"), Converted(**base["converted"]).file
         imports = [
-            "from importlib.resources import files",
+            "from importlib.util import find_spec",
+            "from pathlib import Path",
             "",
             "from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig",
             "",
-            f"source = {{'pretrained_model_name_or_path': files({module!r}), 'gguf_file': {file!r}}}",
+            f"folder = Path(find_spec({module!r}).origin).parent",
+            f"source = {{'pretrained_model_name_or_path': folder, 'gguf_file': {file!r}}}",
         ]
         return imports, '**source, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"', "**source"
     name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None

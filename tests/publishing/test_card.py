@@ -280,7 +280,8 @@ def test_delta_of_converted_weights_names_them_and_no_model_on_the_hub(write_car
     assert " ".join(sentences) in text
     assert "from_pretrained('acme/tiny'" not in text
     assert "revision" not in text.split("## How it was trained")[0]
-    assert "source = {'pretrained_model_name_or_path': files('llm_tiny'), 'gguf_file': 'tiny.gguf'}" in text
+    assert "folder = Path(find_spec('llm_tiny').origin).parent" in text
+    assert "source = {'pretrained_model_name_or_path': folder, 'gguf_file': 'tiny.gguf'}" in text
 
 
 def test_merged_converted_weights_name_where_they_come_from_at_no_revision(write_card: Callable[..., str]) -> None:
@@ -293,7 +294,7 @@ def test_merged_converted_weights_name_where_they_come_from_at_no_revision(write
 def test_full_is_no_name_for_an_adapter(write_card: Callable[..., str]) -> None:
     text = write_card()
     assert front_matter(text)["tags"] == ["llmtune", "lora"]
-    assert "Fine-tuned by `lora` with llmtune" in text
+    assert "Fine-tuned by `LoRA (rank 4)` with llmtune" in text
 
 
 def test_scores_stand_in_the_header(write_card: Callable[..., str]) -> None:

@@ -13,6 +13,7 @@ from llmtune.errors import FieldError, MachineError
 from llmtune.files import cache_folder, read_json, remove_leftovers, write_folder, write_json
 from llmtune.model.files.stored import refuse_damaged
 from llmtune.model.reading import reading
+from llmtune.working import working
 
 RECORD = "converted.json"
 _WHOLE = ("F64", "F32", "F16", "BF16")
@@ -92,7 +93,7 @@ def convert_gguf(file: Path, name: str) -> tuple[Path, Converted]:
 
 def _write(file: Path, name: str, folder: Path) -> None:
     print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
-    with write_folder(folder, replace=False) as partial:
+    with working(f"converting {file.name}"), write_folder(folder, replace=False) as partial:
         _convert(file, partial)
 
 

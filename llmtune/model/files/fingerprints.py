@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from llmtune.errors import LlmtuneError
 from llmtune.files import cache_folder, digest_of, fingerprint, read_json, write_json
 from llmtune.model.base import Base
 from llmtune.model.files.stored import INDEX, SINGLE
-from llmtune.numbers import size
+from llmtune.working import working
 
 TOKENIZER = (
     "tokenizer*.json",
@@ -28,7 +27,6 @@ TOKENIZER = (
 )
 """The small files that decide what a base reads and when it stops."""
 _WEIGHTS = ("*.safetensors", INDEX)
-_TOLD = 4 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Files = dict[str, dict[str, Any]]
@@ -63,10 +61,12 @@ def fingerprint_base(base: Base) -> Files:
     stamps = {file.relative_to(base.folder).as_posix(): _stamp(file) for file in files}
     known = {name: facts for name, (stamp, facts) in memo.items() if stamps.get(name) == stamp}
     known |= {name: facts for name in stamps if (facts := _by_hub(base.folder / name))}
-    new = sum(stamps[name][0] for name in stamps if name not in known)
-    if new > _TOLD:
-        print(f"hashing {size(new)} of {base.name}, once, to know it again", file=sys.stderr, flush=True)
-    hashed = {name: known.get(name) or fingerprint(base.folder / name) for name in stamps}
+    new = [name for name in stamps if name not in known]
+    with working(f"hashing {base.name}, once", sum(stamps[name][0] for name in new), "bytes") as step:
+        for name in new:
+            known[name] = fingerprint(base.folder / name)
+            step(stamps[name][0])
+    hashed = {name: known[name] for name in stamps}
     _write_memo(memo_file, memo, {name: (stamps[name], facts) for name, facts in hashed.items()})
     return hashed
 
