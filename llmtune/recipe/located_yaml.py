@@ -19,6 +19,7 @@ Key = tuple[str | int, ...]
 
 _CORE = "tag:yaml.org,2002:"
 _SCALARS_AND_CONTAINERS = ("map", "seq", "str", "int", "float", "bool", "null")
+_CONTAINERS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 _READ_AS_TEXT = ("timestamp", "merge", "value")
 """What keys may look like beside plain values: a key such as 2024-01-01, << or = is told to be unknown."""
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -161,7 +162,7 @@ class _Reader:
         tag = node.tag.removeprefix(_CORE)
         if tag == "timestamp":
             raise self._error(node, key, f"{node.value} is a date in YAML; put it in quotes")
-        if tag not in _SCALARS_AND_CONTAINERS:
+        if tag not in _SCALARS_AND_CONTAINERS or _CONTAINERS.get(tag, yaml.ScalarNode) is not type(node):
             raise self._error(node, key, f"the tag {node.tag!r} is not allowed; a recipe is plain data")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)

@@ -59,7 +59,7 @@ class Tally:
             self.slowest = max(self.slowest, _cpu_seconds() - began)
 
     def _check_refusal(self, error: LlmtuneError) -> None:
-        problems = unclean(error)
+        problems = unclean(str(error), error.exit_code)
         self.outcomes["unclean" if problems else "refused"] += 1
         if problems:
             raise BrokenRuleError(f"{', '.join(problems)}: {str(error)[:300]!r}") from error
@@ -70,12 +70,11 @@ class Tally:
         return f"{counts}; the slowest took {self.slowest:.1f} s"
 
 
-def unclean(error: LlmtuneError) -> list[str]:
-    """What keeps an error from being one clean line with exit code 2 or 3."""
-    text = str(error)
+def unclean(text: str, code: int) -> list[str]:
+    """What keeps an error's message from being one clean line with exit code 2 or 3."""
     problems = []
-    if error.exit_code not in CODES:
-        problems.append(f"exit code {error.exit_code}")
+    if code not in CODES:
+        problems.append(f"exit code {code}")
     if len(text) > LINE:
         problems.append(f"{len(text)} characters")
     if not text.strip():

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 
 from llmtune import cli, terminal
 from llmtune import recipe as recipes
+from llmtune.errors import RecipeError
 from llmtune.model.files.locate import locate_base
 from llmtune.training.prepare import examine, resolve
 from tests.fuzz.conftest import COUNT
-from tests.fuzz.outcome import CODES, BrokenRuleError, Tally
+from tests.fuzz.outcome import BrokenRuleError, Tally, unclean
 from tests.fuzz.recipe_cases import CASES, SEEDS, Case, encode, first_difference
 from tests.fuzz.shorthand import with_paths, write_out
 from tests.support import tiny
@@ -60,9 +61,13 @@ def check_by_command(case: Case, folder: Path) -> None:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         code = cli.main(["check", str(file), *(f"--set={override}" for override in case.overrides)])
+    if code == 0:
+        return
     last = (errors.getvalue().splitlines() or [""])[-1]
-    if code and (code not in CODES or not last.startswith("llmtune: ")):
-        raise BrokenRuleError(f"exit code {code} after {errors.getvalue()[-500:]!r}")
+    problems = unclean(last, code)
+    if problems or not last.startswith("llmtune: "):
+        raise BrokenRuleError(f"{', '.join(problems)}: {errors.getvalue()[-500:]!r}")
+    raise RecipeError(last)  # counts as refused
 
 
 def read_plainly(case: Case) -> Any:
