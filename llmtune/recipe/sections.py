@@ -60,7 +60,7 @@ class Train(Closed):
     epochs: Annotated[float, Field(gt=0)] = 2
     """Passes over the data."""
     max_steps: Count | None = None
-    """Optimizer steps after which training ends, whatever epochs says."""
+    """Optimizer steps, so many exactly, whatever epochs says: rows come again, or are not all seen."""
     batch_size: Count = 16
     """Rows per optimizer step, over all processes."""
     micro_batch_size: Count | None = None
@@ -78,8 +78,8 @@ class Train(Closed):
     """Largest norm of the gradient."""
     group_by_length: bool = True
     """Rows of similar length share an optimizer step, which saves padding; false draws rows at random."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of initialization, row order and dropout."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of initialization, row order and dropout: 32 bits."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_every: Annotated[float, Field(gt=0, le=1)] = 0.25

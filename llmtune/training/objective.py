@@ -26,6 +26,7 @@ from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
 from llmtune.training.joined import RowJoiner
 from llmtune.training.planned import Planned
+from llmtune.training.proof import REMEDY, check_validation
 
 Row = dict[str, Any]
 """input_ids and labels of equal length, and an index into the cached frozen blocks' rows."""
@@ -148,8 +149,7 @@ class SupervisedTrainer(Planned):
             self._pending.flush()
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. "
-                "A lower method.lr is the usual remedy"
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. {REMEDY}"
             )
         return loss
 
@@ -194,6 +194,7 @@ class SupervisedTrainer(Planned):
         self.model.train(training)
         metrics = {f"{metric_key_prefix}_loss": total / max(1, tokens)}
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        check_validation(total / max(1, tokens), self.state.global_step, self.state.max_steps, self._record)
         return metrics
 
     def begin_plan(self) -> None:

@@ -33,11 +33,26 @@ def split_batch(train: Train, world: int) -> tuple[int, int]:
 
 
 def total_steps(train: Train, rows: int, world: int) -> int:
-    """Optimizer steps of a run over that many training rows."""
+    """Optimizer steps of a run over that many training rows: max_steps where it is given, else what epochs says."""
+    return train.max_steps or math.ceil(train.epochs * steps_per_epoch(train, rows, world))
+
+
+def steps_per_epoch(train: Train, rows: int, world: int) -> int:
+    """Optimizer steps in which every training row is seen once."""
     size, passes = split_batch(train, world)
-    per_epoch = max(1, math.ceil(math.ceil(rows / world / size) / passes))
-    steps = math.ceil(train.epochs * per_epoch)
-    return min(steps, train.max_steps or steps)
+    return max(1, math.ceil(math.ceil(rows / world / size) / passes))
+
+
+def steps_note(train: Train, rows: int, world: int) -> list[str]:
+    """A line on how often max_steps, where it is given, passes over the training rows."""
+    per_epoch = steps_per_epoch(train, rows, world)
+    if train.max_steps is None:
+        return []
+    if train.max_steps < per_epoch:
+        seen = min(rows, train.max_steps * train.batch_size)
+        return [f"train.max_steps {train.max_steps:,} ends within the first epoch: {seen:,} of {rows:,} rows are seen"]
+    passes = f"{train.max_steps / per_epoch:.4g} passes over the rows"
+    return [f"train.max_steps {train.max_steps:,} decides: {passes}, whatever train.epochs says"]
 
 
 def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
@@ -45,7 +60,7 @@ def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
     try:
         return Schedule(plan, steps, train.warmup, train.schedule, train.seed)
     except ValueError as error:
-        raise FieldError("train.epochs", str(error)) from error
+        raise FieldError("train.max_steps" if train.max_steps else "train.epochs", str(error)) from error
 
 
 def build_layout(recipe: Recipe, base: Base) -> Layout:
@@ -69,9 +84,10 @@ def build_layout(recipe: Recipe, base: Base) -> Layout:
     return Layout(facts, limited, skeleton, tuned, distance, trained, linear)
 
 
-def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTable:
-    """What trains when and at which rate; raises FieldError for what cannot be."""
+def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int) -> PlanTable:
+    """What trains when and at which rate, over that many rows and processes; raises FieldError for what cannot be."""
     _refuse(recipe, layout.plan)
+    steps = total_steps(recipe.train, rows, world)
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
     elements = sum(tensor.numel() for tensor in layout.trained.values())
@@ -94,6 +110,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, steps: int) -> PlanTa
         stages=stages,
         notes=[
             *_converted_note(base),
+            *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
             *notes_on_rest(layout.skeleton, adapted=not adapter.trains_base),

@@ -20,7 +20,7 @@ from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
-from llmtune.training.plan_table import build_layout, plan_table, total_steps
+from llmtune.training.plan_table import build_layout, plan_table
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     checked = gate(recipe, load_tokenizer(base), stop_ids(base), model_limits(layout.skeleton))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
-    steps = total_steps(recipe.train, len(checked.train), world)
-    table = plan_table(recipe, base, layout, steps).with_tokens(tokens)
+    table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
     check_disk(recipe, table.frozen_blocks, world)
     if suite:
         check_rows(suite, len(checked.test))
@@ -114,8 +113,7 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     layout = build_layout(recipe, base)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
-    steps = total_steps(recipe.train, count, world)
-    return plan_table(recipe, base, layout, steps)
+    return plan_table(recipe, base, layout, count, world)
 
 
 def check_model(recipe: Recipe, base: Base) -> None:

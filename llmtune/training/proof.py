@@ -1,5 +1,6 @@
 """Proof that exactly the planned weights changed, and that processes agree on them."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -18,6 +19,7 @@ SAMPLE = 1024
 ENOUGH = 0.5
 ENOUGH_STEPS = 3
 """The steps with a rate after which a tensor should have changed: the first one gives LoRA's A no gradient."""
+REMEDY = "A lower method.lr is the usual remedy"
 
 
 class UpdateCheck(TrainerCallback):
@@ -83,7 +85,7 @@ def prove_planned_changes(
 ) -> list[str]:
     """The tensors in `trained` that are still what their checksums `before` say.
 
-    Raises TrainingError where something frozen changed, or where nothing at some distance did.
+    Raises TrainingError where something frozen changed, nothing at some distance did, or something is not finite.
     """
     # What is empty was let go and cannot have trained.
     after = checksums({name: parameter for name, parameter in model.named_parameters() if parameter.numel()})
@@ -91,10 +93,28 @@ def prove_planned_changes(
     unplanned = sorted(changed - set(trained))
     if unplanned:
         raise TrainingError(f"{unplanned[0]} should have stayed frozen but changed")
+    spoilt = next((name for name in trained if not _is_finite(model.get_parameter(name))), None)
+    if spoilt:
+        raise TrainingError(f"{spoilt} holds numbers that are not finite after training. {REMEDY}")
     unchanged = {distance[name] for name in trained} - {distance[name] for name in changed}
     if unchanged:
         raise TrainingError(f"nothing at distance {min(unchanged)} changed, so it was not trained")
     return sorted(set(trained) - changed)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(torch.isfinite(local).all())
+
+
+def check_validation(loss: float, step: int, last: int, record: Callable[[Record], None]) -> None:
+    """Record a warning on a validation loss that is not finite; raises TrainingError where it is the last one."""
+    if math.isfinite(loss):
+        return
+    message = f"the validation loss is {loss} at step {step}"
+    if step >= last:
+        raise TrainingError(f"{message}, the last one: the model is of no use; the last checkpoint is kept. {REMEDY}")
+    record({"step": step, "warning": f"warning: {message}. {REMEDY}"})
 
 
 def assert_replicas_equal(tensors: Mapping[str, torch.Tensor], step: int) -> None:

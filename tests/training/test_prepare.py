@@ -10,10 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llmtune import cli, recipe
+from llmtune.errors import LlmtuneError
+from llmtune.files import read_json
+from llmtune.run_log import read_log
 from llmtune.training.loop import train
-from llmtune.training.prepare import prepare, prepare_all
+from llmtune.training.prepare import complete, prepare, prepare_all
 from llmtune.training.process import main
 from tests.support import tiny
+from tests.support.training import prepare_run
 
 LORA = {"kind": "lora", "rank": 4}
 FAINT, LOUD = ({**LORA, "alpha": alpha, "rslora": True} for alpha in (1.5e-310, 1.5e308))
@@ -197,3 +201,50 @@ def test_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> Non
     train(elsewhere.run)
     deltas = [load_file(one.run.delta / "adapter_model.safetensors") for one in (here, elsewhere)]
     assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())
+
+
+@pytest.mark.parametrize(
+    ("steps", "note"),
+    [
+        (3, "train.max_steps 3 ends within the first epoch: 12 of 32 rows are seen"),
+        (20, "train.max_steps 20 decides: 2.5 passes over the rows, whatever train.epochs says"),
+    ],
+)
+def test_trains_as_many_steps_as_max_steps_says(tmp_path: Path, steps: int, note: str) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01}, train={"epochs": 1, "batch_size": 4, "max_steps": steps})
+    plan = read_json(run.plan_file)
+    assert plan["steps"] == steps
+    assert note in plan["notes"]
+    train(run)
+    assert [entry["step"] for entry in read_log(run.log_file) if "loss" in entry] == list(range(1, steps + 1))
+
+
+def test_names_max_steps_where_it_leaves_a_stage_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = check(tmp_path, capsys, STAGED, train={"max_steps": 1})
+    assert "train.max_steps: 1 steps cannot hold 2 stages" in message
+
+
+def test_refuses_a_seed_that_no_generator_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = check(tmp_path, capsys, {"kind": "full"}, train={"seed": 1764162000000})
+    assert "train.seed: a number <= 4294967295 is expected, got 1764162000000" in message
+
+
+def test_run_of_which_only_the_recipe_was_written_is_completed(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    plan, data = run.plan_file.read_text(), run.data_file.read_text()
+    for lost in ([run.plan_file, run.data_file], [run.data_file]):
+        for file in lost:
+            file.unlink()
+        complete(run, 0)
+        assert (run.plan_file.read_text(), run.data_file.read_text()) == (plan, data)
+    run.data_file.write_text(data[:20])
+    complete(run, 0)
+    assert run.data_file.read_text() == data
+
+
+def test_run_that_lost_its_data_file_after_training_began_is_refused(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    (run.checkpoints / "step-000001").mkdir(parents=True)
+    run.data_file.unlink()
+    with pytest.raises(LlmtuneError, match=r"data\.json: is gone or damaged, and .*step-000001 needs it"):
+        complete(run, 0)

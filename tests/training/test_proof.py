@@ -1,6 +1,7 @@
 """What training proves of itself: what should change changed, and what should not did not."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances
 from llmtune.run_log import Record
 from llmtune.training.loop import train
-from llmtune.training.proof import checksums
+from llmtune.training.proof import check_validation, checksums
 from tests.support import training
 from tests.support.training import METHODS, prepare_run
 
@@ -60,6 +61,32 @@ def test_judges_a_tensor_by_enough_steps(tmp_path: Path, steps: int, warns: bool
     warnings = [line for line in run.log_file.read_text().splitlines() if "never changed" in line]
     assert bool(warnings) == warns
     assert run.done("train")
+
+
+class Spoil(TrainerCallback):
+    """Makes one trained number infinite after the last step."""
+
+    def on_train_end(self, *_: object, model: nn.Module, **named: object) -> None:
+        with torch.no_grad():
+            model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = torch.inf
+
+
+def test_fails_when_a_trained_weight_is_not_finite(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, METHODS["full"])
+    with pytest.raises(TrainingError, match=r"layers\.0\.mlp\.up_proj\.weight holds numbers that are not finite"):
+        train(run, callbacks=[Spoil()])
+    assert not run.done("train")
+
+
+def test_fails_on_a_last_validation_loss_that_is_not_finite_and_warns_of_others() -> None:
+    log: list[Record] = []
+    check_validation(1.5, 4, 4, log.append)
+    assert log == []
+    check_validation(math.nan, 2, 4, log.append)
+    warning = "warning: the validation loss is nan at step 2. A lower method.lr is the usual remedy"
+    assert log == [{"step": 2, "warning": warning}]
+    with pytest.raises(TrainingError, match="the validation loss is inf at step 4, the last one"):
+        check_validation(math.inf, 4, 4, log.append)
 
 
 @pytest.mark.parametrize(
