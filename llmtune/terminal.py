@@ -59,7 +59,17 @@ def findings(data: dict[str, Any]) -> None:
     console.print("[bold]data[/bold]")
     for note in data["notes"]:
         console.print(note, markup=False)
-    console.print(f"one row; the model learns the text between \u27e6 and \u27e7:\n{data['example']}", markup=False)
+    example = f"one row; the model learns the text between \u27e6 and \u27e7:\n{data['example']}"
+    console.print(with_shown_marks(example, console.encoding), markup=False)
+
+
+def with_shown_marks(text: str, encoding: str) -> str:
+    """Write the marks around what the model learns as [[ and ]] where the encoding has no others."""
+    try:
+        "\u27e6\u27e7".encode(encoding)
+    except (UnicodeError, LookupError):
+        return text.replace("\u27e6", "[[").replace("\u27e7", "]]")
+    return text
 
 
 def scores(run: Run) -> None:

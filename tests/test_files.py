@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtune.files import fingerprint, read_json, write_folder, write_json
+from llmtune.errors import LlmtuneError, MachineError
+from llmtune.files import fingerprint, hold, read_json, write_folder, write_json, write_text
 
 
 def full_disk(descriptor: int) -> None:
@@ -120,3 +121,63 @@ def test_second_writer_keeps_the_first_folder_without_replace(tmp_path: Path) ->
         (folder / "first").write_text("first")
     assert names(folder) == ["first"]
     assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["there", "dangling"])
+def test_folder_that_is_a_link_is_written_through_it(tmp_path: Path, exists: bool) -> None:
+    disk, folder = tmp_path / "big" / "disk", tmp_path / "merged"
+    if exists:
+        disk.mkdir(parents=True)
+        (disk / "lost+found").mkdir()
+        (disk / "model.safetensors").write_text("old")
+        (disk / "old.safetensors").write_text("old")
+    folder.symlink_to(disk)
+    with write_folder(folder) as partial:
+        (partial / "model.safetensors").write_text("new")
+        (partial / "deep").mkdir()
+        (partial / "deep" / "config.json").write_text("{}")
+    assert folder.is_symlink()
+    assert names(disk) == sorted(["deep", *(["lost+found"] if exists else []), "model.safetensors"])
+    assert (folder / "model.safetensors").read_text() == "new"
+    assert names(tmp_path) == ["big", "merged"]
+
+
+def test_failure_behind_a_link_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "model.safetensors").write_text("old")
+    (tmp_path / "merged").symlink_to("disk")
+
+    def write() -> None:
+        with write_folder(tmp_path / "merged") as partial:
+            (partial / "model.safetensors").write_text("half")
+            full_disk(0)
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert names(tmp_path / "disk") == ["model.safetensors"]
+    assert (tmp_path / "merged" / "model.safetensors").read_text() == "old"
+
+
+@pytest.mark.parametrize("other", ["thesis.docx", "photos/"])
+def test_refuses_to_empty_a_linked_folder_of_other_things(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "disk" / other
+    (path.mkdir(parents=True) if other.endswith("/") else write_text(path, "mine"))
+    (tmp_path / "merged").symlink_to("disk")
+    message = f"holds {path.name}, which is no part of a model"
+    with pytest.raises(LlmtuneError, match=message), write_folder(tmp_path / "merged"):
+        pass
+    assert path.exists()
+
+
+def test_failed_file_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "recipe.yaml", "text")
+    assert names(tmp_path) == []
+
+
+def test_folder_that_cannot_be_locked_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = r"file: cannot be locked and written to: .*; choose another folder"
+    with pytest.raises(MachineError, match=message), hold(tmp_path / "file" / ".lock", "busy"):
+        pass

@@ -226,6 +226,37 @@ def test_refuses_a_second_process_until_the_first_ends(tmp_path: Path) -> None:
     assert third.returncode == 0
 
 
+def test_training_that_outlives_its_command_keeps_others_out(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    code = HOLD.replace("locked():", "training():")
+    words = [sys.executable, "-c", code, run.path, "60"]
+    orphan = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert orphan.stdout is not None
+    assert orphan.stdout.readline() == "locked\n"
+    with pytest.raises(RecipeError, match="another llmtune process is at work in this folder"), run.locked():
+        pass
+    orphan.kill()
+    orphan.wait()
+    with run.locked(), run.training():
+        pass
+
+
+HALF = (".recipe.yaml.partial", ".data.json.partial", ".plan.json.partial-7", ".manifest.json.partial")
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_half_files_of_killed_processes_are_no_content(tmp_path: Path, half: str) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / half).write_text("# half")
+    run = create(settings(tmp_path), path)
+    assert run.recipe().train.epochs == 2
+    (path / ".merged.partial-9").mkdir()
+    (path / ".mine.partial").touch()
+    with run.locked():
+        assert sorted(file.name for file in path.glob(".*partial*")) == [".mine.partial"]
+
+
 def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     other = hold(run, 60)

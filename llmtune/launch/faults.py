@@ -76,7 +76,8 @@ def in_one_line(
         message = f"out of memory: {_first_line(memory)}; {machine_memory()}"
         return MachineError(f"{message}{f'; {advice}' if advice else ''}{ending}")
     if disk := next((words for one in chain if (words := _disk_fault(one, folder))), None):
-        return MachineError(f"{disk}{ending}")
+        notes = [note for one in chain for note in getattr(one, "__notes__", [])]
+        return MachineError(f"{'; '.join([disk, *notes])}{ending}")
     return kind(f"{_fault(error, folder)}{ending}")
 
 

@@ -25,10 +25,10 @@ _EXPECTED = {
     "string_type": "text",
     "string_too_short": "text",
     "tuple_type": "a list",
-    "greater_than": "a number > {gt:g}",
-    "greater_than_equal": "a number >= {ge:g}",
-    "less_than": "a number < {lt:g}",
-    "less_than_equal": "a number <= {le:g}",
+    "greater_than": "a number > {gt:.12g}",
+    "greater_than_equal": "a number >= {ge:.12g}",
+    "less_than": "a number < {lt:.12g}",
+    "less_than_equal": "a number <= {le:.12g}",
     "too_short": "a list of at least {min_length}",
 }
 _NOT_A_SECTION = ("model_type", "model_attributes_type", "dict_type")

@@ -16,6 +16,7 @@ from torch import nn
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint, read_json, write_folder, write_json
 from llmtune.model.sharded import gather, shard_like
+from llmtune.numbers import size as number_of_bytes
 
 TENSORS = "trained.safetensors"
 OBJECTIVE = "objective.json"
@@ -36,8 +37,30 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 @contextmanager
-def write_checkpoint(checkpoint: Path, first: bool) -> Iterator[Path]:
-    """A folder that every process fills; the `first` one then writes the manifest and gives the folder its name."""
+def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[Path]:
+    """A folder that every process fills; the `first` one then writes the manifest and gives the folder its name.
+
+    `size` is how many bytes it takes, about, which an error notes.
+    """
+    try:
+        with _written(checkpoint, first) as partial:
+            yield partial
+    except Exception as error:
+        if size:
+            error.add_note(f"a checkpoint takes about {number_of_bytes(size)}")
+        raise
+
+
+def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of a checkpoint, about: the trained tensors in fp32, and the optimizer's states."""
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return sum(4 * tensor.numel() for tensor in tensors) + sum(
+        value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor)
+    )
+
+
+@contextmanager
+def _written(checkpoint: Path, first: bool) -> Iterator[Path]:
     processes = PartialState()
     if first:
         _remove_unfinished(checkpoint.parent)

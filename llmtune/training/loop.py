@@ -34,6 +34,7 @@ from llmtune.training.plan_table import build_layout, count_trained, lay_out, to
 from llmtune.training.prepare import Prepared, bind_base, check_model
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.stop import Stop
+from llmtune.working import working
 
 
 @locates_mistakes
@@ -62,13 +63,15 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     plan = layout.plan
     check_engine(recipe, plan, state)
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
-    weights, offloaded = _load(base, recipe, layout, dtype)
-    model = insert(weights, recipe.method.adapter, plan, base)
+    with working("loading the base model"):
+        weights, offloaded = _load(base, recipe, layout, dtype)
+        model = insert(weights, recipe.method.adapter, plan, base)
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
-    done = complete_checkpoints(run.checkpoints)
+    with working("checking the checkpoints"):
+        done = complete_checkpoints(run.checkpoints)
     with state.main_process_first():
         recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
     progress = Progress(
@@ -108,11 +111,12 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             message = f"stopped at step {reached} of {steps}, with a checkpoint"
             raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
         _warn_of_unchanged(trainer.prove_changes(), reached, record)
-    delta = trainer.trained_state()
-    if state.is_main_process:
-        save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
-        run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
-    state.wait_for_everyone()
+    with working("saving the trained weights"):
+        delta = trainer.trained_state()
+        if state.is_main_process:
+            save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
+            run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
+        state.wait_for_everyone()
     state.destroy_process_group()
 
 

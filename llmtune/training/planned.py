@@ -18,6 +18,7 @@ from llmtune.run_log import Record
 from llmtune.training.checkpoint import (
     TRAINER_STATE,
     checkpoint_folder,
+    checkpoint_size,
     drop_states,
     load_sharded_optimizer,
     load_state,
@@ -78,8 +79,7 @@ class Planned(Trainer):
         self._make_schedule, self._record, self._keep = make_schedule, record, keep
         self._trained_names = list(tensors)
         self.distance = distances(model)
-        # Now, since TRL's trainers cast what requires a gradient to bf16 in a quantized model.
-        model.requires_grad_(False)
+        model.requires_grad_(False)  # now: TRL's trainers cast what requires a gradient to bf16 in a quantized model
         with _accepted_by_trainer(model):
             super().__init__(model=model, **arguments)
         # TRL's trainers let the embedding's output require a gradient, as Trainer does later: see begin_plan.
@@ -152,16 +152,15 @@ class Planned(Trainer):
             assert_replicas_equal(self.current_tensors(), step)
         self.enter_stage(step)
         grouped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        tensors = self.current_tensors().items()
-        missing = [name for name, p in tensors if p.requires_grad and id(p) not in grouped]
+        live = self.current_tensors().items()
+        missing = [name for name, p in live if p.requires_grad and id(p) not in grouped]
         if missing:
             raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
 
     def record_step(self, loss: float, gradient_norm: float | None) -> None:
         """Hand a step's numbers to the run's log."""
         step = self.state.global_step
-        distance = [group["distance"] for group in self.optimizer.param_groups]
-        rates = {str(far): self.schedule.rate(step - 1, far) for far in distance}
+        rates = {str(g["distance"]): self.schedule.rate(step - 1, g["distance"]) for g in self.optimizer.param_groups}
         entry = {"step": step, "loss": loss, "lr": rates, **self.measurements()}
         self._record(entry | self._update_check.take() | {"grad_norm": gradient_norm})
 
@@ -189,7 +188,8 @@ class Planned(Trainer):
         step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
         assert_replicas_equal(self.current_tensors(), step)
         trained, objective = self.trained_state(), self.objective_state()
-        with write_checkpoint(checkpoint_folder(folder, step), first) as partial_folder:
+        size = checkpoint_size(trained.values(), self.optimizer)
+        with write_checkpoint(checkpoint_folder(folder, step), first, size) as partial_folder:
             self._save_optimizer_and_scheduler(str(partial_folder))
             self._save_rng_state(str(partial_folder))
             if first:

@@ -21,6 +21,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.plan_table import build_layout, plan_table
+from llmtune.working import working
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     suite = load_suite(recipe.eval.suite) if recipe.eval.suite != "none" else None
     check_model(recipe, base)
     layout = build_layout(recipe, base)
-    checked = gate(recipe, load_tokenizer(base), stop_ids(base), model_limits(layout.skeleton))
+    with working("reading and checking the data"):
+        checked = gate(recipe, load_tokenizer(base), stop_ids(base), model_limits(layout.skeleton))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)

@@ -231,6 +231,10 @@ def test_environment_shares_out_cores_and_keeps_the_users_values(monkeypatch: py
         (Exit(130), True, 130, "stopped; continue with: llmtune run "),
         (Exit(143), False, 143, "stopped; nothing was trained yet"),
         (Exit(130, "stopped at step 3"), True, 130, "stopped at step 3"),
+        (Exit(137), True, 3, "the training process was killed (signal 9), probably by the system for lack of memory"),
+        (Exit(139), True, 4, "the training process crashed (signal 11, SIGSEGV); continue with: llmtune run "),
+        (Exit(135), True, 4, "the training process crashed (signal 7, SIGBUS); continue with: llmtune run "),
+        (Exit(134), False, 4, "the training process crashed (signal 6, SIGABRT); nothing was trained yet"),
     ],
 )
 def test_raises_the_trainings_error_with_its_message_and_code(
@@ -242,3 +246,16 @@ def test_raises_the_trainings_error_with_its_message_and_code(
     error = training_error(result, run)
     assert error.exit_code == code
     assert str(error).startswith(message)
+
+
+def test_killed_training_names_memory_settings_and_what_is_safe(tmp_path: Path) -> None:
+    settings = recipe.load(write(tmp_path, GOOD + "train:\n  activation_checkpointing: true\n"))
+    run = Run(tmp_path / "run")
+    for step in (3, 12):
+        (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
+    (run.checkpoints / "step-000003" / "manifest.json").touch()
+    run.recipe_file.touch()
+    message = str(training_error(Exit(137), run, settings))
+    assert "this machine has" in message
+    assert "lower it by train.micro_batch_size: 1, a lower data.max_length (now" in message
+    assert message.endswith(f"; training is safe up to step 3; continue with: llmtune run {run.path}")

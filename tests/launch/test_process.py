@@ -16,7 +16,7 @@ import yaml
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.launch import process
 from llmtune.launch.command import config_file, training_environment
-from llmtune.launch.process import EXIT_FILE, exit_process, report_failure
+from llmtune.launch.process import EXIT_FILE, exit_process, leave_code, report_failure
 
 EXECUTE = """
 import sys
@@ -187,6 +187,42 @@ def test_stop_before_training_begins_ends_it_at_once_and_silently(tmp_path: Path
         assert started.communicate(timeout=30)[1] == b""
         assert started.returncode == 130
         (tmp_path / "up").unlink()
+
+
+def test_answers_ctrl_c_at_once_in_the_trainings_words(tmp_path: Path) -> None:
+    words = TRAINING.replace(
+        "signal.signal(",
+        "from llmtune.launch.process import answer_stops\nanswer_stops('stopping after this step')\nsignal.signal(",
+        1,
+    )
+    training = [sys.executable, script(tmp_path, "training.py", words), str(tmp_path), "orderly"]
+    command = [sys.executable, "-c", EXECUTE, "alone", *training]
+    started = subprocess.Popen(command, process_group=0, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "started")
+    os.killpg(started.pid, signal.SIGINT)
+    assert started.stderr is not None
+    assert started.stderr.readline() == "llmtune: stopping after this step\n"
+    assert not (tmp_path / "checkpoint").exists()
+    assert started.wait(30) == 130
+
+
+def test_signal_that_kills_a_launched_process_outweighs_what_others_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EXIT_FILE, str(tmp_path / "code"))
+    report_failure(RecipeError("connection closed by peer"))
+    leave_code(128 + signal.SIGTERM)
+    assert (tmp_path / "code").read_text() == "2\nconnection closed by peer"
+    leave_code(128 + signal.SIGKILL)
+    assert (tmp_path / "code").read_text() == "137\n"
+
+
+def test_failure_that_cannot_be_written_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(EXIT_FILE, str(tmp_path / "none" / "code"))
+    assert report_failure(RecipeError("wrong")) == 2
+    assert capsys.readouterr().err == "llmtune: wrong\n"
 
 
 def test_restores_signal_handlers() -> None:

@@ -237,3 +237,55 @@ def test_prints_one_line_for_what_ends_a_training(tmp_path: Path, processes: int
     assert "longer than max_length 8" in ended.stderr
     assert ended.stderr.startswith("llmtune: ")
     assert ended.stderr.count("\n") == 1
+
+
+def wait_for_steps(run: Run, count: int = 3) -> None:
+    """Return when a run has logged so many steps."""
+    until = time.monotonic() + 180
+    while not (run.log_file.exists() and run.log_file.read_text().count("\n") >= count):
+        assert time.monotonic() < until, "no step was logged"
+        time.sleep(0.05)
+
+
+def endless(folder: Path, processes: int) -> tuple[Run, subprocess.Popen[str]]:
+    """A run that trains for ever in a command of its own, and that command."""
+    train = {"epochs": 99999, "batch_size": 4, "save_every": 0.001}
+    run = prepare_run(folder, {"kind": "full", "lr": 0.001}, train=train, launch={"processes": processes})
+    command = [sys.executable, "-m", "llmtune", "run", str(run.path)]
+    started = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(run)
+    return run, started
+
+
+def training_processes(command: int) -> list[psutil.Process]:
+    """The processes that train for a command, without a launcher between."""
+    descendants = psutil.Process(command).children(recursive=True)
+    return [process for process in descendants if "llmtune.launch.accelerate_entry" not in process.cmdline()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_ends_with_a_checkpoint_when_its_command_is_killed(tmp_path: Path, processes: int) -> None:
+    run, command = endless(tmp_path, processes)
+    training = training_processes(command.pid)
+    assert len(training) >= processes
+    command.kill()
+    command.communicate()
+    ended = [process for process in psutil.wait_procs(training, timeout=30)[1] if process.status() != "zombie"]
+    assert ended == []
+    assert complete_checkpoints(run.checkpoints)
+    with run.locked():
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_training_names_the_signal_and_memory(tmp_path: Path, processes: int) -> None:
+    run, command = endless(tmp_path, processes)
+    training_processes(command.pid)[-1].kill()
+    errors = command.communicate(timeout=120)[1]
+    assert command.returncode == 3, errors
+    message = "llmtune: the training process was killed (signal 9), probably by the system for lack of memory"
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1
+    assert errors.endswith(f"continue with: llmtune run {run.path}\n")

@@ -8,7 +8,8 @@ import pytest
 from accelerate import PartialState
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from llmtune.training.stop import Stop
+from llmtune.launch.process import EXIT_FILE
+from llmtune.training.stop import IN_STEPS, Stop
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,3 +43,16 @@ def test_waits_for_the_checkpoint_in_a_step_unless_stopped_twice(
     assert control.should_training_stop
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
+
+
+def test_answers_in_words_that_say_what_a_stop_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    monkeypatch.setenv(EXIT_FILE, str(tmp_path / "code"))
+    PartialState(cpu=True)
+    stop = Stop()
+    assert not (tmp_path / "code.answer").exists()  # it would end at once
+    stop.on_step_begin(TrainingArguments(output_dir=str(tmp_path)), TrainerState(), TrainerControl())
+    assert (tmp_path / "code.answer").read_text() == IN_STEPS
+    assert "press Ctrl-C again to end at once" in IN_STEPS
+    for number, handler in zip(NUMBERS, before, strict=True):
+        signal.signal(number, handler)
