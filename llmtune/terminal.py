@@ -9,12 +9,14 @@ from llmtune.files import read_json
 from llmtune.numbers import count, size
 from llmtune.plan.table import PlanTable
 from llmtune.run import Run
+from llmtune.working import use_stdout
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def heading(name: str) -> None:
-    """Print the name of the step that begins."""
+    """Print the name of the step that begins; stdout holds progress from now on."""
+    use_stdout()
     console.print(f"\n[bold]{name}[/bold]")
 
 

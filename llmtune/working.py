@@ -7,9 +7,10 @@
     with working("answering rows", total=500, unit="rows") as step:
         step()  # one more
 
-It writes to stderr, so that results on stdout stay clean. Outside a terminal, what takes less than 5 seconds prints
-nothing; then there is a line every 10 seconds. With a `total`, the share that is done and the time left are shown. Of
-several processes of a training, the first on each machine shows it. Blocks may be nested: the inner one is shown.
+It writes to stderr, so that results on stdout stay clean, and to stdout after `use_stdout()`, where progress is what
+stdout holds. Outside a terminal, what takes less than 5 seconds prints nothing; then there is a line every 10 seconds.
+With a `total`, the share that is done and the time left are shown. Of several processes of a training, the first on
+each machine shows it. Blocks may be nested: the inner one is shown.
 """
 
 import contextlib
@@ -65,6 +66,12 @@ class Work:
 
 _STACK: list[Work] = []
 """What goes on now, the innermost last."""
+_ON_STDOUT = threading.Event()
+
+
+def use_stdout() -> None:
+    """Print lines to stdout from now on, outside a terminal: it holds progress, so that stderr holds errors alone."""
+    _ON_STDOUT.set()
 
 
 @contextlib.contextmanager
@@ -100,7 +107,8 @@ def _in_lines() -> Iterator[None]:
         pause = DELAY
         while not ended.wait(pause):
             with contextlib.suppress(OSError, ValueError, IndexError):
-                print(" ".join(filter(None, [f"{_STACK[-1].name}:", _STACK[-1].facts()])), file=sys.stderr, flush=True)
+                stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
+                print(f"{_STACK[-1].name}: {_STACK[-1].facts()}", file=stream, flush=True)
             pause = INTERVAL
 
     thread = threading.Thread(target=print_lines, daemon=True)

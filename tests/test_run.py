@@ -229,7 +229,7 @@ def test_refuses_a_second_process_until_the_first_ends(tmp_path: Path) -> None:
 def test_training_that_outlives_its_command_keeps_others_out(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     code = HOLD.replace("locked():", "training():")
-    words = [sys.executable, "-c", code, run.path, "60"]
+    words = [sys.executable, "-c", code, str(run.path), "60"]
     orphan = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert orphan.stdout is not None
     assert orphan.stdout.readline() == "locked\n"

@@ -2,12 +2,13 @@
 
 import io
 import sys
+import threading
 import time
 
 import pytest
 
 from llmtune import working as module
-from llmtune.working import Work, working
+from llmtune.working import Work, use_stdout, working
 
 
 class Terminal(io.StringIO):
@@ -46,6 +47,7 @@ def test_prints_lines_to_a_pipe_and_nothing_for_what_is_short(
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(module, "DELAY", 0.05)
     monkeypatch.setattr(module, "INTERVAL", 0.05)
+    monkeypatch.setattr(module, "_ON_STDOUT", threading.Event())
     with working("loading", total=4, unit="files") as step:
         step()
         time.sleep(0.3)
@@ -57,6 +59,12 @@ def test_prints_lines_to_a_pipe_and_nothing_for_what_is_short(
     assert lines[0].startswith("loading: 1 of 4 files, ")
     assert len(lines) >= 3
     assert lines[-1].startswith("hashing:")
+    use_stdout()
+    with working("merging"):
+        time.sleep(0.3)
+    out, err = capsys.readouterr()
+    assert out.startswith("merging:")
+    assert err == ""
 
 
 def test_shows_one_line_on_a_terminal_and_removes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +95,7 @@ def test_ends_with_an_error_of_the_block(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(KeyError), working("loading"):
         raise KeyError
     monkeypatch.setattr(module, "DELAY", 0.01)
+    monkeypatch.setattr(module, "_ON_STDOUT", threading.Event())
     with working("hashing"):
         time.sleep(0.1)
     assert capsys.readouterr().err.startswith("hashing:")

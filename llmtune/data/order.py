@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llmtune.data.encode import IGNORED
 
@@ -43,11 +43,11 @@ def share(rows: int, rank: int, world: int) -> list[int | None]:
 
 def shared_batches(
     rows: Sequence[dict[str, Any]], rank: int, world: int, size: int, collate: Callable[[list[dict[str, Any]]], Any]
-) -> DataLoader:
+) -> DataLoader[dict[str, Any]]:
     """A process's batches of its share of the rows, in order; what evens out their number has no label."""
     unlabelled = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
     own = [unlabelled if index is None else rows[index] for index in share(len(rows), rank, world)]
-    return DataLoader(own, batch_size=size, collate_fn=collate)
+    return DataLoader(cast(Dataset[dict[str, Any]], own), batch_size=size, collate_fn=collate)
 
 
 class EpochSampler(Sampler[int]):

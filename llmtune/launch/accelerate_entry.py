@@ -5,9 +5,10 @@ import signal
 import sys
 
 from llmtune.launch.process import leave_code
-from llmtune.working import working
+from llmtune.working import use_stdout, working
 
 if __name__ == "__main__":
+    use_stdout()
     with working("loading accelerate and torch"):
         from accelerate.commands.launch import main
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
