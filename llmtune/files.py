@@ -15,6 +15,8 @@ from typing import Any
 
 from llmtune.errors import LlmtuneError, MachineError, RecipeError
 
+ERROR_FILE = "error.txt"
+"""Where the full text of a fault of llmtune is written in a folder."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 """The names, as globs, of files in a folder of weights: a folder behind a link is emptied of them alone."""
 

@@ -11,10 +11,9 @@ from typing import Any, TypeVar, cast
 
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
-from llmtune.files import are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
+from llmtune.files import ERROR_FILE, are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
 from llmtune.recipe.compare import difference, values
 
-ERROR_FILE = "error.txt"
 LOCK, TRAINING_LOCK = ".lock", ".training.lock"
 UNOWNED = (LOCK, TRAINING_LOCK, ERROR_FILE)
 """Files that say nothing about what a folder holds."""

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from llmtune import __version__
 from llmtune.errors import LlmtuneError, MachineError
-from llmtune.files import write_text
+from llmtune.files import ERROR_FILE, write_text
 from llmtune.memory import machine_memory
 from llmtune.numbers import size
-from llmtune.run import ERROR_FILE
 
 VERBOSE = "LLMTUNE_VERBOSE"
 """Set to 1, it has the full text of what ends a step printed too."""

@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from llmtune.errors import Interrupted, LlmtuneError, ProofError, PublishError
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.streams import show_any_text
 from llmtune.launch.surroundings import forget_launchers
-from llmtune.run import Run
+
+if TYPE_CHECKING:
+    from llmtune.run import Run
 
 _KINDS: dict[str, type[LlmtuneError]] = {"eval": ProofError, "merge": ProofError, "publish": PublishError}
 """The kind of a fault in each step after training."""
@@ -47,7 +50,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 
 @contextlib.contextmanager
-def guarded_step(run: Run, name: str, say_safe: bool = True) -> Iterator[None]:
+def guarded_step(run: "Run", name: str, say_safe: bool = True) -> Iterator[None]:
     """Turn whatever ends a step after training into an error of that step.
 
     With `say_safe`, a line says first that the trained weights are safe, and how to continue.

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from llmtune.errors import LlmtuneError, MachineError, ProofError, RecipeError, TrainingError
+from llmtune.files import ERROR_FILE
 from llmtune.launch.faults import VERBOSE, in_one_line, told_in_one_line
-from llmtune.run import ERROR_FILE
 
 
 def safe() -> str:
