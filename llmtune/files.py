@@ -160,7 +160,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LlmtuneError(f"{path}: cannot be read: {error}") from error
+        raise LlmtuneError(f"{path}: cannot be read: {error}; remove it to have it written again") from error
 
 
 def shipped_folder(name: str) -> Path:

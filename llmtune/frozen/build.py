@@ -14,7 +14,7 @@ from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_com
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.numbers import duration
 
-INTERVAL = 15.0
+INTERVAL = 10.0
 """Seconds between two lines of progress."""
 
 

@@ -46,8 +46,9 @@ def resume_words(run: Run) -> str:
     """What of a run's training is safe, and the command that continues it."""
     if not run.recipe_file.is_file():
         return "nothing was trained yet"
-    saved = sorted(file.parent for file in run.checkpoints.glob("step-*/manifest.json"))
-    safe = f"training is safe up to step {int(saved[-1].name.removeprefix('step-'))}; " if saved else ""
+    names = [file.parent.name.removeprefix("step-") for file in run.checkpoints.glob("step-*/manifest.json")]
+    saved = [int(name) for name in names if name.isdecimal()]
+    safe = f"training is safe up to step {max(saved)}; " if saved else ""
     return f"{safe}continue with: llmtune run {shlex.quote(str(run.path))}"
 
 

@@ -83,7 +83,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder whose every file is as its manifest says, oldest first."""
-    return [checkpoint for checkpoint in sorted(folder.glob("step-*")) if _is_complete(checkpoint)]
+    return [entry for entry in sorted(folder.glob("step-*")) if entry.name[5:].isdecimal() and _is_complete(entry)]
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -91,8 +91,8 @@ def _is_complete(checkpoint: Path) -> bool:
     if not manifest.is_file():
         return False
     try:
-        files: dict[str, Any] = json.loads(manifest.read_text())
-    except ValueError:  # half written
+        files: dict[str, Any] = dict(json.loads(manifest.read_text()))
+    except (ValueError, TypeError):  # half written
         return False
     return all(
         (checkpoint / name).is_file() and fingerprint(checkpoint / name) == facts for name, facts in files.items()

@@ -33,6 +33,8 @@ def check_world(recipe: Recipe, state: PartialState) -> None:
             f"{expected} processes were asked for and {state.num_processes} started; "
             "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml, or set launch.processes"
         )
+    if requested is None:
+        _refuse_ignored_processes(state)
     if state.num_processes > 1:
         backend = "gloo" if state.device.type == "cpu" else "nccl"
         if backend not in (state.backend or ""):
@@ -41,6 +43,17 @@ def check_world(recipe: Recipe, state: PartialState) -> None:
         raise MachineError("this GPU has no bf16; set model.precision to fp32")
     if recipe.train.optimizer == "paged_adamw_8bit" and state.device.type != "cuda":
         raise MachineError("train.optimizer: paged_adamw_8bit pages GPU memory and finds no GPU; adamw_8bit needs none")
+
+
+def _refuse_ignored_processes(state: PartialState) -> None:
+    """Raise MachineError where `--num_processes` of `accelerate launch` was ignored: its config runs one process."""
+    # Accelerate then sets the address of the first process, and no number of processes.
+    left = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ)
+    if state.num_processes == 1 and left and "WORLD_SIZE" not in os.environ:
+        raise MachineError(
+            "accelerate was asked for several processes and started one (MASTER_ADDR is set, WORLD_SIZE is not); "
+            "launch with accelerate_configs/multi_cpu.yaml or ddp.yaml"
+        )
 
 
 def check_engine(recipe: Recipe, plan: Plan, state: PartialState) -> None:

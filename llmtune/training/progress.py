@@ -1,5 +1,6 @@
 """Training progress: every record into log.jsonl, and a bar on a terminal or readable lines anywhere else."""
 
+import contextlib
 import json
 import math
 import resource
@@ -120,10 +121,12 @@ class Progress:
             self._file.flush()
 
     def _print(self, line: str) -> None:
-        if self._bar:
-            self._bar.console.print(line, markup=False)
-        elif self._file:
-            print(line, file=self._console.file, flush=True)
+        # A reader that is gone, or a closed terminal, ends no training: the log has every record.
+        with contextlib.suppress(OSError):
+            if self._bar:
+                self._bar.console.print(line, markup=False)
+            elif self._file:
+                print(line, file=self._console.file, flush=True)
 
     def _due(self, step: int) -> bool:
         at_step, at = self._line_at

@@ -180,15 +180,15 @@ def test_plan_predicts_less_memory(tmp_path: Path) -> None:
     assert cached["states_bytes"] - streamed["states_bytes"] == 2 * 3 * block
 
 
-def test_prints_progress_every_15_seconds() -> None:
+def test_prints_progress_every_10_seconds() -> None:
     now = [0.0]
     lines: list[str] = []
     progress = BuildProgress(1000, lines.append, lambda: now[0])
     for second in range(1, 101):
         now[0] = float(second)
         progress.add(10, "block 3 of 24, ")
-    assert lines[0] == "frozen blocks: filling the cache, block 3 of 24, 15%, 10 tokens/s, 1:25 left"
-    assert len(lines) == 7
+    assert lines[0] == "frozen blocks: filling the cache, block 3 of 24, 10%, 10 tokens/s, 1:30 left"
+    assert len(lines) == 10
     assert lines[-1].endswith("100%, 10 tokens/s, 0:00 left")
     short: list[str] = []
     BuildProgress(10, short.append, lambda: 0.0).add(10, "")

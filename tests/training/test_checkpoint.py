@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, and a run resumed from any of them ends bit-equal."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,13 @@ def test_removes_what_a_killed_run_left_unfinished(tmp_path: Path) -> None:
     (unfinished / "optimizer.pt").write_bytes(b"half")
     fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]
+
+
+def test_ignores_folders_and_manifests_that_are_no_checkpoints(tmp_path: Path) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
+    whole = tmp_path / "step-000006"
+    shutil.copytree(whole, tmp_path / "step-000006.copy")
+    for number, text in ((7, "[1]"), (8, "3"), (9, ""), (10, "null")):
+        (tmp_path / f"step-{number:06d}").mkdir()
+        (tmp_path / f"step-{number:06d}" / "manifest.json").write_text(text)
+    assert complete_checkpoints(tmp_path) == [whole]

@@ -12,6 +12,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
@@ -20,7 +22,7 @@ from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
-from llmtune.launch.command import WORLD
+from llmtune.launch.command import WORLD, config_file
 from llmtune.memory import PRIMITIVES
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
@@ -83,6 +85,17 @@ def test_refuses_another_number_of_processes_than_requested(tmp_path: Path, monk
     run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
     monkeypatch.setenv(WORLD, "2")
     with pytest.raises(MachineError, match="2 processes were asked for and 1 started"):
+        train(run)
+
+
+def test_refuses_a_number_of_processes_that_accelerate_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01})
+    config = config_file("cpu")
+    options = ["--config_file", str(config), "--num_processes", "2", "-m", "llmtune.train", str(run.path)]
+    arguments = _validate_launch_command(launch_command_parser().parse_args(options))[0]
+    for name, value in prepare_simple_launcher_cmd_env(arguments)[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match="asked for several processes and started one"):
         train(run)
 
 
