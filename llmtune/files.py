@@ -184,8 +184,8 @@ def hold(file: Path, busy: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RecipeError(busy) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise MachineError(
             f"{file.parent}: cannot be locked and written to: {reason}; choose another folder"
         ) from error

@@ -75,26 +75,27 @@ def use_stdout() -> None:
 
 
 @contextlib.contextmanager
-def working(name: str, total: float | None = None, unit: str = "") -> Iterator[Step]:
+def working(name: str, total: float | None = None, unit: str = "", on_terminal: bool = True) -> Iterator[Step]:
     """Show that `name` goes on until the block ends; gives a function to call with how much more of `total` is done.
 
-    `unit` names what is counted, such as rows; bytes are shown as MB or GB.
+    `unit` names what is counted, such as rows; bytes are shown as MB or GB. Without `on_terminal`, a terminal shows
+    nothing: for work under a bar of its own.
     """
     work = Work(name, total, unit)
     _STACK.append(work)
     try:
-        with _shown(work):
+        with _shown(on_terminal):
             yield work.step
     finally:
         _STACK.remove(work)
 
 
-def _shown(work: Work) -> contextlib.AbstractContextManager[None]:
-    """Show a piece of work in the way that fits where stderr goes; what another one shows already takes it in."""
+def _shown(on_terminal: bool) -> contextlib.AbstractContextManager[None]:
+    """Show what goes on in the way that fits where stderr goes; what shows an outer piece of work shows inner ones."""
     if os.environ.get("LOCAL_RANK", "0") != "0" or len(_STACK) > 1:
         return contextlib.nullcontext()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return _on_terminal()
+        return _on_terminal() if on_terminal else contextlib.nullcontext()
     return _in_lines()
 
 

@@ -1,6 +1,6 @@
 """SupervisedTrainer: fine-tuning on rows whose prompt is masked; it owns rows, loss, counts and evaluation."""
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from typing import Any
 
 import torch
@@ -26,30 +26,12 @@ from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
 from llmtune.training.joined import RowJoiner
 from llmtune.training.planned import Planned
+from llmtune.training.progress import TokenCounts
 from llmtune.training.proof import REMEDY, check_validation
+from llmtune.working import working
 
 Row = dict[str, Any]
 """input_ids and labels of equal length, and an index into the cached frozen blocks' rows."""
-
-
-@dataclass
-class TokenCounts:
-    """Tokens that went through the model, those with a label, and the places that batches had for tokens."""
-
-    seen: int = 0
-    supervised: int = 0
-    slots: int = 0
-
-    def add(self, other: "TokenCounts") -> None:
-        """Add another count to this one."""
-        self.seen += other.seen
-        self.supervised += other.supervised
-        self.slots += other.slots
-
-    @property
-    def padding(self) -> float:
-        """The share of the places that stayed empty."""
-        return 1 - self.seen / max(1, self.slots)
 
 
 class SupervisedTrainer(Planned):
@@ -182,13 +164,11 @@ class SupervisedTrainer(Planned):
         self.model.eval()
         with torch.random.fork_rng(), torch.no_grad():
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-            for batch in shared_batches(rows, *share, self.data_collator):
-                inputs = self._prepare_inputs(batch)
-                count = int((inputs["labels"][:, 1:] != IGNORED).sum())
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(self.model, inputs)
-                if count:
-                    sums += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=sums.device)
+            batches = shared_batches(rows, *share, self.data_collator)
+            with working("validating", len(batches), "batches", on_terminal=False) as count_batch:
+                for batch in batches:
+                    sums += self._summed_loss(self._prepare_inputs(batch))
+                    count_batch()
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
         reshard(self.model)
         self.model.train(training)
@@ -196,6 +176,13 @@ class SupervisedTrainer(Planned):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         check_validation(total / max(1, tokens), self.state.global_step, self.state.max_steps, self._record)
         return metrics
+
+    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The sum of the losses of a batch's supervised tokens, and how many there are."""
+        count = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        with self.compute_loss_context_manager():
+            loss = float(self.compute_loss(self.model, inputs))
+        return torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64, device=self.args.device)
 
     def begin_plan(self) -> None:
         """Prepare the model for stages, and cache the outputs of frozen blocks where the coming steps gain by it."""

@@ -9,7 +9,7 @@ from torch import nn
 from llmtune.data.collate import Collator
 from llmtune.data.order import order
 from llmtune.errors import TrainingError
-from llmtune.training.objective import TokenCounts
+from llmtune.training.progress import TokenCounts
 from tests.support import tiny, training
 from tests.support.training import GRADUAL, METHODS, fit
 
