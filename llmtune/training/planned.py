@@ -1,7 +1,6 @@
 """Planned: any transformers.Trainer follows a plan; what is learned is the Trainer's own matter."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from llmtune.model.blocks import distances, unwrap
 from llmtune.model.sharded import gather, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
+from llmtune.training.arguments import accepted_by_trainer
 from llmtune.training.checkpoint import (
     TRAINER_STATE,
     checkpoint_folder,
@@ -80,7 +80,7 @@ class Planned(Trainer):
         self._trained_names = list(tensors)
         self.distance = distances(model)
         model.requires_grad_(False)  # now: TRL's trainers cast what requires a gradient to bf16 in a quantized model
-        with _accepted_by_trainer(model):
+        with accepted_by_trainer(model):
             super().__init__(model=model, **arguments)
         # TRL's trainers let the embedding's output require a gradient, as Trainer does later: see begin_plan.
         unwrap(model).disable_input_require_grads()
@@ -213,17 +213,6 @@ class Planned(Trainer):
             load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-
-
-@contextmanager
-def _accepted_by_trainer(model: nn.Module) -> Iterator[None]:
-    """Hide that frozen weights are quantized: Trainer refuses any quantized model that has no adapter."""
-    quantized = vars(model).pop("is_quantized", None)
-    try:
-        yield
-    finally:
-        if quantized is not None:
-            vars(model)["is_quantized"] = quantized
 
 
 class _PlanCallback(TrainerCallback):
