@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from rich.console import Console
 
 from llmtune import terminal
 from llmtune.launch.streams import show_any_text
@@ -23,7 +24,7 @@ def test_prints_findings_on_any_terminal(monkeypatch: pytest.MonkeyPatch, encodi
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     show_any_text()
-    monkeypatch.setattr(terminal, "console", terminal.Console(highlight=False, soft_wrap=True))
+    monkeypatch.setattr(terminal, "console", Console(highlight=False, soft_wrap=True))
     terminal.findings({"notes": ["rows in \u65e5\u672c\u8a9e"], "example": "\u27e6\u00fc \u0924\u27e7"})
     print("\u65e5", file=sys.stderr)
     for stream in streams:
