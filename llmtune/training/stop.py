@@ -26,7 +26,7 @@ class Stop(TrainerCallback):
 
     def __init__(self) -> None:
         state = PartialState()
-        self.requested = False
+        self.requested = self._signalled = False
         self._waits, self._first = state.num_processes > 1, state.is_main_process
         self._answer = ""
         if self._waits:
@@ -40,9 +40,10 @@ class Stop(TrainerCallback):
         self._answer = words
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self._waits:
+        # Another process may have asked already, which `requested` says: that is no second signal here.
+        if self._signalled or not self._waits:
             raise KeyboardInterrupt
-        self.requested = True
+        self._signalled = self.requested = True
         if self._first and EXIT_FILE not in os.environ:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"llmtune: {self._answer}\n".encode())
 

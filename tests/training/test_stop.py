@@ -56,3 +56,11 @@ def test_answers_in_words_that_say_what_a_stop_leads_to(tmp_path: Path, monkeypa
     assert "press Ctrl-C again to end at once" in IN_STEPS
     for number, handler in zip(NUMBERS, before, strict=True):
         signal.signal(number, handler)
+
+
+def test_signal_after_another_process_asked_to_stop_is_no_second_one(stop: Stop, tmp_path: Path) -> None:
+    stop.on_step_begin(TrainingArguments(output_dir=str(tmp_path)), TrainerState(), TrainerControl())
+    stop.requested = True  # as the processes agree at a step's end
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
