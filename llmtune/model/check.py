@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import FieldError
-from llmtune.model.base import Base, build_skeleton, load_config
+from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import base_files
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import INDEX, SINGLE, StoredTensor, refuse_damaged, stored_tensors, weight_files
@@ -37,8 +37,8 @@ class UnreadTensor:
         return torch.empty(self._shape, dtype=dtype, device="meta")
 
 
-def check_base(base: Base) -> None:
-    """Raise FieldError where the files of a base on this machine are damaged, or are not the tensors of its model.
+def check_base(base: Base, skeleton: PreTrainedModel) -> None:
+    """Raise FieldError where the files of a base on this machine are damaged, or are not the tensors of its skeleton.
 
     transformers itself loads them, with nothing in them: only names and shapes are read. A base whose weights are not
     on this machine is not checked.
@@ -46,7 +46,6 @@ def check_base(base: Base) -> None:
     for file in base_files(base.folder):
         refuse_damaged(file, base.name)
     if has_weights(base):
-        skeleton = build_skeleton(base)
         tensors = stored_tensors(base.folder, base.name)
         if stored_quantization(skeleton.config):
             tensors = _as_before_quantization(tensors, skeleton)

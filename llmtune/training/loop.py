@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from llmtune.adapters.delta import save_delta
@@ -52,12 +53,8 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             keep_freed()
     set_seed(recipe.train.seed)
     base = prepared.base if prepared else locate_base(recipe.model)
-    if not prepared:
-        with state.local_main_process_first():
-            check_model(recipe, base)
-            bind_base(run, base)
+    layout = prepared.layout if prepared else _check_again(run, recipe, base, state)
     tokenizer = load_tokenizer(base)
-    layout = prepared.layout if prepared else build_layout(recipe, base)
     data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base), model_limits(layout.skeleton))
     check_same_data(run, data.findings)
     plan = layout.plan
@@ -126,6 +123,14 @@ def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record
         others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
         message = f"warning: never changed, though to be trained: {unchanged[0]}{others}"
         record({"step": step, "warning": message})
+
+
+def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:
+    """The plan laid over the base of a run that was prepared before; raises RecipeError for another base."""
+    with state.local_main_process_first():
+        skeleton = check_model(recipe, base)
+        bind_base(run, base)
+    return build_layout(recipe, base, skeleton)
 
 
 def _load(

@@ -4,12 +4,13 @@ import copy
 import math
 
 import torch
+from transformers import PreTrainedModel
 
 from llmtune.adapters.adaptable import notes_on_rest
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.errors import FieldError, PlanError
 from llmtune.frozen.stream import count_offloaded
-from llmtune.model.base import Base, build_skeleton, computes_bf16, model_facts
+from llmtune.model.base import Base, computes_bf16, model_facts
 from llmtune.model.blocks import distances
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import check_quantized, split_linear_layers
@@ -63,9 +64,8 @@ def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
         raise FieldError("train.max_steps" if train.max_steps else "train.epochs", str(error)) from error
 
 
-def build_layout(recipe: Recipe, base: Base) -> Layout:
+def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layout:
     """The recipe's plan laid over a model without weights; raises FieldError for a plan that it cannot follow."""
-    skeleton = build_skeleton(base)
     facts, adapter = model_facts(skeleton), recipe.method.adapter
     plan = recipe.plan(facts)
     linear: tuple[list[str], list[str]] = ([], [])

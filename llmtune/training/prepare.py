@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
@@ -10,7 +12,7 @@ from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes, with_absolute_config
-from llmtune.model.base import Base, load_config
+from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.check import check_base, check_stored, stored_quantization
 from llmtune.model.files.fingerprints import describe_base, refuse_other_base
 from llmtune.model.files.locate import HUB_ID, locate_base
@@ -92,8 +94,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
     base = base or _locate_base(recipe, weights=False)
     suite = load_suite(recipe.eval.suite, recipe.folders("eval.suite")) if recipe.eval.suite != "none" else None
-    check_model(recipe, base)
-    layout = build_layout(recipe, base)
+    layout = build_layout(recipe, base, check_model(recipe, base))
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     with working("reading and checking the data"):
         checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
@@ -118,15 +119,14 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
     base = _locate_base(recipe, weights=False)
     check_sources(recipe)
-    check_model(recipe, base)
-    layout = build_layout(recipe, base)
+    layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     count = len(read(recipe.data.train))
     return plan_table(recipe, base, layout, count, world)
 
 
-def check_model(recipe: Recipe, base: Base) -> None:
-    """Raise FieldError for a base whose files are not its model's, or that the recipe cannot train as it is stored."""
+def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:
+    """The base's skeleton; raises FieldError where its files are not that model's, or the recipe cannot train them."""
     adapter, stored = recipe.method.adapter, stored_quantization(load_config(base))
     if stored is not None:
         check_stored(
@@ -139,7 +139,9 @@ def check_model(recipe: Recipe, base: Base) -> None:
                 "merge.enabled": recipe.merge.enabled,
             },
         )
-    check_base(base)
+    skeleton = build_skeleton(base)
+    check_base(base, skeleton)
+    return skeleton
 
 
 def bind_base(run: Run, base: Base) -> None:

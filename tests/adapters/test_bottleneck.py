@@ -172,7 +172,7 @@ def test_refuses_to_merge_sequential_adapter_before_and_after_training(tmp_path:
         RecipeError,
         match=r"again\.json:\d+: method\.adapter\.form: a sequential .* form: parallel, .* merge\.enabled: false",
     ):
-        locates_mistakes(plan_table)(settings, base, build_layout(settings, base), 40, 1)
+        locates_mistakes(plan_table)(settings, base, build_layout(settings, base, build_skeleton(base)), 40, 1)
 
 
 @pytest.mark.slow

@@ -80,12 +80,19 @@ LINKS = {
     "zero.jsonl.gz": "/dev/zero",
 }
 """Links by name, and where they lead."""
+
+
+def _hidden(path: Path) -> None:
+    path.write_bytes(GOOD)
+    path.chmod(0)
+
+
 OTHERS: dict[str, Callable[[Path], object]] = {
     "pipe.jsonl": os.mkfifo,
     "pipe.csv": os.mkfifo,
     "pipe.parquet": os.mkfifo,
     "folder.jsonl": lambda path: path.mkdir(),
-    "hidden.jsonl": lambda path: (path.write_bytes(GOOD), path.chmod(0)),
+    "hidden.jsonl": _hidden,
 }
 """What is neither file nor link, by name."""
 NAMES = [

@@ -14,14 +14,19 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError
-from llmtune.model.base import Base, load_model
-from llmtune.model.check import check_base
+from llmtune.model import check
+from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.training.loop import train
 from llmtune.training.prepare import examine, plan_alone, prepare
 from tests.support import tiny
 
 Tensors = dict[str, torch.Tensor]
 KINDS = ("llama", "gpt2", "mixtral", "gemma2", "qwen3", "gpt_neox")
+
+
+def check_base(base: Base) -> None:
+    """Check a base against its own skeleton."""
+    check.check_base(base, build_skeleton(base))
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -51,8 +56,9 @@ def set_config(folder: Path, **values: Any) -> None:
 
 
 def refusal(folder: Path, tmp_path: Path) -> str:
-    """What check and plan say of a base, both the same; the rows do not exist, as they are not read."""
-    settings = recipe.load(tiny.write_recipe(tmp_path / "r.yaml", folder, tmp_path / "no-rows.jsonl"))
+    """What check and plan say of a base, both the same; the file of rows holds none, as it is not read."""
+    (tmp_path / "rows.jsonl").write_text("no JSON")
+    settings = recipe.load(tiny.write_recipe(tmp_path / "r.yaml", folder, tmp_path / "rows.jsonl"))
     with pytest.raises(RecipeError) as checked:
         examine(settings, 0)
     with pytest.raises(RecipeError) as planned:
