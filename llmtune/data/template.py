@@ -40,8 +40,7 @@ def render(
         raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
     except (Exception, TooMuch) as error:
         # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise RecipeError(f"{where}: the chat template fails on this conversation: {reason}") from error
+        raise RecipeError(f"{where}: the chat template fails on this conversation: {one_line(error)}") from error
     return str(text)
 
 

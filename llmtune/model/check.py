@@ -47,7 +47,7 @@ def check_base(base: Base, skeleton: PreTrainedModel) -> None:
         refuse_damaged(file, base.name)
     if has_weights(base):
         tensors = stored_tensors(base.folder, base.name)
-        if stored_quantization(skeleton.config):
+        if stored_quantization(skeleton.config) is not None:
             tensors = _as_before_quantization(tensors, skeleton)
         refuse_differences(base.name, _report(base, skeleton, tensors))
 
@@ -62,7 +62,8 @@ def has_weights(base: Base) -> bool:
 
 def stored_quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
     """How the weights of a base are quantized in its files, as its configuration says; None where they are not."""
-    stored = next(filter(None, (getattr(config, key, None) for key in _HOW_QUANTIZED)), None)
+    named = (getattr(config, key, None) for key in _HOW_QUANTIZED)
+    stored = next((how for how in named if how is not None), None)
     if stored is None:
         return None
     return dict(stored) if isinstance(stored, Mapping) else dict(stored.to_dict())
@@ -91,7 +92,7 @@ def check_stored(name: str, stored: dict[str, Any], wants: dict[str, bool]) -> N
 def _report(base: Base, skeleton: PreTrainedModel, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
     """What transformers reports of loading tensors of these names and shapes."""
     config = load_config(base)
-    if stored_quantization(config):
+    if stored_quantization(config) is not None:
         plain = {key: value for key, value in config.to_dict().items() if key not in _HOW_QUANTIZED}
         config = type(config).from_dict(plain)
     try:

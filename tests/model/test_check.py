@@ -229,6 +229,8 @@ def test_refuses_weights_stored_quantized_by_name(tmp_path: Path, method: str) -
     folder = tiny.save_base(tmp_path / "base")
     set_config(folder, quantization_config={"quant_method": method, "bits": 4})
     assert f"BASE is stored quantized ({method}); only 16 and 32 bits" in refusal(folder, tmp_path)
+    set_config(folder, quantization_config={})
+    assert "BASE is stored quantized (None); only 16 and 32 bits" in refusal(folder, tmp_path)
 
 
 @pytest.fixture(scope="module")
