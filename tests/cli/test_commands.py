@@ -92,7 +92,7 @@ def test_refuses_bad_recipe_in_one_line(
 @pytest.mark.parametrize(
     ("sections", "code", "message"),
     [
-        ({"model": {"base": "no where"}}, 2, "neither a folder, nor a .gguf file, nor a Hub id"),
+        ({"model": {"base": "no where"}}, 2, "model.base: no file or folder no where (looked for "),
         ({"model": {"base": "someone/model"}}, 3, "the Hub cannot be reached"),
         ({"data": {"train": "gone.jsonl"}}, 2, "gone.jsonl"),
         ({"data": {"train": "empty.jsonl"}}, 2, "empty"),
