@@ -85,7 +85,7 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "pipe.csv": os.mkfifo,
     "pipe.parquet": os.mkfifo,
     "folder.jsonl": lambda path: path.mkdir(),
-    "hidden.jsonl": lambda path: (path.write_bytes(GOOD), path.chmod(0)),
+    "hidden.jsonl": lambda path: path.touch(0),
 }
 """What is neither file nor link, by name."""
 NAMES = [
