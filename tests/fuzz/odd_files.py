@@ -80,19 +80,12 @@ LINKS = {
     "zero.jsonl.gz": "/dev/zero",
 }
 """Links by name, and where they lead."""
-
-
-def _hidden(path: Path) -> None:
-    path.write_bytes(GOOD)
-    path.chmod(0)
-
-
 OTHERS: dict[str, Callable[[Path], object]] = {
     "pipe.jsonl": os.mkfifo,
     "pipe.csv": os.mkfifo,
     "pipe.parquet": os.mkfifo,
     "folder.jsonl": lambda path: path.mkdir(),
-    "hidden.jsonl": _hidden,
+    "hidden.jsonl": lambda path: path.touch(0),
 }
 """What is neither file nor link, by name."""
 NAMES = [
