@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
 
+PREVIEW = "preview"
 Folder = Run | Path | str
 Overrides = Sequence[str]
 
@@ -47,9 +48,12 @@ def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
     return _step(run, "merge", set)
 
 
-def publish(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
-    """Upload what the run's recipe says to the Hub; gives where it is. Raises PublishError."""
-    return _step(run, "publish", set)
+def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:
+    """Upload what the run's recipe says to the Hub; gives where it is. Raises PublishError.
+
+    With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
+    """
+    return _step(run, PREVIEW if dry_run else "publish", set)
 
 
 def report(run: Folder, *, set: Overrides = ()) -> Path:
@@ -149,7 +153,7 @@ def _step(folder: Folder, name: str, overrides: Overrides) -> Any:
     with run.locked():
         if name != "report" and not run.done("train"):
             raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
-        with guarded_step(run, name, say_safe=False):
+        with guarded_step(run, "publish" if name == PREVIEW else name, say_safe=False):
             return do(run, name)
 
 
@@ -159,7 +163,7 @@ def do(run: Run, name: str) -> Any:
     if name == "report":
         run.keep_settings()  # the page shows the recipe
     result = step(run)
-    if name != "report":
+    if name not in ("report", PREVIEW):
         run.keep_settings()
     return result
 
@@ -174,10 +178,10 @@ def _function(name: str) -> Callable[[Run], Any]:
         from llmtune.merging import step as merging
 
         return merging.merge
-    if name == "publish":
+    if name in ("publish", PREVIEW):
         from llmtune.publishing import step as publishing
 
-        return publishing.publish
+        return publishing.publish if name == "publish" else publishing.preview
     from llmtune.reporting import page
 
     return page.report

@@ -99,7 +99,7 @@ COMMANDS = (
         publish,
         "after",
         "Upload to the Hub as the recipe says; private unless it says public.",
-        ("llmtune publish runs/recipe", "llmtune publish runs/recipe --set publish.repo=me/my-model"),
+        ("llmtune publish runs/recipe", "llmtune publish runs/recipe --set publish.repo=me/my-model --dry-run"),
     ),
     Command(
         "report",

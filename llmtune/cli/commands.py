@@ -11,6 +11,7 @@ from llmtune import api
 from llmtune.cli import shipped
 from llmtune.cli.options import (
     Data,
+    DryRun,
     Either,
     Folder,
     Json,
@@ -169,10 +170,12 @@ def merge(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Ver
         give({"run": run, "merged": merged, **facts}, lambda: print(f"merged  {merged}"))
 
 
-def publish(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Upload to the Hub."""
+def publish(
+    run: Folder, set: SetAgain = None, dry_run: DryRun = False, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Upload to the Hub, or show what would be uploaded."""
     with results(as_json) as give:
-        facts = api.publish(run, set=set or [])
+        facts = api.publish(run, set=set or [], dry_run=dry_run)
         give({"run": run, **facts}, lambda: None)
 
 

@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
+from llmtune.model.base import Base
 from llmtune.publishing.header import is_ours, sign
 from llmtune.recipe.sections import Publish
 
@@ -79,6 +80,10 @@ class Target:
                 return None
 
         return self.ask("looking at", look)
+
+    def base_info(self, base: Base) -> ModelInfo | None:
+        """Return what the Hub says of a base; None for one that is not on the Hub."""
+        return self.info(base.hub_id) if base.hub_id else None
 
     def check_login(self) -> None:
         """Raise PublishError without a login, or for one that may not write to the namespace."""

@@ -4,21 +4,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import ModelInfo
+
 from llmtune.errors import PublishError
 from llmtune.model.base import Base
 from llmtune.publishing.header import front_matter, strip_paths
-from llmtune.publishing.hub import Target
+from llmtune.recipe.sections import Publish
 
 
-def read_license(target: Target, base: Base) -> dict[str, str]:
-    """Read the base's license from its card; raises PublishError if a public copy of the base may not be allowed."""
-    info = target.info(base.hub_id) if base.hub_id else None
+def read_license(publish: Publish, base: Base, info: ModelInfo | None) -> dict[str, str]:
+    """Read the base's license from its card; raises PublishError if a public copy of the base may not be allowed.
+
+    `info` is what the Hub says of the base; None where it says nothing, or is not asked.
+    """
     readme = base.folder / "README.md"
     fields = front_matter(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else {}
     if not fields and info is not None and info.card_data is not None:
         fields = info.card_data.to_dict()  # type: ignore[no-untyped-call]
     license = license_fields(fields, base.hub_id)
-    if target.publish.visibility == "public":
+    if publish.visibility == "public":
         if info is not None and info.gated:
             raise PublishError(
                 f"the base {base.hub_id} is gated, so its tuned copy is not made public; "

@@ -9,15 +9,16 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from huggingface_hub import get_token
+from huggingface_hub import ModelInfo, get_token
 
 from llmtune.errors import FieldError, LlmtuneError, PublishError
-from llmtune.files import home_folder, read_json
+from llmtune.files import home_folder, read_json, write_folder
 from llmtune.merging.step import COPIED
 from llmtune.model.base import Base
 from llmtune.model.check import has_weights
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
+from llmtune.numbers import size
 from llmtune.publishing import hub as hub_module
 from llmtune.publishing.card import card, without_paths
 from llmtune.publishing.header import strip_paths
@@ -25,6 +26,9 @@ from llmtune.publishing.hub import Content, Sleep
 from llmtune.publishing.license import read_license
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run, locates_mistakes
+
+PREVIEW = "publish"
+"""The folder of a run for what a dry run shows."""
 
 ALLOWED = {
     "delta": ("adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "base.json"),
@@ -55,7 +59,7 @@ def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     target.check_login()
     base = locate_base(settings.model, weights=False)
     _check_base(publish, base)
-    read_license(target, base)
+    read_license(publish, base, target.base_info(base))
     target.probe()
 
 
@@ -71,7 +75,49 @@ def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
 
 
 @locates_mistakes
+def preview(run: Run) -> dict[str, Any]:
+    """Write what `publish` would upload, but the weights, into the run's publish/ and ask nothing of the Hub.
+
+    Gives the sizes in bytes of all files that would go, by name; raises PublishError as `publish` does.
+    """
+    settings = run.recipe()
+    section, base = _published_base(run, settings)
+    files = _files(run, settings, section, base, None)
+    preview_folder = run.path / PREVIEW
+    with write_folder(preview_folder) as folder:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+    sizes = {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in sorted(files.items())}
+    for name, count in sizes.items():
+        print(f"{size(count):>8}  {name}")
+    print(
+        f"would go to {section.repo} ({section.visibility}); nothing was sent; the card: {preview_folder / 'README.md'}"
+    )
+    return {"repo": section.repo, "visibility": section.visibility, "bytes": sizes}
+
+
+@locates_mistakes
 def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
+    section, base = _published_base(run, settings)
+    target = hub_module.target(section, sleep)
+    target.check_login()
+    files = _files(run, settings, section, base, target.base_info(base))
+    info = target.upload(files)
+    facts = {
+        "repo": section.repo,
+        "url": f"{target.api.endpoint}/{section.repo}",
+        "commit": info.sha,
+        "visibility": "private" if info.private else "public",
+        "uploaded": sorted(files),
+    }
+    run.mark("publish", [], **facts)
+    return facts
+
+
+def _published_base(run: Run, settings: Recipe) -> tuple[Publish, Base]:
+    """Return the recipe's publish section and the base that the delta was trained on; raises PublishError."""
     if settings.publish is None:
         raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
     stored = read_json(run.delta / "base.json")
@@ -80,22 +126,16 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
         refuse_other_base(run.manifest().get("base"), located, run.path, PublishError)
     base = Base(located.folder, stored["base"], stored["revision"], stored["hub_id"], located.converted)
     _check_base(settings.publish, base)
-    files = _weights(run, settings.publish, base) | _records(run, settings)
-    target = hub_module.target(settings.publish, sleep)
-    target.check_login()
-    files["README.md"] = card(run, read_license(target, base)).encode()
+    return settings.publish, base
+
+
+def _files(run: Run, settings: Recipe, publish: Publish, base: Base, info: ModelInfo | None) -> dict[str, Content]:
+    """Return everything that goes to the Hub, by name; raises PublishError for a file that holds a secret."""
+    files = _weights(run, publish, base) | _records(run, settings)
+    files["README.md"] = card(run, read_license(publish, base, info)).encode()
     for name, content in files.items():
         check_private(name, content)
-    info = target.upload(files)
-    facts = {
-        "repo": settings.publish.repo,
-        "url": f"{target.api.endpoint}/{settings.publish.repo}",
-        "commit": info.sha,
-        "visibility": "private" if info.private else "public",
-        "uploaded": sorted(files),
-    }
-    run.mark("publish", [], **facts)
-    return facts
+    return files
 
 
 def check_private(name: str, content: Content) -> None:

@@ -130,6 +130,26 @@ def tuned_logits(run: Run) -> torch.Tensor:
         return torch.as_tensor(tuned(input_ids=torch.arange(3, 40)[None]).logits)
 
 
+def test_dry_run_shows_what_would_go_and_asks_the_hub_nothing(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.run()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    shown = step_module.preview(run)
+    assert set(shown["bytes"]) == DELTA - {".gitattributes"}  # which the Hub makes
+    assert shown["bytes"]["adapter_model.safetensors"] == (run.delta / "adapter_model.safetensors").stat().st_size
+    written = {file.relative_to(run.path / "publish").as_posix() for file in (run.path / "publish").rglob("*.*")}
+    assert written == {"README.md", "adapter_config.json", "base.json", "recipe.yaml"}
+    assert f"would go to {REPO} (private); nothing was sent" in capsys.readouterr().out
+    assert world.writes() == 0
+    assert not run.done("publish")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    world.publish(run)
+    card = (run.path / "publish" / "README.md").read_bytes()
+    assert card == world.files()["README.md"]
+    assert shown["bytes"]["README.md"] == len(card)
+
+
 def test_uploads_private_delta_that_peft_loads(world: World) -> None:
     run = world.run()
     facts = world.publish(run)
