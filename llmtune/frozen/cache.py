@@ -84,7 +84,7 @@ class FrozenBlocks:
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
             reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
-            reason = reason or decoder.inspect(first_only=offloaded is not None) or self._trains_below(model, distance)
+            reason = reason or decoder.inspect(first_only=offloaded is not None)
             if reason and offloaded:
                 raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:
@@ -191,13 +191,6 @@ class FrozenBlocks:
     def _highest(self, limit: int) -> int:
         """The highest cached boundary below `limit`, 0 where there is none."""
         return max((boundary for boundary in self._outputs if boundary < limit), default=0)
-
-    def _trains_below(self, model: nn.Module, distance: dict[str, int]) -> str | None:
-        """The reason against caching where a parameter before the first block trains that is no embedding."""
-        assert self._decoder is not None
-        live, count = dict(model.named_parameters()), len(self._decoder.blocks)
-        below = [name for name, far in distance.items() if id(live[name]) in self._decoder.below and far <= count]
-        return f"{below[0]} works below the blocks and trains" if below else None
 
     def _entry(self, decoder: StubbedDecoder, boundary: int, distance: dict[str, int]) -> CacheEntry:
         """The cache entry of a boundary; its facts, plain values, are all that the outputs depend on."""

@@ -34,8 +34,6 @@ class StubbedDecoder:
         self.inner: PreTrainedModel = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
         self.lengths = [len(row) for row in rows]
-        self.below: set[int] = set()
-        """Ids of the parameters that compute before the first block."""
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
         self._cached: torch.Tensor | None = None
@@ -73,17 +71,11 @@ class StubbedDecoder:
         self._cached = rearrange(outputs) if rearrange else outputs
 
     def inspect(self, first_only: bool) -> str | None:
-        """Run the shortest row to learn what blocks return and which parameters are `below` them.
+        """Run the shortest row to learn what blocks return.
 
         With `first_only`, only the first block computes. Returns the reason where blocks cannot be stubbed.
         """
         outputs: list[object] = []
-        inside = {id(module) for block in self.blocks for module in block.modules()}
-        outside = [module for module in self.inner.modules() if id(module) not in inside]
-
-        def note_parameters(module: nn.Module, arguments: object, output: object) -> None:
-            if not outputs:
-                self.below |= {id(parameter) for parameter in module.parameters(recurse=False)}
 
         def note_output(module: nn.Module, arguments: object, output: object) -> None:
             outputs.append(output)
@@ -91,13 +83,11 @@ class StubbedDecoder:
                 # Nobody here asks for the rest of the tuple, attention weights; a model that uses it fails the check.
                 self._rest = (None,) * (len(output) - 1)
 
-        hooks = [module.register_forward_hook(note_parameters) for module in outside]
-        hooks += [self.blocks[0].register_forward_hook(note_output)]
+        hook = self.blocks[0].register_forward_hook(note_output)
         self.stub(0, 1 if first_only else None)
         self.forward([min(range(len(self._rows)), key=self.lengths.__getitem__)])
         self.stub()
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
         try:
             hidden = hidden_states(outputs[0] if len(outputs) == 1 else None)
         except TypeError as error:

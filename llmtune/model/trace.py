@@ -47,7 +47,9 @@ def trace_around(model: PreTrainedModel, blocks: nn.ModuleList) -> Around:
 
 def _run(model: PreTrainedModel) -> None:
     device = model.get_input_embeddings().weight.device
-    model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=False)
+    # Stubbed blocks give no router's logits.
+    quiet = {"output_router_logits": False} if hasattr(model.config.get_text_config(), "output_router_logits") else {}
+    model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=False, **quiet)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.results import difference_table, table
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tasks import load_tasks
+from llmtune.files import write_json
+from llmtune.model.files.fingerprints import describe_base
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.working import Work
 from tests.support import tiny
@@ -41,13 +44,20 @@ def strictly(file: Path) -> Any:
     return json.loads(file.read_text(), parse_constant=refuse)
 
 
+def made_with_this_base(run: Run) -> Run:
+    """Let a run take its base as it is now for the one that it was made with."""
+    base = locate_base(run.recipe().model)
+    write_json(run.manifest_file, {**run.manifest(), "base": describe_base(base)})
+    return run
+
+
 def with_rows_not_finite(folder: Path) -> Run:
     """Make a run whose base gives NaN for every text with a 3 in it: one of five held-out rows."""
     base = tiny.save_base(folder / "base", tied=False)
     token = tiny.tokenizer().convert_tokens_to_ids("3")
     run = with_held_out_rows(folder, base=base, eval={"suite": "quick", "shots": 0})
     spoiled(base / "model.safetensors", "embed_tokens", row=token)
-    return run
+    return made_with_this_base(run)
 
 
 def test_rows_that_are_not_finite_are_stored_as_null_and_said(
@@ -80,6 +90,7 @@ def test_refuses_delta_that_is_not_finite_before_any_question(
 def test_refuses_base_whose_logits_are_not_finite(tmp_path: Path) -> None:
     run = with_held_out_rows(tmp_path)
     spoiled(tmp_path / "base" / "model.safetensors", "layers.1.mlp.down_proj")
+    made_with_this_base(run)
     with pytest.raises(ProofError, match="the base model's logits are not finite in float32, so nothing can be scored"):
         evaluate(run)
 

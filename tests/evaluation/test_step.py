@@ -71,7 +71,7 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     stored = evaluate(run)
     base, tuned = stored["base"]["results"], stored["tuned"]["results"]["held_out"]
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
-    assert base["held_out_few_shot"]["shots"] == 3
+    assert base["held_out_few_shot"]["shots"] == 2
     assert tuned["metrics"]["exact_match"] == {"value": 1.0, "stderr": 0.0, "n": 5}
     assert loss(tuned) < 0.2 < loss(base["held_out"])
     assert [row["output"] for row in stored["tuned"]["rows"]] == ["ok"] * 5

@@ -117,9 +117,3 @@ def test_refuses_what_cannot_be_streamed(tmp_path: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
     key = "memory.cache_limit_gb" if case == "too large" else "memory.frozen_blocks"
     assert f": {key}: " in str(caught.value)
-
-
-def test_refuses_a_norm_below_the_blocks_that_trains(tmp_path: Path) -> None:
-    tiny.save_base(tmp_path / "base", "bloom", blocks=4, hidden_dropout=0.0, attention_dropout=0.0)
-    with pytest.raises(RecipeError, match="works below the blocks and trains"):
-        train(prepared(tmp_path, "stream"))
