@@ -9,7 +9,7 @@ import psutil  # type: ignore[import-untyped]
 
 PARENT = "LLMTUNE_PARENT"
 """The process id of the command that started a training."""
-POLL, GRACE = 0.5, 60.0
+POLL, GRACE = 0.2, 60.0
 """Seconds between two looks, and how long a training may take to save and end."""
 
 
