@@ -51,10 +51,15 @@ def converse(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> 
     if len(indices) > RENDERED_ALONE:
         spans = _find_spans(row, earlier, last, tokenizer, stops)
     if spans is None:
-        alone = earlier[-max(1, min(RENDERED_AT_MOST, _MESSAGES_RENDERED // len(row.messages))) :]
+        alone = _affordable(earlier, row)
         spans = [span for index in alone if (span := _span_alone(row, index, last.end, tokenizer, stops))]
     final = (len(last.prompt), len(last.end))
     return Conversation(last.end, (*spans, final), len(indices), last.adds)
+
+
+def _affordable(answers: list[int], row: Row) -> list[int]:
+    """Return the last answers that may be rendered alone."""
+    return answers[-max(1, min(RENDERED_AT_MOST, _MESSAGES_RENDERED // len(row.messages))) :]
 
 
 def _span_alone(row: Row, index: int, text: str, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> Span | None:
@@ -89,6 +94,9 @@ def _find_spans(
             spans[index] = (start - lead, stop)
     if len(leads) > RENDERED_ALONE:
         return None
+    # A template that takes an answer apart may still write it as generation does, with its thought in a block.
+    for index in _affordable([index for index in answers if index not in places], row):
+        spans[index] = _span_alone(row, index, last.end, tokenizer, stops)
     proved = all(_span_alone(row, index, last.end, tokenizer, stops) == spans[index] for index in sorted(proofs))
     return [span for span in spans.values() if span] if proved else None
 

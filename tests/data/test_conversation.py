@@ -104,6 +104,18 @@ def test_encodes_as_the_slow_way_does(name: str, kind: str) -> None:
     assert compared >= 4 or name == "names the length"
 
 
+def test_learns_an_answer_that_the_template_takes_apart_and_writes_as_it_was() -> None:
+    tokenizer = make_tokenizer("bytes", TEMPLATES["thoughts kept"])
+    answers = ["yes"] * 12
+    answers[4] = "<think>\n\n</think>\n\nno"
+    turns = [({"role": "user", "content": "q"}, {"role": "assistant", "content": answer}) for answer in answers]
+    row = Row("r", tuple(message for turn in turns for message in turn), "t.jsonl:1")
+    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, 100_000, "drop")
+    (example,) = encoded.examples
+    assert example.labels == label_slowly(row, example.input_ids, tokenizer, {tokenizer.eos_token_id})
+    assert encoded.partly_learned == []
+
+
 def test_the_quick_way_is_taken_where_the_template_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     renders: list[int] = []
     render = template.render

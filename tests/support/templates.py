@@ -39,6 +39,10 @@ THINKING = (
     "{{ parts[-1].lstrip('\\n') }}{% else %}{{ m['content'] }}{% endif %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}" + _GENERATION
 )
+# Like TRL's Qwen3 for training: every answer has a think block, an empty one where it has no thought.
+THOUGHTS_KEPT = THINKING.replace("{% if loop.index0 > ns.last %}", "").replace(
+    "</think>\\n\\n' }}{% endif %}", "</think>\\n\\n' }}"
+)
 CHATML_TURN = "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
 TEMPLATES = {
     "chatml": tiny.CHATML,
@@ -47,6 +51,7 @@ TEMPLATES = {
     "mistral": MISTRAL,
     "llama2": LLAMA2,
     "qwen3": THINKING,
+    "thoughts kept": THOUGHTS_KEPT,
     # Like DeepSeek R1: a thought is removed from every answer but the last.
     "thoughts removed": "{% for m in messages %}{% set c = m['content'] %}{% if m['role'] == 'assistant' and not loop.last %}"
     "{% set c = c.split('</think>')[-1] %}{% endif %}{{ '<|im_start|>' + m['role'] + '\\n' + c + '<|im_end|>\\n' }}"
