@@ -127,6 +127,7 @@ def build_skeleton(base: Base) -> PreTrainedModel:
     config = load_config(base)
     with reading(base.name, "the model of its config.json"):
         check_kind(config, base.name)
+        torch.cuda.is_available()  # a driver that starts within the bound of memory fails, and the GPU is not found
         with bounded(120, 8 << 30), torch.device("meta"):
             skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         check_causal(skeleton, base.name)

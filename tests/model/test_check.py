@@ -16,6 +16,7 @@ from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError
 from llmtune.model import check
 from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.files.fingerprints import fingerprint_base
 from llmtune.training.loop import train
 from llmtune.training.prepare import examine, plan_alone, prepare
 from tests.support import tiny
@@ -88,6 +89,31 @@ def test_takes_what_is_recomputed_or_tied(tmp_path: Path, extra: str) -> None:
     folder = tiny.save_base(tmp_path / "base", tied=True)
     head = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite(folder, lambda tensors: {**tensors, extra: head if "head" in extra else torch.ones(4)})
+    check_base(Base(folder, "b", None, None))
+    load_model(Base(folder, "b", None, None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "buffers"),
+    [
+        ("gpt2", "transformer.h.0.attn", ["bias", "masked_bias"]),
+        ("gpt_neo", "transformer.h.0.attn.attention", ["bias", "masked_bias"]),
+        ("gptj", "transformer.h.0.attn", ["bias", "masked_bias"]),
+        ("gpt_neox", "gpt_neox.layers.0.attention", ["bias", "masked_bias", "rotary_emb.inv_freq"]),
+        ("falcon", "transformer.h.0.self_attention", ["maybe_rotary.inv_freq"]),
+        ("gemma3_text", "model.layers.0.self_attn", ["rotary_emb.inv_freq"]),
+    ],
+)
+def test_takes_masks_and_frequencies_that_older_versions_stored(
+    tmp_path: Path, kind: str, attention: str, buffers: list[str]
+) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+        "gptj": {"rotary_dim": 4, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    }
+    folder = tiny.save_base(tmp_path / "base", kind=kind, **sizes.get(kind, {}))
+    stored = {f"{attention}.{name}": torch.ones(4) for name in buffers}
+    rewrite(folder, lambda tensors: {**tensors, **stored})
     check_base(Base(folder, "b", None, None))
     load_model(Base(folder, "b", None, None))
 
@@ -205,6 +231,24 @@ def test_checks_every_file_of_an_index(tmp_path: Path) -> None:
     assert refusal(folder, tmp_path) == "BASE lacks model-2.safetensors, which its index names; download it again"
     shutil.copy(folder / "model-1.safetensors", second)
     assert "model-1.safetensors and model-2.safetensors both store " in refusal(folder, tmp_path)
+
+
+def test_weights_in_another_form_beside_the_shards_are_no_part_of_a_base(tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base", kind="mistral")
+    shard(folder)
+    base = Base(folder, "b", None, None)
+    before = fingerprint_base(base)
+    assert {"model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"} < set(before)
+    (folder / "consolidated.safetensors").write_text(POINTER)
+    check_base(base)
+    assert fingerprint_base(base) == before
+
+
+def test_refuses_an_index_that_is_a_git_lfs_pointer(tmp_path: Path) -> None:
+    folder = tiny.save_base(tmp_path / "base")
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(POINTER)
+    assert "model.safetensors.index.json is a Git LFS pointer, not the file itself" in refusal(folder, tmp_path)
 
 
 @pytest.mark.parametrize("index", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": "../b.safetensors"}}', "{"])

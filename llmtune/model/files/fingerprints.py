@@ -10,7 +10,7 @@ from typing import Any
 from llmtune.errors import LlmtuneError
 from llmtune.files import cache_folder, digest_of, fingerprint, read_json, write_json
 from llmtune.model.base import Base
-from llmtune.model.files.stored import INDEX, SINGLE
+from llmtune.model.files.stored import INDEX, SINGLE, weight_files
 from llmtune.working import working
 
 TOKENIZER = (
@@ -21,12 +21,13 @@ TOKENIZER = (
     "vocab.txt",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "tekken.json",
     "chat_template.*",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
 """The small files that decide what a base reads and when it stops."""
-_WEIGHTS = ("*.safetensors", INDEX)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Files = dict[str, dict[str, Any]]
@@ -36,10 +37,14 @@ Memo = dict[str, tuple[list[int], dict[str, Any]]]
 
 
 def base_files(folder: Path) -> list[Path]:
-    """The files that decide what a base is: weights, configuration, tokenizer and template."""
-    weights = [SINGLE] if (folder / SINGLE).is_file() else list(_WEIGHTS)
-    patterns = ("config.json", *weights, *TOKENIZER)
-    return sorted(named_like(folder, patterns))
+    """The files that decide what a base is: weights, configuration, tokenizer and template.
+
+    Weights beside those that transformers loads, such as consolidated.safetensors, are none of them.
+    """
+    files = named_like(folder, ("config.json", SINGLE, *TOKENIZER))
+    if not (folder / SINGLE).is_file() and (folder / INDEX).is_file():
+        files |= {folder / INDEX, *(file for file in weight_files(folder, str(folder)) if os.path.lexists(file))}
+    return sorted(files)
 
 
 def named_like(folder: Path, patterns: Sequence[str]) -> set[Path]:

@@ -1,10 +1,15 @@
 """Judges transformers' report of loading a base: what is missing, has no place, or has another shape."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from llmtune.errors import FieldError
 
+_COMPUTED = re.compile(
+    r"\.(masked_bias|causal_mask|inv_freq|cos_cached|sin_cached)$|\.(attn|attention|self_attn)\.bias$"
+)
+"""What older versions of an architecture stored and newer ones compute: causal masks and rotary frequencies."""
 _NAMED = 3
 _TRIED = 20
 _MADE_BY = {
@@ -22,7 +27,8 @@ def refuse_differences(name: str, report: Mapping[str, Any]) -> None:
     `report` is what transformers gives with `output_loading_info`; what an architecture ties, recomputes or ignores is
     not in it.
     """
-    missing, unexpected = report.get("missing_keys") or (), report.get("unexpected_keys") or ()
+    missing = report.get("missing_keys") or ()
+    unexpected = [key for key in report.get("unexpected_keys") or () if not _COMPUTED.search(key)]
     mismatched = sorted(report.get("mismatched_keys") or (), key=str)
     if missing and unexpected:
         raise FieldError("model.base", f"{name}: {_renamed(missing, unexpected)}")

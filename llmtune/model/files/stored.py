@@ -34,6 +34,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     if not (folder / INDEX).is_file():
         message = f"{name} holds neither {SINGLE} nor {INDEX}; pickled weights are refused"
         raise FieldError("model.base", message)
+    refuse_damaged(folder / INDEX, name)
     with reading(name, INDEX):
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         if not shards or not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
