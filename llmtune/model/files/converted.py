@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -65,8 +66,9 @@ def find_gguf(package: str) -> Path:
     return files[0]
 
 
+@cache
 def count_types(file: Path, name: str) -> dict[str, int]:
-    """How many tensors a .gguf file stores in each of GGUF's types, the commonest first."""
+    """How many tensors a .gguf file stores in each of GGUF's types, the commonest first; takes seconds."""
     from gguf import GGUFReader
 
     with reading(name, file.name):
