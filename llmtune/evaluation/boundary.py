@@ -2,13 +2,12 @@
 
 import contextlib
 import errno
-import re
 import traceback
 from collections.abc import Iterator
 
 from llmtune.errors import LlmtuneError, MachineError, ProofError
+from llmtune.launch.faults import lacks_memory
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
 LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
 
 
@@ -44,7 +43,7 @@ def lacks_named(what: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
 
 def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     """Say what this machine lacks, if an error means that (memory, disk, network or package), and what to do."""
-    if is_out_of_memory(error):
+    if lacks_memory(error):
         return f"memory is full; {less_memory}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
@@ -53,11 +52,6 @@ def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | Non
     if isinstance(error, ModuleNotFoundError):
         return f"it needs the Python package {error.name}; install it and run this again"
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory is full, on a CPU or a GPU."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def first_line(error: BaseException) -> str:

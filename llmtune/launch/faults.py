@@ -37,7 +37,9 @@ _REASONS = {
 }
 _HIDDEN_ERRNO = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container")
-_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE
+)
 
 Words = Callable[[], str]
 """Gives a part of the line when it is needed."""
@@ -70,7 +72,7 @@ def in_one_line(
         traceback.print_exception(error)
     ending = "".join(f"; {words}" for words in [safe()] if words)
     chain = list(_chain(error))
-    if memory := next((one for one in chain if _lacks_memory(one)), None):
+    if memory := next((one for one in chain if lacks_memory(one)), None):
         advice = less_memory()
         message = f"out of memory: {_first_line(memory)}; {machine_memory()}"
         return MachineError(f"{message}{f'; {advice}' if advice else ''}{ending}")
@@ -80,6 +82,14 @@ def in_one_line(
     return kind(f"{_fault(error, folder)}{ending}")
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that memory is full, on a CPU or a GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception, and what caused it."""
     for _ in range(10):
@@ -87,13 +97,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def _disk_fault(error: BaseException, folder: Path | None) -> str | None:

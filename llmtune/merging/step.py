@@ -16,7 +16,8 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, write_folder, write_json
 from llmtune.merging.checks import check_disk, compare_with_4bit, count_weights, headers
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
-from llmtune.model.base import Base, load_model
+from llmtune.model.base import Base, load_config, load_model
+from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.mlp import with_widths
@@ -152,7 +153,7 @@ def _check_base(delta: Path, base: Base) -> None:
 
 def _load_base(base: Base) -> PreTrainedModel:
     """Load the base in fp32; raises ProofError for one that is stored quantized."""
-    if "quantization_config" in read_json(base.folder / "config.json"):
+    if stored_quantization(load_config(base)) is not None:
         raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
     return load_model(base)
 
