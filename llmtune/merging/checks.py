@@ -23,8 +23,12 @@ def count_weights(base: Base) -> int:
 
 
 def check_disk(run: Run, needed: int) -> None:
-    """Raise MachineError if the disk of merged/ has less room than `needed` bytes once the old folder is gone."""
-    old = sum(file.stat().st_size for file in run.merged.rglob("*") if file.is_file())
+    """Raise MachineError if the disk of merged/ has less room than `needed` bytes once the old folder is gone.
+
+    What is behind a link goes only when the new weights are complete.
+    """
+    goes = run.merged.rglob("*") if not run.merged.is_symlink() else ()
+    old = sum(file.stat().st_size for file in goes if file.is_file())
     free = shutil.disk_usage(run.merged if run.merged.is_dir() else run.path).free + old
     if free < needed:
         raise MachineError(f"{run.path}: merging needs {size(needed)} of disk, but only {size(free)} is free")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.evaluation.boundary import lacks_named
-from llmtune.files import read_json, write_folder, write_json
+from llmtune.files import read_json, remove_leftovers, write_folder, write_json
 from llmtune.merging.checks import check_disk, compare_with_4bit, count_weights, headers
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
 from llmtune.model.base import Base, load_config, load_model
@@ -54,6 +54,7 @@ def merge(run: Run) -> dict[str, Any]:
         _check_base(run.delta, base)
         refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
         weights = count_weights(base)
+        remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
     with lacks_named("merge", f"merging holds the model in float32, {size(4 * weights)}"), working("merging"):
         facts = _replace_merged(run, settings, base)
@@ -69,10 +70,9 @@ def merge(run: Run) -> dict[str, Any]:
 
 
 def _replace_merged(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
-    """Remove what an earlier merge left, merge, and record the step; returns its facts."""
+    """Remove what an earlier merge wrote, merge, and record the step; returns its facts."""
     run.forget("merge")
-    for old in (run.merged, *run.path.glob(".merged.partial*")):  # a killed merge leaves gigabytes
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(run.merged, ignore_errors=True)
     with write_folder(run.merged) as folder:
         facts = _write(run, settings, base, folder)
         if settings.model.quantize == "4bit":

@@ -58,6 +58,21 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
         merge(run)
 
 
+def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trained(tmp_path)
+    (tmp_path / "disk").mkdir()
+    run.merged.symlink_to(tmp_path / "disk")
+    merge(run)
+    usage = shutil.disk_usage(tmp_path)
+    size = sum(file.stat().st_size for file in run.merged.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only 1\.0 kB is free"):
+        merge(run)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

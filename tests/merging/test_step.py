@@ -296,9 +296,9 @@ def test_refuses_too_little_disk_before_writing(tmp_path: Path, quick: None, mon
 
 def test_removes_what_a_killed_merge_left(tmp_path: Path, quick: None) -> None:
     run = runs.trained(tmp_path)
-    for name in (".merged.partial", ".merged.partial-123"):
-        (run.path / name).mkdir()
-        (run.path / name / "model.safetensors").write_text("half")
+    left = run.path / ".merged.partial-123"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
     merge(run)
     assert [path.name for path in run.path.iterdir() if "merged" in path.name] == ["merged"]
 
