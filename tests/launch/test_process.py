@@ -88,7 +88,7 @@ def wait_for(file: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 4, 130])
+@pytest.mark.parametrize("code", [0, 2, 130])
 def test_returns_the_childs_exit_code(code: int) -> None:
     assert execute(f"raise SystemExit({code})") == code
 
@@ -98,7 +98,7 @@ def test_returns_128_plus_the_signal_of_a_killed_child() -> None:
     assert execute("import os, signal; os.kill(os.getpid(), signal.SIGINT)") == 130
 
 
-@pytest.mark.parametrize("code", [0, 2, 3, 4, 130])
+@pytest.mark.parametrize("code", [0, 4, 130])
 def test_keeps_the_exit_code_through_a_launcher_that_returns_1(tmp_path: Path, code: int) -> None:
     leave = script(tmp_path, "leave.py", f"from llmtune.launch.process import exit_process\nexit_process({code})")
     assert execute(LAUNCHER, leave) == code
@@ -156,8 +156,9 @@ def test_stopped_rank_exits_with_0_so_that_others_finish_saving(
     assert (tmp_path / "code").read_text() == "130\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["group", "process"]
+)
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
 def test_stop_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals, whole_group: bool, alone: bool) -> None:
     started = stoppable(tmp_path, "orderly", alone)

@@ -304,7 +304,6 @@ def test_removes_what_a_killed_merge_left(tmp_path: Path, quick: None) -> None:
 
 
 def test_merges_4bit_run_into_original_base(tmp_path: Path, quick: None) -> None:
-    pytest.importorskip("bitsandbytes")
     section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
     run = runs.trained(tmp_path, hidden=128, model=section)
     facts = merge(run)
