@@ -50,6 +50,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_importing_llmtune_changes_no_logging_warnings_or_progress_bars() -> None:
     run = fresh(STATE + "import os\n" + COMPARE)
     assert run.returncode == 0, run.stderr

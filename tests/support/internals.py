@@ -10,6 +10,7 @@ import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from typing import Any, TypeGuard
 
 import llmtune
@@ -57,6 +58,7 @@ def page() -> str:
     return INTRODUCTION + "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
+@cache
 def uses(documented: Collection[str] | None = None) -> dict[str, set[str]]:
     """Every use of another library's internals in llmtune but `documented` ones, with the packages that it is in."""
     documented = ledger()["documented"] if documented is None else documented
@@ -173,6 +175,7 @@ def inherited(kind: type) -> Iterator[str]:
             yield f"{owner.__name__}.{name}{' =' if sets else ''}"
 
 
+@cache
 def _source(kind: type) -> str:
     """A class's source; nothing where it is written in C."""
     try:
