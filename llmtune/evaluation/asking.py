@@ -41,7 +41,7 @@ def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
 def _ask_held_out(
     exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str
 ) -> tuple[Result, list[Answer]]:
-    """Score a model on held-out rows and return its answers; rows longer than its context have no loss."""
+    """Score a model on held-out rows and return its answers."""
     with quiet():
         task = HeldOut(key, rows, exam.stop, exam.new_tokens)
     result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
@@ -49,9 +49,7 @@ def _ask_held_out(
     result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
     losses = _losses(exam, model, rows, f"{name}, {task_title(key, result)}")
     tokens = [example.supervised for example in rows.examples]
-    by_row = {
-        example.where: loss and loss / count for example, loss, count in zip(rows.examples, losses, tokens, strict=True)
-    }
+    per_token = [loss and loss / count for loss, count in zip(losses, tokens, strict=True)]
     answers: list[Answer] = [
         {
             "id": row.id,
@@ -60,9 +58,11 @@ def _ask_held_out(
             "answer": row.answer,
             "output": output,
             **{metric: bool(scores[index]) for metric, scores in result["scores"].items()},  # type: ignore[typeddict-item]
-            "loss": by_row.get(row.where),
+            "loss": loss,
         }
-        for index, (row, prompt, output) in enumerate(zip(rows.rows, rows.prompts, outputs, strict=True))
+        for index, (row, prompt, output, loss) in enumerate(
+            zip(rows.rows, rows.prompts, outputs, per_token, strict=True)
+        )
     ]
     result["metrics"]["loss"] = score([math.nan if loss is None else loss for loss in losses], tokens)
     result["scores"]["loss"], result["tokens"], result["higher_is_better"]["loss"] = losses, tokens, False

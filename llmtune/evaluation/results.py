@@ -60,7 +60,7 @@ class Answer(TypedDict):
     exact_match: bool
     valid_json: NotRequired[bool]
     loss: float | None
-    """Nats per answer token; None for a row that is longer than the model's context."""
+    """Nats per answer token; None where it is not a finite number."""
 
 
 Differences = dict[str, dict[str, Difference]]
