@@ -67,6 +67,7 @@ def store(run: Run, file: Path, value: Any) -> None:
     run.manifest_file.write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_any_wrong_value_in_a_file_leaves_a_page(copy: Run, name: str) -> None:
     file = copy.path / name
