@@ -36,17 +36,26 @@ class AdapterSpec(Closed):
     def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "PeftConfig | None":
         """Return PEFT's configuration for the layers that the plan ever trains; raises FieldError for a bad target."""
 
-    def in_words(self) -> str:
-        """Return the kind with the numbers and switches that are set, for a report."""
-        settings = {key: value for key, value in self if value and isinstance(value, int | float)}
-        words = ", ".join(key if value is True else f"{key} {value:g}" for key, value in settings.items())
-        return self.kind + (f" ({words})" if words else "")
-
     @property
     def title(self) -> str:
         """What people call it, with its rank where it has one: LoRA (rank 16)."""
         rank = getattr(self, "rank", None)
         return f"{self.name} (rank {rank})" if rank else self.name
+
+    @property
+    def tags(self) -> list[str]:
+        """The words by which people search the Hub for it."""
+        return [self.kind]
+
+    @classmethod
+    def why(cls, rows: int) -> str:
+        """One sentence for a recipe that `llmtune init` writes for so many rows."""
+        return f"{cls.name}: {str(cls.__doc__).splitlines()[0]}"
+
+    @classmethod
+    def example(cls, rows: int) -> tuple[tuple[str, str], ...]:
+        """Lines of such a recipe's `method` section at good values, each with its comment."""
+        return ()
 
     def rate_notes(self, lr: float) -> list[str]:
         """Return what the plan says of a learning rate, warnings included."""

@@ -23,6 +23,8 @@ _RATES = (1e-3, 5e-4, 3e-4, 2e-4)
 """At alpha 32."""
 _FACTORS = {"pissa": 1 / 10, "olora": 1 / 18}
 """Starts that take weight out of the base, and how much lower their rate is."""
+_FEW, _MANY = 100, 50_000
+"""Rows under which a low rank is enough, and from which a high one is."""
 
 
 def _refuse_data_starts(value: object) -> object:
@@ -94,6 +96,26 @@ class Lora(AdapterSpec):
         """What people call it: LoRA, DoRA, rsLoRA, PiSSA or OLoRA, with the rank."""
         by_start = {"pissa": "PiSSA", "olora": "OLoRA"}.get(self.init, "rsLoRA" if self.rslora else self.name)
         return f"{'DoRA' if self.dora else by_start} (rank {self.rank})"
+
+    @property
+    def tags(self) -> list[str]:
+        """The words by which people search the Hub for it: lora, and dora."""
+        return ["lora", *(["dora"] if self.dora else [])]
+
+    @classmethod
+    def why(cls, rows: int) -> str:
+        """One sentence on the rank for so many rows."""
+        if rows < _FEW:
+            return "LoRA of a low rank: under 100 rows teach form and style; try examples in the prompt first."
+        if rows < _MANY:
+            return "LoRA: up to some 50,000 rows it learns as much as full training and forgets less."
+        return "LoRA of a high rank for many rows; --method full is the choice for wholly new knowledge."
+
+    @classmethod
+    def example(cls, rows: int) -> tuple[tuple[str, str], ...]:
+        """The rank for so many rows, and alpha."""
+        rank = 8 if rows < _FEW else 16 if rows < _MANY else 64
+        return (f"rank: {rank}", "on all linear layers"), ("alpha: 32", "the scale of the update")
 
     @property
     def effective_alpha(self) -> float:

@@ -27,6 +27,7 @@ class NoAdapter(AdapterSpec):
     def peft_config(self, model: "PreTrainedModel", plan: Plan) -> None:
         """Return None: PEFT inserts nothing."""
 
-    def in_words(self) -> str:
-        """Return "no adapter"."""
-        return "no adapter"
+    @property
+    def tags(self) -> list[str]:
+        """No words: there is no adapter."""
+        return []

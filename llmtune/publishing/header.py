@@ -89,7 +89,7 @@ def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapp
         license=license.get("license"),
         license_name=license.get("license_name"),
         license_link=license.get("license_link"),
-        tags=_tags(settings, base),
+        tags=_tags(settings),
         datasets=_datasets(settings) or None,
         model_name=repository(settings).rsplit("/", 1)[-1] if results else None,
         eval_results=results or None,
@@ -97,12 +97,11 @@ def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapp
     )
 
 
-def _tags(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
+def _tags(settings: Recipe) -> list[str]:
     """The words that people search for: full is no name for the training of an adapter."""
-    adapter = [base["adapter"]] if base["kind"] == "adapter" else []
-    method = [settings.method.kind] if not adapter or settings.method.kind != "full" else []
-    dora = ["dora"] if adapter and getattr(settings.method.adapter, "dora", False) else []
-    return ["llmtune", *method, *adapter, *dora]
+    method = settings.method
+    plan = [method.kind] if method.adapter.trains_base or method.stands_under else []
+    return ["llmtune", *plan, *method.adapter.tags]
 
 
 def _datasets(settings: Recipe) -> list[str]:

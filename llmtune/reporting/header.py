@@ -1,7 +1,6 @@
 """The top of the page: title, method in words, what a reader needs to name the run, and its key numbers."""
 
-import re
-
+from llmtune.model.files.converted import stored_words
 from llmtune.numbers import count, duration, size
 from llmtune.plan.table import BaseName, PlanTable
 from llmtune.recipe.sections import Recipe
@@ -12,16 +11,6 @@ from llmtune.reporting.results import best_exact_match
 from llmtune.reporting.values import JSON, mapping, moment, number, read_object, whole
 from llmtune.run import Run
 
-_ADAPTERS = {"none": "", "lora": "LoRA", "vera": "VeRA", "ia3": "IA3", "bottleneck": "Bottleneck adapters"}
-_METHODS = {
-    "full": "Full fine-tuning",
-    "gradual": "Gradual unfreezing",
-    "discriminative": "Discriminative rates",
-    "frozen": "Frozen lower layers",
-    "lisa": "LISA",
-    "staged": "Training in stages",
-}
-
 
 def title(run: Run, settings: Recipe, plan: PlanTable | None) -> str:
     """Name the run by its folder and its base."""
@@ -29,25 +18,9 @@ def title(run: Run, settings: Recipe, plan: PlanTable | None) -> str:
     return f"{run.path.resolve().name}: {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
 
 
-def method_title(settings: Recipe) -> str:
-    """Name the method as the field does: LoRA (rank 16, alpha 32), Full fine-tuning."""
-    method = _METHODS.get(settings.method.kind, settings.method.kind)
-    adapter = settings.method.adapter
-    if adapter.kind == "none":
-        return method
-    name = _ADAPTERS.get(adapter.kind, adapter.kind)
-    numbers = adapter.in_words().removeprefix(adapter.kind)
-    if ", dora" in numbers:
-        name, numbers = "DoRA", numbers.replace(", dora", "")
-    if settings.model.quantize == "4bit":
-        name = f"Q{name}" if name in ("LoRA", "DoRA") else f"{name} on a 4-bit base"
-    words = name + numbers.replace("rslora", "rank-stabilized").replace("_", " ")
-    return words if settings.method.kind == "full" else f"{words}, {method[0].lower()}{method[1:]}"
-
-
 def method_in_words(settings: Recipe, plan: PlanTable | None) -> str:
     """Name the method, and what the plan makes of it."""
-    method = method_title(settings)
+    method = f"Training by {settings.method_words}"
     if plan is None:
         return method
     trains = ", then ".join(stage.trains.words(plan.blocks) for stage in plan.stages)
@@ -57,15 +30,9 @@ def method_in_words(settings: Recipe, plan: PlanTable | None) -> str:
 
 
 def conversion_in_words(converted: JSON) -> str | None:
-    """Say what a converted base was: how many of its tensors were stored in how many bits; None if it was not."""
-    if not converted:
-        return None
-    types = {name: found for name, value in mapping(converted.get("types")).items() if (found := whole(value))}
-    tensors = sum(types.values())
-    bits = {name: int(match[1]) for name in types if (match := re.match(r"[A-Z]*?(\d+)", name))}
-    small = sorted((name for name in bits if bits[name] < 16), key=lambda name: -types[name])
-    parts = [f"{types[name]:,} of {tensors:,} tensors stored in {bits[name]} bits ({name})" for name in small]
-    return "a copy converted from a GGUF file" + (f": {', '.join(parts)}" if parts else "")
+    """Say what a converted base was: how many of its tensors were stored in which type; None if it was not."""
+    types = {name: tensors for name, value in mapping(converted.get("types")).items() if (tensors := whole(value))}
+    return f"weights converted from {converted.get('file') or 'a .gguf file'}, {stored_words(types)}" if types else None
 
 
 def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, history: History) -> list[Html | None]:

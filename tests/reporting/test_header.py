@@ -7,32 +7,8 @@ import pytest
 
 from llmtune.files import write_json
 from llmtune.plan.distances import Everything
-from llmtune.reporting.header import conversion_in_words, method_title
+from llmtune.reporting.header import conversion_in_words
 from tests.support.pages import empty, falling, page, stage, with_log
-
-LORA = {"kind": "lora", "rank": 16, "alpha": 32}
-
-
-@pytest.mark.parametrize(
-    ("method", "title"),
-    [
-        ({"kind": "full"}, "Full fine-tuning"),
-        ({"kind": "full", "adapter": LORA}, "LoRA (rank 16, alpha 32)"),
-        ({"kind": "full", "adapter": {**LORA, "dora": True}}, "DoRA (rank 16, alpha 32)"),
-        ({"kind": "full", "adapter": {**LORA, "rslora": True}}, "LoRA (rank 16, alpha 32, rank-stabilized)"),
-        ({"kind": "full", "adapter": {"kind": "ia3"}}, "IA3"),
-        ({"kind": "gradual", "adapter": LORA}, "LoRA (rank 16, alpha 32), gradual unfreezing"),
-        ({"kind": "discriminative"}, "Discriminative rates"),
-    ],
-    ids=lambda one: one if isinstance(one, str) else "",
-)
-def test_names_the_method_as_the_field_does(tmp_path: Path, method: dict[str, Any], title: str) -> None:
-    assert method_title(empty(tmp_path, method=method).recipe()) == title
-
-
-def test_lora_on_a_4_bit_base_is_qlora(tmp_path: Path) -> None:
-    run = empty(tmp_path, method={"kind": "full", "adapter": LORA}, model={"base": "me/base", "quantize": "4bit"})
-    assert method_title(run.recipe()) == "QLoRA (rank 16, alpha 32)"
 
 
 @pytest.mark.parametrize(
@@ -41,15 +17,14 @@ def test_lora_on_a_4_bit_base_is_qlora(tmp_path: Path) -> None:
         ({}, None),
         (
             {"file": "a.gguf", "types": {"Q4_1": 210, "F32": 62}},
-            "a copy converted from a GGUF file: 210 of 272 tensors stored in 4 bits (Q4_1)",
+            "weights converted from a.gguf, which stores of its 272 tensors 210 in Q4_1",
         ),
         (
             {"types": {"Q6_K": 10, "Q4_K": 90, "F16": 100}},
-            "a copy converted from a GGUF file: 90 of 200 tensors stored in 4 bits (Q4_K), "
-            "10 of 200 tensors stored in 6 bits (Q6_K)",
+            "weights converted from a .gguf file, which stores of its 200 tensors 10 in Q6_K and 90 in Q4_K",
         ),
-        ({"types": {"BF16": 3, "IQ2_XXS": None, "F32": "x"}}, "a copy converted from a GGUF file"),
-        ({"file": None, "types": [1]}, "a copy converted from a GGUF file"),
+        ({"types": {"BF16": 3, "IQ2_XXS": None}}, "weights converted from a .gguf file, which stores none quantized"),
+        ({"file": None, "types": [1]}, None),
     ],
     ids=str,
 )
@@ -61,7 +36,7 @@ def test_page_says_on_which_copy_a_delta_was_trained(tmp_path: Path) -> None:
     run = with_log(empty(tmp_path), [stage(0, 40, Everything(), {"0": 1e-3})], falling({"0": 1e-3}))
     run.delta.mkdir()
     write_json(run.delta / "base.json", {"converted": {"file": "m.gguf", "types": {"Q4_1": 210, "F32": 62}}})
-    assert "trained ona copy converted from a GGUF file: 210 of 272 tensors stored in 4 bits (Q4_1)" in page(run).text
+    assert "trained onweights converted from m.gguf, which stores of its 272 tensors 210 in Q4_1" in page(run).text
 
 
 def test_hashes_are_behind_a_fold_and_not_above_it(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_page_of_finished_run_has_every_section(finished: Run) -> None:
     text = finished.report_file.read_text(encoding="utf-8")
     assert headings(text) == HEADINGS
     assert "yet." not in found.text
-    assert "LoRA (rank 4, alpha 8): all layers at one rate" in found.text
+    assert "Training by LoRA (rank 4): all layers at one rate" in found.text
     when = finished.manifest()["steps"]["train"]["finished"]
     assert f"{when[:10]} {when[11:16]} UTC" in found.text
     assert finished.recipe_file.read_text().rstrip() in found.text
@@ -179,7 +179,7 @@ def test_describes_method_in_words(tmp_path: Path) -> None:
     run = empty(
         tmp_path, method={"kind": "gradual", "adapter": {"kind": "lora", "dora": True, "rank": 8, "dropout": 0.1}}
     )
-    assert "DoRA (rank 8, alpha 32, dropout 0.1), gradual unfreezing" in page(run).text
+    assert "Training by DoRA (rank 8) under gradual unfreezing" in page(run).text
     told = page(with_log(run, stages, falling({"0": 1e-3}), blocks=30)).text
     assert "unfreezing: head and final norm, then the last 12 blocks, then all layersbase" in told
     falls = [stage(0, 40, Everything(), {"0": 1e-3, "1": 1e-4})]
