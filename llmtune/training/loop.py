@@ -1,7 +1,6 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -12,8 +11,8 @@ from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.encode import Example
 from llmtune.data.gate import gate
-from llmtune.errors import Interrupted, RecipeError
-from llmtune.files import cache_folder, read_json, write_json
+from llmtune.errors import Interrupted
+from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.memory import bound_primitive_cache, keep_freed
@@ -32,7 +31,7 @@ from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
-from llmtune.training.prepare import Prepared, bind_base, check_model
+from llmtune.training.prepare import Prepared, bind_base, check_model, check_same_data
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.stop import Stop
 from llmtune.working import working
@@ -166,13 +165,3 @@ def _frozen_blocks(
         offloaded,
     )
     return FrozenBlocks([example.input_ids for example in examples], policy)
-
-
-def check_same_data(run: Run, findings: dict[str, Any]) -> None:
-    """Raise RecipeError where the data files changed since the run was made."""
-    before, now = (
-        {part: file.get("sha256") for part, file in measured["files"].items()}
-        for measured in (read_json(run.data_file), findings)
-    )
-    if before != now:
-        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")

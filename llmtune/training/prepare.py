@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -59,6 +60,8 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
     bind_base(run, base)
+    if _training_begun(run):
+        check_same_data(run, examination.data.findings)
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
     return Prepared(run, base, examination.data, examination.layout)
@@ -72,13 +75,28 @@ def complete(run: Run, gpus: int) -> None:
     """
     if all(_is_json(file) for file in (run.plan_file, run.data_file)):
         return
-    begun = next((path for path in (run.delta, *run.checkpoints.glob("step-*")) if path.exists()), None)
+    begun = _training_begun(run)
     if begun:
         lost = run.data_file if _is_json(run.plan_file) else run.plan_file
         raise LlmtuneError(f"{lost}: is gone or damaged, and {begun} needs it; start a new run with --out")
     examination = examine(run.recipe(), gpus)
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
+
+
+def check_same_data(run: Run, findings: dict[str, Any]) -> None:
+    """Raise RecipeError where the data files changed since the run was made."""
+    before, now = (
+        {part: file.get("sha256") for part, file in measured["files"].items()}
+        for measured in (read_json(run.data_file), findings)
+    )
+    if before != now:
+        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
+
+
+def _training_begun(run: Run) -> Path | None:
+    """What a training left that needs the run's plan and findings as they are; None where there is nothing."""
+    return next((path for path in (run.delta, *run.checkpoints.glob("step-*")) if path.exists()), None)
 
 
 def _is_json(file: Path) -> bool:

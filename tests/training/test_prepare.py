@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from llmtune import cli, recipe
-from llmtune.errors import LlmtuneError
+from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import read_json
 from llmtune.run_log import read_log
 from llmtune.training.loop import train
@@ -145,6 +145,25 @@ def test_training_itself_refuses_an_engine_that_cannot_follow(
     assert line in message
     assert message.strip().count("\n") == 0
     assert not made.done("train")
+
+
+@pytest.mark.parametrize("left", ["checkpoints/step-000001", "delta"])
+def test_begun_run_keeps_the_findings_on_its_data_and_refuses_other_data(tmp_path: Path, left: str) -> None:
+    tiny.save_base(tmp_path / "base", blocks=1)
+    data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data)
+    prepare(recipe.load(file), tmp_path / "run", gpus=0)
+    tiny.write_rows(data, tiny.sums(41))
+    run = prepare(recipe.load(file), tmp_path / "run", gpus=0)
+    findings = run.data_file.read_text()
+    (run.path / left).mkdir(parents=True)
+    prepare(recipe.load(file), run.path, gpus=0)
+    tiny.write_rows(data, tiny.sums(42))
+    with pytest.raises(RecipeError, match=r"/run: the data changed since .* start a new one with --out"):
+        prepare(recipe.load(file), run.path, gpus=0)
+    assert run.data_file.read_text() == findings
+    prepare(recipe.load(file), run.path, gpus=0, overwrite=True)
+    assert run.data_file.read_text() != findings
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
