@@ -14,6 +14,7 @@ from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import resolve_suite
 from llmtune.run import Run, open_run
+from llmtune.working import importing
 
 if TYPE_CHECKING:
     from llmtune.evaluation.results import Evaluations
@@ -159,7 +160,8 @@ def _step(folder: Folder, name: str, overrides: Overrides) -> Any:
 
 def do(run: Run, name: str) -> Any:
     """Do one step of a run whose lock the caller holds, and keep the settings that it followed."""
-    step = _function(name)
+    with importing():
+        step = _function(name)
     if name == "report":
         run.keep_settings()  # the page shows the recipe
     result = step(run)

@@ -10,14 +10,14 @@ if __name__ == "__main__":
     from llmtune.launch.parent import follow_parent
     from llmtune.launch.process import exit_process, reporting_failures
     from llmtune.launch.quiet import quiet_libraries
-    from llmtune.working import use_stdout, working
+    from llmtune.working import importing, use_stdout
 
     follow_parent()
     use_stdout()
     quiet_libraries()  # bitsandbytes, which the import below brings, warns when it is imported
 
     def _main() -> int:
-        with working("loading torch and transformers"):
+        with importing():
             from llmtune.training.process import main
         return main(sys.argv[1:])
 

@@ -90,6 +90,11 @@ def working(name: str, total: float | None = None, unit: str = "", on_terminal: 
         _STACK.remove(work)
 
 
+def importing() -> contextlib.AbstractContextManager[Step]:
+    """Show that torch and what stands on it are imported, which takes seconds."""
+    return working("loading torch and transformers")
+
+
 def _shown(on_terminal: bool) -> contextlib.AbstractContextManager[None]:
     """Show what goes on in the way that fits where stderr goes; what shows an outer piece of work shows inner ones."""
     if os.environ.get("LOCAL_RANK", "0") != "0" or len(_STACK) > 1:

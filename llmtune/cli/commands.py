@@ -33,6 +33,7 @@ from llmtune.cli.output import outcome, results, scores, tell_notes
 from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe, schema
 from llmtune.run import Run, open_run
+from llmtune.working import importing
 
 
 def init(
@@ -82,11 +83,11 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
     settings = Recipe.load(recipe, set or [])
     tell_notes(settings)
     with results(as_json) as give:
-        # Only now, as it imports torch: a mistake in the recipe is answered at once.
         from llmtune import terminal
         from llmtune.launch.command import count_gpus
-        from llmtune.training.prepare import examine
 
+        with importing():  # only now: a mistake in the recipe is answered at once
+            from llmtune.training.prepare import examine
         examination = examine(settings, count_gpus())
         findings, table = examination.data.findings, examination.table
 
@@ -104,8 +105,9 @@ def plan(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: Ve
     with results(as_json) as give:
         from llmtune import terminal
         from llmtune.launch.command import count_gpus
-        from llmtune.training.prepare import plan_alone
 
+        with importing():
+            from llmtune.training.prepare import plan_alone
         table = plan_alone(settings, count_gpus())
         give(table.to_json(), lambda: terminal.plan(table))
 
@@ -196,9 +198,9 @@ def chat(
 ) -> None:
     """Talk to base and tuned model."""
     folder = open_run(run)
-    from llmtune.cli import chat as conversation
-    from llmtune.cli.speakers import Sampling
-
+    with importing():
+        from llmtune.cli import chat as conversation
+        from llmtune.cli.speakers import Sampling
     try:
         sampling = Sampling(temperature, top_p, max_new_tokens, seed)
     except ValueError as error:

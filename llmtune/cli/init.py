@@ -17,6 +17,7 @@ from llmtune.errors import LlmtuneError, RecipeError, nearest
 from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.shorthand import ALONE, WORDS
+from llmtune.working import working
 
 KINDS = tuple(dict.fromkeys(("lora", *METHODS, *ALONE)))
 """What --method takes."""
@@ -137,7 +138,9 @@ def _copy_words(model: str) -> str:
     from llmtune.model.files.converted import count_types, find_gguf, stored_words
 
     try:
-        return f"; a copy {stored_words(count_types(find_gguf(model.removeprefix('package:')), model))}"
+        file = find_gguf(model.removeprefix("package:"))
+        with working(f"reading {file.name}"):
+            return f"; a copy {stored_words(count_types(file, model))}"
     except LlmtuneError:
         return ""
 

@@ -10,9 +10,10 @@ from llmtune.data.overlap import count_duplicates
 from llmtune.data.rows import Row
 from llmtune.data.sources import is_file
 from llmtune.data.template import template_sha256
-from llmtune.errors import one_line
-from llmtune.files import fingerprint
+from llmtune.errors import RecipeError, one_line
+from llmtune.files import fingerprint, read_json
 from llmtune.recipe.sections import Data
+from llmtune.run import Run
 
 Findings = dict[str, Any]
 Parts = dict[str, list[Row]]
@@ -101,6 +102,18 @@ def summarize_ids(ids: list[str]) -> Findings:
 def format_ids(ids: list[str]) -> str:
     """Format up to eight ids for one line."""
     return _names(ids[:_PRINTED_IDS]) + (", ..." if len(ids) > _PRINTED_IDS else "")
+
+
+def check_same_data(run: Run, findings: Findings) -> None:
+    """Raise RecipeError where the data files changed since the run was made; without its data.json nobody knows."""
+    if not run.data_file.exists():
+        return
+    before, now = (
+        {part: file.get("sha256") for part, file in measured["files"].items()}
+        for measured in (read_json(run.data_file), findings)
+    )
+    if before != now:
+        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
 
 
 def _names(names: list[str]) -> str:

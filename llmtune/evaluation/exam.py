@@ -7,6 +7,7 @@ from typing import Any
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, gate
 from llmtune.data.template import template_sha256
 from llmtune.errors import FieldError
@@ -27,6 +28,7 @@ from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, Suite, check_rows
+from llmtune.run import Run
 
 PACKAGES = ("llmtune", "lm_eval", "torch", "transformers", "tokenizers", "peft", "datasets")
 
@@ -46,12 +48,16 @@ class Exam:
     """Tokens that an answer to a held-out row may have."""
 
 
-def make_exam(recipe: Recipe, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
-    """Prepare the questions of a suite; raises FieldError where it asks for held-out rows and there are none."""
-    tokenizer, stop = load_tokenizer(base), stop_ids(base)
+def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
+    """Prepare the questions of a suite; raises FieldError where it asks for held-out rows and there are none.
+
+    Raises RecipeError where they are other rows than when the run was made.
+    """
+    recipe, tokenizer, stop = run.recipe(), load_tokenizer(base), stop_ids(base)
     held_out: dict[str, Questions] = {}
     if HELD_OUT in suite.tasks:
         data = gate(recipe, tokenizer, stop, model_limits(model))
+        check_same_data(run, data.findings)
         check_rows(suite, len(data.test))
         limit, context = recipe.eval.limit, context_length(model)
         held_out = _held_out_questions(recipe, data, limit, tokenizer, stop, context)

@@ -45,7 +45,7 @@ def evaluate(run: Run) -> Evaluations:
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             model = _load_base(base, recipe)
-            exam = make_exam(recipe, suite, tasks, model, base)
+            exam = make_exam(run, suite, tasks, model, base)
             settings = settings_of(recipe, exam, model)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")

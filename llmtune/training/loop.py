@@ -10,6 +10,7 @@ from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.data.encode import Example
+from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted
 from llmtune.files import cache_folder, write_json
@@ -31,7 +32,7 @@ from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
-from llmtune.training.prepare import Prepared, bind_base, check_model, check_same_data
+from llmtune.training.prepare import Prepared, bind_base, check_model
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.stop import Stop
 from llmtune.working import working

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
+from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
@@ -82,16 +82,6 @@ def complete(run: Run, gpus: int) -> None:
     examination = examine(run.recipe(), gpus)
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
-
-
-def check_same_data(run: Run, findings: dict[str, Any]) -> None:
-    """Raise RecipeError where the data files changed since the run was made."""
-    before, now = (
-        {part: file.get("sha256") for part, file in measured["files"].items()}
-        for measured in (read_json(run.data_file), findings)
-    )
-    if before != now:
-        raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
 
 
 def _training_begun(run: Run) -> Path | None:

@@ -166,6 +166,17 @@ def test_refuses_delta_changed_since_training(tmp_path: Path, change: str, file:
     assert not run.done("eval")
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_refuses_other_rows_than_the_run_was_made_with(tmp_path: Path, part: str) -> None:
+    run = with_held_out_rows(tmp_path)
+    source = getattr(run.recipe().data, part)
+    rows = Path(source).read_text()
+    Path(source).write_text(rows[: rows.rstrip().rindex("\n")])
+    with pytest.raises(RecipeError, match=r"/run: the data changed since this run was made"):
+        evaluate(run)
+    assert not run.done("eval")
+
+
 def test_refuses_run_without_delta(tmp_path: Path) -> None:
     run = with_held_out_rows(tmp_path)
     for file in run.delta.iterdir():
