@@ -152,10 +152,16 @@ def _step(folder: Folder, name: str, overrides: Overrides) -> Any:
 
     run = open_with(folder, overrides)
     with run.locked():
-        if name != "report" and not run.done("train"):
-            raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
+        if name != "report":
+            require_trained(run)
         with guarded_step(run, "publish" if name == PREVIEW else name, say_safe=False):
             return do(run, name)
+
+
+def require_trained(run: Run) -> None:
+    """Raise TrainingError where a run has no complete delta."""
+    if not run.done("train"):
+        raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
 
 
 def do(run: Run, name: str) -> Any:
@@ -199,6 +205,7 @@ def open_with(folder: Folder, overrides: Overrides) -> Run:
             message = f"{section} is part of what the run in {path} is; that is another run"
             raise RecipeError(f"--set {override}: {message}: llmtune run RECIPE --set {override} --out OTHER")
     if not overrides:
+        run.recipe()  # a mistake in it is told before torch is imported
         return run
     settings = Recipe.load(run.recipe_file, overrides)
     settings = settings.model_copy(update={"launch": with_absolute_config(settings.launch)})

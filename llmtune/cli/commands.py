@@ -197,7 +197,8 @@ def chat(
     verbose: Verbose = False,
 ) -> None:
     """Talk to base and tuned model."""
-    folder = open_run(run)
+    folder = api.open_with(run, [])
+    api.require_trained(folder)
     with importing():
         from llmtune.cli import chat as conversation
         from llmtune.cli.speakers import Sampling

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmtune.recipe.sections import Recipe
     from llmtune.run import Run
 
-Give = Callable[[object, Callable[[], object]], None]
+Give = Callable[[object, Callable[[], object]], object]
 """Takes a result as plain values, and the function that shows it to people."""
 _SCORES = ("n", "of", "shots", "limit", "truncated", "metrics")
 
@@ -22,17 +22,13 @@ _SCORES = ("n", "of", "shots", "limit", "truncated", "metrics")
 def results(as_json: bool) -> Iterator[Give]:
     """Show what the block gives, or print it as JSON when the block ends; nothing is printed where it raises."""
     if not as_json:
-        yield lambda _, show: _run(show)
+        yield lambda _, show: show()
         return
     values: list[object] = []
     with _stdout_on_stderr():
         yield lambda value, _: values.append(value)
     for value in values:
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _run(show: Callable[[], object]) -> None:
-    show()
 
 
 @contextlib.contextmanager

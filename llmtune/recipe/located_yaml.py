@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
-from llmtune.errors import RecipeError
+from llmtune.errors import RecipeError, one_line
 
+LONGEST_PLACE = 160
+"""Characters of an override in a message."""
 LIMIT_BYTES = 1 << 20
 LIMIT_DEPTH = 32
 LIMIT_VALUES = 10_000
@@ -47,7 +49,7 @@ class Located:
 
     def override(self, text: str) -> None:
         """Set the value at a dotted key from `a.b=c`; raises RecipeError that names the override."""
-        place = f"--set {text}"
+        place = f"--set {one_line(text, LONGEST_PLACE)}"
         self.overrides.append(text)
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:

@@ -1,6 +1,6 @@
 """Planned: any transformers.Trainer follows a plan; what is learned is the Trainer's own matter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,15 @@ class Planned(Trainer):
         ]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return self.lr_scheduler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The batches of the next step, and how many tokens they teach; none after the last step."""
+        # Trainer looks for the end after a step alone: resumed from the last checkpoint, it would take one step more.
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def begin_plan(self) -> None:
         """Prepare the model, wrapped for training, for stages."""

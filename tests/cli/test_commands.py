@@ -259,3 +259,13 @@ def test_failed_step_ends_the_run_and_says_that_the_delta_is_safe(
         "llmtune: no proof",
     ]
     assert done == list(range(place_of_failure))
+
+
+def test_chat_refuses_a_delta_that_is_not_whole(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = prepare(recipe.load(Path(write_recipe(place))), place / "run", gpus=0)
+    run.delta.mkdir()
+    (run.delta / "trained.safetensors").write_bytes(b"12345678")
+    run.mark("train", [run.delta])
+    (run.delta / "trained.safetensors").write_bytes(b"1234")
+    assert main(["chat", str(run.path)]) == 4
+    assert capsys.readouterr().err == f"llmtune: {run.path}: nothing is trained yet; first: llmtune train {run.path}\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from llmtune import recipe
-from llmtune.adapters.delta import load_delta
+from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD, config_file
@@ -72,6 +73,16 @@ def test_repeats_the_plan_from_the_resolved_recipe(tmp_path: Path) -> None:
     rates = again.recipe().method.model_dump()["lr"]
     assert len(rates) == 3
     assert all(isinstance(rate, float) for rate in rates)
+
+
+def test_takes_no_step_more_where_only_the_delta_is_gone(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01}, train={"max_steps": 3, "batch_size": 4})
+    train(run)
+    weights, log = (run.delta / TENSORS).read_bytes(), run.log_file.read_bytes()
+    shutil.rmtree(run.delta)
+    train(run)
+    assert (run.delta / TENSORS).read_bytes() == weights
+    assert run.log_file.read_bytes() == log
 
 
 def test_refuses_to_resume_on_changed_data(tmp_path: Path) -> None:
