@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_fault_is_one_line_and_exit_1(
     printed = capsys.readouterr().err
     assert printed.startswith("llmtune: a fault of llmtune, not of yours: ZeroDivisionError: division by zero (")
     assert printed.count("\n") == 1
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Let SIGINT do what it does in a new process: a training in this one leaves its own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

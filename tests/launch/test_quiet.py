@@ -56,6 +56,7 @@ def test_importing_llmtune_changes_no_logging_warnings_or_progress_bars() -> Non
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import transformers\n"], ids=["before", "after"])
 def test_prints_nothing_of_libraries_in_a_quiet_process(first: str) -> None:
     run = fresh(first + QUIET)
