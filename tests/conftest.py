@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 
 import pytest
 
@@ -24,6 +25,12 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _progress_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test begin as a process does, whatever an earlier one made of where lines of progress go."""
+    monkeypatch.setattr("llmtune.working._ON_STDOUT", threading.Event())
 
 
 @pytest.fixture
