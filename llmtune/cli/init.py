@@ -105,7 +105,9 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         "method:",
         _line(f"kind: {kind}", " | ".join(KINDS)),
         *_method_lines(kind, data.rows),
-        _line("# lr: 1.0e-4", "the learning rate; chosen by method and model size where it is off"),
+        _line(
+            "# lr: 1.0e-4", "the learning rate; off, llmtune chooses it by method and model size: llmtune plan shows it"
+        ),
         "train:",
         _line(f"epochs: {_epochs(data.rows)}", "passes over the data"),
         _line("# max_steps: 20", "for a first try"),
@@ -140,7 +142,7 @@ def _copy_words(model: str) -> str:
     try:
         file = find_gguf(model.removeprefix("package:"))
         with working(f"reading {file.name}"):
-            return f"; a copy {stored_words(count_types(file, model))}"
+            return f"; this is a copy {stored_words(count_types(file, model))}"
     except LlmtuneError:
         return ""
 
