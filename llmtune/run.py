@@ -205,8 +205,7 @@ def open_run(path: Path) -> Run:
     run = Run(path)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         usual = Path("runs") / path.stem
-        folder = str(usual) if Run(usual).recipe_file.is_file() else "llmtune run makes it"
-        raise RecipeError(f"{path}: is a recipe; give the folder of its run ({folder})")
+        raise RecipeError(f"{path}: is a recipe; give the folder of its run, such as {usual}")
     if not run.recipe_file.is_file():
         raise RecipeError(f"{path}: holds no run (no recipe.yaml); give the folder that `llmtune run` wrote")
     return run

@@ -63,7 +63,8 @@ def _version(wanted: bool) -> None:
 def _llmtune(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     verbose: Verbose = False,
 ) -> None:

@@ -86,7 +86,11 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
     """Return the lines of the recipe."""
     kind = method or "lora"
     length = min(max(128, -(-data.longest * 5 // 4 // 64) * 64), LONGEST)
-    aside = [] if "eval" in files else [_line("eval_fraction: 0.05", "no validation file: this share is set aside")]
+    aside = (
+        []
+        if "eval" in files
+        else [_line(f"eval_fraction: {_aside(data.rows)}", "no validation file: this share is set aside")]
+    )
     return [
         schema_line(),
         f"# For {_text(data.source)}: {data.rows} rows of up to {data.turns} turns.",
@@ -124,6 +128,11 @@ _COMMON = (
     "# publish: {repo: me/my-model}       # upload the result; private unless it says visibility: public",
     "# launch: {accelerate: fsdp2}        # several GPUs share the model; auto, the default, takes what is there",
 )
+
+
+def _aside(rows: int) -> float:
+    """The share of the rows to set aside: some twenty of a small file, as two or three rows measure nothing."""
+    return 0.05 if rows >= 400 else 0.1 if rows >= 200 else 0.2
 
 
 def _method_lines(kind: str, rows: int) -> list[str]:

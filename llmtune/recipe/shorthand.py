@@ -38,7 +38,7 @@ def expand(located: Located) -> None:
 
 
 def open_word(located: Located, override: str) -> None:
-    """Turn `method: lora`, or an adapter's word, into a section, where an override such as method.lr=1.0e-4 needs one."""
+    """Turn `method: lora`, or an adapter's word, into a section where an override sets a key in it."""
     parts = override.partition("=")[0].split(".")
     section = located.value
     for depth in range(1, min(len(parts), 3)):
