@@ -109,5 +109,6 @@ def _table(rows: list[dict[str, str]], left: set[str]) -> None:
         shown.add_column(title, justify="left" if title in left else "right")
     for row in rows:
         shown.add_row(*row.values())
-    # A pipe has no width: rich takes 80 columns and would wrap the cells.
-    console.print(shown, width=None if console.is_terminal else _PIPE_WIDTH)
+    if not console.is_terminal:  # then rich takes 80 columns, and would wrap the cells
+        console.width = _PIPE_WIDTH
+    console.print(shown)
