@@ -125,7 +125,8 @@ def complete(job: Job, heading: Callable[[str], None]) -> Run:
     """Take a run through every step that its recipe asks for and that is not done yet, each after its heading."""
     settings = job.settings
     if settings.publish and job.is_new:
-        from llmtune.publishing.step import preflight
+        with importing():
+            from llmtune.publishing.step import preflight
 
         preflight(settings)
     with job.run.locked():
@@ -151,6 +152,8 @@ def _step(folder: Folder, name: str, overrides: Overrides) -> Any:
     from llmtune.launch.guard import guarded_step
 
     run = open_with(folder, overrides)
+    if name in ("publish", PREVIEW) and run.recipe().publish is None:
+        raise RecipeError(f"{run.recipe_file}: publish: is missing; add --set publish.repo=owner/name")
     with run.locked():
         if name != "report":
             require_trained(run)

@@ -203,6 +203,9 @@ def locates_mistakes(step: Step) -> Step:
 def open_run(path: Path) -> Run:
     """The run in an existing folder; raises RecipeError where there is none."""
     run = Run(path)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        usual = Path("runs") / path.stem
+        raise RecipeError(f"{path}: is a recipe; give the folder of its run, such as {usual}")
     if not run.recipe_file.is_file():
         raise RecipeError(f"{path}: holds no run (no recipe.yaml); give the folder that `llmtune run` wrote")
     return run

@@ -12,6 +12,8 @@ from llmtune.run import Run
 from llmtune.working import use_stdout
 
 console = Console(highlight=False, soft_wrap=True)
+_PIPE_WIDTH = 200
+"""Columns of a table that goes into a file or another program."""
 
 
 def heading(name: str) -> None:
@@ -107,4 +109,6 @@ def _table(rows: list[dict[str, str]], left: set[str]) -> None:
         shown.add_column(title, justify="left" if title in left else "right")
     for row in rows:
         shown.add_row(*row.values())
+    if not console.is_terminal:  # then rich takes 80 columns, and would wrap the cells
+        console.width = _PIPE_WIDTH
     console.print(shown)

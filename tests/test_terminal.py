@@ -33,3 +33,11 @@ def test_prints_findings_on_any_terminal(monkeypatch: pytest.MonkeyPatch, encodi
     assert "one row; the model learns the text between [[ and ]]" in out
     assert "rows in ???" in out
     assert err == "\\u65e5\n"
+
+
+def test_tables_in_a_pipe_are_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=stream, highlight=False, soft_wrap=True))
+    row = {"tuned against": "base, zero-shot", "metric": "loss (lower is better)", "verdict": "no difference measured"}
+    terminal._table([row | {"difference": "-0.341 ± 0.179", "n": "120"}], set())
+    assert len(stream.getvalue().splitlines()) == 2

@@ -22,6 +22,18 @@ UsageError: Any = typer.BadParameter.__base__
 VERBOSE = "LLMTUNE_VERBOSE"
 _COMPLETE = "_LLMTUNE_COMPLETE"
 """Set by a shell that asks for completions."""
+_ELSEWHERE = {
+    "help": "--help",
+    "version": "--version",
+    **dict.fromkeys(("finetune", "fine-tune", "sft", "fit", "start"), "run"),
+    **dict.fromkeys(("preprocess", "validate"), "check"),
+    **dict.fromkeys(("test", "benchmark"), "eval"),
+    **dict.fromkeys(("export", "merge-lora", "merge_lora"), "merge"),
+    **dict.fromkeys(("push", "upload"), "publish"),
+    **dict.fromkeys(("inference", "infer", "generate", "predict"), "chat"),
+    **dict.fromkeys(("list", "examples", "fetch"), "recipes"),
+}
+"""What users of other tools type, and the command that does it."""
 _INTRODUCTION = """Fine-tune a language model from a recipe.
 
 A first run on your own data: llmtune init rows.jsonl, then llmtune check recipe.yaml, then llmtune run recipe.yaml."""
@@ -35,8 +47,10 @@ class Group(TyperGroup):
         word = args[0]
         if self.get_command(ctx, word) is None and not word.startswith("-"):
             is_file = Path(word).exists() or word.endswith((".yaml", ".yml"))
-            hint = f"; did you mean 'llmtune run {word}'?" if is_file else nearest(word, list(self.commands))
-            ctx.fail(f"there is no command {word!r}{hint or '; llmtune --help lists them'}")
+            usual = f"; here it is 'llmtune {_ELSEWHERE[word]}'" if word in _ELSEWHERE else ""
+            close = usual or nearest(word, list(self.commands)) or "; llmtune --help lists them"
+            hint = f"; did you mean 'llmtune run {word}'?" if is_file else close
+            ctx.fail(f"there is no command {word!r}{hint}")
         return super().resolve_command(ctx, args)
 
 
@@ -49,7 +63,8 @@ def _version(wanted: bool) -> None:
 def _llmtune(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -105,7 +120,7 @@ def _run(command: Any, words: list[str], verbose: bool) -> int:
 def _refuse(error: Any) -> int:
     """Print a usage error in one line, with the nearest option, and where the help is."""
     option, possible = getattr(error, "option_name", None), getattr(error, "possibilities", None)
-    hint = f"; did you mean {possible[0]}?" if possible else ""
+    hint = f"; did you mean {possible[0]}?" if possible else _usual(str(option), error) if option else ""
     message = f"no such option: {option}" if option and possible is not None else error.format_message()
     message = message[:1].lower() + message[1:].rstrip(".")
     print(f"llmtune: {message}{hint}", file=sys.stderr)
@@ -113,6 +128,14 @@ def _refuse(error: Any) -> int:
     if context is not None:
         print(f"See: {context.command_path} --help", file=sys.stderr)
     return 2
+
+
+def _usual(option: str, error: Any) -> str:
+    """Where the value goes that users of other tools give in an option of its own; "" for an option of another kind."""
+    takes = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
+    if option in ("--config", "-c", "--recipe") and "recipe" in takes:
+        return f"; give the file as it is: {error.ctx.command_path} RECIPE"
+    return "; a recipe's value is set by --set section.key=value" if "--set" in takes else ""
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ class Conversation:
 
     def _only(self, name: str, _: str) -> None:
         self.alone = None if self.alone == name else name
-        self.tell(f"{' and '.join(speaker.name for speaker in self.answering)} now answer")
+        names = [f"the {speaker.name} model" for speaker in self.answering]
+        self.tell(f"only {names[0]} answers now" if len(names) == 1 else f"{' and '.join(names)} answer now")
 
 
 def _typed_lines(console: Console) -> Iterator[str]:

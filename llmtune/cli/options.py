@@ -23,10 +23,14 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<recipe's name>"),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove what the folder holds and start again.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded; send nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks and what libraries log.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Remove what the folder holds and start again.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show what would be uploaded; send nothing.")]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and all else on stderr.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", metavar="", help="Show tracebacks and what libraries log.")]
 NewFile = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write.")]
 Data = Annotated[
     Path | None,

@@ -36,7 +36,7 @@ def copy(name: str, out: Path | None) -> Path:
     if name not in known:
         last = [full for full in known if full.rpartition("/")[2] == name]
         hint = f"; did you mean {' or '.join(last)}?" if last else nearest(name, list(known))
-        raise RecipeError(f"there is no shipped recipe {name!r}{hint}; llmtune recipes lists them")
+        raise RecipeError(f"there is no shipped recipe {name!r}{hint or '; llmtune recipes lists them'}")
     target = out or Path(f"{name.rpartition('/')[2]}.yaml")
     refuse_existing(target)
     text = known[name].read_text(encoding="utf-8").replace(_SAMPLE, f"{relative(shipped_folder('sample'))}/")

@@ -19,6 +19,8 @@ _SYNONYMS = {
     "prompt": ("instruction", "question", "query", "user", "source", "context", "input", "text"),
     "completion": ("output", "response", "answer", "target", "label", "assistant", "summary", "chosen"),
 }
+_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
+"""What ShareGPT files write as `from`, and the role that it is."""
 # Chat templates render these keys: without them the model would train on another text than the row's.
 _UNSUPPORTED = ("tool_calls", "function_call", "tools", "reasoning_content", "reasoning", "thinking")
 
@@ -90,7 +92,7 @@ def _refuse_unsupported(where: str, mapping: dict[str, Any], at: str = "") -> No
 def _parse_pair(where: str, record: dict[str, Any]) -> tuple[Message, ...]:
     missing = [key for key in ("prompt", "completion") if key not in record]
     if missing:
-        raise RecipeError(f"{where}: {_columns_hint([str(column) for column in record], missing)}")
+        raise RecipeError(f"{where}: {_columns_hint(record, missing)}")
     prompt, completion = (_check_text(where, key, record[key]) for key in ("prompt", "completion"))
     return ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
 
@@ -121,10 +123,14 @@ def _parse_message(where: str, at: str, turn: Any) -> Message:
             raise RecipeError(f"{where}: {at}.{key}: is missing{hint}")
     role = turn["role"]
     if role not in ROLES:
-        hint = nearest(role, list(ROLES)) if isinstance(role, str) else ""
+        hint = _role_hint(role) if isinstance(role, str) else ""
         raise RecipeError(f"{where}: {at}.role: is {role!r}, not one of {', '.join(ROLES)}{hint}")
     content = _check_text(where, f"{at}.content", turn["content"], may_be_empty=role == "system")
     return {"role": role, "content": content}
+
+
+def _role_hint(role: str) -> str:
+    return f"; write {_SPEAKERS[role]}" if role in _SPEAKERS else nearest(role, list(ROLES))
 
 
 def _check_text(where: str, key: str, value: Any, may_be_empty: bool = False) -> str:
@@ -156,17 +162,27 @@ def _describe(value: Any) -> str:
     return f"{names.get(type(value), type(value).__name__)}{literal}"
 
 
-def _columns_hint(columns: list[str], missing: list[str]) -> str:
-    """Name the columns and say which of them to rename."""
+def _columns_hint(record: dict[str, Any], missing: list[str]) -> str:
+    """Name the columns of a row and say which of them to rename."""
+    columns = [str(column) for column in record]
     names = f"columns {', '.join(columns)}" if columns else "no columns"
     conversations = _similar("messages", columns)
     if conversations and len(missing) == 2:
-        return f"{names}: rename {conversations[0]} to messages"
+        return f"{names}: rename {conversations[0]} to messages{_turns_hint(record.get(conversations[0]))}"
     advice = list(_advice(columns, missing))
     if advice:
         return f"{names}: {' and '.join(advice)}"
     problem = "messages, or prompt and completion, are expected" if len(missing) == 2 else f"{missing[0]} is missing"
     return f"{names}: {problem}"
+
+
+def _turns_hint(turns: Any) -> str:
+    """Say what else to rename in a conversation as ShareGPT writes it; "" for one that is written otherwise."""
+    if not isinstance(turns, list) or not any(isinstance(turn, dict) and "from" in turn for turn in turns):
+        return ""
+    speakers = dict.fromkeys(str(turn.get("from")) for turn in turns if isinstance(turn, dict))
+    roles = [f"{name} to {_SPEAKERS[name]}" for name in speakers if name in _SPEAKERS]
+    return f"; in each turn from to role, value to content{', and as roles ' if roles else ''}{', '.join(roles)}"
 
 
 def _advice(columns: list[str], missing: list[str]) -> Iterator[str]:

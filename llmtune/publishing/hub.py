@@ -42,7 +42,10 @@ _PLACEHOLDER = "---\ntags:\n- llmtune\n---\n\nllmtune will put the result of a r
 def target(publish: Publish, sleep: Sleep = time.sleep) -> "Target":
     """Return the repository of a recipe; raises MachineError if the Hub is switched off."""
     if is_offline_mode():
-        raise MachineError(f"{publish.repo} cannot be reached: HF_HUB_OFFLINE is set; unset it to publish")
+        raise MachineError(
+            f"{publish.repo} cannot be reached: HF_HUB_OFFLINE is set; unset it to publish, "
+            "or take publish out of the recipe; llmtune publish RUN --dry-run works offline"
+        )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return Target(publish, sleep)
 

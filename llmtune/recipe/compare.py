@@ -19,7 +19,11 @@ def difference(old: Recipe, new: Recipe) -> str:
     """Name the first key in which two recipes are different runs, with both values; "" for the same run."""
     before, after = (dict(_flatten({name: values(one)[name] for name in DEFINING})) for one in (old, new))
     key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
-    return f"{key} is {before.get(key)} there and {after.get(key)} here" if key else ""
+    return f"{key} is {_shown(before.get(key))} there and {_shown(after.get(key))} here" if key else ""
+
+
+def _shown(value: object) -> object:
+    return "not set" if value is None else value
 
 
 def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -24,6 +24,7 @@ class Document(Closed):
         """Load the document in a file, with `a.b=c` overrides applied; raises RecipeError, with file and line."""
         located = load_yaml(Path(path))
         for override in overrides:
+            cls._open(located, override)
             located.override(override)
         return cls.model_validate(located)._pinned()
 
@@ -34,6 +35,10 @@ class Document(Closed):
     @classmethod
     def _write_out(cls, located: Located) -> None:
         """Write out what is short in the raw values, in place."""
+
+    @classmethod
+    def _open(cls, located: Located, override: str) -> None:
+        """Turn a word in the raw values into the section that it is short for, where an override sets a key in it."""
 
     def _pinned(self) -> Self:
         """The document as it is used after it was loaded from a file."""

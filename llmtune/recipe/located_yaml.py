@@ -25,6 +25,8 @@ _CONTAINERS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
 _READ_AS_TEXT = ("timestamp", "merge", "value")
 """What keys may look like beside plain values: a key such as 2024-01-01, << or = is told to be unknown."""
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_DATA = (".jsonl", ".gz", ".csv", ".tsv", ".parquet", ".arrow")
+"""Endings of files of rows."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, which no path may have, and halves of surrogate pairs, which no file may have."""
 
@@ -89,6 +91,8 @@ class Located:
 
 def load_yaml(path: Path) -> Located:
     """Read the mapping in a YAML file; raises RecipeError with file and line for anything else."""
+    if path.suffix.lower() in _DATA and path.is_file():
+        raise RecipeError(f"{path}: holds rows, not a recipe; write a recipe for them: llmtune init {path}")
     reader = _Reader(lambda line: f"{path}:{line}")
     value = reader.read(_read_text(path), ())
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.document import Document
 from llmtune.recipe.located_yaml import Located
 from llmtune.recipe.paths import PATH_KEYS, folders, locate
-from llmtune.recipe.shorthand import add_shorthands, expand
+from llmtune.recipe.shorthand import add_shorthands, expand, open_word
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -160,6 +160,10 @@ class Recipe(Document):
     @classmethod
     def _write_out(cls, located: Located) -> None:
         expand(located)
+
+    @classmethod
+    def _open(cls, located: Located, override: str) -> None:
+        open_word(located, override)
 
     def _pinned(self) -> Self:
         """Put in place of each relative path the one, from the working directory, of what exists."""

@@ -37,6 +37,19 @@ def expand(located: Located) -> None:
     _expand_method(located)
 
 
+def open_word(located: Located, override: str) -> None:
+    """Turn `method: lora`, or an adapter's word, into a section where an override sets a key in it."""
+    parts = override.partition("=")[0].split(".")
+    section = located.value
+    for depth in range(1, min(len(parts), 3)):
+        name, key = parts[depth - 1], tuple(parts[:depth])
+        word = section.get(name) if isinstance(section, dict) else None
+        if name in ("method", "adapter") and isinstance(word, str) and word in words(key):
+            section[name] = {"kind": word}
+            located.places[*key, "kind"] = located.places[key]
+        section = section.get(name) if isinstance(section, dict) else None
+
+
 def is_config_file(accelerate: object) -> bool:
     """Whether `launch.accelerate` names a file and not one of the shipped configs."""
     return isinstance(accelerate, str) and accelerate.endswith((".yaml", ".yml"))
@@ -143,11 +156,33 @@ def _split(located: Located, method: dict[str, Any]) -> dict[str, Any]:
     own = [key for key in method if key in spec.model_fields and key not in full.model_fields]
     inner = method.get("adapter")
     section = inner if isinstance(inner, dict) else {}
-    adapter = {**section, "kind": method["kind"], **{key: method[key] for key in own}}
-    for key in (*own, "kind"):
+    _choose(located, method, section, own)
+    taken = [key for key in own if key not in section]
+    adapter = {**section, "kind": method["kind"], **{key: method[key] for key in taken}}
+    for key in (*taken, "kind"):
         _move(located, ("method", key), ("method", "adapter", key))
     rest = {key: value for key, value in method.items() if key not in own}
     return {**rest, "kind": "full", "adapter": adapter}
+
+
+def _choose(located: Located, method: dict[str, Any], section: dict[str, Any], own: list[str]) -> None:
+    """Keep the later override of a key that stands both in `method` and in its adapter's section.
+
+    Raises RecipeError where the file sets both.
+    """
+    for key in [key for key in own if key in section]:
+        places = [located.places.get(at, "") for at in (("method", key), ("method", "adapter", key))]
+        orders = [_order(located, place) for place in places]
+        if orders[0] == orders[1]:
+            raise located.error(("method", key), f"is set in method.adapter.{key} too; remove one of them")
+        if orders[0] > orders[1]:
+            del section[key]
+
+
+def _order(located: Located, place: str) -> int:
+    """The number of the override that set a value, from 1; 0 for the file."""
+    override = place.removeprefix("--set ")
+    return located.overrides.index(override) + 1 if override in located.overrides else 0
 
 
 def _expand_adapter(located: Located, method: dict[str, Any]) -> None:

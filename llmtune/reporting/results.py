@@ -79,13 +79,17 @@ def _warnings(evaluations: Evaluations) -> list[str]:
 def _differences(evaluations: Evaluations) -> Html | None:
     """Show tuned minus base on the same rows, by metric, in words too; for 0/1 metrics the rows won and lost."""
     rows: list[list[object]] = [
-        [other, _metric(evaluations, task, metric), *_difference(gap)]
+        [
+            evaluations.few_shot_name if other == "base, few-shot" else other,
+            _metric(evaluations, task, metric),
+            *_difference(gap),
+        ]
         for other, tasks in evaluations.differences.items()
         for task, metrics in tasks.items()
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", "which is", "rows won", "rows lost"]
-    return table([*head, "p, McNemar's test"], rows, {2, 4, 5, 6}) if rows else None
+    head: list[object] = ["tuned minus", "metric", "difference", "which is", "won", "lost"]
+    return table([*head, "p (McNemar)"], rows, {2, 4, 5, 6}) if rows else None
 
 
 def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
@@ -110,7 +114,7 @@ def _how(evaluations: Evaluations) -> Html | None:
     parts = [f"Computed {' '.join(place)}."] if place else []
     shots = whole(held_out.get("shots"))
     if shots:
-        parts.append(f"The few-shot base saw {shots} worked examples{f' as {way}' if way else ''}.")
+        parts.append(f"The few-shot base saw {shots} worked example{'s' * (shots > 1)}{f' as {way}' if way else ''}.")
     versions = ", ".join(f"{name} {one}" for name, one in mapping(settings.get("versions")).items() if text(one))
     parts += [f"Versions: {versions}."] if versions else []
     return tag("p", " ".join(parts), class_="note") if parts else None

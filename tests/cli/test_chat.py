@@ -213,6 +213,8 @@ def test_commands_change_the_conversation() -> None:
     out, base, tuned = talk_to_both(
         ["/tuned", "one", "/tuned", "two", "/base", "three", "/system Be brief.", "four", "/system"], system="Add."
     )
+    assert "only the tuned model answers now\n" in out
+    assert "the base model and the tuned model answer now\n" in out
     assert [asked[-1]["content"] for asked in base.asked] == ["two", "three", "four"]
     assert [asked[-1]["content"] for asked in tuned.asked] == ["one", "two"]
     assert base.asked[-1] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "four"}]

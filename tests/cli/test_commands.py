@@ -173,6 +173,8 @@ def test_refuses_step_without_run(place: Path, capsys: pytest.CaptureFixture[str
     assert "holds no run" in refusal(capsys, [command, "nowhere"], 2)
     assert "no such file" in refusal(capsys, ["train", "nowhere"], 2)
     assert "holds no run" in refusal(capsys, ["train", "base"], 2)
+    file = write_recipe(place)
+    assert "is a recipe; give the folder of its run, such as runs/" in refusal(capsys, [command, file], 2)
 
 
 def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

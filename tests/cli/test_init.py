@@ -98,7 +98,7 @@ def test_uses_readable_files_beside_train(tmp_path: Path) -> None:
     loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "b.yaml"))
     assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "dev.jsonl"), None)
     other = recipe.load(write_recipe(tmp_path / "dev.jsonl", None, None, tmp_path / "c.yaml"))
-    assert (other.data.eval, other.data.eval_fraction) == (None, 0.05)
+    assert (other.data.eval, other.data.eval_fraction) == (None, 0.2)
 
 
 def test_uses_the_sample_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

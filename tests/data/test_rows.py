@@ -136,6 +136,15 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "alpaca with input": ({"instruction": "a", "input": "b", "output": "c"}, "join instruction and input into prompt"),
     "one to rename": ({"prompt": "a", "output": "b"}, "columns prompt, output: rename output to completion"),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        "rename conversations to messages; in each turn from to role, value to content, and as roles human to user, "
+        "gpt to assistant",
+    ),
+    "role of ShareGPT": (
+        {"messages": [{"role": "human", "content": "a"}]},
+        "messages[0].role: is 'human', not one of system, user, assistant; write user",
+    ),
     "conversations": ({"conversations": []}, "columns conversations: rename conversations to messages"),
     "slip": ({"promt": "a", "completions": "b"}, "rename promt to prompt and rename completions to completion"),
     "capitals": ({"Prompt": "a", "Completion": "b"}, "rename Prompt to prompt and rename Completion to completion"),
@@ -178,7 +187,7 @@ BROKEN = {
     ],
     "t.parquet": [(b"PAR1 nothing", "t.parquet: not a Parquet file")],
     "t.jsonl.gz": [(b"not gzip", "t.jsonl.gz: cannot be read: Not a gzipped file")],
-    "t.json": [(b"[]", r"t.json: unknown kind of file; try \.jsonl")],
+    "t.json": [(b"[]", r"t.json: one JSON list is not read; .*, as jq -c '\.\[\]' t\.json > t\.jsonl does")],
 }
 
 

@@ -76,7 +76,7 @@ def test_converts_a_gguf_file_once_and_records_its_types(tmp_path: Path, convert
     digest = hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()
     assert first.revision == digest
     assert first.converted == Converted("model.gguf", digest, TYPES)
-    assert first.converted.words == "converted to bf16 from model.gguf, which stores of its 3 tensors 2 in Q4_1"
+    assert first.converted.words == "converted to bf16 from model.gguf, which stores 2 of its 3 tensors in Q4_1"
     names = {"config.json", "model.safetensors", "tokenizer.json", "converted.json"}
     assert names <= {file.name for file in first.folder.iterdir()}
 
@@ -165,7 +165,7 @@ def test_plan_and_init_say_what_a_quantized_copy_is(
     folder = tmp_path / "cache" / "gguf" / hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()[:16]
     tiny.save_base(folder)
     assert plan_alone(settings, 0).notes[0] == (
-        "the base is converted to bf16 from model.gguf, which stores of its 3 tensors 2 in Q4_1: "
+        "the base is converted to bf16 from model.gguf, which stores 2 of its 3 tensors in Q4_1: "
         "a quantized copy, not its 16-bit weights"
     )
     package = tmp_path / "llm_tiny"
@@ -175,4 +175,4 @@ def test_plan_and_init_say_what_a_quantized_copy_is(
     monkeypatch.syspath_prepend(str(tmp_path))
     written = write_recipe(rows, "package:llm-tiny", None, tmp_path / "new.yaml")
     assert written
-    assert "; a copy which stores of its 3 tensors 2 in Q4_1\n" in (tmp_path / "new.yaml").read_text()
+    assert "; this is a copy which stores 2 of its 3 tensors in Q4_1\n" in (tmp_path / "new.yaml").read_text()

@@ -272,8 +272,8 @@ def test_delta_of_converted_weights_names_them_and_no_model_on_the_hub(write_car
     assert "base_model" not in head
     assert "base_model_relation" not in head
     sentences = [
-        "The base is `package:llm-tiny`: weights converted to bf16 from tiny.gguf, which stores of its 24 tensors "
-        f"20 in Q4_1 (SHA-256 `{'ab' * 32}`).",
+        "The base is `package:llm-tiny`: weights converted to bf16 from tiny.gguf, which stores 20 of its 24 "
+        f"tensors in Q4_1 (SHA-256 `{'ab' * 32}`).",
         f"The converted weights have the SHA-256 `{'cd' * 32}`.",
         "They come from `acme/tiny`, but are not its weights on the Hub: what was trained fits these alone.",
     ]

@@ -86,6 +86,13 @@ def test_names_the_nearest_file(tmp_path: Path) -> None:
     assert load_error(tmp_path / "x" / "recipe.yaml") == "recipe.yaml: no such file"
 
 
+def test_says_how_to_write_a_recipe_for_a_file_of_rows(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    hint = "write a recipe for them: llmtune init rows.jsonl"
+    assert load_error(rows) == f"rows.jsonl: holds rows, not a recipe; {hint}"
+
+
 def test_refuses_a_folder_and_a_device(tmp_path: Path) -> None:
     assert load_error(tmp_path).endswith(": is a folder; give a file")
     write(tmp_path, GOOD)

@@ -71,6 +71,31 @@ def test_qlora_is_lora_over_a_4bit_base(tmp_path: Path) -> None:
     assert "dora: false contradicts dora" in load_error(write(tmp_path, method("{kind: dora, dora: false}")))
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "long"),
+    [
+        ("lora", ["method.rank=4", "method.lr=1.0e-4"], "{kind: full, lr: 1.0e-4, adapter: {kind: lora, rank: 4}}"),
+        ("dora", ["method.adapter.rank=4"], "{kind: full, adapter: {kind: lora, dora: true, rank: 4}}"),
+        ("gradual", ["method.bottom_ratio=0.1"], "{kind: gradual, bottom_ratio: 0.1}"),
+        (
+            "{kind: gradual, adapter: lora}",
+            ["method.adapter.rank=4"],
+            "{kind: gradual, adapter: {kind: lora, rank: 4}}",
+        ),
+        ("{kind: lora, rank: 8}", ["method.adapter.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
+        ("{kind: lora, adapter: {rank: 8}}", ["method.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
+        ("lora", ["method.adapter.rank=8", "method.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
+    ],
+)
+def test_override_reaches_into_a_short_method(tmp_path: Path, text: str, overrides: list[str], long: str) -> None:
+    assert resolved(write(tmp_path, method(text)), *overrides) == resolved(write(tmp_path, method(long)))
+
+
+def test_refuses_a_key_that_stands_beside_and_in_the_adapter(tmp_path: Path) -> None:
+    message = load_error(write(tmp_path, method("{kind: lora, rank: 8, adapter: {rank: 4}}")))
+    assert "method.rank: is set in method.adapter.rank too; remove one of them" in message
+
+
 def test_mistake_in_a_short_method_names_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, method("\n  kind: lora\n  rank: 8"))
     assert str(recipe.load(file).located(FieldError("method.adapter.rank", "no"))).startswith(f"{file}:5: method.")

@@ -50,7 +50,7 @@ def _problem(source: str, folders: tuple[Path, ...]) -> str | None:
     if path.is_dir():
         return f"{source} is a folder; name the file in it ({_list_files(path)})"
     if path.is_file():
-        return None if _kind(source) else f"{source}: unknown kind of file; try {', '.join(READERS)}"
+        return None if _kind(source) else f"{source}: {_unreadable(path)}"
     if path.exists():
         return f"{source}: is not a regular file; save its rows as one"
     if path.is_symlink():
@@ -58,6 +58,14 @@ def _problem(source: str, folders: tuple[Path, ...]) -> str | None:
     if _HUB.fullmatch(source) and not _FILE_ENDING.fullmatch(path.suffix) and not path.parent.is_dir():
         return None
     return _missing(source, [(folder / path).parent.absolute() for folder in folders], folders)
+
+
+def _unreadable(path: Path) -> str:
+    """Say what to do with a file of a kind that no reader takes."""
+    if path.suffix.lower() == ".json":
+        command = f"jq -c '.[]' {path.name} > {path.stem}.jsonl"
+        return f"one JSON list is not read; write one row a line, in a .jsonl file, as {command} does"
+    return f"unknown kind of file; try {', '.join(READERS)}"
 
 
 def _missing(source: str, parents: list[Path], folders: tuple[Path, ...]) -> str:

@@ -43,10 +43,12 @@ class Converted:
 
 def stored_words(types: dict[str, int]) -> str:
     """How much of a .gguf file is quantized, by its tensors' types."""
-    kinds = [f"{count} in {kind}" for kind, count in types.items() if kind not in _WHOLE]
+    kinds = [(kind, count) for kind, count in types.items() if kind not in _WHOLE]
     if not kinds:
         return "which stores none quantized"
-    return f"which stores of its {sum(types.values())} tensors {' and '.join(kinds)}"
+    (first, most), *others = kinds
+    rest = "".join(f" and {count} in {kind}" for kind, count in others)
+    return f"which stores {most} of its {sum(types.values())} tensors in {first}{rest}"
 
 
 def find_gguf(package: str) -> Path:
