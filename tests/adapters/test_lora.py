@@ -121,6 +121,7 @@ def prepared(tmp_path: Path, name: str, adapter: dict[str, Any], **sections: Any
     return prepare(recipe.load(file), tmp_path / name, gpus=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_resumed_run_with_a_start_ends_bit_equal(tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     every = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.1, "keep": 99}}

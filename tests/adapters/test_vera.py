@@ -165,6 +165,7 @@ def test_only_planned_vectors_move(tmp_path: Path, precision: torch.dtype) -> No
         assert planned - {name for name in first if "lambda_d" in name} <= moved <= planned, f"step {step + 1}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [GRADUAL, STAGED], ids=["gradual", "staged"])
 def test_resumed_run_ends_bit_equal(tmp_path: Path, method: dict[str, Any]) -> None:
     sections = {"train": {"epochs": 1, "batch_size": 4, "save_every": 0.1, "keep": 99}}

@@ -80,6 +80,7 @@ def talk(draw: random.Random, answers: int, thoughts: bool = False) -> Row:
     return Row("r", tuple(messages), "t.jsonl:1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trimmed", "untrimmed", "one word", "metaspace"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_encodes_as_the_slow_way_does(name: str, kind: str) -> None:

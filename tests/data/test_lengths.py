@@ -88,6 +88,7 @@ def rows_of_every_length(draw: random.Random) -> list[Row]:
     return [Row(str(index), row.messages, f"t:{index}") for index, row in enumerate(rows)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trimmed", "one word", "metaspace", "bytes"])
 @pytest.mark.parametrize("template", [tiny.CHATML, LLAMA3, MISTRAL, TEMPLATES["no special tokens"], None])
 @pytest.mark.parametrize("overlength", ["drop", "truncate_prompt"])

@@ -127,6 +127,7 @@ def test_bleu_compares_both_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(new["resamples"]["bleu"]) == 100
 
 
+@pytest.mark.slow
 def test_f1_is_that_of_all_rows(tmp_path: Path) -> None:
     result = scores(tmp_path, 1, ["f1", "mcc", "acc"])
     right = result["scores"]["acc"]

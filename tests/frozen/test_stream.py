@@ -41,6 +41,7 @@ from tests.support.streams import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_run_equals_a_cached_one(tmp_path: Path, cache: Path, kind: str) -> None:
     cached = prepared(tmp_path, "cache", kind=kind)
@@ -72,6 +73,7 @@ def test_streamed_run_equals_a_cached_one_in_bf16(tmp_path: Path, cache: Path, m
     assert_same(*both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [{**FROZEN, "adapter": LORA}, STAGED, {**STAGED, "adapter": LORA}, NARROWING])
 def test_streamed_run_has_the_losses_of_a_recomputed_one(tmp_path: Path, method: dict[str, Any]) -> None:
     recomputed = prepared(tmp_path, "recompute", method)
@@ -158,6 +160,7 @@ def test_killed_build_resumes_at_its_last_block(tmp_path: Path, cache: Path, mon
     assert_same(ours, cached)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FROZEN, {**STAGED, "adapter": LORA}], ids=["frozen", "staged lora"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["cached", "cache gone"])
 def test_resume_ends_bit_equal(tmp_path: Path, cache: Path, method: dict[str, Any], fresh: bool) -> None:

@@ -156,6 +156,7 @@ def test_stopped_rank_exits_with_0_so_that_others_finish_saving(
     assert (tmp_path / "code").read_text() == "130\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)], ids=["group", "process"]
 )

@@ -101,6 +101,7 @@ def test_methods_that_do_not_draw_keep_every_state(tmp_path: Path, method: dict[
     assert states.kept[-1] != states.trained[-1] or method is GRADUAL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 def test_resumed_inside_and_between_draws_ends_bit_equal(tmp_path: Path, adapter: Any) -> None:
     method = {**LISA, "adapter": adapter, "every": 3}

@@ -54,6 +54,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 @pytest.mark.parametrize(
     ("kind", "checkpointing"),

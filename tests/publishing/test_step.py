@@ -267,6 +267,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_retries_temporary_faults(world: World, name: str) -> None:
     run = world.run()
@@ -278,6 +279,7 @@ def test_retries_temporary_faults(world: World, name: str) -> None:
     assert len(world.hub.repos[REPO].commits) == 2
 
 
+@pytest.mark.slow
 def test_lasting_fault_leaves_delta_and_command(world: World) -> None:
     run = world.run()
     before = {path: path.read_bytes() for path in run.delta.iterdir()}

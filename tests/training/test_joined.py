@@ -50,6 +50,7 @@ def test_joined_rows_match_padded_losses_and_gradients_on_every_architecture(
         assert padding(ours) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 def test_joined_rows_match_padded_with_cached_blocks_stages_and_accumulation(
