@@ -17,11 +17,11 @@ from tests.support.pages import empty, falling, page, stage, with_log
         ({}, None),
         (
             {"file": "a.gguf", "types": {"Q4_1": 210, "F32": 62}},
-            "weights converted from a.gguf, which stores of its 272 tensors 210 in Q4_1",
+            "weights converted from a.gguf, which stores 210 of its 272 tensors in Q4_1",
         ),
         (
             {"types": {"Q6_K": 10, "Q4_K": 90, "F16": 100}},
-            "weights converted from a .gguf file, which stores of its 200 tensors 10 in Q6_K and 90 in Q4_K",
+            "weights converted from a .gguf file, which stores 10 of its 200 tensors in Q6_K and 90 in Q4_K",
         ),
         ({"types": {"BF16": 3, "IQ2_XXS": None}}, "weights converted from a .gguf file, which stores none quantized"),
         ({"file": None, "types": [1]}, None),
@@ -36,7 +36,7 @@ def test_page_says_on_which_copy_a_delta_was_trained(tmp_path: Path) -> None:
     run = with_log(empty(tmp_path), [stage(0, 40, Everything(), {"0": 1e-3})], falling({"0": 1e-3}))
     run.delta.mkdir()
     write_json(run.delta / "base.json", {"converted": {"file": "m.gguf", "types": {"Q4_1": 210, "F32": 62}}})
-    assert "trained onweights converted from m.gguf, which stores of its 272 tensors 210 in Q4_1" in page(run).text
+    assert "trained onweights converted from m.gguf, which stores 210 of its 272 tensors in Q4_1" in page(run).text
 
 
 def test_hashes_are_behind_a_fold_and_not_above_it(tmp_path: Path) -> None:
