@@ -30,10 +30,11 @@ class Difference(TypedDict):
     p: NotRequired[float]
     interval: NotRequired[tuple[float, float]]
     verdict: NotRequired[str]
-    """better, worse, no difference measured, or not finite; higher or lower where nobody knows which one is better."""
+    """What was measured, in words: one of `verdict`'s; higher or lower where nobody knows which one is better."""
 
 
 NO_DIFFERENCE, NOT_FINITE = "no difference measured", "not finite"
+TOO_FEW = "too few rows to tell"
 FEWEST_ROWS = 6
 """Below that no test can tell at 5%: five rows that all say the same have p = 0.0625."""
 FEWEST_RESAMPLES = 20
@@ -65,7 +66,7 @@ def verdict(gap: Difference, higher_is_better: bool | None) -> str:
     if change is None:
         return NOT_FINITE
     if not _is_measured(gap, change):
-        return NO_DIFFERENCE
+        return TOO_FEW if gap["n"] < FEWEST_ROWS else NO_DIFFERENCE
     if higher_is_better is None:
         return "higher" if change > 0 else "lower"
     return "better" if (change > 0) == higher_is_better else "worse"

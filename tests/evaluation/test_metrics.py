@@ -102,7 +102,7 @@ def gap(**facts: Any) -> Difference:
         ({"stderr": 0.0}, True, "better"),
         ({"stderr": None}, True, "no difference measured"),
         ({"difference": 0.0, "stderr": 0.0}, True, "no difference measured"),
-        ({"n": 5}, True, "no difference measured"),
+        ({"n": 5}, True, "too few rows to tell"),
         ({"p": 0.2}, True, "no difference measured"),
         ({"p": 0.01, "stderr": 0.4}, True, "better"),
         ({"interval": (-0.1, 1.1)}, True, "no difference measured"),

@@ -78,14 +78,14 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     change = stored["tuned"]["differences"]["base, zero-shot"]["held_out"]
     assert (change["exact_match"]["won"], change["exact_match"]["lost"], change["exact_match"]["p"]) == (5, 0, 0.0625)
     assert (change["loss"]["difference"] or 0) < 0
-    assert change["loss"]["verdict"] == "no difference measured", "five rows are too few to tell"
+    assert change["loss"]["verdict"] == "too few rows to tell"
     assert [row["model"] for row in table(run)] == ["base, zero-shot", "base, 2-shot", "tuned"]
     assert table(run)[2]["exact match"] == "1.000 ± 0.000"
     assert difference_table(run)[0] == {
         "tuned against": "base, zero-shot",
         "metric": "exact match",
         "difference": "+1.000 ± 0.000",
-        "verdict": "no difference measured",
+        "verdict": "too few rows to tell",
         "n": "5",
     }
     assert [(row["tuned against"], row["metric"]) for row in difference_table(run)][3] == (
