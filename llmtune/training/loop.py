@@ -127,9 +127,9 @@ def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record
 
 def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:
     """The plan laid over the base of a run that was prepared before; raises RecipeError for another base."""
-    with state.local_main_process_first():
-        skeleton = check_model(recipe, base)
-        bind_base(run, base)
+    skeleton = check_model(recipe, base)
+    # No barrier: a process that prepared the run does not come here, and the others would wait for it.
+    bind_base(run, base, write=state.is_local_main_process)
     return build_layout(recipe, base, skeleton)
 
 

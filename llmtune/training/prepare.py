@@ -152,11 +152,11 @@ def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:
     return skeleton
 
 
-def bind_base(run: Run, base: Base) -> None:
-    """Record the base in a new run; raises RecipeError for another base than the one that a begun run recorded."""
+def bind_base(run: Run, base: Base, write: bool = True) -> None:
+    """Record the base in a new run, with `write`; raises RecipeError for another base than a begun run recorded."""
     if run.done("train") or any(run.checkpoints.glob("step-*")):
         refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-    if run.manifest().get("base") is None or not run.done("train"):
+    if write and (run.manifest().get("base") is None or not run.done("train")):
         write_json(run.manifest_file, {**run.manifest(), "base": describe_base(base)})
 
 
