@@ -1,7 +1,13 @@
 """The errors that llmtune reports to the user, each with the exit code of its kind."""
 
+import errno
+import re
+
 LONGEST_MESSAGE = 900
 """Characters of a message; what a user wrote and it repeats may be of any length."""
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE
+)
 
 
 class LlmtuneError(Exception):
@@ -88,3 +94,11 @@ class PlanError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that memory is full, on a CPU or a GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))

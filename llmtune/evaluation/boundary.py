@@ -5,8 +5,7 @@ import errno
 import traceback
 from collections.abc import Iterator
 
-from llmtune.errors import LlmtuneError, MachineError, ProofError
-from llmtune.launch.faults import lacks_memory
+from llmtune.errors import LlmtuneError, MachineError, ProofError, lacks_memory
 
 LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmtune import __version__
-from llmtune.errors import LlmtuneError, MachineError
+from llmtune.errors import LlmtuneError, MachineError, lacks_memory
 from llmtune.files import ERROR_FILE, write_text
 from llmtune.memory import machine_memory
 from llmtune.numbers import size
@@ -37,9 +37,6 @@ _REASONS = {
 }
 _HIDDEN_ERRNO = re.compile(r"os error (\d+)|\[Errno (\d+)\]")
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container")
-_NO_MEMORY = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE
-)
 
 Words = Callable[[], str]
 """Gives a part of the line when it is needed."""
@@ -80,14 +77,6 @@ def in_one_line(
         notes = [note for one in chain for note in getattr(one, "__notes__", [])]
         return MachineError(f"{'; '.join([disk, *notes])}{ending}")
     return kind(f"{_fault(error, folder)}{ending}")
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is full, on a CPU or a GPU."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

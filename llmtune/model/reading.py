@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError
+from llmtune.errors import FieldError, LlmtuneError, MachineError, RecipeError, lacks_memory
 
 _LONGEST = 240
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\s]+")
@@ -32,6 +32,8 @@ def reading(name: str, what: str) -> Iterator[None]:
     except (LlmtuneError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of Rust code is no Exception either
+        if lacks_memory(error) and not isinstance(error, MemoryError):
+            raise  # of the machine, not of the base: who trains or evaluates knows what needs less
         kind = MachineError if isinstance(error, ImportError | MemoryError) else RecipeError
         raise FieldError("model.base", f"{name}: {what} cannot be read: {one_line(error)}", kind) from error
 

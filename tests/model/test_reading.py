@@ -80,3 +80,8 @@ def test_leaves_other_threads_alone() -> None:
 
 def test_says_no_more_than_an_error_without_text() -> None:
     assert one_line(OSError()) == "OSError"
+
+
+def test_full_memory_is_no_fault_of_the_base() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), reading("acme/x", "its weights"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
