@@ -1,5 +1,6 @@
 """Checks a user's data before anything trains, and writes down what it found."""
 
+import random
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ from llmtune.model.tokens import Limits
 from llmtune.recipe.sections import Data, Recipe
 from llmtune.run import locates_mistakes
 
+FEW_SHOT_SEED = 1234
 _SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
 
@@ -24,6 +26,8 @@ class Gate:
     train: list[Example]
     eval: list[Example]
     test: list[Row]
+    shots: list[Row]
+    """Worked examples for the few-shot base: rows that are trained on, always the same ones."""
     findings: Findings
 
 
@@ -34,7 +38,7 @@ def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], lim
     `limits` are the model's: rows over its positions count as longer than max_length.
     """
     check_sources(recipe)
-    return check_data(recipe.data, tokenizer, stop, limits)
+    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -46,7 +50,9 @@ def check_sources(recipe: Recipe) -> None:
             raise FieldError(f"data.{part}", reason)
 
 
-def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
+def check_data(
+    data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None, shots: int = 0
+) -> Gate:
     """Do what `gate` does for a recipe's data section; raises FieldError at its key."""
     wanted = data.max_length
     if limits and limits.positions and limits.positions < wanted:
@@ -70,7 +76,16 @@ def check_data(data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int], l
     if data.max_length < wanted:
         message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"
         findings["notes"].insert(0, message)
-    return Gate(encoded["train"].examples, encoded["eval"].examples, rows["test"], findings)
+    examples = encoded["train"].examples
+    drawn = draw_shots(train, examples, shots) if tokenizer.chat_template else []
+    return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings)
+
+
+def draw_shots(rows: list[Row], examples: list[Example], count: int) -> list[Row]:
+    """Draw `count` of the rows that are trained on, always the same ones."""
+    trained = {example.where for example in examples}
+    among = [row for row in rows if row.where in trained]
+    return random.Random(FEW_SHOT_SEED).sample(among, min(count, len(among)))
 
 
 def remove_overlap(sources: Parts, policy: str) -> tuple[list[Row], Findings]:
@@ -130,9 +145,11 @@ def check_stop(examples: list[Example], stop: set[int]) -> None:
 
 def check_ids(examples: list[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits | None) -> None:
     """Raise RecipeError where a row has a token that the model has no embedding of."""
-    for example in examples if limits else ():
+    if limits is None:
+        return
+    for example in examples:
         highest = max(example.input_ids)
-        if limits and highest >= limits.vocabulary:
+        if highest >= limits.vocabulary:
             raise RecipeError(
                 f"{example.where}: has the token {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, "
                 f"but the model has {limits.vocabulary} tokens: its tokenizer is another model's, or was added to"

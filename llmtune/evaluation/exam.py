@@ -8,19 +8,17 @@ from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.findings import check_same_data
-from llmtune.data.gate import Gate, gate
+from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
 from llmtune.data.template import template_sha256
 from llmtune.errors import FieldError
-from llmtune.evaluation import questions as held_out_rows
 from llmtune.evaluation.questions import (
-    FEW_SHOT_SEED,
     Questions,
     answer_room,
+    context_length,
     few_shot_questions,
     fitting_shots,
     long_rows_notes,
     questions,
-    worked_examples,
 )
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
@@ -54,34 +52,29 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
     Raises RecipeError where they are other rows than when the run was made.
     """
     recipe, tokenizer, stop = run.recipe(), load_tokenizer(base), stop_ids(base)
+    context = context_length(model.config)
     held_out: dict[str, Questions] = {}
     if HELD_OUT in suite.tasks:
         data = gate(recipe, tokenizer, stop, model_limits(model))
         check_same_data(run, data.findings)
         check_rows(suite, len(data.test))
-        limit, context = recipe.eval.limit, context_length(model)
-        held_out = _held_out_questions(recipe, data, limit, tokenizer, stop, context)
-    new_tokens = answer_room(held_out[HELD_OUT], context_length(model)) if held_out else 0
+        held_out = _held_out_questions(data, recipe.eval.limit, tokenizer, stop, context)
+    new_tokens = answer_room(held_out[HELD_OUT], context) if held_out else 0
     return Exam(suite, tokenizer, stop, held_out, tasks, recipe.eval.limit or suite.limit, new_tokens)
 
 
 def _held_out_questions(
-    recipe: Recipe, data: Gate, limit: int | None, tokenizer: PreTrainedTokenizerBase, stop: set[int], context: int
+    data: Gate, limit: int | None, tokenizer: PreTrainedTokenizerBase, stop: set[int], context: int
 ) -> dict[str, Questions]:
     """Return the held-out rows, zero-shot and after as many worked examples as fit; says what does not."""
     zero_shot = questions(data.test, [], limit, tokenizer, stop, context)
     if not zero_shot.rows:
         raise FieldError("data", f"every held-out row is longer than the model's context of {context} tokens")
-    shots, notes = fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)
+    shots, notes = fitting_shots(data.shots, zero_shot, tokenizer, context)
     for note in long_rows_notes(zero_shot, context) + notes:
         print(note, flush=True)
     few_shot = {FEW_SHOT: few_shot_questions(zero_shot, shots, tokenizer, stop, context)} if shots else {}
     return {HELD_OUT: zero_shot, **few_shot}
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Return how many tokens a loaded model was made for."""
-    return held_out_rows.context_length(model.config)
 
 
 def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel) -> dict[str, Any]:

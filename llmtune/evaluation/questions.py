@@ -1,7 +1,6 @@
 """Held-out rows as questions to a model: which fit into its context, zero-shot and after worked examples."""
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
 from llmtune.data.findings import format_ids
 from llmtune.data.gate import Gate
-from llmtune.data.rows import Row, read
+from llmtune.data.rows import Row
 from llmtune.errors import FieldError
 from llmtune.recipe.sections import Recipe
 
-FEW_SHOT_SEED = 1234
 _ANSWER_ROOM = 1.5
 """How much longer than the longest true answer an answer may be."""
 _LONGEST_ROWS = 8
@@ -77,15 +75,6 @@ def few_shot_questions(
     return replace(few_shot, of=zero_shot.of, not_asked=[*zero_shot.not_asked, *few_shot.not_asked])
 
 
-def worked_examples(recipe: Recipe, data: Gate, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Draw rows that are trained on, always the same ones; none for a tokenizer without a chat template."""
-    if not tokenizer.chat_template or not recipe.eval.shots:
-        return []
-    trained = {example.where for example in data.train}
-    rows = [row for row in read(recipe.data.train) if row.where in trained]
-    return random.Random(FEW_SHOT_SEED).sample(rows, min(recipe.eval.shots, len(rows)))
-
-
 def fitting_shots(
     shots: list[Row], zero_shot: Questions, tokenizer: PreTrainedTokenizerBase, context: int
 ) -> tuple[list[Row], list[str]]:
@@ -122,10 +111,7 @@ def check_questions(
         reason = f"all {zero_shot.of} held-out rows are longer than the model's context of {context} tokens"
         ids = format_ids(zero_shot.not_asked)
         raise FieldError(f"data.{part}", f"{reason} ({ids}); shorten them, or set eval.suite: none")
-    return (
-        long_rows_notes(zero_shot, context)
-        + fitting_shots(worked_examples(recipe, data, tokenizer), zero_shot, tokenizer, context)[1]
-    )
+    return long_rows_notes(zero_shot, context) + fitting_shots(data.shots, zero_shot, tokenizer, context)[1]
 
 
 def answer_limit(questions: Questions) -> int:

@@ -12,8 +12,9 @@ from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.asking import ask
 from llmtune.evaluation.boundary import lacks_named
-from llmtune.evaluation.exam import Exam, context_length, make_exam, settings_of
+from llmtune.evaluation.exam import Exam, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
+from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.files import write_folder, write_json
@@ -102,7 +103,7 @@ def _check_logits(exam: Exam, model: Any, name: str) -> None:
     """Raise ProofError for a model whose logits are not finite numbers on the first question."""
     rows = exam.held_out.get(HELD_OUT)
     tokens = rows.prompt_ids[0] if rows else exam.tokenizer(_PROBE).input_ids
-    if not has_finite_logits(model, tokens[-context_length(model) :]):
+    if not has_finite_logits(model, tokens[-context_length(model.config) :]):
         dtype = str(model.dtype).removeprefix("torch.")
         remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"
         raise ProofError(f"the {name} model's logits are not finite in {dtype}, so nothing can be scored; {remedy}")
