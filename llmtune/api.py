@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
 
-PREVIEW = "preview"
 Folder = Run | Path | str
 Overrides = Sequence[str]
 
@@ -41,12 +40,14 @@ def train(
 
 def evaluate(run: Folder, *, set: Overrides = ()) -> "Evaluations":
     """Evaluate base and tuned model of a trained run; gives what eval/ holds. Raises ProofError, RecipeError."""
-    return _step(run, "eval", set)
+    with _ready(run, "eval", set) as ready:
+        return do(ready, "eval")
 
 
 def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
     """Write full weights to the run's merged/ and prove them; gives the proof's facts. Raises ProofError."""
-    return _step(run, "merge", set)
+    with _ready(run, "merge", set) as ready:
+        return do(ready, "merge")
 
 
 def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:
@@ -54,12 +55,14 @@ def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[
 
     With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
     """
-    return _step(run, PREVIEW if dry_run else "publish", set)
+    with _ready(run, "publish", set) as ready:
+        return _preview(ready) if dry_run else do(ready, "publish")
 
 
 def report(run: Folder, *, set: Overrides = ()) -> Path:
     """Write the page on what the run has done so far; gives its path."""
-    return _step(run, "report", set)
+    with _ready(run, "report", set) as ready:
+        return do(ready, "report")
 
 
 class Job:
@@ -148,17 +151,19 @@ def _finish(run: Run, name: str, heading: Callable[[str], None]) -> None:
         do(run, name)
 
 
-def _step(folder: Folder, name: str, overrides: Overrides) -> Any:
+@contextlib.contextmanager
+def _ready(folder: Folder, name: str, overrides: Overrides) -> Iterator[Run]:
+    """The run in a folder, locked, for one step; what ends the block becomes an error of that step."""
     from llmtune.launch.guard import guarded_step
 
     run = open_with(folder, overrides)
-    if name in ("publish", PREVIEW) and run.recipe().publish is None:
+    if name == "publish" and run.recipe().publish is None:
         raise RecipeError(f"{run.recipe_file}: publish: is missing; add --set publish.repo=owner/name")
     with run.locked():
         if name != "report":
             require_trained(run)
-        with guarded_step(run, "publish" if name == PREVIEW else name, say_safe=False):
-            return do(run, name)
+        with guarded_step(run, name, say_safe=False):
+            yield run
 
 
 def require_trained(run: Run) -> None:
@@ -174,9 +179,16 @@ def do(run: Run, name: str) -> Any:
     if name == "report":
         run.keep_settings()  # the page shows the recipe
     result = step(run)
-    if name not in ("report", PREVIEW):
+    if name != "report":
         run.keep_settings()
     return result
+
+
+def _preview(run: Run) -> dict[str, Any]:
+    with importing():
+        from llmtune.publishing.step import preview
+
+    return preview(run)
 
 
 def _function(name: str) -> Callable[[Run], Any]:
@@ -189,10 +201,10 @@ def _function(name: str) -> Callable[[Run], Any]:
         from llmtune.merging import step as merging
 
         return merging.merge
-    if name in ("publish", PREVIEW):
+    if name == "publish":
         from llmtune.publishing import step as publishing
 
-        return publishing.publish if name == "publish" else publishing.preview
+        return publishing.publish
     from llmtune.reporting import page
 
     return page.report
