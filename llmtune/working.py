@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DELAY, INTERVAL = 5.0, 10.0
 """Seconds before the first line, and between two lines, outside a terminal."""
+REFRESH = 0.2
+"""Seconds between two looks on a terminal."""
 
 Step = Callable[..., None]
 """Called with how much more is done, 1 where nothing is given."""
@@ -107,23 +109,13 @@ def _shown(on_terminal: bool) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _in_lines() -> Iterator[None]:
     """Print a line about the innermost work after a while, and then from time to time."""
-    ended = threading.Event()
 
-    def print_lines() -> None:
-        pause = DELAY
-        while not ended.wait(pause):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
-                print(f"{_STACK[-1].name}: {_STACK[-1].facts()}", file=stream, flush=True)
-            pause = INTERVAL
+    def print_line() -> None:
+        stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
+        print(f"{_STACK[-1].name}: {_STACK[-1].facts()}", file=stream, flush=True)
 
-    thread = threading.Thread(target=print_lines, daemon=True)
-    thread.start()
-    try:
+    with _repeating(print_line, DELAY, INTERVAL):
         yield
-    finally:
-        ended.set()
-        thread.join(1)
 
 
 @contextlib.contextmanager
@@ -131,24 +123,37 @@ def _on_terminal() -> Iterator[None]:
     """Show the innermost work in the terminal's last line, which is removed at the end."""
     display = _display()
     task = display.add_task("", total=None, facts="")
-    ended = threading.Event()
 
     def refresh() -> None:
-        while not ended.wait(0.2):
-            with contextlib.suppress(IndexError):
-                work = _STACK[-1]
-                share: dict[str, Any] = {"total": 1.0, "completed": work.share} if work.share is not None else {}
-                display.update(task, description=work.name, facts=work.facts(), **(share or {"total": None}))
+        work = _STACK[-1]
+        share: dict[str, Any] = {"total": 1.0, "completed": work.share} if work.share is not None else {"total": None}
+        display.update(task, description=work.name, facts=work.facts(), **share)
 
     display.update(task, description=_STACK[-1].name)
-    thread = threading.Thread(target=refresh, daemon=True)
-    with display:
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(1)
+    with display, _repeating(refresh, REFRESH, REFRESH):
+        yield
+
+
+@contextlib.contextmanager
+def _repeating(show: Callable[[], None], delay: float, interval: float) -> Iterator[None]:
+    """Call `show` after `delay` seconds and then every `interval` seconds until the block ends, in a thread."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        pause = delay
+        while not ended.wait(pause):
+            # The last work may have ended just now, or what shows it may be closed.
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                show()
+            pause = interval
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(1)
 
 
 def _display() -> "Progress":
