@@ -78,8 +78,3 @@ class Document(Closed):
         """Turn a mistake at a key into one line that names this recipe's file and the key's line."""
         key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
         return error.kind(str(self._where.error(key, error.message)))
-
-    @property
-    def path(self) -> Path:
-        """The file from which the recipe was loaded."""
-        return self._where.path

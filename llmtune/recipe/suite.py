@@ -4,13 +4,13 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field
 
 from llmtune.errors import FieldError, RecipeError, nearest
 from llmtune.fields import Closed, listed
 from llmtune.files import shipped_folder, user_path
-from llmtune.recipe.located_yaml import Key, Located, load_yaml
-from llmtune.recipe.mistakes import explain
+from llmtune.recipe.document import Document
+from llmtune.recipe.located_yaml import Key, load_yaml
 from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Count
 
@@ -29,7 +29,7 @@ class LocalTask(Closed):
     """A .jsonl, .jsonl.gz, .csv or .parquet file with the columns of the task's data set."""
 
 
-class Suite(Closed):
+class Suite(Document):
     """Evaluation tasks and their settings."""
 
     tasks: Annotated[
@@ -44,8 +44,6 @@ class Suite(Closed):
     """Worked examples before each question of an lm-eval task."""
     chat_template: bool = False
     """Whether questions of lm-eval tasks go through the model's chat template."""
-
-    _where: Located = PrivateAttr()
 
     @property
     def path(self) -> Path:
@@ -62,12 +60,7 @@ def load_suite(name: str, folders: tuple[Path, ...] = (Path(),)) -> Suite:
 
     `folders` are where a suite file was looked for, for the message about one that is missing.
     """
-    located = load_yaml(_suite_file(name, folders))
-    try:
-        suite = Suite.model_validate(located.value)
-    except ValidationError as error:
-        raise explain(located, Suite, error) from error
-    suite._where = located
+    suite = Suite.load(_suite_file(name, folders))
     for index, entry in enumerate(suite.tasks):
         _check(suite, index, entry)
     return suite
@@ -76,14 +69,14 @@ def load_suite(name: str, folders: tuple[Path, ...] = (Path(),)) -> Suite:
 def task_file(suite: Suite, name: str) -> Path | None:
     """Return a task's YAML file: a path from the suite's folder, or a shipped task; None for a task of lm-eval."""
     if name.endswith((".yaml", ".yml")):
-        return suite.path.parent / Path(name).expanduser()
+        return suite.path.parent / user_path(name)
     shipped = shipped_folder("eval") / "tasks" / f"{name}.yaml"
     return shipped if shipped.is_file() else None
 
 
 def local_rows(suite: Suite, entry: LocalTask) -> Path:
     """Return the file of a local task's rows; a relative path starts at the suite's folder."""
-    return suite.path.parent / Path(entry.rows).expanduser()
+    return suite.path.parent / user_path(entry.rows)
 
 
 def needs_lm_eval(suite: Suite) -> bool:

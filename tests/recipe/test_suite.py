@@ -30,6 +30,8 @@ def test_ships_three_suites() -> None:
         ("tasks:\n- held_out\n- {task: piqa, row: x}", "suite.yaml:3: tasks.1.row: unknown key; did you mean 'rows'?"),
         ("tasks:\n- held_out\n- gone.yaml", "suite.yaml:3: tasks.1: no such file"),
         ("tasks:\n- {task: piqa, rows: gone.jsonl}", "suite.yaml:2: tasks.0.rows: no such file"),
+        ("tasks:\n- ~nosuchuser/task.yaml", "~nosuchuser/task.yaml: this machine knows no home folder for ~nosuchuser"),
+        ("tasks: [{task: piqa, rows: ~nosuchuser/x.jsonl}]", "~nosuchuser/x.jsonl: this machine knows no home folder"),
         ("tasks: [{task: piqa, rows: suite.yaml}]\nshots: 2", "suite.yaml:2: shots: must be 0 with local rows"),
         ("tasks: [!function os.system]", "suite.yaml:1: tasks.0: the tag '!function' is not allowed"),
     ],
