@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
 _SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
@@ -60,11 +60,16 @@ def strip_paths(value: Any) -> Any:
     return PurePath(value.replace("\\", "/")).name if is_path else value
 
 
-def repository(settings: Recipe) -> str:
-    """The recipe's publish.repo; raises FieldError without one."""
+def publish_section(settings: Recipe) -> Publish:
+    """The recipe's publish section; raises FieldError without one."""
     if settings.publish is None:
         raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
-    return settings.publish.repo
+    return settings.publish
+
+
+def repository(settings: Recipe) -> str:
+    """The recipe's publish.repo; raises FieldError without one."""
+    return publish_section(settings).repo
 
 
 def is_merged(settings: Recipe) -> bool:

@@ -21,7 +21,7 @@ from llmtune.model.files.locate import locate_base
 from llmtune.numbers import size
 from llmtune.publishing import hub as hub_module
 from llmtune.publishing.card import card, without_paths
-from llmtune.publishing.header import strip_paths
+from llmtune.publishing.header import publish_section, strip_paths
 from llmtune.publishing.hub import Content, Sleep
 from llmtune.publishing.license import read_license
 from llmtune.recipe.sections import Publish, Recipe, dump
@@ -118,15 +118,14 @@ def _publish(run: Run, settings: Recipe, sleep: Sleep) -> dict[str, Any]:
 
 def _published_base(run: Run, settings: Recipe) -> tuple[Publish, Base]:
     """Return the recipe's publish section and the base that the delta was trained on; raises PublishError."""
-    if settings.publish is None:
-        raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
+    section = publish_section(settings)
     stored = read_json(run.delta / "base.json")
     located = locate_base(settings.model, weights=False)
     if has_weights(located):
         refuse_other_base(run.manifest().get("base"), located, run.path, PublishError)
     base = Base(located.folder, stored["base"], stored["revision"], stored["hub_id"], located.converted)
-    _check_base(settings.publish, base)
-    return settings.publish, base
+    _check_base(section, base)
+    return section, base
 
 
 def _files(run: Run, settings: Recipe, publish: Publish, base: Base, info: ModelInfo | None) -> dict[str, Content]:

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmtune import __version__
+from llmtune.adapters.delta import TENSORS
 from llmtune.adapters.kinds import KINDS
 from llmtune.model.files.converted import Converted
 from llmtune.publishing.header import is_merged, repository
 from llmtune.publishing.markdown import code
 from llmtune.recipe.sections import Recipe
-
-TENSORS = "trained.safetensors"
 
 
 def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
