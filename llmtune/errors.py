@@ -5,6 +5,8 @@ import re
 
 LONGEST_MESSAGE = 900
 """Characters of a message; what a user wrote and it repeats may be of any length."""
+LONGEST_LINE = 300
+"""Characters of a library's error in a message."""
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE
 )
@@ -68,6 +70,11 @@ def one_line(text: str, limit: int) -> str:
     """Return a text with control characters and lone surrogates escaped, and its middle left out over `limit`."""
     shown = "".join(char if _is_visible(char) else ascii(char)[1:-1] for char in _shorten(text, limit))
     return _shorten(shown, limit)
+
+
+def first_line(error: BaseException, without: str = "") -> str:
+    """Return the first line of an error's text; for one that has none `without`, or its class's name."""
+    return (str(error).strip().splitlines() or [without or type(error).__name__])[0]
 
 
 def _is_visible(char: str) -> bool:

@@ -15,11 +15,11 @@ from llmtune import __version__
 from llmtune.cli.catalog import COMMANDS, PANELS
 from llmtune.cli.options import Verbose
 from llmtune.errors import LlmtuneError, nearest
+from llmtune.launch.faults import VERBOSE
 from llmtune.launch.guard import run_command
 from llmtune.launch.quiet import quiet_libraries
 
 UsageError: Any = typer.BadParameter.__base__
-VERBOSE = "LLMTUNE_VERBOSE"
 _COMPLETE = "_LLMTUNE_COMPLETE"
 """Set by a shell that asks for completions."""
 _ELSEWHERE = {

@@ -5,7 +5,7 @@ import errno
 import traceback
 from collections.abc import Iterator
 
-from llmtune.errors import LlmtuneError, MachineError, ProofError, lacks_memory
+from llmtune.errors import LONGEST_LINE, LlmtuneError, MachineError, ProofError, first_line, lacks_memory
 
 LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
 
@@ -22,7 +22,7 @@ def failures_named(what: str, remedy: str) -> Iterator[None]:
     except LlmtuneError:
         raise
     except Exception as error:
-        raise ProofError(f"{what}: {first_line(error)} (in {_place(error)}); {remedy}") from error
+        raise ProofError(f"{what}: {kind_and_line(error)} (in {_place(error)}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -47,16 +47,16 @@ def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | Non
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
     if isinstance(error, ConnectionError):
-        return f"the network cannot be reached: {first_line(error)}"
+        return f"the network cannot be reached: {kind_and_line(error)}"
     if isinstance(error, ModuleNotFoundError):
         return f"it needs the Python package {error.name}; install it and run this again"
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of its text, at most 300 characters of it."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def kind_and_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of its text, if it has one."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line[:LONGEST_LINE]}"
 
 
 def _place(error: BaseException) -> str:

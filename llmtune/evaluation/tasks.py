@@ -15,7 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 
 import llmtune
 from llmtune.errors import LlmtuneError, MachineError, nearest
-from llmtune.evaluation.boundary import first_line, machine_lacks
+from llmtune.evaluation.boundary import kind_and_line, machine_lacks
 from llmtune.evaluation.harness import quiet, rehearse
 from llmtune.recipe.located_yaml import Key
 from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
@@ -75,7 +75,7 @@ def _rehearse(suite: Suite, key: Key, task: Task) -> None:
     try:
         scores = rehearse(task, suite.shots)
     except Exception as error:
-        raise suite.error(key, f"{task.task_name}: cannot be scored: {first_line(error)}") from error
+        raise suite.error(key, f"{task.task_name}: cannot be scored: {kind_and_line(error)}") from error
     if not scores:
         raise suite.error(key, f"{task.task_name}: gives no score; give it a metric_list")
 
@@ -87,7 +87,7 @@ def _check_rows(suite: Suite, key: Key, task: Task) -> None:
             text, answer = task.doc_to_text(row), task.doc_to_target(row)
             choices: Any = task.doc_to_choice(row) if task.get_config("doc_to_choice") is not None else None
         except Exception as error:
-            raise suite.error(key, f"{task.task_name}: row {number} cannot be asked: {first_line(error)}") from error
+            raise suite.error(key, f"{task.task_name}: row {number} cannot be asked: {kind_and_line(error)}") from error
         is_choice = choices is not None and task.OUTPUT_TYPE == "multiple_choice"
         right = text if is_choice and isinstance(text, int) else answer
         if is_choice and not _is_one_of(right, choices):
@@ -115,7 +115,7 @@ def _explained(suite: Suite, key: Key, name: str, error: Exception) -> LlmtuneEr
         return MachineError(str(suite.error(key, f"lm-eval cannot load {name}: {lack}")))
     while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # datasets says itself only that something failed
-    return suite.error(key, f"lm-eval cannot load {name}: {first_line(error)}")
+    return suite.error(key, f"lm-eval cannot load {name}: {kind_and_line(error)}")
 
 
 def _is_offline(error: BaseException | None) -> bool:

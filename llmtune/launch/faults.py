@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmtune import __version__
-from llmtune.errors import LlmtuneError, MachineError, lacks_memory
+from llmtune.errors import LONGEST_LINE, LlmtuneError, MachineError, first_line, lacks_memory
 from llmtune.files import ERROR_FILE, write_text
 from llmtune.memory import machine_memory
 from llmtune.numbers import size
@@ -71,7 +71,7 @@ def in_one_line(
     chain = list(_chain(error))
     if memory := next((one for one in chain if lacks_memory(one)), None):
         advice = less_memory()
-        message = f"out of memory: {_first_line(memory)}; {machine_memory()}"
+        message = f"out of memory: {first_line(memory)[:LONGEST_LINE]}; {machine_memory()}"
         return MachineError(f"{message}{f'; {advice}' if advice else ''}{ending}")
     if disk := next((words for one in chain if (words := _disk_fault(one, folder))), None):
         notes = [note for one in chain for note in getattr(one, "__notes__", [])]
@@ -120,16 +120,11 @@ def _fault(error: Exception, folder: Path | None) -> str:
     frame = next(reversed(traceback.extract_tb(error.__traceback__)), None)
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
     kind = type(error).__name__
-    line = f"a fault of llmtune, not of yours: {kind}: {_first_line(error) or 'without a message'}{where}"
+    line = f"a fault of llmtune, not of yours: {kind}: {first_line(error, 'without a message')[:LONGEST_LINE]}{where}"
     file = _write_full_text(error, folder)
     if file is None:
         return f"{line}; its full text could not be written; {VERBOSE}=1 prints it"
     return f"{line}; the full text is in {file}; please report it with that file and `llmtune --version`"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__ if isinstance(error, MemoryError) else ""]
-    return lines[0][:300]
 
 
 def _write_full_text(error: Exception, folder: Path | None) -> Path | None:

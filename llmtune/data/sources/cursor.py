@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.errors import LlmtuneError, RecipeError, first_line
 
 
 @dataclass
@@ -49,8 +49,3 @@ def explain(error: Exception) -> str:
         return "cannot be read: it does not fit into memory"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return f"cannot be read: {reason}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, its class's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from llmtune.data.sources.cursor import Cursor, first_line
-from llmtune.errors import RecipeError
+from llmtune.data.sources.cursor import Cursor
+from llmtune.errors import RecipeError, first_line
 
 LONGEST_LINE = 64 << 20
 """Bytes of a line, and characters of a CSV cell."""

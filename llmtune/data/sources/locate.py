@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmtune.data.sources.cursor import Cursor, explain, first_line
+from llmtune.data.sources.cursor import Cursor, explain
 from llmtune.data.sources.files import READERS
-from llmtune.errors import MachineError, RecipeError, nearest
+from llmtune.errors import MachineError, RecipeError, first_line, nearest
 from llmtune.files import user_path
 from llmtune.recipe.paths import describe_places
 
@@ -25,7 +25,7 @@ def records(at: Cursor, default_split: str) -> Iterator[Any]:
     if reason:
         raise RecipeError(reason)
     kind = _kind(at.source)
-    yield from _hub(at, default_split) if kind is None else READERS[kind](_path(at.source), at)
+    yield from _hub(at, default_split) if kind is None else READERS[kind](user_path(at.source), at)
 
 
 def problem(source: str, folders: tuple[Path, ...] = (Path(),)) -> str | None:
@@ -40,13 +40,13 @@ def problem(source: str, folders: tuple[Path, ...] = (Path(),)) -> str | None:
 
 def is_file(source: str) -> bool:
     """Whether a source is a file, not a Hub data set."""
-    return _path(source).is_file()
+    return user_path(source).is_file()
 
 
 def _problem(source: str, folders: tuple[Path, ...]) -> str | None:
     if any("\ud800" <= char <= "\udfff" for char in source):
         return f"{source}: the name is not UTF-8; rename the file"
-    path = _path(source)
+    path = user_path(source)
     if path.is_dir():
         return f"{source} is a folder; name the file in it ({_list_files(path)})"
     if path.is_file():
@@ -72,12 +72,8 @@ def _missing(source: str, parents: list[Path], folders: tuple[Path, ...]) -> str
     """Say where a file was looked for, and the nearest name that there is."""
     names = [file.name for folder in parents if folder.is_dir() for file in folder.iterdir()]
     there = any(folder.is_dir() for folder in parents)
-    hint = nearest(_path(source).name, names) if there else f"; there is no folder {parents[0]}"
+    hint = nearest(user_path(source).name, names) if there else f"; there is no folder {parents[0]}"
     return f"no file {source} ({describe_places(source, folders)}){hint}"
-
-
-def _path(source: str) -> Path:
-    return user_path(source)
 
 
 def _kind(source: str) -> str | None:
