@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import FieldError
-from llmtune.model.base import Base, load_config
+from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import base_files
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import INDEX, SINGLE, StoredTensor, refuse_damaged, stored_tensors, weight_files
@@ -91,7 +91,7 @@ def check_stored(name: str, stored: dict[str, Any], wants: dict[str, bool]) -> N
 
 def _report(base: Base, skeleton: PreTrainedModel, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
     """What transformers reports of loading tensors of these names and shapes."""
-    config = load_config(base)
+    config = skeleton.config
     if stored_quantization(config) is not None:
         plain = {key: value for key, value in config.to_dict().items() if key not in _HOW_QUANTIZED}
         config = type(config).from_dict(plain)

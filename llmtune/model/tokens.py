@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateSyntaxError
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.errors import FieldError
 from llmtune.model.base import Base, load_config, vocabulary
@@ -37,7 +37,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     if not any(file.is_file() for pattern in _VOCABULARIES for file in base.folder.glob(pattern)):
         message = f"{base.name} has no tokenizer (no tokenizer.json); copy the tokenizer's files of its model there"
         raise FieldError("model.base", message)
-    size = vocabulary(load_config(base))
+    config = load_config(base)
     with reading(base.name, "its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             base.folder, trust_remote_code=False, local_files_only=True
@@ -46,7 +46,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             raise ValueError("it has no tokens")
         _refuse_contents(tokenizer)
     _choose_template(base, tokenizer)
-    _choose_pad(base, tokenizer, size)
+    _choose_pad(base, tokenizer, config)
     return tokenizer
 
 
@@ -83,11 +83,12 @@ def _try_template(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
             return
 
 
-def _choose_pad(base: Base, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+def _choose_pad(base: Base, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Pad with a token that the model has: padding is masked, so any does; the best are its own and eos."""
+    size = vocabulary(config)
     if tokenizer.pad_token_id is not None and 0 <= tokenizer.pad_token_id < size:
         return
-    ids = [tokenizer.eos_token_id, load_config(base).pad_token_id, *_named_stops(base), 0]
+    ids = [tokenizer.eos_token_id, config.pad_token_id, *_named_stops(base, config), 0]
     for token in (tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and 0 <= i < size):
         if isinstance(token, str):
             tokenizer.pad_token = token
@@ -100,8 +101,8 @@ def stop_ids(base: Base) -> set[int]:
 
     Raises FieldError where there is none that the model has.
     """
-    named = _named_stops(base)
-    size = vocabulary(load_config(base))
+    config = load_config(base)
+    named, size = _named_stops(base, config), vocabulary(config)
     if not named:
         raise FieldError("model.base", f"{base.name} names no token that ends generation (eos_token_id)")
     stops = {token for token in named if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < size}
@@ -111,13 +112,12 @@ def stop_ids(base: Base) -> set[int]:
     return stops
 
 
-def _named_stops(base: Base) -> list[object]:
+def _named_stops(base: Base, config: PreTrainedConfig) -> list[object]:
     file = base.folder / "generation_config.json"
-    config = load_config(base)
+    ids = config.eos_token_id
     if file.exists():
         with reading(base.name, file.name):
-            config = GenerationConfig.from_pretrained(base.folder)
-    ids = config.eos_token_id
+            ids = GenerationConfig.from_pretrained(base.folder).eos_token_id
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
