@@ -108,7 +108,7 @@ class Run:
     def done(self, step: str) -> bool:
         """Whether a step finished under the recipe's settings and its files are there with the recorded sizes."""
         entry = self.manifest()["steps"].get(step)
-        if entry is None or entry.get("settings", {}) != (self._own_settings(step) if "settings" in entry else {}):
+        if entry is None or ("settings" in entry and entry["settings"] != self._own_settings(step)):
             return False
         files = ((self.path / name, facts) for name, facts in entry["files"].items())
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)

@@ -43,7 +43,7 @@ def encode(
     if not stop:
         raise RecipeError("the model names no token that stops generation (eos_token_id in its generation config)")
     encoder = _Encoder(tokenizer, stop, max_length, overlength)
-    encoded = Encoded([], [], [], [], [], [], "")
+    encoded = Encoded()
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         try:
@@ -59,7 +59,7 @@ def _explain(encoder: "_Encoder", rows: list[Row], error: Exception) -> RecipeEr
     """Find the row of a batch on which the tokenizer failed; it may fail in ways of its own."""
     for row in rows:
         try:
-            encoder.encode([row], Encoded([], [], [], [], [], [], ""))
+            encoder.encode([row], Encoded())
         except LlmtuneError:
             continue
         except Exception as alone:

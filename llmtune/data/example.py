@@ -1,6 +1,6 @@
 """Encoded rows: token ids, and labels that say what is learned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 IGNORED = -100
 
@@ -26,18 +26,18 @@ class Example:
 class Encoded:
     """The encoded rows, and the ids of rows that were dropped, cut or partly learned."""
 
-    examples: list[Example]
-    dropped: list[str]
+    examples: list[Example] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     """Ids of rows that were longer than max_length and left out."""
-    dropped_lengths: list[int]
+    dropped_lengths: list[int] = field(default_factory=list)
     """The lengths of the dropped rows in tokens, or what they have at least."""
-    bounded: list[str]
+    bounded: list[str] = field(default_factory=list)
     """Ids of dropped rows that are so long that they were not counted to the end."""
-    truncated: list[str]
+    truncated: list[str] = field(default_factory=list)
     """Ids of rows whose prompt was cut at its start."""
-    partly_learned: list[str]
+    partly_learned: list[str] = field(default_factory=list)
     """Ids of rows where only some answers are learned (the last one is), since the template rewrites the others."""
-    template_adds: str
+    template_adds: str = ""
     """The text that the template puts before an answer; it is learned with the answer."""
 
     def drop(self, name: str, tokens: int, exactly: bool = True) -> None:

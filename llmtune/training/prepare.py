@@ -62,8 +62,7 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     bind_base(run, base)
     if _training_begun(run):
         check_same_data(run, examination.data.findings)
-    write_json(run.plan_file, examination.table.to_json())
-    write_json(run.data_file, examination.data.findings)
+    _record(run, examination)
     return Prepared(run, base, examination.data, examination.layout)
 
 
@@ -79,7 +78,10 @@ def complete(run: Run, gpus: int) -> None:
     if begun:
         lost = run.data_file if _is_json(run.plan_file) else run.plan_file
         raise LlmtuneError(f"{lost}: is gone or damaged, and {begun} needs it; start a new run with --out")
-    examination = examine(run.recipe(), gpus)
+    _record(run, examine(run.recipe(), gpus))
+
+
+def _record(run: Run, examination: Examination) -> None:
     write_json(run.plan_file, examination.table.to_json())
     write_json(run.data_file, examination.data.findings)
 
