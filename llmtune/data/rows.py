@@ -56,7 +56,7 @@ def read(source: str, default_split: str = "train") -> list[Row]:
     return rows
 
 
-def _parse_row(where: str, record: Any) -> Row:
+def _parse_row(where: str, record: object) -> Row:
     """Check a record and return its row; raises RecipeError with its place and key."""
     if not isinstance(record, dict):
         raise RecipeError(
@@ -75,7 +75,7 @@ def _parse_row(where: str, record: Any) -> Row:
     return Row(_identify(where, record.get("id")), messages, where, tuple(sorted(ignored)))
 
 
-def _identify(where: str, name: Any) -> str:
+def _identify(where: str, name: object) -> str:
     """Return the row's id, its place where it has none."""
     if name is None or name == "":
         return where
@@ -97,7 +97,7 @@ def _parse_pair(where: str, record: dict[str, Any]) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
 
 
-def _parse_messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[str]]:
+def _parse_messages(where: str, value: object) -> tuple[tuple[Message, ...], set[str]]:
     """Return the checked turns, and the names of keys in them that are not used."""
     if not isinstance(value, list) or not value:
         content = "empty" if value == [] else _describe(value)
@@ -113,7 +113,7 @@ def _parse_messages(where: str, value: Any) -> tuple[tuple[Message, ...], set[st
     return messages, {f"messages.{key}" for key in extra - {"role", "content"}}
 
 
-def _parse_message(where: str, at: str, turn: Any) -> Message:
+def _parse_message(where: str, at: str, turn: object) -> Message:
     if not isinstance(turn, dict):
         raise RecipeError(f"{where}: {at}: is {_describe(turn)}; an object with role and content is expected")
     _refuse_unsupported(where, turn, f"{at}.")
@@ -133,7 +133,7 @@ def _role_hint(role: str) -> str:
     return f"; write {_SPEAKERS[role]}" if role in _SPEAKERS else nearest(role, list(ROLES))
 
 
-def _check_text(where: str, key: str, value: Any, may_be_empty: bool = False) -> str:
+def _check_text(where: str, key: str, value: object, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise RecipeError(f"{where}: {key}: is {_describe(value)}; text is expected")
     if not value.strip() and not may_be_empty:
@@ -154,7 +154,7 @@ def _refuse_half_characters(where: str, key: str, text: str) -> None:
         ) from error
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
@@ -176,7 +176,7 @@ def _columns_hint(record: dict[str, Any], missing: list[str]) -> str:
     return f"{names}: {problem}"
 
 
-def _turns_hint(turns: Any) -> str:
+def _turns_hint(turns: object) -> str:
     """Say what else to rename in a conversation as ShareGPT writes it; "" for one that is written otherwise."""
     if not isinstance(turns, list) or not any(isinstance(turn, dict) and "from" in turn for turn in turns):
         return ""

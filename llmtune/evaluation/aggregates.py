@@ -57,5 +57,5 @@ def _value(aggregation: Aggregation, items: Sequence[Any]) -> float | None:
         return None
 
 
-def _holds_text(item: Any) -> bool:
+def _holds_text(item: object) -> bool:
     return isinstance(item, str) or (isinstance(item, list | tuple) and any(_holds_text(part) for part in item))

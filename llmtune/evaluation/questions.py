@@ -134,9 +134,9 @@ def long_rows_notes(zero_shot: Questions, context: int) -> list[str]:
     """Return a warning that names the rows that are not asked, if there are any."""
     if not zero_shot.not_asked:
         return []
-    asked = len(zero_shot.rows) + len(zero_shot.not_asked)
+    count = len(zero_shot.rows) + len(zero_shot.not_asked)
     rows = (
-        f"{len(zero_shot.not_asked)} of {asked} held-out rows are longer than the model's context of {context} tokens"
+        f"{len(zero_shot.not_asked)} of {count} held-out rows are longer than the model's context of {context} tokens"
     )
     return [f"warning: {rows} and are not asked ({format_ids(zero_shot.not_asked)})"]
 

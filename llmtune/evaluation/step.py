@@ -109,7 +109,7 @@ def _check_logits(exam: Exam, model: Any, name: str) -> None:
         raise ProofError(f"the {name} model's logits are not finite in {dtype}, so nothing can be scored; {remedy}")
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> Any:
     """Return a value as JSON holds it; what JSON does not know becomes text."""
     return json.loads(json.dumps(value, default=str))
 

@@ -97,7 +97,7 @@ def _check_rows(suite: Suite, key: Key, task: Task) -> None:
             raise suite.error(key, f"{task.task_name}: row {number} has no answer")
 
 
-def _is_one_of(answer: Any, choices: list[str]) -> bool:
+def _is_one_of(answer: object, choices: list[str]) -> bool:
     """Tell whether an answer is a choice, by its place or its text, or a list of such."""
     if isinstance(answer, list):
         return bool(answer) and all(_is_one_of(one, choices) for one in answer)

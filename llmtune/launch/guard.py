@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from llmtune.errors import Interrupted, LlmtuneError, ProofError, PublishError
 from llmtune.launch.faults import told_in_one_line
+from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import show_any_text
 from llmtune.launch.surroundings import forget_launchers
 
@@ -81,13 +81,8 @@ def _stops_raised() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int) -> None:
         raise Stopped(number)
 
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
+    with handling(heeded(signal.SIGTERM, signal.SIGHUP), stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +18,7 @@ from llmtune.launch.command import count_gpus, training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT
+from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import show_any_text
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
@@ -59,7 +60,7 @@ def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Exit:
 
     with tempfile.TemporaryDirectory() as folder:
         exit_file = Path(folder) / "code"
-        with _on_stop_signals(stop):
+        with handling([signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)], stop):
             own = {EXIT_FILE: str(exit_file), PARENT: str(os.getpid())}
             # In the terminal's process group, Ctrl-C would end accelerate at once while the training still saves.
             child = subprocess.Popen(arguments, env={**env, **own}, stdin=subprocess.DEVNULL, process_group=0)
@@ -147,19 +148,6 @@ def exit_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-@contextlib.contextmanager
-def _on_stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with the number of each stop signal, except for a SIGHUP that nohup ignores."""
-    hung_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    numbers = (signal.SIGINT, signal.SIGTERM, *hung_up)
-    before = {number: signal.signal(number, lambda caught, _frame: stop(caught)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _forward_signal(child: int, number: int, launcher: bool) -> None:

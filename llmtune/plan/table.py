@@ -20,7 +20,7 @@ Blocks = Annotated[int, Field(ge=1, lt=1 << 16)]
 Rates = Annotated[dict[int, Annotated[float, Field(ge=0)]], Field(min_length=1)]
 
 
-def _read_set(value: Any) -> Any:
+def _read_set(value: object) -> Any:
     return read_distances(value) if isinstance(value, Mapping) else value
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
@@ -46,7 +46,7 @@ class Document(Closed):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_places(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _keep_places(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Write out what is short, validate, and keep where each key was written; raises RecipeError, in one line."""
         if isinstance(values, cls):
             return values

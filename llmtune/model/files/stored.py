@@ -64,11 +64,11 @@ def _tensors(file: Path, name: str) -> Iterator[tuple[str, StoredTensor]]:
     try:
         with safe_open(file, framework="pt") as stored:
             parts = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118
-            found = {key: StoredTensor(file, list(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+            tensors = {key: StoredTensor(file, list(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
     except Exception as error:
         message = f"{name}: {file.name} is damaged or incomplete ({one_line(error)}); download it again"
         raise FieldError("model.base", message) from error
-    yield from found.items()
+    yield from tensors.items()
 
 
 def refuse_damaged(file: Path, name: str) -> None:
