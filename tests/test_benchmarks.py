@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench
+from benchmarks import bench, results
 from benchmarks.arms import ARMS, Shape, operations
 from llmtune.data.rows import read
 from llmtune.files import read_json, shipped_folder
@@ -101,16 +101,16 @@ def test_repeats_longer_arms_less_and_each_at_least_once() -> None:
 
 def test_summarizes_by_arm_and_tool() -> None:
     def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
-        figures = dict.fromkeys(bench.MEDIANS, seconds)
+        figures = dict.fromkeys(results.MEDIANS, seconds)
         more = {"tokens": 1, "padding": 0.1, "frozen_blocks": "", "losses": [1.0]}
         return {"arm": "full", "tool": tool, "repeat": repeat, **figures, **more}
 
     pairs = [(0, 1.0, 4.0), (1, 3.0, 6.0), (2, 2.0, 6.0)]
     runs = [run(tool, at, seconds) for at, ours, trl in pairs for tool, seconds in (("llmtune", ours), ("trl", trl))]
-    rows = bench.summarize([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
+    rows = results.summarize([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
     assert [(row["tool"], row["runs"]) for row in rows] == [("llmtune", 3), ("trl", 3), ("trainer", 0)]
     assert (rows[0]["wall_s"], rows[0]["wall_s_spread"]) == (2.0, 2.0)
     assert (rows[1]["times"], rows[1]["memory"]) == (3.0, pytest.approx(1 / 3))
-    table = bench.table(rows)
+    table = results.table(rows)
     assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in table
     assert "failed: no room" in table
