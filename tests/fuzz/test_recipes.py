@@ -105,9 +105,15 @@ def try_all(folder: Path, one: Callable[[Case, Path], None], count: int) -> Tall
 
 @pytest.mark.slow
 def test_accepts_a_recipe_with_every_value_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
-    record_property("fuzz", str(try_all(folder, check, COUNT)))
+    tally = try_all(folder, check, COUNT)
+    record_property("fuzz", str(tally))
+    assert tally.outcomes["accepted"], "only refusals: nothing that is accepted was compared"
+    assert tally.outcomes["refused"]
 
 
 @pytest.mark.slow
 def test_command_checks_a_recipe_or_refuses_it_in_one_line(folder: Path, record_property: Any) -> None:
-    record_property("fuzz", str(try_all(folder, check_by_command, COUNT // 10)))
+    tally = try_all(folder, check_by_command, COUNT // 10)
+    record_property("fuzz", str(tally))
+    assert tally.outcomes["accepted"]
+    assert tally.outcomes["refused"]

@@ -96,7 +96,9 @@ def test_learns_an_odd_source_or_refuses_it_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = make(tmp_path, ALL[number])
-    Tally().judge(lambda: print(len(reader.learn(source))))
+    tally = Tally()
+    tally.judge(lambda: print(len(reader.learn(source))))
+    assert tally.outcomes["accepted"] + tally.outcomes["refused"] == 1
 
 
 @pytest.mark.parametrize("change", [b'"prompt": "a", "prompt"', b'"completion": "a", "prompt"'])

@@ -100,4 +100,5 @@ def test_refuses_what_cannot_be_trained_whole_by_name(
 
 @pytest.mark.parametrize("stored", ["LlamaForCausalLM", "LLaMAForCausalLM", None])
 def test_takes_a_causal_language_model_under_another_or_no_name(stored: str | None, tmp_path: Path) -> None:
-    build_skeleton(architectures.config_folder(tmp_path, tiny.config(), stored))
+    skeleton = build_skeleton(architectures.config_folder(tmp_path, tiny.config(), stored))
+    assert type(skeleton).__name__ == "LlamaForCausalLM"

@@ -183,4 +183,4 @@ def test_a_run_of_an_older_version_is_taken_as_it_is(tmp_path: Path) -> None:
     manifest = done.manifest()
     write_json(done.manifest_file, {key: value for key, value in manifest.items() if key != "base"})
     change_weights(Path(done.recipe().model.base))
-    load_speakers(done)
+    assert [speaker.name for speaker in load_speakers(done)] == ["base", "tuned"]
