@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
 from llmtune.files import ERROR_FILE, are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
-from llmtune.recipe.compare import difference, values
+from llmtune.recipe.compare import difference
+from llmtune.recipe.sections import values
 
 LOCK, TRAINING_LOCK = ".lock", ".training.lock"
 UNOWNED = (LOCK, TRAINING_LOCK, ERROR_FILE)
@@ -23,7 +24,6 @@ STEPS = ("train", "eval", "merge", "publish", "report")
 _OWN = ("eval", "merge", "publish")
 """Steps that have a section of their own, which the manifest keeps."""
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
-
 
 Step = TypeVar("Step", bound=Callable[..., Any])
 

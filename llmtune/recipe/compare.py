@@ -1,25 +1,23 @@
 """Two recipes side by side: whether they are the same run, and in which key they differ."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Recipe, values
 
 DEFINING = ("model", "data", "method", "train")
 """The sections of a recipe that make a run what it is; the others may change, and their steps are then done again."""
 
 
-def values(settings: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, as JSON has them."""
-    return dict(json.loads(settings.model_dump_json()))
-
-
 def difference(old: Recipe, new: Recipe) -> str:
     """Name the first key in which two recipes are different runs, with both values; "" for the same run."""
-    before, after = (dict(_flatten({name: values(one)[name] for name in DEFINING})) for one in (old, new))
+    before, after = (dict(_flatten(_defining(one))) for one in (old, new))
     key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
     return f"{key} is {_shown(before.get(key))} there and {_shown(after.get(key))} here" if key else ""
+
+
+def _defining(settings: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in values(settings).items() if name in DEFINING}
 
 
 def _shown(value: object) -> object:

@@ -204,9 +204,14 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> Recipe:
     return Recipe.load(path, overrides or ())
 
 
+def values(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, as JSON has them, with every default filled in."""
+    return dict(json.loads(recipe.model_dump_json()))
+
+
 def dump(recipe: Recipe) -> str:
     """Write the recipe as YAML with every default filled in."""
-    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(values(recipe), sort_keys=False, allow_unicode=True)
 
 
 def schema() -> dict[str, Any]:
