@@ -88,7 +88,7 @@ def _choose_pad(base: Base, tokenizer: PreTrainedTokenizerBase, config: PreTrain
     size = vocabulary(config)
     if tokenizer.pad_token_id is not None and 0 <= tokenizer.pad_token_id < size:
         return
-    ids = [tokenizer.eos_token_id, config.pad_token_id, *_named_stops(base, config), 0]
+    ids = [tokenizer.eos_token_id, _named(config, "pad_token_id"), *_named_stops(base, config), 0]
     for token in (tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int) and 0 <= i < size):
         if isinstance(token, str):
             tokenizer.pad_token = token
@@ -114,11 +114,17 @@ def stop_ids(base: Base) -> set[int]:
 
 def _named_stops(base: Base, config: PreTrainedConfig) -> list[object]:
     file = base.folder / "generation_config.json"
-    ids = config.eos_token_id
+    ids = _named(config, "eos_token_id")
     if file.exists():
         with reading(base.name, file.name):
             ids = GenerationConfig.from_pretrained(base.folder).eos_token_id
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def _named(config: PreTrainedConfig, key: str) -> object:
+    # A configuration of several models may name a token itself, or only in its language model.
+    own = getattr(config, key, None)
+    return getattr(config.get_text_config(), key, None) if own is None else own
 
 
 def model_limits(skeleton: PreTrainedModel) -> Limits:

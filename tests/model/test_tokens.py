@@ -12,7 +12,7 @@ from llmtune.errors import RecipeError
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.tokens import Limits, load_tokenizer, model_limits, stop_ids
 from llmtune.training.prepare import examine
-from tests.support import tiny
+from tests.support import architectures, tiny
 
 
 def base(folder: Path, **more: Any) -> Base:
@@ -121,6 +121,13 @@ def test_stops_at_tokens_that_the_model_has(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(RecipeError, match=r"generation_config.json"):
         stop_ids(folder)
+
+
+def test_stops_where_the_language_model_of_a_larger_one_stops(tmp_path: Path) -> None:
+    folder = Base(architectures.save_vision_base(tmp_path / "b"), "b", None, None)
+    (folder.folder / "generation_config.json").unlink()
+    assert stop_ids(folder) == {2}
+    assert load_tokenizer(folder).pad_token_id == 0
 
 
 @pytest.mark.parametrize(
