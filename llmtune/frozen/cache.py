@@ -24,7 +24,7 @@ from llmtune.frozen.check import measure_errors
 from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
 from llmtune.frozen.store import StoredOutputs, entry_name, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
-from llmtune.memory import release_pages
+from llmtune.machine.memory import release_pages
 from llmtune.numbers import size as number_of_bytes
 
 NOT_WORTH_IT = "not cached; this run is too short for caching to save time"

@@ -16,7 +16,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from llmtune.errors import FieldError
 from llmtune.frozen.boundary import find_randomness
-from llmtune.memory import trim_heap
+from llmtune.machine.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import blocks
 from llmtune.model.check import UnreadTensor

@@ -10,7 +10,7 @@ from typing import Any
 from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
 from llmtune.launch.surroundings import forget_launchers
-from llmtune.memory import TUNABLES, UNCACHED
+from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
 from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Launch

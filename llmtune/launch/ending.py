@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
-from llmtune.memory import machine_memory
+from llmtune.machine.memory import machine_memory
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from llmtune import __version__
 from llmtune.errors import LONGEST_LINE, LlmtuneError, MachineError, first_line, lacks_memory
 from llmtune.files import ERROR_FILE, write_text
-from llmtune.memory import machine_memory
+from llmtune.machine.memory import machine_memory
 from llmtune.numbers import size
 
 VERBOSE = "LLMTUNE_VERBOSE"

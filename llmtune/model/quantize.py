@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmtune.errors import FieldError, TrainingError
-from llmtune.memory import trim_heap
+from llmtune.machine.memory import trim_heap
 from llmtune.model.base import Base, load_model
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan

@@ -16,7 +16,7 @@ from llmtune.errors import Interrupted
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
-from llmtune.memory import bound_primitive_cache, keep_freed
+from llmtune.machine.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import Base, computes_bf16, load_model
 from llmtune.model.files.fingerprints import weights_digest
 from llmtune.model.files.locate import locate_base

@@ -29,7 +29,7 @@ from llmtune.launch.command import (
 )
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.process import train_in_children
-from llmtune.memory import TUNABLES, UNCACHED
+from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run
 from tests.support.recipes import GOOD, write

@@ -24,7 +24,7 @@ from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD, config_file
-from llmtune.memory import PRIMITIVES
+from llmtune.machine.memory import PRIMITIVES
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from llmtune.launch.command import training_environment
-from llmtune.memory import PRIMITIVES, UNCACHED, bound_primitive_cache, release_pages
+from llmtune.machine.memory import PRIMITIVES, UNCACHED, bound_primitive_cache, release_pages
 
 FREED = """
 import os, sys
-from llmtune.memory import keep_freed
+from llmtune.machine.memory import keep_freed
 kept = keep_freed() if sys.argv[1] == "kept" else None
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -90,7 +90,7 @@ def test_releases_a_tensors_own_pages_and_no_others() -> None:
 
 GROWN = """
 import os, sys, torch
-from llmtune.memory import bound_primitive_cache
+from llmtune.machine.memory import bound_primitive_cache
 if sys.argv[1] == "few":
     bound_primitive_cache()
 def resident():

@@ -1,0 +1,1 @@
+"""What a run will take, from a model without weights: memory, time, and which card it fits."""

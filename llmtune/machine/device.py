@@ -1,0 +1,35 @@
+"""The device on which this process computes, and what is free on it: the one place that looks for a GPU."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def run_device(cpu: bool = False) -> "torch.device":
+    """The GPU of this process, or the CPU where there is none, `cpu` is given or the launcher was told so."""
+    import torch
+
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    if cpu or told or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def free_bytes(device: "torch.device") -> int:
+    """Bytes that may still be allocated on a device: free memory of the GPU, or of this machine or container."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
+    return free
