@@ -18,8 +18,7 @@ from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.cpu.attention import short_row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
-from llmtune.kernels.cpu.install import install
-from llmtune.kernels.lora import skip_input_casts
+from llmtune.kernels.install import install
 from llmtune.model.blocks import blocks
 from llmtune.model.sharded import reshard
 from llmtune.plan.stages import boundaries
@@ -37,7 +36,7 @@ Row = dict[str, Any]
 class SupervisedTrainer(Planned):
     """A planned trainer whose loss is the mean over the supervised tokens of a whole optimizer step.
 
-    On CPUs it computes in the ways of `llmtune.kernels`, joins short rows, and runs frozen blocks once per row.
+    It computes in the ways of `llmtune.kernels`, joins rows, and runs frozen blocks once per row.
     """
 
     loss_is_scaled_for_ga = True
@@ -52,10 +51,7 @@ class SupervisedTrainer(Planned):
         self.counts, self._step_counts = TokenCounts(), TokenCounts()
         # Trainer counts a step's supervised tokens only for models that could use the count.
         self.model_accepts_loss_kwargs = True
-        if self.args.bf16:
-            skip_input_casts(model)
-        on_cpu = self.args.device.type == "cpu"
-        self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
+        self._pending: PendingGradients | None = install(model, self.args)
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 
     def get_train_dataloader(self) -> DataLoaderShard:

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from llmtune.kernels.cpu.attention import AttentionRouter
 from llmtune.kernels.cpu.autocast import patch_linears
-from llmtune.kernels.cpu.recompute import patch_mlps, patch_norms
+from llmtune.kernels.recompute import patch_mlps, patch_norms
 from tests.support import architectures, tiny, training
 from tests.support.cached import LORA, assert_equal, fit
 from tests.training.test_joined import plainly

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from llmtune.kernels.cpu.recompute import patch_mlps, patch_norms
+from llmtune.kernels.recompute import patch_mlps, patch_norms
 from tests.support import tiny
 from tests.support.layers import run_layer, saved_tensors
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels.context import Context
 
 SHORT = 192
 """The longest row, in tokens, that `ShortAttention` takes."""

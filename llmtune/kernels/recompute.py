@@ -1,4 +1,4 @@
-"""RMS norms and gated MLPs that save less for the backward pass on CPUs and recompute what is cheap."""
+"""RMS norms and gated MLPs that save less for the backward pass and recompute what is cheap."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels import device
+from llmtune.kernels.context import Context
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 """The names in transformers for the parts of a gated MLP, down(act(gate(x)) * up(x))."""
@@ -83,7 +84,12 @@ def _norm_forward(norm: nn.Module, eps: float | None, *arguments: torch.Tensor, 
     """`RMSNorm` of what a norm is given, or its own forward where that is more than one tensor, such as a gate."""
     if len(arguments) != 1 or options:
         return type(norm).forward(norm, *arguments, **options)
-    return _rms_norm(arguments[0], norm.weight, eps)
+    x, weight = arguments[0], norm.get_parameter("weight")
+    if device.on_cpu(x.device) or x.dtype != weight.dtype:
+        return _rms_norm(x, weight, eps)
+    # One launch each way, and saves as little; autocast would compute and return it in fp32.
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def _mlp_forward(mlp: Any, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
@@ -98,7 +104,8 @@ def _mlp_forward(mlp: Any, *arguments: torch.Tensor, **options: object) -> torch
 
 def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    if not (gate.requires_grad or up.requires_grad):
+    # A compiler chooses by itself what to save, and cannot follow hooks.
+    if torch.compiler.is_compiling() or not (gate.requires_grad or up.requires_grad):
         return mlp.down_proj(mlp.act_fn(gate) * up)
     product = _multiply(gate, up, mlp.act_fn)
     address, count, dtype = product.data_ptr(), product.numel(), product.dtype
