@@ -26,8 +26,28 @@ class GatedMlp(Protocol):
     act_fn: Callable[[torch.Tensor], torch.Tensor]
 
 
+class _Activation:
+    """act(gate) as the backward pass computes it: once for the product that it recomputes and for the gradient."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.act = act
+        self._computed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A leaf with gate's values and, differentiable with respect to it, its activation."""
+        if self._computed is None:
+            with torch.enable_grad():
+                leaf = gate.detach().requires_grad_()
+                self._computed = leaf, self.act(leaf)
+        return self._computed
+
+    def forget(self) -> None:
+        """Let the memory go."""
+        self._computed = None
+
+
 class _ProductContext(Context):
-    act: Callable[[torch.Tensor], torch.Tensor]
+    activation: _Activation
 
 
 class RMSNorm(torch.autograd.Function):
@@ -58,20 +78,19 @@ class GatedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]
+        ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, activation: _Activation
     ) -> torch.Tensor:
         """Products (..., N) of gate and up (..., N)."""
         ctx.save_for_backward(gate, up)
-        ctx.act = act
-        return act(gate) * up
+        ctx.activation = activation
+        return activation.act(gate) * up
 
     @staticmethod
     def backward(ctx: _ProductContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = gate.detach().requires_grad_()
-            activated = ctx.act(leaf)
+        leaf, activated = ctx.activation.of(gate)
+        ctx.activation.forget()
         (of_gate,) = torch.autograd.grad(activated, leaf, gradients[0] * up)
         return of_gate, gradients[0] * activated.detach(), None
 
@@ -107,7 +126,8 @@ def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
     # A compiler chooses by itself what to save, and cannot follow hooks.
     if torch.compiler.is_compiling() or not (gate.requires_grad or up.requires_grad):
         return mlp.down_proj(mlp.act_fn(gate) * up)
-    product = _multiply(gate, up, mlp.act_fn)
+    activation = _Activation(mlp.act_fn)
+    product = _multiply(gate, up, activation)
     address, count, dtype = product.data_ptr(), product.numel(), product.dtype
     gate, up = gate.detach(), up.detach()
 
@@ -117,7 +137,7 @@ def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
 
     def unpack(saved: tuple[torch.Tensor | None, torch.Size]) -> torch.Tensor:
         tensor, shape = saved
-        return (mlp.act_fn(gate) * up).view(shape) if tensor is None else tensor
+        return (activation.of(gate)[1].detach() * up).view(shape) if tensor is None else tensor
 
     with saved_tensors_hooks(pack, unpack):
         return mlp.down_proj(product)
