@@ -77,9 +77,7 @@ class GatedProduct(torch.autograd.Function):
     """act(gate) * up; saves only gate and up."""
 
     @staticmethod
-    def forward(
-        ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, activation: _Activation
-    ) -> torch.Tensor:
+    def forward(ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, activation: _Activation) -> torch.Tensor:
         """Products (..., N) of gate and up (..., N)."""
         ctx.save_for_backward(gate, up)
         ctx.activation = activation

@@ -15,7 +15,7 @@ from llmtune.data.order import EpochSampler, shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
-from llmtune.kernels.cpu.attention import short_row_attention
+from llmtune.kernels.attention import row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.install import install
@@ -66,8 +66,8 @@ class SupervisedTrainer(Planned):
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
-        """Train as the plan says; on CPUs, rows that are short are attended to in a way of their own."""
-        with short_row_attention() as self._joiner.router:
+        """Train as the plan says; rows are attended to by the kernels that are made for them."""
+        with row_attention() as self._joiner.router:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **named)
         self._joiner.router = None
         return output

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from llmtune.kernels.cpu.attention import AttentionRouter
+from llmtune.kernels.attention import AttentionRouter
 from llmtune.kernels.cpu.autocast import patch_linears
 from llmtune.kernels.recompute import patch_mlps, patch_norms
 from tests.support import architectures, tiny, training
@@ -138,7 +138,7 @@ def test_attention_leaves_a_mask_that_learns_and_unknown_options_to_the_default(
         calls.append("default")
         return query.transpose(1, 2), None
 
-    router = AttentionRouter(default)
+    router = AttentionRouter(default, default)
     query = torch.randn(1, 2, 4, 8)
     mask = torch.zeros(1, 1, 4, 4)
     for attention_mask, options in (
