@@ -43,6 +43,11 @@ class RowJoiner:
         self.refusals: dict[Way, str] = {}
         """Why a way was not taken, in words."""
 
+    @property
+    def ways(self) -> list[Way]:
+        """The ways that were proved to be equal."""
+        return [way for (way, _), equal in self._equal.items() if equal]
+
     def reset(self) -> None:
         """Prove it anew, since other blocks compute now."""
         self._equal = {}
