@@ -93,6 +93,8 @@ class RowJoiner:
             return False
         training = self._model.training
         self._model.eval()
+        if self.router is not None:
+            self.router.proved = set()
         try:
             with torch.no_grad(), self._autocast():
                 return self._prove(way, ids, lengths, index)

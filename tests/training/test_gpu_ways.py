@@ -59,3 +59,115 @@ def test_bf16_is_as_near_as_batching(adapter: str) -> None:
     assert of_loss <= 1e-4
     assert of_gradients <= 2e-2
     assert ways == ["joined"]
+
+
+@pytest.mark.parametrize("adapter", ["none", pytest.param(LORA, marks=pytest.mark.slow)], ids=["none", "lora"])
+@pytest.mark.usefixtures("gpu")
+def test_training_with_cached_blocks_and_stages_equals_the_plain_one(
+    tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = GRADUAL | {"adapter": adapter}
+    ours = fit(tmp_path, method, always=True, steps=6, eval_steps=3)
+    assert "cached below block 2, 3" in ours[0]
+    assert padding(ours) == 0
+    monkeypatch.undo()
+    plainly(monkeypatch)
+    assert_equal(ours, fit(tmp_path, method, keep=False, steps=6, eval_steps=3))
+
+
+def refused(kind: str = "llama", lengths: tuple[int, ...] = LENGTHS, **more: Any) -> tuple[list[str], dict[str, str]]:
+    """The ways that were proved for a model and why others were not taken."""
+    model = adapted(kind, **more)
+    with joiner_of(model) as joiner:
+        real = torch.arange(IDS.shape[1]) < torch.tensor(lengths)[:, None]
+        joiner.prepare({"input_ids": IDS, "attention_mask": real.long()}, None, lengths)
+        return [*joiner.ways], {**joiner.refusals}
+
+
+def test_keeps_padding_where_no_kernel_is_installed_or_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available\nfor this device")
+
+    answer_for_gpu(monkeypatch, None)
+    assert refused() == (["unmasked"], {"joined": "JoinError: no kernel for rows of various lengths is installed"})
+    answer_for_gpu(monkeypatch, failing)
+    assert refused() == (["unmasked"], {"joined": "RuntimeError: no kernel image is available"})
+
+
+@pytest.mark.parametrize("fault", ["gradient", "window"])
+def test_keeps_padding_where_a_kernel_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: JoinedRows, scale: float, window: int | None
+    ) -> torch.Tensor:
+        if fault == "gradient":
+            key = 2 * key - key.detach()
+        return varlen.row_by_row(query, key, value, rows, scale, None if fault == "window" else window)
+
+    answer_for_gpu(monkeypatch, wrong)
+    ways, reasons = refused("gemma3_text")
+    assert ways == ["unmasked"]
+    assert "wrong is not exact for" in reasons["joined"]
+
+
+def test_keeps_padding_for_attention_that_is_dropped_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_for_gpu(monkeypatch)
+    ways, reasons = refused("gpt2", attn_pdrop=0.1)
+    assert ways == ["unmasked"]
+    assert "GPT2Attention" in reasons["joined"]
+    assert refused("gpt2", resid_pdrop=0.1) == (["joined"], {})
+
+
+def test_running_out_of_memory_is_no_reason_to_pad(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    answer_for_gpu(monkeypatch, exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        refused()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_rows_without_padding_are_joined_and_proved_with_some() -> None:
+    assert refused(lengths=(11, 11, 11)) == (["joined"], {})
+    assert refused("lfm2", lengths=(11, 11, 11)) == (["unmasked"], {})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_rows_longer_than_a_window_are_proved_anew() -> None:
+    model = adapted("mistral", sliding_window=6)
+    with joiner_of(model) as joiner:
+        for lengths in ((4, 3), (5, 2), (9, 4)):
+            ids = IDS[:2, : max(lengths)]
+            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+            joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            assert joiner.ways == ["joined"] * (2 if max(lengths) > 6 else 1)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that compute, without those that only look at memory in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and not func._schema.name.startswith("aten::new_empty"):
+            self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "falcon"])
+@pytest.mark.usefixtures("gpu")
+def test_the_host_waits_for_nothing_once_rows_are_proved(kind: str) -> None:
+    model = adapted(kind, "lora")
+    mask = torch.ones_like(IDS)
+    reads = {"_local_scalar_dense", "is_nonzero", "equal"}
+    with joiner_of(model) as joiner:
+        joiner.prepare({"input_ids": IDS, "attention_mask": mask}, None, LENGTHS)
+        with Calls() as calls:
+            inputs, _ = joiner.prepare({"input_ids": IDS, "attention_mask": mask}, None, LENGTHS)
+            model(**inputs, use_cache=False)
+        assert not reads & set(calls.names)
+    with Calls() as calls:
+        adapted("llama")(input_ids=IDS, attention_mask=mask, use_cache=False)
+    assert reads & set(calls.names), "a mask is read where rows are not proved"
