@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llmtune.adapters.insert import insert
@@ -95,3 +96,16 @@ def gaps(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> tuple[float, fl
     mine, other = (torch.cat([tensor.flatten().float() for tensor in results[1:]]) for results in (ours, plain))
     loss = abs(float(ours[0]) - float(plain[0])) / abs(float(plain[0]))
     return loss, float((mine - other).norm() / other.norm())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that compute, without those that only look at memory in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and not func._schema.name.startswith("aten::new_empty"):
+            self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))

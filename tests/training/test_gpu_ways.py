@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtune.kernels import device, varlen
 from llmtune.kernels.rows import JoinedRows
 from tests.support import architectures, tiny
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
-from tests.support.gpu_ways import IDS, LENGTHS, adapted, answer_for_gpu, gaps, joiner_of, step
+from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, step
 from tests.training.test_joined import padding, plainly
 
 JOINED = {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt"}
@@ -141,19 +140,6 @@ def test_rows_longer_than_a_window_are_proved_anew() -> None:
             real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
             joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
             assert joiner.ways == ["joined"] * (2 if max(lengths) > 6 else 1)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operations that compute, without those that only look at memory in another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view and not func._schema.name.startswith("aten::new_empty"):
-            self.names.append(func._schema.name.removeprefix("aten::"))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
