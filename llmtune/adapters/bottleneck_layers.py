@@ -105,7 +105,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
         device = x.device.type
-        # Autocast would cast it back. As one node, it adds the gradients of gate and up before others, in the same bits.
+        # Autocast would cast it back. One node adds the gradients of gate and up before others, as a cast does.
         is_cast = torch.is_autocast_enabled(device) and x.dtype == torch.get_autocast_dtype(device)
         x = x.view_as(x) if is_cast else x.float()
         up = self.bottleneck_up[name](x)

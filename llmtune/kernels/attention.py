@@ -86,13 +86,13 @@ class AttentionRouter:
         if kernel is None:
             raise JoinError("no kernel for rows of various lengths is installed")
         window = None if window is None or window >= rows.longest else window
-        tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        heads = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
         if self.proved is not None:
             shapes = (query.shape, key.shape, value.shape, query.dtype, scale, window)
-            if shapes not in self.proved and not varlen.is_right(kernel, *tensors, rows, scale, window):
+            if shapes not in self.proved and not varlen.is_right(kernel, heads, rows, scale, window):
                 raise JoinError(f"{kernel.__name__} is not exact for {list(query.shape)}")
             self.proved.add(shapes)
-        return kernel(*tensors, rows, scale, window)[None]
+        return kernel(heads, rows, scale, window)[None]
 
     def make_mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
         """The default's mask, or None where a kernel keeps joined rows apart; read nowhere on the host."""

@@ -27,7 +27,7 @@ class JoinedRows:
         self._starts = torch.tensor(self.starts)
         sources = functional.pad(self._real.flatten().nonzero().flatten(), (0, 1))
         copied = _copied(torch.cat([sources, self._starts]), self.device)
-        self._sources, self._device_starts = copied.split([self.length, len(self._starts)])
+        self._sources, self._device_starts = copied[: self.length], copied[self.length :]
         self.boundaries = self._device_starts.int()
         """Where each row starts in the joined one, and its end: int32 (B + 2), with the filler as a row."""
         self._head_maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

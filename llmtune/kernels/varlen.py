@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from llmtune.kernels.rows import JoinedRows
 
-Kernel: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, JoinedRows, float, int | None], torch.Tensor]
-"""Outputs (N, H, D) of queries (N, H, D), keys and values (N, K, D), rows, a scale, and a window in tokens or None.
+Heads: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries (N, H, D), and keys and values (N, K, D) of which H / K heads share one, of N tokens."""
+Kernel: TypeAlias = Callable[[Heads, JoinedRows, float, int | None], torch.Tensor]
+"""Outputs (N, H, D) for heads, rows, a scale, and a window in tokens or None.
 
 Each token sees itself and the tokens before it in its row, the last `window` of them where there is one.
 """
@@ -38,14 +40,7 @@ def _torch_kernel() -> Kernel | None:
     if "scale" not in known:
         return None
 
-    def torch_varlen(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rows: JoinedRows,
-        scale: float,
-        window: int | None,
-    ) -> torch.Tensor:
+    def torch_varlen(heads: Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
         # The first versions had no window, and took several queries to a key without being told.
         options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
         if "window_size" in known:
@@ -55,7 +50,7 @@ def _torch_kernel() -> Kernel | None:
         else:
             raise NotImplementedError("this torch has no window for rows of various lengths")
         starts, longest = rows.boundaries, rows.longest
-        return attention(query, key, value, starts, starts, longest, longest, scale=scale, **options)
+        return attention(*heads, starts, starts, longest, longest, scale=scale, **options)
 
     return torch_varlen
 
@@ -65,61 +60,40 @@ def _flash_attn_kernel() -> Kernel | None:
         return None
     attention: Callable[..., torch.Tensor] = import_module("flash_attn").flash_attn_varlen_func
 
-    def flash_attn(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rows: JoinedRows,
-        scale: float,
-        window: int | None,
-    ) -> torch.Tensor:
+    def flash_attn(heads: Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
         starts, longest = rows.boundaries, rows.longest
         options = {"causal": True, "window_size": (-1 if window is None else window - 1, 0)}
-        return attention(query, key, value, starts, starts, longest, longest, softmax_scale=scale, **options)
+        return attention(*heads, starts, starts, longest, longest, softmax_scale=scale, **options)
 
     return flash_attn
 
 
-def row_by_row(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rows: JoinedRows,
-    scale: float,
-    window: int | None,
-) -> torch.Tensor:
+def row_by_row(heads: Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
     """A `Kernel` that takes one row after another through torch's attention: slow, for comparison."""
     outputs = []
     for start, end in pairwise(rows.starts):
-        one = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        query, key, value = (tensor[start:end].transpose(0, 1)[None] for tensor in heads)
         seen = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).tril_()
         if window is not None:
             seen = seen.triu_(1 - window)
-        out = functional.scaled_dot_product_attention(*one, attn_mask=seen, scale=scale, enable_gqa=True)
+        out = functional.scaled_dot_product_attention(query, key, value, seen, scale=scale, enable_gqa=True)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def is_right(
-    kernel: Kernel,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rows: JoinedRows,
-    scale: float,
-    window: int | None,
-) -> bool:
+def is_right(kernel: Kernel, heads: Heads, rows: JoinedRows, scale: float, window: int | None) -> bool:
     """Whether a kernel gives the outputs and gradients, for the start of each row, that it has alone in fp32."""
     lengths = [min(length, LONGEST) for length in rows.lengths[:-1]]
-    short = JoinedRows(lengths, max(lengths), query.device)
+    device = heads[0].device
+    short = JoinedRows(lengths, max(lengths), device)
     starts = zip(rows.starts, short.lengths, strict=False)
-    taken = torch.cat([torch.arange(start, start + length) for start, length in starts]).to(query.device)
+    taken = torch.cat([torch.arange(start, start + length) for start, length in starts]).to(device)
     results = []
-    for attend, dtype in ((kernel, query.dtype), (row_by_row, torch.float32)):
-        with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
-            leaves = [tensor.detach()[taken].to(dtype).requires_grad_() for tensor in (query, key, value)]
-            out = attend(*leaves, short, scale, window)
-            of_out = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out).to(out.dtype)
-            results.append([out.detach(), *torch.autograd.grad(out, leaves, of_out)])
+    for attend, dtype in ((kernel, heads[0].dtype), (row_by_row, torch.float32)):
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            query, key, value = (tensor.detach()[taken].to(dtype).requires_grad_() for tensor in heads)
+            out = attend((query, key, value), short, scale, window)
+            of_out = torch.linspace(-1, 1, out.numel(), device=device).view_as(out).to(out.dtype)
+            results.append([out.detach(), *torch.autograd.grad(out, (query, key, value), of_out)])
     pairs = zip(*results, strict=True)
     return all(bool((ours.float() - exact).norm() <= TOLERANCE * exact.norm()) for ours, exact in pairs)

@@ -88,7 +88,6 @@ def test_bf16_input_goes_straight_to_autocast_with_the_same_bits(form: str, monk
     assert count < more
 
 
-
 @pytest.mark.parametrize(
     ("kind", "plan", "form"),
     [

@@ -22,7 +22,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class OneLaunch(torch.autograd.Function):
-    """An RMS norm as a GPU launches it: one kernel forward; one backward, and one that adds up the weight's gradient."""
+    """An RMS norm as a GPU launches it: a kernel forward; one backward, and one that adds up the weight's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, shape: object, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_launches_less_than_the_plain_path(adapter: str, share: float, monkeypat
     assert launches(model) <= share * plain
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_compiler_follows_a_patched_block(adapter: str) -> None:
     model = adapted("llama", adapter)
     install(model, arguments())

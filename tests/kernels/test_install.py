@@ -58,6 +58,7 @@ def test_pending_gradients_equal_immediate_ones(tied: bool) -> None:
         for ids in ([[3, 4, 3, 5]], [[5, 6, 7, 3]]):  # a step of two passes
             with torch.autocast("cpu", torch.bfloat16):
                 model(torch.tensor(ids)).logits.float().pow(2).sum().backward()
+            assert pending is not None
             pending.flush()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in results[0].items():

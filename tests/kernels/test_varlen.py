@@ -43,7 +43,7 @@ def attend(
     assert window[1] == 0
     rows = JoinedRows(lengths[:-1], longest)
     assert scale is not None
-    return varlen.row_by_row(query, key, value, rows, scale, None if window[0] < 0 else window[0] + 1)
+    return varlen.row_by_row((query, key, value), rows, scale, None if window[0] < 0 else window[0] + 1)
 
 
 def _forward(query: Any, key: Any, value: Any, starts: Any, key_starts: Any, *others: Any) -> Any:
@@ -57,9 +57,9 @@ def _backward(of_out: Any, query: Any, key: Any, value: Any, out: Any, lse: Any,
     key_starts, longest, longest_key, _, _, scale, window = others
 
     def differentiate() -> Any:
-        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        again = attend(*leaves, starts, key_starts, longest, longest_key, scale, window)
-        return torch.autograd.grad(again, leaves, of_out)
+        query_, key_, value_ = (tensor.detach().requires_grad_() for tensor in (query, key, value))
+        again = attend(query_, key_, value_, starts, key_starts, longest, longest_key, scale, window)
+        return torch.autograd.grad(again, (query_, key_, value_), of_out)
 
     # Inside an operator, its own thread records no gradients.
     with ThreadPoolExecutor(1) as other:
@@ -73,10 +73,11 @@ def torchs_kernel_on_cpus() -> None:
     torch.library.register_kernel("torch_attn::_varlen_attn_backward", "cpu", _backward)
 
 
-def tensors(shared: int = 2) -> list[torch.Tensor]:
+def tensors(shared: int = 2) -> varlen.Heads:
     """Queries with 4 heads, keys and values, as a model gives them: heads before tokens in memory."""
     torch.manual_seed(0)
-    return [torch.randn(heads, ROWS.length, 8).transpose(0, 1).requires_grad_() for heads in (4, shared, shared)]
+    query, key, value = (torch.randn(heads, ROWS.length, 8).transpose(0, 1) for heads in (4, shared, shared))
+    return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
 
 def assert_right(kernel: varlen.Kernel, window: int | None, shared: int = 2) -> None:
@@ -84,7 +85,7 @@ def assert_right(kernel: varlen.Kernel, window: int | None, shared: int = 2) -> 
     given = tensors(shared)
     results = []
     for attention in (kernel, varlen.row_by_row):
-        out = attention(*given, ROWS, 0.3, window)
+        out = attention(given, ROWS, 0.3, window)
         of_out = torch.linspace(-1, 1, out.numel()).view_as(out)
         results.append([out.detach(), *torch.autograd.grad(out, given, of_out)])
     for mine, other in zip(*results, strict=True):
@@ -122,7 +123,7 @@ def test_calls_the_kernels_of_earlier_torch_versions_as_they_say(monkeypatch: py
     assert older is not None
     assert_right(older, None)
     with pytest.raises(NotImplementedError, match="no window"):
-        older(*tensors(), ROWS, 0.3, 3)
+        older(tensors(), ROWS, 0.3, 3)
 
 
 def test_calls_flash_attn_where_torch_has_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,18 +145,19 @@ def test_calls_flash_attn_where_torch_has_no_kernel(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("length", [3, varlen.LONGEST + 40])
 def test_tells_a_right_kernel_from_a_wrong_one_on_rows_of_any_length(length: int) -> None:
     rows = JoinedRows([length, 5], max(length, 5))
-    given = [torch.randn(rows.length, heads, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
-    assert varlen.is_right(varlen.row_by_row, *given, rows, 0.3, None)
+    query, key, value = (torch.randn(rows.length, heads, 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
+    given = query, key, value
+    assert varlen.is_right(varlen.row_by_row, given, rows, 0.3, None)
 
-    def one_row(query: Any, key: Any, value: Any, rows: JoinedRows, *others: Any) -> torch.Tensor:
-        return varlen.row_by_row(query, key, value, JoinedRows([rows.tokens], rows.tokens), *others)
+    def one_row(heads: varlen.Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
+        return varlen.row_by_row(heads, JoinedRows([rows.tokens], rows.tokens), scale, window)
 
-    assert not varlen.is_right(one_row, *given, rows, 0.3, None)
+    assert not varlen.is_right(one_row, given, rows, 0.3, None)
 
 
 def test_row_by_row_is_attention_within_each_row() -> None:
     query, key, value = (tensor.detach() for tensor in tensors(4))
-    out = varlen.row_by_row(query, key, value, ROWS, 0.3, 2)
+    out = varlen.row_by_row((query, key, value), ROWS, 0.3, 2)
     start, place = ROWS.starts[1], ROWS.starts[1] + 3
     for token, seen in ((start, slice(start, start + 1)), (place, slice(place - 1, place + 1))):
         weights = torch.softmax(torch.einsum("hd,shd->hs", query[token], key[seen]) * 0.3, -1)

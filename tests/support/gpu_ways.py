@@ -81,7 +81,7 @@ def step(model: Any, ours: bool, mixed: bool = False) -> tuple[list[torch.Tensor
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             logits = model(**inputs, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[rows, columns].float(), targets)
-        loss.backward()
+        torch.autograd.backward(loss)
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     return [loss.detach(), *gradients], joiner
 
@@ -98,11 +98,11 @@ def gaps(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> tuple[float, fl
     return loss, float((mine - other).norm() / other.norm())
 
 
-class Calls(TorchDispatchMode):
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that compute, without those that only look at memory in another way."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

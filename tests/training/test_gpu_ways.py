@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.kernels import device, varlen
+from llmtune.kernels import varlen
 from llmtune.kernels.rows import JoinedRows
-from tests.support import architectures, tiny
+from llmtune.training.joined import Way
+from tests.support import architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, step
 from tests.training.test_joined import padding, plainly
@@ -20,13 +21,15 @@ MASKED = {"gemma2", "gptj", "bloom", "mpt", "gpt_oss", "mamba", "mamba2", "rwkv"
 QUICK = ("llama", "gemma3_text", "falcon", "qwen3_5_text", "opt")
 KINDS = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in architectures.KINDS]
 
+SLOW = [pytest.param(adapter, marks=pytest.mark.slow) for adapter in ("dora", "bottleneck")]
+
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_for_gpu(monkeypatch)
 
 
-def compared(kind: str, adapter: str = "none", mixed: bool = False, **more: Any) -> tuple[float, float, list[str]]:
+def compared(kind: str, adapter: str = "none", mixed: bool = False, **more: Any) -> tuple[float, float, list[Way]]:
     """How far loss and gradients are from the plain ones, and the ways that were proved."""
     ours, joiner = step(adapted(kind, adapter, **more), ours=True, mixed=mixed)
     plain, _ = step(adapted(kind, adapter, **more), ours=False, mixed=mixed)
@@ -43,7 +46,7 @@ def test_losses_and_gradients_equal_the_plain_ones_on_every_architecture(kind: s
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("adapter", ["lora", "dora", "bottleneck", "none"])
+@pytest.mark.parametrize("adapter", ["lora", "none", *SLOW])
 @pytest.mark.usefixtures("gpu")
 def test_losses_and_gradients_equal_the_plain_ones_with_every_adapter(adapter: str, checkpointing: bool) -> None:
     of_loss, of_gradients, ways = compared("llama", adapter, checkpointing=checkpointing)
@@ -51,7 +54,7 @@ def test_losses_and_gradients_equal_the_plain_ones_with_every_adapter(adapter: s
     assert ways == ["joined"]
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "bottleneck", "none"])
+@pytest.mark.parametrize("adapter", ["lora", *SLOW, pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("gpu")
 def test_bf16_is_as_near_as_batching(adapter: str) -> None:
     of_loss, of_gradients, ways = compared("qwen3", adapter, mixed=True)
@@ -74,7 +77,7 @@ def test_training_with_cached_blocks_and_stages_equals_the_plain_one(
     assert_equal(ours, fit(tmp_path, method, keep=False, steps=6, eval_steps=3))
 
 
-def refused(kind: str = "llama", lengths: tuple[int, ...] = LENGTHS, **more: Any) -> tuple[list[str], dict[str, str]]:
+def refused(kind: str = "llama", lengths: tuple[int, ...] = LENGTHS, **more: Any) -> tuple[list[Way], dict[Way, str]]:
     """The ways that were proved for a model and why others were not taken."""
     model = adapted(kind, **more)
     with joiner_of(model) as joiner:
@@ -95,12 +98,11 @@ def test_keeps_padding_where_no_kernel_is_installed_or_it_fails(monkeypatch: pyt
 
 @pytest.mark.parametrize("fault", ["gradient", "window"])
 def test_keeps_padding_where_a_kernel_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: JoinedRows, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def wrong(heads: varlen.Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
+        query, key, value = heads
         if fault == "gradient":
             key = 2 * key - key.detach()
-        return varlen.row_by_row(query, key, value, rows, scale, None if fault == "window" else window)
+        return varlen.row_by_row((query, key, value), rows, scale, None if fault == "window" else window)
 
     answer_for_gpu(monkeypatch, wrong)
     ways, reasons = refused("gemma3_text")
