@@ -6,6 +6,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmtune.kernels import device, varlen
@@ -81,18 +82,22 @@ class AttentionRouter:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Outputs (1, N, H, D) of queries (1, H, N, D), keys and values (1, K, N, D)."""
+        """Outputs (1, N, H, V) of queries (1, H, N, D), keys (1, K, N, D) and values (1, K, N, V)."""
         kernel = varlen.kernel()
         if kernel is None:
             raise JoinError("no kernel for rows of various lengths is installed")
         window = None if window is None or window >= rows.longest else window
+        value_width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
+        if missing > 0:  # as in latent attention; kernels take heads of one width
+            value = functional.pad(value, (0, missing))
         heads = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
         if self.proved is not None:
             shapes = (query.shape, key.shape, value.shape, query.dtype, scale, window)
             if shapes not in self.proved and not varlen.is_right(kernel, heads, rows, scale, window):
                 raise JoinError(f"{kernel.__name__} is not exact for {list(query.shape)}")
             self.proved.add(shapes)
-        return kernel(heads, rows, scale, window)[None]
+        out = kernel(heads, rows, scale, window)[None]
+        return out[..., :value_width] if missing > 0 else out
 
     def make_mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
         """The default's mask, or None where a kernel keeps joined rows apart; read nowhere on the host."""

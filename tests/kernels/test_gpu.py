@@ -56,7 +56,8 @@ def test_launches_less_than_the_plain_path(adapter: str, share: float, monkeypat
     assert launches(model) <= share * plain
 
 
-@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_a_compiler_follows_a_patched_block(adapter: str) -> None:
     model = adapted("llama", adapter)
     install(model, arguments())

@@ -110,6 +110,20 @@ def test_keeps_padding_where_a_kernel_is_wrong(fault: str, monkeypatch: pytest.M
     assert "wrong is not exact for" in reasons["joined"]
 
 
+def test_a_kernel_is_given_heads_of_one_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: set[tuple[int, ...]] = set()
+
+    def watched(heads: varlen.Heads, *others: Any) -> torch.Tensor:
+        widths.add(tuple(tensor.shape[2] for tensor in heads))
+        return varlen.row_by_row(heads, *others)
+
+    answer_for_gpu(monkeypatch, watched)
+    of_loss, of_gradients, ways = compared("deepseek_v3")
+    assert max(of_loss, of_gradients) <= 1e-5
+    assert ways == ["joined"]
+    assert widths == {(16, 16, 16)}
+
+
 def test_keeps_padding_for_attention_that_is_dropped_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_for_gpu(monkeypatch)
     ways, reasons = refused("gpt2", attn_pdrop=0.1)
