@@ -19,6 +19,8 @@ EXACT, ROUNDED = 1e-5, 2**-6
 """How far hidden states may be from those of masked padding, relative in the norm: in fp32, and in 16 bits."""
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """The keys of configurations for lengths, in tokens, from which on rows are attended to in another way."""
+PROBED = 1024
+"""The tokens of a row that are tried, or twice the longest window that a row exceeds."""
 Way = Literal["joined", "unmasked"]
 """Rows joined into one; or rows padded on the right without a mask, since no token sees what comes after it."""
 Inputs = dict[str, torch.Tensor]
@@ -114,22 +116,24 @@ class RowJoiner:
         """Whether the shortest and the longest row give the hidden states that they give padded and masked."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         probes = [order[0], order[-1]]
-        width = ids.shape[1]
+        passed = [window for window in self._windows if window < max(lengths)]
+        width = min(ids.shape[1], max(PROBED, 2 * max(passed, default=0)))
         # Where all rows are as long, one is cut: without padding, nothing would be tried.
-        kept = [max(1, min(lengths[probes[0]], width - 1)), lengths[probes[1]]]
-        ids, probe_index = ids[probes], [index[row] for row in probes] if index else None
+        kept = [max(1, min(lengths[probes[0]], width - 1)), min(lengths[probes[1]], width)]
+        whole, probe_index = ids[probes], [index[row] for row in probes] if index else None
+        ids = whole[:, :width]
         rows = JoinedRows(kept, width, ids.device)
         real = (torch.arange(width) < torch.tensor(kept)[:, None]).to(ids.device)
-        self._select(probe_index, ids, None)
+        self._select(probe_index, whole, None, width)
         padded = self._hidden({"input_ids": ids, "attention_mask": real.long()})
         expected = rows.joined(padded)[0, :-1]
         rounds = torch.is_autocast_enabled(ids.device.type) or padded.dtype != torch.float32
         near = ROUNDED if rounds else EXACT
         if way == "unmasked":
-            self._select(probe_index, ids, None, hides_padding=False)
+            self._select(probe_index, whole, None, width, hides_padding=False)
             unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             return _is_near(rows.joined(unmasked)[0, :-1], expected, near)
-        self._select(probe_index, ids, rows)
+        self._select(probe_index, whole, rows, width)
         joined = self._hidden(model_inputs(ids, rows))
         with _reversed(self._model, kept[0]):
             moved = self._hidden(model_inputs(ids, rows))
@@ -152,13 +156,22 @@ class RowJoiner:
         return states
 
     def _select(
-        self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None, hides_padding: bool = True
+        self,
+        index: list[int] | None,
+        ids: torch.Tensor,
+        rows: JoinedRows | None,
+        width: int | None = None,
+        hides_padding: bool = True,
     ) -> None:
-        """Let attention, and cached outputs for frozen blocks, be those of these rows of ids (B, T)."""
+        """Let attention, and cached outputs for frozen blocks, be those of these rows of ids (B, T), cut to `width`."""
         if self.router is not None:
             self.router.rows, self.router.hides_padding = rows, hides_padding
+
+        def rearrange(outputs: torch.Tensor) -> torch.Tensor:
+            return outputs[:, :width] if rows is None else rows.joined(outputs[:, :width])
+
         if self._frozen_blocks is not None and index is not None:
-            self._frozen_blocks.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
+            self._frozen_blocks.select(index, ids.shape[1], ids.device, rearrange)
 
 
 def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from llmtune.kernels import varlen
 from llmtune.kernels.rows import JoinedRows
-from llmtune.training.joined import Way
+from llmtune.training import joined
+from llmtune.training.joined import RowJoiner, Way
 from tests.support import architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, step
@@ -145,6 +146,27 @@ def test_running_out_of_memory_is_no_reason_to_pad(monkeypatch: pytest.MonkeyPat
 def test_rows_without_padding_are_joined_and_proved_with_some() -> None:
     assert refused(lengths=(11, 11, 11)) == (["joined"], {})
     assert refused("lfm2", lengths=(11, 11, 11)) == (["unmasked"], {})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_tries_no_more_of_long_rows_than_windows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "PROBED", 5)
+    tried: set[int] = set()
+    hidden = RowJoiner._hidden
+
+    def watched(joiner: RowJoiner, inputs: joined.Inputs) -> torch.Tensor:
+        tried.add(inputs["input_ids"].shape[1])
+        return hidden(joiner, inputs)
+
+    monkeypatch.setattr(RowJoiner, "_hidden", watched)
+    assert refused() == (["joined"], {})
+    assert tried == {5, 4 + 5 + 1}, "two rows padded, and joined with the filler"
+    tried.clear()
+    assert refused("mistral", sliding_window=4) == (["joined"], {})
+    assert tried == {8, 4 + 8 + 1}
+    ours = fit(tmp_path, GRADUAL, always=True, steps=6, eval_steps=3)
+    assert "cached below block 2, 3" in ours[0]
+    assert padding(ours) == 0
 
 
 @pytest.mark.usefixtures("gpu")
