@@ -43,6 +43,8 @@ class AttentionRouter:
         """Whether masks hide padding; without it, rows that are padded on the right need no mask at all."""
         self.proved: set[tuple[object, ...]] | None = None
         """While not None, each call of a kernel is compared with exact attention, once for its shapes."""
+        self.refused: str | None = None
+        """Why the kernel cannot be relied on, where a comparison showed it."""
 
     def __call__(
         self,
@@ -91,13 +93,28 @@ class AttentionRouter:
         if missing > 0:  # as in latent attention; kernels take heads of one width
             value = functional.pad(value, (0, missing))
         heads = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if self.proved is not None:
-            shapes = (query.shape, key.shape, value.shape, query.dtype, scale, window)
-            if shapes not in self.proved and not varlen.is_right(kernel, heads, rows, scale, window):
-                raise JoinError(f"{kernel.__name__} is not exact for {list(query.shape)}")
-            self.proved.add(shapes)
+        if self.proved is not None and not self._is_proved(kernel, heads, rows, scale, window):
+            # In sharded runs every process has to reach the end of the pass, whatever one finds.
+            kernel = varlen.row_by_row
         out = kernel(heads, rows, scale, window)[None]
         return out[..., :value_width] if missing > 0 else out
+
+    def _is_proved(
+        self, kernel: varlen.Kernel, heads: varlen.Heads, rows: JoinedRows, scale: float, window: int | None
+    ) -> bool:
+        """Whether a kernel is right for heads of these shapes; tried once, and noted in `refused` where it is not."""
+        shapes = (*(tensor.shape for tensor in heads), heads[0].dtype, scale, window)
+        if self.proved is not None and shapes not in self.proved:
+            self.proved.add(shapes)
+            try:
+                if not varlen.is_right(kernel, heads, rows, scale, window):
+                    self.refused = f"{kernel.__name__} is not exact for {list(heads[0].shape)}"
+            except torch.OutOfMemoryError:
+                raise
+            # What a kernel does not know it refuses in a way of its own.
+            except (RuntimeError, NotImplementedError, ValueError) as error:
+                self.refused = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return self.refused is None
 
     def make_mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
         """The default's mask, or None where a kernel keeps joined rows apart; read nowhere on the host."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -14,6 +16,7 @@ from llmtune.kernels.attention import AttentionRouter, JoinError
 from llmtune.kernels.cpu.attention import SHORT
 from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.sharded import reshard
 
 EXACT, ROUNDED = 1e-5, 2**-6
 """How far hidden states may be from those of masked padding, relative in the norm: in fp32, and in 16 bits."""
@@ -35,7 +38,8 @@ class RowJoiner:
         frozen_blocks: FrozenBlocks | None,
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._model, self._frozen_blocks, self._autocast = unwrap(model), frozen_blocks, autocast
+        self._outer, self._model = model, unwrap(model)
+        self._frozen_blocks, self._autocast = frozen_blocks, autocast
         config = self._model.config.get_text_config()
         self._windows = [value for key in WINDOWS if isinstance(value := getattr(config, key, None), int)]
         self._uses_sdpa = self._model.config._attn_implementation == "sdpa"
@@ -85,32 +89,42 @@ class RowJoiner:
         """Whether a way is proved to be equal, for rows that exceed as many windows as the longest of these."""
         key = way, sum(max(lengths) > window for window in self._windows)
         if key not in self._equal:
-            self._equal[key] = self._try(way, ids, lengths, index)
+            tried = any(known == way for known, _ in self._equal)
+            # Processes that share weights prove together, in a first pass; their rows have different lengths.
+            alone = not self._is_sharded()
+            self._equal[key] = (alone or not tried) and self._try(way, ids, lengths, index)
         return self._equal[key]
 
-    def _try(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
-        """Prove it; False where a kernel refuses, and for sharded weights, a part of which cannot run alone."""
+    def _is_sharded(self) -> bool:
         # Weights are sharded after __init__.
-        if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
+        return any(isinstance(parameter, DTensor) for parameter in self._model.parameters())
+
+    def _try(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+        """Prove it, in all processes where weights are sharded; False where the model or a kernel refuses."""
+        sharded = self._is_sharded()
+        if self.router is None or (sharded and device.on_cpu(ids.device)):
             return False
         training = self._model.training
         self._model.eval()
-        if self.router is not None:
-            self.router.proved = set()
+        self.router.proved, self.router.refused = set(), None
         try:
             with torch.no_grad(), self._autocast():
-                return self._prove(way, ids, lengths, index)
+                equal = self._prove(way, ids, lengths, index)
+            if self.router.refused is not None:
+                raise JoinError(self.router.refused)
         except torch.OutOfMemoryError:
             raise
-        # What a kernel does not know it refuses in a way of its own.
-        except (JoinError, RuntimeError, NotImplementedError, ValueError) as error:
-            self.refusals[way] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            return False
+        # What a model's own code does with such rows is unknown.
+        except (JoinError, RuntimeError, TypeError, ValueError, LookupError) as error:
+            equal, self.refusals[way] = False, str(error).splitlines()[0]
         finally:
             self._model.train(training)
             self._select(None, ids, None)
-            if self.router is not None:
-                self.router.proved = None
+            self.router.proved = None
+        if sharded:
+            reshard(self._outer)
+            equal = _in_all_processes(equal, ids.device)
+        return equal
 
     def _prove(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
         """Whether the shortest and the longest row give the hidden states that they give padded and masked."""
@@ -151,9 +165,20 @@ class RowJoiner:
         self._model.eval()
 
     def _hidden(self, inputs: Inputs) -> torch.Tensor:
+        """The hidden states (B, T, H) of the last block, normed."""
         decoder: nn.Module = self._model.base_model
-        states: torch.Tensor = decoder(**inputs, use_cache=False)[0]
-        return states
+        if not self._is_sharded():
+            states: torch.Tensor = decoder(**inputs, use_cache=False)[0]
+            return states
+        # Weights are gathered by the outermost module alone.
+        outputs: list[torch.Tensor] = []
+        hook = decoder.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
+        known = signature(type(self._model).forward).parameters
+        try:
+            self._outer(**inputs, use_cache=False, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}))
+        finally:
+            hook.remove()
+        return outputs[0]
 
     def _select(
         self,
@@ -172,6 +197,12 @@ class RowJoiner:
 
         if self._frozen_blocks is not None and index is not None:
             self._frozen_blocks.select(index, ids.shape[1], ids.device, rearrange)
+
+
+def _in_all_processes(equal: bool, device: torch.device) -> bool:
+    verdict = torch.full((), int(equal), device=device)
+    dist.all_reduce(verdict, dist.ReduceOp.MIN)
+    return bool(verdict)
 
 
 def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

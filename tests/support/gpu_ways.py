@@ -1,6 +1,6 @@
 """The ways of a GPU on CPU tensors: the device question answered for one, its kernel replaced by one row at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -64,14 +64,20 @@ def joiner_of(model: PreTrainedModel, mixed: bool = False) -> Iterator[RowJoiner
         yield joiner
 
 
-def step(model: Any, ours: bool, mixed: bool = False) -> tuple[list[torch.Tensor], RowJoiner | None]:
-    """The loss over all tokens of three rows and the gradients of what trains; with patches and joined rows if ours."""
+def step(
+    model: Any, ours: bool, mixed: bool = False, share: Callable[[Any], Any] = lambda model: model
+) -> tuple[list[torch.Tensor], RowJoiner | None]:
+    """The loss over all tokens of three rows and the gradients of what trains; with patches and joined rows if ours.
+
+    `share` shares the weights among processes.
+    """
     real = torch.arange(IDS.shape[1]) < torch.tensor(LENGTHS)[:, None]
     rows, columns = real[:, 1:].nonzero(as_tuple=True)
     targets = IDS[rows, columns + 1]
     inputs = {"input_ids": IDS, "attention_mask": real.long()}
     if ours:
         install(model, arguments(bf16=mixed, gradient_checkpointing=_checkpoints(model)))
+    model = share(model)
     with joiner_of(model, mixed) if ours else nullcontext() as joiner:
         joined = None
         if joiner is not None:

@@ -1,5 +1,8 @@
 """What a GPU computes, tried on CPU tensors: the plain path's losses and gradients, without waiting on the host."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from llmtune.kernels import varlen
 from llmtune.kernels.rows import JoinedRows
 from llmtune.training import joined
 from llmtune.training.joined import RowJoiner, Way
-from tests.support import architectures
+from tests.support import ROOT, architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, step
 from tests.training.test_joined import padding, plainly
@@ -92,7 +95,7 @@ def test_keeps_padding_where_no_kernel_is_installed_or_it_fails(monkeypatch: pyt
         raise RuntimeError("no kernel image is available\nfor this device")
 
     answer_for_gpu(monkeypatch, None)
-    assert refused() == (["unmasked"], {"joined": "JoinError: no kernel for rows of various lengths is installed"})
+    assert refused() == (["unmasked"], {"joined": "no kernel for rows of various lengths is installed"})
     answer_for_gpu(monkeypatch, failing)
     assert refused() == (["unmasked"], {"joined": "RuntimeError: no kernel image is available"})
 
@@ -195,3 +198,15 @@ def test_the_host_waits_for_nothing_once_rows_are_proved(kind: str) -> None:
     with Calls() as calls:
         adapted("llama")(input_ids=IDS, attention_mask=mask, use_cache=False)
     assert reads & set(calls.names), "a mask is read where rows are not proved"
+
+
+@pytest.mark.slow
+def test_processes_that_share_weights_prove_together(tmp_path: Path) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.support.gpu_processes", str(tmp_path / "found.json")]
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for kind, way in (("llama", "joined"), ("lfm2", "unmasked")):
+        of_loss, of_gradients, ways = json.loads((tmp_path / "found.json").read_text())[kind]
+        assert max(of_loss, of_gradients) <= 1e-5
+        assert ways == [way]
