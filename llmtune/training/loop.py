@@ -16,6 +16,7 @@ from llmtune.errors import Interrupted
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
+from llmtune.machine import processes
 from llmtune.machine.memory import bound_primitive_cache, keep_freed
 from llmtune.model.base import Base, computes_bf16, load_model
 from llmtune.model.files.fingerprints import weights_digest
@@ -69,8 +70,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     schedule = lay_out(recipe.train, plan, steps)
     with working("checking the checkpoints"):
         done = complete_checkpoints(run.checkpoints)
-    with state.main_process_first():
-        recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
+    recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
     progress = Progress(
         steps,
         None,
@@ -91,7 +91,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             keep=recipe.train.keep,
             frozen_blocks=_frozen_blocks(recipe, base, [*data.train, *data.eval], offloaded),
             grouped=recipe.train.group_by_length,
-            args=training_arguments(recipe, run, plan, steps, state.num_processes, bool(data.eval)),
+            args=training_arguments(recipe, run, steps, state.num_processes, bool(data.eval)),
             train_dataset=to_rows(data.train),
             eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
@@ -113,7 +113,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         if state.is_main_process:
             save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
             run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
-        state.wait_for_everyone()
+        processes.wait()
     state.destroy_process_group()
 
 

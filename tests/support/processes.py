@@ -28,7 +28,7 @@ from llmtune.model.blocks import blocks, distances
 from llmtune.plan.schedule import Schedule
 from llmtune.training import process as training_process
 from llmtune.training.checkpoint import complete_checkpoints, drop_states
-from llmtune.training.planned import freeze_to_stage, optimizer_groups
+from llmtune.training.stages.groups import freeze_to_stage, optimizer_groups
 from tests.support import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}
