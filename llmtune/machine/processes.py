@@ -31,6 +31,11 @@ def is_first_here() -> bool:
     return world() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
+def here() -> int:
+    """The number of processes on this machine."""
+    return 1 if world() == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(world())))
+
+
 def join() -> None:
     """Make the group over which processes wait; all must call it, and the first wait does where nobody did."""
     if world() > 1:

@@ -60,6 +60,21 @@ def raise_to_fp32(tensors: Iterable[nn.Parameter]) -> None:
         tensor.requires_grad_(True)
 
 
+def free_shards(block: nn.Module) -> int:
+    """Free the shards of a block that never runs again, whose parameters are empty then; returns their bytes."""
+    freed = 0
+    for name, parameter in list(block.named_parameters()):
+        if not isinstance(parameter, DTensor):
+            continue
+        storage = parameter.to_local().untyped_storage()
+        freed += storage.nbytes()
+        storage.resize_(0)
+        module, _, leaf = name.rpartition(".")
+        empty = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        setattr(block.get_submodule(module), leaf, nn.Parameter(empty, requires_grad=False))
+    return freed
+
+
 def reshard(model: nn.Module) -> None:
     """Free the gathered weights that a forward pass without a backward pass leaves on every process."""
     for module in model.modules():

@@ -56,6 +56,8 @@ class SupervisedTrainer(Planned):
             skip_input_casts(model)
         on_cpu = self.args.device.type == "cpu"
         self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
+        if frozen_blocks is not None:
+            self.data_collator = frozen_blocks.expecting(self.data_collator)
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 
     def get_train_dataloader(self) -> DataLoaderShard:
@@ -193,11 +195,7 @@ class SupervisedTrainer(Planned):
         if self.frozen_blocks is None:
             return
         step: int = self.state.global_step
-        message: str | None = "frozen blocks: not cached; weights are sharded"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.frozen_blocks = None
-        else:
-            message = self._cache_frozen_blocks(self.frozen_blocks, step)
+        message = self._cache_frozen_blocks(self.frozen_blocks, step)
         if message:
             self._record({"step": step, "frozen_blocks": message})
 
@@ -212,8 +210,7 @@ class SupervisedTrainer(Planned):
             if end > step
         ]
         autocast = self.accelerator.autocast
-        with self.accelerator.local_main_process_first():
-            return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
+        return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
 
     def _rows_between(self, start: int, end: int) -> int:
         """Rows, for training and validation, that pass through the model in steps `start` to `end`."""
