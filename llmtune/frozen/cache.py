@@ -166,8 +166,7 @@ class FrozenBlocks:
     def _measure(self, decoder: StubbedDecoder) -> list[str]:
         """Drop outputs that a GPU computes faster than it gets them."""
         slower = find_slower(decoder, self._outputs)
-        for boundary in slower:
-            del self._outputs[boundary]
+        self._outputs = {boundary: reader for boundary, reader in self._outputs.items() if boundary not in slower}
         return list(slower.values())
 
     def _free_weights(self, decoder: StubbedDecoder, spans: list[Span]) -> list[str]:
@@ -177,8 +176,7 @@ class FrozenBlocks:
             return []
         self._freed = True
         freed = free_weights(decoder.blocks, floor)
-        each = " in each process" if decoder.sharded else ""
-        return [f"{number_of_bytes(freed)} of weights freed{each}"] if freed else []
+        return [f"{number_of_bytes(freed)} of weights freed"] if freed else []
 
     def enter(self, boundary: int) -> None:
         """Stub the blocks below a boundary, as far up as their outputs are cached; every other block computes."""

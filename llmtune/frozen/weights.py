@@ -14,17 +14,15 @@ def free_weights(blocks: Sequence[nn.Module], floor: int) -> int:
 
     Of a sharded model, the bytes of this process.
     """
+    if isinstance(blocks[0], FSDPModule):
+        return sum(free_shards(block) for block in blocks[:floor])
     freed = 0
     needed = {parameter.data_ptr() for block in blocks[floor:] for parameter in block.parameters()}
-    for block in blocks[:floor]:
-        if isinstance(block, FSDPModule):
-            freed += free_shards(block)
+    for parameter in (parameter for block in blocks[:floor] for parameter in block.parameters()):
+        # Quantized weights are small and of their own class; shared ones are still needed.
+        if type(parameter) is not nn.Parameter or parameter.data_ptr() in needed:
             continue
-        for parameter in block.parameters():
-            # Quantized weights are small and of their own class; shared ones are still needed.
-            if type(parameter) is not nn.Parameter or parameter.data_ptr() in needed:
-                continue
-            release_pages(parameter.data)
-            freed += parameter.numel() * parameter.element_size()
-            parameter.data = parameter.data.new_empty(0)
+        release_pages(parameter.data)
+        freed += parameter.numel() * parameter.element_size()
+        parameter.data = parameter.data.new_empty(0)
     return freed

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
@@ -31,6 +31,7 @@ from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
+from llmtune.model.sharded import prepare_to_shard, raise_to_fp32
 from llmtune.plan.schedule import Schedule
 from llmtune.training import checkpoint
 from llmtune.training import process as training_process
@@ -93,6 +94,26 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
         scheduler.step()
         optimizer.zero_grad()
     return {name: (p.full_tensor() if world > 1 else p).detach().contiguous() for name, p in tensors.items()}
+
+
+def reduction_gap(rank: int, world: int, prepares: bool) -> float:
+    """How far a sharded layer's gradient is from the mean of the processes' own, in bf16, relative in the norm."""
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(64, 64, bias=False), torch.randn(8, 64)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    if prepares:
+        prepare_to_shard(layer, plugin)
+        raise_to_fp32(layer.parameters())
+    own = []
+    for index in range(world):
+        weight = layer.weight.detach().bfloat16().requires_grad_(True)
+        nn.functional.linear(rows[index::world].bfloat16(), weight).float().square().sum().backward()
+        own.append(weight.grad.float())
+    fully_shard(layer, mesh=init_device_mesh("cpu", (world,)), mp_policy=plugin.mixed_precision_policy)
+    layer(rows[rank::world]).float().square().sum().backward()
+    mean = torch.stack(own).mean(0)
+    return float((layer.weight.grad.full_tensor() - mean).norm() / mean.norm())
 
 
 class _Meddle(TrainerCallback):
@@ -207,6 +228,13 @@ def fsdp2(folder: Path) -> None:
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 
+    copied: list[int] = []
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.nbytes)
+        return to_host(tensor)
+
+    to_host, torch.Tensor.cpu = torch.Tensor.cpu, copy
     PartialState.__init__ = disguised
     PartialState.destroy_process_group = lambda self: None  # the next run needs it
     for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
@@ -219,6 +247,7 @@ def fsdp2(folder: Path) -> None:
                 shutil.rmtree(late)
         dist.barrier()
         assert training_process.main([str(run)]) == 0
+    (folder / f"copied-{dist.get_rank()}.json").write_text(json.dumps(sum(copied)))
     dist.destroy_process_group()
 
 
@@ -236,6 +265,8 @@ def main(arguments: list[str]) -> None:
         result = steps(method, dist.get_rank(), dist.get_world_size())
         if dist.get_rank() == 0:
             save_file(result, out / f"{name}.safetensors")
+    gaps = [reduction_gap(dist.get_rank(), dist.get_world_size(), prepares) for prepares in (False, True)]
+    (out / "gaps.json").write_text(json.dumps(gaps))
     dist.destroy_process_group()
 
 

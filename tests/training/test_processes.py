@@ -61,6 +61,8 @@ def test_fsdp2_stages_and_lora_match_single_process(tmp_path: Path) -> None:
         assert set(alone) == set(sharded)
         for key, tensor in alone.items():
             torch.testing.assert_close(sharded[key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}")
+    by_accelerate, ours = json.loads((tmp_path / "gaps.json").read_text())
+    assert by_accelerate > 1e-3 > 1e-6 > ours, "gradients are summed in fp32"
 
 
 @pytest.mark.slow
@@ -157,6 +159,11 @@ def test_fsdp2_resume_matches_single_process(tmp_path: Path) -> None:
             prepare(recipe.load(file), tmp_path / side / name, 0)
         train(open_run(tmp_path / "alone" / name))
     two("fsdp2", str(tmp_path / "sharded"))
+    copied = [json.loads((tmp_path / "sharded" / f"copied-{rank}.json").read_text()) for rank in (0, 1)]
+    assert copied[1] < copied[0] / 100, "the second process copies no weights and no states of the optimizer"
+    log = (tmp_path / "sharded" / "cached" / "log.jsonl").read_text()
+    assert "frozen blocks: cached below block 1, 2" in log
+    assert "of weights freed" in log
     for name in SHARDED:
         run = tmp_path / "sharded" / name
         weights = next((run / "delta").glob("*.safetensors")).name
