@@ -189,10 +189,12 @@ class FrozenBlocks:
         if not self._freed:
             self.enter(0)
 
-    def select(self, rows: Sequence[int], tokens: int, rearrange: Rearrange | None = None) -> None:
+    def select(
+        self, rows: Sequence[int], tokens: int, device: torch.device, rearrange: Rearrange | None = None
+    ) -> None:
         """Choose the rows of the next forward pass, padded to `tokens` and rearranged by `rearrange`."""
         if self._boundary and self._decoder:
-            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, rearrange)
+            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, rearrange)
 
     def expect(self, rows: Sequence[int]) -> None:
         """Read the outputs of these rows ahead: their batch was made, and comes after those that were made before."""

@@ -73,12 +73,17 @@ def find_slower(decoder: StubbedDecoder, outputs: dict[int, OutputReader]) -> di
 
 
 def _timed(work: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    wait()
+    _finish(device)
     begin = clock()
     work()
-    wait()
+    _finish(device)
     return clock() - begin
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU was given to do."""
+    if device.type == "cuda":
+        torch.accelerator.synchronize(device)
 
 
 def _error(ours: torch.Tensor, full: torch.Tensor) -> float:

@@ -36,8 +36,8 @@ class _Slot:
     """The first token of each row in the buffer."""
     unused: set[int] = field(default_factory=set)
     """The rows that were not fetched yet; the buffer may be used again once there are none."""
-    reading: "Future[None] | None" = None
-    copied: "torch.cuda.Event | None" = None
+    reading: Future[None] | None = None
+    copied: torch.Event | None = None
     """Passes on the device once the rows were copied from the buffer."""
 
 
@@ -51,7 +51,7 @@ class OutputReader:
         self._stored, self._device = stored, device
         self.ahead = reads_ahead(device) if ahead is None else ahead
         self._pinned = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.Stream(device) if device.type == "cuda" else None
         self._slots = [_Slot(self._allocate(0)) for _ in range(SLOTS)] if self.ahead else []
         self._expected: deque[tuple[int, ...]] = deque()
         self._thread = ThreadPoolExecutor(1, "read-ahead") if self.ahead else None
@@ -160,17 +160,17 @@ class OutputReader:
         if self._stream is None:
             yield
         else:
-            with torch.cuda.stream(self._stream):
+            with self._stream:
                 yield
 
-    def _hand_over(self, outputs: torch.Tensor) -> "torch.cuda.Event | None":
+    def _hand_over(self, outputs: torch.Tensor) -> torch.Event | None:
         """Let what computes wait for the copies; gives the event that passes with the last one."""
         if self._stream is None:
             return None
         copied = self._stream.record_event()
-        computing = torch.cuda.current_stream(self._device)
+        computing = torch.accelerator.current_stream(self._device)
         computing.wait_event(copied)
-        outputs.record_stream(computing)  # it was allocated beside it, and is freed by it
+        outputs.record_stream(computing)  # its memory was allocated beside it, and is freed by it
         return copied
 
 

@@ -65,10 +65,15 @@ class StubbedDecoder:
             _set_forward(block, self._return_cached if index < cached else self._return_input if skipped else None)
 
     def set_cached(
-        self, stored: OutputReader, rows: Sequence[int], tokens: int, rearrange: Rearrange | None = None
+        self,
+        stored: OutputReader,
+        rows: Sequence[int],
+        tokens: int,
+        device: torch.device,
+        rearrange: Rearrange | None = None,
     ) -> None:
         """Let stubs return the stored outputs of these rows, padded to `tokens`, rearranged by `rearrange`."""
-        outputs = stored.fetch(rows, tokens)
+        outputs = stored.fetch(rows, tokens).to(device)
         self._cached = rearrange(outputs) if rearrange else outputs
 
     def inspect(self, first_only: bool) -> str | None:
@@ -119,7 +124,7 @@ class StubbedDecoder:
             ids[index, : lengths[index]] = torch.tensor(self._rows[row])
             mask[index, : lengths[index]] = 1
         if stored is not None:
-            self.set_cached(stored, rows, max(lengths))
+            self.set_cached(stored, rows, max(lengths), device)
         training = self.inner.training
         self.inner.eval()
         with self._autocast():

@@ -56,7 +56,7 @@ def raise_to_fp32(tensors: Iterable[nn.Parameter]) -> None:
     """
     for tensor in tensors:
         if tensor.dtype != torch.float32:
-            swap_tensors(tensor, nn.Parameter(tensor.detach().float()))
+            swap_tensors(tensor, nn.Parameter(tensor.detach().float()))  # type: ignore[no-untyped-call]
         tensor.requires_grad_(True)
 
 

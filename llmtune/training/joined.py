@@ -88,7 +88,7 @@ class RowJoiner:
     def _select_cached(self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None) -> None:
         """Let cached outputs stand in for the frozen blocks of these rows of ids (B, T), joined or padded."""
         if self._frozen_blocks is not None and index is not None:
-            self._frozen_blocks.select(index, ids.shape[1], rows.joined if rows else None)
+            self._frozen_blocks.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
 
 
 def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

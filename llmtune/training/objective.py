@@ -46,6 +46,8 @@ class SupervisedTrainer(Planned):
         self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, grouped: bool = False, **arguments: Any
     ) -> None:
         """`grouped` puts rows of like length into one batch; `arguments` go to Planned."""
+        if frozen_blocks is not None:
+            arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
         self.frozen_blocks, self._grouped = frozen_blocks, grouped
         self._cached_before: list[int] | None = None
@@ -56,8 +58,6 @@ class SupervisedTrainer(Planned):
             skip_input_casts(model)
         on_cpu = self.args.device.type == "cpu"
         self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
-        if frozen_blocks is not None:
-            self.data_collator = frozen_blocks.expecting(self.data_collator)
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 
     def get_train_dataloader(self) -> DataLoaderShard:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -29,6 +30,7 @@ from llmtune.adapters import lora_starts
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
+from llmtune.files import fingerprint
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
 from llmtune.model.sharded import prepare_to_shard, raise_to_fp32
@@ -108,12 +110,13 @@ def reduction_gap(rank: int, world: int, prepares: bool) -> float:
     own = []
     for index in range(world):
         weight = layer.weight.detach().bfloat16().requires_grad_(True)
-        nn.functional.linear(rows[index::world].bfloat16(), weight).float().square().sum().backward()
-        own.append(weight.grad.float())
+        loss = nn.functional.linear(rows[index::world].bfloat16(), weight).float().square().sum()
+        own.append(torch.autograd.grad(loss, weight)[0].float())
     fully_shard(layer, mesh=init_device_mesh("cpu", (world,)), mp_policy=plugin.mixed_precision_policy)
-    layer(rows[rank::world]).float().square().sum().backward()
-    mean = torch.stack(own).mean(0)
-    return float((layer.weight.grad.full_tensor() - mean).norm() / mean.norm())
+    torch.autograd.backward(layer(rows[rank::world]).float().square().sum())
+    mean, gradient = torch.stack(own).mean(0), layer.weight.grad
+    assert isinstance(gradient, DTensor)
+    return float((gradient.full_tensor() - mean).norm() / mean.norm())
 
 
 class _Meddle(TrainerCallback):
@@ -148,15 +151,15 @@ def train(out: Path) -> None:
 def counted(facts: dict[str, Any]) -> Iterator[None]:
     """Note bytes that DDP sends in each backward pass, files that are hashed, and layers whose start is computed."""
     facts |= {"reduced": [], "hashed": [], "starts": 0}
-    wrap, hash_file, start = DistributedDataParallel.__init__, checkpoint.fingerprint, lora_starts._STARTS["pissa"]
+    wrap, hash_file, start = DistributedDataParallel.__init__, fingerprint, lora_starts._STARTS["pissa"]
 
     def wrapped(self: DistributedDataParallel, *arguments: Any, **named: Any) -> None:
         wrap(self, *arguments, **named)
-        self.register_comm_hook(None, reduce)
+        self.register_comm_hook(dist.group.WORLD, reduce)
 
-    def reduce(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def reduce(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         facts["reduced"][-1] += bucket.buffer().nbytes
-        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+        return default_hooks.allreduce_hook(group, bucket)
 
     def hashed(path: Path) -> dict[str, Any]:
         facts["hashed"].append(path.name)
@@ -188,7 +191,8 @@ def staged(out: Path) -> None:
     """Train in stages and once more from the middle of one, start PiSSA; write what was counted in this process."""
     facts: dict[str, Any] = {}
     join_processes()
-    facts["timeout"] = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    group: Any = dist.group.WORLD
+    facts["timeout"] = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     settings: dict[str, Any] = {"ddp_backend": "gloo", "optim": "sgd", "save_strategy": "steps", "save_steps": 1}
     with counted(facts):
         for name, resume in (("whole", None), ("resumed", out / "whole" / "step-000003")):
@@ -228,13 +232,13 @@ def fsdp2(folder: Path) -> None:
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 
-    copied: list[int] = []
+    copied, to_host = list[int](), torch.Tensor.cpu
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         copied.append(tensor.nbytes)
         return to_host(tensor)
 
-    to_host, torch.Tensor.cpu = torch.Tensor.cpu, copy
+    setattr(torch.Tensor, "cpu", copy)  # noqa: B010 - no type checker takes the other way
     PartialState.__init__ = disguised
     PartialState.destroy_process_group = lambda self: None  # the next run needs it
     for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
