@@ -92,7 +92,7 @@ class OutputReader:
     def fetch(self, rows: Sequence[int], tokens: int) -> torch.Tensor:
         """Outputs (B, tokens, H) on the device, zeros on padding.
 
-        Valid until the next call where nothing is read ahead: it then uses the same memory.
+        What is not read ahead is valid until the next call, which uses the same memory.
         """
         with self._lock:
             slot = None if self._kept else self._slot_with(set(rows))
