@@ -17,6 +17,16 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gather_to_host(tensors: dict[str, nn.Parameter], first: bool) -> dict[str, torch.Tensor]:
+    """Full copies in fp32 in memory of the host, in the `first` process alone, though every process must call this."""
+    copies = {}
+    for name, tensor in tensors.items():
+        full = gather(tensor.detach())
+        if first:
+            copies[name] = full.cpu().float().contiguous()
+    return copies
+
+
 def shard_like(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A copy of this process's shard of a full tensor, sharded as `like` is; any tensor as it is if `like` is not.
 

@@ -49,7 +49,8 @@ def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[P
     """
     if first:
         _remove_unfinished(checkpoint.parent)
-        _check_room(checkpoint.parent, size)
+    if lack := processes.broadcast(_lack_of_room(checkpoint.parent, size) if first else None):
+        raise MachineError(lack)
     try:
         with _written(checkpoint, first) as partial:
             yield partial
@@ -69,13 +70,14 @@ def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Opti
     )
 
 
-def _check_room(folder: Path, size: int) -> None:
-    """Raise MachineError where a folder has no room for `size` bytes."""
+def _lack_of_room(folder: Path, size: int) -> str | None:
+    """What a folder's disk lacks for `size` bytes, in words; None where there is room."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if free < size:
-        need = f"a checkpoint takes about {number_of_bytes(size)}, and {number_of_bytes(free)} are free"
-        raise MachineError(f"{folder}: {need}; free some, or lower train.keep")
+    if free >= size:
+        return None
+    need = f"a checkpoint takes about {number_of_bytes(size)}, and {number_of_bytes(free)} are free"
+    return f"{folder}: {need}; free some, or lower train.keep"
 
 
 @contextmanager
@@ -161,11 +163,13 @@ def load_state(checkpoint: Path, tensors: dict[str, nn.Parameter]) -> dict[str, 
 
     Raises TrainingError where the names differ.
     """
-    stored = load_file(checkpoint / TENSORS)
+    stored = load_file(checkpoint / TENSORS)  # mapped: each process reads its shards alone
     if set(stored) != set(tensors):
         raise TrainingError(f"{checkpoint}: its tensors are not those that this recipe trains; start a new run")
-    for name, tensor in stored.items():
-        tensors[name].copy_(shard_like(tensors[name], tensor))
+    with working("reading the trained weights", len(stored), "tensors", on_terminal=False) as step:
+        for name, tensor in stored.items():
+            tensors[name].copy_(shard_like(tensors[name], tensor))
+            step()
     objective: dict[str, Any] = read_json(checkpoint / OBJECTIVE)
     return objective
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances, unwrap
-from llmtune.model.sharded import gather, prepare_to_shard, raise_to_fp32, warm_up_dtypes
+from llmtune.model.sharded import gather_to_host, prepare_to_shard, raise_to_fp32, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
 from llmtune.training import checkpoint as checkpoints
@@ -177,12 +177,7 @@ class Planned(Trainer):
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
-        state = {}
-        for name, tensor in self.current_tensors().items():
-            full = gather(tensor.detach())
-            if self.args.process_index == 0:
-                state[name] = full.cpu().float().contiguous()
-        return state
+        return gather_to_host(self.current_tensors(), self.args.process_index == 0)
 
     # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
 
@@ -218,10 +213,11 @@ class Planned(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_fsdp_enabled:
-            checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        with working("reading the optimizer's states", on_terminal=False):
+            if checkpoint is not None and self.is_fsdp_enabled:
+                checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
 
 class _PlanCallback(TrainerCallback):
