@@ -123,7 +123,9 @@ class FrozenBlocks:
         keep_in_memory([self._outputs[boundary] for boundary in reversed(self.kept)])
         notes += self._check(decoder)
         if not (policy.always or policy.offloaded or before is not None):
-            notes += self._measure(decoder)
+            slower = find_slower(decoder, self._outputs)
+            self._outputs = {boundary: reader for boundary, reader in self._outputs.items() if boundary not in slower}
+            notes += slower.values()
         return _summary(set(self.kept) - complete, set(self.kept) & complete, size, policy, notes)
 
     def _build(self, decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int) -> list[str]:
@@ -162,12 +164,6 @@ class FrozenBlocks:
             del self._outputs[boundary]
             notes.append(f"{line}: not used")
         return notes
-
-    def _measure(self, decoder: StubbedDecoder) -> list[str]:
-        """Drop outputs that a GPU computes faster than it gets them."""
-        slower = find_slower(decoder, self._outputs)
-        self._outputs = {boundary: reader for boundary, reader in self._outputs.items() if boundary not in slower}
-        return list(slower.values())
 
     def _free_weights(self, decoder: StubbedDecoder, spans: list[Span]) -> list[str]:
         """Free the weights of blocks that no coming stage runs; the result is made of what trained, not of them."""
