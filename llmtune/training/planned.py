@@ -110,7 +110,7 @@ class Planned(Trainer):
         """Let what requires a gradient be what DDP is to reduce at first, and under FSDP nothing."""
         if self.is_fsdp_enabled:
             prepare_to_shard(self.model, self.accelerator.state.fsdp_plugin)
-        elif self.args.world_size > 1:
+        elif self.args.world_size > 1 and self.state.max_steps > 0:
             tensors, schedule = self.current_tensors(), self._make_schedule(self.state.max_steps)
             freeze_to_stage(tensors, self.distance, schedule, self.state.global_step)
             self._reduced = {name for name, tensor in tensors.items() if tensor.requires_grad}
