@@ -11,7 +11,6 @@ from transformers import TrainingArguments
 
 from llmtune.data.encode import Example
 from llmtune.model.base import computes_bf16
-from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from llmtune.training.plan_table import split_batch
@@ -26,9 +25,7 @@ OPTIMIZERS = {
 }
 
 
-def training_arguments(
-    recipe: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool
-) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validates: bool) -> TrainingArguments:
     """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
     size, passes = split_batch(recipe.train, world)
     every = math.ceil(recipe.train.save_every * steps)
@@ -46,7 +43,7 @@ def training_arguments(
         seed=recipe.train.seed,
         gradient_checkpointing=recipe.train.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=plan.staged,
+        ddp_find_unused_parameters=False,  # it is wrapped anew where other tensors train
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=every,

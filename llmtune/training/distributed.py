@@ -1,7 +1,6 @@
 """Whether the processes and the engine that `accelerate launch` set up can do what the recipe asks."""
 
 import os
-from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -9,6 +8,7 @@ from accelerate.utils import DistributedType
 
 from llmtune.errors import FieldError, MachineError
 from llmtune.launch.command import WORLD
+from llmtune.machine import processes
 from llmtune.model.base import computes_bf16
 from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
@@ -21,7 +21,9 @@ _UNSHARDABLE = {
 
 def join_processes() -> PartialState:
     """This process among those that were launched; the others wait for one that prepares a run or fills a cache."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=processes.PATIENCE)
+    processes.join()
+    return state
 
 
 def check_world(recipe: Recipe, state: PartialState) -> None:

@@ -45,6 +45,8 @@ class SupervisedTrainer(Planned):
         self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, grouped: bool = False, **arguments: Any
     ) -> None:
         """`grouped` puts rows of like length into one batch; `arguments` go to Planned."""
+        if frozen_blocks is not None:
+            arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
         self.frozen_blocks, self._grouped = frozen_blocks, grouped
         self._cached_before: list[int] | None = None
@@ -189,11 +191,7 @@ class SupervisedTrainer(Planned):
         if self.frozen_blocks is None:
             return
         step: int = self.state.global_step
-        message: str | None = "frozen blocks: not cached; weights are sharded"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.frozen_blocks = None
-        else:
-            message = self._cache_frozen_blocks(self.frozen_blocks, step)
+        message = self._cache_frozen_blocks(self.frozen_blocks, step)
         if message:
             self._record({"step": step, "frozen_blocks": message})
 
@@ -208,8 +206,7 @@ class SupervisedTrainer(Planned):
             if end > step
         ]
         autocast = self.accelerator.autocast
-        with self.accelerator.local_main_process_first():
-            return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
+        return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
 
     def _rows_between(self, start: int, end: int) -> int:
         """Rows, for training and validation, that pass through the model in steps `start` to `end`."""

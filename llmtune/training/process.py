@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 
 from llmtune import terminal
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.launch.ending import less_memory, resume_words
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.process import EXIT_FILE, report_failure
+from llmtune.machine import processes
 from llmtune.recipe import load as load_recipe
 from llmtune.run import Run, open_run
 from llmtune.training.distributed import join_processes
@@ -109,7 +109,7 @@ def _first_on_each_machine(run: Run) -> Iterator[bool]:
 def _raise_in_every_process(failure: LlmtuneError | None) -> None:
     """Wait for all processes and raise the first failure among them, if there is one, in each."""
     # A process that waits for one that is gone would print a traceback over the one line that says what is wrong.
-    answers = gather_object([(str(failure), failure.exit_code) if failure else None])
+    answers = processes.gather((str(failure), failure.exit_code) if failure else None)
     for message, code in filter(None, answers):
         error = LlmtuneError(message)
         error.exit_code = code
