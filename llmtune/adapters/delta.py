@@ -47,6 +47,12 @@ def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Pa
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
 
 
+def tensor_names(delta: Path) -> set[str]:
+    """Return the names of the tensors in a delta without an adapter."""
+    with safe_open(delta / TENSORS, framework="pt") as stored:
+        return set(stored.keys())
+
+
 def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
     """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many."""
     if (delta / TENSORS).is_file():
@@ -57,7 +63,8 @@ def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftMod
         if spec.registered_by:
             importlib.import_module(spec.registered_by)
     try:
-        tuned = PeftModel.from_pretrained(model, str(delta))
+        # Without a device, PEFT reads the adapter onto a GPU that is there, whatever the model computes on.
+        tuned = PeftModel.from_pretrained(model, str(delta), torch_device=str(model.device))
     except RuntimeError as error:  # torch's error for tensors of other shapes
         raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
     stored = load_file(delta / ADAPTER)

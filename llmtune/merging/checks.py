@@ -4,17 +4,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import MachineError, ProofError
+from llmtune.inference.placement import linear_layers
+from llmtune.machine.device import free_bytes
 from llmtune.merging.proof import logits, probes
-from llmtune.model.base import Base, build_skeleton, load_model, model_facts
-from llmtune.model.quantize import split_linear_layers
+from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+
+CPU = torch.device("cpu")
+LESS_MEMORY = "free some memory, merge on a larger machine, or go without with merge.enabled: false"
 
 
 def count_weights(base: Base) -> int:
@@ -49,17 +54,26 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def compare_with_4bit(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
-    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base."""
+def check_memory(run: Run, weights: int) -> None:
+    """Raise MachineError if this machine has too little free memory for that many numbers in fp32."""
+    needed, free = 4 * weights, free_bytes(CPU)
+    if free < needed:
+        lack = f"merging holds the model in float32, {size(needed)}, and {size(free)} of memory is free"
+        raise MachineError(f"{lack}; {LESS_MEMORY}; what was trained is safe in {run.delta}")
+
+
+def compare_with_4bit(run: Run, settings: Recipe, base: Base, original: torch.Tensor) -> dict[str, Any]:
+    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base.
+
+    `original` are the logits of the delta on the original base. All is computed on the CPU, one model at a time.
+    """
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in probes(settings)]
-    skeleton = build_skeleton(base)
-    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
-    _, keep = split_linear_layers(skeleton, plan, adapted)
-    trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
-    back: Any = load_model(base, keep=keep).dequantize()
-    candidates = {"original": load_model(base), "dequantized": back.float()}
-    gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
+    _, keep = linear_layers(settings, build_skeleton(base))
+    trained = logits(load_delta(load_model(base, keep=keep, device=CPU), run.delta), ids)
+    back: Any = load_model(base, keep=keep, device=CPU).dequantize()
+    dequantized = logits(load_delta(back.float(), run.delta), ids)
+    gaps = {"original": (original - trained).abs(), "dequantized": (dequantized - trained).abs()}
     return {
         "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
         "merged_into": "original",

@@ -45,8 +45,10 @@ with torch.inference_mode():
     if epsilon:
         torch.manual_seed(0)
         for weight in model.parameters():
-            half = torch.exp2(torch.frexp(weight).exponent) * epsilon / 4 * (weight != 0)
-            weight += half * (2 * torch.rand_like(weight) - 1)
+            weight = torch.atleast_1d(weight)
+            for part in weight.split(max(1, 2**20 * len(weight) // max(1, weight.numel()))):
+                half = torch.exp2(torch.frexp(part).exponent) * epsilon / 4 * (part != 0)
+                part += half * (2 * torch.rand_like(part) - 1)
         logits["jittered"] = model(input_ids=batch, attention_mask=mask.long()).logits[mask]
 save_file(logits, out)
 mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
