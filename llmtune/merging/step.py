@@ -180,7 +180,7 @@ def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
             raise ProofError(
                 f"{adapted[0]} is adapted, but embedding and head are one matrix in this model; adapt other layers"
             )
-    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    merged: PreTrainedModel = tuned.merge_and_unload()
     return merged.eval()
 
 
