@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from llmtune.errors import MachineError
+from llmtune.errors import FullMemoryError
 from llmtune.machine.device import free_bytes, run_device
 from llmtune.model.base import Base, build_skeleton, computes_bf16, load_config, load_model, model_facts
 from llmtune.model.check import stored_quantization
@@ -41,7 +41,7 @@ def on_cpu(recipe: Recipe) -> bool:
 def place(recipe: Recipe, base: Base) -> Placement:
     """Choose device, dtype and form of a recipe's base, by what is free on the device.
 
-    Raises MachineError, before any weight is read, for a base that does not fit in any form that the run allows.
+    Raises FullMemoryError, before any weight is read, for a base that does not fit in any form that the run allows.
     """
     device = run_device(on_cpu(recipe))
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
@@ -52,12 +52,13 @@ def place(recipe: Recipe, base: Base) -> Placement:
         return Placement(device, dtype, is_4bit=False)
     width = f"{dtype.itemsize * 8} bits"
     if not may_be_4bit:
-        raise MachineError(_too_large(base, device, f"{size(whole)} in {width}", free))
+        raise FullMemoryError(_too_large(base, device, f"{size(whole)} in {width}", free))
     least = _4bit_bytes(recipe, base, stored, dtype)
     if least > free:
-        raise MachineError(_too_large(base, device, f"{size(least)} in 4 bits", free))
-    note = f"the base takes {size(whole)} in {width} and {size(free)} is free on {device}"
-    return Placement(device, dtype, is_4bit=True, note=f"{note}, so the 4-bit base of the training answers")
+        raise FullMemoryError(_too_large(base, device, f"{size(least)} in 4 bits", free))
+    needed = f"the base takes {size(whole)} in {width} and answers {size(ROOM)} more"
+    note = f"{needed}, and {size(free)} is free on {device}, so the 4-bit base of the training answers"
+    return Placement(device, dtype, is_4bit=True, note=note)
 
 
 def load_placed(base: Base, recipe: Recipe, placement: Placement) -> PreTrainedModel:

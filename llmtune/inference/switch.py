@@ -28,10 +28,10 @@ def load_switchable(model: PreTrainedModel, delta: Path) -> tuple[PreTrainedMode
 
 
 class WaitingTensors:
-    """The values of some parameters that are not in the model now: beside it, or on the host."""
+    """The values of some parameters that are not in the model now: beside it on its device, or on the host."""
 
-    def __init__(self, waiting: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
-        self._waiting = waiting
+    def __init__(self, waiting: list[tuple[torch.nn.Parameter, torch.Tensor]], beside: bool) -> None:
+        self._waiting, self._beside = waiting, beside
 
     @contextlib.contextmanager
     def exchanged(self) -> Iterator[None]:
@@ -46,23 +46,26 @@ class WaitingTensors:
     def _exchange(self) -> None:
         for index, (parameter, other) in enumerate(self._waiting):
             now = parameter.data
-            if other.device == now.device:
+            if self._beside:
                 parameter.data = other
             else:
-                now = now.to(other.device, copy=True)
+                now = now.to("cpu", copy=True)
                 parameter.copy_(other)
             self._waiting[index] = (parameter, now)
 
 
 def _set_aside(parameters: list[torch.nn.Parameter]) -> WaitingTensors:
-    """Take the values of parameters aside, which may then be written over; on a full GPU they go to the host."""
-    if not parameters:
-        return WaitingTensors([])
-    device = parameters[0].device
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    if device.type != "cpu" and 2 * needed > free_bytes(device):
-        return WaitingTensors([(parameter, parameter.data.cpu()) for parameter in parameters])
+    """Take the values of parameters aside, which may then be written over; from a full GPU they go to the host."""
+    if not _fits_twice(parameters):
+        return WaitingTensors([(parameter, parameter.data.to("cpu", copy=True)) for parameter in parameters], False)
     waiting = [(parameter, parameter.data) for parameter in parameters]
     for parameter, _ in waiting:
         parameter.data = torch.empty_like(parameter.data)
-    return WaitingTensors(waiting)
+    return WaitingTensors(waiting, beside=True)
+
+
+def _fits_twice(parameters: list[torch.nn.Parameter]) -> bool:
+    """Whether values of their own, for all of these, fit beside them and leave as much room again."""
+    devices = {parameter.device for parameter in parameters}
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return all(device.type == "cpu" or 2 * needed <= free_bytes(device) for device in devices)

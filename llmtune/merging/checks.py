@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import MachineError, ProofError
+from llmtune.errors import FullMemoryError, MachineError, ProofError
 from llmtune.inference.placement import linear_layers
 from llmtune.machine.device import free_bytes
 from llmtune.merging.proof import logits, probes
@@ -54,12 +54,12 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def check_memory(run: Run, weights: int) -> None:
-    """Raise MachineError if this machine has too little free memory for that many numbers in fp32."""
+def check_memory(weights: int) -> None:
+    """Raise FullMemoryError if this machine has too little free memory for that many numbers in fp32."""
     needed, free = 4 * weights, free_bytes(CPU)
     if free < needed:
         lack = f"merging holds the model in float32, {size(needed)}, and {size(free)} of memory is free"
-        raise MachineError(f"{lack}; {LESS_MEMORY}; what was trained is safe in {run.delta}")
+        raise FullMemoryError(f"{lack}; {LESS_MEMORY}")
 
 
 def compare_with_4bit(run: Run, settings: Recipe, base: Base, original: torch.Tensor) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def merge(run: Run) -> dict[str, Any]:
         weights = count_weights(base)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
-        check_memory(run, weights)
+        check_memory(weights)
     less_memory = f"merging holds the model in float32, {size(4 * weights)}; {LESS_MEMORY}"
     with lacks_named("merge", less_memory), working("merging"):
         facts = _replace_merged(run, settings, base)

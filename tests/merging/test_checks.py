@@ -13,7 +13,8 @@ import torch
 
 from llmtune import recipe, working
 from llmtune.errors import MachineError, ProofError
-from llmtune.merging import proof, step
+from llmtune.launch.guard import guarded_step
+from llmtune.merging import checks, proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
 from llmtune.model.files.locate import locate_base
@@ -58,6 +59,25 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
         merge(run)
 
 
+def test_refuses_too_little_memory_before_any_work(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs.trained(tmp_path)
+    monkeypatch.setattr(step, "load_model", refuse)
+    needed = 4 * count_weights(locate_base(run.recipe().model))
+    monkeypatch.setattr(checks, "free_bytes", lambda device: needed - 1)
+    words = (
+        r"^merging holds the model in float32, 108 kB, and 108 kB of memory is free; free .* merge.enabled: false; "
+        r"training is safe in .*delta; continue with: llmtune run "
+    )
+    with pytest.raises(MachineError, match=words), guarded_step(run, "merge"):
+        merge(run)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
+    with pytest.raises(AssertionError, match="work began"):
+        merge(run)
+
+
 def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +97,10 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
-        (MemoryError(), r"merge: memory is full; merging holds the model in float32, [\d.]+ kB"),
+        (
+            MemoryError(),
+            r"merge: out of memory: .*; merging holds the model in float32, [\d.]+ kB; .* merge.enabled: f",
+        ),
     ],
 )
 def test_lack_while_writing_is_one_line_and_leaves_nothing(
