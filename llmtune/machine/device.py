@@ -29,7 +29,9 @@ def free_bytes(device: "torch.device") -> int:
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for its next tensors is not free for others, but for this process.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
         free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()) + _cached_files())
