@@ -53,10 +53,13 @@ def tensor_names(delta: Path) -> set[str]:
         return set(stored.keys())
 
 
-def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
-    """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many."""
+def load_delta(model: PreTrainedModel, delta: Path, as_stored: bool = False) -> PreTrainedModel | PeftModel:
+    """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many.
+
+    Trained tensors take the base's dtype, but with `as_stored` keep their own.
+    """
     if (delta / TENSORS).is_file():
-        return _load_tensors(model, delta / TENSORS)
+        return _load_tensors(model, delta / TENSORS, as_stored)
     if not (delta / ADAPTER).is_file():
         raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
     for spec in KINDS.values():
@@ -76,7 +79,7 @@ def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftMod
     return tuned.eval()
 
 
-def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+def _load_tensors(model: PreTrainedModel, file: Path, as_stored: bool) -> PreTrainedModel:
     parameters = dict(model.named_parameters())
     with safe_open(file, framework="pt") as stored, torch.no_grad():
         names = set(stored.keys())
@@ -87,7 +90,10 @@ def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
                 raise ProofError(
                     f"{file}: {name} has shape {list(tensor.shape)}, the base {list(parameters[name].shape)}"
                 )
-            parameters[name].copy_(tensor)
+            if as_stored:
+                parameters[name].data = tensor
+            else:
+                parameters[name].copy_(tensor)
     return model.eval()
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import BASE, load_delta
@@ -14,10 +12,11 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, remove_leftovers, write_folder, write_json
 from llmtune.machine.memory import trim_heap
+from llmtune.merging.adding import add_delta, fp32_logits, load_compact
 from llmtune.merging.checks import LESS_MEMORY, check_disk, check_memory, compare_with_4bit, count_weights, headers
 from llmtune.merging.digests import digests
-from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
-from llmtune.model.base import Base, load_config, load_model
+from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
+from llmtune.model.base import Base, load_config
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
@@ -97,21 +96,20 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
     texts = probes(settings)
     ids = [tokenizer(text).input_ids for text in texts]
     with working("loading the base model"):
-        weights = _load_base(base)
-        untuned = logits(weights, ids)
+        _refuse_quantized(base)
+        weights, untuned = load_compact(base, ids)
     before = digests(weights, dtype, "the base")
     with working("loading the delta"):
-        tuned = load_delta(weights, run.delta)
-        live = logits(tuned, ids)
+        tuned = load_delta(weights, run.delta, as_stored=True)
+        live = fp32_logits(tuned, ids)
     if not torch.isfinite(live).all():
         raise ProofError(f"{run.delta}: the tuned model's logits are not finite; train again at a lower rate")
     scale = float(live.abs().max())
     fp32_bound = max(_FP32_BOUND[0], _FP32_BOUND[1] * scale)
     with working("adding the delta to the weights"):
-        merged = add_adapter(tuned)
-        in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
-        round_weights(merged, dtype)
-        rounded = logits(merged, ids)
+        merged, exact = add_delta(tuned, dtype, ids)
+        in_memory = within("adding the delta to the weights", exact, live, fp32_bound)
+        rounded = fp32_logits(merged, ids)
     changed = sum(before[name] != digest for name, digest in digests(merged, dtype, "the merged model").items())
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
@@ -159,36 +157,10 @@ def _check_base(delta: Path, base: Base) -> None:
         )
 
 
-def _load_base(base: Base) -> PreTrainedModel:
-    """Load the base in fp32; raises ProofError for one that is stored quantized."""
+def _refuse_quantized(base: Base) -> None:
+    """Raise ProofError for a base that is stored quantized."""
     if stored_quantization(load_config(base)) is not None:
         raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
-    return load_model(base)
-
-
-def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Add the adapter to the weights; raises ProofError if it adapts one of two tied matrices."""
-    if not isinstance(tuned, PeftModel):
-        return tuned
-    base = tuned.get_base_model()
-    if base.config.get_text_config().tie_word_embeddings:
-        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
-        adapted = [
-            name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
-        ]
-        if adapted:
-            raise ProofError(
-                f"{adapted[0]} is adapted, but embedding and head are one matrix in this model; adapt other layers"
-            )
-    merged: PreTrainedModel = tuned.merge_and_unload()
-    return merged.eval()
-
-
-def round_weights(weights: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round every weight to `dtype` in place and keep it in fp32."""
-    with torch.no_grad():
-        for tensor in weights.parameters():
-            tensor.copy_(tensor.to(dtype))
 
 
 def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
