@@ -11,6 +11,7 @@ from llmtune.adapters.delta import load_delta
 from llmtune.errors import FullMemoryError, MachineError, ProofError
 from llmtune.inference.placement import linear_layers
 from llmtune.machine.device import free_bytes
+from llmtune.merging.compact import units
 from llmtune.merging.proof import logits, probes
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.tokens import load_tokenizer
@@ -19,6 +20,8 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 CPU = torch.device("cpu")
+_WIDE = 8
+"""Bytes for each number of the largest part of a model, of which two copies in fp32 exist at a time."""
 LESS_MEMORY = "free some memory, merge on a larger machine, or go without with merge.enabled: false"
 
 
@@ -54,12 +57,19 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def check_memory(weights: int) -> None:
-    """Raise FullMemoryError if this machine has too little free memory for that many numbers in fp32."""
-    needed, free = 4 * weights, free_bytes(CPU)
+def memory_words(base: Base, weights: int, dtype: str) -> tuple[int, str]:
+    """Return the bytes of memory that merging so many numbers takes, and what for."""
+    itemsize = getattr(torch, dtype).itemsize
+    largest = max(sum(one.numel() for one in unit.parameters()) for unit in units(build_skeleton(base)))
+    needed = weights * itemsize + _WIDE * largest
+    return needed, f"merging holds the weights in {dtype} and a block of them in float32, {size(needed)}"
+
+
+def check_memory(needed: int, words: str) -> None:
+    """Raise FullMemoryError if this machine has less memory free than merging takes."""
+    free = free_bytes(CPU)
     if free < needed:
-        lack = f"merging holds the model in float32, {size(needed)}, and {size(free)} of memory is free"
-        raise FullMemoryError(f"{lack}; {LESS_MEMORY}")
+        raise FullMemoryError(f"{words}, and {size(free)} of memory is free; {LESS_MEMORY}")
 
 
 def compare_with_4bit(run: Run, settings: Recipe, base: Base, original: torch.Tensor) -> dict[str, Any]:

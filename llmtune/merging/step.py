@@ -13,7 +13,15 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, remove_leftovers, write_folder, write_json
 from llmtune.machine.memory import trim_heap
 from llmtune.merging.adding import add_delta, fp32_logits, load_compact
-from llmtune.merging.checks import LESS_MEMORY, check_disk, check_memory, compare_with_4bit, count_weights, headers
+from llmtune.merging.checks import (
+    LESS_MEMORY,
+    check_disk,
+    check_memory,
+    compare_with_4bit,
+    count_weights,
+    headers,
+    memory_words,
+)
 from llmtune.merging.digests import digests
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
 from llmtune.model.base import Base, load_config
@@ -56,9 +64,9 @@ def merge(run: Run) -> dict[str, Any]:
         weights = count_weights(base)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
-        check_memory(weights)
-    less_memory = f"merging holds the model in float32, {size(4 * weights)}; {LESS_MEMORY}"
-    with lacks_named("merge", less_memory), working("merging"):
+        needed, words = memory_words(base, weights, settings.merge.dtype)
+        check_memory(needed, words)
+    with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base)
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
@@ -116,7 +124,7 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
     with working(f"writing the merged weights in {name}"):
         save_folder(merged.to(dtype), base.folder, folder, name)
     del weights, tuned, merged
-    trim_heap()  # the fresh process holds the model in fp32 again
+    trim_heap()
     reloaded = _reload(folder, texts, dtype, tokenizer)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
     bound = fp32_bound if dtype == torch.float32 else rounding_bound

@@ -137,15 +137,16 @@ def test_names_task_that_lm_eval_cannot_score(tmp_path: Path, keys: dict[str, An
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("part", ["greedy", "answer_losses", "load_placed"])
 @pytest.mark.parametrize(
-    "error",
+    ("part", "error"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
+        ("greedy", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+        (
+            "answer_losses",
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        ),
+        ("load_placed", MemoryError()),
     ],
-    ids=lambda error: type(error).__name__,
 )
 def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
