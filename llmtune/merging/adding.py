@@ -3,6 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
@@ -18,8 +19,8 @@ from llmtune.model.files.stored import stored_tensors
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-Ids = list[list[int]]
-Tuned = PreTrainedModel | PeftModel
+Ids: TypeAlias = list[list[int]]
+Tuned: TypeAlias = PreTrainedModel | PeftModel
 
 
 def load_compact(base: Base, ids: Ids) -> tuple[PreTrainedModel, torch.Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from transformers import AutoModelForCausalLM
 
 from llmtune.cli import speakers
 from llmtune.cli.speakers import Sampling
@@ -17,9 +18,9 @@ from llmtune.inference.placement import load_placed, place
 from llmtune.machine import device
 from llmtune.merging import checks
 from llmtune.merging.step import merge
-from llmtune.model import base as base_module
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
+from llmtune.model.quantize import load_quantized
 from llmtune.recipe.compare import DEFINING
 from llmtune.reporting.page import report
 from llmtune.run import Run
@@ -57,8 +58,12 @@ def free(monkeypatch: pytest.MonkeyPatch, number: int, where: torch.device) -> N
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Keep what is loaded in 4 bits, and let nothing be loaded in whole."""
     loaded: list[Any] = []
-    load = placement.load_quantized
-    monkeypatch.setattr(placement, "load_quantized", lambda *given: loaded.append(load(*given)) or loaded[-1])
+
+    def read(*given: Any) -> Any:
+        loaded.append(load_quantized(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(placement, "load_quantized", read)
     monkeypatch.setattr(placement, "load_model", lambda *_: pytest.fail("the whole base was loaded"))
     return loaded
 
@@ -74,6 +79,7 @@ def test_4bit_run_is_evaluated_on_its_4bit_base_where_the_whole_one_does_not_fit
     for settings in (stored["settings"], read_json(over_4bit.eval / "tuned.json")["settings"]):
         assert (settings["quantize"], settings["dtype"], settings["device"]) == ("4bit", "bfloat16", "cpu")
     base, tuned = (stored[name]["results"]["held_out"]["metrics"]["loss"]["value"] for name in ("base", "tuned"))
+    assert base is not None is not tuned
     assert abs(base - tuned) > 1e-3
     note = (
         "evaluation: the base takes 657 kB in 16 bits and answers 1.1 GB more, and 500 kB is free on cpu, so the 4-bit"
@@ -104,13 +110,13 @@ def test_whole_base_answers_where_it_fits(over_4bit: Run, monkeypatch: pytest.Mo
 def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     base, settings = locate_base(over_4bit.recipe().model), over_4bit.recipe()
     given: list[dict[str, Any]] = []
-    real = base_module.AutoModelForCausalLM.from_pretrained
+    real = AutoModelForCausalLM.from_pretrained
 
     def read(*arguments: Any, **named: Any) -> Any:
         given.append({key: named.get(key) for key in ("device_map", "dtype", "quantization_config")})
         return real(*arguments, **{**named, "device_map": None})
 
-    monkeypatch.setattr(base_module.AutoModelForCausalLM, "from_pretrained", read)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
     for number, is_4bit in ((2 * placement.ROOM, False), (500_000, True)):
         free(monkeypatch, number, GPU)
         chosen = place(settings, base)
