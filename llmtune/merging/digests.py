@@ -33,7 +33,7 @@ def _factors() -> torch.Tensor:
 
 def _digest(tensor: torch.Tensor, dtype: torch.dtype, factors: torch.Tensor) -> int:
     total = tensor.numel()
-    for piece in tensor.reshape(-1).split(_PIECE // dtype.itemsize):
+    for piece in torch.split(tensor.reshape(-1), _PIECE // dtype.itemsize):
         content = piece.to(dtype).view(torch.uint8)
         words = nn.functional.pad(content, (0, -len(content) % 8)).view(torch.int64)
         total = (total * int(factors[0]) + int(torch.dot(words, factors[: len(words)]))) % 2**64
