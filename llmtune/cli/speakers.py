@@ -3,8 +3,8 @@
 import contextlib
 import math
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -12,12 +12,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.adapters.delta import load_delta
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError, nearest
-from llmtune.model.base import computes_bf16, load_model
+from llmtune.inference.placement import load_placed, place
+from llmtune.inference.switch import AsBase, load_switchable
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -105,21 +105,19 @@ class Speaker:
 
 
 def load_speakers(run: Run) -> list[Speaker]:
-    """Load base and tuned model of a run; an adapter shares the base's weights, other deltas need a second copy."""
+    """Load base and tuned model of a run as one: the adapter, or the trained tensors, are switched off for the base."""
     settings = run.recipe()
     base = locate_base(settings.model)
     refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
+    placement = place(settings, base)
+    if placement.note:
+        print(f"chat: {placement.note}", file=sys.stderr, flush=True)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
-    tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
-    shared = isinstance(tuned, PeftModel)
-    plain: Any = tuned if shared else load_model(base, dtype).to(device)
-    as_base = tuned.disable_adapter if shared else nullcontext
+    model, as_base = load_switchable(load_placed(base, settings, placement), run.delta)
     system = system_prompt(settings)
     return [
-        Speaker("base", _answerer(plain, tokenizer, stop, as_base), system),
-        Speaker("tuned", _answerer(tuned, tokenizer, stop, nullcontext), system),
+        Speaker("base", _answerer(model, tokenizer, stop, as_base), system),
+        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext), system),
     ]
 
 
@@ -160,7 +158,7 @@ def _answerer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     stop: set[int],
-    mode: Callable[[], AbstractContextManager[Any]],
+    mode: AsBase,
 ) -> Answer:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
@@ -171,7 +169,8 @@ def _answerer(
         if room < 1:
             return TOO_LONG
         watcher = _Watcher(tokenizer, show)
-        with torch.inference_mode(), mode(), _seeded(sampling.seed + len(messages)):
+        # Trained tensors are changed outside of inference mode, whose tensors cannot leave it.
+        with mode(), torch.inference_mode(), _seeded(sampling.seed + len(messages), model.device):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -193,8 +192,8 @@ def _draws(sampling: Sampling) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Any:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a seed, and leave the random state as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -168,7 +168,7 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     plain, arrays = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng({one.device for one in model.parameters() if one.device.type == "cuda"}):
             model.eval()
             yield
     finally:
