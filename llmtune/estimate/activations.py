@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from llmtune.estimate.autocast import MetaAutocast
-from llmtune.estimate.live import peak_of_block
+from llmtune.estimate.live import working_bytes
 from llmtune.estimate.products import Products
 from llmtune.kernels.lora import skip_input_casts
 from llmtune.model.blocks import blocks, text_model, unwrap
@@ -125,7 +125,8 @@ def as_trained(model: nn.Module, trains: Collection[str], ever: Collection[str],
 def trace(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
     """What a pass of one row of `tokens` keeps, from a model of `as_trained` that computes in `dtype` on such a device.
 
-    A model that loops over tokens is measured on a few of them.
+    A model that loops over tokens is measured on a few of them. `tokens` should be odd: what has the shape of a weight
+    or of its transpose is taken for its gradient.
     """
     run = partial(_run, model, dtype=dtype, kind=kind)
     if tokens > 2 * _PROBE:
@@ -165,7 +166,7 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     largest = max(range(len(parts)), key=lambda index: parts[index].saved)
     working = 0
     if parts[largest].saved:
-        working = peak_of_block(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
+        working = working_bytes(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
     return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products), calls
 
 

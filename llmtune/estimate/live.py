@@ -13,18 +13,19 @@ from llmtune.model.trace import MetaChoices
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, while they live."""
+    """Counts the bytes of the tensors that operations make, while they live; tensors of `ignored` shapes do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: set[tuple[int, ...]]) -> None:
         super().__init__()
         self.live, self.peak = 0, 0
+        self._ignored = ignored
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operation and count what it makes."""
         result = function(*args, **(kwargs or {}))
         for one in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(one, torch.Tensor):
+            if isinstance(one, torch.Tensor) and tuple(one.shape) not in self._ignored:
                 self._add(one.untyped_storage())
         return result
 
@@ -42,30 +43,25 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak_of_block(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:
-    """The most bytes that a block's forward and backward pass take at one time beyond what the forward pass keeps.
+def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:
+    """The most bytes that a block's passes take at one time beyond what its forward pass keeps.
 
-    The block is called with `arguments` and `options`, which `autocast` casts; gradients of weights do not count.
+    The block is called with `arguments` and `options`, which `autocast` casts; gradients of weights do not count, told by their shapes.
     """
     arguments, options = (tree_map(_detached, one) for one in (arguments, options))
-    hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in block.parameters() if p.requires_grad]
-    try:
-        with LiveBytes() as counted, autocast, MetaChoices():
-            output = block(*arguments, **options)
-            hidden = output[0] if isinstance(output, tuple) else output
-            kept = counted.live
-            if hidden.requires_grad:
-                hidden.backward(torch.empty_like(hidden))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    weights = {tuple(shape) for parameter in trained for shape in (parameter.shape, parameter.shape[::-1])}
+    with LiveBytes(weights) as counted, autocast, MetaChoices():
+        output = block(*arguments, **options)
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept = counted.live
+        if hidden.requires_grad:
+            hidden.backward(torch.empty_like(hidden))
+    for parameter in trained:
+        parameter.grad = None
     return counted.peak - kept
 
 
 def _detached(value: Any) -> Any:
-    """A tensor without its history."""
-    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
-
-
-def _drop_gradient(parameter: torch.Tensor) -> None:
-    parameter.grad = None
+    """A tensor without its history, that gets a gradient where it can have one."""
+    return value.detach().requires_grad_(value.is_floating_point()) if isinstance(value, torch.Tensor) else value
