@@ -62,7 +62,7 @@ def less_memory(recipe: Recipe) -> str:
     train, now = recipe.train, recipe.data.max_length
     options = {
         "train.micro_batch_size: 1": train.micro_batch_size != 1 and train.batch_size > 1,
-        "train.activation_checkpointing: true": not train.activation_checkpointing,
+        "train.activation_checkpointing: true": train.activation_checkpointing is not True,
         f"a lower data.max_length (now {now})": True,
         "train.optimizer: adamw_8bit": train.optimizer == "adamw",
         "model.precision: bf16": recipe.model.precision == "fp32",
