@@ -194,7 +194,5 @@ def _extended(few: Trace, more: Trace, tokens: int) -> Trace:
         at(few.outside, more.outside),
         few.casts,
         at(few.working, more.working),
-        Products(
-            at(few.products.forward, more.products.forward), at(few.products.backward, more.products.backward)
-        ),
+        Products(at(few.products.forward, more.products.forward), at(few.products.backward, more.products.backward)),
     )

@@ -1,0 +1,158 @@
+"""The memory that training takes, predicted part by part for each stage and device."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llmtune.estimate.activations import Trace, as_trained, trace
+from llmtune.estimate.optimizers import state_bytes
+from llmtune.model.blocks import blocks
+from llmtune.model.layout import Layout
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
+HEAD_BYTES = 256 * 2**20
+"""What the head and its loss take on a GPU, where they compute a few supervised positions at a time."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how one process computes."""
+
+    kind: Literal["cuda", "cpu"]
+    dtype: torch.dtype
+    world: int = 1
+    sharded: bool = False
+    """Whether weights, gradients and states are split over the processes."""
+    optimizer: str = "adamw"
+    streamed: bool = False
+    """Whether the blocks that never train stay on disk."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one device in one stage, by part; activations are those of one token of the longest row."""
+
+    parts: dict[str, int]
+    """What does not grow with a pass."""
+    plain: float
+    """Bytes a token without checkpointing, the loss included."""
+    checkpointed: float
+    """Bytes a token with checkpointing."""
+    trace: Trace = field(repr=False)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that a pass of any size needs."""
+        return sum(self.parts.values())
+
+    def per_token(self, checkpointing: bool) -> float:
+        """Bytes that a pass needs for each of its tokens."""
+        return self.checkpointed if checkpointing else self.plain
+
+    def peak(self, tokens: int, checkpointing: bool) -> int:
+        """The most bytes at one time, in passes of so many tokens."""
+        return round(self.fixed + tokens * self.per_token(checkpointing))
+
+    def listed(self, tokens: int, checkpointing: bool) -> dict[str, int]:
+        """Every part in bytes, activations included."""
+        return {**self.parts, "activations": round(tokens * self.per_token(checkpointing))}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The memory of every stage of a plan."""
+
+    stages: list[StageMemory]
+
+    def peak(self, tokens: int, checkpointing: bool) -> int:
+        """The most bytes that any stage takes, in passes of so many tokens."""
+        return max(stage.peak(tokens, checkpointing) for stage in self.stages)
+
+    def room(self, free: float, checkpointing: bool) -> int:
+        """The most tokens of a pass for which `free` bytes are enough in every stage; 0 or less where none fits."""
+        return min(int((free - stage.fixed) / stage.per_token(checkpointing)) for stage in self.stages)
+
+
+def forecast(layout: Layout, setting: Setting, longest: int) -> Forecast:
+    """The memory of training under a plan, for rows of up to `longest` tokens."""
+    counted = _Counted(layout, setting)
+    stages, reached = [], set[str]()
+    for stage in layout.plan.stages:
+        distances = stage.trains.deepest(set(layout.trained_distance.values()))
+        now = {name for name, distance in layout.trained_distance.items() if distance in distances}
+        reached = now if layout.plan.redrawn else reached | now
+        stages.append(counted.stage(now, reached, longest))
+    return Forecast(stages)
+
+
+class _Counted:
+    """Counts what a plan's stages hold on one device."""
+
+    def __init__(self, layout: Layout, setting: Setting) -> None:
+        self._layout, self._setting = layout, setting
+        self._size = {name: tensor.numel() for name, tensor in layout.tuned.named_parameters()}
+        self._shares = setting.world if setting.sharded else 1
+
+    def stage(self, now: set[str], reached: set[str], longest: int) -> StageMemory:
+        """The memory of a stage that trains the tensors `now`, where `reached` have trained by its end."""
+        setting, trained = self._setting, sum(self._size[name] for name in now)
+        model = as_trained(self._layout.tuned, now, set(self._layout.trained), setting.dtype)
+        # An odd number of tokens: no activation has the shape of a weight.
+        kept = trace(model, longest | 1, setting.dtype, setting.kind)
+        parts = {
+            "weights": self._weights(),
+            "copies of weights in 16 bits": 0 if setting.sharded else kept.casts,
+            "gathered weights": self._gathered() if setting.sharded else 0,
+            "gradients": 4 * trained // self._shares,
+            "optimizer": self._states(reached) // self._shares,
+            "buffers of gradients": 4 * trained if setting.world > 1 and not setting.sharded else 0,
+            "head": HEAD_BYTES if setting.kind == "cuda" else 0,
+            "in passing": self._passing(now),
+        }
+        position = self._per_position()
+        plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
+        return StageMemory({name: size for name, size in parts.items() if size}, plain, checkpointed, kept)
+
+    def _weights(self) -> int:
+        layout, width = self._layout, self._setting.dtype.itemsize
+        trained = sum(self._size[name] for name in layout.trained)
+        low = blocks(layout.tuned)[: min(layout.boundaries)] if self._setting.streamed else ()
+        offloaded = sum(parameter.numel() for block in low for parameter in block.parameters())
+        frozen = sum(self._size.values()) - trained - offloaded
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in layout.tuned.buffers())
+        quantized = sum(_weight(layout.skeleton, name).numel() for name in layout.linear[0])
+        whole = 4 * trained + width * (frozen - quantized)
+        return round(whole / self._shares + NF4_BYTES * quantized) + buffers
+
+    def _states(self, reached: set[str]) -> int:
+        shapes = {name: tuple(self._layout.trained[name].shape) for name in reached}
+        return state_bytes(self._setting.optimizer, shapes.values())
+
+    def _gathered(self) -> int:
+        """What is whole at one time of sharded weights: all outside the blocks, two blocks, the gradients of one."""
+        layout = self._layout
+        inside = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks(layout.tuned)]
+        outside = sum(self._size.values()) - sum(inside)
+        ids = {id(parameter) for parameter in layout.trained.values()}
+        trained = [sum(p.numel() for p in block.parameters() if id(p) in ids) for block in blocks(layout.tuned)]
+        return self._setting.dtype.itemsize * (outside + 2 * max(inside)) + 6 * max(trained)
+
+    def _passing(self, now: set[str]) -> int:
+        """The gradient of the largest matrix before it is added, in both precisions; the largest 4-bit matrix unpacked."""
+        width = 4 if self._setting.dtype == torch.float32 else 6
+        unpacked = [_weight(self._layout.skeleton, name).numel() for name in self._layout.linear[0]]
+        return width * max((self._size[name] for name in now), default=0) + 2 * max(unpacked, default=0)
+
+    def _per_position(self) -> int:
+        """Bytes of a token at the head: its hidden state and gradient; on CPUs its logits and theirs, if supervised."""
+        head, width = self._layout.skeleton.get_output_embeddings().weight, self._setting.dtype.itemsize
+        logits = 2 * width * head.shape[0] if self._setting.kind == "cpu" else 0
+        return 2 * width * self._layout.facts.hidden + logits
+
+
+def _weight(model: nn.Module, name: str) -> torch.Tensor:
+    weight: torch.Tensor = model.get_submodule(name).weight
+    return weight
