@@ -10,13 +10,61 @@ from llmtune.estimate.attention import attend
 from llmtune.estimate.products import Products, grouped_product
 
 LOWERED = frozenset(
-    "addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d "
-    "conv_transpose3d convolution einsum linear matmul mm mv prelu scaled_dot_product_attention".split()
+    [
+        "addbmm",
+        "addmm",
+        "addmv",
+        "addr",
+        "baddbmm",
+        "bmm",
+        "chain_matmul",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_tbc",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "einsum",
+        "linear",
+        "matmul",
+        "mm",
+        "mv",
+        "prelu",
+        "scaled_dot_product_attention",
+    ]
 )
 """What computes in 16 bits, as torch/include/ATen/autocast_mode.h lists it for CUDA."""
 IN_FP32 = frozenset(
-    "acos asin cosh cumprod cumsum erfinv exp expm1 group_norm layer_norm log log10 log1p log2 log_softmax logsumexp "
-    "pow prod reciprocal rms_norm rsqrt sinh softmax softplus sum tan".split()
+    [
+        "acos",
+        "asin",
+        "cosh",
+        "cumprod",
+        "cumsum",
+        "erfinv",
+        "exp",
+        "expm1",
+        "group_norm",
+        "layer_norm",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "log_softmax",
+        "logsumexp",
+        "pow",
+        "prod",
+        "reciprocal",
+        "rms_norm",
+        "rsqrt",
+        "sinh",
+        "softmax",
+        "softplus",
+        "sum",
+        "tan",
+    ]
 )
 """What CUDA computes in fp32, of the same file; CPUs compute it in the precision that comes."""
 _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow", "square": "pow"}

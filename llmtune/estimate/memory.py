@@ -79,13 +79,24 @@ class Forecast:
 def forecast(layout: Layout, setting: Setting, longest: int) -> Forecast:
     """The memory of training under a plan, for rows of up to `longest` tokens."""
     counted = _Counted(layout, setting)
+    return Forecast([counted.stage(now, reached, longest) for now, reached in _trained_by_stage(layout)])
+
+
+def fixed_bytes(layout: Layout, setting: Setting) -> int:
+    """Bytes of weights, gradients and optimizer states on one device, in the stage that holds the most."""
+    counted = _Counted(layout, setting)
+    return max(sum(counted.states(now, reached).values()) for now, reached in _trained_by_stage(layout))
+
+
+def _trained_by_stage(layout: Layout) -> list[tuple[set[str], set[str]]]:
+    """For each stage the tensors that train at one time, and those that have states by its end."""
     stages, reached = [], set[str]()
     for stage in layout.plan.stages:
         distances = stage.trains.deepest(set(layout.trained_distance.values()))
         now = {name for name, distance in layout.trained_distance.items() if distance in distances}
         reached = now if layout.plan.redrawn else reached | now
-        stages.append(counted.stage(now, reached, longest))
-    return Forecast(stages)
+        stages.append((now, reached))
+    return stages
 
 
 class _Counted:
@@ -103,18 +114,25 @@ class _Counted:
         # An odd number of tokens: no activation has the shape of a weight.
         kept = trace(model, longest | 1, setting.dtype, setting.kind)
         parts = {
-            "weights": self._weights(),
-            "copies of weights in 16 bits": 0 if setting.sharded else kept.casts,
+            **self.states(now, reached),
+            "16-bit copies of weights": 0 if setting.sharded else kept.casts,
             "gathered weights": self._gathered() if setting.sharded else 0,
-            "gradients": 4 * trained // self._shares,
-            "optimizer": self._states(reached) // self._shares,
-            "buffers of gradients": 4 * trained if setting.world > 1 and not setting.sharded else 0,
+            "buffers between processes": 4 * trained if setting.world > 1 and not setting.sharded else 0,
             "head": HEAD_BYTES if setting.kind == "cuda" else 0,
             "in passing": self._passing(now),
         }
         position = self._per_position()
         plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
         return StageMemory({name: size for name, size in parts.items() if size}, plain, checkpointed, kept)
+
+    def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
+        """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""
+        shapes = [tuple(self._layout.trained[name].shape) for name in reached]
+        return {
+            "weights": self._weights(),
+            "gradients": 4 * sum(self._size[name] for name in now) // self._shares,
+            "optimizer": state_bytes(self._setting.optimizer, shapes) // self._shares,
+        }
 
     def _weights(self) -> int:
         layout, width = self._layout, self._setting.dtype.itemsize
@@ -127,10 +145,6 @@ class _Counted:
         whole = 4 * trained + width * (frozen - quantized)
         return round(whole / self._shares + NF4_BYTES * quantized) + buffers
 
-    def _states(self, reached: set[str]) -> int:
-        shapes = {name: tuple(self._layout.trained[name].shape) for name in reached}
-        return state_bytes(self._setting.optimizer, shapes.values())
-
     def _gathered(self) -> int:
         """What is whole at one time of sharded weights: all outside the blocks, two blocks, the gradients of one."""
         layout = self._layout
@@ -141,7 +155,7 @@ class _Counted:
         return self._setting.dtype.itemsize * (outside + 2 * max(inside)) + 6 * max(trained)
 
     def _passing(self, now: set[str]) -> int:
-        """The gradient of the largest matrix before it is added, in both precisions; the largest 4-bit matrix unpacked."""
+        """The gradient of the largest matrix before it is added, in both precisions; a matrix unpacked from 4 bits."""
         width = 4 if self._setting.dtype == torch.float32 else 6
         unpacked = [_weight(self._layout.skeleton, name).numel() for name in self._layout.linear[0]]
         return width * max((self._size[name] for name in now), default=0) + 2 * max(unpacked, default=0)

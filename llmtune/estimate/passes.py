@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
 
 import torch
 
@@ -41,20 +40,27 @@ def choose_pass_size(
     `free` counts from before the base is loaded; processes on CPUs share it. Settings of the recipe that name a size or
     checkpointing stand. Raises FieldError, exit code 3, where not one row of `longest` tokens fits.
     """
-    setting = setting_of(recipe, world, "cuda" if device.type == "cuda" else "cpu")
+    setting = setting_of(recipe, world, device.type)
     return fit_pass(recipe.train, forecast(layout, setting, longest), setting, longest, free)
 
 
-def setting_of(recipe: Recipe, world: int, kind: Literal["cuda", "cpu"]) -> Setting:
-    """Where and how a process of the recipe computes, on a device of this kind."""
+def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
+    """Where and how a process of the recipe computes, on a type of device."""
     name = recipe.launch.accelerate
     sharded = name != "auto" and read_config(name)["distributed_type"] == "FSDP"
     dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
-    return Setting(kind, dtype, world, sharded, recipe.train.optimizer, recipe.memory.frozen_blocks == "stream")
+    return Setting(
+        "cuda" if device == "cuda" else "cpu",
+        dtype,
+        world,
+        sharded,
+        recipe.train.optimizer,
+        recipe.memory.frozen_blocks == "stream",
+    )
 
 
 def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, free: int) -> PassSize:
-    """The size of a pass by the recipe's settings, else the largest worthwhile one for which `free` bytes are enough."""
+    """The size of a pass by the recipe's settings, else the largest worthwhile one that `free` bytes are enough for."""
     free = free // setting.world if setting.kind == "cpu" else free
     budget, wanted = free * SHARE[setting.kind], train.activation_checkpointing
     step = longest * ceil(train.batch_size / setting.world)
