@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,58 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 from llmtune.estimate.autocast import MetaAutocast
 from llmtune.estimate.live import working_bytes
-from llmtune.estimate.products import Products
+from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
 from llmtune.kernels.lora import skip_input_casts
-from llmtune.model.blocks import blocks, text_model, unwrap
+from llmtune.model.blocks import blocks, unwrap
 from llmtune.model.trace import MetaChoices
 
 _PROBE = 16
 """Tokens of the pass that tells whether a model computes token by token."""
 _CALLS_A_TOKEN = 12
 """Calls per block and token from which a model is taken to loop over tokens."""
-
-
-@dataclass
-class BlockTrace:
-    """Bytes of one block: all that it saves, what it is given and no block before it was, what it saves beyond inputs."""
-
-    saved: int
-    input: int
-    inner: int
-
-
-@dataclass
-class Trace:
-    """Bytes that a forward pass of some tokens keeps, and the arithmetic of its products."""
-
-    tokens: int
-    blocks: list[BlockTrace]
-    outside: int
-    """Kept outside the blocks: embeddings, positions, masks, the final norm."""
-    casts: int
-    """Copies of weights in 16 bits, which do not grow with the tokens."""
-    working: int
-    """The most that the backward pass of one block takes beyond what the block saved."""
-    products: Products
-
-    @property
-    def plain(self) -> int:
-        """Bytes kept without checkpointing."""
-        return self.outside + sum(block.saved for block in self.blocks)
-
-    @property
-    def inputs(self) -> int:
-        """Bytes kept with checkpointing: the inputs of the blocks that keep something, and what lies outside them."""
-        return self.outside + sum(block.input for block in self.blocks if block.saved)
-
-    @property
-    def recomputed(self) -> int:
-        """Bytes that the largest block saves beyond its input, computed again."""
-        return max((block.inner for block in self.blocks), default=0)
-
-    def peak(self, checkpointing: bool) -> int:
-        """The most bytes at one time, without the copies of weights."""
-        return self.working + (self.inputs + self.recomputed if checkpointing else self.plain)
 
 
 @dataclass
@@ -128,13 +85,21 @@ def trace(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace
     A model that loops over tokens is measured on a few of them. `tokens` should be odd: what has the shape of a weight
     or of its transpose is taken for its gradient.
     """
+    try:
+        return _measured(model, tokens, dtype, kind)
+    # Any model may ask a tensor without content for its values, in a way of its own.
+    except Exception:
+        return rough_trace(model, tokens, dtype)
+
+
+def _measured(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
     run = partial(_run, model, dtype=dtype, kind=kind)
     if tokens > 2 * _PROBE:
         few = run(_PROBE)
         if few[1] > _CALLS_A_TOKEN * _PROBE * len(blocks(model)):
             more = run(2 * _PROBE)
             if more[1] > 1.5 * few[1]:
-                return _extended(few[0], more[0], tokens)
+                return extended(few[0], more[0], tokens)
     return run(tokens)[0]
 
 
@@ -155,8 +120,8 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
         stack.enter_context(cast)
         stack.enter_context(MetaChoices())
         stack.enter_context(saved_tensors_hooks(saved.pack, lambda tensor: tensor))
-        # The head computes on supervised positions alone, a few at a time.
-        text_decoder(model)(input_ids=ids, use_cache=False)
+        stack.callback(head_of(model).register_forward_pre_hook(one_position).remove)
+        unwrap(model)(input_ids=ids, use_cache=False)
     copies = {id(tensor.untyped_storage()) for tensor in cast.casts.values()}
     for storage in copies:
         saved.storages.pop(storage, None)
@@ -174,25 +139,12 @@ def _capture(captured: dict[int, Any], index: int, module: nn.Module, arguments:
     captured[index] = (arguments, options)
 
 
-def text_decoder(model: nn.Module) -> nn.Module:
-    """The part of a model below its head."""
-    decoder: nn.Module = unwrap(model).base_model
-    return decoder if decoder is not unwrap(model) else text_model(model)
+def head_of(model: nn.Module) -> nn.Module:
+    """The head of a model."""
+    head: nn.Module = unwrap(model).get_output_embeddings()
+    return head
 
 
-def _extended(few: Trace, more: Trace, tokens: int) -> Trace:
-    """The trace of `tokens` where what is kept grows by the token as from `few` to `more`."""
-    times = (tokens - few.tokens) / (more.tokens - few.tokens)
-
-    def at(low: float, high: float) -> int:
-        return round(low + (high - low) * times)
-
-    pairs = zip(few.blocks, more.blocks, strict=True)
-    return Trace(
-        tokens,
-        [BlockTrace(*map(at, astuple(low), astuple(high))) for low, high in pairs],
-        at(few.outside, more.outside),
-        few.casts,
-        at(few.working, more.working),
-        Products(at(few.products.forward, more.products.forward), at(few.products.backward, more.products.backward)),
-    )
+def one_position(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Let the head compute on a copy of the first position: it is counted apart, on supervised positions alone."""
+    return arguments[0][:, :1].clone()
