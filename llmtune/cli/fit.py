@@ -119,7 +119,7 @@ def _verdict(fit: "Fit") -> str:
 
 
 def _time(fit: "Fit") -> str:
-    from llmtune.estimate.duration import SHARE_OF_RATE
+    from llmtune.estimate.fit import SHARE_OF_RATE
 
     if not fit.seconds:
         return ""

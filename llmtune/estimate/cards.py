@@ -36,7 +36,7 @@ def _card(name: str, gib: float, tera: float, gigabytes: float, bf16: bool = Tru
     return Card(name, round(gib * 2**30), tera * 1e12, gigabytes * 1e9, bf16)
 
 
-# Memory: what torch.cuda.get_device_properties reports, less than the label says. Rates: dense, 16-bit inputs, fp32 sums.
+# Memory: what torch.cuda.get_device_properties reports. Rates: dense, 16-bit inputs, sums in fp32.
 CARDS = {
     card.name: card
     for card in (

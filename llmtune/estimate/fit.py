@@ -8,15 +8,16 @@ import torch
 
 from llmtune.errors import FieldError, LlmtuneError
 from llmtune.estimate.cards import Card
-from llmtune.estimate.duration import SHARE_OF_RATE, Amount, operations, seconds
 from llmtune.estimate.lengths import Lengths
-from llmtune.estimate.memory import Forecast, Setting, forecast
+from llmtune.estimate.memory import Forecast, Setting, StageMemory, forecast
 from llmtune.estimate.passes import PassSize, fit_pass, setting_of
 from llmtune.estimate.steps import StepMemory, evaluation, merge
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe
 
 MOST_CARDS = 8
+SHARE_OF_RATE = 0.4
+"""The share of a card's rate that training is taken to reach; docs/performance.md says what was measured."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def judge(
         [stage.listed(tokens, checkpointing) for stage in memory.stages],
         evaluation(layout, setting) if recipe.eval.suite != "none" else None,
         merge(layout) if recipe.merge.enabled else None,
-        seconds(_work(layout, memory, question, checkpointing), rate, setting.world) if rate and size else None,
+        _work(layout, memory, question, checkpointing) / (rate * SHARE_OF_RATE * setting.world)
+        if rate and size
+        else None,
     )
 
 
@@ -118,18 +121,19 @@ def _most_tokens(recipe: Recipe, setting: Setting, longest: int) -> int:
 
 
 def _work(layout: Layout, memory: Forecast, question: Question, checkpointing: bool) -> float:
-    head = layout.skeleton.get_output_embeddings().weight
-    trains = any(parameter.shape == head.shape for parameter in layout.trained.values())
-    return sum(
-        operations(
-            stage,
-            Amount(steps * question.tokens_per_step, question.lengths.supervised),
-            checkpointing,
-            head.numel(),
-            trains,
-        )
-        for stage, steps in zip(memory.stages, question.steps, strict=True)
-    )
+    """Operations of the matrix products of a training; the head computes its logits twice, of learned tokens alone."""
+    weight = layout.skeleton.get_output_embeddings().weight
+    trains = any(parameter.shape == weight.shape for parameter in layout.trained.values())
+    head = 2 * weight.numel() * (3 + trains) * question.lengths.supervised
+    each = (_operations(stage, checkpointing, head) for stage in memory.stages)
+    return sum(steps * question.tokens_per_step * one for steps, one in zip(question.steps, each, strict=True))
+
+
+def _operations(memory: StageMemory, checkpointing: bool, head: float) -> float:
+    """Operations a token: forward, backward where it passes, forward again with checkpointing, and the head's."""
+    products = memory.trace.products
+    again = products.forward if checkpointing else 0.0
+    return (products.forward + products.backward + again) / memory.trace.tokens + head
 
 
 def changes(recipe: Recipe) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from llmtune.model.trace import MetaChoices
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, while they live; tensors of `ignored` shapes do not count."""
+    """Counts the bytes of the tensors that operations make, while they live, but for those of `ignored` shapes."""
 
     def __init__(self, ignored: set[tuple[int, ...]]) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class LiveBytes(TorchDispatchMode):
 def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:
     """The most bytes that a block's passes take at one time beyond what its forward pass keeps.
 
-    The block is called with `arguments` and `options`, which `autocast` casts; gradients of weights do not count, told by their shapes.
+    The block is called with `arguments` and `options`, which `autocast` casts. Gradients of weights, told by their
+    shapes, do not count.
     """
     arguments, options = (tree_map(_detached, one) for one in (arguments, options))
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]

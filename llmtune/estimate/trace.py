@@ -14,7 +14,7 @@ _BEYOND_LAYERS = 1.5
 
 @dataclass
 class BlockTrace:
-    """Bytes of one block: all that it saves, what it is given and no block before it was, what it saves beyond inputs."""
+    """Bytes of one block: all it saves, what it is given first of all blocks, what it saves beyond what it is given."""
 
     saved: int
     input: int
