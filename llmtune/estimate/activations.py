@@ -67,7 +67,7 @@ class _Saved:
 
 
 def as_trained(model: nn.Module, trains: Collection[str], ever: Collection[str], dtype: torch.dtype) -> nn.Module:
-    """A copy of a model whose tensors `trains` require gradients; those of `ever` are in fp32, all others in `dtype`."""
+    """A copy of a model whose tensors `trains` require gradients; `ever` are in fp32, all others in `dtype`."""
     tuned = copy.deepcopy(model).train()
     for name, parameter in tuned.named_parameters():
         parameter.requires_grad_(False)

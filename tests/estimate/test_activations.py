@@ -108,7 +108,6 @@ def check(kind: str, adapter: str, dtype: torch.dtype, method: dict[str, Any] | 
     assert predicted.plain == pytest.approx(kept(real, dtype, False), rel=0.1)
     if method is None:
         assert predicted.inputs == pytest.approx(kept(real, dtype, True), rel=0.1)
-    assert predicted.peak(checkpointing=True) < predicted.peak(checkpointing=False)
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [pair for pair in PAIRS if pair[0] in SAMPLE])
