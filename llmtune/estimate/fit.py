@@ -9,9 +9,16 @@ import torch
 from llmtune.errors import FieldError, LlmtuneError
 from llmtune.estimate.cards import Card
 from llmtune.estimate.lengths import Lengths
-from llmtune.estimate.memory import Forecast, Setting, StageMemory, forecast
+from llmtune.estimate.memory import (
+    Forecast,
+    Setting,
+    StageMemory,
+    StepMemory,
+    evaluation_memory,
+    forecast,
+    merge_memory,
+)
 from llmtune.estimate.passes import PassSize, fit_pass, setting_of
-from llmtune.estimate.steps import StepMemory, evaluation, merge
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe
 
@@ -103,8 +110,8 @@ def judge(
         size,
         missing,
         [stage.listed(tokens, checkpointing) for stage in memory.stages],
-        evaluation(layout, setting) if recipe.eval.suite != "none" else None,
-        merge(layout) if recipe.merge.enabled else None,
+        evaluation_memory(layout, setting) if recipe.eval.suite != "none" else None,
+        merge_memory(layout) if recipe.merge.enabled else None,
         _work(layout, memory, question, checkpointing) / (rate * SHARE_OF_RATE * setting.world)
         if rate and size
         else None,

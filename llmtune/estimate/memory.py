@@ -1,5 +1,6 @@
 """The memory that training takes, predicted part by part for each stage and device."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,8 +14,11 @@ from llmtune.model.layout import Layout
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
-HEAD_BYTES = 256 * 2**20
-"""What the head and its loss take on a GPU, where they compute a few supervised positions at a time."""
+HEAD_CHUNK_BYTES, LOGIT_BYTES = 2**30, 10
+"""On GPUs the head computes positions in chunks: the most that a chunk takes, and bytes of a logit in it."""
+
+ANSWERS = 2 * 2**30
+"""Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,13 @@ class StageMemory:
     parts: dict[str, int]
     """What does not grow with a pass."""
     plain: float
-    """Bytes a token without checkpointing, the loss included."""
+    """Bytes a token without checkpointing, less its logits."""
     checkpointed: float
     """Bytes a token with checkpointing."""
+    logits: int
+    """Bytes of a token's logits and of what is computed from them."""
+    chunk: float
+    """The most that the logits of one time take."""
     trace: Trace = field(repr=False)
 
     @property
@@ -54,11 +62,21 @@ class StageMemory:
 
     def peak(self, tokens: int, checkpointing: bool) -> int:
         """The most bytes at one time, in passes of so many tokens."""
-        return round(self.fixed + tokens * self.per_token(checkpointing))
+        return round(self.fixed + tokens * self.per_token(checkpointing) + self._head(tokens))
+
+    def room(self, free: float, checkpointing: bool) -> int:
+        """The most tokens of a pass for which `free` bytes are enough; 0 or less where none fits."""
+        each, left = self.per_token(checkpointing), free - self.fixed
+        whole = left / (each + self.logits)
+        return int(whole if whole * self.logits <= self.chunk else (left - self.chunk) / each)
+
+    def _head(self, tokens: int) -> int:
+        return round(min(self.chunk, tokens * self.logits))
 
     def listed(self, tokens: int, checkpointing: bool) -> dict[str, int]:
         """Every part in bytes, activations included."""
-        return {**self.parts, "activations": round(tokens * self.per_token(checkpointing))}
+        activations = round(tokens * self.per_token(checkpointing))
+        return {**self.parts, "activations": activations, "logits": self._head(tokens)}
 
 
 @dataclass(frozen=True)
@@ -73,13 +91,17 @@ class Forecast:
 
     def room(self, free: float, checkpointing: bool) -> int:
         """The most tokens of a pass for which `free` bytes are enough in every stage; 0 or less where none fits."""
-        return min(int((free - stage.fixed) / stage.per_token(checkpointing)) for stage in self.stages)
+        return min(stage.room(free, checkpointing) for stage in self.stages)
 
 
 def forecast(layout: Layout, setting: Setting, longest: int) -> Forecast:
     """The memory of training under a plan, for rows of up to `longest` tokens."""
-    counted = _Counted(layout, setting)
-    return Forecast([counted.stage(now, reached, longest) for now, reached in _trained_by_stage(layout)])
+    known: Forecast | None = layout.forecasts.get((setting, longest))
+    if known is None:
+        counted = _Counted(layout, setting)
+        known = Forecast([counted.stage(now, reached, longest) for now, reached in _trained_by_stage(layout)])
+        layout.forecasts[setting, longest] = known
+    return known
 
 
 def fixed_bytes(layout: Layout, setting: Setting) -> int:
@@ -118,12 +140,15 @@ class _Counted:
             "16-bit copies of weights": 0 if setting.sharded else kept.casts,
             "gathered weights": self._gathered() if setting.sharded else 0,
             "buffers between processes": 4 * trained if setting.world > 1 and not setting.sharded else 0,
-            "head": HEAD_BYTES if setting.kind == "cuda" else 0,
             "in passing": self._passing(now),
         }
-        position = self._per_position()
+        head, width = self._layout.skeleton.get_output_embeddings().weight, setting.dtype.itemsize
+        position = (2 * width + 4) * head.shape[1]  # a supervised position's hidden state, and its gradient
         plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
-        return StageMemory({name: size for name, size in parts.items() if size}, plain, checkpointed, kept)
+        on_gpu = setting.kind == "cuda"
+        logits = (LOGIT_BYTES if on_gpu else 2 * width) * head.shape[0]
+        filled = {name: size for name, size in parts.items() if size}
+        return StageMemory(filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept)
 
     def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
         """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""
@@ -160,13 +185,33 @@ class _Counted:
         unpacked = [_weight(self._layout.skeleton, name).numel() for name in self._layout.linear[0]]
         return width * max((self._size[name] for name in now), default=0) + 2 * max(unpacked, default=0)
 
-    def _per_position(self) -> int:
-        """Bytes of a token at the head: its hidden state and gradient; on CPUs its logits and theirs, if supervised."""
-        head, width = self._layout.skeleton.get_output_embeddings().weight, self._setting.dtype.itemsize
-        logits = 2 * width * head.shape[0] if self._setting.kind == "cpu" else 0
-        return 2 * width * self._layout.facts.hidden + logits
-
 
 def _weight(model: nn.Module, name: str) -> torch.Tensor:
     weight: torch.Tensor = model.get_submodule(name).weight
     return weight
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a step takes, and at the least where it can do with less."""
+
+    need: int
+    least: int
+
+
+def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
+    """Base and tuned model, one after the other, on the device; the least is the base in the 4 bits of the training."""
+    parameters = layout.facts.parameters
+    adapter = sum(one.numel() for one in layout.tuned.parameters()) - parameters
+    parts = dict(layout.skeleton.named_parameters())
+    quantized = sum(parts[f"{name}.weight"].numel() for name in layout.linear[0])
+    width = setting.dtype.itemsize
+    rest = width * (parameters - quantized) + 4 * adapter + ANSWERS
+    return StepMemory(rest + width * quantized, round(rest + (NF4_BYTES if quantized else width) * quantized))
+
+
+def merge_memory(layout: Layout) -> StepMemory:
+    """Main memory of the merge: the model in fp32, and a copy of its largest matrix."""
+    largest = max(parameter.numel() for parameter in layout.skeleton.parameters())
+    need = 4 * (layout.facts.parameters + 2 * largest)
+    return StepMemory(need, need)
