@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 
-from llmtune.estimate.autocast import MetaAutocast
+from llmtune.estimate.autocast import MetaAutocast, change_tensors
 from llmtune.estimate.live import working_bytes
 from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
 from llmtune.kernels.lora import skip_input_casts
@@ -44,9 +43,13 @@ class _Saved:
     def enter(self, index: int, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Note that a block begins, and its input."""
         self.place = index
-        for one in tree_leaves((arguments, options)):
-            if isinstance(one, torch.Tensor) and id(one.untyped_storage()) not in self.ignored:
-                self.inputs.setdefault(id(one.untyped_storage()), (one.untyped_storage(), index))
+        change_tensors((arguments, options), self._give)
+
+    def _give(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.ignored:
+            self.inputs.setdefault(id(storage), (storage, self.place))
+        return tensor
 
     def leave(self, *_: object) -> None:
         """Note that a block ends."""

@@ -1,6 +1,6 @@
 """Autocast for tensors without content: torch's own passes the meta device by, so a trace casts as a GPU would."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,14 +99,14 @@ class MetaAutocast(TorchFunctionMode):
             return grouped_product(*args[:2])
         return function(*args, **kwargs)
 
-    def _cast(self, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _cast(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if name in LOWERED:
             change: Callable[[torch.Tensor], torch.Tensor] = self._lower
         elif self._kind == "cuda" and name in IN_FP32 and not (name in _WITH_DTYPE and kwargs.get("dtype")):
             change = _widen
         else:
             return args, kwargs
-        return tuple(_each(one, change) for one in args), {key: _each(one, change) for key, one in kwargs.items()}
+        return change_tensors((tuple(args), dict(kwargs)), change)
 
     def _lower(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype == self.dtype or not tensor.is_floating_point() or tensor.dtype == torch.float64:
@@ -122,11 +122,12 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A tensor, changed; a list or tuple of them, each changed; anything else as it is."""
+def change_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A value whose tensors, in lists, tuples and dicts too, are changed."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, list | tuple) and any(isinstance(one, torch.Tensor) for one in value):
-        changed: Iterable[Any] = (_each(one, change) for one in value)
-        return list(changed) if isinstance(value, list) else tuple(changed)
+    if isinstance(value, dict):
+        return {key: change_tensors(one, change) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(change_tensors(one, change) for one in value)
     return value

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
+from llmtune.estimate.autocast import change_tensors
 from llmtune.model.trace import MetaChoices
 
 
@@ -49,7 +49,7 @@ def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: Torc
     The block is called with `arguments` and `options`, which `autocast` casts. Gradients of weights, told by their
     shapes, do not count.
     """
-    arguments, options = (tree_map(_detached, one) for one in (arguments, options))
+    arguments, options = change_tensors((arguments, options), _detached)
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
     weights = {tuple(shape) for parameter in trained for shape in (parameter.shape, parameter.shape[::-1])}
     with LiveBytes(weights) as counted, autocast, MetaChoices():
@@ -63,6 +63,6 @@ def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: Torc
     return counted.peak - kept
 
 
-def _detached(value: Any) -> Any:
+def _detached(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without its history, that gets a gradient where it can have one."""
-    return value.detach().requires_grad_(value.is_floating_point()) if isinstance(value, torch.Tensor) else value
+    return tensor.detach().requires_grad_(tensor.is_floating_point())

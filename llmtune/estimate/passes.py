@@ -74,8 +74,8 @@ def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, fre
         last = checkpointing or wanted != "auto"
         if room >= (goal if named else longest if last else enough):
             return _chosen(memory, named or max(longest, min(goal, room)), goal, checkpointing, free)
-    if named and memory.room(budget, True) >= longest and goal > longest:
-        return _chosen(memory, named, goal, wanted is not False, free)
+    if memory.room(free, wanted is not False) >= longest:
+        return _chosen(memory, named or longest, goal, wanted is not False, free)
     raise _nothing_fits(train, memory, setting, longest, free)
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError
 from llmtune.estimate import activations
 from llmtune.estimate.activations import as_trained, head_of, one_position, trace
+from llmtune.estimate.autocast import change_tensors
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, unwrap
 from llmtune.plan.stages import Plan
@@ -47,9 +47,7 @@ class Saved:
 
     def given(self, module: nn.Module, arguments: Any, options: Any) -> None:
         """Note what a block is called with."""
-        for one in tree_leaves((arguments, options)):
-            if isinstance(one, torch.Tensor):
-                self.add(one)
+        change_tensors((arguments, options), self.add)
 
     @property
     def bytes(self) -> int:
