@@ -52,10 +52,16 @@ def plan(table: PlanTable) -> None:
     console.print(rows)
     console.print(
         f"the delta will be {size(table.delta_bytes)}; weights, gradients and optimizer state "
-        f"take {size(table.states_bytes)}, activations come on top"
+        f"take {size(table.states_bytes)}"
     )
     for note in table.notes:
         console.print(note, markup=False)
+
+
+def plain(lines: list[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def findings(data: dict[str, Any]) -> None:

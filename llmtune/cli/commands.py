@@ -9,11 +9,13 @@ import typer
 
 from llmtune import api
 from llmtune.cli import shipped
+from llmtune.cli.fit import check_card, lines, predict
 from llmtune.cli.options import (
     Data,
     DryRun,
     Either,
     Folder,
+    Gpu,
     Json,
     MaxNewTokens,
     Method,
@@ -90,26 +92,35 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
             from llmtune.training.prepare import examine
         examination = examine(settings, count_gpus())
         findings, table = examination.data.findings, examination.table
+        memory = predict(settings, examination, None)
 
         def show() -> None:
             terminal.findings(findings)
             terminal.plan(table)
+            terminal.plain(lines(memory))
 
-        give({"data": findings, "plan": table.to_json()}, show)
+        give({"data": findings, "plan": table.to_json(), "memory": memory.to_json()}, show)
 
 
-def plan(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Print a recipe's plan."""
+def plan(recipe: RecipeFile, set: Set = None, gpu: Gpu = None, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Print a recipe's plan, and whether it fits this machine or a card."""
     settings = Recipe.load(recipe, set or [])
     tell_notes(settings)
+    check_card(gpu)
     with results(as_json) as give:
         from llmtune import terminal
         from llmtune.launch.command import count_gpus
 
         with importing():
-            from llmtune.training.prepare import plan_alone
-        table = plan_alone(settings, count_gpus())
-        give(table.to_json(), lambda: terminal.plan(table))
+            from llmtune.training.prepare import outline
+        planned = outline(settings, count_gpus())
+        memory = predict(settings, planned, gpu)
+
+        def show() -> None:
+            terminal.plan(planned.table)
+            terminal.plain(lines(memory))
+
+        give({**planned.table.to_json(), "memory": memory.to_json()}, show)
 
 
 def run(

@@ -116,8 +116,8 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         _line(f"epochs: {_epochs(data.rows)}", "passes over the data"),
         _line("# max_steps: 20", "for a first try"),
         _line(f"batch_size: {8 if data.rows < 1000 else 16}", "rows per step, over all processes"),
-        _line("# micro_batch_size: 1", "rows at a time; fewer take less memory"),
-        _line("# activation_checkpointing: true", "less memory, a third more time"),
+        _line("# micro_batch_tokens: 4096", "tokens at a time, else as many as fit into free memory"),
+        _line("# activation_checkpointing: true", "less memory, a third more time; auto where memory is short"),
         *_COMMON,
     ]
 

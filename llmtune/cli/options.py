@@ -32,6 +32,16 @@ Json = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", metavar="", help="Show tracebacks and what libraries log.")]
 NewFile = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write.")]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="CARD",
+        help="A card to judge the recipe for, here or not: h200, h100, a100-80, a100-40, l40s, rtx4090, rtx3090, t4, "
+        "or a number of GB.",
+        show_default="this machine",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Argument(metavar="FILE", help="Your rows: JSONL, CSV or Parquet.", show_default="the shipped sample"),

@@ -1,11 +1,23 @@
 """How large one forward and backward pass may be: in tokens, from the memory that is free."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
+from llmtune.errors import FieldError, MachineError
+from llmtune.estimate.memory import Forecast, Setting, forecast
+from llmtune.launch.command import read_config
+from llmtune.model.base import computes_bf16
 from llmtune.model.layout import Layout
-from llmtune.recipe.sections import Recipe
+from llmtune.numbers import size
+from llmtune.recipe.sections import Recipe, Train
+
+LARGE, ENOUGH = 16_384, 4_096
+"""Tokens of a pass on a GPU: the most that is worth its memory, and what does without checkpointing."""
+ROWS_ON_CPU = 8
+SHARE = {"cuda": 0.92, "cpu": 1.0}
+"""The share of free memory that a run may fill: on GPUs the rest is lost between the pieces of the allocator."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,75 @@ def choose_pass_size(
 ) -> PassSize:
     """The size of a pass for rows of up to `longest` tokens, where `free` bytes may be taken in all.
 
-    `free` counts from before the base is loaded. Settings of the recipe that name a size or checkpointing stand.
+    `free` counts from before the base is loaded; processes on CPUs share it. Settings of the recipe that name a size or
+    checkpointing stand. Raises FieldError, exit code 3, where not one row of `longest` tokens fits.
     """
-    size = recipe.train.micro_batch_size or 8
-    return PassSize(size * longest, recipe.train.activation_checkpointing is True, "")
+    setting = setting_of(recipe, world, device.type)
+    return fit_pass(recipe.train, forecast(layout, setting, longest), setting, longest, free)
+
+
+def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
+    """Where and how a process of the recipe computes, on a type of device."""
+    name = recipe.launch.accelerate
+    sharded = name != "auto" and read_config(name)["distributed_type"] == "FSDP"
+    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    return Setting(
+        "cuda" if device == "cuda" else "cpu",
+        dtype,
+        world,
+        sharded,
+        recipe.train.optimizer,
+        recipe.memory.frozen_blocks == "stream",
+    )
+
+
+def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, free: int) -> PassSize:
+    """The size of a pass by the recipe's settings, else the largest worthwhile one that `free` bytes are enough for."""
+    free = free // setting.world if setting.kind == "cpu" else free
+    budget, wanted = free * SHARE[setting.kind], train.activation_checkpointing
+    step = longest * ceil(train.batch_size / setting.world)
+    if setting.kind == "cpu":
+        step = min(step, longest * ROWS_ON_CPU)
+    named = _named_tokens(train, longest)
+    goal = min(step, named or (LARGE if setting.kind == "cuda" else step))
+    enough = longest if setting.kind == "cpu" else min(goal, max(longest, ENOUGH))
+    for checkpointing in (False, True) if wanted == "auto" else (bool(wanted),):
+        room = memory.room(budget, checkpointing)
+        last = checkpointing or wanted != "auto"
+        if room >= (goal if named else longest if last else enough):
+            return _chosen(memory, named or max(longest, min(goal, room)), goal, checkpointing, free)
+    if memory.room(free, wanted is not False) >= longest:
+        return _chosen(memory, named or longest, goal, wanted is not False, free)
+    raise _nothing_fits(train, memory, setting, longest, free)
+
+
+def _named_tokens(train: Train, longest: int) -> int | None:
+    """The tokens of a pass that the recipe names, in rows or in tokens; None where it names neither."""
+    limits = [train.micro_batch_tokens, train.micro_batch_size and train.micro_batch_size * longest]
+    return min((max(longest, limit) for limit in limits if limit), default=None)
+
+
+def _chosen(memory: Forecast, tokens: int, goal: int, checkpointing: bool, free: int) -> PassSize:
+    need = memory.peak(min(tokens, goal), checkpointing)
+    how = "with" if checkpointing else "without"
+    of = f"{size(need)} of {size(free)} free"
+    words = f"{of}; it may not fit" if need > free else of
+    return PassSize(
+        tokens, checkpointing, f"passes of up to {tokens:,} tokens {how} activation checkpointing ({words})"
+    )
+
+
+def _nothing_fits(train: Train, memory: Forecast, setting: Setting, longest: int, free: int) -> FieldError:
+    """What one row needs, what is free, and the keys that lower it, in order."""
+    checkpointing = train.activation_checkpointing is not False
+    need = memory.peak(longest, checkpointing)
+    keys = [
+        "train.activation_checkpointing: auto" if not checkpointing else "",
+        "data.max_length",
+        "model.quantize: 4bit with an adapter",
+        "method.adapter",
+        "" if setting.sharded or setting.kind == "cpu" else "launch.accelerate: fsdp2 over several GPUs",
+    ]
+    message = f"one row of {longest:,} tokens needs {size(need)} and {size(free)} are free"
+    hint = ", then ".join(key for key in keys if key)
+    return FieldError("model.base", f"{message}; what lowers it: {hint}", MachineError)

@@ -128,10 +128,10 @@ def load_offloaded(base: Base, layout: Layout, dtype: torch.dtype) -> tuple[PreT
     return offloaded.load(), offloaded
 
 
-def count_offloaded(recipe: Recipe, layout: Layout) -> int:
-    """How many parameters stay on disk; raises FieldError for what cannot be streamed."""
+def check_offloaded(recipe: Recipe, layout: Layout) -> None:
+    """Raise FieldError for a plan or model whose lowest blocks cannot be streamed."""
     if recipe.memory.frozen_blocks != "stream":
-        return 0
+        return
     if recipe.model.quantize != "none":
         raise FieldError(KEY, "stream reads no block into 4 bits; try cache, or model.quantize: none")
     low, high = min(layout.boundaries), max(layout.boundaries)
@@ -144,7 +144,6 @@ def count_offloaded(recipe: Recipe, layout: Layout) -> int:
     reason = find_randomness(layout.tuned, listed[high:])
     if reason:
         raise FieldError(KEY, f"stream needs outputs that stay the same: {reason}; try recompute")
-    return sum(parameter.numel() for block in listed[:low] for parameter in block.parameters())
 
 
 def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:

@@ -62,7 +62,7 @@ def less_memory(recipe: Recipe) -> str:
     """The settings that lower the memory of a recipe's training, those that cost least first, in words."""
     train, model, adapter = recipe.train, recipe.model, recipe.method.adapter
     may_be_4bit = model.quantize == "none" and not adapter.trains_base and adapter.unquantizable is None
-    tokens = getattr(train, "micro_batch_tokens", None)
+    tokens = train.micro_batch_tokens
     options = {
         "train.activation_checkpointing: on": train.activation_checkpointing is not True,
         f"a lower train.micro_batch_tokens (now {tokens})": tokens is not None,

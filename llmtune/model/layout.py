@@ -1,7 +1,8 @@
 """A model under a plan, as its skeleton shows it: made once, before any weight is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +26,8 @@ class Layout:
     """The parameters that ever train, by name."""
     linear: tuple[list[str], list[str]]
     """The base's linear layers that 4 bits are for, and those that stay; empty without model.quantize."""
+    forecasts: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Predictions of memory that were computed from it, by their setting."""
 
     @cached_property
     def trained_distance(self) -> dict[str, int]:

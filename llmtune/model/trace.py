@@ -33,7 +33,7 @@ def trace_around(model: PreTrainedModel, blocks: nn.ModuleList) -> Around:
             with (
                 torch.random.fork_rng(devices=[]),
                 torch.no_grad(),
-                _MetaChoices(),
+                MetaChoices(),
                 _traced(model, blocks, length, around),
             ):
                 _run(model)
@@ -90,7 +90,7 @@ def _computing(block: nn.Module, forward: Callable[..., object]) -> Iterator[Non
             vars(block)["forward"] = own
 
 
-class _MetaChoices(TorchFunctionMode):
+class MetaChoices(TorchFunctionMode):
     """Answers what code asks of values on the meta device, which has none: true, one, and no token is padding."""
 
     _ANSWERS: ClassVar = {torch.Tensor.__bool__: True, torch.Tensor.item: 1, torch.Tensor.__contains__: False}

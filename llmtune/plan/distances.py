@@ -51,6 +51,10 @@ class Distances(ABC):
         """The largest sum of values by distance that trains at one time."""
         return sum(value for distance, value in values.items() if distance in self)
 
+    def deepest(self, distances: Collection[int]) -> set[int]:
+        """Those of `distances` that train at one time; of sets drawn anew, the one that reaches farthest."""
+        return {distance for distance in distances if distance in self}
+
     def share(self, blocks: int) -> float:
         """The share of that many blocks that ever trains."""
         return sum(distance in self for distance in range(1, blocks + 1)) / blocks
@@ -185,6 +189,10 @@ class Drawn(Distances):
         steady = sum(value for distance, value in values.items() if distance in self.always)
         drawn = sorted((value for distance, value in values.items() if distance in self.among), reverse=True)
         return steady + sum(drawn[: self.count])
+
+    def deepest(self, distances: Collection[int]) -> set[int]:
+        drawn = sorted(distance for distance in distances if distance in self.among)[-self.count :]
+        return {distance for distance in distances if distance in self.always} | set(drawn)
 
 
 @lru_cache(maxsize=64)

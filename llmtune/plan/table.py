@@ -108,7 +108,7 @@ class PlanTable:
     """How many linear layers are put into 4 bits."""
     delta_bytes: int
     states_bytes: int
-    """Weights, gradients and optimizer states."""
+    """On one device: weights, gradients and states of the optimizer in use, in the stage that holds the most."""
     frozen_blocks: CacheSize
     steps: Count
     stages: Annotated[list[StageRow], Field(min_length=1)]

@@ -82,12 +82,10 @@ HERE = {
     "num_epochs": "train.epochs",
     "n_epochs": "train.epochs",
     "max_train_steps": "train.max_steps",
-    "per_device_train_batch_size": "train.micro_batch_size; train.batch_size is what a step holds",
+    "per_device_train_batch_size": "train.batch_size, rows of a step over all processes; free memory sizes passes",
     "train_batch_size": "train.batch_size",
     "per_device_eval_batch_size": "train.micro_batch_size",
     "eval_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size / train.micro_batch_size / launch.processes",
-    "gradient_accumulation": "train.batch_size / train.micro_batch_size / launch.processes",
     "warmup_ratio": "train.warmup",
     "warmup_steps": "train.warmup, as a share of the steps",
     "lr_scheduler": "train.schedule",
@@ -97,8 +95,9 @@ HERE = {
     "max_grad_norm": "train.grad_clip",
     "gradient_clipping": "train.grad_clip",
     "wd": "train.weight_decay",
-    "gradient_checkpointing": "train.activation_checkpointing",
-    "use_gradient_checkpointing": "train.activation_checkpointing",
+    "gradient_checkpointing": "train.activation_checkpointing, which is auto where not given",
+    "use_gradient_checkpointing": "train.activation_checkpointing, which is auto where not given",
+    "enable_activation_checkpointing": "train.activation_checkpointing, which is auto where not given",
     "save_steps": "train.save_every, as a share of the steps",
     "save_strategy": "train.save_every, as a share of the steps",
     "saves_per_epoch": "train.save_every, as a share of the steps",
@@ -122,10 +121,18 @@ HERE = {
 }
 """Names of other tools, and the key here."""
 
+_PASSES = (
+    "no key: a step holds train.batch_size rows, over all processes, and is split into passes that fit into free "
+    "memory, or that train.micro_batch_tokens or train.micro_batch_size limits"
+)
+
 NOT_HERE = {
     "fp16": "there is no fp16; model.precision: auto takes bf16 where the machine has it, else fp32",
     "tf32": "no key; model.precision says bf16 or fp32",
     "load_in_8bit": "there is no 8-bit base; model.quantize: 4bit is there",
+    "gradient_accumulation_steps": _PASSES,
+    "gradient_accumulation": _PASSES,
+    "auto_find_batch_size": _PASSES,
     "packing": "no key: rows of similar length share a step and, on CPUs, are joined without padding, "
     "each attending to itself alone (train.group_by_length)",
     "sample_packing": "no key: rows of similar length share a step and, on CPUs, are joined without padding, "

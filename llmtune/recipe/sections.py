@@ -64,7 +64,10 @@ class Train(Closed):
     batch_size: Count = 16
     """Rows per optimizer step, over all processes."""
     micro_batch_size: Count | None = None
-    """Rows per forward pass and process; batch_size / processes, at most 8, where not given."""
+    """Rows per forward pass and process, at most; where not given, no limit on GPUs, and at most 8 on CPUs."""
+    micro_batch_tokens: Count | None = None
+    """Tokens per forward pass and process, at most, with padding; a longer row is a pass of its own. Where not given,
+    as many as fit into free memory. Neither limit changes the result."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate of a newly trained group rises."""
     schedule: Shape = "cosine"
@@ -80,8 +83,8 @@ class Train(Closed):
     """Rows of similar length share an optimizer step, which saves padding; false draws rows at random."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of initialization, row order and dropout: 32 bits."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time. auto: where memory is short."""
     save_every: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the steps after which a checkpoint is saved, again and again."""
     keep: Count = 2

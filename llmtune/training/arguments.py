@@ -41,7 +41,7 @@ def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validat
         bf16=computes_bf16(recipe.model.precision),
         use_cpu=PartialState().device.type == "cpu",
         seed=recipe.train.seed,
-        gradient_checkpointing=recipe.train.activation_checkpointing,
+        gradient_checkpointing=recipe.train.activation_checkpointing is True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,  # it is wrapped anew where other tensors train
         logging_steps=1,

@@ -13,6 +13,7 @@ from llmtune.data.encode import Example
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted
+from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
@@ -54,6 +55,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         if recipe.memory.frozen_blocks != "stream":
             keep_freed()
     set_seed(recipe.train.seed)
+    watch = MemoryWatch(state.device)
     base = prepared.base if prepared else locate_base(recipe.model)
     layout = prepared.layout if prepared else _check_again(run, recipe, base, state)
     tokenizer = load_tokenizer(base)
@@ -80,7 +82,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
         stage_starts=schedule.starts,
         rank=state.process_index,
     )
-    stop, record = Stop(), step_recorder(progress)
+    stop, record = Stop(), step_recorder(progress, watch)
     if state.is_main_process:
         heading("train")
     with progress:
@@ -100,6 +102,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             callbacks=[stop, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
+        watch.expect(_predicted(recipe, layout, state, data.train, trainer), schedule.ends)
         if state.is_main_process:
             write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
         del tensors  # whole weights, which sharding replaces
@@ -116,6 +119,16 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
             run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
         processes.wait()
     state.destroy_process_group()
+
+
+def _predicted(
+    recipe: Recipe, layout: Layout, state: PartialState, rows: list[Example], trainer: SupervisedTrainer
+) -> list[int]:
+    """Predicted bytes of each stage on one device, in the passes of a trainer."""
+    longest, args = max(len(row.input_ids) for row in rows), trainer.args
+    tokens = longest * args.per_device_train_batch_size
+    world, checkpointing = state.num_processes, args.gradient_checkpointing
+    return stage_peaks(recipe, layout, world, state.device, longest, tokens, checkpointing)
 
 
 def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:

@@ -9,7 +9,10 @@ from transformers import PreTrainedModel
 from llmtune.adapters.adaptable import notes_on_rest
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
 from llmtune.errors import FieldError, PlanError
-from llmtune.frozen.stream import count_offloaded
+from llmtune.estimate.memory import fixed_bytes
+from llmtune.estimate.passes import setting_of
+from llmtune.frozen.stream import check_offloaded
+from llmtune.machine.device import run_device
 from llmtune.model.base import Base, computes_bf16, model_facts
 from llmtune.model.blocks import distances
 from llmtune.model.layout import Layout
@@ -91,9 +94,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
     steps = total_steps(recipe.train, rows, world)
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
-    elements = sum(tensor.numel() for tensor in layout.trained.values())
-    at_once = max(stage.trained for stage in stages) if layout.plan.redrawn else elements
-    in_memory = layout.facts.parameters - count_offloaded(recipe, layout)
+    check_offloaded(recipe, layout)
     adapter = recipe.method.adapter
     return PlanTable(
         base=BaseName(base.name, base.revision, base.hub_id),
@@ -105,7 +106,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         adapted=count_adapted(layout.tuned),
         quantized=len(layout.linear[0]),
         delta_bytes=4 * adapter.count_stored(layout.tuned, layout.trained),
-        states_bytes=states_bytes(recipe, in_memory, elements, at_once),
+        states_bytes=fixed_bytes(layout, setting_of(recipe, world, run_device().type)),
         frozen_blocks=cache_size(recipe, layout),
         steps=steps,
         stages=stages,
@@ -187,15 +188,6 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     drawn = sum(schedule.ever_trains(distance) for distance in range(1, layout.facts.blocks + 1))
     message = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
     return [f"{message}; outputs of blocks that may be drawn are not cached"]
-
-
-def states_bytes(recipe: Recipe, parameters: int, trained: int, at_once: int) -> int:
-    """Bytes of weights, gradients and AdamW states: 4 per trained parameter and 12 per one that trains `at_once`.
-
-    A frozen parameter takes 2, in 4 bits 0.52.
-    """
-    frozen = parameters - trained if recipe.method.adapter.trains_base else parameters
-    return round(4 * trained + 12 * at_once + (0.52 if recipe.model.quantize == "4bit" else 2) * frozen)
 
 
 def _refuse(recipe: Recipe, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.rows import read
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
+from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
@@ -36,6 +37,20 @@ class Examination:
     data: Gate
     table: PlanTable
     layout: Layout
+
+    @property
+    def lengths(self) -> Lengths:
+        """The lengths of the training rows."""
+        return counted(self.data.train)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a recipe comes to where its rows are counted but not tokenized."""
+
+    table: PlanTable
+    layout: Layout
+    lengths: Lengths
 
 
 @dataclass(frozen=True)
@@ -124,15 +139,28 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     return Examination(checked, table, layout)
 
 
-@locates_mistakes
 def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
     """The plan table of a recipe whose training rows are counted but not tokenized."""
+    return outline(recipe, gpus).table
+
+
+@locates_mistakes
+def outline(recipe: Recipe, gpus: int) -> Outline:
+    """The plan of a recipe whose training rows are counted but not tokenized, and their lengths by their characters."""
     base = _locate_base(recipe, weights=False)
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    count = len(read(recipe.data.train))
-    return plan_table(recipe, base, layout, count, world)
+    rows = read(recipe.data.train)
+    table = plan_table(recipe, base, layout, len(rows), world)
+    return Outline(table, layout, estimated(rows, recipe.data.max_length))
+
+
+@locates_mistakes
+def layout_of(recipe: Recipe) -> Layout:
+    """A recipe's plan laid over its base."""
+    base = _locate_base(recipe, weights=False)
+    return build_layout(recipe, base, check_model(recipe, base))
 
 
 def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:

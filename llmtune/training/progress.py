@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from llmtune.estimate.measured import MemoryWatch
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 
@@ -202,15 +203,18 @@ def _bar(console: Console) -> Bar:
     return Bar(*columns, console=console, expand=True)
 
 
-def step_recorder(progress: Progress) -> Callable[[Record], None]:
-    """A function that completes a step's record with time, speed and memory and hands it to the log."""
+def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Callable[[Record], None]:
+    """A function that completes a step's record with time, speed and memory and hands it to the log.
+
+    `watch` adds predicted and measured memory at the end of each stage.
+    """
     began = time.monotonic()
     earlier = progress.previous.get("seconds", 0.0)
     last = (began, progress.previous.get("tokens", 0))
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = entry.get("frozen_blocks") or entry.get("warning")
+        message = entry.get("frozen_blocks") or entry.get("warning") or entry.get("memory")
         if message:
             progress.note(entry, message)
             return
@@ -224,6 +228,9 @@ def step_recorder(progress: Progress) -> Callable[[Record], None]:
             measured["tokens_per_s"] = (entry["tokens"] - last[1]) / max(1e-9, now - last[0])
         last = (now, entry.get("tokens", 0))
         progress.step(entry | measured)
+        memory = watch and watch.at(entry["step"])
+        if memory:
+            progress.note(memory, memory["memory"])
 
     return record
 

@@ -180,7 +180,7 @@ def test_resume_ends_bit_equal(tmp_path: Path, cache: Path, method: dict[str, An
 def test_plan_predicts_less_memory(tmp_path: Path) -> None:
     cached, streamed = (read_json(prepared(tmp_path, how).plan_file) for how in ("cache", "stream"))
     block = sum(p.numel() for p in tiny.model(blocks=1).model.layers[0].parameters())
-    assert cached["states_bytes"] - streamed["states_bytes"] == 2 * 3 * block
+    assert cached["states_bytes"] - streamed["states_bytes"] == 4 * 3 * block  # in fp32
 
 
 def test_prints_progress_every_10_seconds() -> None:

@@ -54,6 +54,7 @@ EVERYTHING: dict[str, Any] = {
         "batch_size": 4,
         "max_steps": 12,
         "micro_batch_size": 2,
+        "micro_batch_tokens": 512,
         "warmup": 0.1,
         "schedule": "linear",
         "optimizer": "adamw",

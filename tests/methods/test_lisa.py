@@ -178,7 +178,8 @@ def test_plan_names_the_draws_and_counts_states_of_one(
     block = sum(p.numel() for p in model.model.layers[0].parameters())
     total = sum(p.numel() for p in model.parameters())
     assert plan.stages[0].trained == total - 3 * block
-    assert plan.states_bytes == 4 * total + 12 * (total - 3 * block)
+    counters, positions = 4 * (9 + 3), sum(buffer.nbytes for buffer in model.buffers())
+    assert plan.states_bytes == 4 * total + 12 * (total - 3 * block) + counters + positions
     assert plan.stages[0].trains == Drawn(1, 2, frozenset({1, 2, 3, 4}), frozenset({0, 5}))
     (note,) = plan.notes
     assert note.startswith("3 of 4 blocks are drawn at some time in 8 steps; outputs of blocks that may be drawn")

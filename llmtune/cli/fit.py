@@ -1,0 +1,126 @@
+"""What `llmtune plan` and `check` say of memory and time: on this machine, or on a card that is named."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmtune.estimate.cards import find_card
+from llmtune.numbers import duration, size
+from llmtune.recipe.sections import Recipe
+
+if TYPE_CHECKING:
+    from llmtune.estimate.fit import Fit
+    from llmtune.estimate.lengths import Lengths
+    from llmtune.model.layout import Layout
+    from llmtune.plan.table import PlanTable
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a recipe takes, and the overrides of the nearest recipe that fits where it does not."""
+
+    fit: "Fit"
+    lengths: "Lengths"
+    instead: list[str]
+    then: "Fit | None"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        instead = None if self.then is None else {"set": self.instead, **self.then.to_json()}
+        rows = {"longest": self.lengths.longest, "tokens": self.lengths.tokens, "counted": self.lengths.counted}
+        return {**self.fit.to_json(), "rows": rows, "instead": instead}
+
+
+class Planned(Protocol):
+    """A recipe's plan laid over its base, and the lengths of its rows."""
+
+    @property
+    def table(self) -> "PlanTable":
+        """The plan table."""
+
+    @property
+    def layout(self) -> "Layout":
+        """The plan over the model."""
+
+    @property
+    def lengths(self) -> "Lengths":
+        """The training rows."""
+
+
+def check_card(gpu: str | None) -> None:
+    """Raise RecipeError for a word that names no card."""
+    if gpu is not None:
+        find_card(gpu)
+
+
+def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
+    """What a recipe takes on this machine, or on a card by name; raises RecipeError for an unknown card."""
+    from llmtune.estimate.fit import Question, judge, nearest, on_card
+    from llmtune.estimate.passes import setting_of
+    from llmtune.launch.command import choose_config, count_gpus, count_processes
+    from llmtune.machine.device import free_bytes, run_device
+    from llmtune.training.prepare import layout_of
+
+    table, layout, lengths = planned.table, planned.layout, planned.lengths
+    tokens_per_step = recipe.train.batch_size * lengths.tokens / lengths.rows
+    question = Question(lengths, [stage.end - stage.start for stage in table.stages], tokens_per_step)
+    if gpu is None:
+        device = run_device(recipe.launch.accelerate in ("cpu", "multi_cpu"))
+        gpus = count_gpus()
+        world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
+        name = "this machine" if device.type == "cpu" else f"this machine's {device}"
+        setting = setting_of(recipe, world, device.type)
+        return Prediction(judge(recipe, layout, question, setting, name, free_bytes(device)), lengths, [], None)
+    card, cards = find_card(gpu), recipe.launch.processes or 1
+    fit = on_card(recipe, layout, question, card, cards)
+    if fit.fits:
+        return Prediction(fit, lengths, [], None)
+
+    def changed(overrides: list[str]) -> tuple[Recipe, "Layout"]:
+        other = Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *overrides])
+        return other, layout_of(other)
+
+    found = nearest(recipe, changed, question, card, cards)
+    return Prediction(fit, lengths, *(found or ([], None)))
+
+
+def lines(prediction: Prediction) -> list[str]:
+    """The prediction for people."""
+    fit = prediction.fit
+    cards = f"{fit.cards} x " if fit.cards > 1 else ""
+    free = f"{size(fit.free)} free"
+    shown = [f"memory on {cards}{fit.card}, {free}"]
+    many = len(fit.stages) > 1
+    for number, parts in enumerate(fit.stages, 1):
+        listed = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+        shown.append(f"train{f', stage {number}' if many else ''}  {size(sum(parts.values()))}: {listed}")
+    if fit.evaluation:
+        least = f", {size(fit.evaluation.least)} at the least" if fit.evaluation.least < fit.evaluation.need else ""
+        shown.append(f"evaluation  {size(fit.evaluation.need)}{least}")
+    if fit.merge:
+        shown.append(f"merge  {size(fit.merge.need)} of main memory")
+    shown.append(_verdict(fit))
+    if prediction.then is not None:
+        words = " ".join(f"--set {override}" for override in prediction.instead)
+        shown.append(f"the nearest recipe that fits: {words}")
+        shown.append(_verdict(prediction.then))
+    elif not fit.fits:
+        shown.append("no change of the recipe that llmtune tries makes it fit; a smaller base would")
+    shown.append(prediction.lengths.words)
+    return shown
+
+
+def _verdict(fit: "Fit") -> str:
+    if fit.size is None:
+        return f"it does not fit: {fit.missing}"
+    if not fit.fits and fit.evaluation:
+        return f"training fits, the evaluation does not: it needs {size(fit.evaluation.least)} at the least"
+    return f"it fits: {fit.size.reason}{_time(fit)}"
+
+
+def _time(fit: "Fit") -> str:
+    from llmtune.estimate.fit import SHARE_OF_RATE
+
+    if not fit.seconds:
+        return ""
+    return f"; trains for about {duration(fit.seconds)}, at {SHARE_OF_RATE:.0%} of the rate that its maker states"

@@ -1,0 +1,153 @@
+"""What a forward pass keeps for the backward pass, measured on the model itself without its weights."""
+
+import copy
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from llmtune.estimate.autocast import MetaAutocast, change_tensors
+from llmtune.estimate.live import working_bytes
+from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
+from llmtune.kernels.lora import skip_input_casts
+from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.trace import MetaChoices
+
+_PROBE = 16
+"""Tokens of the pass that tells whether a model computes token by token."""
+_CALLS_A_TOKEN = 12
+"""Calls per block and token from which a model is taken to loop over tokens."""
+
+
+@dataclass
+class _Saved:
+    """Tensors that autograd saves, by storage: those of each block, and those outside the blocks (-1)."""
+
+    ignored: set[int]
+    place: int = -1
+    storages: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
+    inputs: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Note a tensor that is saved."""
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.ignored:
+            self.storages.setdefault(id(storage), (storage, self.place))
+        return tensor
+
+    def enter(self, index: int, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Note that a block begins, and its input."""
+        self.place = index
+        change_tensors((arguments, options), self._give)
+
+    def _give(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self.ignored:
+            self.inputs.setdefault(id(storage), (storage, self.place))
+        return tensor
+
+    def leave(self, *_: object) -> None:
+        """Note that a block ends."""
+        self.place = -1
+
+    def sum(self, place: int) -> int:
+        """Bytes saved in a block, -1 for outside."""
+        return sum(storage.nbytes() for storage, at in self.storages.values() if at == place)
+
+    def block(self, index: int) -> BlockTrace:
+        """What a block saved, and of what it was given what no block before it was."""
+        given = {key: storage.nbytes() for key, (storage, at) in self.inputs.items() if at == index}
+        outside = {key for key, (_, at) in self.storages.items() if at == -1}
+        inner = sum(
+            storage.nbytes() for key, (storage, at) in self.storages.items() if at == index and key not in self.inputs
+        )
+        return BlockTrace(self.sum(index), sum(size for key, size in given.items() if key not in outside), inner)
+
+
+def as_trained(model: nn.Module, trains: Collection[str], ever: Collection[str], dtype: torch.dtype) -> nn.Module:
+    """A copy of a model whose tensors `trains` require gradients; `ever` are in fp32, all others in `dtype`."""
+    tuned = copy.deepcopy(model).train()
+    for name, parameter in tuned.named_parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(torch.float32 if name in ever else dtype)
+        parameter.requires_grad_(name in trains)
+    unwrap(tuned).disable_input_require_grads()
+    if dtype != torch.float32:
+        skip_input_casts(tuned)
+    return tuned
+
+
+def trace(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
+    """What a pass of one row of `tokens` keeps, from a model of `as_trained` that computes in `dtype` on such a device.
+
+    A model that loops over tokens is measured on a few of them. `tokens` should be odd: what has the shape of a weight
+    or of its transpose is taken for its gradient.
+    """
+    try:
+        return _measured(model, tokens, dtype, kind)
+    # Any model may ask a tensor without content for its values, in a way of its own.
+    except Exception:
+        return rough_trace(model, tokens, dtype)
+
+
+def _measured(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
+    run = partial(_run, model, dtype=dtype, kind=kind)
+    if tokens > 2 * _PROBE:
+        few = run(_PROBE)
+        if few[1] > _CALLS_A_TOKEN * _PROBE * len(blocks(model)):
+            more = run(2 * _PROBE)
+            if more[1] > 1.5 * few[1]:
+                return extended(few[0], more[0], tokens)
+    return run(tokens)[0]
+
+
+def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[Trace, int]:
+    """The trace of a pass, and how many functions of torch it called."""
+    listed = list(blocks(model))
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    known = [*model.parameters(), *model.buffers(), ids]
+    saved = _Saved({id(tensor.untyped_storage()) for tensor in known})
+    cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind)
+    captured: dict[int, tuple[Any, Any]] = {}
+    with ExitStack() as stack, torch.random.fork_rng(devices=[]):
+        for index, block in enumerate(listed):
+            keep: Callable[..., None] = partial(_capture, captured, index)
+            for hook in (partial(saved.enter, index), keep):
+                stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(saved.leave).remove)
+        stack.enter_context(cast)
+        stack.enter_context(MetaChoices())
+        stack.enter_context(saved_tensors_hooks(saved.pack, lambda tensor: tensor))
+        stack.callback(head_of(model).register_forward_pre_hook(one_position).remove)
+        unwrap(model)(input_ids=ids, use_cache=False)
+    copies = {id(tensor.untyped_storage()) for tensor in cast.casts.values()}
+    for storage in copies:
+        saved.storages.pop(storage, None)
+    parts = [saved.block(index) for index in range(len(listed))]
+    casts = sum(tensor.untyped_storage().nbytes() for tensor in cast.casts.values())
+    calls = cast.calls
+    largest = max(range(len(parts)), key=lambda index: parts[index].saved)
+    working = 0
+    if parts[largest].saved:
+        working = working_bytes(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
+    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products), calls
+
+
+def _capture(captured: dict[int, Any], index: int, module: nn.Module, arguments: Any, options: Any) -> None:
+    captured[index] = (arguments, options)
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The head of a model."""
+    head: nn.Module = unwrap(model).get_output_embeddings()
+    return head
+
+
+def one_position(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Let the head compute on a copy of the first position: it is counted apart, on supervised positions alone."""
+    return arguments[0][:, :1].clone()

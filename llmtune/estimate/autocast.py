@@ -1,0 +1,133 @@
+"""Autocast for tensors without content: torch's own passes the meta device by, so a trace casts as a GPU would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from llmtune.estimate.attention import attend
+from llmtune.estimate.products import Products, grouped_product
+
+LOWERED = frozenset(
+    [
+        "addbmm",
+        "addmm",
+        "addmv",
+        "addr",
+        "baddbmm",
+        "bmm",
+        "chain_matmul",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_tbc",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "einsum",
+        "linear",
+        "matmul",
+        "mm",
+        "mv",
+        "prelu",
+        "scaled_dot_product_attention",
+    ]
+)
+"""What computes in 16 bits, as torch/include/ATen/autocast_mode.h lists it for CUDA."""
+IN_FP32 = frozenset(
+    [
+        "acos",
+        "asin",
+        "cosh",
+        "cumprod",
+        "cumsum",
+        "erfinv",
+        "exp",
+        "expm1",
+        "group_norm",
+        "layer_norm",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "log_softmax",
+        "logsumexp",
+        "pow",
+        "prod",
+        "reciprocal",
+        "rms_norm",
+        "rsqrt",
+        "sinh",
+        "softmax",
+        "softplus",
+        "sum",
+        "tan",
+    ]
+)
+"""What CUDA computes in fp32, of the same file; CPUs compute it in the precision that comes."""
+_OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow", "square": "pow"}
+_WITH_DTYPE = frozenset({"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"})
+"""A data type that is asked for stands."""
+
+
+class MetaAutocast(TorchFunctionMode):
+    """Casts as autocast does on a kind of device, attends as its fused kernels do, and counts matrix products.
+
+    `dtype` is None where nothing is cast. `casts` are the copies of weights that autocast keeps for a forward pass.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, kind: str) -> None:
+        super().__init__()
+        self.dtype, self._kind = dtype, kind
+        self.casts: dict[int, torch.Tensor] = {}
+        self.products, self.calls = Products(), 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute a function of torch on tensors as autocast would."""
+        self.calls += 1
+        kwargs = kwargs or {}
+        name = str(getattr(function, "__name__", ""))
+        name = _OPERATORS.get(name, name)
+        if self.dtype is not None:
+            args, kwargs = self._cast(name, args, kwargs)
+        self.products.count(name, args, kwargs)
+        if name == "scaled_dot_product_attention":
+            return attend(function, self._kind, *args, **kwargs)
+        if name in ("grouped_mm", "_grouped_mm"):
+            return grouped_product(*args[:2])
+        return function(*args, **kwargs)
+
+    def _cast(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        if name in LOWERED:
+            change: Callable[[torch.Tensor], torch.Tensor] = self._lower
+        elif self._kind == "cuda" and name in IN_FP32 and not (name in _WITH_DTYPE and kwargs.get("dtype")):
+            change = _widen
+        else:
+            return args, kwargs
+        return change_tensors((tuple(args), dict(kwargs)), change)
+
+    def _lower(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == self.dtype or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(self.dtype)
+        if id(tensor) not in self.casts:
+            self.casts[id(tensor)] = tensor.to(self.dtype)
+        return self.casts[id(tensor)]
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def change_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A value whose tensors, in lists, tuples and dicts too, are changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: change_tensors(one, change) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(change_tensors(one, change) for one in value)
+    return value

@@ -1,0 +1,69 @@
+"""GPUs by name: memory that torch can use, rates and bandwidth, as their makers state them."""
+
+import difflib
+import math
+from dataclasses import dataclass
+
+from llmtune.errors import RecipeError
+from llmtune.numbers import size
+
+CONTEXT = 600 * 10**6
+"""Bytes that CUDA, its kernels and cuBLAS hold on a card before a tensor does."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: memory in bytes, dense operations a second in 16 bits, bytes a second of its memory; None is not known."""
+
+    name: str
+    memory: int
+    rate: float | None = None
+    bandwidth: float | None = None
+    bf16: bool = True
+
+    @property
+    def free(self) -> int:
+        """Bytes for a run on a card that nobody else uses."""
+        return self.memory - CONTEXT
+
+    @property
+    def words(self) -> str:
+        """The card in words: h100 (84.9 GB)."""
+        return f"{self.name} ({size(self.memory)})" if self.rate else f"a card of {self.name} GB"
+
+
+def _card(name: str, gib: float, tera: float, gigabytes: float, bf16: bool = True) -> Card:
+    return Card(name, round(gib * 2**30), tera * 1e12, gigabytes * 1e9, bf16)
+
+
+# Memory: what torch.cuda.get_device_properties reports. Rates: dense, 16-bit inputs, sums in fp32.
+CARDS = {
+    card.name: card
+    for card in (
+        _card("h200", 139.8, 989, 4800),  # NVIDIA H200 SXM data sheet
+        _card("h100", 79.1, 989, 3350),  # NVIDIA H100 SXM data sheet (1,979 with sparsity)
+        _card("a100-80", 79.1, 312, 2039),  # NVIDIA A100 80GB SXM data sheet
+        _card("a100-40", 39.4, 312, 1555),  # NVIDIA A100 40GB SXM data sheet
+        _card("l40s", 44.4, 362, 864),  # NVIDIA L40S data sheet (733 with sparsity); ECC takes a part of 48 GB
+        _card("rtx4090", 23.6, 165, 1008),  # NVIDIA Ada GPU architecture white paper, appendix A
+        _card("rtx3090", 23.6, 71, 936),  # NVIDIA Ampere GA102 GPU architecture white paper, table 2
+        _card("t4", 14.6, 65, 300, bf16=False),  # NVIDIA T4 data sheet; fp16 only
+    )
+}
+
+
+def find_card(word: str) -> Card:
+    """The card that a word names, or one of so many GB; raises RecipeError with the nearest name for any other word."""
+    name = word.strip().lower()
+    if name in CARDS:
+        return CARDS[name]
+    number = name.removesuffix("gb").strip()
+    try:
+        gigabytes = float(number)
+    except ValueError:
+        gigabytes = math.nan
+    if 1 <= gigabytes <= 10_000:
+        return Card(f"{gigabytes:g}", round(gigabytes * 10**9))
+    close = difflib.get_close_matches(name, list(CARDS), n=1, cutoff=0.3)
+    known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(CARDS)}"
+    raise RecipeError(f"--gpu {word}: is no card that llmtune knows; {known} A number of GB is taken too")

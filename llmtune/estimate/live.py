@@ -1,0 +1,68 @@
+"""How many bytes of tensors live at one time while a block computes forward and backward, without any content."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmtune.estimate.autocast import change_tensors
+from llmtune.model.trace import MetaChoices
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, while they live, but for those of `ignored` shapes."""
+
+    def __init__(self, ignored: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._ignored = ignored
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute an operation and count what it makes."""
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(one, torch.Tensor) and tuple(one.shape) not in self._ignored:
+                self._add(one.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(id(storage))
+        weakref.finalize(storage, self._free, id(storage), size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:
+    """The most bytes that a block's passes take at one time beyond what its forward pass keeps.
+
+    The block is called with `arguments` and `options`, which `autocast` casts. Gradients of weights, told by their
+    shapes, do not count.
+    """
+    arguments, options = change_tensors((arguments, options), _detached)
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    weights = {tuple(shape) for parameter in trained for shape in (parameter.shape, parameter.shape[::-1])}
+    with LiveBytes(weights) as counted, autocast, MetaChoices():
+        output = block(*arguments, **options)
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept = counted.live
+        if hidden.requires_grad:
+            hidden.backward(torch.empty_like(hidden))
+    for parameter in trained:
+        parameter.grad = None
+    return counted.peak - kept
+
+
+def _detached(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without its history, that gets a gradient where it can have one."""
+    return tensor.detach().requires_grad_(tensor.is_floating_point())

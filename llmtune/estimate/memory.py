@@ -1,0 +1,217 @@
+"""The memory that training takes, predicted part by part for each stage and device."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llmtune.estimate.activations import Trace, as_trained, trace
+from llmtune.estimate.optimizers import state_bytes
+from llmtune.model.blocks import blocks
+from llmtune.model.layout import Layout
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
+HEAD_CHUNK_BYTES, LOGIT_BYTES = 2**30, 10
+"""On GPUs the head computes positions in chunks: the most that a chunk takes, and bytes of a logit in it."""
+
+ANSWERS = 2 * 2**30
+"""Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how one process computes."""
+
+    kind: Literal["cuda", "cpu"]
+    dtype: torch.dtype
+    world: int = 1
+    sharded: bool = False
+    """Whether weights, gradients and states are split over the processes."""
+    optimizer: str = "adamw"
+    streamed: bool = False
+    """Whether the blocks that never train stay on disk."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one device in one stage, by part; activations are those of one token of the longest row."""
+
+    parts: dict[str, int]
+    """What does not grow with a pass."""
+    plain: float
+    """Bytes a token without checkpointing, less its logits."""
+    checkpointed: float
+    """Bytes a token with checkpointing."""
+    logits: int
+    """Bytes of a token's logits and of what is computed from them."""
+    chunk: float
+    """The most that the logits of one time take."""
+    trace: Trace = field(repr=False)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that a pass of any size needs."""
+        return sum(self.parts.values())
+
+    def per_token(self, checkpointing: bool) -> float:
+        """Bytes that a pass needs for each of its tokens."""
+        return self.checkpointed if checkpointing else self.plain
+
+    def peak(self, tokens: int, checkpointing: bool) -> int:
+        """The most bytes at one time, in passes of so many tokens."""
+        return round(self.fixed + tokens * self.per_token(checkpointing) + self._head(tokens))
+
+    def room(self, free: float, checkpointing: bool) -> int:
+        """The most tokens of a pass for which `free` bytes are enough; 0 or less where none fits."""
+        each, left = self.per_token(checkpointing), free - self.fixed
+        whole = left / (each + self.logits)
+        return int(whole if whole * self.logits <= self.chunk else (left - self.chunk) / each)
+
+    def _head(self, tokens: int) -> int:
+        return round(min(self.chunk, tokens * self.logits))
+
+    def listed(self, tokens: int, checkpointing: bool) -> dict[str, int]:
+        """Every part in bytes, activations included."""
+        activations = round(tokens * self.per_token(checkpointing))
+        return {**self.parts, "activations": activations, "logits": self._head(tokens)}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The memory of every stage of a plan."""
+
+    stages: list[StageMemory]
+
+    def peak(self, tokens: int, checkpointing: bool) -> int:
+        """The most bytes that any stage takes, in passes of so many tokens."""
+        return max(stage.peak(tokens, checkpointing) for stage in self.stages)
+
+    def room(self, free: float, checkpointing: bool) -> int:
+        """The most tokens of a pass for which `free` bytes are enough in every stage; 0 or less where none fits."""
+        return min(stage.room(free, checkpointing) for stage in self.stages)
+
+
+def forecast(layout: Layout, setting: Setting, longest: int) -> Forecast:
+    """The memory of training under a plan, for rows of up to `longest` tokens."""
+    known: Forecast | None = layout.forecasts.get((setting, longest))
+    if known is None:
+        counted = _Counted(layout, setting)
+        known = Forecast([counted.stage(now, reached, longest) for now, reached in _trained_by_stage(layout)])
+        layout.forecasts[setting, longest] = known
+    return known
+
+
+def fixed_bytes(layout: Layout, setting: Setting) -> int:
+    """Bytes of weights, gradients and optimizer states on one device, in the stage that holds the most."""
+    counted = _Counted(layout, setting)
+    return max(sum(counted.states(now, reached).values()) for now, reached in _trained_by_stage(layout))
+
+
+def _trained_by_stage(layout: Layout) -> list[tuple[set[str], set[str]]]:
+    """For each stage the tensors that train at one time, and those that have states by its end."""
+    stages, reached = [], set[str]()
+    for stage in layout.plan.stages:
+        distances = stage.trains.deepest(set(layout.trained_distance.values()))
+        now = {name for name, distance in layout.trained_distance.items() if distance in distances}
+        reached = now if layout.plan.redrawn else reached | now
+        stages.append((now, reached))
+    return stages
+
+
+class _Counted:
+    """Counts what a plan's stages hold on one device."""
+
+    def __init__(self, layout: Layout, setting: Setting) -> None:
+        self._layout, self._setting = layout, setting
+        self._size = {name: tensor.numel() for name, tensor in layout.tuned.named_parameters()}
+        self._shares = setting.world if setting.sharded else 1
+
+    def stage(self, now: set[str], reached: set[str], longest: int) -> StageMemory:
+        """The memory of a stage that trains the tensors `now`, where `reached` have trained by its end."""
+        setting, trained = self._setting, sum(self._size[name] for name in now)
+        model = as_trained(self._layout.tuned, now, set(self._layout.trained), setting.dtype)
+        # An odd number of tokens: no activation has the shape of a weight.
+        kept = trace(model, longest | 1, setting.dtype, setting.kind)
+        parts = {
+            **self.states(now, reached),
+            "16-bit copies of weights": 0 if setting.sharded else kept.casts,
+            "gathered weights": self._gathered() if setting.sharded else 0,
+            "buffers between processes": 4 * trained if setting.world > 1 and not setting.sharded else 0,
+            "in passing": self._passing(now),
+        }
+        head, width = self._layout.skeleton.get_output_embeddings().weight, setting.dtype.itemsize
+        position = (2 * width + 4) * head.shape[1]  # a supervised position's hidden state, and its gradient
+        plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
+        on_gpu = setting.kind == "cuda"
+        logits = (LOGIT_BYTES if on_gpu else 2 * width) * head.shape[0]
+        filled = {name: size for name, size in parts.items() if size}
+        return StageMemory(filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept)
+
+    def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
+        """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""
+        shapes = [tuple(self._layout.trained[name].shape) for name in reached]
+        return {
+            "weights": self._weights(),
+            "gradients": 4 * sum(self._size[name] for name in now) // self._shares,
+            "optimizer": state_bytes(self._setting.optimizer, shapes) // self._shares,
+        }
+
+    def _weights(self) -> int:
+        layout, width = self._layout, self._setting.dtype.itemsize
+        trained = sum(self._size[name] for name in layout.trained)
+        low = blocks(layout.tuned)[: min(layout.boundaries)] if self._setting.streamed else ()
+        offloaded = sum(parameter.numel() for block in low for parameter in block.parameters())
+        frozen = sum(self._size.values()) - trained - offloaded
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in layout.tuned.buffers())
+        quantized = sum(_weight(layout.skeleton, name).numel() for name in layout.linear[0])
+        whole = 4 * trained + width * (frozen - quantized)
+        return round(whole / self._shares + NF4_BYTES * quantized) + buffers
+
+    def _gathered(self) -> int:
+        """What is whole at one time of sharded weights: all outside the blocks, two blocks, the gradients of one."""
+        layout = self._layout
+        inside = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks(layout.tuned)]
+        outside = sum(self._size.values()) - sum(inside)
+        ids = {id(parameter) for parameter in layout.trained.values()}
+        trained = [sum(p.numel() for p in block.parameters() if id(p) in ids) for block in blocks(layout.tuned)]
+        return self._setting.dtype.itemsize * (outside + 2 * max(inside)) + 6 * max(trained)
+
+    def _passing(self, now: set[str]) -> int:
+        """The gradient of the largest matrix before it is added, in both precisions; a matrix unpacked from 4 bits."""
+        width = 4 if self._setting.dtype == torch.float32 else 6
+        unpacked = [_weight(self._layout.skeleton, name).numel() for name in self._layout.linear[0]]
+        return width * max((self._size[name] for name in now), default=0) + 2 * max(unpacked, default=0)
+
+
+def _weight(model: nn.Module, name: str) -> torch.Tensor:
+    weight: torch.Tensor = model.get_submodule(name).weight
+    return weight
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a step takes, and at the least where it can do with less."""
+
+    need: int
+    least: int
+
+
+def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
+    """Base and tuned model, one after the other, on the device; the least is the base in the 4 bits of the training."""
+    parameters = layout.facts.parameters
+    adapter = sum(one.numel() for one in layout.tuned.parameters()) - parameters
+    parts = dict(layout.skeleton.named_parameters())
+    quantized = sum(parts[f"{name}.weight"].numel() for name in layout.linear[0])
+    width = setting.dtype.itemsize
+    rest = width * (parameters - quantized) + 4 * adapter + ANSWERS
+    return StepMemory(rest + width * quantized, round(rest + (NF4_BYTES if quantized else width) * quantized))
+
+
+def merge_memory(layout: Layout) -> StepMemory:
+    """Main memory of the merge: the model in fp32, and a copy of its largest matrix."""
+    largest = max(parameter.numel() for parameter in layout.skeleton.parameters())
+    need = 4 * (layout.facts.parameters + 2 * largest)
+    return StepMemory(need, need)

@@ -1,0 +1,131 @@
+"""`llmtune plan --gpu` says whether a recipe fits a card, which nearest recipe does, and how long it takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtune import terminal
+from llmtune.cli import main
+from llmtune.data.rows import Row
+from llmtune.estimate.cards import CARDS, CONTEXT, Card, find_card
+from llmtune.estimate.fit import changes
+from llmtune.estimate.lengths import estimated
+from llmtune.recipe.sections import Recipe
+from tests.support import tiny
+
+FULL, LORA = {"kind": "full", "lr": 1e-3}, {"kind": "full", "lr": 1e-3, "adapter": {"kind": "lora", "rank": 4}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of 0.4 million parameters."""
+    return tiny.save_base(tmp_path_factory.mktemp("base"), blocks=2, hidden=128, tied=False)
+
+
+def ask(folder: Path, base: Path, method: dict[str, Any], *words: str, **sections: Any) -> list[str]:
+    """The words of a command that plans a recipe."""
+    rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(40))
+    file = tiny.write_recipe(folder / "recipe.json", base, rows, method, **sections)
+    return ["plan", str(file), *words]
+
+
+def card(monkeypatch: pytest.MonkeyPatch, megabytes: float) -> None:
+    """Let there be a card named small with so much memory for a run."""
+    monkeypatch.setitem(CARDS, "small", Card("small", CONTEXT + round(megabytes * 1e6), 1e12))
+    monkeypatch.setattr(terminal.console, "width", 200)
+
+
+def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The memory that a command tells as JSON."""
+    assert main([*words, "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out)["memory"])
+
+
+def test_recipe_that_fits_is_told_with_pass_and_time(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card(monkeypatch, 1000)
+    words = ask(tmp_path, base, FULL, "--gpu", "small", eval={"suite": "quick"})
+    told = answer(words, capsys)
+    assert told["pass"]["checkpointing"] is False
+    assert told["seconds"] is not None
+    (stage,) = told["stages"]
+    assert stage["gradients"] * 2 < stage["optimizer"]
+    assert told["evaluation"] > 2**31  # answers alone take 2 GiB
+    assert told["fits"] is False
+    assert main(words) == 0
+    assert "training fits, the evaluation does not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "instead"),
+    [(5.5, ["train.optimizer=adamw_8bit"]), (1.95, ["method=lora", "model.quantize=4bit"])],
+)
+def test_nearest_recipe_that_fits_is_told(
+    tmp_path: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    megabytes: float,
+    instead: list[str],
+) -> None:
+    card(monkeypatch, megabytes)
+    words = ask(tmp_path, base, FULL, "--gpu", "small", model={"base": str(base), "precision": "bf16"})
+    told = answer(words, capsys)
+    assert told["fits"] is False
+    assert told["missing"].startswith("one row of ")
+    assert told["instead"]["set"] == instead
+    assert told["instead"]["fits"] is True
+
+
+def test_changes_go_from_the_least_to_the_most() -> None:
+    sections = {"model": {"base": "x"}, "data": {"train": "y"}}
+    heavy = {"activation_checkpointing": False, "micro_batch_size": 4}
+    first = ["train.activation_checkpointing=auto", "train.micro_batch_size=1", "train.micro_batch_tokens=null"]
+    lora = {**sections, "method": LORA, "train": heavy}
+    assert list(changes(Recipe.model_validate(lora))) == [first, [*first, "model.quantize=4bit"]]
+    assert list(changes(Recipe.model_validate({**sections, "method": FULL}))) == [
+        ["train.optimizer=adamw_8bit"],
+        ["method=lora"],
+        ["method=lora", "model.quantize=4bit"],
+    ]
+
+
+def test_plan_without_a_card_judges_this_machine(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal.console, "width", 200)
+    words = ask(tmp_path, base, LORA)
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "memory on this machine, " in shown
+    assert "it fits: passes of up to " in shown
+    assert "estimated from characters; llmtune check counts tokens" in shown
+    assert main(["check", *words[1:]]) == 0
+    assert "estimated" not in capsys.readouterr().out
+
+
+def test_unknown_card_is_one_line_with_the_nearest(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(ask(tmp_path, base, FULL, "--gpu", "a100-8")) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "llmtune: --gpu a100-8: is no card that llmtune knows; did you mean 'a100-80'? A number of GB is taken too"
+    ]
+
+
+def test_card_is_found_by_name_or_by_size() -> None:
+    assert find_card("H100").rate == 989e12
+    assert find_card("24").memory == find_card("24GB").memory == 24 * 10**9
+    assert find_card("24").rate is None
+    assert all(card.memory > 10**10 and card.bandwidth and card.rate for card in CARDS.values())
+
+
+def test_lengths_are_estimated_from_characters() -> None:
+    rows = [Row("a", ({"role": "user", "content": "x" * 35}, {"role": "assistant", "content": "y" * 70}), "a:1")] * 2
+    lengths = estimated(rows, 1024)
+    assert (lengths.rows, lengths.longest, lengths.tokens) == (2, 10 + 20 + 12, 84)
+    assert lengths.supervised == pytest.approx(20 / 42)
+    assert estimated(rows, 16).longest == 16
