@@ -23,7 +23,8 @@ from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
 from llmtune.files import cache_folder, read_json, shipped_folder, write_json
-from llmtune.launch.command import count_gpus, training_environment
+from llmtune.launch.command import training_environment
+from llmtune.machine.gpus import count_gpus
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import blocks
 from llmtune.model.files.locate import locate_base

@@ -98,7 +98,7 @@ class Job:
 
     def _prepare(self) -> None:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
+        from llmtune.machine.gpus import count_gpus
         from llmtune.training.prepare import prepare
 
         terminal.prepared(prepare(self.settings, self.run.path, count_gpus(), self.overwrite))

@@ -84,7 +84,7 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
     tell_notes(settings)
     with results(as_json) as give:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
+        from llmtune.machine.gpus import count_gpus
 
         with importing():  # only now: a mistake in the recipe is answered at once
             from llmtune.training.prepare import examine
@@ -104,7 +104,7 @@ def plan(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: Ve
     tell_notes(settings)
     with results(as_json) as give:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
+        from llmtune.machine.gpus import count_gpus
 
         with importing():
             from llmtune.training.prepare import plan_alone

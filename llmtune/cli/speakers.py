@@ -17,7 +17,10 @@ from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError, nearest
-from llmtune.model.base import computes_bf16, load_model
+from llmtune.launch.devices import launch_device
+from llmtune.machine.device import forked_rng
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.base import load_model
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -109,8 +112,8 @@ def load_speakers(run: Run) -> list[Speaker]:
     settings = run.recipe()
     base = locate_base(settings.model)
     refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if computes_bf16(settings.model.precision) else torch.float32
+    device = launch_device(settings.launch)
+    dtype = computing_dtype(settings.model.precision, device)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
     shared = isinstance(tuned, PeftModel)
@@ -171,7 +174,7 @@ def _answerer(
         if room < 1:
             return TOO_LONG
         watcher = _Watcher(tokenizer, show)
-        with torch.inference_mode(), mode(), _seeded(sampling.seed + len(messages)):
+        with torch.inference_mode(), mode(), _seeded(sampling.seed + len(messages), ids.device):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -193,8 +196,8 @@ def _draws(sampling: Sampling) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Any:
+def _seeded(seed: int, device: torch.device) -> Any:
     """Draw from a seed, and leave the random state as it was."""
-    with torch.random.fork_rng():
+    with forked_rng(device):
         torch.manual_seed(seed)
         yield

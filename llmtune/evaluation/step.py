@@ -18,7 +18,9 @@ from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.files import write_folder, write_json
-from llmtune.model.base import Base, computes_bf16, load_model
+from llmtune.launch.devices import launch_device
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.base import Base, load_model
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Recipe
@@ -70,9 +72,9 @@ def evaluate(run: Run) -> Evaluations:
 def _load_base(base: Base, recipe: Recipe) -> PreTrainedModel:
     """Load the base in the precision in which training computed, onto the GPU where there is one."""
     with working("loading the base model"):
-        model = load_model(base, torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32)
-        if torch.cuda.is_available():
-            model.to("cuda")
+        device = launch_device(recipe.launch)
+        model = load_model(base, computing_dtype(recipe.model.precision, device))
+        model.to(device)
     return model
 
 

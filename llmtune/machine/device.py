@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ def run_device(cpu: bool = False) -> "torch.device":
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     if cpu or told or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    # Before CUDA starts no process has chosen another GPU, and asking would start it.
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
 
 
 def free_bytes(device: "torch.device") -> int:
@@ -33,3 +35,11 @@ def free_bytes(device: "torch.device") -> int:
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
         free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
     return free
+
+
+def forked_rng(device: "torch.device") -> AbstractContextManager[None]:
+    """Restore the random state of the CPU and of this device after the block; other GPUs are left alone."""
+    import torch
+
+    context: AbstractContextManager[None] = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+    return context

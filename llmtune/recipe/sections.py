@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Closed
@@ -31,8 +31,9 @@ class Model(Closed):
     """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
     quantize: Literal["none", "4bit"] = "none"
     """4bit puts the frozen linear layers into NF4 with double quantization."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it, else fp16
+    on a GPU and fp32 on a CPU. fp16, for GPUs alone, scales the loss."""
 
 
 class Data(Closed):
@@ -80,6 +81,8 @@ class Train(Closed):
     """Rows of similar length share an optimizer step, which saves padding; false draws rows at random."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of initialization, row order and dropout: 32 bits."""
+    deterministic: bool = False
+    """Use only GPU operations that give the same bits each time, some of them slower. CPUs always do."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     save_every: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -104,13 +107,20 @@ class Launch(Closed):
     """How training processes are started."""
 
     accelerate: Annotated[
-        Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"]
+        Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "multi_node"]
         | Annotated[str, Field(pattern=r"\.ya?ml$")],
         Field(examples=["my_config.yaml"]),
     ] = "auto"
     """A file of accelerate_configs/ by name, or your own by path; auto chooses one for this machine."""
     processes: Count | None = None
     """Number of processes; the accelerate config's where not given."""
+
+    @field_validator("accelerate", mode="before")
+    @classmethod
+    def _refuse_deepspeed(cls, value: object) -> object:
+        if value in ("zero2", "zero3"):
+            raise ValueError(f"{value} is a config of DeepSpeed, which cannot follow a plan; try fsdp2")
+        return value
 
 
 class Eval(Closed):

@@ -20,6 +20,7 @@ from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.cpu.install import install
 from llmtune.kernels.lora import skip_input_casts
+from llmtune.machine.device import forked_rng
 from llmtune.model.blocks import blocks
 from llmtune.model.sharded import reshard
 from llmtune.plan.stages import boundaries
@@ -52,7 +53,7 @@ class SupervisedTrainer(Planned):
         self.counts, self._step_counts = TokenCounts(), TokenCounts()
         # Trainer counts a step's supervised tokens only for models that could use the count.
         self.model_accepts_loss_kwargs = True
-        if self.args.bf16:
+        if self.args.bf16 or self.args.fp16:
             skip_input_casts(model)
         on_cpu = self.args.device.type == "cpu"
         self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
@@ -132,6 +133,7 @@ class SupervisedTrainer(Planned):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. {REMEDY}"
+                + ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
             )
         return loss
 
@@ -162,7 +164,7 @@ class SupervisedTrainer(Planned):
         share = (self.args.process_index, self.args.world_size, self.args.eval_batch_size)
         training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_rng(self.args.device), torch.no_grad():
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             batches = shared_batches(rows, *share, self.data_collator)
             with working("validating", len(batches), "batches", on_terminal=False) as count_batch:
@@ -194,7 +196,7 @@ class SupervisedTrainer(Planned):
             return
         step: int = self.state.global_step
         message: str | None = "frozen blocks: not cached; weights are sharded"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled:
             self.frozen_blocks = None
         else:
             message = self._cache_frozen_blocks(self.frozen_blocks, step)

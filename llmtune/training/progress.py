@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from llmtune.machine.device import run_device
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 
@@ -229,6 +230,6 @@ def step_recorder(progress: Progress) -> Callable[[Record], None]:
 
 
 def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
+    if run_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
