@@ -140,7 +140,7 @@ def test_tells_of_gpus_that_differ_and_of_one_in_use() -> None:
     assert card_notes([even[0], Card("A", 24 * GB, 10 * GB)]) == [
         "GPU 1 (A): 14.0 GB of 24.0 GB is in use by other programs; `nvidia-smi` names them"
     ]
-    with pytest.raises(MachineError, match="A in bfloat16 and T4 in float16; set model.precision: fp16 or fp32"):
+    with pytest.raises(MachineError, match="A in bfloat16 and T4 in float16; set model"):
         compare_cards([even[0], Card("T4", 24 * GB, 23 * GB, "float16")])
 
 
