@@ -10,7 +10,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 
-from llmtune.errors import MachineError
+from llmtune.errors import LONGEST_LINE, FieldError, MachineError, TrainingError, first_line
 from llmtune.launch.command import WORLD
 from llmtune.launch.engine import check_kind, check_sharding
 from llmtune.machine.device import free_bytes, run_device
@@ -97,7 +97,8 @@ def compare_cards(cards: list[Card]) -> list[str]:
 def deterministic(wanted: bool) -> Iterator[None]:
     """Let operations of torch and cuBLAS give the same bits each time inside the block, where `wanted`.
 
-    An operation that cannot raises RuntimeError, which names it. To be entered before the first product on a GPU.
+    Raises FieldError, with a training's exit code, for an operation that cannot. To be entered before the first product
+    on a GPU.
     """
     if not wanted:
         yield
@@ -111,6 +112,11 @@ def deterministic(wanted: bool) -> Iterator[None]:
     cudnn.benchmark = False
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        message = f"{first_line(error)[:LONGEST_LINE]}; set it to false"
+        raise FieldError("train.deterministic", message, TrainingError) from error
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]

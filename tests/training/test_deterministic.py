@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from llmtune.errors import LlmtuneError
 from llmtune.training.distributed import deterministic
 from llmtune.training.loop import train
 from tests.support.training import METHODS, prepare_run
@@ -47,3 +48,19 @@ def test_a_users_workspace_stands_where_cublas_repeats_itself_with_it(
     monkeypatch.setenv(CUBLAS, own)
     with deterministic(True):
         assert settings()[3] == stands
+
+
+class Unrepeatable(TrainerCallback):
+    """Does what torch refuses under deterministic algorithms: it says so of operations on GPUs."""
+
+    def on_step_begin(self, *_: object, **named: object) -> None:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("upsample_backward_cuda does not have a deterministic implementation, but you set ...")
+
+
+def test_an_operation_that_cannot_repeat_itself_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, METHODS["full"], train={"epochs": 1, "max_steps": 1, "deterministic": True})
+    with pytest.raises(LlmtuneError, match=r"train\.deterministic: upsample_backward_cuda does not have") as caught:
+        train(run, callbacks=[Unrepeatable()])
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
