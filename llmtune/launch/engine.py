@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmtune.errors import FieldError
+from llmtune.recipe.sections import Recipe
 
 KEY = "launch.accelerate"
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
@@ -15,6 +16,8 @@ _UNSHARDABLE = {
 }
 _STATEFUL = ("adamw", "sgd")
 """The optimizers whose states can be sharded."""
+_FILLED = 0.9
+"""The share of a GPU that states may take; the activations of the smallest pass come on top."""
 
 
 def check_kind(kind: str, name: str) -> None:
@@ -46,6 +49,10 @@ def check_sharding(settings: Mapping[str, str], optimizer: str) -> None:
             raise FieldError(KEY, f"fsdp_{name}: true is not supported under fsdp2; {instead}")
 
 
-def can_shard(optimizer: str) -> bool:
-    """Whether an optimizer can hold its state sharded."""
-    return optimizer in _STATEFUL
+def needs_sharding(recipe: Recipe, states: int, gpu: int) -> bool:
+    """Whether auto shards a recipe: where a GPU of so many bytes has no room for the states, and sharding makes some.
+
+    `states` are the bytes of weights, gradients and the optimizer's states. What is in 4 bits is not sharded.
+    """
+    helps = recipe.train.optimizer in _STATEFUL and recipe.model.quantize == "none"
+    return recipe.launch.is_open and helps and states > _FILLED * gpu

@@ -20,8 +20,9 @@ def run_device(cpu: bool = False) -> "torch.device":
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     if cpu or told or not torch.cuda.is_available():
         return torch.device("cpu")
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     # Before CUDA starts no process has chosen another GPU, and asking would start it.
-    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
+    return torch.device("cuda", torch.cuda.current_device() if started else 0)
 
 
 def free_bytes(device: "torch.device") -> int:

@@ -90,6 +90,13 @@ def _named(visible: str) -> list[str]:
     return names
 
 
+def smallest_gpu() -> int:
+    """Bytes of memory of the smallest GPU that torch can use; it is not to be asked where there is none."""
+    import torch
+
+    return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+
+
 def first_gpu(visible: str | None) -> str:
     """The first GPU of a list as in CUDA_VISIBLE_DEVICES; number 0 where there is no list."""
     return "0" if visible is None else visible.split(",")[0].strip()

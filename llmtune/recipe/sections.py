@@ -115,6 +115,11 @@ class Launch(Closed):
     processes: Count | None = None
     """Number of processes; the accelerate config's where not given."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether several processes may be started in a way that the machine decides."""
+        return self.accelerate == "auto" and self.processes != 1
+
     @field_validator("accelerate", mode="before")
     @classmethod
     def _refuse_deepspeed(cls, value: object) -> object:

@@ -161,7 +161,7 @@ def _frozen_blocks(
     memory = recipe.memory
     if memory.frozen_blocks == "recompute":
         return None
-    facts = {
+    facts: dict[str, object] = {
         "base": base.revision or weights_digest(base),
         "quantize": recipe.model.quantize,
         "dtype": str(dtype).removeprefix("torch."),

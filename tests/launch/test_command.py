@@ -250,11 +250,16 @@ def test_a_gpu_that_torch_cannot_use_ends_a_gpu_launch_and_not_auto(
         training_command(section("ddp", 2), ARGUMENTS, Gpus(0, fault))
     assert caught.value.exit_code == 3
     assert str(caught.value) == f"launch.accelerate: ddp needs 2 GPUs and torch can use 0: {fault}"
-    started = []
+    started: dict[str, str] = {}
+
+    def execute(words: list[str], env: dict[str, str], launcher: bool) -> Exit:
+        started.update(env)
+        return Exit(0)
+
     monkeypatch.setattr(process, "find_gpus", lambda: Gpus(0, fault))
-    monkeypatch.setattr(process, "execute", lambda words, env, launcher: started.append(env) or Exit(0))
+    monkeypatch.setattr(process, "execute", execute)
     process.run_training(section("auto"), ARGUMENTS)
-    assert started[0]["ACCELERATE_USE_CPU"] == "True"
+    assert started["ACCELERATE_USE_CPU"] == "True"
     assert capsys.readouterr().out == f"launch: {fault}; going on with the CPU\n"
 
 

@@ -73,7 +73,7 @@ def test_losses_in_fp16_follow_those_in_fp32(tmp_path: Path, adapter: dict[str, 
 
 def test_resumes_with_the_scale_that_it_had(tmp_path: Path) -> None:
     """Saved after the skipped steps and before the scale grows; a new scaler would overflow again."""
-    options = {"steps": 6, "save_strategy": "steps", "save_steps": 3}
+    options: dict[str, Any] = {"steps": 6, "save_strategy": "steps", "save_steps": 3}
     through, weights, steps = fit(tmp_path / "run", METHODS["full"], **options)
     checkpoint = tmp_path / "run" / "step-000003"
     assert "scaler.pt" in json.loads((checkpoint / "manifest.json").read_text())
