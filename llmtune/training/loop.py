@@ -55,6 +55,7 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
 def _train(
     run: Run, recipe: Recipe, state: PartialState, prepared: Prepared | None, callbacks: Sequence[TrainerCallback]
 ) -> None:
+    card_lines = describe_cards(recipe, state)  # now: what the base takes is not in use by others
     if state.device.type == "cpu":
         bound_primitive_cache()
         if recipe.memory.frozen_blocks != "stream":
@@ -91,7 +92,7 @@ def _train(
     if state.is_main_process:
         heading("train")
     with progress:
-        for line in describe_cards(recipe, state):
+        for line in card_lines:
             record({"step": progress.start_step, "warning": line})
         trainer = SupervisedTrainer(
             model,

@@ -92,7 +92,10 @@ def test_refuses_to_add_tokens(
 
 
 def test_refuses_fp16_for_a_launch_on_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sections: dict[str, Any] = {"launch": {"accelerate": "cpu"}, "model": {"base": str(tmp_path / "base"), "precision": "fp16"}}
+    sections: dict[str, Any] = {
+        "launch": {"accelerate": "cpu"},
+        "model": {"base": str(tmp_path / "base"), "precision": "fp16"},
+    }
     message = check(tmp_path, capsys, {"kind": "full"}, **sections)
     assert "model.precision: fp16 is for GPUs, and launch.accelerate: cpu uses none; try auto" in message
 

@@ -8,7 +8,9 @@ import pytest
 
 from llmtune import api, cli, recipe
 from llmtune.launch import process
+from llmtune.launch.ending import Exit
 from llmtune.launch.engine import needs_sharding
+from llmtune.recipe.sections import Launch
 from llmtune.training import prepare
 from tests.support import tiny
 
@@ -33,8 +35,13 @@ def has_gpus(monkeypatch: pytest.MonkeyPatch, count: int, memory: int) -> None:
 
 def started(monkeypatch: pytest.MonkeyPatch, file: Path, out: Path) -> str:
     """The accelerate config that `llmtune train` starts."""
-    launches = []
-    monkeypatch.setattr(process, "run_training", lambda launch, _: launches.append(launch) or process.Exit(1))
+    launches: list[Launch] = []
+
+    def run_training(launch: Launch, arguments: list[str]) -> Exit:
+        launches.append(launch)
+        return Exit(1)
+
+    monkeypatch.setattr(process, "run_training", run_training)
     assert cli.main(["train", str(file), "--out", str(out)]) == 4
     return str(launches[0].accelerate)
 
