@@ -17,7 +17,7 @@ quiet_libraries()  # a test looks at what a command prints, as a process of llmt
 def pytest_configure(config: pytest.Config) -> None:
     """Hide this machine's GPUs, before torch is imported, unless tests of them are asked for: `-m gpu`."""
     if not _wants_gpus(config):
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

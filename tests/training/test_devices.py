@@ -65,7 +65,7 @@ def test_describes_the_gpus_of_all_processes(tmp_path: Path, monkeypatch: pytest
     properties = SimpleNamespace(name="Tesla T4", total_memory=16 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(distributed, "free_bytes", lambda _: 4 * 10**9)
-    lines = describe_cards(settings(tmp_path), SimpleNamespace(device=GPU))  # type: ignore[arg-type]
+    lines = describe_cards(settings(tmp_path), SimpleNamespace(device=GPU))
     assert lines == ["GPU 0 (Tesla T4): 12.0 GB of 16.0 GB is in use by other programs; `nvidia-smi` names them"]
     on_cpu = SimpleNamespace(device=torch.device("cpu"))
-    assert describe_cards(settings(tmp_path), on_cpu) == []  # type: ignore[arg-type]
+    assert describe_cards(settings(tmp_path), on_cpu) == []
