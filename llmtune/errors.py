@@ -2,14 +2,18 @@
 
 import errno
 import re
+from collections.abc import Iterator
 
 LONGEST_MESSAGE = 900
 """Characters of a message; what a user wrote and it repeats may be of any length."""
 LONGEST_LINE = 300
 """Characters of a library's error in a message."""
 _NO_MEMORY = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|failed to allocate", re.IGNORECASE
+    r"out of memory|not enough memory|(can't|cannot|unable to|failed to) allocate|std::bad_alloc"
+    r"|cudaErrorMemoryAllocation|_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .?cublasCreate",
+    re.IGNORECASE,
 )
+"""cuBLAS and cuDNN, which take memory of their own, say in words of theirs that a GPU has none left."""
 
 
 class LlmtuneError(Exception):
@@ -40,6 +44,10 @@ class MachineError(LlmtuneError):
     """The machine lacks a GPU, disk, memory, a package or the network."""
 
     exit_code = 3
+
+
+class FullMemoryError(MachineError):
+    """Too little memory is free, on the GPU or on this machine."""
 
 
 class TrainingError(LlmtuneError):
@@ -101,6 +109,15 @@ class PlanError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it, ten at the most."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def lacks_memory(error: BaseException) -> bool:

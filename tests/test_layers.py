@@ -22,6 +22,7 @@ FLOORS = (
     {"recipe"},
     {"run"},
     {"data", "launch"},
+    {"inference"},
     {"estimate", "frozen", "evaluation"},
     {"terminal"},
     {"training", "merging"},

@@ -47,17 +47,27 @@ def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Pa
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
 
 
-def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftModel:
-    """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many."""
+def tensor_names(delta: Path) -> set[str]:
+    """Return the names of the tensors in a delta without an adapter."""
+    with safe_open(delta / TENSORS, framework="pt") as stored:
+        return set(stored.keys())
+
+
+def load_delta(model: PreTrainedModel, delta: Path, as_stored: bool = False) -> PreTrainedModel | PeftModel:
+    """Return the tuned model from a base model and a delta folder; raises ProofError for a tensor too few or many.
+
+    Trained tensors take the base's dtype, but with `as_stored` keep their own.
+    """
     if (delta / TENSORS).is_file():
-        return _load_tensors(model, delta / TENSORS)
+        return _load_tensors(model, delta / TENSORS, as_stored)
     if not (delta / ADAPTER).is_file():
         raise ProofError(f"{delta}: holds neither {TENSORS} nor {ADAPTER}; train first")
     for spec in KINDS.values():
         if spec.registered_by:
             importlib.import_module(spec.registered_by)
     try:
-        tuned = PeftModel.from_pretrained(model, str(delta))
+        # Without a device, PEFT reads the adapter onto a GPU that is there, whatever the model computes on.
+        tuned = PeftModel.from_pretrained(model, str(delta), torch_device=str(model.device))
     except RuntimeError as error:  # torch's error for tensors of other shapes
         raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
     stored = load_file(delta / ADAPTER)
@@ -69,7 +79,7 @@ def load_delta(model: PreTrainedModel, delta: Path) -> PreTrainedModel | PeftMod
     return tuned.eval()
 
 
-def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+def _load_tensors(model: PreTrainedModel, file: Path, as_stored: bool) -> PreTrainedModel:
     parameters = dict(model.named_parameters())
     with safe_open(file, framework="pt") as stored, torch.no_grad():
         names = set(stored.keys())
@@ -80,7 +90,10 @@ def _load_tensors(model: PreTrainedModel, file: Path) -> PreTrainedModel:
                 raise ProofError(
                     f"{file}: {name} has shape {list(tensor.shape)}, the base {list(parameters[name].shape)}"
                 )
-            parameters[name].copy_(tensor)
+            if as_stored:
+                parameters[name].data = tensor
+            else:
+                parameters[name].copy_(tensor)
     return model.eval()
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from llmtune.errors import TrainingError
 from llmtune.files import write_file
+from llmtune.machine import processes
+from llmtune.working import working
 
 INITIAL = "initial-adapter.safetensors"
 _ATTRIBUTE = "_initial_adapter"
@@ -20,38 +22,48 @@ _ATTRIBUTE = "_initial_adapter"
 def move_weight(tuned: nn.Module, init: str, folder: Path, resumes: bool, device: str | torch.device = "cpu") -> None:
     """Take the start in `folder` out of the base weights and put it into A and B; compute it where it is missing.
 
-    A resumed run gets the same base weights, bit for bit; raises TrainingError where it cannot.
+    Every process must call it: together they compute the start, on `device`. A resumed run gets the same base weights,
+    bit for bit; raises TrainingError where it cannot.
     """
     file = folder / INITIAL
     layers = {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
-    if not file.is_file():
+    if processes.broadcast(not file.is_file()):
         if resumes:
             raise TrainingError(f"{file}: is missing, and without it this run cannot go on; train again from the start")
         _write_start(file, layers, init, device)
     stored = load_file(file)
     if set(stored) != {f"{name}.{part}" for name in layers for part in ("lora_A", "lora_B")}:
         raise TrainingError(f"{file}: holds other layers than this recipe adapts; train again from the start")
-    with torch.no_grad():
+    with torch.no_grad(), working("moving weight into the adapter", len(layers), "layers") as step:
         for name, layer in layers.items():
             down, up = stored[f"{name}.lora_A"], stored[f"{name}.lora_B"]
             layer.lora_A["default"].weight.copy_(down)
             layer.lora_B["default"].weight.copy_(up)
-            moved = layer.scaling["default"] * (up @ down)
             weight = layer.get_base_layer().weight
+            moved = (layer.scaling["default"] * (up @ down)).to(weight.device)
             weight.copy_(weight.float() - (moved.T if layer.fan_in_fan_out else moved))
+            step()
     tuned.__dict__[_ATTRIBUTE] = stored
 
 
 def _write_start(file: Path, layers: dict[str, LoraLayer], init: str, device: str | torch.device) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, layer in layers.items():
-        weight = layer.get_base_layer().weight.detach().float().to(device)
-        down, up = _STARTS[init](weight.T if layer.fan_in_fan_out else weight, layer.r["default"])
-        root = math.sqrt(layer.scaling["default"]) if init == "pissa" else 1.0
-        tensors[f"{name}.lora_A"] = (down / root).cpu().contiguous()
-        tensors[f"{name}.lora_B"] = (up / root).cpu().contiguous()
-    with write_file(file) as partial:
-        save_file(tensors, partial)
+    """Write the start of every layer; each process computes its share of them, and the first one writes."""
+    mine: dict[str, torch.Tensor] = {}
+    names = processes.share(list(layers))
+    with working(f"computing where {init} starts", len(names), "layers") as step:
+        for name in names:
+            layer = layers[name]
+            weight = layer.get_base_layer().weight.detach().float().to(device)
+            down, up = _STARTS[init](weight.T if layer.fan_in_fan_out else weight, layer.r["default"])
+            root = math.sqrt(layer.scaling["default"]) if init == "pissa" else 1.0
+            mine[f"{name}.lora_A"] = (down / root).cpu().contiguous()
+            mine[f"{name}.lora_B"] = (up / root).cpu().contiguous()
+            step()
+        parts = processes.gather_on_first(mine)
+    if parts:
+        with write_file(file) as partial:
+            save_file({name: tensor for part in parts for name, tensor in part.items()}, partial)
+    processes.wait()
 
 
 def _pissa(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from llmtune.cli.screen import show_answers
 from llmtune.cli.speakers import Sampling, Speaker, load_speakers
 from llmtune.errors import nearest
+from llmtune.evaluation.boundary import lacks_named
 from llmtune.run import Run, locates_mistakes
 
 OPENING = "Base and tuned model answer each line. /help lists the commands, /quit ends the chat."
@@ -22,13 +23,15 @@ HELP = """/base          only the base model answers; once more: both
 /help          this list
 /quit          ends the chat
 Ctrl-C stops an answer. To send a line that starts with /, put a space before it."""
+LESS_MEMORY = "ask for shorter answers with --max-new-tokens, or free some memory"
 
 
 @locates_mistakes
 def chat(run: Run, lines: Iterable[str] | None = None, sampling: Sampling | None = None) -> None:
     """Answer lines, typed ones without `lines`, until /quit, the end of the input or Ctrl-C at the prompt."""
     console = Console(highlight=False)
-    with contextlib.suppress(KeyboardInterrupt, EOFError):
+    safe = f"what was trained is safe in {run.delta}"
+    with contextlib.suppress(KeyboardInterrupt, EOFError), lacks_named("chat", f"{LESS_MEMORY}; {safe}"):
         talk(load_speakers(run), _typed_lines(console) if lines is None else lines, console, sampling)
     if console.is_terminal:
         console.print()

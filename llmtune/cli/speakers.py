@@ -3,8 +3,8 @@
 import contextlib
 import math
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -12,15 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.adapters.delta import load_delta
 from llmtune.data.encode import prompt_ids
 from llmtune.data.rows import Message, Row, read
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError, nearest
-from llmtune.launch.devices import launch_device
+from llmtune.inference.placement import load_placed, place
+from llmtune.inference.switch import AsBase, load_switchable
 from llmtune.machine.device import forked_rng
-from llmtune.machine.precision import computing_dtype
-from llmtune.model.base import load_model
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -108,21 +106,19 @@ class Speaker:
 
 
 def load_speakers(run: Run) -> list[Speaker]:
-    """Load base and tuned model of a run; an adapter shares the base's weights, other deltas need a second copy."""
+    """Load base and tuned model of a run as one: the adapter, or the trained tensors, are switched off for the base."""
     settings = run.recipe()
     base = locate_base(settings.model)
     refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-    device = launch_device(settings.launch)
-    dtype = computing_dtype(settings.model.precision, device)
+    placement = place(settings, base)
+    if placement.note:
+        print(f"chat: {placement.note}", file=sys.stderr, flush=True)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
-    tuned: Any = load_delta(load_model(base, dtype), run.delta).to(device)
-    shared = isinstance(tuned, PeftModel)
-    plain: Any = tuned if shared else load_model(base, dtype).to(device)
-    as_base = tuned.disable_adapter if shared else nullcontext
+    model, as_base = load_switchable(load_placed(base, settings, placement), run.delta)
     system = system_prompt(settings)
     return [
-        Speaker("base", _answerer(plain, tokenizer, stop, as_base), system),
-        Speaker("tuned", _answerer(tuned, tokenizer, stop, nullcontext), system),
+        Speaker("base", _answerer(model, tokenizer, stop, as_base), system),
+        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext), system),
     ]
 
 
@@ -163,7 +159,7 @@ def _answerer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     stop: set[int],
-    mode: Callable[[], AbstractContextManager[Any]],
+    mode: AsBase,
 ) -> Answer:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
@@ -174,7 +170,8 @@ def _answerer(
         if room < 1:
             return TOO_LONG
         watcher = _Watcher(tokenizer, show)
-        with torch.inference_mode(), mode(), _seeded(sampling.seed + len(messages), ids.device):
+        # Trained tensors are changed outside of inference mode, whose tensors cannot leave it.
+        with mode(), torch.inference_mode(), _seeded(sampling.seed + len(messages), model.device):
             model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -196,7 +193,7 @@ def _draws(sampling: Sampling) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Any:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a seed, and leave the random state as it was."""
     with forked_rng(device):
         torch.manual_seed(seed)

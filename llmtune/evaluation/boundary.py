@@ -5,9 +5,19 @@ import errno
 import traceback
 from collections.abc import Iterator
 
-from llmtune.errors import LONGEST_LINE, LlmtuneError, MachineError, ProofError, first_line, lacks_memory
+from llmtune.errors import (
+    LONGEST_LINE,
+    FullMemoryError,
+    LlmtuneError,
+    MachineError,
+    ProofError,
+    causes,
+    first_line,
+    lacks_memory,
+)
+from llmtune.machine.shortage import shortage
 
-LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, or free some memory"
+LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, free some memory, or go without with eval.suite: none"
 
 
 @contextlib.contextmanager
@@ -33,17 +43,20 @@ def lacks_named(what: str, less_memory: str = LESS_MEMORY) -> Iterator[None]:
     """
     try:
         yield
+    except LlmtuneError:
+        raise
     except Exception as error:
         lack = machine_lacks(error, less_memory)
         if lack is None:
             raise
-        raise MachineError(f"{what}: {lack}") from error
+        kind = FullMemoryError if any(map(lacks_memory, causes(error))) else MachineError
+        raise kind(f"{what}: {lack}") from error
 
 
 def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | None:
     """Say what this machine lacks, if an error means that (memory, disk, network or package), and what to do."""
-    if lacks_memory(error):
-        return f"memory is full; {less_memory}"
+    if memory := next(filter(lacks_memory, causes(error)), None):
+        return f"{shortage(memory)}; {less_memory}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
     if isinstance(error, ConnectionError):

@@ -22,6 +22,7 @@ from llmtune.evaluation.questions import (
 )
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
+from llmtune.inference.placement import Placement
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
@@ -77,7 +78,7 @@ def _held_out_questions(
     return {HELD_OUT: zero_shot, **few_shot}
 
 
-def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel) -> dict[str, Any]:
+def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: Placement) -> dict[str, Any]:
     """Return everything that decides scores beside the weights; results under other settings are not compared."""
     tokenizer = exam.tokenizer
     tasks = {
@@ -93,7 +94,8 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel) -> dict[str,
         "tasks": tasks if exam.tasks else None,
         "chat_template_sha256": template_sha256(tokenizer),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "quantize": "4bit" if placement.is_4bit else "none",
         "device": model.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -11,10 +11,11 @@ from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.collate import Collator
 from llmtune.data.encode import IGNORED, Example
+from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step
 
 CACHE_BYTES = 2**30
-LOSS_TOKENS = 2048
+LOSS_TOKENS, GPU_LOSS_TOKENS = 2048, 16384
 
 
 def shares_start(model: PreTrainedModel) -> bool:
@@ -25,12 +26,15 @@ def shares_start(model: PreTrainedModel) -> bool:
 
 
 def rows_per_batch(model: PreTrainedModel, rows: int, tokens: int) -> int:
-    """Return the batch size at which keys and values of rows of `tokens` tokens stay near 1 GiB, at most 128."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_row = tokens * 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
-    limit = max(1, min(128, CACHE_BYTES // bytes_per_row))
+    """Return the batch size for answers whose rows grow to `tokens` tokens: what fits into a GPU's free memory.
+
+    On a CPU, keys and values stay near 1 GiB, and a batch has at most 128 rows.
+    """
+    free = free_for_batches(model)
+    if free is None:
+        limit = max(1, min(128, CACHE_BYTES // cache_bytes(model, tokens)))
+    else:
+        limit = fitting_rows(free, row_bytes(model, tokens))
     batches = -(-rows // limit)
     return -(-rows // batches)
 
@@ -107,7 +111,7 @@ def answer_losses(
     start = _key_value_cache(model, examples[0].input_ids[:shared])
     rest = [{"input_ids": row.input_ids[shared:], "labels": row.labels[shared:]} for row in examples]
     losses = [0.0] * len(examples)
-    for batch in _batches([len(row["input_ids"]) for row in rest]):
+    for batch in _batches([len(row["input_ids"]) for row in rest], _loss_batch(model, shared)):
         padded = Collator(pad_id)([rest[index] for index in batch])
         tensors = {name: tensor.to(model.device) for name, tensor in padded.items()}
         for index, loss in zip(batch, _batch_losses(model, tensors, start), strict=True):
@@ -131,11 +135,21 @@ def _common_length(rows: list[list[int]]) -> int:
     return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def _batches(lengths: list[int]) -> Iterator[list[int]]:
-    """Group indices by rising length, each group of at most LOSS_TOKENS padded tokens."""
+def _loss_batch(model: PreTrainedModel, shared: int) -> Callable[[int, int], bool]:
+    """Return what tells whether rows of so many tokens, after `shared` ones, are a batch on the model's device."""
+    free = free_for_batches(model)
+    if free is None:
+        return lambda rows, tokens: rows * tokens <= LOSS_TOKENS
+    return lambda rows, tokens: (
+        rows * tokens <= GPU_LOSS_TOKENS and rows <= fitting_rows(free, row_bytes(model, tokens, shared, tokens))
+    )
+
+
+def _batches(lengths: list[int], fits: Callable[[int, int], bool]) -> Iterator[list[int]]:
+    """Group indices by rising length, each group of rows that fit when padded to its longest."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and (len(batch) + 1) * lengths[index] > LOSS_TOKENS:
+        if batch and not fits(len(batch) + 1, lengths[index]):
             yield batch
             batch = []
         batch.append(index)
@@ -152,8 +166,9 @@ def _batch_losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], start:
     with limit_head(model, lambda hidden: hidden[:, :-1][supervised]):
         logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=start is not None, **cached).logits
     losses = functional.cross_entropy(logits.float(), targets[supervised], reduction="none")
-    sums = torch.zeros(len(mask), dtype=torch.float64, device=losses.device)
-    sums.index_add_(0, supervised.nonzero()[:, 0], losses.double())
+    # On the CPU, as a GPU adds in an order that changes from call to call.
+    sums = torch.zeros(len(mask), dtype=torch.float64)
+    sums.index_add_(0, supervised.nonzero()[:, 0].cpu(), losses.double().cpu())
     return sums.tolist()
 
 

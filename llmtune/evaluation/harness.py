@@ -169,7 +169,7 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     plain, arrays = random.getstate(), numpy.random.get_state()
     try:
-        with forked_rng(next(model.parameters()).device):
+        with forked_rng(*{one.device for one in model.parameters()}):
             model.eval()
             yield
     finally:

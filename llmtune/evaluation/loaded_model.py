@@ -11,7 +11,8 @@ from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.evaluation.generate import greedy, left_padded, shares_start
+from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.inference.room import fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step, working
 
 LOGITS_BYTES = 2**30
@@ -89,9 +90,18 @@ class LoadedModel(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return the greedy answer to each prompt."""
+        if not self.prompt_ids and free_for_batches(self.model) is not None:
+            self.batch_size_per_gpu = rows_per_batch(self.model, len(requests), self._longest_answer(requests))
         with self._shown(len(requests), "rows"):
             answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
             return answers
+
+    def _longest_answer(self, requests: list[Instance]) -> int:
+        """Count the tokens of the longest prompt together with the longest answer, as far as the context goes."""
+        prompts = max(len(self.tok_encode(request.args[0])) for request in requests)
+        options = [request.args[1] for request in requests]
+        answers = max(int(one.get("max_gen_toks") or one.get("max_new_tokens") or self.max_gen_toks) for one in options)
+        return int(min(prompts + answers, self.max_length))
 
     @contextlib.contextmanager
     def _shown(self, requests: int, unit: str) -> Iterator[None]:
@@ -135,9 +145,13 @@ class LoadedModel(HFLM):
         return scores
 
     def _limit_batch(self, tokens: int) -> None:
-        """Lower the rows of a batch until the logits of rows of `tokens` tokens, and their fp32 log-softmax, fit."""
-        row = min(tokens, self.max_length) * self.config.get_text_config().vocab_size * (self.model.dtype.itemsize + 4)
-        self.batch_size_per_gpu = max(1, min(self._rows, LOGITS_BYTES // row))
+        """Choose a batch whose logits, of rows of `tokens` tokens, fit with their fp32 log-softmax."""
+        tokens, free = min(tokens, self.max_length), free_for_batches(self.model)
+        if free is None:
+            row = tokens * self.config.get_text_config().vocab_size * (self.model.dtype.itemsize + 4)
+            self.batch_size_per_gpu = max(1, min(self._rows, LOGITS_BYTES // row))
+        else:
+            self.batch_size_per_gpu = fitting_rows(free, row_bytes(self.model, tokens, scored=tokens))
 
     def _model_generate(
         self,

@@ -18,9 +18,8 @@ from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.files import write_folder, write_json
-from llmtune.launch.devices import launch_device
-from llmtune.machine.precision import computing_dtype
-from llmtune.model.base import Base, load_model
+from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Recipe
@@ -47,14 +46,15 @@ def evaluate(run: Run) -> Evaluations:
             tasks = load_tasks(suite)
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-            model = _load_base(base, recipe)
+            placement = place(recipe, base)
+            model = _load_base(base, recipe, placement)
             exam = make_exam(run, suite, tasks, model, base)
-            settings = settings_of(recipe, exam, model)
+            settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
         before: Evaluation = {"model": "base", "base": origin, "delta": None, "settings": settings, **ask(exam, model)}
         with working("loading the tuned model"):
-            tuned = _load_tuned(model, run, recipe)
+            tuned = _load_tuned(model, run, recipe, placement.dtype)
             _check_logits(exam, tuned, "tuned")
         answers = ask(exam, tuned, is_tuned=True)
         after: Evaluation = {"model": "tuned", "base": origin, "delta": delta, "settings": settings, **answers}
@@ -69,18 +69,16 @@ def evaluate(run: Run) -> Evaluations:
     return stored
 
 
-def _load_base(base: Base, recipe: Recipe) -> PreTrainedModel:
-    """Load the base in the precision in which training computed, onto the GPU where there is one."""
+def _load_base(base: Base, recipe: Recipe, placement: Placement) -> PreTrainedModel:
+    """Load the base where a placement says; says where it is not the whole one that answers."""
+    if placement.note:
+        print(f"evaluation: {placement.note}", flush=True)
     with working("loading the base model"):
-        device = launch_device(recipe.launch)
-        model = load_model(base, computing_dtype(recipe.model.precision, device))
-        model.to(device)
-    return model
+        return load_placed(base, recipe, placement)
 
 
-def _load_tuned(live: PreTrainedModel, run: Run, recipe: Recipe) -> Any:
+def _load_tuned(live: PreTrainedModel, run: Run, recipe: Recipe, dtype: torch.dtype) -> Any:
     """Return the tuned model, with the adapter in the precision in which training multiplied it."""
-    dtype = live.dtype
     tuned = load_delta(live, run.delta)
     recipe.method.adapter.match_precision(tuned, dtype)
     return tuned

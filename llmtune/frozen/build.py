@@ -2,17 +2,20 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.stand_in import StubbedDecoder, hidden_states
 from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room, write_outputs
 from llmtune.frozen.stream import OffloadedBlocks
+from llmtune.machine import processes
 from llmtune.numbers import duration
+from llmtune.working import working
 
 INTERVAL = 10.0
 """Seconds between two lines of progress."""
@@ -33,9 +36,36 @@ class CacheEntry:
         """Whether the folder holds exactly these outputs, complete and unchanged."""
         return is_complete(self.folder, self.facts)
 
-    def open(self, decoder: StubbedDecoder) -> StoredOutputs:
+    def open(self, decoder: StubbedDecoder) -> OutputReader:
         """The outputs, which are complete."""
-        return StoredOutputs(self.folder, decoder.lengths, decoder.width, decoder.dtype)
+        stored = StoredOutputs(self.folder, decoder.lengths, decoder.width, decoder.dtype)
+        return OutputReader(stored, decoder.device)
+
+
+def find_complete(entries: dict[int, CacheEntry]) -> tuple[set[int], set[int]]:
+    """The boundaries that have an entry, and those whose entry is complete, on every machine.
+
+    The first process on each machine hashes them, and no other one.
+    """
+    existing = {boundary for boundary, entry in entries.items() if entry.exists()}
+    mine = None
+    if processes.is_first_here():
+        with working("checking the cached outputs", len(existing), "boundaries") as step:
+            mine = set[int]()
+            for boundary in existing:
+                mine |= {boundary} if entries[boundary].is_complete() else set()
+                step()
+    answers = processes.gather((existing, mine))
+    complete = set.intersection(*(one for _, one in answers if one is not None))
+    return set().union(*(seen for seen, _ in answers)), complete
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    """Print nothing: another process does."""
 
 
 class BuildProgress:
@@ -44,7 +74,7 @@ class BuildProgress:
     def __init__(
         self,
         total: int,
-        say: Callable[[str], None] = lambda line: print(line, flush=True),
+        say: Callable[[str], None] = _say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._say, self._clock = total, say, clock
@@ -66,21 +96,29 @@ class BuildProgress:
 
 def run_rows(
     decoder: StubbedDecoder,
-    writers: dict[int, OutputWriter],
+    writers: Mapping[int, OutputWriter | None],
     start: int,
-    stored: StoredOutputs | None,
+    stored: OutputReader | None,
     progress: BuildProgress,
     part: str = "",
 ) -> None:
     """Run every row through the blocks from `start` on, whose inputs are `stored`; write the outputs at each boundary.
 
-    Raises OSError where the disk fills up.
+    Raises OSError where the disk fills up; of a sharded model after the last row, as others wait in each pass.
     """
     batch: list[int] = []
+    failures: list[OSError] = []
 
-    def write_to(writer: OutputWriter) -> Callable[[nn.Module, object, object], None]:
+    def write_to(writer: OutputWriter | None) -> Callable[[nn.Module, object, object], None]:
         def write(module: nn.Module, arguments: object, output: object) -> None:
-            writer.add(hidden_states(output), [decoder.lengths[row] for row in batch])
+            if writer is None or failures:
+                return
+            try:
+                writer.add(hidden_states(output), [decoder.lengths[row] for row in batch])
+            except OSError as error:
+                if not decoder.sharded:
+                    raise
+                failures.append(error)
 
         return write
 
@@ -93,20 +131,32 @@ def run_rows(
             batch[:] = rows
             decoder.forward(rows, stored)
             progress.add(sum(decoder.lengths[row] for row in rows), part)
+    if failures:
+        raise failures[0]
 
 
 def build_in_one_pass(
-    decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, stored: StoredOutputs | None
+    decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, stored: OutputReader | None
 ) -> str | None:
-    """Write the outputs at the missing boundaries in one pass; returns the reason where the disk cannot take them."""
+    """Write the outputs at the missing boundaries in one pass; returns the reason where the disk cannot take them.
+
+    The first process on each machine writes; of a sharded model, every process must run the pass.
+    """
+    first, reason = processes.is_first_here(), None
+    writers: dict[int, OutputWriter | None] = dict.fromkeys(missing)
     try:
         with ExitStack() as folders:
-            writers = {
-                boundary: folders.enter_context(write_outputs(entry.folder, entry.facts, size))
-                for boundary, entry in missing.items()
-            }
-            run_rows(decoder, writers, start, stored, BuildProgress(sum(decoder.lengths)))
-    except OSError as error:  # a full or read-only disk costs the saving, not the run
+            try:
+                for boundary, entry in missing.items() if first else ():
+                    writers[boundary] = folders.enter_context(write_outputs(entry.folder, entry.facts, size))
+            except OSError as error:  # a full or read-only disk costs the saving, not the run
+                reason = str(error)
+            if decoder.sharded:
+                reason = next(filter(None, processes.gather(reason)), None)
+            if reason:
+                raise OSError(reason)
+            run_rows(decoder, writers, start, stored, BuildProgress(sum(decoder.lengths), _say if first else _silent))
+    except OSError as error:
         return str(error)
     return None
 

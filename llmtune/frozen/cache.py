@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,12 +20,14 @@ from torch import nn
 from llmtune.errors import FieldError, MachineError, TrainingError
 from llmtune.files import digest_of
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
-from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass
-from llmtune.frozen.check import measure_errors
+from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete
+from llmtune.frozen.check import find_slower, measure_errors
+from llmtune.frozen.reader import OutputReader, keep_in_memory
 from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
-from llmtune.frozen.store import StoredOutputs, entry_name, make_room
+from llmtune.frozen.store import entry_name, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
-from llmtune.machine.memory import release_pages
+from llmtune.frozen.weights import free_weights
+from llmtune.machine import processes
 from llmtune.numbers import size as number_of_bytes
 
 NOT_WORTH_IT = "not cached; this run is too short for caching to save time"
@@ -55,7 +58,7 @@ class FrozenBlocks:
     def __init__(self, rows: Sequence[list[int]], policy: CachePolicy) -> None:
         self._rows, self._policy = rows, policy
         self._decoder: StubbedDecoder | None = None
-        self._outputs: dict[int, StoredOutputs] = {}
+        self._outputs: dict[int, OutputReader] = {}
         self._boundary = 0
         self._freed = False
 
@@ -98,8 +101,7 @@ class FrozenBlocks:
     ) -> list[str]:
         """Open, build and check the outputs that are worth it at these boundaries; returns what was done, in words."""
         policy = self._policy
-        existing = {boundary for boundary, entry in entries.items() if entry.exists()}
-        complete = {boundary for boundary in existing if entries[boundary].is_complete()}
+        existing, complete = find_complete(entries)
         size = sum(decoder.lengths) * decoder.width * decoder.dtype.itemsize
         notes = []
         if damaged := len(existing - complete):
@@ -115,15 +117,23 @@ class FrozenBlocks:
             self._outputs[boundary] = entries[boundary].open(decoder)
         missing = {boundary: entries[boundary] for boundary in sorted(chosen - at_hand)}
         if missing:
-            make_room(policy.folder, size * len(missing), policy.limit, {entries[b].folder for b in chosen})
+            if processes.is_first_here():
+                make_room(policy.folder, size * len(missing), policy.limit, {entries[b].folder for b in chosen})
             notes += self._build(decoder, missing, size)
+        keep_in_memory([self._outputs[boundary] for boundary in reversed(self.kept)])
         notes += self._check(decoder)
+        if not (policy.always or policy.offloaded or before is not None):
+            slower = find_slower(decoder, self._outputs)
+            self._outputs = {boundary: reader for boundary, reader in self._outputs.items() if boundary not in slower}
+            notes += slower.values()
         return _summary(set(self.kept) - complete, set(self.kept) & complete, size, policy, notes)
 
     def _build(self, decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int) -> list[str]:
-        """Build and open the missing outputs; returns a note where the disk cannot take them."""
-        start = self._highest(min(missing))
-        reason = build_in_one_pass(decoder, missing, size, start, self._outputs.get(start))
+        """Build and open the missing outputs; returns a note where a disk cannot take them."""
+        start, reason = self._highest(min(missing)), None
+        if decoder.sharded or processes.is_first_here():
+            reason = build_in_one_pass(decoder, missing, size, start, self._outputs.get(start))
+        reason = next(filter(None, processes.gather(reason)), None)
         if reason:
             return [f"not cached: {reason}"]
         self._outputs |= {boundary: entry.open(decoder) for boundary, entry in missing.items()}
@@ -145,7 +155,8 @@ class FrozenBlocks:
     def _check(self, decoder: StubbedDecoder) -> list[str]:
         """Drop outputs that differ from the full model's; raises TrainingError where blocks need them to be right."""
         notes, offloaded = [], self._policy.offloaded
-        errors, allowed = measure_errors(decoder, self._outputs, streamed=offloaded is not None)
+        mine, allowed = measure_errors(decoder, self._outputs, streamed=offloaded is not None)
+        errors = {boundary: max(each[boundary] for each in processes.gather(mine)) for boundary in mine}
         for boundary in (boundary for boundary, error in errors.items() if not error <= allowed):
             line = f"outputs of block {boundary} differ from the full model's by {errors[boundary]:.1e}"
             if offloaded and boundary == offloaded.count:
@@ -156,18 +167,11 @@ class FrozenBlocks:
 
     def _free_weights(self, decoder: StubbedDecoder, spans: list[Span]) -> list[str]:
         """Free the weights of blocks that no coming stage runs; the result is made of what trained, not of them."""
-        floor, freed = min(span.boundary for span in spans), 0
+        floor = min(span.boundary for span in spans)
         if floor not in self._outputs:
             return []
         self._freed = True
-        needed = {p.data_ptr() for block in decoder.blocks[floor:] for p in block.parameters()}
-        for parameter in (parameter for block in decoder.blocks[:floor] for parameter in block.parameters()):
-            # Quantized weights are small and of their own class; shared ones are still needed.
-            if type(parameter) is not nn.Parameter or parameter.data_ptr() in needed:
-                continue
-            release_pages(parameter.data)
-            freed += parameter.numel() * parameter.element_size()
-            parameter.data = parameter.data.new_empty(0)
+        freed = free_weights(decoder.blocks, floor)
         return [f"{number_of_bytes(freed)} of weights freed"] if freed else []
 
     def enter(self, boundary: int) -> None:
@@ -188,6 +192,21 @@ class FrozenBlocks:
         if self._boundary and self._decoder:
             self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, rearrange)
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Read the outputs of these rows ahead: their batch was made, and comes after those that were made before."""
+        if self._boundary:
+            self._outputs[self._boundary].expect(rows)
+
+    def expecting(self, collate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
+        """A function that makes batches as `collate` does, and has the outputs of their rows read ahead."""
+
+        def collate_and_expect(rows: list[dict[str, Any]]) -> Any:
+            if all("index" in row for row in rows):
+                self.expect([row["index"] for row in rows])
+            return collate(rows)
+
+        return collate_and_expect
+
     def _highest(self, limit: int) -> int:
         """The highest cached boundary below `limit`, 0 where there is none."""
         return max((boundary for boundary in self._outputs if boundary < limit), default=0)
@@ -202,6 +221,7 @@ class FrozenBlocks:
             "attention": decoder.inner.config._attn_implementation,
             "boundary": boundary,
             "device": inside[0].device.type,
+            **({"sharded": True} if decoder.sharded else {}),
             "dtype": str(decoder.dtype),
             "rows": self._rows_digest,
             "versions": [torch.__version__, transformers.__version__],

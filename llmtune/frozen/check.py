@@ -1,17 +1,22 @@
 """Compares the paths that use cached outputs with the full model, on a few rows."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
+from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.stand_in import StubbedDecoder
-from llmtune.frozen.store import StoredOutputs, longest_first
+from llmtune.frozen.store import longest_first
+from llmtune.machine import processes
 
 CHECKED_ROWS = 3
 FP32_ERROR, BF16_ERROR = 1e-6, 2**-7
 
 
 def measure_errors(
-    decoder: StubbedDecoder, outputs: dict[int, StoredOutputs], streamed: bool
+    decoder: StubbedDecoder, outputs: dict[int, OutputReader], streamed: bool
 ) -> tuple[dict[int, float], float]:
     """The error of the cached path at each boundary, relative in the Euclidean norm, and the largest allowed error.
 
@@ -33,6 +38,58 @@ def measure_errors(
         errors[boundary] = _error(decoder.forward(rows, stored), full)
     decoder.stub()
     return errors, max(FP32_ERROR if decoder.in_fp32 else BF16_ERROR, 2 * _error(padded, full[: len(single)]))
+
+
+def measure_seconds(
+    decoder: StubbedDecoder, boundary: int, stored: OutputReader, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """Seconds to read the outputs of one batch to the device, from the disk where they lie there, and to compute them.
+
+    Of a sharded model, every process must ask.
+    """
+    rows = next(decoder.batches())
+    decoder.stub(0, boundary)
+    decoder.forward(rows)  # kernels are chosen and memory is reserved in a first pass
+    computing = _timed(lambda: decoder.forward(rows), decoder.device, clock)
+    decoder.stub()
+
+    def read() -> None:
+        stored.expect(rows)
+        stored.fetch(rows, decoder.lengths[rows[0]])
+
+    read()  # a buffer is reserved for the first one
+    stored.forget_pages()
+    return _timed(read, decoder.device, clock), computing
+
+
+def find_slower(decoder: StubbedDecoder, outputs: dict[int, OutputReader]) -> dict[int, str]:
+    """The boundaries whose outputs a GPU computes faster than it gets them, in the slowest process, each with a note.
+
+    On CPUs nothing is read ahead, and nothing measured: reading a row never takes the time of a block there.
+    """
+    slower = {}
+    for boundary, reader in outputs.items():
+        if reader.ahead:
+            times = processes.gather(measure_seconds(decoder, boundary, reader))
+            reading, computing = max(read for read, _ in times), min(compute for _, compute in times)
+            if reading > computing:
+                words = f"reading a batch takes {reading * 1e3:.0f} ms and computing it {computing * 1e3:.0f} ms"
+                slower[boundary] = f"outputs of block {boundary} not used: {words}"
+    return slower
+
+
+def _timed(work: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    _finish(device)
+    begin = clock()
+    work()
+    _finish(device)
+    return clock() - begin
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU was given to do."""
+    if device.type == "cuda":
+        torch.accelerator.synchronize(device)
 
 
 def _error(ours: torch.Tensor, full: torch.Tensor) -> float:

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from llmtune.frozen.store import StoredOutputs, longest_first
+from llmtune.frozen.reader import OutputReader
+from llmtune.frozen.store import longest_first
 from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.sharded import reshard
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 """What a block returns: hidden states, alone or first in a tuple."""
+_OWN = "_class_before_stub"
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
@@ -31,6 +36,7 @@ class StubbedDecoder:
     def __init__(
         self, model: nn.Module, rows: Sequence[list[int]], autocast: Callable[[], AbstractContextManager[object]]
     ) -> None:
+        self._whole, self.sharded = model, isinstance(model, FSDPModule)
         self.inner: PreTrainedModel = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
         self.lengths = [len(row) for row in rows]
@@ -60,14 +66,14 @@ class StubbedDecoder:
 
     def set_cached(
         self,
-        stored: StoredOutputs,
+        stored: OutputReader,
         rows: Sequence[int],
         tokens: int,
         device: torch.device,
         rearrange: Rearrange | None = None,
     ) -> None:
         """Let stubs return the stored outputs of these rows, padded to `tokens`, rearranged by `rearrange`."""
-        outputs = stored.read(rows, tokens).to(device, non_blocking=True)
+        outputs = stored.fetch(rows, tokens).to(device)
         self._cached = rearrange(outputs) if rearrange else outputs
 
     def inspect(self, first_only: bool) -> str | None:
@@ -105,8 +111,11 @@ class StubbedDecoder:
             del order[:count]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[int], stored: StoredOutputs | None = None) -> torch.Tensor:
-        """The last hidden states (B, T, H) of rows, right-padded, in evaluation mode; stubs return `stored`."""
+    def forward(self, rows: Sequence[int], stored: OutputReader | None = None) -> torch.Tensor:
+        """The last hidden states (B, T, H) of rows, right-padded, in evaluation mode; stubs return `stored`.
+
+        Of a sharded model, every process must run the same rows.
+        """
         device = self.device
         lengths = [self.lengths[row] for row in rows]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
@@ -119,11 +128,25 @@ class StubbedDecoder:
         training = self.inner.training
         self.inner.eval()
         with self._autocast():
-            decoder = self.inner.base_model
-            hidden = decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
+            run = self._run_whole if self.sharded else self.inner.base_model
+            hidden = run(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
         self.inner.train(training)
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
+
+    def _run_whole(self, **inputs: Any) -> list[torch.Tensor]:
+        """The last hidden states, from a pass through a sharded model, of which no part can run alone."""
+        hidden: list[torch.Tensor] = []
+        decoder, head = self.inner.base_model, self.inner.get_output_embeddings()
+        hooks = [
+            decoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[0])),
+            head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
+        ]
+        self._whole(**inputs)
+        for hook in hooks:
+            hook.remove()
+        reshard(self._whole)
+        return hidden
 
     def _return_cached(self, *arguments: object, **options: object) -> Output | None:
         return self._cached if self._rest is None else (self._cached, *self._rest)
@@ -135,7 +158,17 @@ class StubbedDecoder:
 
 def _set_forward(block: nn.Module, forward: Callable[..., Output | None] | None) -> None:
     """Replace a block's forward, or restore its own."""
-    if forward is None:
+    if isinstance(block, FSDPModule):
+        _set_call(block, forward)
+    elif forward is None:
         vars(block).pop("forward", None)
     else:
         vars(block)["forward"] = forward
+
+
+def _set_call(block: nn.Module, forward: Callable[..., Output | None] | None) -> None:
+    """Replace a call of a sharded block, or restore it: its hooks would gather the weights that a stub does not use."""
+    own = getattr(block, _OWN, type(block))
+    block.__class__ = (
+        own if forward is None else type(own.__name__, (own,), {_OWN: own, "__call__": staticmethod(forward)})
+    )

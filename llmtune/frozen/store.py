@@ -66,9 +66,11 @@ class StoredOutputs:
 
     def __init__(self, folder: Path, lengths: Sequence[int], width: int, dtype: torch.dtype) -> None:
         self._file = (folder / DATA).open("rb", buffering=0)
-        self._lengths, self._token_bytes = lengths, width * dtype.itemsize
+        self.lengths, self.width, self.dtype = lengths, width, dtype
+        self._token_bytes = width * dtype.itemsize
+        self.size = sum(lengths) * self._token_bytes
+        """Bytes of all rows."""
         self._buffer = torch.empty(0, dtype=dtype)
-        self._width = width
         self._offsets = [0] * len(lengths)
         offset = 0
         for row in longest_first(lengths):
@@ -77,17 +79,44 @@ class StoredOutputs:
 
     def read(self, rows: Sequence[int], tokens: int) -> torch.Tensor:
         """Outputs (B, tokens, H), zeros on padding; valid until the next call, which uses the same memory."""
-        count = len(rows) * tokens * self._width
+        count = len(rows) * tokens * self.width
         if self._buffer.numel() < count:
-            self._buffer = torch.empty(count, dtype=self._buffer.dtype)
-        outputs = self._buffer[:count].view(len(rows), tokens, self._width)
+            self._buffer = torch.empty(count, dtype=self.dtype)
+        outputs = self._buffer[:count].view(len(rows), tokens, self.width)
         for index, row in enumerate(rows):
-            length = self._lengths[row]
+            length = self.lengths[row]
             outputs[index, length:].zero_()
-            target = outputs[index, :length].view(torch.uint8).numpy().data
-            if os.preadv(self._file.fileno(), [target], self._offsets[row]) != length * self._token_bytes:
-                raise OSError(f"{self._file.name}: was cut while in use")
+            self._read_row(row, outputs[index, :length])
         return outputs
+
+    def read_packed(self, rows: Sequence[int], buffer: torch.Tensor) -> None:
+        """Read rows into a buffer (tokens, H) on the host, one after the other without padding."""
+        first = 0
+        for row in rows:
+            self._read_row(row, buffer[first : first + self.lengths[row]])
+            first += self.lengths[row]
+
+    def chunks(self, most: int) -> Iterator[list[int]]:
+        """All rows, as they lie in the file, in parts of `most` bytes; a longer row is a part of its own."""
+        part, taken = list[int](), 0
+        for row in longest_first(self.lengths):
+            size = self.lengths[row] * self._token_bytes
+            if part and taken + size > most:
+                yield part
+                part, taken = [], 0
+            part.append(row)
+            taken += size
+        yield part
+
+    def forget_pages(self) -> None:
+        """Let the system drop the file's pages from memory, so that the next read takes the time of the disk."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _read_row(self, row: int, target: torch.Tensor) -> None:
+        content = target.view(torch.uint8).numpy().data
+        if os.preadv(self._file.fileno(), [content], self._offsets[row]) != self.lengths[row] * self._token_bytes:
+            raise OSError(f"{self._file.name}: was cut while in use")
 
 
 def is_complete(folder: Path, facts: Mapping[str, object]) -> bool:

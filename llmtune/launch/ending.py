@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
@@ -59,13 +60,18 @@ def _killed(recipe: Recipe | None) -> str:
 
 def less_memory(recipe: Recipe) -> str:
     """The settings that lower the memory of a recipe's training, those that cost least first, in words."""
-    train, now = recipe.train, recipe.data.max_length
+    train, model, adapter = recipe.train, recipe.model, recipe.method.adapter
+    may_be_4bit = model.quantize == "none" and not adapter.trains_base and adapter.unquantizable is None
+    tokens = getattr(train, "micro_batch_tokens", None)
     options = {
-        "train.micro_batch_size: 1": train.micro_batch_size != 1 and train.batch_size > 1,
-        "train.activation_checkpointing: true": not train.activation_checkpointing,
-        f"a lower data.max_length (now {now})": True,
+        "train.activation_checkpointing: on": train.activation_checkpointing is not True,
+        f"a lower train.micro_batch_tokens (now {tokens})": tokens is not None,
+        "train.micro_batch_size: 1": train.micro_batch_size != 1 and train.batch_size > 1 and tokens is None,
+        f"a lower data.max_length (now {recipe.data.max_length})": True,
+        "model.precision: bf16": model.precision == "fp32",
+        "model.quantize: 4bit": may_be_4bit,
         "train.optimizer: adamw_8bit": train.optimizer == "adamw",
-        "model.precision: bf16": recipe.model.precision == "fp32",
-        "an adapter such as lora": recipe.method.adapter.trains_base,
+        "an adapter such as lora": adapter.trains_base,
+        "launch.accelerate: fsdp2": count_gpus() > 1 and recipe.launch.accelerate != "fsdp2",
     }
-    return f"lower it by {', '.join(words for words, helps in options.items() if helps)}"
+    return f"lower it in a new run by {', '.join(words for words, helps in options.items() if helps)}"

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmtune import __version__
-from llmtune.errors import LONGEST_LINE, LlmtuneError, MachineError, first_line, lacks_memory
+from llmtune.errors import LONGEST_LINE, FullMemoryError, LlmtuneError, MachineError, causes, first_line, lacks_memory
 from llmtune.files import ERROR_FILE, write_text
-from llmtune.machine.memory import machine_memory
+from llmtune.machine.shortage import shortage
 from llmtune.numbers import size
 
 VERBOSE = "LLMTUNE_VERBOSE"
@@ -58,7 +58,7 @@ def told_in_one_line(
 def in_one_line(
     error: Exception, kind: type[LlmtuneError], folder: Path | None = None, safe: Words = str, less_memory: Words = str
 ) -> LlmtuneError:
-    """The error to report for an exception: MachineError for memory or a disk that lacks, else a fault of this `kind`.
+    """The error to report for an exception: a MachineError for full memory or disk, else a fault of this `kind`.
 
     `folder` is what the step writes to: a fault's full text goes there, or to a temporary file. `safe` says what is
     safe and how to go on, `less_memory` which settings lower memory.
@@ -68,24 +68,14 @@ def in_one_line(
     if os.environ.get(VERBOSE) == "1":
         traceback.print_exception(error)
     ending = "".join(f"; {words}" for words in [safe()] if words)
-    chain = list(_chain(error))
+    chain = list(causes(error))
     if memory := next((one for one in chain if lacks_memory(one)), None):
         advice = less_memory()
-        message = f"out of memory: {first_line(memory)[:LONGEST_LINE]}; {machine_memory()}"
-        return MachineError(f"{message}{f'; {advice}' if advice else ''}{ending}")
+        return FullMemoryError(f"{shortage(memory)}{f'; {advice}' if advice else ''}{ending}")
     if disk := next((words for one in chain if (words := _disk_fault(one, folder))), None):
         notes = [note for one in chain for note in getattr(one, "__notes__", [])]
         return MachineError(f"{'; '.join([disk, *notes])}{ending}")
     return kind(f"{_fault(error, folder)}{ending}")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what caused it."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _disk_fault(error: BaseException, folder: Path | None) -> str | None:

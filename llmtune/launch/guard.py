@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llmtune.errors import Interrupted, LlmtuneError, ProofError, PublishError
+from llmtune.errors import FullMemoryError, Interrupted, LlmtuneError, ProofError, PublishError
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import show_any_text
@@ -53,7 +53,8 @@ def run_command(command: Callable[[], int | None]) -> int:
 def guarded_step(run: "Run", name: str, say_safe: bool = True) -> Iterator[None]:
     """Turn whatever ends a step after training into an error of that step.
 
-    With `say_safe`, a line says first that the trained weights are safe, and how to continue.
+    With `say_safe`, a line says first that the trained weights are safe, and how to continue; where memory is full, the
+    error itself says it.
     """
     resume = f"continue with: llmtune run {shlex.quote(str(run.path))}"
     safe = f"training is safe in {run.delta}; {resume}"
@@ -64,6 +65,8 @@ def guarded_step(run: "Run", name: str, say_safe: bool = True) -> Iterator[None]
         interrupted = Interrupted(f"{_NAMES.get(name, name)} was stopped; {safe}")
         interrupted.exit_code = _code(stop)
         raise interrupted from None
+    except FullMemoryError as error:
+        raise FullMemoryError(f"{error}; {safe}") from error
     except LlmtuneError:
         if say_safe:
             print(f"llmtune: {safe}", file=sys.stderr)

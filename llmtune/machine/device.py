@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
+_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def run_device(cpu: bool = False) -> "torch.device":
@@ -31,16 +32,27 @@ def free_bytes(device: "torch.device") -> int:
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for its next tensors is not free for others, but for this process.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
+        free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()) + _cached_files())
     return free
 
 
-def forked_rng(device: "torch.device") -> AbstractContextManager[None]:
-    """Restore the random state of the CPU and of this device after the block; other GPUs are left alone."""
+def forked_rng(*devices: "torch.device") -> AbstractContextManager[None]:
+    """Restore the random state of the CPU and of these devices after the block; other GPUs are left alone."""
     import torch
 
-    context: AbstractContextManager[None] = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+    gpus = [device for device in devices if device.type == "cuda"]
+    context: AbstractContextManager[None] = torch.random.fork_rng(devices=gpus)
     return context
+
+
+def _cached_files() -> int:
+    """Bytes of files that a container's memory holds only while nothing else needs them; they count as used."""
+    with contextlib.suppress(OSError, ValueError):
+        stat = dict(line.split() for line in _STAT.read_text().splitlines())
+        return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return 0

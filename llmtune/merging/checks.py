@@ -4,17 +4,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import MachineError, ProofError
+from llmtune.errors import FullMemoryError, MachineError, ProofError
+from llmtune.inference.placement import linear_layers
+from llmtune.machine.device import free_bytes
+from llmtune.merging.compact import units
 from llmtune.merging.proof import logits, probes
-from llmtune.model.base import Base, build_skeleton, load_model, model_facts
-from llmtune.model.quantize import split_linear_layers
+from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+
+CPU = torch.device("cpu")
+_WIDE = 8
+"""Bytes for each number of the largest part of a model, of which two copies in fp32 exist at a time."""
+LESS_MEMORY = "free some memory, merge on a larger machine, or go without with merge.enabled: false"
 
 
 def count_weights(base: Base) -> int:
@@ -49,17 +57,33 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def compare_with_4bit(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
-    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base."""
+def memory_words(base: Base, weights: int, dtype: str) -> tuple[int, str]:
+    """Return the bytes of memory that merging so many numbers takes, and what for."""
+    itemsize = getattr(torch, dtype).itemsize
+    largest = max(sum(one.numel() for one in unit.parameters()) for unit in units(build_skeleton(base)))
+    needed = weights * itemsize + _WIDE * largest
+    return needed, f"merging holds the weights in {dtype} and a block of them in float32, {size(needed)}"
+
+
+def check_memory(needed: int, words: str) -> None:
+    """Raise FullMemoryError if this machine has less memory free than merging takes."""
+    free = free_bytes(CPU)
+    if free < needed:
+        raise FullMemoryError(f"{words}, and {size(free)} of memory is free; {LESS_MEMORY}")
+
+
+def compare_with_4bit(run: Run, settings: Recipe, base: Base, original: torch.Tensor) -> dict[str, Any]:
+    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base.
+
+    `original` are the logits of the delta on the original base. All is computed on the CPU, one model at a time.
+    """
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in probes(settings)]
-    skeleton = build_skeleton(base)
-    plan, adapted = settings.plan(model_facts(skeleton)), not settings.method.adapter.trains_base
-    _, keep = split_linear_layers(skeleton, plan, adapted)
-    trained = logits(load_delta(load_model(base, keep=keep), run.delta), ids)
-    back: Any = load_model(base, keep=keep).dequantize()
-    candidates = {"original": load_model(base), "dequantized": back.float()}
-    gaps = {name: (logits(load_delta(one, run.delta), ids) - trained).abs() for name, one in candidates.items()}
+    _, keep = linear_layers(settings, build_skeleton(base))
+    trained = logits(load_delta(load_model(base, keep=keep, device=CPU), run.delta), ids)
+    back: Any = load_model(base, keep=keep, device=CPU).dequantize()
+    dequantized = logits(load_delta(back.float(), run.delta), ids)
+    gaps = {"original": (original - trained).abs(), "dequantized": (dequantized - trained).abs()}
     return {
         "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
         "merged_into": "original",

@@ -1,5 +1,6 @@
 """Compares two models by their logits on the same texts, one of them read from disk in a fresh process."""
 
+import inspect
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from llmtune.errors import MachineError, ProofError
+from llmtune.merging import compact
 from llmtune.recipe.sections import Recipe
 from llmtune.working import working
 
@@ -27,27 +29,37 @@ TOKENS = 40
 """How many tokens at the end of a text the models read."""
 
 STOCK = """
-import json, sys, torch
+import json, sys
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, tokens, out, texts, epsilon = json.load(sys.stdin)
+from transformers import AutoTokenizer
+folder, tokens, out, texts, epsilon, dtype = json.load(sys.stdin)
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-model, loading = AutoModelForCausalLM.from_pretrained(
-    folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True)
 ids = [tokenizer(text).input_ids for text in texts]
 batch = torch.zeros(len(ids), tokens, dtype=torch.long)
 for row, one in zip(batch, ids):
     row[:len(one[-tokens:])] = torch.tensor(one[-tokens:])
 mask = torch.arange(tokens) < torch.tensor([[len(one)] for one in ids])
-logits = {}
-with torch.inference_mode():
-    logits["stored"] = model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask]
-    if epsilon:
-        torch.manual_seed(0)
-        for weight in model.parameters():
-            half = torch.exp2(torch.frexp(weight).exponent) * epsilon / 4 * (weight != 0)
-            weight += half * (2 * torch.rand_like(weight) - 1)
-        logits["jittered"] = model(input_ids=batch, attention_mask=mask.long()).logits[mask]
+def load(dtype):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+def jitter(number, weight):
+    torch.manual_seed(number)
+    weight = torch.atleast_1d(weight)
+    for part in weight.split(max(1, 2**20 * len(weight) // max(1, weight.numel()))):
+        half = torch.exp2(torch.frexp(part).exponent) * epsilon / 4 * (part != 0)
+        part += half * (2 * torch.rand_like(part) - 1)
+def compute(model, change=None):
+    with torch.inference_mode(), in_fp32(model, change):
+        return model(input_ids=batch, attention_mask=mask.long()).logits[mask]
+model, loading = load(getattr(torch, dtype))
+model.eval()
+try:
+    logits = {"stored": compute(widen_buffers(model))}
+except (RuntimeError, KeyError):  # a model whose blocks read weights of other blocks
+    model = load(torch.float32)[0].eval()
+    logits = {"stored": compute(model)}
+if epsilon:
+    logits["jittered"] = compute(model, jitter)
 save_file(logits, out)
 mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
 print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched": mismatched}))
@@ -101,11 +113,13 @@ def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dt
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"
         epsilon = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
-        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon])
+        name = str(dtype).removeprefix("torch.")
+        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon, name])
+        script = inspect.getsource(compact) + STOCK
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with working("reading the merged folder with stock transformers in a fresh process"):
             child = subprocess.run(
-                [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
+                [sys.executable, "-c", script], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
             )
         if child.returncode == -signal.SIGKILL:
             raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")

@@ -1,22 +1,30 @@
 """merge(run): base + delta -> full weights that stock transformers loads, proved against the live tuned model."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, remove_leftovers, write_folder, write_json
-from llmtune.merging.checks import check_disk, compare_with_4bit, count_weights, headers
-from llmtune.merging.proof import Reloaded, load_with_stock_transformers, logits, probes, within
-from llmtune.model.base import Base, load_config, load_model
+from llmtune.machine.memory import trim_heap
+from llmtune.merging.adding import add_delta, fp32_logits, load_compact
+from llmtune.merging.checks import (
+    LESS_MEMORY,
+    check_disk,
+    check_memory,
+    compare_with_4bit,
+    count_weights,
+    headers,
+    memory_words,
+)
+from llmtune.merging.digests import digests
+from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
+from llmtune.model.base import Base, load_config
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
@@ -56,7 +64,9 @@ def merge(run: Run) -> dict[str, Any]:
         weights = count_weights(base)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
-    with lacks_named("merge", f"merging holds the model in float32, {size(4 * weights)}"), working("merging"):
+        needed, words = memory_words(base, weights, settings.merge.dtype)
+        check_memory(needed, words)
+    with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base)
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
@@ -74,49 +84,52 @@ def _replace_merged(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
     run.forget("merge")
     shutil.rmtree(run.merged, ignore_errors=True)
     with write_folder(run.merged) as folder:
-        facts = _write(run, settings, base, folder)
+        facts, live = _write(run, settings, base, folder)
         if settings.model.quantize == "4bit":
             with working("comparing with the trained 4-bit model"):
-                facts |= compare_with_4bit(run, settings, base)
+                facts |= compare_with_4bit(run, settings, base, live)
     with working("hashing the merged folder"):
         run.mark("merge", [run.merged], **facts)
     return facts
 
 
-def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, Any]:
-    """Merge in fp32, round, write, read again in a fresh process; compare each step's logits with the live model's."""
+def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
+    """Merge in fp32, round, write, read again in a fresh process; compare each step's logits with the live model's.
+
+    Returns the facts of the proof, and the live model's logits.
+    """
     name = settings.merge.dtype
     dtype = getattr(torch, name)
     tokenizer = load_tokenizer(base)
     texts = probes(settings)
     ids = [tokenizer(text).input_ids for text in texts]
     with working("loading the base model"):
-        weights = _load_base(base)
-        untuned = logits(weights, ids)
-    before = _digests(weights, dtype, "the base")
+        _refuse_quantized(base)
+        weights, untuned = load_compact(base, ids)
+    before = digests(weights, dtype, "the base")
     with working("loading the delta"):
-        tuned = load_delta(weights, run.delta)
-        live = logits(tuned, ids)
+        tuned = load_delta(weights, run.delta, as_stored=True)
+        live = fp32_logits(tuned, ids)
     if not torch.isfinite(live).all():
         raise ProofError(f"{run.delta}: the tuned model's logits are not finite; train again at a lower rate")
     scale = float(live.abs().max())
     fp32_bound = max(_FP32_BOUND[0], _FP32_BOUND[1] * scale)
     with working("adding the delta to the weights"):
-        merged = add_adapter(tuned)
-        in_memory = within("adding the delta to the weights", logits(merged, ids), live, fp32_bound)
-        round_weights(merged, dtype)
-        rounded = logits(merged, ids)
-    changed = sum(before[name] != digest for name, digest in _digests(merged, dtype, "the merged model").items())
+        merged, exact = add_delta(tuned, dtype, ids)
+        in_memory = within("adding the delta to the weights", exact, live, fp32_bound)
+        rounded = fp32_logits(merged, ids)
+    changed = sum(before[name] != digest for name, digest in digests(merged, dtype, "the merged model").items())
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
     with working(f"writing the merged weights in {name}"):
         save_folder(merged.to(dtype), base.folder, folder, name)
     del weights, tuned, merged
+    trim_heap()
     reloaded = _reload(folder, texts, dtype, tokenizer)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
     bound = fp32_bound if dtype == torch.float32 else rounding_bound
     on_disk = within("writing and reading the weights", reloaded.logits, rounded, fp32_bound)
-    return {
+    facts = {
         "gap": within(f"rounding the weights to {name}", reloaded.logits, live, bound),
         "bound": bound,
         "mean_gap": float((reloaded.logits - live).abs().mean()),
@@ -130,6 +143,7 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> dict[str, An
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
         **headers(folder, name),
     }
+    return facts, live
 
 
 def _reload(folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> Reloaded:
@@ -151,48 +165,10 @@ def _check_base(delta: Path, base: Base) -> None:
         )
 
 
-def _load_base(base: Base) -> PreTrainedModel:
-    """Load the base in fp32; raises ProofError for one that is stored quantized."""
+def _refuse_quantized(base: Base) -> None:
+    """Raise ProofError for a base that is stored quantized."""
     if stored_quantization(load_config(base)) is not None:
         raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
-    return load_model(base)
-
-
-def add_adapter(tuned: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Add the adapter to the weights; raises ProofError if it adapts one of two tied matrices."""
-    if not isinstance(tuned, PeftModel):
-        return tuned
-    base = tuned.get_base_model()
-    if base.config.get_text_config().tie_word_embeddings:
-        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
-        adapted = [
-            name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
-        ]
-        if adapted:
-            raise ProofError(
-                f"{adapted[0]} is adapted, but embedding and head are one matrix in this model; adapt other layers"
-            )
-    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
-    return merged.eval()
-
-
-def round_weights(weights: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round every weight to `dtype` in place and keep it in fp32."""
-    with torch.no_grad():
-        for tensor in weights.parameters():
-            tensor.copy_(tensor.to(dtype))
-
-
-def _digests(weights: PreTrainedModel, dtype: torch.dtype, name: str) -> dict[str, str]:
-    """Return the SHA-256 of every parameter as it is stored in `dtype`."""
-    parameters = dict(weights.named_parameters())
-    digests = {}
-    with working(f"hashing the tensors of {name}", len(parameters), "tensors") as step:
-        for key, tensor in parameters.items():
-            content = tensor.detach().to(dtype).flatten().view(torch.uint8).numpy()
-            digests[key] = hashlib.sha256(content).hexdigest()
-            step()
-    return digests
 
 
 def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:

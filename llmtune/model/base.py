@@ -89,12 +89,17 @@ def vocabulary(config: PreTrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def load_model(base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None) -> PreTrainedModel:
+def load_model(
+    base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None, device: torch.device | None = None
+) -> PreTrainedModel:
     """The base model in evaluation mode; with `keep`, linear layers are quantized to NF4 except these modules.
 
+    Each weight goes straight to `device`. Without one, it goes to the CPU, or where bitsandbytes would have it.
     Raises FieldError where the files are not exactly the tensors of the model.
     """
     options: dict[str, Any] = {}
+    if device is not None and (device.type != "cpu" or keep is not None):
+        options["device_map"] = {"": str(device)}
     if keep is not None:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -37,13 +37,15 @@ def check_quantized(frozen: list[str]) -> None:
         )
 
 
-def load_quantized(base: Base, linear: tuple[list[str], list[str]], dtype: torch.dtype) -> PreTrainedModel:
+def load_quantized(
+    base: Base, linear: tuple[list[str], list[str]], dtype: torch.dtype, device: torch.device | None = None
+) -> PreTrainedModel:
     """The base with the first list of linear layers in NF4 and all else in `dtype`; the second list has the others.
 
-    Raises TrainingError where other layers than those are in NF4.
+    `device` is as for `load_model`. Raises TrainingError where other layers than those are in NF4.
     """
     frozen, keep = linear
-    model = load_model(base, dtype, keep)
+    model = load_model(base, dtype, keep, device)
     quantized = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     if quantized != set(frozen):
         odd = sorted(quantized ^ set(frozen))[0]

@@ -111,7 +111,8 @@ def _how(evaluations: Evaluations) -> Html | None:
         text(one) for one in (settings.get("dtype"), settings.get("device"), held_out.get("shots_as"))
     )
     place = [f"in {precision}"] * bool(precision) + [f"on {device}"] * bool(device)
-    parts = [f"Computed {' '.join(place)}."] if place else []
+    base = ["over the 4-bit base that was trained"] * (settings.get("quantize") == "4bit")
+    parts = [f"Computed {' '.join(place + base)}."] if place else []
     shots = whole(held_out.get("shots"))
     if shots:
         parts.append(f"The few-shot base saw {shots} worked example{'s' * (shots > 1)}{f' as {way}' if way else ''}.")

@@ -12,7 +12,6 @@ from transformers import TrainingArguments
 
 from llmtune.data.encode import Example
 from llmtune.machine.precision import computing_dtype
-from llmtune.plan.stages import Plan
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from llmtune.training.plan_table import split_batch
@@ -27,9 +26,7 @@ OPTIMIZERS = {
 }
 
 
-def training_arguments(
-    recipe: Recipe, run: Run, plan: Plan, steps: int, world: int, validates: bool
-) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validates: bool) -> TrainingArguments:
     """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
     size, passes = split_batch(recipe.train, world)
     device = PartialState().device
@@ -50,7 +47,7 @@ def training_arguments(
         seed=recipe.train.seed,
         gradient_checkpointing=recipe.train.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=plan.staged,
+        ddp_find_unused_parameters=False,  # it is wrapped anew where other tensors train
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=every,

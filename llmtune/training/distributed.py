@@ -3,16 +3,16 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 
 from llmtune.errors import LONGEST_LINE, FieldError, MachineError, TrainingError, first_line
 from llmtune.launch.command import WORLD
 from llmtune.launch.engine import check_kind, check_sharding
+from llmtune.machine import processes
 from llmtune.machine.device import free_bytes, run_device
 from llmtune.machine.gpus import Card, card_notes, lacks_kernels
 from llmtune.machine.precision import computing_dtype, gpu_has_bf16
@@ -32,7 +32,9 @@ def join_processes() -> PartialState:
             f"torch {torch.__version__} is built without NCCL, by which several GPUs communicate; "
             "set launch.accelerate: single_gpu, or install a build that has it"
         )
-    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+    state = PartialState(cpu=device.type == "cpu", timeout=processes.PATIENCE)
+    processes.join()
+    return state
 
 
 def check_world(recipe: Recipe, state: PartialState) -> None:
@@ -79,7 +81,7 @@ def describe_cards(recipe: Recipe, state: PartialState) -> list[str]:
     properties = torch.cuda.get_device_properties(state.device)
     dtype = str(computing_dtype(recipe.model.precision, state.device)).removeprefix("torch.")
     card = Card(properties.name, properties.total_memory, free_bytes(state.device), dtype)
-    return compare_cards(gather_object([card]))
+    return compare_cards(processes.gather(card))
 
 
 def compare_cards(cards: list[Card]) -> list[str]:

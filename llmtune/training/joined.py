@@ -1,23 +1,36 @@
 """Batches without padding: rows joined into one, each attending to itself alone, where that is proved to be equal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from inspect import signature
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmtune.frozen.cache import FrozenBlocks
-from llmtune.kernels.cpu.attention import SHORT, AttentionRouter, JoinedRows
+from llmtune.kernels import device
+from llmtune.kernels.attention import AttentionRouter, JoinError
+from llmtune.kernels.cpu.attention import SHORT
+from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.sharded import reshard
 
 EXACT, ROUNDED = 1e-5, 2**-6
-"""How far joined hidden states may be from padded ones, relative in the norm: in fp32, and in bf16."""
+"""How far hidden states may be from those of masked padding, relative in the norm: in fp32, and in 16 bits."""
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""The keys of configurations for lengths, in tokens, from which on rows are attended to in another way."""
+PROBED = 1024
+"""The tokens of a row that are tried, or twice the longest window that a row exceeds."""
+Way = Literal["joined", "unmasked"]
+"""Rows joined into one; or rows padded on the right without a mask, since no token sees what comes after it."""
+Inputs = dict[str, torch.Tensor]
 
 
 class RowJoiner:
-    """Joins the short rows of a batch on CPUs; transformers keeps rows apart by their positions, where a model can."""
+    """Joins the rows of a batch, short ones alone on CPUs; where a model cannot, GPUs are spared the mask."""
 
     def __init__(
         self,
@@ -25,70 +38,171 @@ class RowJoiner:
         frozen_blocks: FrozenBlocks | None,
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._model, self._frozen_blocks, self._autocast = unwrap(model), frozen_blocks, autocast
-        self._equal: bool | None = None
+        self._outer, self._model = model, unwrap(model)
+        self._frozen_blocks, self._autocast = frozen_blocks, autocast
+        config = self._model.config.get_text_config()
+        self._windows = [value for key in WINDOWS if isinstance(value := getattr(config, key, None), int)]
         self._uses_sdpa = self._model.config._attn_implementation == "sdpa"
+        self._equal: dict[tuple[Way, int], bool] = {}
         self.router: AttentionRouter | None = None
-        """Attends to short rows; rows are joined while there is one."""
+        """Attends to rows; they are joined while there is one."""
+        self.refusals: dict[Way, str] = {}
+        """Why a way was not taken, in words."""
+
+    @property
+    def ways(self) -> list[Way]:
+        """The ways that were proved to be equal."""
+        return [way for (way, _), equal in self._equal.items() if equal]
 
     def reset(self) -> None:
         """Prove it anew, since other blocks compute now."""
-        self._equal = None
+        self._equal = {}
 
     def prepare(
-        self, inputs: dict[str, torch.Tensor], index: list[int] | None
-    ) -> tuple[dict[str, torch.Tensor], JoinedRows | None]:
+        self, inputs: Inputs, index: list[int] | None, lengths: Sequence[int] | None = None
+    ) -> tuple[Inputs, JoinedRows | None]:
         """The model's inputs for a batch (B, T), and how its rows are joined, None where they stay padded.
 
-        `index` names the rows to the cached frozen blocks.
+        `index` names the rows to the cached frozen blocks. `lengths` are those of the rows in tokens; without them
+        they are read from the mask, for which the host waits.
         """
-        rows = self._join(inputs, index)
-        if self.router is not None:
-            self.router.rows = rows
-        self._select_cached(index, inputs["input_ids"], rows)
-        return (inputs if rows is None else model_inputs(inputs["input_ids"], rows)), rows
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        lengths = mask.sum(1).tolist() if lengths is None else lengths
+        way = self._choose(ids, lengths, index)
+        rows = JoinedRows(lengths, ids.shape[1], ids.device) if way == "joined" else None
+        if way == "unmasked":
+            inputs = inputs | {"attention_mask": torch.ones_like(mask)}
+        self._select(index, ids, rows, hides_padding=way != "unmasked")
+        return (inputs if rows is None else model_inputs(ids, rows)), rows
 
-    def _join(self, inputs: dict[str, torch.Tensor], index: list[int] | None) -> JoinedRows | None:
-        real = inputs["attention_mask"].bool()
-        short = self._uses_sdpa and real.device.type == "cpu" and real.shape[1] <= SHORT
-        if self.router is None or not short or bool(real.all()):
+    def _choose(self, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> Way | None:
+        """The fastest way that is proved to be equal, for rows of these lengths."""
+        if self.router is None or not self._uses_sdpa:
             return None
-        if self._equal is None:
-            # Weights are sharded after __init__, and a part of a sharded model cannot run alone.
-            sharded = any(isinstance(parameter, DTensor) for parameter in self._model.parameters())
-            self._equal = not sharded and self._prove(inputs["input_ids"], real, index, self.router)
-        return JoinedRows(real) if self._equal else None
+        if device.on_cpu(ids.device):
+            short = ids.shape[1] <= SHORT and min(lengths) < ids.shape[1]
+            return "joined" if short and self._is_equal("joined", ids, lengths, index) else None
+        ways: tuple[Way, Way] = ("joined", "unmasked")
+        return next((way for way in ways if self._is_equal(way, ids, lengths, index)), None)
 
-    @torch.no_grad()
-    def _prove(self, ids: torch.Tensor, real: torch.Tensor, index: list[int] | None, router: AttentionRouter) -> bool:
-        """Whether the shortest and the longest row give the same hidden states joined as they give padded."""
-        lengths = real.sum(1)
-        probes = [int(lengths.argmin()), int(lengths.argmax())]
-        ids, real, rows = ids[probes], real[probes], JoinedRows(real[probes])
-        probe_index = [index[row] for row in probes] if index else None
-        decoder: nn.Module = self._model.base_model
+    def _is_equal(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+        """Whether a way is proved to be equal, for rows that exceed as many windows as the longest of these."""
+        key = way, sum(max(lengths) > window for window in self._windows)
+        if key not in self._equal:
+            tried = any(known == way for known, _ in self._equal)
+            # Processes that share weights prove together, in a first pass; their rows have different lengths.
+            alone = not self._is_sharded()
+            self._equal[key] = (alone or not tried) and self._try(way, ids, lengths, index)
+        return self._equal[key]
+
+    def _is_sharded(self) -> bool:
+        # Weights are sharded after __init__.
+        return any(isinstance(parameter, DTensor) for parameter in self._model.parameters())
+
+    def _try(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+        """Prove it, in all processes where weights are sharded; False where the model or a kernel refuses."""
+        sharded = self._is_sharded()
+        if self.router is None or (sharded and device.on_cpu(ids.device)):
+            return False
         training = self._model.training
         self._model.eval()
-        with self._autocast():
-            mixed = torch.is_autocast_enabled("cpu")
-            self._select_cached(probe_index, ids, None)
-            padded = decoder(input_ids=ids, attention_mask=real.long(), use_cache=False)[0]
-            self._select_cached(probe_index, ids, rows)
-            router.rows = rows
-            joined = decoder(**model_inputs(ids, rows), use_cache=False)[0]
-            first = int(real[0].sum())
-            with _reversed(self._model, first):
-                moved = decoder(**model_inputs(ids, rows), use_cache=False)[0]
-        router.rows = None
-        self._model.train(training)
-        rounds = mixed or padded.dtype != torch.float32
-        equal = _is_near(joined[0, :-1], rows.joined(padded)[0, :-1], ROUNDED if rounds else EXACT)
-        return equal and _is_near(moved[0, first:-1], joined[0, first:-1], EXACT)
+        self.router.proved, self.router.refused = set(), None
+        try:
+            with torch.no_grad(), self._autocast():
+                equal = self._prove(way, ids, lengths, index)
+            if self.router.refused is not None:
+                raise JoinError(self.router.refused)
+        except torch.OutOfMemoryError:
+            raise
+        # What a model's own code does with such rows is unknown.
+        except (JoinError, RuntimeError, TypeError, ValueError, LookupError) as error:
+            equal, self.refusals[way] = False, str(error).splitlines()[0]
+        finally:
+            self._model.train(training)
+            self._select(None, ids, None)
+            self.router.proved = None
+        if sharded:
+            reshard(self._outer)
+            equal = _in_all_processes(equal, ids.device)
+        return equal
 
-    def _select_cached(self, index: list[int] | None, ids: torch.Tensor, rows: JoinedRows | None) -> None:
-        """Let cached outputs stand in for the frozen blocks of these rows of ids (B, T), joined or padded."""
+    def _prove(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+        """Whether the shortest and the longest row give the hidden states that they give padded and masked."""
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        probes = [order[0], order[-1]]
+        passed = [window for window in self._windows if window < max(lengths)]
+        width = min(ids.shape[1], max(PROBED, 2 * max(passed, default=0)))
+        # Where all rows are as long, one is cut: without padding, nothing would be tried.
+        kept = [max(1, min(lengths[probes[0]], width - 1)), min(lengths[probes[1]], width)]
+        whole, probe_index = ids[probes], [index[row] for row in probes] if index else None
+        ids = whole[:, :width]
+        rows = JoinedRows(kept, width, ids.device)
+        real = (torch.arange(width) < torch.tensor(kept)[:, None]).to(ids.device)
+        self._select(probe_index, whole, None, width)
+        padded = self._hidden({"input_ids": ids, "attention_mask": real.long()})
+        expected = rows.joined(padded)[0, :-1]
+        rounds = torch.is_autocast_enabled(ids.device.type) or padded.dtype != torch.float32
+        near = ROUNDED if rounds else EXACT
+        if way == "unmasked":
+            self._select(probe_index, whole, None, width, hides_padding=False)
+            unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            return _is_near(rows.joined(unmasked)[0, :-1], expected, near)
+        self._select(probe_index, whole, rows, width)
+        joined = self._hidden(model_inputs(ids, rows))
+        with _reversed(self._model, kept[0]):
+            moved = self._hidden(model_inputs(ids, rows))
+        self._try_in_training(ids, rows)
+        equal = _is_near(joined[0, :-1], expected, near)
+        return equal and _is_near(moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT)
+
+    def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows) -> None:
+        """Let a GPU's kernel refuse what a model does in training alone, such as dropout of attention weights."""
+        if device.on_cpu(ids.device):
+            return
+        self._model.train()
+        with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
+            self._hidden(model_inputs(ids, rows))
+        self._model.eval()
+
+    def _hidden(self, inputs: Inputs) -> torch.Tensor:
+        """The hidden states (B, T, H) of the last block, normed."""
+        decoder: nn.Module = self._model.base_model
+        if not self._is_sharded():
+            states: torch.Tensor = decoder(**inputs, use_cache=False)[0]
+            return states
+        # Weights are gathered by the outermost module alone.
+        outputs: list[torch.Tensor] = []
+        hook = decoder.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
+        known = signature(type(self._model).forward).parameters
+        try:
+            self._outer(**inputs, use_cache=False, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}))
+        finally:
+            hook.remove()
+        return outputs[0]
+
+    def _select(
+        self,
+        index: list[int] | None,
+        ids: torch.Tensor,
+        rows: JoinedRows | None,
+        width: int | None = None,
+        hides_padding: bool = True,
+    ) -> None:
+        """Let attention, and cached outputs for frozen blocks, be those of these rows of ids (B, T), cut to `width`."""
+        if self.router is not None:
+            self.router.rows, self.router.hides_padding = rows, hides_padding
+
+        def rearrange(outputs: torch.Tensor) -> torch.Tensor:
+            return outputs[:, :width] if rows is None else rows.joined(outputs[:, :width])
+
         if self._frozen_blocks is not None and index is not None:
-            self._frozen_blocks.select(index, ids.shape[1], ids.device, rows.joined if rows else None)
+            self._frozen_blocks.select(index, ids.shape[1], ids.device, rearrange)
+
+
+def _in_all_processes(equal: bool, device: torch.device) -> bool:
+    verdict = torch.full((), int(equal), device=device)
+    dist.all_reduce(verdict, dist.ReduceOp.MIN)
+    return bool(verdict)
 
 
 def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
@@ -115,7 +229,10 @@ def _reversed(model: nn.Module, count: int) -> Iterator[None]:
             hook.remove()
 
 
-def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> dict[str, torch.Tensor]:
+def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> Inputs:
     """A model's inputs for rows (B, T) that are joined: ids and positions, which start anew at every row."""
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
-    return {"input_ids": rows.joined(ids), "position_ids": rows.joined(positions)}
+    inputs = {"input_ids": rows.joined(ids), "position_ids": rows.positions()}
+    if device.on_cpu(ids.device):
+        return inputs
+    # Without a mask, transformers looks for rows in the positions, for which the host waits.
+    return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}

@@ -16,6 +16,7 @@ from llmtune.errors import Interrupted
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
+from llmtune.machine import processes
 from llmtune.machine.memory import bound_primitive_cache, keep_freed
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.base import Base, load_model
@@ -23,6 +24,7 @@ from llmtune.model.files.fingerprints import weights_digest
 from llmtune.model.files.locate import locate_base
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import load_quantized
+from llmtune.model.sharded import is_sharded_run
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
@@ -70,7 +72,7 @@ def _train(
     check_engine(recipe, state)
     dtype = computing_dtype(recipe.model.precision, state.device)
     with working("loading the base model"):
-        weights, offloaded = _load(base, recipe, layout, dtype)
+        weights, offloaded = _load(base, recipe, layout, dtype, state.device)
         model = insert(weights, recipe.method.adapter, plan, base)
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
@@ -78,8 +80,7 @@ def _train(
     schedule = lay_out(recipe.train, plan, steps)
     with working("checking the checkpoints"):
         done = complete_checkpoints(run.checkpoints)
-    with state.main_process_first():
-        recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
+    recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
     progress = Progress(
         steps,
         None,
@@ -100,9 +101,9 @@ def _train(
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(recipe, base, [*data.train, *data.eval], offloaded, dtype),
+            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype),
             grouped=recipe.train.group_by_length,
-            args=training_arguments(recipe, run, plan, steps, state.num_processes, bool(data.eval)),
+            args=training_arguments(recipe, run, steps, state.num_processes, bool(data.eval)),
             train_dataset=to_rows(data.train),
             eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
@@ -124,7 +125,7 @@ def _train(
         if state.is_main_process:
             save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
             run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
-        state.wait_for_everyone()
+        processes.wait()
     state.destroy_process_group()
 
 
@@ -145,25 +146,32 @@ def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> L
 
 
 def _load(
-    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype
+    base: Base, recipe: Recipe, layout: Layout, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, OffloadedBlocks | None]:
-    """The base as the recipe wants it in memory, and the blocks that it leaves on disk."""
+    """The base as the recipe wants it in memory, straight on `device`, and the blocks that it leaves on disk."""
     if recipe.memory.frozen_blocks == "stream":
         return load_offloaded(base, layout, dtype)
+    # What is sharded goes to a GPU block by block; without one, bitsandbytes chooses for 4 bits.
+    to = None if device.type == "cpu" or is_sharded_run() else device
     if recipe.model.quantize == "none":
-        return load_model(base, dtype), None
-    return load_quantized(base, layout.linear, dtype), None
+        return load_model(base, dtype, device=to), None
+    return load_quantized(base, layout.linear, dtype, to), None
 
 
 def _frozen_blocks(
-    recipe: Recipe, base: Base, examples: list[Example], offloaded: OffloadedBlocks | None, dtype: torch.dtype
+    recipe: Recipe,
+    base: Base,
+    layout: Layout,
+    examples: list[Example],
+    offloaded: OffloadedBlocks | None,
+    dtype: torch.dtype,
 ) -> FrozenBlocks | None:
-    """The cache of frozen blocks' outputs, where the recipe allows it."""
+    """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
-    if memory.frozen_blocks == "recompute":
+    if memory.frozen_blocks == "recompute" or not any(layout.boundaries):
         return None
     facts: dict[str, object] = {
-        "base": base.revision or weights_digest(base),
+        "base": base.revision or _weights_digest(base),
         "quantize": recipe.model.quantize,
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -177,3 +185,9 @@ def _frozen_blocks(
         offloaded,
     )
     return FrozenBlocks([example.input_ids for example in examples], policy)
+
+
+def _weights_digest(base: Base) -> str:
+    """The digest of a folder's weights, which the first process on each machine reads; every process must ask."""
+    answers = processes.gather(weights_digest(base) if processes.is_first_here() else None)
+    return next(digest for digest in answers if digest)

@@ -15,11 +15,10 @@ from llmtune.data.order import EpochSampler, shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
-from llmtune.kernels.cpu.attention import short_row_attention
+from llmtune.kernels.attention import row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
-from llmtune.kernels.cpu.install import install
-from llmtune.kernels.lora import skip_input_casts
+from llmtune.kernels.install import install
 from llmtune.machine.device import forked_rng
 from llmtune.model.blocks import blocks
 from llmtune.model.sharded import reshard
@@ -38,7 +37,7 @@ Row = dict[str, Any]
 class SupervisedTrainer(Planned):
     """A planned trainer whose loss is the mean over the supervised tokens of a whole optimizer step.
 
-    On CPUs it computes in the ways of `llmtune.kernels`, joins short rows, and runs frozen blocks once per row.
+    It computes in the ways of `llmtune.kernels`, joins rows, and runs frozen blocks once per row.
     """
 
     loss_is_scaled_for_ga = True
@@ -47,16 +46,15 @@ class SupervisedTrainer(Planned):
         self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, grouped: bool = False, **arguments: Any
     ) -> None:
         """`grouped` puts rows of like length into one batch; `arguments` go to Planned."""
+        if frozen_blocks is not None:
+            arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
         self.frozen_blocks, self._grouped = frozen_blocks, grouped
         self._cached_before: list[int] | None = None
         self.counts, self._step_counts = TokenCounts(), TokenCounts()
         # Trainer counts a step's supervised tokens only for models that could use the count.
         self.model_accepts_loss_kwargs = True
-        if self.args.bf16 or self.args.fp16:
-            skip_input_casts(model)
-        on_cpu = self.args.device.type == "cpu"
-        self._pending: PendingGradients | None = install(model, self.args) if on_cpu else None
+        self._pending: PendingGradients | None = install(model, self.args)
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 
     def get_train_dataloader(self) -> DataLoaderShard:
@@ -71,8 +69,8 @@ class SupervisedTrainer(Planned):
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
-        """Train as the plan says; on CPUs, rows that are short are attended to in a way of their own."""
-        with short_row_attention() as self._joiner.router:
+        """Train as the plan says; rows are attended to by the kernels that are made for them."""
+        with row_attention() as self._joiner.router:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **named)
         self._joiner.router = None
         return output
@@ -195,11 +193,7 @@ class SupervisedTrainer(Planned):
         if self.frozen_blocks is None:
             return
         step: int = self.state.global_step
-        message: str | None = "frozen blocks: not cached; weights are sharded"
-        if self.is_fsdp_enabled:
-            self.frozen_blocks = None
-        else:
-            message = self._cache_frozen_blocks(self.frozen_blocks, step)
+        message = self._cache_frozen_blocks(self.frozen_blocks, step)
         if message:
             self._record({"step": step, "frozen_blocks": message})
 
@@ -214,8 +208,7 @@ class SupervisedTrainer(Planned):
             if end > step
         ]
         autocast = self.accelerator.autocast
-        with self.accelerator.local_main_process_first():
-            return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
+        return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
 
     def _rows_between(self, start: int, end: int) -> int:
         """Rows, for training and validation, that pass through the model in steps `start` to `end`."""

@@ -7,57 +7,28 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
 from llmtune.machine.precision import catch_up, skipped
 from llmtune.model.blocks import distances, unwrap
-from llmtune.model.sharded import gather, warm_up_dtypes
+from llmtune.model.sharded import gather_to_host, prepare_to_shard, raise_to_fp32, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
+from llmtune.training import checkpoint as checkpoints
 from llmtune.training.arguments import accepted_by_trainer
-from llmtune.training.checkpoint import (
-    TRAINER_STATE,
-    checkpoint_folder,
-    checkpoint_size,
-    drop_states,
-    load_sharded_optimizer,
-    load_state,
-    remove_old,
-    save_sharded_optimizer,
-    save_state,
-    write_checkpoint,
-)
-from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksums, prove_schedule
-
-
-def optimizer_groups(
-    tensors: dict[str, nn.Parameter], distance: dict[str, int], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimizer groups, one per distance and kind (matrices decay, vectors do not); together exactly `tensors`."""
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in tensors.items():
-        key = (distance[name], parameter.ndim > 1)
-        decay = weight_decay if key[1] else 0.0
-        group = groups.setdefault(key, {"params": [], "lr": 1.0, "weight_decay": decay, "distance": key[0]})
-        group["params"].append(parameter)
-    listed = [parameter for group in groups.values() for parameter in group["params"]]
-    if sorted(map(id, listed)) != sorted(map(id, tensors.values())):
-        raise TrainingError("the optimizer's groups are no partition of what trains")
-    return [groups[key] for key in sorted(groups)]
-
-
-def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:
-    """Let exactly the tensors require gradients that train at `step`."""
-    for name, parameter in tensors.items():
-        parameter.requires_grad_(schedule.trains(step, distance[name]))
+from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, prove_schedule
+from llmtune.training.stages.groups import freeze_to_stage, keep_embeddings_in_32_bits, optimizer_groups
+from llmtune.training.stages.replicas import rewrap
+from llmtune.working import working
 
 
 class Planned(Trainer):
     """A Trainer whose optimizer groups, rates, trained tensors, checkpoints and proof follow a plan.
 
     It knows neither rows nor loss, and stands before any Trainer: `class PlannedDPO(Planned, DPOTrainer)`. The
-    optimizer and the DDP or FSDP wrapper see every tensor that will ever train; stages only flip requires_grad.
+    optimizer and FSDP see every tensor that will ever train, DDP what trains in a stage; stages flip requires_grad.
     """
 
     def __init__(
@@ -87,8 +58,11 @@ class Planned(Trainer):
         unwrap(model).disable_input_require_grads()
         for tensor in tensors.values():
             tensor.requires_grad_(True)
-            tensor.data = tensor.data.float()
-        self._checksums = checksums(dict(model.named_parameters()))
+            if not self.is_fsdp_enabled:  # which raises shards: whole copies would fill the memory of the host
+                tensor.data = tensor.data.float()
+        live = model.named_parameters()
+        self._checksums = {name: checksum(p.float() if name in tensors else p) for name, p in live}
+        self._reduced: set[str] = set()
         self._update_check = UpdateCheck(record)
         self.add_callback(_PlanCallback(self))
         self.add_callback(self._update_check)
@@ -109,7 +83,12 @@ class Planned(Trainer):
         tensors = self.current_tensors()
         freeze_to_stage(tensors, self.distance, self.schedule, step)
         if self.schedule.redraws(step):
-            drop_states(self.optimizer, tensors.values())
+            checkpoints.drop_states(self.optimizer, tensors.values())
+        learning = {name for name, tensor in tensors.items() if tensor.requires_grad}
+        if learning != self._reduced and isinstance(self.model_wrapped, DistributedDataParallel):
+            handler = self.accelerator.ddp_handler
+            rewrap(self.model_wrapped, handler.to_kwargs() if handler else {})
+        self._reduced = learning
 
     def current_tensors(self) -> dict[str, nn.Parameter]:
         """The tensors that ever train, by name, as the model holds them now: sharding replaces them."""
@@ -117,18 +96,32 @@ class Planned(Trainer):
         return {name: live[name] for name in self._trained_names}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that the arguments name, over the plan's groups."""
+        """The optimizer that the arguments name, over the plan's groups; the model is ready to be wrapped then."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
             groups = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
             self.optimizer: torch.optim.Optimizer = kind(groups, lr=1.0, **options)
+            if options.get("optim_bits") == 8:
+                keep_embeddings_in_32_bits(self.model)
+        self._prepare_to_wrap()
         return self.optimizer
+
+    def _prepare_to_wrap(self) -> None:
+        """Let what requires a gradient be what DDP is to reduce at first, and under FSDP nothing."""
+        if self.is_fsdp_enabled:
+            prepare_to_shard(self.model, self.accelerator.state.fsdp_plugin)
+        elif self.args.world_size > 1 and self.state.max_steps > 0:
+            tensors, schedule = self.current_tensors(), self._make_schedule(self.state.max_steps)
+            freeze_to_stage(tensors, self.distance, schedule, self.state.global_step)
+            self._reduced = {name for name, tensor in tensors.items() if tensor.requires_grad}
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """One function of the step per group: the plan's rate at the group's distance."""
+        if self.is_fsdp_enabled:  # the model is sharded now
+            raise_to_fp32(self.current_tensors().values())
         self.schedule = self._make_schedule(num_training_steps)
         optimizer = optimizer or self.optimizer
         rates: list[Callable[[int], float]] = [
@@ -185,45 +178,48 @@ class Planned(Trainer):
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
-        state = {}
-        for name, tensor in self.current_tensors().items():
-            full = gather(tensor.detach())
-            if self.args.process_index == 0:
-                state[name] = full.cpu().float().contiguous()
-        return state
+        return gather_to_host(self.current_tensors(), self.args.process_index == 0)
 
     # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
-        assert_replicas_equal(self.current_tensors(), step)
-        trained, objective = self.trained_state(), self.objective_state()
-        size = checkpoint_size(trained.values(), self.optimizer)
-        with write_checkpoint(checkpoint_folder(folder, step), first, size) as partial_folder:
+        tensors, objective = self.current_tensors(), self.objective_state()
+        assert_replicas_equal(tensors, step)
+        size = checkpoints.checkpoint_size(tensors.values(), self.optimizer)
+        with (
+            working("writing a checkpoint", on_terminal=False),
+            checkpoints.write_checkpoint(checkpoints.checkpoint_folder(folder, step), first, size) as partial_folder,
+        ):
+            trained = self.trained_state()
+            if first:
+                checkpoints.save_state(partial_folder, trained, objective)
+                self.state.save_to_json(str(partial_folder / checkpoints.TRAINER_STATE))
+            del trained  # before the states of the optimizer, which take twice as much
             self._save_optimizer_and_scheduler(str(partial_folder))
             self._save_rng_state(str(partial_folder))
             self._save_scaler(str(partial_folder))
-            if first:
-                save_state(partial_folder, trained, objective)
-                self.state.save_to_json(str(partial_folder / TRAINER_STATE))
         if first:
-            remove_old(folder, self._keep)
+            checkpoints.remove_old(folder, self._keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.load_objective_state(load_state(Path(resume_from_checkpoint), self.current_tensors()))
+        self.load_objective_state(checkpoints.load_state(Path(resume_from_checkpoint), self.current_tensors()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:
             # Accelerate's way wants a state for every parameter, and those of later stages have none yet.
-            save_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
+            checkpoints.save_sharded_optimizer(
+                self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save
+            )
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_fsdp_enabled:
-            load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        with working("reading the optimizer's states", on_terminal=False):
+            if checkpoint is not None and self.is_fsdp_enabled:
+                checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
 
 
 class _PlanCallback(TrainerCallback):

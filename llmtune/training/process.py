@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from accelerate.utils import gather_object
-
 from llmtune import terminal
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
 from llmtune.launch.ending import less_memory, resume_words
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.process import EXIT_FILE, report_failure
+from llmtune.machine import processes
 from llmtune.machine.gpus import count_gpus
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe import load as load_recipe
@@ -138,7 +137,7 @@ def _failing_together(run: Run) -> Iterator[None]:
 def _raise_in_every_process(failure: LlmtuneError | None) -> None:
     """Wait for all processes and raise the first failure among them, if there is one, in each."""
     # A process that waits for one that is gone would print a traceback over the one line that says what is wrong.
-    answers = gather_object([(str(failure), failure.exit_code) if failure else None])
+    answers = processes.gather((str(failure), failure.exit_code) if failure else None)
     for message, code in filter(None, answers):
         error = LlmtuneError(message)
         error.exit_code = code

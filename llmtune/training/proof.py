@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.errors import TrainingError
+from llmtune.machine import processes
 from llmtune.model.sharded import gather
 from llmtune.run_log import Record
 
@@ -124,20 +124,24 @@ def check_validation(loss: float, step: int, last: int, record: Callable[[Record
 
 def assert_replicas_equal(tensors: Mapping[str, torch.Tensor], step: int) -> None:
     """Raise TrainingError where the processes hold different values of these tensors; each process must ask."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if processes.world() == 1:
         return
     # A tensor that is sharded has no second copy.
     mine = checksums({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)})
-    everyone = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = processes.gather(mine)
     differing = [name for name in mine if any(other[name] != mine[name] for other in everyone)]
     if differing:
         raise TrainingError(f"the processes' weights differ at step {step}: {differing[0]}")
 
 
 def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """A sum over the bits of every whole tensor, modulo 2**64; one changed element changes it."""
-    return {name: int(_words(gather(tensor.detach())).sum()) for name, tensor in tensors.items()}
+    """The checksum of every tensor, by name."""
+    return {name: checksum(tensor) for name, tensor in tensors.items()}
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """A sum over the bits of a whole tensor, modulo 2**64; one changed element changes it."""
+    return int(_words(gather(tensor.detach())).sum())
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

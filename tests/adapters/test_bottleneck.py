@@ -24,6 +24,7 @@ from llmtune.run import locates_mistakes
 from llmtune.training.plan_table import build_layout, plan_table
 from tests.support import runs, tiny, training
 from tests.support.bottlenecks import FULL, IDS, KINDS, PLANS, adapted, logits, shaken, small
+from tests.support.gpu_ways import Calls
 
 
 @pytest.mark.parametrize("form", ["parallel", "sequential"])
@@ -65,6 +66,26 @@ def test_adapter_matches_its_formula(form: str) -> None:
         "sequential": lambda: nn.functional.silu(y @ part["up"].T),
     }[form]()
     torch.testing.assert_close(layer(x), y + expected @ part["down"].T)
+
+
+@pytest.mark.parametrize("form", ["parallel", "sequential"])
+def test_bf16_input_goes_straight_to_autocast_with_the_same_bits(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> tuple[list[torch.Tensor], int]:
+        model = shaken(adapted(small("llama").bfloat16(), form)).train()
+        with Calls() as calls:
+            with torch.autocast("cpu", torch.bfloat16):
+                out = model(input_ids=IDS).logits
+            out.float().pow(2).sum().backward()
+        return [out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)], len(calls.names)
+
+    branch = BottleneckLayer._branch
+    ours, count = step()
+    monkeypatch.setattr(BottleneckLayer, "_branch", lambda layer, name, x: branch(layer, name, x.float()))
+    through_fp32, more = step()
+    assert len(ours) > 1
+    for mine, other in zip(ours, through_fp32, strict=True):
+        assert torch.equal(mine, other)
+    assert count < more
 
 
 @pytest.mark.parametrize(

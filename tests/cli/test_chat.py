@@ -15,7 +15,7 @@ from llmtune.cli import chat, speakers
 from llmtune.cli.chat import HELP, talk
 from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encode import prompt_ids
-from llmtune.errors import ProofError, RecipeError
+from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -131,9 +131,9 @@ def test_base_and_tuned_answer_as_alone(
         loads.append(arguments)
         return load_model(*arguments)
 
-    monkeypatch.setattr("llmtune.cli.speakers.load_model", load)
+    monkeypatch.setattr("llmtune.inference.placement.load_model", load)
     base, tuned = speakers.load_speakers(run)
-    assert len(loads) == (1 if kind == "lora" else 2)
+    assert len(loads) == 1
     messages = [{"role": "user", "content": "7 plus 1?"}]
     short, shown = Sampling(max_new_tokens=12), list[str]()
     answers = {speaker.name: speaker.reply("7 plus 1?", short, shown.append) for speaker in (tuned, base)}
@@ -248,6 +248,22 @@ def test_never_sends_a_command_to_the_models(line: str, answer: str) -> None:
 def test_sends_a_line_with_a_space_before_its_slash() -> None:
     _, base, _ = talk_to_both([" /etc/hosts is a file"])
     assert base.asked[0][-1]["content"] == "/etc/hosts is a file"
+
+
+def test_full_memory_ends_a_chat_in_one_line_that_says_what_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.trained(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", fail)
+    words = (
+        r"^chat: out of memory on GPU 0: 2\.1 GB was asked for; ask for shorter .* what was trained is safe in .*delta$"
+    )
+    with pytest.raises(MachineError, match=words):
+        chat.chat(run, ["hello"])
 
 
 def test_refuses_run_without_delta(tmp_path: Path) -> None:

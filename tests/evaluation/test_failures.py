@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from llmtune import working
 from llmtune.errors import LlmtuneError, MachineError, ProofError, RecipeError
-from llmtune.evaluation import loaded_model, tasks
+from llmtune.evaluation import asking, loaded_model, step, tasks
 from llmtune.evaluation.boundary import failures_named, lacks_named
 from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.results import difference_table, table
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.files import write_json
+from llmtune.launch.guard import guarded_step
 from llmtune.model.files.fingerprints import describe_base
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
@@ -137,23 +138,32 @@ def test_names_task_that_lm_eval_cannot_score(tmp_path: Path, keys: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("part", "error"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
+        ("greedy", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+        (
+            "answer_losses",
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        ),
+        ("load_placed", MemoryError()),
     ],
 )
-def test_full_memory_is_said_with_what_lowers_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
 ) -> None:
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(loaded_model, "greedy", fail)
+    place = {"greedy": loaded_model, "answer_losses": asking, "load_placed": step}[part]
+    monkeypatch.setattr(place, part, fail)
     run = with_held_out_rows(tmp_path)
-    with pytest.raises(MachineError, match=r"base, zero-shot: memory is full; lower eval\.shots, ask"):
+    words = (
+        r"out of memory.*; lower eval\.shots, .* eval\.suite: none; training is safe in .*delta; continue with: llmtune"
+    )
+    with pytest.raises(MachineError, match=words) as raised, guarded_step(run, "eval"):
         evaluate(run)
+    named = {"greedy": "base, zero-shot: ", "answer_losses": "base, zero-shot, loss: ", "load_placed": "evaluation: "}
+    assert str(raised.value).startswith(f"{named[part]}out of memory")
     assert not run.eval.exists()
 
 

@@ -135,7 +135,7 @@ def test_keeps_padded_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         loaded.append(load_model(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr("llmtune.evaluation.step.load_model", load)
+    monkeypatch.setattr("llmtune.inference.placement.load_model", load)
     run = with_held_out_rows(tmp_path, base=tiny.save_base(tmp_path / "base", vocab_size=320))
     loaded.clear()
     evaluate(run)

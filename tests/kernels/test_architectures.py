@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from llmtune.kernels.cpu.attention import AttentionRouter
+from llmtune.kernels.attention import AttentionRouter
 from llmtune.kernels.cpu.autocast import patch_linears
-from llmtune.kernels.cpu.recompute import patch_mlps, patch_norms
+from llmtune.kernels.recompute import patch_mlps, patch_norms
 from tests.support import architectures, tiny, training
 from tests.support.cached import LORA, assert_equal, fit
 from tests.training.test_joined import plainly
@@ -138,7 +139,7 @@ def test_attention_leaves_a_mask_that_learns_and_unknown_options_to_the_default(
         calls.append("default")
         return query.transpose(1, 2), None
 
-    router = AttentionRouter(default)
+    router = AttentionRouter(default, AttentionMaskInterface()["sdpa"])
     query = torch.randn(1, 2, 4, 8)
     mask = torch.zeros(1, 1, 4, 4)
     for attention_mask, options in (

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from llmtune.kernels.cpu.attention import SHORT, JoinedRows, short_row_attention
+from llmtune.kernels.attention import row_attention
+from llmtune.kernels.cpu.attention import SHORT
+from llmtune.kernels.rows import JoinedRows
 from tests.support.layers import relative_error
 
 
@@ -27,7 +29,7 @@ def attend(
     """The output and the gradients of query, key and value; `tensors` ends with the output's gradient."""
     query, key, value, of_out = (tensor.clone().requires_grad_() for tensor in tensors)
     module = CausalAttention(query.shape[1] // key.shape[1])
-    with short_row_attention() if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with row_attention() if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         out = AttentionInterface()["sdpa"](module, query, key, value, mask, **options)[0]
     return [out.detach(), *torch.autograd.grad(out, (query, key, value), of_out)]
 
@@ -79,7 +81,7 @@ def test_leaves_other_inputs_to_the_default(change: dict[str, Any]) -> None:
 
     AttentionInterface.register("sdpa", record)
     try:
-        with short_row_attention() as router:
+        with row_attention() as router:
             router(torch.nn.Module(), query, key, value, change.get("mask", mask), dropout=change.get("dropout", 0.0))
     finally:
         AttentionInterface.register("sdpa", default)
@@ -88,8 +90,8 @@ def test_leaves_other_inputs_to_the_default(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_isolates_joined_rows_from_each_other(dtype: torch.dtype) -> None:
-    tensors, mask = batch(dtype=dtype)
-    rows = JoinedRows(mask[:, 0, -1])
+    tensors, _ = batch(dtype=dtype)
+    rows = JoinedRows([33, 28, 13], 33)
     count = rows.tokens
     joined = [rows.joined(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors[:3]] + [rows.joined(tensors[3])]
     joined[3][:, count:] = 0
@@ -97,7 +99,7 @@ def test_isolates_joined_rows_from_each_other(dtype: torch.dtype) -> None:
     own = ((owner[:, None] == owner) & torch.ones(rows.length, rows.length, dtype=torch.bool).tril())[None, None]
     default = attend(joined, own, ours=False)
     query, key, value = (tensor.clone().requires_grad_() for tensor in joined[:3])
-    with short_row_attention() as router, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with row_attention() as router, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         router.rows = rows
         out = router(torch.nn.Module(), query, key, value, own)[0]
     gradients = torch.autograd.grad(out, (query, key, value), joined[3])
@@ -108,7 +110,7 @@ def test_isolates_joined_rows_from_each_other(dtype: torch.dtype) -> None:
 
 def test_joins_rows_in_order_and_ends_with_a_filler() -> None:
     ids = torch.tensor([[7, 8, 0, 0], [1, 2, 3, 4]])
-    rows = JoinedRows(ids > 0)
+    rows = JoinedRows([2, 4], 4)
     assert rows.joined(ids).tolist() == [[7, 8, 1, 2, 3, 4, 7]]
     assert rows.joined(torch.arange(4).expand_as(ids)).tolist() == [[0, 1, 0, 1, 2, 3, 0]]
     assert rows.places(torch.tensor([0, 1]), torch.tensor([1, 3])).tolist() == [1, 5]
@@ -116,6 +118,6 @@ def test_joins_rows_in_order_and_ends_with_a_filler() -> None:
 
 def test_restores_the_default_after_an_error() -> None:
     default = AttentionInterface()["sdpa"]
-    with pytest.raises(KeyError), short_row_attention():
+    with pytest.raises(KeyError), row_attention():
         raise KeyError
     assert AttentionInterface()["sdpa"] is default

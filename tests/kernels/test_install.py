@@ -9,7 +9,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from llmtune.adapters.insert import insert
-from llmtune.kernels.cpu.install import install
+from llmtune.kernels.install import install
 from llmtune.model.base import model_facts
 from tests.support import tiny, training
 
@@ -19,7 +19,8 @@ LORA = {**FULL, "adapter": {"kind": "lora", "rank": 2}}
 
 def arguments(**changes: int) -> SimpleNamespace:
     """As much of a Trainer's arguments as `install` reads."""
-    return SimpleNamespace(**{"bf16": True, "gradient_checkpointing": False, "world_size": 1, **changes})
+    known = {"bf16": True, "fp16": False, "gradient_checkpointing": False, "world_size": 1}
+    return SimpleNamespace(device=torch.device("cpu"), **known | changes)
 
 
 def patched(method: dict[str, Any], **changes: int) -> tuple[set[str], bool]:
@@ -57,6 +58,7 @@ def test_pending_gradients_equal_immediate_ones(tied: bool) -> None:
         for ids in ([[3, 4, 3, 5]], [[5, 6, 7, 3]]):  # a step of two passes
             with torch.autocast("cpu", torch.bfloat16):
                 model(torch.tensor(ids)).logits.float().pow(2).sum().backward()
+            assert pending is not None
             pending.flush()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in results[0].items():

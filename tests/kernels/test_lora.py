@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from llmtune.kernels.cpu.lora import FusedLora, patch_lora
+from llmtune.kernels.lora import FusedLora, patch_lora
 from tests.support import tiny
 from tests.support.layers import relative_error, run_layer, saved_tensors
 

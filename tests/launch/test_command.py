@@ -340,5 +340,5 @@ def test_killed_training_names_memory_settings_and_what_is_safe(tmp_path: Path) 
     run.recipe_file.touch()
     message = str(training_error(Exit(137), run, settings))
     assert "this machine has" in message
-    assert "lower it by train.micro_batch_size: 1, a lower data.max_length (now" in message
+    assert "lower it in a new run by train.micro_batch_size: 1, a lower data.max_length (now" in message
     assert message.endswith(f"; training is safe up to step 3; continue with: llmtune run {run.path}")

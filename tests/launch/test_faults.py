@@ -8,9 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmtune.errors import LlmtuneError, MachineError, ProofError, RecipeError, TrainingError
+from llmtune import recipe
+from llmtune.errors import FullMemoryError, LlmtuneError, MachineError, ProofError, RecipeError, TrainingError
 from llmtune.files import ERROR_FILE
+from llmtune.launch import ending
+from llmtune.launch.ending import less_memory
 from llmtune.launch.faults import VERBOSE, in_one_line, told_in_one_line
+from llmtune.machine import device
+from tests.support import runs, tiny
 
 
 def safe() -> str:
@@ -79,25 +84,75 @@ def test_notes_of_a_disk_error_are_told(tmp_path: Path) -> None:
     assert f"free); a checkpoint takes about 645 kB; {safe()}" in str(told(error, tmp_path))
 
 
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.10 GiB of which 12.50 MiB is "
+    "free. Including non-PyTorch memory, this process has 78.90 GiB memory in use.\nMore"
+)
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "words"),
     [
-        MemoryError(),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        (torch.OutOfMemoryError(CUDA), "out of memory on GPU 1: 21.5 GB was asked for, and 13.1 MB of 84.9 GB is free"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out of memory on the GPU: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`, and "
+            "1.0 GB is free",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+            "out of memory on the GPU: CUDA error: CUBLAS_STATUS_NOT",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out of memory on the GPU: cuDNN error"),
+        (RuntimeError("CUDA error: out of memory\nmore"), "out of memory on the GPU: CUDA error: out of memory, and"),
+        (
+            RuntimeError(f"{ALLOCATOR}8000000000000 bytes. Error code 12"),
+            "out of memory: 8.0 TB was asked for; this ma",
+        ),
+        (
+            MemoryError("Unable to allocate 7.45 GiB for an array"),
+            "out of memory: 8.0 GB was asked for; this machine h",
+        ),
+        (MemoryError(), "out of memory: MemoryError; this machine has"),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            "out of memory: [Errno 12] Cannot allocate memory; this mach",
         ),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_names_settings_that_lower_memory(tmp_path: Path, error: Exception) -> None:
+def test_full_memory_says_what_was_asked_what_is_free_and_what_lowers_it(
+    tmp_path: Path, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "run_device", lambda cpu=False: torch.device("cuda", 0))
+    monkeypatch.setattr(device, "free_bytes", lambda device: 10**9)
     line = told(error, tmp_path)
-    assert line.exit_code == 3
-    assert str(line).startswith("out of memory: ")
-    assert "this machine has" in str(line)
+    assert (line.exit_code, type(line)) == (3, FullMemoryError)
+    assert str(line).startswith(words)
     assert str(line).endswith(f"; lower it by train.micro_batch_size: 1; {safe()}")
     assert "\n" not in str(line)
+
+
+def test_full_memory_is_known_behind_the_error_of_a_library(tmp_path: Path) -> None:
+    wrapped = RuntimeError("could not be converted")
+    wrapped.__cause__ = torch.OutOfMemoryError(CUDA)
+    assert str(told(wrapped, tmp_path)).startswith("out of memory on GPU 1: 21.5 GB was asked for")
+
+
+def test_settings_that_lower_memory_come_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_file = tiny.write_recipe(tmp_path / "r.json", tmp_path, tmp_path / "rows.jsonl", runs.LORA)
+    monkeypatch.setattr(ending, "count_gpus", lambda: 2)
+    assert less_memory(recipe.load(recipe_file)) == (
+        "lower it in a new run by train.activation_checkpointing: on, train.micro_batch_size: 1, a lower "
+        "data.max_length (now 1024), model.precision: bf16, model.quantize: 4bit, train.optimizer: adamw_8bit, "
+        "launch.accelerate: fsdp2"
+    )
+    done = ["train.activation_checkpointing=true", "train.micro_batch_size=1", "train.optimizer=adamw_8bit"]
+    more = ["model.quantize=4bit", "model.precision=bf16", "launch.accelerate=fsdp2"]
+    assert less_memory(recipe.load(recipe_file, done + more)) == (
+        "lower it in a new run by a lower data.max_length (now 1024)"
+    )
 
 
 @pytest.mark.parametrize("kind", [LlmtuneError, TrainingError, ProofError])

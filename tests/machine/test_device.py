@@ -21,6 +21,12 @@ GPU_QUESTIONS = {"is_available", "device_count", "current_device"}
 MAY_ASK = ("machine/device.py", "machine/gpus.py")
 MAY_COMPARE = ("machine/", "kernels/")
 COMPARES = {
+    "frozen/check.py": "what is timed on a GPU is waited for",
+    "frozen/reader.py": "rows are read ahead into pinned memory on another stream",
+    "inference/placement.py": "a CPU maps files that are in its data type; words",
+    "inference/room.py": "a CPU asks in batches that do not follow what is free",
+    "inference/switch.py": "copies lie in main memory where a GPU has no room",
+    "model/base.py": "transformers maps files on CPUs where no device is named",
     "model/quantize.py": "the CPU copies of weights that a file is mapped to are let go",
     "training/arguments.py": "transformers asks whether to use the CPU and to pin rows",
     "training/distributed.py": "NCCL and what a GPU lacks; gloo between CPUs",
@@ -133,7 +139,9 @@ def compares_a_device(node: ast.AST) -> bool:
 
 def forks_every_generator(node: ast.AST) -> bool:
     """Whether a node is fork_rng() without its devices."""
-    return isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fork_rng" and not node.keywords
+    return (
+        isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fork_rng" and not (node.args or node.keywords)
+    )
 
 
 def test_one_place_looks_for_a_gpu() -> None:

@@ -13,7 +13,8 @@ import torch
 
 from llmtune import recipe, working
 from llmtune.errors import MachineError, ProofError
-from llmtune.merging import proof, step
+from llmtune.launch.guard import guarded_step
+from llmtune.merging import checks, proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
 from llmtune.model.files.locate import locate_base
@@ -46,7 +47,7 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
     run = runs.trained(tmp_path)
     merge(run)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(step, "load_model", refuse)
+    monkeypatch.setattr(step, "load_compact", refuse)
     size = sum(file.stat().st_size for file in run.merged.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     monkeypatch.setattr(step, "count_weights", lambda base: size)
@@ -54,6 +55,27 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
         merge(run)
     assert run.done("merge"), "the earlier merge is as it was"
     monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    with pytest.raises(AssertionError, match="work began"):
+        merge(run)
+
+
+def test_refuses_too_little_memory_before_any_work(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs.trained(tmp_path)
+    monkeypatch.setattr(step, "load_compact", refuse)
+    largest = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32  # a block
+    needed = 2 * count_weights(locate_base(run.recipe().model)) + 8 * largest
+    monkeypatch.setattr(checks, "free_bytes", lambda device: needed - 1)
+    words = (
+        r"^merging holds the weights in bfloat16 and a block of them in float32, 128 kB, and 128 kB of memory is free; "
+        r"free .* merge.enabled: false; "
+        r"training is safe in .*delta; continue with: llmtune run "
+    )
+    with pytest.raises(MachineError, match=words), guarded_step(run, "merge"):
+        merge(run)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
 
@@ -77,7 +99,10 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
-        (MemoryError(), r"merge: memory is full; merging holds the model in float32, [\d.]+ kB"),
+        (
+            MemoryError(),
+            r"merge: out of memory: .*; merging holds the weights in .* float32, [\d.]+ kB; .* merge.enabled: f",
+        ),
     ],
 )
 def test_lack_while_writing_is_one_line_and_leaves_nothing(

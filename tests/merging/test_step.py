@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune.adapters.delta import ADAPTER, TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_json
-from llmtune.merging import step
-from llmtune.merging.step import add_adapter, merge, round_weights, save_folder
+from llmtune.merging import adding, step
+from llmtune.merging.adding import add_adapters, round_weights
+from llmtune.merging.step import merge, save_folder
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
@@ -178,9 +179,11 @@ def test_refuses_delta_that_changes_nothing(tmp_path: Path, quick: None) -> None
     assert unmerged(run)
 
 
-def forget_delta(weights: Any) -> Any:
-    """Remove the adapter instead of adding it."""
-    return weights.unload()
+def forget_delta(unit: Any) -> None:
+    """Leave the adapter out instead of adding it."""
+    for module in unit.modules():
+        if isinstance(module, LoraLayer):
+            module.merged_adapters.append("default")
 
 
 def save_other_weights(weights: Any, *rest: Any) -> None:
@@ -190,20 +193,20 @@ def save_other_weights(weights: Any, *rest: Any) -> None:
     save_folder(weights, *rest)
 
 
-def drop_one_tensor(weights: Any) -> Any:
-    """Add the adapter without one of its matrices."""
-    torch.nn.init.zeros_(
-        weights.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").lora_B["default"].weight
-    )
-    return add_adapter(weights)
+def drop_one_tensor(unit: Any) -> None:
+    """Add the adapters without one matrix of each block."""
+    for name, module in unit.named_modules():
+        if name == "self_attn.q_proj":
+            torch.nn.init.zeros_(module.lora_B["default"].weight)
+    add_adapters(unit)
 
 
-def double_alpha(weights: Any) -> Any:
-    """Add the adapter twice as strongly."""
-    for module in weights.modules():
+def double_alpha(unit: Any) -> None:
+    """Add the adapters twice as strongly."""
+    for module in unit.modules():
         if isinstance(module, LoraLayer):
             module.scaling["default"] *= 2
-    return add_adapter(weights)
+    add_adapters(unit)
 
 
 def round_to_fp8(weights: Any, dtype: Any) -> None:
@@ -220,22 +223,29 @@ def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: st
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("part", "broken", "message"),
+    ("place", "part", "broken", "message"),
     [
-        ("add_adapter", forget_delta, "adding the delta to the weights moved logits"),
-        ("add_adapter", drop_one_tensor, "adding the delta to the weights moved logits"),
-        ("add_adapter", double_alpha, "adding the delta to the weights moved logits"),
-        ("round_weights", round_to_fp8, "rounding the weights to .* moved logits"),
-        ("save_folder", save_other_weights, "moved logits by .* over the bound"),
+        (adding, "add_adapters", forget_delta, "adding the delta to the weights moved logits"),
+        (adding, "add_adapters", drop_one_tensor, "adding the delta to the weights moved logits"),
+        (adding, "add_adapters", double_alpha, "adding the delta to the weights moved logits"),
+        (adding, "round_weights", round_to_fp8, "rounding the weights to .* moved logits"),
+        (step, "save_folder", save_other_weights, "moved logits by .* over the bound"),
     ],
 )
 def test_refuses_merge_over_the_bound(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, part: str, broken: Any, message: str, dtype: str
+    tmp_path: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    part: str,
+    broken: Any,
+    message: str,
+    dtype: str,
 ) -> None:
     run = runs.trained(tmp_path, merge={"dtype": dtype})
     merge(run)
     assert run.done("merge")
-    monkeypatch.setattr(step, part, broken)
+    monkeypatch.setattr(place, part, broken)
     with pytest.raises(ProofError, match=message) as caught:
         merge(run)
     assert caught.value.exit_code == 5

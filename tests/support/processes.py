@@ -4,31 +4,42 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtune.adapters import lora_starts
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
 from llmtune.errors import TrainingError
+from llmtune.files import fingerprint
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
+from llmtune.model.sharded import prepare_to_shard, raise_to_fp32
 from llmtune.plan.schedule import Schedule
+from llmtune.training import checkpoint
 from llmtune.training import process as training_process
 from llmtune.training.checkpoint import complete_checkpoints, drop_states
-from llmtune.training.planned import freeze_to_stage, optimizer_groups
+from llmtune.training.distributed import join_processes
+from llmtune.training.stages.groups import freeze_to_stage, optimizer_groups
 from tests.support import tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}
@@ -87,6 +98,27 @@ def steps(method: dict[str, Any], rank: int, world: int) -> dict[str, torch.Tens
     return {name: (p.full_tensor() if world > 1 else p).detach().contiguous() for name, p in tensors.items()}
 
 
+def reduction_gap(rank: int, world: int, prepares: bool) -> float:
+    """How far a sharded layer's gradient is from the mean of the processes' own, in bf16, relative in the norm."""
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(64, 64, bias=False), torch.randn(8, 64)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    if prepares:
+        prepare_to_shard(layer, plugin)
+        raise_to_fp32(layer.parameters())
+    own = []
+    for index in range(world):
+        weight = layer.weight.detach().bfloat16().requires_grad_(True)
+        loss = nn.functional.linear(rows[index::world].bfloat16(), weight).float().square().sum()
+        own.append(torch.autograd.grad(loss, weight)[0].float())
+    fully_shard(layer, mesh=init_device_mesh("cpu", (world,)), mp_policy=plugin.mixed_precision_policy)
+    torch.autograd.backward(layer(rows[rank::world]).float().square().sum())
+    mean, gradient = torch.stack(own).mean(0), layer.weight.grad
+    assert isinstance(gradient, DTensor)
+    return float((gradient.full_tensor() - mean).norm() / mean.norm())
+
+
 class _Meddle(TrainerCallback):
     """Changes one element of one tensor in the second process, in the first stage."""
 
@@ -115,6 +147,73 @@ def train(out: Path) -> None:
     dist.destroy_process_group()
 
 
+@contextmanager
+def counted(facts: dict[str, Any]) -> Iterator[None]:
+    """Note bytes that DDP sends in each backward pass, files that are hashed, and layers whose start is computed."""
+    facts |= {"reduced": [], "hashed": [], "starts": 0}
+    wrap, hash_file, start = DistributedDataParallel.__init__, fingerprint, lora_starts._STARTS["pissa"]
+
+    def wrapped(self: DistributedDataParallel, *arguments: Any, **named: Any) -> None:
+        wrap(self, *arguments, **named)
+        self.register_comm_hook(dist.group.WORLD, reduce)
+
+    def reduce(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        facts["reduced"][-1] += bucket.buffer().nbytes
+        return default_hooks.allreduce_hook(group, bucket)
+
+    def hashed(path: Path) -> dict[str, Any]:
+        facts["hashed"].append(path.name)
+        return hash_file(path)
+
+    def computed(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        facts["starts"] += 1
+        return start(weight, rank)
+
+    with (
+        patch.object(DistributedDataParallel, "__init__", wrapped),
+        patch.object(checkpoint, "fingerprint", hashed),
+        patch.dict(lora_starts._STARTS, pissa=computed),
+    ):
+        yield
+
+
+@dataclass
+class _NewStep(TrainerCallback):
+    """Begins a count at every step."""
+
+    counts: list[int]
+
+    def on_step_begin(self, *_: object, **named: object) -> None:
+        self.counts.append(0)
+
+
+def staged(out: Path) -> None:
+    """Train in stages and once more from the middle of one, start PiSSA; write what was counted in this process."""
+    facts: dict[str, Any] = {}
+    join_processes()
+    group: Any = dist.group.WORLD
+    facts["timeout"] = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    settings: dict[str, Any] = {"ddp_backend": "gloo", "optim": "sgd", "save_strategy": "steps", "save_steps": 1}
+    with counted(facts):
+        for name, resume in (("whole", None), ("resumed", out / "whole" / "step-000003")):
+            callbacks = [_NewStep(facts["reduced"])]
+            trainer = training.trainer(out / name, GRADUAL, callbacks=callbacks, **settings)
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            state = trainer.trained_state()
+            if dist.get_rank() == 0:
+                save_file(state, out / f"{name}.safetensors")
+        start_pissa(out / "pissa")
+    (out / f"facts-{dist.get_rank()}.json").write_text(json.dumps(facts))
+    dist.destroy_process_group()
+
+
+def start_pissa(folder: Path) -> None:
+    """Write where PiSSA starts on a tiny model."""
+    model, recipe = tiny.model(blocks=3), training.spec({"kind": "full", "adapter": {**LORA, "init": "pissa"}})
+    tuned = insert(model, recipe.method.adapter, recipe.method.plan(model_facts(model)), training.BASE)
+    recipe.method.adapter.move_weight(tuned, folder, False, "cpu")
+
+
 def validate(out: Path) -> None:
     """Write the validation loss over each number of rows in VALIDATED, as these processes reckon it."""
     losses = {count: training.validation_loss(out, count) for count in VALIDATED}
@@ -133,6 +232,13 @@ def fsdp2(folder: Path) -> None:
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 
+    copied, to_host = list[int](), torch.Tensor.cpu
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.nbytes)
+        return to_host(tensor)
+
+    setattr(torch.Tensor, "cpu", copy)  # noqa: B010 - no type checker takes the other way
     PartialState.__init__ = disguised
     PartialState.destroy_process_group = lambda self: None  # the next run needs it
     for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
@@ -145,6 +251,7 @@ def fsdp2(folder: Path) -> None:
                 shutil.rmtree(late)
         dist.barrier()
         assert training_process.main([str(run)]) == 0
+    (folder / f"copied-{dist.get_rank()}.json").write_text(json.dumps(sum(copied)))
     dist.destroy_process_group()
 
 
@@ -154,14 +261,16 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "fsdp2":
         fsdp2(out)
         return
-    if arguments[0] in ("train", "validate"):
-        (train if arguments[0] == "train" else validate)(out)
+    if arguments[0] in ("train", "validate", "staged"):
+        {"train": train, "validate": validate, "staged": staged}[arguments[0]](out)
         return
     dist.init_process_group("gloo")
     for name, method in METHODS.items():
         result = steps(method, dist.get_rank(), dist.get_world_size())
         if dist.get_rank() == 0:
             save_file(result, out / f"{name}.safetensors")
+    gaps = [reduction_gap(dist.get_rank(), dist.get_world_size(), prepares) for prepares in (False, True)]
+    (out / "gaps.json").write_text(json.dumps(gaps))
     dist.destroy_process_group()
 
 

@@ -118,7 +118,7 @@ def trainer(
         "use_cpu": True,
         "seed": 0,
         "gradient_checkpointing": False,
-        "ddp_find_unused_parameters": plan.staged,
+        "ddp_find_unused_parameters": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",

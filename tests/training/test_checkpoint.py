@@ -1,15 +1,19 @@
 """Checkpoints are complete or absent, and a run resumed from any of them ends bit-equal."""
 
 import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from llmtune.errors import MachineError
+from llmtune.files import fingerprint
 from llmtune.run_log import Record
+from llmtune.training import checkpoint
 from llmtune.training.checkpoint import complete_checkpoints
-from tests.support import training
+from tests.support import tiny, training
 from tests.support.training import GRADUAL, LORA, METHODS, fit
 
 
@@ -21,10 +25,10 @@ def test_resume_after_any_step_is_bit_equal(tmp_path: Path, adapter: Any) -> Non
     _, whole, log = fit(tmp_path / "whole", spec, **settings)
     checkpoints = complete_checkpoints(tmp_path / "whole")
     assert [folder.name for folder in checkpoints] == [f"step-{n:06d}" for n in range(1, 7)]
-    for step, checkpoint in enumerate(checkpoints[:-1], 1):
+    for step, saved in enumerate(checkpoints[:-1], 1):
         again: list[Record] = []
         trainer = training.trainer(tmp_path / "again", spec, record=again.append, **settings)
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(saved))
         assert [entry["step"] for entry in again] == list(range(step + 1, 7))
         assert again == log[step:]
         end = dict(trainer.model.named_parameters())
@@ -67,3 +71,32 @@ def test_ignores_folders_and_manifests_that_are_no_checkpoints(tmp_path: Path) -
         (tmp_path / f"step-{number:06d}").mkdir()
         (tmp_path / f"step-{number:06d}" / "manifest.json").write_text(text)
     assert complete_checkpoints(tmp_path) == [whole]
+
+
+def test_a_full_disk_is_one_line_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model(blocks=4, tied=False)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40, 12 * trained - 1))
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
+    with pytest.raises(MachineError, match=r"a checkpoint takes about .* kB, and .* kB are free; free some, or lower"):
+        fit(tmp_path, METHODS["full"], model=model, **settings)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40, 13 * trained))
+    fit(tmp_path, METHODS["full"], model=tiny.model(blocks=4, tied=False), keep=1, **settings)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]
+
+
+def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    whole = complete_checkpoints(tmp_path)
+    hashed = list[Path]()
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda path: (hashed.append(path), fingerprint(path))[1])
+    assert complete_checkpoints(tmp_path) == whole
+    assert hashed == []
+    (whole[0] / "objective.json").write_text("{}")
+    assert complete_checkpoints(tmp_path) == whole[1:]
+    assert {path.parent for path in hashed} == {whole[0]}
+    monkeypatch.setattr(checkpoint, "_VERIFIED", {})  # another process
+    assert complete_checkpoints(tmp_path) == whole[1:]
+    assert {path.parent for path in hashed} == set(whole)

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from llmtune.kernels.cpu.attention import JoinedRows, ShortAttention
+from llmtune.kernels.cpu.attention import ShortAttention
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
+from llmtune.kernels.rows import JoinedRows
 from llmtune.training import joined, objective
 from llmtune.training.joined import model_inputs
 from tests.support import architectures, tiny, training
@@ -21,7 +22,7 @@ FULL = {"kind": "full", "lr": 0.01}
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train as TRL, PEFT and torch do: padded rows, their attention, their layers, their cross-entropy."""
-    monkeypatch.setattr(objective, "short_row_attention", lambda: nullcontext(None))
+    monkeypatch.setattr(objective, "row_attention", lambda: nullcontext(None))
     monkeypatch.setattr(objective, "install", lambda *arguments: None)
 
     def plain(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
@@ -132,6 +133,6 @@ def test_shared_rows_need_padding() -> None:
 
 def test_positions_start_anew_at_every_joined_row_and_at_the_filler() -> None:
     ids = torch.tensor([[7, 8, 0, 0], [1, 2, 3, 4]])
-    inputs = model_inputs(ids, JoinedRows(ids > 0))
+    inputs = model_inputs(ids, JoinedRows([2, 4], 4))
     assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
     assert inputs["input_ids"].tolist() == [[7, 8, 1, 2, 3, 4, 7]]

@@ -109,6 +109,23 @@ def test_keeps_8bit_states_in_8_bits(tmp_path: Path) -> None:
     assert torch.uint8 in kinds
 
 
+def test_keeps_states_of_embeddings_in_32_bits(tmp_path: Path) -> None:
+    model = tiny.model(blocks=2, hidden=64, tied=False)
+    embeddings = model.get_input_embeddings().weight
+    trainer = training.trainer(tmp_path, training.METHODS["full"], model=model, steps=1, **OFFERED["adamw_8bit"])
+    trainer.train()
+    states = trainer.optimizer.state
+    assert states[embeddings]["state1"].dtype == torch.float32
+    assert states[model.get_output_embeddings().weight]["state1"].dtype == torch.uint8
+    frozen = training.METHODS["frozen"]  # a later training in the same Python, whose first tensor is another one
+    later = training.trainer(
+        tmp_path, frozen, model=tiny.model(blocks=2, hidden=64, tied=False), steps=1, **OFFERED["adamw_8bit"]
+    )
+    later.train()
+    large = [state["state1"].dtype for tensor, state in later.optimizer.state.items() if tensor.numel() >= 4096]
+    assert torch.float32 not in large
+
+
 class Optimizers(TrainerCallback):
     """Keeps the class name of the optimizer that trained."""
 

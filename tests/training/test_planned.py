@@ -19,7 +19,7 @@ from llmtune.model.blocks import distances
 from llmtune.plan.schedule import Shape
 from llmtune.run_log import Record
 from llmtune.training.objective import SupervisedTrainer
-from llmtune.training.planned import optimizer_groups
+from llmtune.training.stages.groups import optimizer_groups
 from tests.support import tiny, training
 from tests.support.training import GRADUAL, LORA, METHODS, fit
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmtune import recipe
+from llmtune.adapters.lora_starts import INITIAL
 from llmtune.run import open_run
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
@@ -25,6 +26,10 @@ SHARDED: dict[str, dict[str, Any]] = {
     "lora": {"method": {**STAGED, "lr": 0.01, "adapter": LORA}, "train": {"activation_checkpointing": True}},
     "pissa": {"method": {"kind": "full", "lr": 0.003, "adapter": {**LORA, "init": "pissa"}}},
     "prefix-4bit": {"method": {"kind": "frozen", "reach": 2, "lr": 0.003}, "model": {"quantize": "4bit"}},
+    "cached": {
+        "method": {"kind": "gradual", "reaches": [1, 2], "lr": 0.003, "adapter": LORA},
+        "memory": {"frozen_blocks": "cache"},
+    },
     "lisa": {"method": {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01, "adapter": LORA}},
     "bf16": {"method": {**STAGED, "lr": 0.003}, "model": {"precision": "bf16"}},
 }
@@ -56,6 +61,8 @@ def test_fsdp2_stages_and_lora_match_single_process(tmp_path: Path) -> None:
         assert set(alone) == set(sharded)
         for key, tensor in alone.items():
             torch.testing.assert_close(sharded[key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}")
+    by_accelerate, ours = json.loads((tmp_path / "gaps.json").read_text())
+    assert by_accelerate > 1e-3 > 1e-6 > ours, "gradients are summed in fp32"
 
 
 @pytest.mark.slow
@@ -67,11 +74,54 @@ def test_fails_at_the_stages_end_when_processes_drift_apart(tmp_path: Path) -> N
         assert (tmp_path / f"reached-{rank}").read_text() == "2"
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left, which trained in stages, resumed in the middle of one, and started PiSSA."""
+    folder = tmp_path_factory.mktemp("staged")
+    two("staged", str(folder))
+    return folder
+
+
+def counted(staged: Path, rank: int) -> dict[str, Any]:
+    """What was counted in one of the processes."""
+    facts: dict[str, Any] = json.loads((staged / f"facts-{rank}.json").read_text())
+    return facts
+
+
 @pytest.mark.slow
-def test_trains_to_the_end_when_processes_agree(tmp_path: Path) -> None:
-    two("train", str(tmp_path))
-    assert [(tmp_path / f"reached-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
-    assert not list(tmp_path.glob("error-*"))
+def test_a_stage_reduces_the_gradients_of_what_trains_in_it_alone(staged: Path, tmp_path: Path) -> None:
+    alone, snapshots, _ = training.fit(tmp_path, processes.GRADUAL, optim="sgd", per_device_train_batch_size=8)
+    schedule, distance = alone.schedule, alone.distance
+    sizes = [
+        sum(4 * tensor.numel() for name, tensor in snapshots[0].items() if schedule.trains(step, distance[name]))
+        for step in range(6)
+    ]
+    assert sizes[0] < sizes[2] < sizes[4]
+    for rank in (0, 1):
+        assert counted(staged, rank)["reduced"] == [*sizes, *sizes[3:]]
+    whole, resumed = (load_file(staged / f"{name}.safetensors") for name in ("whole", "resumed"))
+    for name, tensor in snapshots[-1].items():
+        assert torch.equal(resumed[name], whole[name])
+        torch.testing.assert_close(whole[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_a_save_hashes_what_it_writes_and_no_earlier_checkpoint(staged: Path) -> None:
+    files = [file.name for file in (staged / "whole" / "step-000006").iterdir() if file.name != "manifest.json"]
+    assert len(files) >= 6
+    assert sorted(counted(staged, 0)["hashed"]) == sorted(files * (6 + 3))
+    assert counted(staged, 1)["hashed"] == []
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_of_a_start_and_wait_for_a_day(staged: Path, tmp_path: Path) -> None:
+    processes.start_pissa(tmp_path)
+    both = [counted(staged, rank) for rank in (0, 1)]
+    alone, together = load_file(tmp_path / INITIAL), load_file(staged / "pissa" / INITIAL)
+    assert {fact["timeout"] for fact in both} == {86400.0}
+    assert sorted(fact["starts"] for fact in both) == [10, 11]
+    assert all(torch.equal(together[name], tensor) for name, tensor in alone.items())
+    assert set(alone) == set(together)
 
 
 @pytest.mark.slow
@@ -102,12 +152,18 @@ def test_fsdp2_resume_matches_single_process(tmp_path: Path) -> None:
             "method": case["method"],
             "model": {"base": str(tmp_path / "base"), "precision": "fp32", **case.get("model", {})},
             "train": {"epochs": 1, "batch_size": 4, "save_every": 0.2, "keep": 99, **case.get("train", {})},
+            "memory": case.get("memory", {"frozen_blocks": "recompute"}),
         }
         file = tiny.write_recipe(tmp_path / f"{name}.yaml", tmp_path / "base", rows, **sections)
         for side in ("alone", "sharded"):
             prepare(recipe.load(file), tmp_path / side / name, 0)
         train(open_run(tmp_path / "alone" / name))
     two("fsdp2", str(tmp_path / "sharded"))
+    copied = [json.loads((tmp_path / "sharded" / f"copied-{rank}.json").read_text()) for rank in (0, 1)]
+    assert copied[1] < copied[0] / 100, "the second process copies no weights and no states of the optimizer"
+    log = (tmp_path / "sharded" / "cached" / "log.jsonl").read_text()
+    assert "frozen blocks: cached below block 1, 2" in log
+    assert "of weights freed" in log
     for name in SHARDED:
         run = tmp_path / "sharded" / name
         weights = next((run / "delta").glob("*.safetensors")).name

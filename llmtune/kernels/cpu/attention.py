@@ -1,75 +1,15 @@
 """Attention over short rows on CPUs: the backward pass of torch's own kernel takes several times as long there."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from inspect import signature
+from collections.abc import Callable
 
 import torch
-from torch.nn import functional
-from transformers import AttentionInterface
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels import device
+from llmtune.kernels.context import Context
+from llmtune.kernels.rows import JoinedRows
 
 SHORT = 192
 """The longest row, in tokens, that `ShortAttention` takes."""
-SDPA = "sdpa"
-Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-"""An attention function of transformers: outputs, and attention weights or None."""
-
-
-class JoinedRows:
-    """Maps right-padded rows (B, T) to one row (1, N) that holds all their tokens and no padding, and back.
-
-    The last of the N positions is a filler: a row of one token that stands for all padding and that no token sees.
-    """
-
-    def __init__(self, real: torch.Tensor) -> None:
-        """`real` (B, T) is true on tokens, false on padding."""
-        self.shape = real.shape
-        self.tokens = int(real.sum())
-        self.length = self.tokens + 1
-        self._real = real
-        self._sources = functional.pad(real.flatten().nonzero().flatten(), (0, 1))
-        self._places = (real.flatten().cumsum(0) - 1).view(real.shape).masked_fill_(~real, self.tokens)
-        self._head_maps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def places(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Positions in the joined row of the tokens at (row, column)."""
-        return self._places[rows, columns]
-
-    def joined(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (B, T, ...) as (1, N, ...); the filler repeats the first one."""
-        return values.flatten(0, 1).index_select(0, self._sources)[None]
-
-    def split_heads(self, values: torch.Tensor) -> torch.Tensor:
-        """Joined values of heads (1, H, N, D) as padded rows (B, H, T, D); padding takes the filler's value."""
-        heads, width = values.shape[1], values.shape[3]
-        flat = values.transpose(1, 2).reshape(-1, width)
-        to_padded, _ = self._head_map(heads)
-        return flat.index_select(0, to_padded).view(self.shape[0], heads, self.shape[1], width)
-
-    def join_heads(self, values: torch.Tensor) -> torch.Tensor:
-        """Padded values of heads (B, H, T, D) as one row (1, N, H, D), zero on the filler."""
-        heads, width = values.shape[1], values.shape[3]
-        out = values.new_empty(self.length, heads, width)
-        _, to_joined = self._head_map(heads)
-        torch.index_select(values.reshape(-1, width), 0, to_joined, out=out[:-1].view(-1, width))
-        out[-1] = 0
-        return out[None]
-
-    def split_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask (1, 1, N, N), true or 0 where a token is seen, as (B, 1, T, T); padding sees only padding."""
-        return mask[0, 0][self._places[:, :, None], self._places[:, None, :]][:, None]
-
-    def _head_map(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flat indices into (N, H) for all of (B, H, T), and into (B, H, T) for all of (N, H) but the filler."""
-        if heads not in self._head_maps:
-            head = torch.arange(heads)
-            to_padded = self._places[:, None] * heads + head[:, None]
-            row, column = self._real.nonzero(as_tuple=True)
-            to_joined = (row[:, None] * heads + head) * self.shape[1] + column[:, None]
-            self._head_maps[heads] = to_padded.flatten(), to_joined.flatten()
-        return self._head_maps[heads]
 
 
 class _AttentionContext(Context):
@@ -128,75 +68,15 @@ class ShortAttention(torch.autograd.Function):
         return of_query, of_key, of_value, None, None, None
 
 
-_attend: Callable[..., torch.Tensor] = ShortAttention.apply
+attend: Callable[..., torch.Tensor] = ShortAttention.apply
 
 
-class AttentionRouter:
-    """Replaces transformers' "sdpa": sends short rows on a CPU to `ShortAttention` and all else to the default."""
-
-    def __init__(self, default: Attention) -> None:
-        self._default = default
-        # What the default knows beside its first five arguments changes its results; `is_causal` not beside a mask.
-        self._changing = {"softcap", "s_aux", *list(signature(default).parameters)[5:]}
-        self._changing -= {"dropout", "scaling", "is_causal", "kwargs"}
-        self._last_mask: torch.Tensor | None = None
-        self._last_bias = torch.empty(0)
-        self.rows: JoinedRows | None = None
-
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **options: object,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if torch.is_autocast_enabled(query.device.type):
-            # As autocast does with the default: rotary embeddings may have left queries and keys in fp32.
-            precision = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(precision), key.to(precision), value.to(precision)
-        plain = dropout == 0 and all(options.get(name) is None for name in self._changing)
-        rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
-        if not (plain and attention_mask is not None and _is_short(query, key, value, attention_mask, rows)):
-            options = {"dropout": dropout, "scaling": scaling, **options}
-            return self._default(module, query, key, value, attention_mask, **options)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        bias = self._bias(attention_mask, rows)
-        with torch.autocast(query.device.type, enabled=False):  # which would compute the scores in bf16
-            return _attend(query, key, value, bias, scale, rows), None
-
-    def _bias(self, mask: torch.Tensor, rows: JoinedRows | None) -> torch.Tensor:
-        """The mask as fp32 (B, 1, T, T) to add to scores; made once for blocks that are given the same mask."""
-        if mask is not self._last_mask:
-            padded = rows.split_mask(mask) if rows else mask
-            least = torch.finfo(torch.float32).min
-            boolean = padded.dtype == torch.bool
-            self._last_bias = torch.zeros(padded.shape).masked_fill_(~padded, least) if boolean else padded.float()
-            self._last_mask = mask
-        return self._last_bias
-
-
-def _is_short(
+def is_short(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: JoinedRows | None
 ) -> bool:
+    """Whether `ShortAttention` computes for these tensors, with a mask whose shape it knows, and is the faster way."""
     known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
     known = known and not mask.requires_grad  # no gradient is computed for it
     fits = query.shape[1] % key.shape[1] == 0 and mask.shape[1:] == (1, query.shape[2], key.shape[2])
     longest = rows.shape[1] if rows else query.shape[2]
-    return known and fits and query.device.type == "cpu" and longest <= SHORT
-
-
-@contextmanager
-def short_row_attention() -> Iterator[AttentionRouter]:
-    """Let models whose attention is transformers' "sdpa" take `ShortAttention` where it applies."""
-    # Under a name of its own, models that compare their configuration with "sdpa" would compute otherwise.
-    default = AttentionInterface()[SDPA]
-    router = AttentionRouter(default)
-    AttentionInterface.register(SDPA, router)
-    try:
-        yield router
-    finally:
-        AttentionInterface.register(SDPA, default)
+    return known and fits and device.on_cpu(query.device) and longest <= SHORT

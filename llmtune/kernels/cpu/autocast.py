@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels.context import Context
 
 MAX_REUSED_BYTES, MAX_PART_BYTES = 2**25, 2**23
 """The largest buffer that is kept for reuse, and the largest part of a weight gradient that is computed at once."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels.context import Context
 
 MAX_ELEMENTS = 2**20
 """The most logits that are in fp32 at one time."""

@@ -1,4 +1,4 @@
-"""RMS norms and gated MLPs that save less for the backward pass on CPUs and recompute what is cheap."""
+"""RMS norms and gated MLPs that save less for the backward pass and recompute what is cheap."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from llmtune.kernels.cpu.context import Context
+from llmtune.kernels import device
+from llmtune.kernels.context import Context
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 """The names in transformers for the parts of a gated MLP, down(act(gate(x)) * up(x))."""
@@ -25,8 +26,28 @@ class GatedMlp(Protocol):
     act_fn: Callable[[torch.Tensor], torch.Tensor]
 
 
+class _Activation:
+    """act(gate) as the backward pass computes it: once for the product that it recomputes and for the gradient."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.act = act
+        self._computed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A leaf with gate's values and, differentiable with respect to it, its activation."""
+        if self._computed is None:
+            with torch.enable_grad():
+                leaf = gate.detach().requires_grad_()
+                self._computed = leaf, self.act(leaf)
+        return self._computed
+
+    def forget(self) -> None:
+        """Let the memory go."""
+        self._computed = None
+
+
 class _ProductContext(Context):
-    act: Callable[[torch.Tensor], torch.Tensor]
+    activation: _Activation
 
 
 class RMSNorm(torch.autograd.Function):
@@ -56,21 +77,18 @@ class GatedProduct(torch.autograd.Function):
     """act(gate) * up; saves only gate and up."""
 
     @staticmethod
-    def forward(
-        ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, act: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(ctx: _ProductContext, gate: torch.Tensor, up: torch.Tensor, activation: _Activation) -> torch.Tensor:
         """Products (..., N) of gate and up (..., N)."""
         ctx.save_for_backward(gate, up)
-        ctx.act = act
-        return act(gate) * up
+        ctx.activation = activation
+        return activation.act(gate) * up
 
     @staticmethod
     def backward(ctx: _ProductContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = gate.detach().requires_grad_()
-            activated = ctx.act(leaf)
+        leaf, activated = ctx.activation.of(gate)
+        ctx.activation.forget()
         (of_gate,) = torch.autograd.grad(activated, leaf, gradients[0] * up)
         return of_gate, gradients[0] * activated.detach(), None
 
@@ -83,7 +101,12 @@ def _norm_forward(norm: nn.Module, eps: float | None, *arguments: torch.Tensor, 
     """`RMSNorm` of what a norm is given, or its own forward where that is more than one tensor, such as a gate."""
     if len(arguments) != 1 or options:
         return type(norm).forward(norm, *arguments, **options)
-    return _rms_norm(arguments[0], norm.weight, eps)
+    x, weight = arguments[0], norm.get_parameter("weight")
+    if device.on_cpu(x.device) or x.dtype != weight.dtype:
+        return _rms_norm(x, weight, eps)
+    # One launch each way, and saves as little; autocast would compute and return it in fp32.
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def _mlp_forward(mlp: Any, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
@@ -98,9 +121,11 @@ def _mlp_forward(mlp: Any, *arguments: torch.Tensor, **options: object) -> torch
 
 def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
-    if not (gate.requires_grad or up.requires_grad):
+    # A compiler chooses by itself what to save, and cannot follow hooks.
+    if torch.compiler.is_compiling() or not (gate.requires_grad or up.requires_grad):
         return mlp.down_proj(mlp.act_fn(gate) * up)
-    product = _multiply(gate, up, mlp.act_fn)
+    activation = _Activation(mlp.act_fn)
+    product = _multiply(gate, up, activation)
     address, count, dtype = product.data_ptr(), product.numel(), product.dtype
     gate, up = gate.detach(), up.detach()
 
@@ -110,7 +135,7 @@ def _recompute_product(mlp: GatedMlp, x: torch.Tensor) -> torch.Tensor:
 
     def unpack(saved: tuple[torch.Tensor | None, torch.Size]) -> torch.Tensor:
         tensor, shape = saved
-        return (mlp.act_fn(gate) * up).view(shape) if tensor is None else tensor
+        return (activation.of(gate)[1].detach() * up).view(shape) if tensor is None else tensor
 
     with saved_tensors_hooks(pack, unpack):
         return mlp.down_proj(product)
