@@ -23,7 +23,8 @@ from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
 from llmtune.files import cache_folder, read_json, shipped_folder, write_json
-from llmtune.launch.command import count_gpus, training_environment
+from llmtune.launch.command import training_environment
+from llmtune.machine.gpus import VISIBLE, count_gpus, first_gpu
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import blocks
 from llmtune.model.files.locate import locate_base
@@ -117,6 +118,7 @@ def measure(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namesp
         cores = len(os.sched_getaffinity(0))
         inherited = training_environment(1, cores, count_gpus()) if tool == "llmtune" else os.environ
         environment = {**inherited, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        environment[VISIBLE] = first_gpu(os.environ.get(VISIBLE))  # of two, every tool would take both
         began = time.perf_counter()
         process = subprocess.run(
             [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmtune.errors import FieldError, Interrupted, LlmtuneError, RecipeError, TrainingError
 from llmtune.files import write_text
 from llmtune.launch.command import with_absolute_config
+from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import resolve_suite
@@ -56,7 +57,7 @@ def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[
     With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
     """
     with _ready(run, "publish", set) as ready:
-        return _preview(ready) if dry_run else do(ready, "publish")
+        return _function("preview")(ready) if dry_run else do(ready, "publish")
 
 
 def report(run: Folder, *, set: Overrides = ()) -> Path:
@@ -73,32 +74,37 @@ class Job:
 
     def train(self) -> None:
         """Train in child processes; the caller holds the run's lock."""
-        from llmtune.launch.process import train_in_children
-
         if not self.is_new:
             self._continue()
         elif self.settings.file:
             # The child prepares the run too: preparing here would import torch in two processes, one after the other.
             words = [f"--set={override}" for override in self.settings.overrides]
             options = [f"--out={self.run.path}", *(["--overwrite"] if self.overwrite else [])]
-            train_in_children(self.settings, self.run, [str(self.settings.file), *words, *options])
+            self._start([str(self.settings.file), *words, *options])
         else:
             self._prepare()
             self._continue()
 
-    def _continue(self) -> None:
+    def _start(self, arguments: list[str]) -> None:
         from llmtune.launch.process import train_in_children
 
+        settings = self.settings
+        if settings.launch.is_open and count_gpus() > 1:
+            with importing():
+                from llmtune.training.prepare import choose_launch
+            settings = choose_launch(settings, count_gpus())
+        train_in_children(settings, self.run, arguments)
+
+    def _continue(self) -> None:
         if self.overwrite and not self.is_new:
             self.run.forget("train")
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
         with _kept(self.run):
             if not self.run.done("train"):
-                train_in_children(self.settings, self.run, [str(self.run.path)])
+                self._start([str(self.run.path)])
 
     def _prepare(self) -> None:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
         from llmtune.training.prepare import prepare
 
         terminal.prepared(prepare(self.settings, self.run.path, count_gpus(), self.overwrite))
@@ -174,8 +180,7 @@ def require_trained(run: Run) -> None:
 
 def do(run: Run, name: str) -> Any:
     """Do one step of a run whose lock the caller holds, and keep the settings that it followed."""
-    with importing():
-        step = _function(name)
+    step = _function(name)
     if name == "report":
         run.keep_settings()  # the page shows the recipe
     result = step(run)
@@ -184,30 +189,24 @@ def do(run: Run, name: str) -> Any:
     return result
 
 
-def _preview(run: Run) -> dict[str, Any]:
-    with importing():
-        from llmtune.publishing.step import preview
-
-    return preview(run)
-
-
 def _function(name: str) -> Callable[[Run], Any]:
-    """The function that does a step; importing it imports torch, but for the report's."""
-    if name == "eval":
-        from llmtune.evaluation import step as evaluation
+    """The function that does a step, or shows what it would do; importing it imports torch, but for the report's."""
+    with importing():
+        if name == "eval":
+            from llmtune.evaluation import step as evaluation
 
-        return evaluation.evaluate
-    if name == "merge":
-        from llmtune.merging import step as merging
+            return evaluation.evaluate
+        if name == "merge":
+            from llmtune.merging import step as merging
 
-        return merging.merge
-    if name == "publish":
-        from llmtune.publishing import step as publishing
+            return merging.merge
+        if name in ("publish", "preview"):
+            from llmtune.publishing import step as publishing
 
-        return publishing.publish
-    from llmtune.reporting import page
+            return publishing.publish if name == "publish" else publishing.preview
+        from llmtune.reporting import page
 
-    return page.report
+        return page.report
 
 
 def open_with(folder: Folder, overrides: Overrides) -> Run:

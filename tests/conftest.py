@@ -14,6 +14,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more th
 quiet_libraries()  # a test looks at what a command prints, as a process of llmtune's does
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide this machine's GPUs, before torch is imported, unless tests of them are asked for: `-m gpu`."""
+    if not _wants_gpus(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests of GPUs out, and say how many, where none is asked for or there is none."""
+    from llmtune.machine.gpus import count_gpus
+
+    if _wants_gpus(config) and count_gpus():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _wants_gpus(config: pytest.Config) -> bool:
+    words = str(config.getoption("markexpr")).split()
+    return "gpu" in words and "not" not in words
+
+
 def pytest_collection_finish() -> None:
     """Spare every trainer's collection of garbage what the imports made, which takes longer than its training."""
     gc.freeze()

@@ -86,7 +86,7 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
     tell_notes(settings)
     with results(as_json) as give:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
+        from llmtune.machine.gpus import count_gpus
 
         with importing():  # only now: a mistake in the recipe is answered at once
             from llmtune.training.prepare import examine
@@ -109,7 +109,7 @@ def plan(recipe: RecipeFile, set: Set = None, gpu: Gpu = None, as_json: Json = F
     check_card(gpu)
     with results(as_json) as give:
         from llmtune import terminal
-        from llmtune.launch.command import count_gpus
+        from llmtune.machine.gpus import count_gpus
 
         with importing():
             from llmtune.training.prepare import outline

@@ -57,15 +57,17 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
     """What a recipe takes on this machine, or on a card by name; raises RecipeError for an unknown card."""
     from llmtune.estimate.fit import Question, judge, nearest, on_card
     from llmtune.estimate.passes import setting_of
-    from llmtune.launch.command import choose_config, count_gpus, count_processes
-    from llmtune.machine.device import free_bytes, run_device
+    from llmtune.launch.command import choose_config, count_processes
+    from llmtune.launch.devices import launch_device
+    from llmtune.machine.device import free_bytes
+    from llmtune.machine.gpus import count_gpus
     from llmtune.training.prepare import layout_of
 
     table, layout, lengths = planned.table, planned.layout, planned.lengths
     tokens_per_step = recipe.train.batch_size * lengths.tokens / lengths.rows
     question = Question(lengths, [stage.end - stage.start for stage in table.stages], tokens_per_step)
     if gpu is None:
-        device = run_device(recipe.launch.accelerate in ("cpu", "multi_cpu"))
+        device = launch_device(recipe.launch)
         gpus = count_gpus()
         world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
         name = "this machine" if device.type == "cpu" else f"this machine's {device}"

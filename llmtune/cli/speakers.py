@@ -18,6 +18,7 @@ from llmtune.data.sources import problem
 from llmtune.errors import RecipeError, nearest
 from llmtune.inference.placement import load_placed, place
 from llmtune.inference.switch import AsBase, load_switchable
+from llmtune.machine.device import forked_rng
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -194,6 +195,6 @@ def _draws(sampling: Sampling) -> dict[str, Any]:
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a seed, and leave the random state as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_rng(device):
         torch.manual_seed(seed)
         yield

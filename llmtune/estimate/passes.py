@@ -8,7 +8,7 @@ import torch
 from llmtune.errors import FieldError, MachineError
 from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.launch.command import read_config
-from llmtune.model.base import computes_bf16
+from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe, Train
@@ -48,7 +48,9 @@ def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
     """Where and how a process of the recipe computes, on a type of device."""
     name = recipe.launch.accelerate
     sharded = name != "auto" and read_config(name)["distributed_type"] == "FSDP"
-    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    # The card may be another machine's: its 16 bits, of whatever kind, take the same room.
+    half = device == "cuda" and recipe.model.precision != "fp32"
+    dtype = torch.bfloat16 if half else computing_dtype(recipe.model.precision, torch.device("cpu"))
     return Setting(
         "cuda" if device == "cuda" else "cpu",
         dtype,

@@ -22,6 +22,7 @@ from llmtune.evaluation.held_out import HeldOut
 from llmtune.evaluation.loaded_model import LoadedModel, StandIn
 from llmtune.evaluation.metrics import finite, spread
 from llmtune.evaluation.results import Result
+from llmtune.machine.device import forked_rng
 from llmtune.working import working
 
 TASK_BATCH, REHEARSED = 8, 2
@@ -168,7 +169,7 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     plain, arrays = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng({one.device for one in model.parameters() if one.device.type == "cuda"}):
+        with forked_rng(*{one.device for one in model.parameters()}):
             model.eval()
             yield
     finally:

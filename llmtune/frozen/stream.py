@@ -150,7 +150,7 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
     """Raise FieldError where streaming takes more disk than the recipe allows, or cannot run in these processes."""
     if recipe.memory.frozen_blocks != "stream":
         return
-    if processes > 1 or recipe.launch.accelerate in ("fsdp2", "zero2", "zero3"):
+    if processes > 1 or recipe.launch.accelerate == "fsdp2":
         raise _not_alone()
     need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
     if need > recipe.memory.cache_limit_gb:

@@ -7,8 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llmtune.errors import FullMemoryError
-from llmtune.machine.device import free_bytes, run_device
-from llmtune.model.base import Base, build_skeleton, computes_bf16, load_config, load_model, model_facts
+from llmtune.launch.devices import launch_device
+from llmtune.machine.device import free_bytes
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.base import Base, build_skeleton, load_config, load_model, model_facts
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.stored import StoredTensor, stored_tensors, weight_files
 from llmtune.model.quantize import load_quantized, split_linear_layers
@@ -33,18 +35,13 @@ class Placement:
     """Why the base is in 4 bits, for people; empty where it is in whole."""
 
 
-def on_cpu(recipe: Recipe) -> bool:
-    """Whether a recipe wants the CPU, whatever else the machine has."""
-    return recipe.launch.accelerate in ("cpu", "multi_cpu")
-
-
 def place(recipe: Recipe, base: Base) -> Placement:
     """Choose device, dtype and form of a recipe's base, by what is free on the device.
 
     Raises FullMemoryError, before any weight is read, for a base that does not fit in any form that the run allows.
     """
-    device = run_device(on_cpu(recipe))
-    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    device = launch_device(recipe.launch)
+    dtype = computing_dtype(recipe.model.precision, device)
     stored, free = stored_tensors(base.folder, base.name), free_bytes(device)
     whole = _whole_bytes(base, stored, dtype, device)
     may_be_4bit = recipe.model.quantize == "4bit"

@@ -119,7 +119,7 @@ def _is_plain(layer: LoraLinear | Lora4bit) -> bool:
 
 
 def skip_input_casts(model: nn.Module) -> None:
-    """Let LoRA layers give bf16 input straight to autocast; PEFT's way through fp32 and back gives the same bits."""
+    """Let LoRA layers give 16-bit input straight to autocast; PEFT's way through fp32 and back gives the same bits."""
     for module in (module for module in model.modules() if isinstance(module, LoraLayer)):
         # A dropout or a variant (DoRA) computes in the precision that it is given.
         dropouts = module.lora_dropout.values()

@@ -3,13 +3,16 @@
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtune.errors import FieldError, MachineError
 from llmtune.files import shipped_folder
+from llmtune.launch.engine import KEY, check_kind
 from llmtune.launch.surroundings import forget_launchers
+from llmtune.machine.gpus import VISIBLE, Gpus, first_gpu
 from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.located_yaml import load_yaml
 from llmtune.recipe.paths import exists
@@ -21,16 +24,8 @@ LAUNCHER_MODULE = "llmtune.launch.accelerate_entry"
 WORLD = "LLMTUNE_WORLD"  # the number of processes that the training must find
 _NEEDED = {"distributed_type": str, "mixed_precision": str, "num_machines": int, "num_processes": int}
 """What is read of every accelerate config, and its types."""
-_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # CUDA, ROCm, CUDA on Windows
-
-
-def count_gpus(devices: Path = Path("/dev")) -> int:
-    """Count the GPUs of this machine; torch is imported only where a GPU has a device file."""
-    if not any(file for pattern in _GPU_FILES for file in devices.glob(pattern)):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Settings of torch's allocator on GPUs: the name, and older ones."""
 
 
 def choose_config(launch: Launch, gpus: int) -> str:
@@ -43,16 +38,17 @@ def choose_config(launch: Launch, gpus: int) -> str:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read the values of an accelerate config; raises FieldError for a file of the user's that lacks some."""
+    """Read the values of an accelerate config; raises FieldError for a file that lacks some, or is DeepSpeed's."""
     file = config_file(name)
     if not (exists(str(file)) and file.is_file()):
-        raise FieldError("launch.accelerate", f"no such file: {str(file)[:200]}{_nearest_file(file)}")
+        raise FieldError(KEY, f"no such file: {str(file)[:200]}{_nearest_file(file)}")
     values = dict(load_yaml(file).value)
     missing = [key for key, kind in _NEEDED.items() if not isinstance(values.get(key), kind)]
     if missing:
         kind = "a whole number" if _NEEDED[missing[0]] is int else "text"
         message = f"{file} needs {missing[0]}, {kind}; `accelerate config --config_file {file}` writes a complete one"
-        raise FieldError("launch.accelerate", message)
+        raise FieldError(KEY, message)
+    check_kind(values["distributed_type"], name)
     return values
 
 
@@ -111,32 +107,68 @@ class TrainingProcess:
     launcher: bool
 
 
-def training_process(launch: Launch, arguments: list[str], gpus: int, cores: int) -> TrainingProcess:
-    """Build what starts a training on a machine with so many GPUs and CPU cores; raises as `training_command`."""
-    name = choose_config(launch, gpus)
-    single = single_process_environment(read_config(name))
-    environment = training_environment(count_processes(launch, name, gpus), cores, gpus) | single
+def training_process(launch: Launch, arguments: list[str], gpus: Gpus, cores: int) -> TrainingProcess:
+    """Build what starts a training on a machine with these GPUs and CPU cores; raises as `training_command`."""
+    name = choose_config(launch, gpus.count)
+    config, count = read_config(name), count_processes(launch, name, gpus.count)
+    single = single_process_environment(config)
+    environment = training_environment(count, cores, 0 if config.get("use_cpu") else gpus.count) | single
+    environment |= gpu_environment(config, count, environment)
     return TrainingProcess(training_command(launch, arguments, gpus), environment, launcher=not single)
 
 
-def training_command(launch: Launch, arguments: list[str], gpus: int) -> list[str]:
+def training_command(launch: Launch, arguments: list[str], gpus: Gpus) -> list[str]:
     """Build the command line that trains; raises MachineError where the machine has too few GPUs for it.
 
-    A single process starts without accelerate's launcher, which would import torch only to start the same command.
+    Raises FieldError for a config of several machines. A single process starts without accelerate's launcher, which
+    would import torch only to start the same command.
     """
-    name = choose_config(launch, gpus)
-    count = count_processes(launch, name, gpus)
-    config = read_config(name)
-    needed = 0 if config.get("use_cpu") else -(-count // int(config["num_machines"]))
-    if needed > gpus:
-        hint = "auto, which uses the GPUs that there are" if gpus else "cpu or multi_cpu"
-        raise MachineError(
-            f"launch.accelerate: {name} needs {needed} GPU{'s' * (needed > 1)} and this machine has {gpus}; try {hint}"
-        )
+    name = choose_config(launch, gpus.count)
+    config, count = read_config(name), count_processes(launch, name, gpus.count)
+    _refuse_several_machines(config, name)
+    if not config.get("use_cpu"):
+        _refuse_too_few(name, count, gpus)
+    if config["distributed_type"] == "FSDP" and count == 1:
+        message = f"{KEY}: {name} shards over several GPUs and would find one; try single_gpu, or auto"
+        raise MachineError(message)
     if single_process_environment(config):
         return [sys.executable, "-m", TRAIN_MODULE, *arguments]
     launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]
     return [*launcher, "--num_processes", str(count), "-m", TRAIN_MODULE, *arguments]
+
+
+def _refuse_several_machines(config: Mapping[str, Any], name: str) -> None:
+    machines = int(config["num_machines"])
+    if machines > 1:
+        how = "accelerate launch --config_file COPY -m llmtune.train RECIPE --out RUN"
+        shared = "RUN on a disk that all share, base and data at the same paths"
+        message = f"{name} is for {machines} machines, and `llmtune run` starts one; on each, start by hand: {how}"
+        raise FieldError(KEY, f"{message} ({shared}; COPY with its own machine_rank and main_process_ip)")
+
+
+def _refuse_too_few(name: str, needed: int, gpus: Gpus) -> None:
+    if needed <= gpus.count:
+        return
+    needs = f"{KEY}: {name} needs {needed} GPU{'s' * (needed > 1)} and"
+    if gpus.fault:
+        raise MachineError(f"{needs} torch can use {gpus.count}: {gpus.fault}")
+    hint = "auto, which uses the GPUs that there are" if gpus.count else "cpu or multi_cpu"
+    raise MachineError(f"{needs} this machine has {gpus.count}; try {hint}")
+
+
+def gpu_environment(config: Mapping[str, Any], count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a training's processes see of the GPUs: none on CPUs, one where a process is alone.
+
+    On GPUs, torch's allocator grows its pieces, since every batch has its own length; a user's own setting stands.
+    """
+    if config.get("use_cpu"):
+        return {VISIBLE: ""}
+    own = any(name in environment for name in _ALLOCATORS)
+    settings = {} if own else {_ALLOCATORS[0]: "expandable_segments:True"}
+    if count == 1:
+        named = str(config.get("gpu_ids") or "all")
+        settings[VISIBLE] = first_gpu(environment.get(VISIBLE) if named == "all" else named)
+    return settings
 
 
 def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str]:

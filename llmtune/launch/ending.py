@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
-from llmtune.launch.command import count_gpus
+from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run

@@ -14,12 +14,13 @@ from typing import NoReturn
 import psutil  # type: ignore[import-untyped]
 
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
-from llmtune.launch.command import count_gpus, training_process
+from llmtune.launch.command import training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT
 from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import show_any_text
+from llmtune.machine.gpus import find_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
 
@@ -39,8 +40,15 @@ def train_in_children(recipe: Recipe, run: Run, arguments: list[str]) -> None:
 
 def run_training(launch: Launch, arguments: list[str]) -> Exit:
     """Run llmtune.train with these arguments in as many processes as launch section and machine give, and wait."""
-    training = training_process(launch, arguments, count_gpus(), len(os.sched_getaffinity(0)))
+    gpus = find_gpus()
+    if launch.accelerate == "auto" and gpus.fault:
+        print(f"launch: {gpus.fault}; going on with {_devices(gpus.count)}", flush=True)
+    training = training_process(launch, arguments, gpus, len(os.sched_getaffinity(0)))
     return execute(training.arguments, training.environment, training.launcher)
+
+
+def _devices(gpus: int) -> str:
+    return f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "the CPU"
 
 
 def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Exit:

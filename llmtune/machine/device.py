@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ def run_device(cpu: bool = False) -> "torch.device":
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     if cpu or told or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    # Before CUDA starts no process has chosen another GPU, and asking would start it.
+    return torch.device("cuda", torch.cuda.current_device() if started else 0)
 
 
 def free_bytes(device: "torch.device") -> int:
@@ -36,6 +39,15 @@ def free_bytes(device: "torch.device") -> int:
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
         free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()) + _cached_files())
     return free
+
+
+def forked_rng(*devices: "torch.device") -> AbstractContextManager[None]:
+    """Restore the random state of the CPU and of these devices after the block; other GPUs are left alone."""
+    import torch
+
+    gpus = [device for device in devices if device.type == "cuda"]
+    context: AbstractContextManager[None] = torch.random.fork_rng(devices=gpus)
+    return context
 
 
 def _cached_files() -> int:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from llmtune.machine.device import run_device
 from llmtune.model.files.converted import Converted
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import refuse_damaged
@@ -132,7 +133,7 @@ def build_skeleton(base: Base) -> PreTrainedModel:
     config = load_config(base)
     with reading(base.name, "the model of its config.json"):
         check_kind(config, base.name)
-        torch.cuda.is_available()  # a driver that starts within the bound of memory fails, and the GPU is not found
+        run_device()  # a driver that starts within the bound of memory fails, and the GPU is not found
         with bounded(120, 8 << 30), torch.device("meta"):
             skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         check_causal(skeleton, base.name)
@@ -145,17 +146,3 @@ def model_facts(model: PreTrainedModel) -> Facts:
     return Facts(
         config.num_hidden_layers, config.hidden_size, sum(parameter.numel() for parameter in model.parameters())
     )
-
-
-def computes_bf16(precision: str) -> bool:
-    """Whether a run computes in bf16: by `precision`; for auto, where the machine has bf16 instructions."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags

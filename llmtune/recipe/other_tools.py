@@ -18,6 +18,7 @@ HERE = {
     "bf16": "model.precision: bf16",
     "bfloat16": "model.precision: bf16",
     "fp32": "model.precision: fp32",
+    "fp16": "model.precision: fp16",
     "pure_bf16": "model.precision: bf16; trained weights stay in fp32",
     "torch_dtype": "model.precision",
     "dtype": "model.precision; merge.dtype for merged weights",
@@ -103,9 +104,10 @@ HERE = {
     "saves_per_epoch": "train.save_every, as a share of the steps",
     "save_total_limit": "train.keep",
     "random_seed": "train.seed",
+    "full_determinism": "train.deterministic",
     "data_seed": "train.seed",
     # The machine.
-    "deepspeed": "launch.accelerate: zero2 or zero3, or a file of yours",
+    "deepspeed": "launch.accelerate: fsdp2, which shards the model too",
     "fsdp": "launch.accelerate: fsdp2, or a file of yours",
     "fsdp_config": "launch.accelerate: fsdp2, or a file of yours",
     "num_processes": "launch.processes",
@@ -127,8 +129,7 @@ _PASSES = (
 )
 
 NOT_HERE = {
-    "fp16": "there is no fp16; model.precision: auto takes bf16 where the machine has it, else fp32",
-    "tf32": "no key; model.precision says bf16 or fp32",
+    "tf32": "no key; model.precision says bf16, fp16 or fp32, which is exact",
     "load_in_8bit": "there is no 8-bit base; model.quantize: 4bit is there",
     "gradient_accumulation_steps": _PASSES,
     "gradient_accumulation": _PASSES,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Closed
@@ -31,8 +31,9 @@ class Model(Closed):
     """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
     quantize: Literal["none", "4bit"] = "none"
     """4bit puts the frozen linear layers into NF4 with double quantization."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it, else fp16
+    on a GPU and fp32 on a CPU. fp16, for GPUs alone, scales the loss."""
 
 
 class Data(Closed):
@@ -85,6 +86,8 @@ class Train(Closed):
     """Seed of initialization, row order and dropout: 32 bits."""
     activation_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass: less memory, about a third more time. auto: where memory is short."""
+    deterministic: bool = False
+    """Use only GPU operations that give the same bits each time, some of them slower. CPUs always do."""
     save_every: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the steps after which a checkpoint is saved, again and again."""
     keep: Count = 2
@@ -107,13 +110,25 @@ class Launch(Closed):
     """How training processes are started."""
 
     accelerate: Annotated[
-        Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"]
+        Literal["auto", "cpu", "multi_cpu", "single_gpu", "ddp", "fsdp2", "multi_node"]
         | Annotated[str, Field(pattern=r"\.ya?ml$")],
         Field(examples=["my_config.yaml"]),
     ] = "auto"
     """A file of accelerate_configs/ by name, or your own by path; auto chooses one for this machine."""
     processes: Count | None = None
     """Number of processes; the accelerate config's where not given."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether several processes may be started in a way that the machine decides."""
+        return self.accelerate == "auto" and self.processes != 1
+
+    @field_validator("accelerate", mode="before")
+    @classmethod
+    def _refuse_deepspeed(cls, value: object) -> object:
+        if value in ("zero2", "zero3"):
+            raise ValueError(f"{value} is a config of DeepSpeed, which cannot follow a plan; try fsdp2")
+        return value
 
 
 class Eval(Closed):

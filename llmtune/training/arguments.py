@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
 
 from llmtune.data.encode import Example
-from llmtune.model.base import computes_bf16
+from llmtune.machine.precision import computing_dtype
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from llmtune.training.plan_table import split_batch
@@ -28,6 +29,8 @@ OPTIMIZERS = {
 def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validates: bool) -> TrainingArguments:
     """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
     size, passes = split_batch(recipe.train, world)
+    device = PartialState().device
+    dtype = computing_dtype(recipe.model.precision, device)
     every = math.ceil(recipe.train.save_every * steps)
     return TrainingArguments(
         output_dir=str(run.checkpoints),
@@ -38,8 +41,9 @@ def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validat
         optim=OPTIMIZERS[recipe.train.optimizer],
         weight_decay=recipe.train.weight_decay,
         max_grad_norm=recipe.train.grad_clip,
-        bf16=computes_bf16(recipe.model.precision),
-        use_cpu=PartialState().device.type == "cpu",
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu=device.type == "cpu",
         seed=recipe.train.seed,
         gradient_checkpointing=recipe.train.activation_checkpointing is True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -52,7 +56,7 @@ def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validat
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
-        dataloader_pin_memory=PartialState().device.type == "cuda",
+        dataloader_pin_memory=device.type == "cuda",
     )
 
 

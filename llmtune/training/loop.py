@@ -19,7 +19,8 @@ from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.stream import OffloadedBlocks, load_offloaded
 from llmtune.machine import processes
 from llmtune.machine.memory import bound_primitive_cache, keep_freed
-from llmtune.model.base import Base, computes_bf16, load_model
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.base import Base, load_model
 from llmtune.model.files.fingerprints import weights_digest
 from llmtune.model.files.locate import locate_base
 from llmtune.model.layout import Layout
@@ -32,7 +33,7 @@ from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
-from llmtune.training.distributed import check_engine, check_world, join_processes
+from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared, bind_base, check_model
@@ -50,6 +51,14 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     recipe = run.recipe()
     state = join_processes()
     check_world(recipe, state)
+    with deterministic(recipe.train.deterministic):
+        _train(run, recipe, state, prepared, callbacks)
+
+
+def _train(
+    run: Run, recipe: Recipe, state: PartialState, prepared: Prepared | None, callbacks: Sequence[TrainerCallback]
+) -> None:
+    card_lines = describe_cards(recipe, state)  # now: what the base takes is not in use by others
     if state.device.type == "cpu":
         bound_primitive_cache()
         if recipe.memory.frozen_blocks != "stream":
@@ -62,8 +71,8 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base), model_limits(layout.skeleton))
     check_same_data(run, data.findings)
     plan = layout.plan
-    check_engine(recipe, plan, state)
-    dtype = torch.bfloat16 if computes_bf16(recipe.model.precision) else torch.float32
+    check_engine(recipe, state)
+    dtype = computing_dtype(recipe.model.precision, state.device)
     with working("loading the base model"):
         weights, offloaded = _load(base, recipe, layout, dtype, state.device)
         model = insert(weights, recipe.method.adapter, plan, base)
@@ -86,13 +95,15 @@ def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[Traine
     if state.is_main_process:
         heading("train")
     with progress:
+        for line in card_lines:
+            record({"step": progress.start_step, "warning": line})
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded),
+            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype),
             grouped=recipe.train.group_by_length,
             args=training_arguments(recipe, run, steps, state.num_processes, bool(data.eval)),
             train_dataset=to_rows(data.train),
@@ -143,7 +154,7 @@ def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> L
     """The plan laid over the base of a run that was prepared before; raises RecipeError for another base."""
     skeleton = check_model(recipe, base)
     # No barrier: a process that prepared the run does not come here, and the others would wait for it.
-    bind_base(run, base, write=state.is_local_main_process)
+    bind_base(run, base, write=state.is_main_process)
     return build_layout(recipe, base, skeleton)
 
 
@@ -161,16 +172,21 @@ def _load(
 
 
 def _frozen_blocks(
-    recipe: Recipe, base: Base, layout: Layout, examples: list[Example], offloaded: OffloadedBlocks | None
+    recipe: Recipe,
+    base: Base,
+    layout: Layout,
+    examples: list[Example],
+    offloaded: OffloadedBlocks | None,
+    dtype: torch.dtype,
 ) -> FrozenBlocks | None:
     """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
     if memory.frozen_blocks == "recompute" or not any(layout.boundaries):
         return None
-    facts = {
+    facts: dict[str, object] = {
         "base": base.revision or _weights_digest(base),
         "quantize": recipe.model.quantize,
-        "bf16": computes_bf16(recipe.model.precision),
+        "dtype": str(dtype).removeprefix("torch."),
     }
     adapter = recipe.method.adapter
     policy = CachePolicy(

@@ -19,6 +19,7 @@ from llmtune.kernels.attention import row_attention
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.install import install
+from llmtune.machine.device import forked_rng
 from llmtune.model.blocks import blocks
 from llmtune.model.sharded import reshard
 from llmtune.plan.stages import boundaries
@@ -130,6 +131,7 @@ class SupervisedTrainer(Planned):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. {REMEDY}"
+                + ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
             )
         return loss
 
@@ -160,7 +162,7 @@ class SupervisedTrainer(Planned):
         share = (self.args.process_index, self.args.world_size, self.args.eval_batch_size)
         training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_rng(self.args.device), torch.no_grad():
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             batches = shared_batches(rows, *share, self.data_collator)
             with working("validating", len(batches), "batches", on_terminal=False) as count_batch:

@@ -12,8 +12,12 @@ from llmtune.errors import FieldError, PlanError
 from llmtune.estimate.memory import fixed_bytes
 from llmtune.estimate.passes import setting_of
 from llmtune.frozen.stream import check_offloaded
+from llmtune.launch.command import read_config
+from llmtune.launch.devices import launch_device, uses_cpu
+from llmtune.launch.engine import check_config
 from llmtune.machine.device import run_device
-from llmtune.model.base import Base, computes_bf16, model_facts
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.base import Base, model_facts
 from llmtune.model.blocks import distances
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import check_quantized, split_linear_layers
@@ -21,7 +25,6 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
-from llmtune.training.distributed import check_sharded, check_stages
 
 
 def split_batch(train: Train, world: int) -> tuple[int, int]:
@@ -90,7 +93,7 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
 
 def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int) -> PlanTable:
     """What trains when and at which rate, over that many rows and processes; raises FieldError for what cannot be."""
-    _refuse(recipe, layout.plan)
+    _refuse(recipe)
     steps = total_steps(recipe.train, rows, world)
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
@@ -160,7 +163,8 @@ def cache_size(recipe: Recipe, layout: Layout) -> CacheSize:
     caches = recipe.memory.frozen_blocks != "recompute"
     useful = sorted(set(layout.boundaries) - {0}) if caches else []
     trains_embeddings = max(layout.trained_distance.values()) > layout.facts.blocks
-    wide = trains_embeddings or not computes_bf16(recipe.model.precision)
+    dtype = computing_dtype(recipe.model.precision, launch_device(recipe.launch))
+    wide = trains_embeddings or dtype is torch.float32
     return CacheSize(useful, len(useful) * layout.facts.hidden * (4 if wide else 2))
 
 
@@ -190,13 +194,14 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     return [f"{message}; outputs of blocks that may be drawn are not cached"]
 
 
-def _refuse(recipe: Recipe, plan: Plan) -> None:
+def _refuse(recipe: Recipe) -> None:
     adapter = recipe.method.adapter
     if recipe.model.quantize == "4bit" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable
-    if recipe.launch.accelerate == "fsdp2":
-        check_sharded(recipe.train.optimizer)
-    if recipe.launch.accelerate in ("zero2", "zero3"):
-        check_stages(plan)
+    if recipe.launch.accelerate != "auto":
+        check_config(read_config(recipe.launch.accelerate), recipe.train.optimizer)
+    if recipe.model.precision == "fp16" and uses_cpu(recipe.launch):
+        message = f"fp16 is for GPUs, and launch.accelerate: {recipe.launch.accelerate} uses none; try auto"
+        raise FieldError("model.precision", message)

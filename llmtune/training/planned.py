@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 
 from llmtune.errors import TrainingError
+from llmtune.machine.precision import catch_up, skipped
 from llmtune.model.blocks import distances, unwrap
 from llmtune.model.sharded import gather_to_host, prepare_to_shard, raise_to_fp32, warm_up_dtypes
 from llmtune.plan.schedule import Schedule
@@ -153,6 +154,7 @@ class Planned(Trainer):
         if step in self.schedule.starts[1:]:
             assert_replicas_equal(self.current_tensors(), step)
         self.enter_stage(step)
+        catch_up(self.lr_scheduler, step)
         grouped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         live = self.current_tensors().items()
         missing = [name for name, p in live if p.requires_grad and id(p) not in grouped]
@@ -163,8 +165,8 @@ class Planned(Trainer):
         """Hand a step's numbers to the run's log."""
         step = self.state.global_step
         rates = {str(g["distance"]): self.schedule.rate(step - 1, g["distance"]) for g in self.optimizer.param_groups}
-        entry = {"step": step, "loss": loss, "lr": rates, **self.measurements()}
-        self._record(entry | self._update_check.take() | {"grad_norm": gradient_norm})
+        entry = {"step": step, "loss": loss, "lr": rates, **self.measurements(), **self._update_check.take()}
+        self._record(entry | skipped(self.args.fp16, gradient_norm) | {"grad_norm": gradient_norm})
 
     def record_evaluation(self, loss: float) -> None:
         """Hand a validation's loss to the run's log."""
@@ -172,8 +174,7 @@ class Planned(Trainer):
 
     def prove_changes(self) -> list[str]:
         """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
-        names, moves = self._trained_names, self.schedule.moves
-        return prove_schedule(self._checksums, self.model, names, self.distance, moves)
+        return prove_schedule(self._checksums, self.model, self._trained_names, self.distance, self.schedule.moves)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
@@ -197,6 +198,7 @@ class Planned(Trainer):
             del trained  # before the states of the optimizer, which take twice as much
             self._save_optimizer_and_scheduler(str(partial_folder))
             self._save_rng_state(str(partial_folder))
+            self._save_scaler(str(partial_folder))
         if first:
             checkpoints.remove_old(folder, self._keep)
 

@@ -1,6 +1,6 @@
 """Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -14,12 +14,15 @@ from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes, with_absolute_config
+from llmtune.launch.engine import needs_sharding
+from llmtune.machine.gpus import smallest_gpu
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.check import check_base, check_stored, stored_quantization
 from llmtune.model.files.fingerprints import describe_base, refuse_other_base
 from llmtune.model.files.locate import HUB_ID, locate_base
 from llmtune.model.layout import Layout
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
+from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.paths import describe_places, exists
@@ -131,6 +134,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
+    table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     check_disk(recipe, table.frozen_blocks, world)
     if suite and needs_lm_eval(suite):
         from llmtune.evaluation.tasks import load_tasks
@@ -153,6 +157,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     rows = read(recipe.data.train)
     table = plan_table(recipe, base, layout, len(rows), world)
+    table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     return Outline(table, layout, estimated(rows, recipe.data.max_length))
 
 
@@ -161,6 +166,29 @@ def layout_of(recipe: Recipe) -> Layout:
     """A recipe's plan laid over its base."""
     base = _locate_base(recipe, weights=False)
     return build_layout(recipe, base, check_model(recipe, base))
+
+
+def choose_launch(recipe: Recipe, gpus: int) -> Recipe:
+    """The recipe with fsdp2 in place of auto, and a line on it, where one of several GPUs is too small for the states.
+
+    Raises RecipeError as `plan_alone`, which sizes them.
+    """
+    notes = _launch_notes(recipe, plan_alone(recipe, gpus), gpus)
+    if not notes:
+        return recipe
+    print(*notes, sep="\n", flush=True)
+    return recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"accelerate": "fsdp2"})})
+
+
+def _launch_notes(recipe: Recipe, table: PlanTable, gpus: int) -> list[str]:
+    """A line where auto shards over this machine's GPUs."""
+    if not recipe.launch.is_open or gpus < 2:
+        return []
+    memory = smallest_gpu()
+    if not needs_sharding(recipe, table.states_bytes, memory):
+        return []
+    sizes = f"weights, gradients and optimizer states take {size(table.states_bytes)}, and a GPU has {size(memory)}"
+    return [f"launch: fsdp2, which shards the model: {sizes}"]
 
 
 def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:

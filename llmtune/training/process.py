@@ -3,23 +3,27 @@
 import argparse
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from llmtune import terminal
-from llmtune.errors import Interrupted, LlmtuneError, TrainingError
+from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
 from llmtune.launch.ending import less_memory, resume_words
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.process import EXIT_FILE, report_failure
 from llmtune.machine import processes
+from llmtune.machine.gpus import count_gpus
+from llmtune.model.files.locate import locate_base
 from llmtune.recipe import load as load_recipe
 from llmtune.run import Run, open_run
 from llmtune.training.distributed import join_processes
 from llmtune.training.loop import train
 from llmtune.training.prepare import complete, prepare_all
+
+_DELAY = 20.0
+"""Seconds that a network disk may take to show another machine's files."""
 
 
 def main(words: list[str]) -> int:
@@ -46,15 +50,11 @@ def _less_memory(run: Run) -> str:
 def _alone(run: Run) -> Iterator[None]:
     """Keep other trainings out of the run for as long as its first process lives; raises in every process."""
     with contextlib.ExitStack() as locks:
-        failure = None
-        if join_processes().is_main_process:
-            try:
+        with _failing_together(run):
+            if join_processes().is_main_process:
                 if EXIT_FILE not in os.environ:  # else the command that started this process keeps others out
                     locks.enter_context(run.locked())
                 locks.enter_context(run.training())
-            except LlmtuneError as error:
-                failure = error
-        _raise_in_every_process(failure)
         yield
 
 
@@ -69,38 +69,66 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_folder(options: argparse.Namespace, folder: Run) -> None:
     """Train the run in a folder, which is completed where what made it was killed on the way."""
-    run = open_run(folder.path)
+    run = _open_everywhere(folder)
     with _alone(run):
-        with _first_on_each_machine(run) as here:
-            if here:
-                complete(run, torch.cuda.device_count())
+        with _failing_together(run):
+            if join_processes().is_main_process:
+                complete(run, count_gpus())
+        _fetch_base(run)
         train(run)
 
 
 def _train_recipe(options: argparse.Namespace, run: Run) -> None:
-    """Train the run that the first process on each machine makes of a recipe, unless it is trained already."""
+    """Train the run that the first of all processes makes of a recipe, unless it is trained already."""
     state, ready = join_processes(), None
     with _alone(run):
-        with _first_on_each_machine(run) as here:
-            if here:
+        with _failing_together(run):
+            if state.is_main_process:
                 recipe = load_recipe(options.recipe, options.set)
-                ready = prepare_all(recipe, run.path, torch.cuda.device_count(), options.overwrite)
-        open_run(run.path)
+                ready = prepare_all(recipe, run.path, count_gpus(), options.overwrite)
+        _open_everywhere(run)
         if state.is_main_process:
             terminal.prepared(run)
         if run.done("train"):
             state.destroy_process_group()
         else:
+            _fetch_base(run)
             train(run, ready)
 
 
+def _open_everywhere(folder: Run) -> Run:
+    """The run in a folder; raises in every process where one of them does not find it."""
+    first = join_processes().is_main_process
+    with _failing_together(folder):
+        _await(folder.recipe_file)
+        if not (first or folder.recipe_file.is_file()):
+            message = "the first process has the run there, and another machine does not"
+            raise MachineError(f"{folder.path}: {message}; give a folder on a disk that all machines share, with --out")
+        return open_run(folder.path)
+
+
+def _await(file: Path) -> None:
+    """Wait for what another machine wrote: a network disk may show it seconds later."""
+    end = time.monotonic() + (_DELAY if os.environ.get("GROUP_RANK", "0") != "0" else 0)
+    while not file.is_file() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def _fetch_base(run: Run) -> None:
+    """Bring the base onto each other machine by one process of it; the others there find it."""
+    state = join_processes()
+    with _failing_together(run):
+        if state.is_local_main_process and not state.is_main_process:
+            locate_base(run.recipe().model)
+
+
 @contextlib.contextmanager
-def _first_on_each_machine(run: Run) -> Iterator[bool]:
-    """Whether this is the first process on its machine; all wait for those, and get the first error among them."""
+def _failing_together(run: Run) -> Iterator[None]:
+    """Run a block in all processes; what ends it in any is raised in each, once all have come to its end."""
     failure = None
     try:
         with told_in_one_line(LlmtuneError, run.path):
-            yield join_processes().is_local_main_process
+            yield
     except LlmtuneError as error:
         failure = error
     _raise_in_every_process(failure)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from llmtune.estimate.measured import MemoryWatch
+from llmtune.machine.device import run_device
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 
@@ -236,6 +237,6 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
 
 def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
+    if run_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -25,6 +25,7 @@ REMEDY = "A lower method.lr is the usual remedy"
 class UpdateCheck(TrainerCallback):
     """Measures at step 20, or half-way, which share of the elements that have a gradient the step changes.
 
+    A step that a gradient scaler skips is not measured; the next one is.
     Updates below a weight's precision are rounded away in silence.
     """
 
@@ -32,13 +33,17 @@ class UpdateCheck(TrainerCallback):
         self._record = record
         self._samples: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
         self._share: float | None = None
+        self._waits = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **named: object
     ) -> None:
-        if state.global_step + 1 == min(AT_STEP, -(-state.max_steps // 2)):
-            learning = [(parameter, parameter.grad) for parameter in model.parameters()]
-            self._samples = [(p, _sample(g) != 0, _sample(p.detach()).clone()) for p, g in learning if g is not None]
+        if not self._waits and state.global_step + 1 != min(AT_STEP, -(-state.max_steps // 2)):
+            return
+        learning = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+        self._waits = not all(_is_finite(gradient) for _, gradient in learning)  # a gradient scaler skips such a step
+        if not self._waits:
+            self._samples = [(p, _sample(g) != 0, _sample(p.detach()).clone()) for p, g in learning]
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object

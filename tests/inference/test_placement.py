@@ -51,7 +51,7 @@ def over_whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def free(monkeypatch: pytest.MonkeyPatch, number: int, where: torch.device) -> None:
     """Let that many bytes be free on the device of the run."""
-    monkeypatch.setattr(placement, "run_device", lambda cpu: where)
+    monkeypatch.setattr(placement, "launch_device", lambda launch: where)
     monkeypatch.setattr(placement, "free_bytes", lambda device: number)
 
 

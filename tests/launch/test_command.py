@@ -1,13 +1,11 @@
 """Launching: which config, how many processes, which command and environment a recipe and a machine give."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
-import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
@@ -15,11 +13,11 @@ from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from llmtune import recipe
 from llmtune.errors import FieldError, MachineError, RecipeError
 from llmtune.files import shipped_folder
+from llmtune.launch import process
 from llmtune.launch.command import (
     WORLD,
     choose_config,
     config_file,
-    count_gpus,
     count_processes,
     read_config,
     training_command,
@@ -29,6 +27,7 @@ from llmtune.launch.command import (
 )
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.process import train_in_children
+from llmtune.machine.gpus import VISIBLE, Gpus
 from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run
@@ -79,7 +78,6 @@ def test_accelerate_loads_every_config(name: str) -> None:
         ("ddp", None, 8, "ddp", 8),
         ("fsdp2", None, 4, "fsdp2", 4),
         ("fsdp2", None, 0, "fsdp2", 1),
-        ("zero3", 2, 4, "zero3", 2),
         ("multi_node", None, 8, "multi_node", 16),
     ],
 )
@@ -104,12 +102,12 @@ def test_takes_a_config_of_the_users_beside_the_recipe_or_in_the_working_folder(
     launch = recipe.load(Path("recipes") / file.name).launch
     own = str(tmp_path / "recipes" / "mine.yaml")
     assert with_absolute_config(launch).accelerate == own
-    words = training_command(launch, ARGUMENTS, 3)
+    words = training_command(launch, ARGUMENTS, Gpus(3))
     assert words[words.index("--config_file") + 1] == own
     assert words[words.index("--num_processes") + 1] == "3"
     assert count_processes(launch.model_copy(update={"processes": 2}), launch.accelerate, 8) == 2
     other = recipe.load(file, ["launch.accelerate=here.yml"]).launch
-    assert training_process(other, ARGUMENTS, gpus=0, cores=2).environment["ACCELERATE_USE_CPU"] == "True"
+    assert training_process(other, ARGUMENTS, Gpus(0), cores=2).environment["ACCELERATE_USE_CPU"] == "True"
 
 
 def test_refuses_a_config_of_the_users_that_is_missing_or_lacks_keys(
@@ -156,18 +154,20 @@ def test_names_the_recipe_line_of_a_wrong_number_of_processes(tmp_path: Path) ->
     [
         ("ddp", None, 0, "ddp needs 1 GPU and this machine has 0; try cpu or multi_cpu"),
         ("ddp", 4, 2, "ddp needs 4 GPUs and this machine has 2; try auto"),
-        ("multi_node", 16, 4, "multi_node needs 8 GPUs and this machine has 4"),
+        ("fsdp2", None, 1, "fsdp2 shards over several GPUs and would find one; try single_gpu, or auto"),
+        ("fsdp2", 1, 4, "fsdp2 shards over several GPUs and would find one"),
+        ("single_gpu", None, 0, "single_gpu needs 1 GPU and this machine has 0; try cpu or multi_cpu"),
     ],
 )
 def test_refuses_a_machine_with_too_few_gpus(accelerate: str, processes: int | None, gpus: int, words: str) -> None:
     with pytest.raises(MachineError, match=words) as caught:
-        training_command(section(accelerate, processes), ARGUMENTS, gpus)
+        training_command(section(accelerate, processes), ARGUMENTS, Gpus(gpus))
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_starts_one_process_as_accelerate_would(name: str) -> None:
-    training = training_process(section(name), ARGUMENTS, gpus=1, cores=2)
+    training = training_process(section(name), ARGUMENTS, Gpus(1), cores=2)
     options = ["--config_file", str(config_file(name)), "-m", "llmtune.train", *ARGUMENTS]
     parsed = _validate_launch_command(launch_command_parser().parse_args(options))[0]
     command, variables = prepare_simple_launcher_cmd_env(parsed)
@@ -182,27 +182,110 @@ def test_starts_one_process_as_accelerate_would(name: str) -> None:
     assert variables["ACCELERATE_DYNAMO_BACKEND"] == "NO"
 
 
-def test_imports_no_torch_without_a_gpu_device_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = f"import sys; from pathlib import Path; from {count_gpus.__module__} import count_gpus\n"
-    code += "print(count_gpus(Path(sys.argv[1])), 'torch' in sys.modules)"
-    printed = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["0", "False"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert count_gpus(tmp_path) == 0
-    (tmp_path / "nvidia0").touch()
-    assert count_gpus(tmp_path) == 3
+@pytest.mark.parametrize(
+    ("accelerate", "processes", "gpus", "visible", "seen"),
+    [
+        ("single_gpu", None, 2, None, "0"),
+        ("single_gpu", None, 2, "3,1", "3"),
+        ("auto", 1, 4, None, "0"),
+        ("auto", None, 1, "GPU-8f,GPU-9a", "GPU-8f"),
+        ("ddp", 1, 2, None, "0"),
+        ("ddp", None, 2, "3,1", "3,1"),
+        ("ddp", None, 2, None, None),
+        ("fsdp2", None, 2, None, None),
+        ("cpu", None, 2, None, ""),
+        ("cpu", None, 2, "0,1", ""),
+        ("multi_cpu", None, 2, "0", ""),
+        ("auto", None, 0, None, ""),
+        ("auto", 2, 0, "7", ""),
+        ("own.yaml", None, 2, "0", "1"),
+    ],
+)
+def test_processes_see_the_gpus_of_their_launch_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accelerate: str,
+    processes: int | None,
+    gpus: int,
+    visible: str | None,
+    seen: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(config_file("single_gpu").read_text() + 'gpu_ids: "1"\n')
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(VISIBLE, visible)
+    environment = training_process(section(accelerate, processes), ARGUMENTS, Gpus(gpus), cores=2).environment
+    assert environment.get(VISIBLE) == seen
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE}))
+def test_a_cpu_run_on_a_gpu_machine_has_the_cpus_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", TUNABLES):
+        monkeypatch.delenv(name, raising=False)
+    on_cpu = training_process(section("cpu"), ARGUMENTS, Gpus(2), cores=2).environment
+    assert on_cpu[TUNABLES] == UNCACHED
+    assert "PYTORCH_ALLOC_CONF" not in on_cpu
+    for launch in (section("single_gpu"), section("ddp")):
+        on_gpu = training_process(launch, ARGUMENTS, Gpus(2), cores=2).environment
+        assert on_gpu["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        assert TUNABLES not in on_gpu
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_users_own_allocator_settings_stand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    environment = training_process(section("single_gpu"), ARGUMENTS, Gpus(1), cores=2).environment
+    assert {key: value for key, value in environment.items() if key.startswith("PYTORCH_")} == {
+        name: "max_split_size_mb:64"
+    }
+
+
+def test_a_gpu_that_torch_cannot_use_ends_a_gpu_launch_and_not_auto(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = "torch 2.13.0 is built for CUDA 13.0 and finds no GPU that it can use with the NVIDIA driver 535.104"
+    with pytest.raises(MachineError) as caught:
+        training_command(section("ddp", 2), ARGUMENTS, Gpus(0, fault))
+    assert caught.value.exit_code == 3
+    assert str(caught.value) == f"launch.accelerate: ddp needs 2 GPUs and torch can use 0: {fault}"
+    started: dict[str, str] = {}
+
+    def execute(words: list[str], env: dict[str, str], launcher: bool) -> Exit:
+        started.update(env)
+        return Exit(0)
+
+    monkeypatch.setattr(process, "find_gpus", lambda: Gpus(0, fault))
+    monkeypatch.setattr(process, "execute", execute)
+    process.run_training(section("auto"), ARGUMENTS)
+    assert started["ACCELERATE_USE_CPU"] == "True"
+    assert capsys.readouterr().out == f"launch: {fault}; going on with the CPU\n"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_refuses_to_start_several_machines_and_says_how(tmp_path: Path, own: bool) -> None:
+    text = config_file("multi_node").read_text().replace("127.0.0.1", "10.0.0.7")
+    (tmp_path / "two.yaml").write_text(text)
+    launch = section(str(tmp_path / "two.yaml") if own else "multi_node")
+    with pytest.raises(FieldError) as caught:
+        training_command(launch, ARGUMENTS, Gpus(8))
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "is for 2 machines, and `llmtune run` starts one; on each, start by hand: accelerate launch" in message
+    assert "RUN on a disk that all share" in message
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE, "multi_node"}))
 def test_command_names_config_and_number_of_processes(name: str) -> None:
     launch = section(name)
-    words = training_command(launch, ARGUMENTS, 8)
-    assert training_process(launch, ARGUMENTS, gpus=8, cores=8).launcher
+    words = training_command(launch, ARGUMENTS, Gpus(8))
+    assert training_process(launch, ARGUMENTS, Gpus(8), cores=8).launcher
     assert words[:3] == [sys.executable, "-m", "llmtune.launch.accelerate_entry"]
     assert words[words.index("--config_file") + 1] == str(config_file(name))
     assert words[words.index("--num_processes") + 1] == str(count_processes(launch, name, 8))
     assert words[-4:] == ["-m", "llmtune.train", *ARGUMENTS]
-    assert training_command(launch, ARGUMENTS, 8) == words
+    assert training_command(launch, ARGUMENTS, Gpus(8)) == words
 
 
 def test_environment_shares_out_cores_and_keeps_the_users_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": {**LISA, "adapter": LORA}, "memory": {"frozen_blocks": "stream"}},
         "stream needs blocks that never train, and here any block may be drawn; try auto",
     ),
-    "DeepSpeed": ({"method": LISA, "launch": {"accelerate": "zero2"}}, "DeepSpeed cannot follow stages"),
     "4 bits": ({"method": LISA, "model": {"base": "base", "quantize": "4bit"}}, "here every one does; add an adapter"),
 }
 

@@ -54,7 +54,7 @@ def frozen_blocks(tmp_path: Path, layout: _Layout, revision: str | None = None, 
     """The cache of frozen blocks that a training would use."""
     laid: Any = layout
     base = Base(tmp_path, "base", revision, None)
-    return loop._frozen_blocks(a_recipe(tmp_path, **sections), base, laid, [], None)
+    return loop._frozen_blocks(a_recipe(tmp_path, **sections), base, laid, [], None, torch.float32)
 
 
 def test_hashes_weights_only_where_outputs_may_be_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

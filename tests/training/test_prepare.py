@@ -91,10 +91,13 @@ def test_refuses_to_add_tokens(
     assert line in message
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_refuses_stages_under_deepspeed(tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
-    message = check(tmp_path, capsys, {"kind": "gradual", "reaches": [1, "all"]}, launch={"accelerate": engine})
-    assert "DeepSpeed cannot follow stages; try ddp or fsdp2" in message
+def test_refuses_fp16_for_a_launch_on_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sections: dict[str, Any] = {
+        "launch": {"accelerate": "cpu"},
+        "model": {"base": str(tmp_path / "base"), "precision": "fp16"},
+    }
+    message = check(tmp_path, capsys, {"kind": "full"}, **sections)
+    assert "model.precision: fp16 is for GPUs, and launch.accelerate: cpu uses none; try auto" in message
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw_8bit", "paged_adamw_8bit"])
@@ -115,7 +118,12 @@ FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
     [
         ({**FSDP1, "FSDP_VERSION": "1"}, {}, "FSDP1 is not supported", 2),
         (FSDP1, {}, "FSDP1 is not supported", 2),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"method": STAGED}, "DeepSpeed cannot follow stages", 2),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            {"method": STAGED},
+            "config of DeepSpeed, which cannot follow a plan",
+            2,
+        ),
         (FSDP2, {}, "fsdp2 shards over GPUs, and there is none", 3),
         (FSDP2, {"train": {"optimizer": "adafactor"}}, "adafactor cannot hold its state sharded", 2),
         ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "every process reads the base", 2),
