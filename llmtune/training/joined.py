@@ -196,7 +196,8 @@ class RowJoiner:
             return outputs[:, :width] if rows is None else rows.joined(outputs[:, :width])
 
         if self._frozen_blocks is not None and index is not None:
-            self._frozen_blocks.select(index, ids.shape[1], ids.device, rearrange)
+            as_stored = rows is None and width is None
+            self._frozen_blocks.select(index, ids.shape[1], ids.device, None if as_stored else rearrange)
 
 
 def _in_all_processes(equal: bool, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
-from llmtune.training import objective
+from llmtune.kernels import install
 from llmtune.training.checkpoint import complete_checkpoints
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
@@ -94,7 +94,7 @@ def test_frees_weights_that_no_coming_stage_runs(tmp_path: Path) -> None:
 def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = {**FROZEN, "reach": 4, "adapter": LORA | {"dora": kind == "dora"}}
     ours = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
-    monkeypatch.setattr(objective, "skip_input_casts", lambda model: None)
+    monkeypatch.setattr(install, "skip_input_casts", lambda model: None)
     plain = fit(tmp_path, method, keep=False, bf16=True, model=tiny.model(blocks=4).bfloat16())
     assert ours[1] == plain[1]
     assert all(torch.equal(a[name], b[name]) for a, b in zip(ours[2], plain[2], strict=True) for name in b)

@@ -86,7 +86,15 @@ def test_norms_in_one_launch_equal_the_models_own(dtype: torch.dtype, monkeypatc
     assert patch_norms(ours) == 1
     x = torch.randn(3, 7, 48).to(dtype)
     exact = run_layer(own.float(), x.float())
+    fused, mixed = nn.functional.rms_norm, set[bool]()
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        mixed.add(torch.is_autocast_enabled("cpu"))
+        return fused(*arguments)
+
+    monkeypatch.setattr(nn.functional, "rms_norm", watched)
     results = [run_layer(ours, x, mixed=True), run_layer(norm(dtype), x, mixed=True)]
+    assert mixed == {False}, "autocast on GPUs would return fp32"
     for mine, other, true in zip(*results, exact, strict=True):
         assert mine.dtype == other.dtype == dtype
         assert relative_error(mine, true) <= 1.1 * relative_error(other, true) + 1e-6

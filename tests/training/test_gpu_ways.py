@@ -183,6 +183,26 @@ def test_rows_longer_than_a_window_are_proved_anew() -> None:
             assert joiner.ways == ["joined"] * (2 if max(lengths) > 6 else 1)
 
 
+@pytest.mark.usefixtures("gpu")
+def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts: list[bool] = []
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+
+    def disagree(equal: bool, device: torch.device) -> bool:
+        verdicts.append(equal)
+        return False
+
+    monkeypatch.setattr(joined, "_in_all_processes", disagree)
+    with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
+        for lengths in ((4, 3), (5, 2), (9, 4)):
+            ids = IDS[:2, : max(lengths)]
+            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+            inputs, rows = joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            assert rows is None
+            assert torch.equal(inputs["attention_mask"], real.long()), "another process found it unequal"
+    assert verdicts == [True, True], "joined and unmasked, each once"
+
+
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
 @pytest.mark.usefixtures("gpu")
 def test_the_host_waits_for_nothing_once_rows_are_proved(kind: str) -> None:
