@@ -155,7 +155,7 @@ def counted(facts: dict[str, Any]) -> Iterator[None]:
 
     def wrapped(self: DistributedDataParallel, *arguments: Any, **named: Any) -> None:
         wrap(self, *arguments, **named)
-        self.register_comm_hook(dist.group.WORLD, reduce)
+        self.register_comm_hook(dist.group.WORLD, lambda group, bucket: reduce(group, bucket))
 
     def reduce(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         facts["reduced"][-1] += bucket.buffer().nbytes

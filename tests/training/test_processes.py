@@ -50,7 +50,7 @@ def two(*command: str, **environment: str) -> None:
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-12000:]
 
 
 @pytest.mark.slow
