@@ -111,7 +111,7 @@ def judge(
         missing,
         [stage.listed(tokens, checkpointing) for stage in memory.stages],
         evaluation_memory(layout, setting) if recipe.eval.suite != "none" else None,
-        merge_memory(layout) if recipe.merge.enabled else None,
+        merge_memory(layout, getattr(torch, recipe.merge.dtype)) if recipe.merge.enabled else None,
         _work(layout, memory, question, checkpointing) / (rate * SHARE_OF_RATE * setting.world)
         if rate and size
         else None,

@@ -210,8 +210,10 @@ def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
     return StepMemory(rest + width * quantized, round(rest + (NF4_BYTES if quantized else width) * quantized))
 
 
-def merge_memory(layout: Layout) -> StepMemory:
-    """Main memory of the merge: the model in fp32, and a copy of its largest matrix."""
-    largest = max(parameter.numel() for parameter in layout.skeleton.parameters())
-    need = 4 * (layout.facts.parameters + 2 * largest)
+def merge_memory(layout: Layout, dtype: torch.dtype) -> StepMemory:
+    """Main memory of the merge: the weights as they are stored, and the largest part of the model in fp32, twice."""
+    skeleton = layout.skeleton
+    parts: list[nn.Module] = [*blocks(skeleton), skeleton.get_input_embeddings()]
+    largest = max(sum(parameter.numel() for parameter in part.parameters()) for part in parts)
+    need = dtype.itemsize * layout.facts.parameters + 8 * largest
     return StepMemory(need, need)

@@ -178,6 +178,12 @@ def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[di
     ]
 
 
+def base_note(run: Run) -> str | None:
+    """Say over which base both models answered where that was not the whole one."""
+    is_4bit = (read_json(run.eval / "tuned.json").get("settings") or {}).get("quantize") == "4bit"
+    return "Base and tuned model answered over the 4-bit base that was trained." if is_4bit else None
+
+
 def difference_table(run: Run) -> list[dict[str, str]]:
     """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
     stored: TunedEvaluation = read_json(run.eval / "tuned.json")

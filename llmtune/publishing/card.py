@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
+from llmtune.evaluation.results import base_note
 from llmtune.evaluation.results import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
@@ -75,7 +76,8 @@ def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
     rows = results(run)
-    return table(list(rows[0]), [list(row.values()) for row in rows])
+    note = base_note(run)
+    return table(list(rows[0]), [list(row.values()) for row in rows]) + (f"\n\n{note}" if note else "")
 
 
 def _training(run: Run, settings: Recipe) -> str:

@@ -78,7 +78,9 @@ def test_4bit_weights_take_half_a_byte_and_their_scales(tmp_path: Path) -> None:
     saved = whole.parts["weights"] - packed.parts["weights"]
     assert saved == pytest.approx((2 - NF4_BYTES) * count, abs=1)
     assert evaluation_memory(layout, setting).need - evaluation_memory(layout, setting).least == pytest.approx(saved)
-    assert merge_memory(layout).need >= 4 * layout.facts.parameters
+    by_dtype = [merge_memory(layout, dtype).need for dtype in (torch.float32, torch.bfloat16)]
+    assert by_dtype[0] - by_dtype[1] == 2 * layout.facts.parameters
+    assert by_dtype[1] > 2 * layout.facts.parameters
 
 
 def test_shards_share_and_buffers_add(tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from llmtune.files import read_json
 from llmtune.inference import placement
 from llmtune.inference.placement import load_placed, place
 from llmtune.machine import device
-from llmtune.merging import checks
-from llmtune.merging.step import merge
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.quantize import load_quantized
@@ -163,21 +161,6 @@ def test_base_larger_than_the_device_is_refused_before_it_is_read(
         evaluate(over_4bit)
     # Files in the dtype of the computation are mapped on a CPU, and need no room.
     assert place(over_whole.recipe(), locate_base(over_whole.recipe().model)).device == CPU
-
-
-def test_merge_compares_with_the_4bit_model_on_the_cpu_one_model_at_a_time(
-    over_4bit: Run, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads: list[tuple[bool, torch.device]] = []
-
-    def read(base: Any, *, keep: list[str] | None = None, device: torch.device) -> Any:
-        loads.append((keep is not None, device))
-        return load_model(base, keep=keep, device=device)
-
-    monkeypatch.setattr(checks, "load_model", read)
-    facts = merge(over_4bit)
-    assert loads == [(True, CPU)] * 2
-    assert 0 <= facts["gap_to_4bit"]["dequantized"]["max"] < facts["gap_to_4bit"]["original"]["max"]
 
 
 def test_container_memory_that_only_caches_files_counts_as_free(

@@ -41,31 +41,8 @@ def test_outputs_are_those_in_fp32_bit_for_bit(tmp_path: Path, kind: str, dtype:
     assert {one.dtype for one in weights.parameters()} == {dtype}  # Mamba's blocks read weights around their modules
 
 
-@pytest.mark.parametrize("method", [LORA, FROZEN, BOTTLENECK], ids=["lora", "frozen", "bottleneck"])
-def test_merged_weights_are_those_of_a_base_in_fp32_bit_for_bit(tmp_path: Path, method: dict[str, Any]) -> None:
-    run = runs.trained(tmp_path, method, base=save_bf16(tmp_path / "base", "llama"), step=0.3)
-    base = locate_base(run.recipe().model)
-    whole: Any = load_delta(load_model(base), run.delta)
-    live = logits(whole, IDS)
-    whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
-    exact = logits(whole, IDS)
-    tuned = load_delta(load_compact(base, IDS)[0], run.delta, as_stored=True)
-    assert torch.equal(fp32_logits(tuned, IDS), live)
-    merged, actual = add_delta(tuned, torch.bfloat16, IDS)
-    assert torch.equal(actual, exact)
-    expected = whole.to(torch.bfloat16).state_dict()
-    assert {name: tensor.shape for name, tensor in merged.state_dict().items()} == {
-        name: tensor.shape for name, tensor in expected.items()
-    }
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.state_dict().items())
-
-
-def test_never_more_than_a_block_and_the_embeddings_are_in_fp32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = runs.trained(tmp_path, base=save_bf16(tmp_path / "base", "llama"))
-    base = locate_base(run.recipe().model)
-    tuned = load_delta(load_compact(base, IDS)[0], run.delta)
+def widened(tuned: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count, whenever a part of a model is about to compute, the base's tensors that are in fp32."""
     wide: list[int] = []
     add = adding.add_adapters
 
@@ -74,8 +51,31 @@ def test_never_more_than_a_block_and_the_embeddings_are_in_fp32(
         wide.append(sum(one.dtype == torch.float32 and "lora" not in name for name, one in tuned.named_parameters()))
 
     monkeypatch.setattr(adding, "add_adapters", count)
-    add_delta(tuned, torch.bfloat16, IDS)
-    assert wide == [1, 10, 10, 2, 1]  # the embeddings, with each block, with the final norm, and as the head
+    return wide
+
+
+@pytest.mark.parametrize("method", [LORA, FROZEN, BOTTLENECK], ids=["lora", "frozen", "bottleneck"])
+def test_merged_weights_are_those_of_a_base_in_fp32_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    run = runs.trained(tmp_path, method, base=save_bf16(tmp_path / "base", "llama"), step=0.3)
+    base = locate_base(run.recipe().model)
+    whole: Any = load_delta(load_model(base), run.delta)
+    live = logits(whole, IDS)
+    whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
+    exact = logits(whole, IDS)
+    tuned = load_delta(load_compact(base, IDS)[0], run.delta, as_stored=True)
+    assert torch.equal(fp32_logits(tuned, IDS), live)
+    wide = widened(tuned, monkeypatch)
+    merged, actual = add_delta(tuned, torch.bfloat16, IDS)
+    assert torch.equal(actual, exact)
+    # The embeddings, with each block, with the final norm, and as the head; a bottleneck widens the model as a whole.
+    assert wide == {"lora": [1, 10, 10, 2, 1], "bottleneck": []}.get(str(method.get("adapter", {}).get("kind")), wide)
+    expected = whole.to(torch.bfloat16).state_dict()
+    assert {name: tensor.shape for name, tensor in merged.state_dict().items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.state_dict().items())
 
 
 def test_units_hold_every_parameter_once_and_changes_are_dropped() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune.adapters.delta import ADAPTER, TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_json
-from llmtune.merging import adding, step
+from llmtune.merging import adding, checks, step
 from llmtune.merging.adding import add_adapters, round_weights
 from llmtune.merging.step import merge, save_folder
 from llmtune.model.base import load_model
@@ -313,10 +313,18 @@ def test_removes_what_a_killed_merge_left(tmp_path: Path, quick: None) -> None:
     assert [path.name for path in run.path.iterdir() if "merged" in path.name] == ["merged"]
 
 
-def test_merges_4bit_run_into_original_base(tmp_path: Path, quick: None) -> None:
+def test_merges_4bit_run_into_original_base(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     section = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
     run = runs.trained(tmp_path, hidden=128, model=section)
+    loads: list[tuple[bool, torch.device]] = []
+
+    def read(base: Any, *, keep: list[str] | None = None, device: torch.device) -> Any:
+        loads.append((keep is not None, device))
+        return load_model(base, keep=keep, device=device)
+
+    monkeypatch.setattr(checks, "load_model", read)
     facts = merge(run)
+    assert loads == [(True, torch.device("cpu"))] * 2, "one model at a time, and none of them on a GPU"
     assert facts["merged_into"] == "original"
     original, back = (facts["gap_to_4bit"][name]["max"] for name in ("original", "dequantized"))
     assert 0 <= back < original  # 0 where 4-bit layers compute in fp32

@@ -192,6 +192,15 @@ def test_card_shows_results_with_n_and_error(write_card: Callable[..., str]) -> 
     assert "Not evaluated." in write_card()
     text = write_card(change=evaluate)
     assert "| model | exact match | n |\n| --- | --- | --- |\n| base, zero-shot | 0.100 ± 0.070 | 20 of 120 |" in text
+    assert "4-bit" not in text
+
+    def evaluate_in_4bit(run: Run) -> None:
+        evaluate(run)
+        write_json(run.eval / "tuned.json", {**read_json(run.eval / "tuned.json"), "settings": {"quantize": "4bit"}})
+        run.mark("eval", [run.eval])
+
+    text = write_card(change=evaluate_in_4bit)
+    assert "\n\nBase and tuned model answered over the 4-bit base that was trained.\n" in text
 
 
 def test_card_shows_proof_of_merge(write_card: Callable[..., str]) -> None:
