@@ -19,6 +19,8 @@ class BlockTrace:
     saved: int
     input: int
     inner: int
+    spared: int = 0
+    """Of what it saves, what patched MLPs compute again instead, but for checkpointing."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Trace:
     @property
     def plain(self) -> int:
         """Bytes kept without checkpointing."""
-        return self.outside + sum(block.saved for block in self.blocks)
+        return self.outside + sum(block.saved - min(block.spared, block.saved) for block in self.blocks)
 
     @property
     def inputs(self) -> int:
