@@ -71,6 +71,7 @@ IN_FP32 = frozenset(
 )
 """What CUDA computes in fp32, of the same file; CPUs compute it in the precision that comes."""
 _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow", "square": "pow"}
+_rms_norm: Callable[..., torch.Tensor] = RMSNorm.apply
 _META = torch.device("meta")
 _WITH_DTYPE = frozenset({"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"})
 """A data type that is asked for stands."""
@@ -92,12 +93,12 @@ class MetaAutocast(TorchFunctionMode):
     def __enter__(self) -> "MetaAutocast":
         """Begin to cast; layers that ask for the precision of autocast are told."""
         self._stack.enter_context(autocast_on_meta(self.dtype))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         """Cast no more."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,8 +142,7 @@ def _fused_norm(
 ) -> torch.Tensor:
     """The shapes of a fused norm, which keeps its input and a number a row; on the meta device torch writes it out."""
     scale = x.new_ones(shape) if weight is None else weight
-    output: torch.Tensor = RMSNorm.apply(x, scale, torch.finfo(x.dtype).eps if eps is None else eps)
-    return output
+    return _rms_norm(x, scale, torch.finfo(x.dtype).eps if eps is None else eps)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

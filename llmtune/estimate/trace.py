@@ -8,7 +8,7 @@ from torch import nn
 from llmtune.estimate.products import Products
 from llmtune.model.blocks import blocks
 
-_BEYOND_LAYERS = 1.5
+_BEYOND_LAYERS = 1.25
 """What a block keeps, as a multiple of the inputs and outputs of its matrices: norms, activations, attention."""
 
 
