@@ -11,6 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmtune.kernels.device import autocast_dtype
 from llmtune.model.mlp import Mlp, features, mlps, widen
 
 
@@ -104,10 +105,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return out
 
     def _branch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        device = x.device.type
         # Autocast would cast it back. One node adds the gradients of gate and up before others, as a cast does.
-        is_cast = torch.is_autocast_enabled(device) and x.dtype == torch.get_autocast_dtype(device)
-        x = x.view_as(x) if is_cast else x.float()
+        x = x.view_as(x) if x.dtype == autocast_dtype(x.device) else x.float()
         up = self.bottleneck_up[name](x)
         gated = name in self.bottleneck_gate
         inner = self.mlp.act(self.bottleneck_gate[name](x)) * up if gated else self.mlp.act(up)

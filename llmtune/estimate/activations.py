@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from llmtune.estimate.autocast import MetaAutocast, change_tensors
 from llmtune.estimate.live import working_bytes
 from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
-from llmtune.kernels.lora import skip_input_casts
+from llmtune.kernels.lora import patch_lora, skip_input_casts
+from llmtune.kernels.recompute import PARTS, patch_mlps, patch_norms
 from llmtune.model.blocks import blocks, unwrap
 from llmtune.model.trace import MetaChoices
 
-_PROBE = 16
+_PROBE = 15
 """Tokens of the pass that tells whether a model computes token by token."""
 _CALLS_A_TOKEN = 12
 """Calls per block and token from which a model is taken to loop over tokens."""
@@ -29,14 +30,21 @@ class _Saved:
     """Tensors that autograd saves, by storage: those of each block, and those outside the blocks (-1)."""
 
     ignored: set[int]
+    weights: set[tuple[int, ...]]
+    """Shapes of what trains: a saved tensor of such a shape is a copy in another precision."""
     place: int = -1
+    copies: dict[int, torch.UntypedStorage] = field(default_factory=dict)
     storages: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
     inputs: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Note a tensor that is saved."""
         storage = tensor.untyped_storage()
-        if id(storage) not in self.ignored:
+        if id(storage) in self.ignored:
+            return tensor
+        if tuple(tensor.shape) in self.weights:
+            self.copies[id(storage)] = storage
+        else:
             self.storages.setdefault(id(storage), (storage, self.place))
         return tensor
 
@@ -79,6 +87,8 @@ def as_trained(model: nn.Module, trains: Collection[str], ever: Collection[str],
     unwrap(tuned).disable_input_require_grads()
     if dtype != torch.float32:
         skip_input_casts(tuned)
+    patch_lora(tuned)
+    patch_norms(tuned)
     return tuned
 
 
@@ -97,10 +107,10 @@ def trace(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace
 
 def _measured(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
     run = partial(_run, model, dtype=dtype, kind=kind)
-    if tokens > 2 * _PROBE:
+    if tokens > 2 * _PROBE + 1:
         few = run(_PROBE)
         if few[1] > _CALLS_A_TOKEN * _PROBE * len(blocks(model)):
-            more = run(2 * _PROBE)
+            more = run(2 * _PROBE + 1)
             if more[1] > 1.5 * few[1]:
                 return extended(few[0], more[0], tokens)
     return run(tokens)[0]
@@ -111,7 +121,7 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     listed = list(blocks(model))
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     known = [*model.parameters(), *model.buffers(), ids]
-    saved = _Saved({id(tensor.untyped_storage()) for tensor in known})
+    saved = _Saved({id(tensor.untyped_storage()) for tensor in known}, weight_shapes(model))
     cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind)
     captured: dict[int, tuple[Any, Any]] = {}
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
@@ -125,11 +135,13 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
         stack.enter_context(saved_tensors_hooks(saved.pack, lambda tensor: tensor))
         stack.callback(head_of(model).register_forward_pre_hook(one_position).remove)
         unwrap(model)(input_ids=ids, use_cache=False)
-    copies = {id(tensor.untyped_storage()) for tensor in cast.casts.values()}
-    for storage in copies:
-        saved.storages.pop(storage, None)
-    parts = [saved.block(index) for index in range(len(listed))]
-    casts = sum(tensor.untyped_storage().nbytes() for tensor in cast.casts.values())
+    for tensor in cast.casts.values():
+        saved.copies[id(tensor.untyped_storage())] = tensor.untyped_storage()
+    for key in saved.copies:
+        saved.storages.pop(key, None)
+    width = dtype.itemsize * tokens
+    parts = [replace(saved.block(index), spared=width * _spared(block)) for index, block in enumerate(listed)]
+    casts = sum(storage.nbytes() for storage in saved.copies.values())
     calls = cast.calls
     largest = max(range(len(parts)), key=lambda index: parts[index].saved)
     working = 0
@@ -138,8 +150,27 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products), calls
 
 
+def _spared(block: nn.Module) -> int:
+    """Features a token of gated MLPs that are computed again, not kept, where there is no checkpointing."""
+    patch_mlps(block)
+    features = 0
+    for mlp in (module for module in block.modules() if {name for name, _ in module.named_children()} == set(PARTS)):
+        if vars(mlp).pop("forward", None) is None:
+            continue
+        down = mlp.get_submodule("down_proj")
+        features += getattr(down, "in_features", 0) * (1 + any(p.requires_grad for p in down.parameters()))
+    return features
+
+
 def _capture(captured: dict[int, Any], index: int, module: nn.Module, arguments: Any, options: Any) -> None:
     captured[index] = (arguments, options)
+
+
+def weight_shapes(model: nn.Module) -> set[tuple[int, ...]]:
+    """The shapes of the matrices that train in a model, and of their transposes."""
+    shapes = (tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)
+    matrices = (shape for shape in shapes if len(shape) > 1 and min(shape) > 1)
+    return {one for shape in matrices for one in (shape, shape[::-1])}
 
 
 def head_of(model: nn.Module) -> nn.Module:

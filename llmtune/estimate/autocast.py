@@ -1,6 +1,7 @@
 """Autocast for tensors without content: torch's own passes the meta device by, so a trace casts as a GPU would."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from llmtune.estimate.attention import attend
 from llmtune.estimate.products import Products, grouped_product
+from llmtune.kernels.device import autocast_dtype, autocast_on_meta
+from llmtune.kernels.recompute import RMSNorm
 
 LOWERED = frozenset(
     [
@@ -68,6 +71,8 @@ IN_FP32 = frozenset(
 )
 """What CUDA computes in fp32, of the same file; CPUs compute it in the precision that comes."""
 _OPERATORS = {"__matmul__": "matmul", "__rmatmul__": "matmul", "__pow__": "pow", "__rpow__": "pow", "square": "pow"}
+_rms_norm: Callable[..., torch.Tensor] = RMSNorm.apply
+_META = torch.device("meta")
 _WITH_DTYPE = frozenset({"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"})
 """A data type that is asked for stands."""
 
@@ -81,8 +86,20 @@ class MetaAutocast(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype | None, kind: str) -> None:
         super().__init__()
         self.dtype, self._kind = dtype, kind
+        self._stack = ExitStack()
         self.casts: dict[int, torch.Tensor] = {}
         self.products, self.calls = Products(), 0
+
+    def __enter__(self) -> "MetaAutocast":
+        """Begin to cast; layers that ask for the precision of autocast are told."""
+        self._stack.enter_context(autocast_on_meta(self.dtype))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Cast no more."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stack.close()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute a function of torch on tensors as autocast would."""
@@ -90,13 +107,15 @@ class MetaAutocast(TorchFunctionMode):
         kwargs = kwargs or {}
         name = str(getattr(function, "__name__", ""))
         name = _OPERATORS.get(name, name)
-        if self.dtype is not None:
+        if autocast_dtype(_META) is not None:
             args, kwargs = self._cast(name, args, kwargs)
         self.products.count(name, args, kwargs)
         if name == "scaled_dot_product_attention":
             return attend(function, self._kind, *args, **kwargs)
         if name in ("grouped_mm", "_grouped_mm"):
             return grouped_product(*args[:2])
+        if name == "rms_norm":
+            return _fused_norm(*args, **kwargs)
         return function(*args, **kwargs)
 
     def _cast(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -116,6 +135,14 @@ class MetaAutocast(TorchFunctionMode):
         if id(tensor) not in self.casts:
             self.casts[id(tensor)] = tensor.to(self.dtype)
         return self.casts[id(tensor)]
+
+
+def _fused_norm(
+    x: torch.Tensor, shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """The shapes of a fused norm, which keeps its input and a number a row; on the meta device torch writes it out."""
+    scale = x.new_ones(shape) if weight is None else weight
+    return _rms_norm(x, scale, torch.finfo(x.dtype).eps if eps is None else eps)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

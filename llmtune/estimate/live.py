@@ -12,11 +12,11 @@ from llmtune.estimate.autocast import change_tensors
 from llmtune.model.trace import MetaChoices
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operations make, while they live, but for those of `ignored` shapes."""
 
     def __init__(self, ignored: set[tuple[int, ...]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
         self._ignored = ignored
         self._known: set[int] = set()

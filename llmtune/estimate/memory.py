@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from llmtune.estimate.activations import Trace, as_trained, trace
+from llmtune.estimate.activations import as_trained, trace
 from llmtune.estimate.optimizers import state_bytes
+from llmtune.estimate.trace import Trace
 from llmtune.model.blocks import blocks
 from llmtune.model.layout import Layout
 
@@ -187,8 +188,7 @@ class _Counted:
 
 
 def _weight(model: nn.Module, name: str) -> torch.Tensor:
-    weight: torch.Tensor = model.get_submodule(name).weight
-    return weight
+    return model.get_submodule(name).get_parameter("weight")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Arithmetic of matrix products, counted from shapes alone."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,7 @@ class Products:
         width = right.shape[-1] if right.ndim > 1 else 1
         if left.ndim < 2 or left.numel() == 0:
             return
-        batch = math.prod(torch.broadcast_shapes(left.shape[:-2], right.shape[:-2] if left.ndim > 2 else ()))
-        self._add(left, right, width * batch / math.prod(left.shape[:-2]))
+        self._add(left, right, width)
 
     def _count_attention(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """A causal attention computes half of the scores; its backward pass takes two and a half times as much."""
@@ -67,7 +66,9 @@ class _Grouped(torch.autograd.Function):
         return of_left, gradients[0].new_empty(ctx.shapes[1]) if ctx.needs_input_grad[1] else None
 
 
+_grouped: Callable[..., torch.Tensor] = _Grouped.apply
+
+
 def grouped_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The output of torch's grouped_mm, which has no shapes for fp32."""
-    output: torch.Tensor = _Grouped.apply(left, right)
-    return output
+    return _grouped(left, right)

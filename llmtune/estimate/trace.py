@@ -8,7 +8,7 @@ from torch import nn
 from llmtune.estimate.products import Products
 from llmtune.model.blocks import blocks
 
-_BEYOND_LAYERS = 1.5
+_BEYOND_LAYERS = 1.25
 """What a block keeps, as a multiple of the inputs and outputs of its matrices: norms, activations, attention."""
 
 
@@ -19,6 +19,8 @@ class BlockTrace:
     saved: int
     input: int
     inner: int
+    spared: int = 0
+    """Of what it saves, what patched MLPs compute again instead, but for checkpointing."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Trace:
     @property
     def plain(self) -> int:
         """Bytes kept without checkpointing."""
-        return self.outside + sum(block.saved for block in self.blocks)
+        return self.outside + sum(block.saved - min(block.spared, block.saved) for block in self.blocks)
 
     @property
     def inputs(self) -> int:

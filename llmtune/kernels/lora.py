@@ -12,6 +12,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
+from llmtune.kernels import device
 from llmtune.kernels.context import Context
 
 ADAPTER = "default"
@@ -88,8 +89,7 @@ def _is_4bit(base: nn.Linear) -> bool:
 def _forward(layer: LoraLinear | Lora4bit, x: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
     """A LoRA layer's forward: `FusedLora` where PEFT would compute exactly that, else PEFT's own."""
     base = layer.base_layer
-    mixed = torch.is_autocast_enabled(x.device.type)
-    precision = torch.get_autocast_dtype(x.device.type) if mixed else x.dtype
+    precision = device.autocast_dtype(x.device) or x.dtype
     alone = layer.active_adapters == [ADAPTER] and not (layer.merged or layer.disable_adapters)
     computes = base.compute_dtype if _is_4bit(base) else base.weight.dtype
     if arguments or options or not alone or computes != precision:

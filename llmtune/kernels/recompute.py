@@ -105,7 +105,7 @@ def _norm_forward(norm: nn.Module, eps: float | None, *arguments: torch.Tensor, 
     if device.on_cpu(x.device) or x.dtype != weight.dtype:
         return _rms_norm(x, weight, eps)
     # One launch each way, and saves as little; autocast would compute and return it in fp32.
-    with torch.autocast(x.device.type, enabled=False):
+    with device.without_autocast(x.device):
         return nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 

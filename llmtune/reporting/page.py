@@ -15,6 +15,7 @@ from llmtune.reporting.header import header, tiles, title
 from llmtune.reporting.history import read_history
 from llmtune.reporting.html import Html, section, tag
 from llmtune.reporting.layers import trained_section
+from llmtune.reporting.memory import memory_section
 from llmtune.reporting.record import data_section, files_section, merge_section
 from llmtune.reporting.results import results_section
 from llmtune.reporting.settings import settings_section
@@ -43,6 +44,7 @@ def render(run: Run) -> str:
         loss_section(history, plan),
         rates_section(history, plan),
         trained_section(plan, history.notes),
+        memory_section(history),
         examples_section(evaluations),
         data_section(findings),
         merge_section(manifest),

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import FieldError
 from llmtune.estimate import activations
-from llmtune.estimate.activations import as_trained, head_of, one_position, trace
+from llmtune.estimate.activations import as_trained, head_of, one_position, trace, weight_shapes
 from llmtune.estimate.autocast import change_tensors
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, unwrap
@@ -34,14 +34,13 @@ class Saved:
     def __init__(self, model: nn.Module, ids: torch.Tensor) -> None:
         known = [*model.parameters(), *model.buffers(), ids]
         self._known = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in known}
-        self._shapes = {tuple(p.shape[::turn]) for p in model.parameters() if p.requires_grad for turn in (1, -1)}
+        self._shapes = weight_shapes(model)
         self.storages: dict[int, torch.UntypedStorage] = {}
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Note a tensor."""
         storage = tensor.untyped_storage()
-        copied = tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in self._shapes
-        if id(storage) not in self._known and not copied:
+        if id(storage) not in self._known and tuple(tensor.shape) not in self._shapes:
             self.storages[id(storage)] = storage
         return tensor
 
@@ -103,7 +102,8 @@ def check(kind: str, adapter: str, dtype: torch.dtype, method: dict[str, Any] | 
     real = as_trained(whole, names, names, dtype)
     predicted = trace(as_trained(whole.to("meta"), names, names, dtype), TOKENS, dtype, "cpu")
     assert not predicted.rough
-    assert predicted.plain == pytest.approx(kept(real, dtype, False), rel=0.1)
+    spared = sum(min(block.saved, block.spared) for block in predicted.blocks)
+    assert predicted.plain + spared == pytest.approx(kept(real, dtype, False), rel=0.1)
     if method is None:
         assert predicted.inputs == pytest.approx(kept(real, dtype, True), rel=0.1)
 
@@ -134,7 +134,7 @@ def test_loop_over_tokens_is_measured_on_a_few(monkeypatch: pytest.MonkeyPatch) 
     names = set(trained_tensors(whole, plan))
     model = as_trained(whole.to("meta"), names, names, torch.float32)
     exact = trace(model, 31, torch.float32, "cpu")
-    monkeypatch.setattr(activations, "_PROBE", 6)
+    monkeypatch.setattr(activations, "_PROBE", 5)
     extended = trace(model, 31, torch.float32, "cpu")
     assert extended.plain == pytest.approx(exact.plain, rel=0.02)
     assert extended.products.forward == pytest.approx(exact.products.forward, rel=0.02)

@@ -103,7 +103,7 @@ def test_gpu_keeps_a_16_bit_copy_of_what_trains(tmp_path: Path) -> None:
 
 def test_room_is_the_most_that_fits(tmp_path: Path) -> None:
     for kind in ("cuda", "cpu"):
-        predicted = memory(tmp_path, LORA, Setting(kind, torch.bfloat16))  # type: ignore[arg-type]
+        predicted = memory(tmp_path, LORA, Setting(kind, torch.bfloat16))
         for free in (10**7, 10**9, 10**10):
             for checkpointing in (False, True):
                 most = predicted.room(free, checkpointing)

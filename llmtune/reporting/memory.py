@@ -1,0 +1,36 @@
+"""The report on memory: what was predicted for each stage beside what was measured."""
+
+from llmtune.numbers import size
+from llmtune.reporting.history import History
+from llmtune.reporting.html import Html, section, table
+from llmtune.reporting.values import number, whole
+from llmtune.run_log import Record
+
+_ON_GPU = "In bytes that tensors took on the device, and that torch held."
+_ON_CPU = (
+    "The resident set beyond what the process held before it loaded the base. On CPUs, where layers keep less, the"
+)
+_BOUND = "prediction is an upper bound."
+
+
+def memory_section(history: History) -> Html | None:
+    """Show a row a stage; None where nothing was measured."""
+    records = [record for record in history.others if number(record.get("predicted")) is not None]
+    if not records:
+        return None
+    on_cpu = any(number(record.get("resident")) is not None for record in records)
+    titles: list[object] = ["stage", "predicted", "measured", "of the prediction", *([] if on_cpu else ["reserved"])]
+    note = f"{_ON_CPU} {_BOUND}" if on_cpu else _ON_GPU
+    return section("Memory", table(titles, [_row(record, on_cpu) for record in records], {1, 2, 3, 4}), note=note)
+
+
+def _row(record: Record, on_cpu: bool) -> list[object]:
+    predicted = number(record.get("predicted")) or 0.0
+    measured = number(record.get("resident" if on_cpu else "allocated"))
+    share = None if measured is None or not predicted else f"{measured / predicted:.0%}"
+    row: list[object] = [whole(record.get("stage")), size(predicted), _size(measured), share]
+    return row if on_cpu else [*row, _size(number(record.get("reserved")))]
+
+
+def _size(value: float | None) -> str | None:
+    return None if value is None else size(value)
