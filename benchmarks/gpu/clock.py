@@ -44,7 +44,7 @@ class Clock(TrainerCallback):
     def _mark(self) -> Any:
         if self.device != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -88,7 +88,7 @@ class Clock(TrainerCallback):
         ranges = [
             (event.time_range.start, event.time_range.end)
             for event in self._profiler.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA
+            if event.device_type.name == "CUDA"
         ]
         self.busy, self._profiler = covered(ranges) / 1e6 / wall, None
 

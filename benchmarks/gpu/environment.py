@@ -53,7 +53,7 @@ def driver() -> str | None:
         return None
     words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-    return (answer.stdout.strip().splitlines() or [None])[0]
+    return next(iter(answer.stdout.split()), None)
 
 
 def seconds_of(work: Callable[[], object], device: str, times: int = 10) -> float:
@@ -62,7 +62,7 @@ def seconds_of(work: Callable[[], object], device: str, times: int = 10) -> floa
     for _ in range(times + 2):
         began = time.perf_counter()
         if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = _event(), _event()
             start.record()
             work()
             end.record()
@@ -72,6 +72,10 @@ def seconds_of(work: Callable[[], object], device: str, times: int = 10) -> floa
             work()
             taken.append(time.perf_counter() - began)
     return statistics.median(taken[2:])
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def rates(job: Job) -> dict[str, float]:

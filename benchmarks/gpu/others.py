@@ -94,7 +94,7 @@ def _trainer_type(tool: str) -> Any:
 
         parent = SFTTrainer
 
-    class Keeping(parent):  # type: ignore[misc]
+    class Keeping(parent):
         kept_losses: list[torch.Tensor]
 
         def training_step(self, *arguments: Any, **options: Any) -> Any:

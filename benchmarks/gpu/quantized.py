@@ -1,5 +1,6 @@
 """Part Q: a 4-bit base on the device, against the same base with its weights dequantized."""
 
+import contextlib
 import io
 from collections.abc import Iterator
 from functools import partial
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks.gpu import trains
 from benchmarks.gpu.agreement import ADAPTERS, METHODS
@@ -95,12 +95,7 @@ def pass_over(job: Job, run: Run, recipe: Recipe, base: Base, dequantize: bool) 
 def answer(job: Job) -> dict[str, Any]:
     """What chat answers from the trained 4-bit run."""
     screen = io.StringIO()
-    run = open_run(job.folder / "4bit-lora")
-    import contextlib
-
     with contextlib.redirect_stdout(screen):
-        chat(run, ["/set max_new_tokens=8", "play some jazz", "/quit"])
+        chat(open_run(job.folder / "4bit-lora"), ["/set max_new_tokens=8", "play some jazz", "/quit"])
     size = len(screen.getvalue())
-    console = Console(file=io.StringIO())
-    del console
     return {"text": f"chat on the 4-bit run answers ({size} characters)", "status": "PASS" if size > 100 else "FAIL"}

@@ -24,11 +24,11 @@ READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal")
 """Operations by which a host reads a tensor, for a machine without a card."""
 
 
-class DispatchedReads(TorchDispatchMode):
+class DispatchedReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations that read a tensor's values, by the place that asked."""
 
     def __init__(self, places: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._places = places
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -57,7 +57,7 @@ class ReadCounter(TrainerCallback):
         torch.cuda.synchronize()
         self._open.enter_context(warnings.catch_warnings())
         warnings.simplefilter("always")
-        warnings.showwarning = self._note
+        warnings.showwarning = self._note  # type: ignore[assignment]
         torch.cuda.set_sync_debug_mode("warn")
 
     def _note(self, message: Any, *rest: Any) -> None:

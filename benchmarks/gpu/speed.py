@@ -61,7 +61,7 @@ def start(check: Check, tool: str, runs: list[tuple[str, str]], name: str) -> It
     """Train runs with a tool in a process of its own; its answers."""
     model = model_of(check)
     size = contest.rows_a_pass(int(_machine(check).get("free", 0)), model)
-    more = {"tool": tool, "model": model, "runs": runs, "rows_a_pass": size, "again": name}
+    more: dict[str, Any] = {"tool": tool, "model": model, "runs": runs, "rows_a_pass": size, "again": name}
     return check.child(name, "tools:contend", **more).results()
 
 

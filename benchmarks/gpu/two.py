@@ -68,7 +68,7 @@ def train_beside(job: Job) -> Iterator[dict[str, Any]]:
     def begin_on_gloo(backend: str | None = None, **options: Any) -> None:
         begin_group(backend="gloo", **options)
 
-    dist.init_process_group = begin_on_gloo
+    dist.init_process_group = begin_on_gloo  # type: ignore[assignment]
     run = Run(Path(job.arguments["run"]))
     log = trains.train_run(run)
     first = os.environ["RANK"] == "0"
