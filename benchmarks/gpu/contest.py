@@ -4,8 +4,10 @@ from typing import Any
 
 from benchmarks.arms import LORA, Arm
 
-BATCH, STEPS = 16, 15
-"""Rows a step, and steps a run: the first three warm up, ten are timed, and the last two are profiled."""
+STEPS = 15
+"""Steps of a run: the first three warm up, ten are timed, and the last two are profiled."""
+BATCH = {"cuda": 16, "cpu": 2}
+"""Rows a step."""
 TOOLS = ("llmtune", "trl-best", "peft", "trl", "unsloth")
 RUNS = (
     ("lora", "long"),
@@ -45,14 +47,14 @@ def steps_apart(arm: str, epochs: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return (0, 1, 2), (STEPS - 2, STEPS - 1) if arm in PROFILED else ()
 
 
-def rows_an_epoch(arm: Arm) -> int:
-    """The rows of one epoch of an arm."""
-    return STEPS // arm.epochs * BATCH
+def rows_an_epoch(arm: Arm, batch: int) -> int:
+    """The rows of one epoch of an arm, in steps of `batch` rows."""
+    return STEPS // arm.epochs * batch
 
 
-def rows_a_pass(free: int, model: str) -> int:
-    """Rows that the other tools take in one pass: all 16 on a card of 60 GB or more, else 4; llmtune decides itself."""
-    return BATCH if model != "1b" or free >= 60 * 2**30 else 4
+def rows_a_pass(batch: int, free: int, model: str) -> int:
+    """Rows that the other tools take in one pass: all on a card of 60 GB or more, else 4; llmtune decides itself."""
+    return batch if model != "1b" or free >= 60 * 2**30 else min(batch, 4)
 
 
 def facts_of(rows: list[dict[str, Any]], tokens: tuple[int, int, int]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _train(
 
     torch.manual_seed(0)
     size = job.arguments["rows_a_pass"]
-    passes = contest.BATCH // size
+    passes = contest.BATCH[job.device] // size
     fits_liger, fits_flash = there("liger_kernel") and job.device == "cuda", there("flash_attn")
     arguments = {
         "output_dir": str(job.folder / "others"),

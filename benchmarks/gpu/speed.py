@@ -60,7 +60,7 @@ def shape_of(model: str) -> tuple[Shape, int]:
 def start(check: Check, tool: str, runs: list[tuple[str, str]], name: str) -> Iterator[dict[str, Any]]:
     """Train runs with a tool in a process of its own; its answers."""
     model = model_of(check)
-    size = contest.rows_a_pass(int(_machine(check).get("free", 0)), model)
+    size = contest.rows_a_pass(contest.BATCH[check.device], int(_machine(check).get("free", 0)), model)
     more: dict[str, Any] = {"tool": tool, "model": model, "runs": runs, "rows_a_pass": size, "again": name}
     return check.child(name, "tools:contend", **more).results()
 

@@ -34,7 +34,7 @@ def contend(job: Job) -> Iterator[dict[str, Any]]:
 def measure(job: Job, tool: str, name: str, kind: str) -> dict[str, Any]:
     """Train one arm on one kind of rows; seconds of its steps, losses, and memory."""
     arm = contest.make_arms(SHAPES[job.arguments["model"]]["num_hidden_layers"])[name]
-    count = contest.rows_an_epoch(arm)
+    count = contest.rows_an_epoch(arm, contest.BATCH[job.device])
     file = job.folder / f"{kind}-{count}.jsonl"
     if not file.exists():
         write_rows(file, count, kind)
@@ -48,7 +48,7 @@ def measure(job: Job, tool: str, name: str, kind: str) -> dict[str, Any]:
     if tool == "llmtune":
         losses, note = train_llmtune(job, name, arm, file, clock)
     else:
-        losses, note = train_other(job, tool, arm, in_order(rows, contest.BATCH, arm.epochs), clock)
+        losses, note = train_other(job, tool, arm, in_order(rows, contest.BATCH[job.device], arm.epochs), clock)
     facts = {"arm": name, "rows_kind": kind, "tool": tool, "losses": losses, "note": note, **memory(job.device)}
     facts |= {"setup_s": clock.setup, "first_step_s": clock.first_step, "busy": clock.busy}
     return {**facts, "steps_s": clock.seconds(), "timed_s": clock.timed(), **contest.facts_of(rows, count_tokens(rows))}
@@ -69,7 +69,7 @@ def train_llmtune(job: Job, name: str, arm: Arm, file: Any, clock: Clock) -> tup
         arm.method,
         job.device,
         model={"quantize": "4bit" if arm.quantize else "none"},
-        train={"epochs": arm.epochs, "batch_size": contest.BATCH},
+        train={"epochs": arm.epochs, "batch_size": contest.BATCH[job.device]},
     )
     folder = job.folder / "llmtune" / f"{name}-{file.stem}-{job.arguments.get('again', 'first')}"
     log = trains.train_run(trains.prepare_run(folder, plain, job.device), clock)
