@@ -40,7 +40,9 @@ def find_device(asked: str | None) -> str:
         return asked
     import torch
 
-    if torch.cuda.is_available():
+    from llmtune.machine.device import run_device
+
+    if run_device().type == "cuda":
         return "cuda"
     raise MachineError(f"torch {torch.__version__} finds no GPU here; --device cpu tries the check itself on the CPU")
 
