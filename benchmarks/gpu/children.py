@@ -106,6 +106,4 @@ def child_environment(task: Task) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    environment = training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu))
-    # Threads are shared out where several trainings run side by side; a user's number stands.
-    return environment | own
+    return training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu)) | own

@@ -1,5 +1,8 @@
 """The memory part: what llmtune predicts for a run, beside what torch allocated and reserved."""
 
+import importlib
+import importlib.util
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,10 @@ from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.models import make_base
 from benchmarks.gpu.rows import write_rows
+from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
+from llmtune.training.plan_table import build_layout
+from llmtune.training.prepare import check_model
 
 CLOSE = 0.10
 """How far a prediction may be from what was allocated, relative."""
@@ -73,17 +79,24 @@ def measure(job: Job, case: Case) -> dict[str, Any]:
     run = trains.prepare_run(job.folder / "memory" / case_name(case).replace(" ", "-"), plain, job.device)
     if job.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trains.train_run(run)
+    log = trains.train_run(run)
+    expected = predicted(run, next(entry["tokens"] for entry in log if "tokens" in entry), checkpointing)
     if job.device != "cuda":
-        return {"skip": "no GPU"}
+        return {"skip": "no GPU", "predicted": expected}
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    return {**in_words(case_name(case), predicted(run), allocated, reserved), "case": list(case)}
+    return {**in_words(case_name(case), expected, allocated, reserved), "case": list(case)}
 
 
-def predicted(run: Run) -> int | None:
-    """The peak that the run's plan predicts, in bytes; None where it predicts none."""
-    del run
-    return None
+def predicted(run: Run, tokens: int, checkpointing: bool) -> int | None:
+    """The peak in bytes that llmtune predicts for passes of so many tokens; None where this version predicts none."""
+    if importlib.util.find_spec("llmtune.estimate.memory") is None:
+        return None
+    forecast = importlib.import_module("llmtune.estimate.memory").forecast
+    setting_of = importlib.import_module("llmtune.estimate.passes").setting_of
+    recipe = run.recipe()
+    base = locate_base(recipe.model)
+    layout = build_layout(recipe, base, check_model(recipe, base))
+    return int(forecast(layout, setting_of(recipe, 1, "cuda"), tokens).peak(tokens, checkpointing))
 
 
 def in_words(name: str, expected: int | None, allocated: int, reserved: int) -> dict[str, Any]:
@@ -100,7 +113,5 @@ def in_words(name: str, expected: int | None, allocated: int, reserved: int) -> 
 
 def cases_for(model: str, folder: Path) -> list[Case]:
     """The cases of `speed`, and two of the 8b model where its files fit into the work folder."""
-    import shutil
-
     roomy = model == "1b" and shutil.disk_usage(folder).free > 40 * 2**30
     return [*thorough_cases(model), *([("lora", "8b", 16, True), ("qlora", "8b", 8, True)] if roomy else [])]
