@@ -157,7 +157,13 @@ def test_gaps_are_relative_and_infinite_where_nothing_can_be_compared(tmp_path: 
 
 def run(**more: Any) -> dict[str, Any]:
     """What one tool's process answers."""
-    facts = {"arm": "lora", "rows_kind": "long", "tool": "trl", "losses": [11.0, 10.0, 9.0, 8.0], "note": ""}
+    facts: dict[str, Any] = {
+        "arm": "lora",
+        "rows_kind": "long",
+        "tool": "trl",
+        "losses": [11.0, 10.0, 9.0, 8.0],
+        "note": "",
+    }
     facts |= {"timed_s": [0.2, 0.3, 0.1], "steps_s": [1.0, 0.2, 0.3, 0.1, 0.2], "setup_s": 2.0, "first_step_s": 1.0}
     return {**facts, "busy": 0.5, "tokens": 1000, "supervised": 100, "squares": 5000, "rows": 10, **more}
 

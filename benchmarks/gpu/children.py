@@ -106,4 +106,7 @@ def child_environment(task: Task) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    return training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu)) | own
+    environment = training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu)) | own
+    if on_gpu:  # as llmtune sets it; the other tools may have it too
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    return environment

@@ -12,6 +12,7 @@ from benchmarks.gpu.budget import Budget, ends, failure
 from benchmarks.gpu.children import Child, Task
 from benchmarks.gpu.report import FAIL, INFO, SKIP, Line, Report, undone
 from benchmarks.gpu.two import compare_two, start_two
+from llmtune.files import cache_folder
 
 DEADLINE = 270.0
 SHARES = {"E": 15, "A": 70, "Q": 25, "R": 50, "P": 30, "M": 25, "S": 15, "D": 20, "memory": 20}
@@ -70,7 +71,7 @@ def run_part(name: str, part: Part, check: Check) -> None:
 
 def machine(check: Check) -> Iterator[Line]:
     """Part E: the machine, and the bases that other parts train."""
-    for answer in check.child("machine", "environment:measure").results():
+    for answer in check.child("machine", "environment:measure", disk=str(cache_folder() / ".gpu-check")).results():
         line = undone("E", answer)
         if line is None:
             check.report.facts |= {"machine": answer}

@@ -92,12 +92,13 @@ def rates(job: Job) -> dict[str, float]:
             part = target[: copied // 4]
             copy = lambda part=part, host=host: part.copy_(host, non_blocking=True)  # noqa: E731
             facts[name] = host.numel() / seconds_of(copy, job.device, 5) / 1e9
-    facts["disk_gb_s"] = read_rate(job.folder / "read", 2**28 if job.device == "cuda" else 2**22)
+    facts["disk_gb_s"] = read_rate(Path(job.arguments["disk"]), 2**28 if job.device == "cuda" else 2**22)
     return facts
 
 
 def read_rate(file: Path, size: int) -> float:
     """The rate in GB/s at which a file of this folder is read that the page cache was asked to forget."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(os.urandom(2**20) * (size // 2**20))
     with file.open("rb", buffering=0) as opened:
         os.fsync(opened.fileno())

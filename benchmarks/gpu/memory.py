@@ -13,8 +13,8 @@ import torch
 from benchmarks.gpu import trains
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.models import make_base
-from benchmarks.gpu.rows import write_rows
+from benchmarks.gpu.models import make_base, tokenizer
+from benchmarks.gpu.rows import encoded, write_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.plan_table import build_layout
@@ -79,16 +79,16 @@ def measure(job: Job, case: Case) -> dict[str, Any]:
     run = trains.prepare_run(job.folder / "memory" / case_name(case).replace(" ", "-"), plain, job.device)
     if job.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    log = trains.train_run(run)
-    expected = predicted(run, next(entry["tokens"] for entry in log if "tokens" in entry), checkpointing)
+    trains.train_run(run)
+    expected = predicted(run, [len(row["input_ids"]) for row in encoded(rows, tokenizer())], checkpointing)
     if job.device != "cuda":
         return {"skip": "no GPU", "predicted": expected}
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     return {**in_words(case_name(case), expected, allocated, reserved), "case": list(case)}
 
 
-def predicted(run: Run, tokens: int, checkpointing: bool) -> int | None:
-    """The peak in bytes that llmtune predicts for passes of so many tokens; None where this version predicts none."""
+def predicted(run: Run, lengths: list[int], checkpointing: bool) -> int | None:
+    """The peak in bytes that llmtune predicts for one pass of such rows; None where this version predicts none."""
     if importlib.util.find_spec("llmtune.estimate.memory") is None:
         return None
     forecast = importlib.import_module("llmtune.estimate.memory").forecast
@@ -96,7 +96,7 @@ def predicted(run: Run, tokens: int, checkpointing: bool) -> int | None:
     recipe = run.recipe()
     base = locate_base(recipe.model)
     layout = build_layout(recipe, base, check_model(recipe, base))
-    return int(forecast(layout, setting_of(recipe, 1, "cuda"), tokens).peak(tokens, checkpointing))
+    return int(forecast(layout, setting_of(recipe, 1, "cuda"), max(lengths)).peak(sum(lengths), checkpointing))
 
 
 def in_words(name: str, expected: int | None, allocated: int, reserved: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class ReadCounter(TrainerCallback):
         torch.cuda.set_sync_debug_mode("warn")
 
     def _note(self, message: Any, *rest: Any) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             self.places[asking_line()] += 1
 
     def _stop(self) -> None:
