@@ -60,10 +60,11 @@ test-newest:
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 
-# Ten minutes on one card, without a network: is it right there, and how fast beside other tools? GPU="--json FILE" keeps it.
+# Ten minutes on one card, without a network: is it right there, and how fast beside other tools?
 gpu-check: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu correct $(GPU)
-	$(BIN)/python -m benchmarks.gpu speed $(GPU)
+	mkdir -p build
+	$(BIN)/python -m benchmarks.gpu correct --json build/gpu-correct.json $(GPU); code=$$?; \
+	$(BIN)/python -m benchmarks.gpu speed --json build/gpu-speed.json $(GPU) && exit $$code
 
 # build/gpu-site.tgz: what a machine with Python 3.12, torch for CUDA 13 and common packages lacks.
 gpu-bundle: $(STAMP)

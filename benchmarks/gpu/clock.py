@@ -71,15 +71,13 @@ class Clock(TrainerCallback):
         return statistics.median(self.timed())
 
     def _start_profile(self) -> None:
-        if self.device != "cuda":
-            return
         from torch.profiler import ProfilerActivity, profile
 
         self._wait()
         # Where a machine keeps its counters to itself, the run is timed without them.
-        with contextlib.suppress(RuntimeError):
-            profiler = profile(activities=[ProfilerActivity.CUDA])
-            profiler.__enter__()
+        with contextlib.suppress(RuntimeError, AssertionError):
+            profiler: Any = profile(activities=[getattr(ProfilerActivity, self.device.upper())])
+            profiler.start()
             self._profiler = profiler
         self._profile_began = time.perf_counter()
 
@@ -88,11 +86,11 @@ class Clock(TrainerCallback):
             return
         self._wait()
         wall = time.perf_counter() - self._profile_began
-        self._profiler.__exit__(None, None, None)
+        self._profiler.stop()
         ranges = [
             (event.time_range.start, event.time_range.end)
             for event in self._profiler.events()
-            if event.device_type.name == "CUDA"
+            if event.device_type.name == self.device.upper()
         ]
         self.busy, self._profiler = covered(ranges) / 1e6 / wall if ranges else None, None
 

@@ -17,8 +17,10 @@ from llmtune.files import cache_folder
 DEADLINE = 270.0
 SHARES = {"E": 15, "A": 70, "Q": 25, "R": 50, "P": 30, "M": 25, "S": 15, "D": 20, "memory": 20}
 """Seconds of each part."""
-LEAST = 1.0
-"""Seconds that a part needs to begin; its process skips what no longer fits after its imports."""
+LEAST = 5.0
+"""Seconds that a part needs for its imports; part E, which others need, begins with any."""
+ROOM_FOR_LARGE = 12 * 2**30
+"""Free bytes of a card from which part P trains the top blocks of 1b."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ def run(check: Check, only: list[str], deadline: float = DEADLINE) -> None:
 
 def run_part(name: str, part: Part, check: Check) -> None:
     """Run a part where its share has time left, and turn what crashes it into a line."""
-    if not Budget(check.until).fits(LEAST):
+    if not Budget(check.until).fits(0 if name == "E" else LEAST):
         check.report.add(Line(name, "", f"{SKIP} (time)"))
         return
     try:
@@ -103,11 +105,17 @@ def make_tiny(base: Path, rows: Path) -> None:
         write_rows(rows, 48, "short")
 
 
+def large_model(check: Check) -> str:
+    """1b where the card has room for its top blocks' training, else mid."""
+    free = check.report.facts.get("machine", {}).get("free", ROOM_FOR_LARGE)
+    return check.size("1b" if free >= ROOM_FOR_LARGE else "mid")
+
+
 def simple(part: str, function: str, name: str, check: Check, **arguments: Any) -> Iterator[Line]:
     """A part of one process on the device, whose results are lines already."""
     base, rows = check.folder / "tiny", check.folder / "short.jsonl"
     make_tiny(base, rows)
-    more = {"base": str(base), "rows": str(rows), "mid": check.size("mid"), "large": check.size("1b"), **arguments}
+    more = {"base": str(base), "rows": str(rows), "mid": check.size("mid"), "large": large_model(check), **arguments}
     for answer in check.child(name, function, **more).results():
         yield undone(part, answer) or Line(part, answer["text"], answer["status"], answer)
 
