@@ -13,14 +13,16 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.arms import Shape
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import agreement, bundle, contest, correct, memory, reads, speed, table, tools, two
+from benchmarks.gpu import bundle, correct, speed
 from benchmarks.gpu.budget import Budget, do_items, ends
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.children import Child, Task
-from benchmarks.gpu.clock import Clock, covered
-from benchmarks.gpu.models import SHAPES, choose_model, config, make_base, tokenizer
+from benchmarks.gpu.comparison import contest, table, tools
+from benchmarks.gpu.parts import agreement, memory, reads, two
 from benchmarks.gpu.report import FAIL, PASS, Line, Report, judged, undone
-from benchmarks.gpu.rows import count_tokens, encoded, in_order, write_rows
+from benchmarks.gpu.runs.clock import Clock, covered
+from benchmarks.gpu.runs.models import SHAPES, choose_model, config, make_base, tokenizer
+from benchmarks.gpu.runs.rows import count_tokens, encoded, in_order, write_rows
 from llmtune.files import read_json
 from tests.support import ROOT
 

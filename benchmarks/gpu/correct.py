@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import environment
-from benchmarks.gpu.agreement import judge
 from benchmarks.gpu.budget import Budget, ends, failure
 from benchmarks.gpu.children import Child, Task
+from benchmarks.gpu.parts import environment
+from benchmarks.gpu.parts.agreement import judge
+from benchmarks.gpu.parts.two import compare_two, start_two
 from benchmarks.gpu.report import FAIL, INFO, SKIP, Line, Report, undone
-from benchmarks.gpu.two import compare_two, start_two
 from llmtune.files import cache_folder
 
 DEADLINE = 270.0
@@ -72,8 +72,10 @@ def run_part(name: str, part: Part, check: Check) -> None:
 
 
 def machine(check: Check) -> Iterator[Line]:
-    """Part E: the machine, and the bases that other parts train."""
-    for answer in check.child("machine", "environment:measure", disk=str(cache_folder() / ".gpu-check")).results():
+    """Part E: the machine and its rates."""
+    for answer in check.child(
+        "machine", "parts.environment:measure", disk=str(cache_folder() / ".gpu-check")
+    ).results():
         line = undone("E", answer)
         if line is None:
             check.report.facts |= {"machine": answer}
@@ -85,8 +87,8 @@ def agreement(check: Check) -> Iterator[Line]:
     base, rows = check.folder / "tiny", check.folder / "short.jsonl"
     make_tiny(base, rows)
     more = {"base": str(base), "rows": str(rows)}
-    cpu = check.child("agreement-cpu", "agreement:train_cells", "cpu", **more, runs="cpu")
-    ours = check.child("agreement", "agreement:train_cells", **more, runs="device")
+    cpu = check.child("agreement-cpu", "parts.agreement:train_cells", "cpu", **more, runs="cpu")
+    ours = check.child("agreement", "parts.agreement:train_cells", **more, runs="device")
     answers = [{answer["name"]: answer for answer in child.results()} for child in (ours, cpu)]
     for name in dict.fromkeys([*answers[0], *answers[1]]):
         missing = {"name": name, "skip": "no answer"}
@@ -97,8 +99,8 @@ def make_tiny(base: Path, rows: Path) -> None:
     """Write the tiny base and its rows, which most parts share, where they are not there."""
     import torch
 
-    from benchmarks.gpu.models import make_base
-    from benchmarks.gpu.rows import write_rows
+    from benchmarks.gpu.runs.models import make_base
+    from benchmarks.gpu.runs.rows import write_rows
 
     make_base(base, "tiny", "cpu", torch.float32)
     if not rows.exists():
@@ -122,9 +124,9 @@ def simple(part: str, function: str, name: str, check: Check, **arguments: Any) 
 
 def repetition(check: Check) -> Iterator[Line]:
     """Part R, twice: as it comes, and with deterministic algorithms."""
-    yield from simple("R", "repeat:as_it_comes", "repeat", check)
+    yield from simple("R", "parts.repeat:as_it_comes", "repeat", check)
     workspace = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    yield from simple("R", "repeat:deterministic", "repeat-deterministic", check, **workspace)
+    yield from simple("R", "parts.repeat:deterministic", "repeat-deterministic", check, **workspace)
 
 
 def two_processes(check: Check) -> Iterator[Line]:
@@ -132,7 +134,7 @@ def two_processes(check: Check) -> Iterator[Line]:
     base, rows = check.folder / "tiny", check.folder / "short.jsonl"
     make_tiny(base, rows)
     more = {"base": str(base), "rows": str(rows), "run": str(check.folder / "two")}
-    prepared = list(check.child("two-alone", "two:prepare_and_train_alone", **more).results())
+    prepared = list(check.child("two-alone", "parts.two:prepare_and_train_alone", **more).results())
     alone = next((answer for answer in prepared if "losses" in answer), None)
     if alone is None:
         yield from filter(None, (undone("D", answer) for answer in prepared))
@@ -145,11 +147,11 @@ def two_processes(check: Check) -> Iterator[Line]:
 PARTS: dict[str, Part] = {
     "E": machine,
     "A": agreement,
-    "Q": partial(simple, "Q", "quantized:parts", "quantized"),
+    "Q": partial(simple, "Q", "parts.quantized:parts", "quantized"),
     "R": repetition,
-    "P": partial(simple, "P", "kept:parts", "kept"),
-    "M": partial(simple, "M", "merges:parts", "merges"),
-    "S": partial(simple, "S", "reads:parts", "reads"),
+    "P": partial(simple, "P", "parts.kept:parts", "kept"),
+    "M": partial(simple, "M", "parts.merges:parts", "merges"),
+    "S": partial(simple, "S", "parts.reads:parts", "reads"),
     "D": two_processes,
-    "memory": partial(simple, "memory", "memory:parts", "memory"),
+    "memory": partial(simple, "memory", "parts.memory:parts", "memory"),
 }

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.arms import Shape
-from benchmarks.gpu import contest, table
 from benchmarks.gpu.budget import ends
+from benchmarks.gpu.comparison import contest, table
 from benchmarks.gpu.correct import Check, machine, run_part
 from benchmarks.gpu.report import FAIL, INFO, PASS, Line, undone
 
@@ -37,7 +37,7 @@ def _part(name: str, rows: dict[tuple[str, str, str], dict[str, Any]]) -> Any:
 
 def model_of(check: Check) -> str:
     """The model that this card trains, by what was free on it at the start."""
-    from benchmarks.gpu.models import choose_model
+    from benchmarks.gpu.runs.models import choose_model
 
     return check.model or choose_model(int(_machine(check).get("free", 0)))
 
@@ -48,7 +48,7 @@ def _machine(check: Check) -> dict[str, Any]:
 
 def shape_of(model: str) -> tuple[Shape, int]:
     """The sizes of a model for counting operations, and the width of its attention: heads times their size."""
-    from benchmarks.gpu.models import SHAPES
+    from benchmarks.gpu.runs.models import SHAPES
 
     sizes: dict[str, int] = SHAPES[model]
     hidden, width = sizes["hidden_size"], sizes["num_attention_heads"] * sizes["head_dim"]
@@ -62,7 +62,7 @@ def start(check: Check, tool: str, runs: list[tuple[str, str]], name: str) -> It
     model = model_of(check)
     size = contest.rows_a_pass(contest.BATCH[check.device], int(_machine(check).get("free", 0)), model)
     more: dict[str, Any] = {"tool": tool, "model": model, "runs": runs, "rows_a_pass": size, "again": name}
-    return check.child(name, "tools:contend", **more).results()
+    return check.child(name, "comparison.tools:contend", **more).results()
 
 
 def as_row(check: Check, answer: dict[str, Any], ours: dict[str, Any] | None) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def contend(tool: str, rows: dict[tuple[str, str, str], dict[str, Any]], check: 
 
 def memory(check: Check) -> Iterator[Line]:
     """Predicted, allocated and reserved memory of llmtune's own runs."""
-    from benchmarks.gpu.memory import cases_for
+    from benchmarks.gpu.parts.memory import cases_for
 
     cases = cases_for(model_of(check), check.folder)
-    for answer in check.child("memory", "memory:parts", cases=cases).results():
+    for answer in check.child("memory", "parts.memory:parts", cases=cases).results():
         yield undone("memory", answer) or Line("memory", answer["text"], answer["status"], answer)
 
 

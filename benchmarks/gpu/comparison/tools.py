@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm
-from benchmarks.gpu import contest, trains
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.models import SHAPES, make_base, tokenizer
-from benchmarks.gpu.others import train_other
-from benchmarks.gpu.rows import count_tokens, encoded, in_order, write_rows
+from benchmarks.gpu.comparison import contest
+from benchmarks.gpu.comparison.others import train_other
+from benchmarks.gpu.runs import trains
+from benchmarks.gpu.runs.clock import Clock
+from benchmarks.gpu.runs.models import SHAPES, make_base, tokenizer
+from benchmarks.gpu.runs.rows import count_tokens, encoded, in_order, write_rows
 
 Runs = list[tuple[str, str]]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import trains
-from benchmarks.gpu.agreement import tensor_gap
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.models import make_base
-from benchmarks.gpu.rows import write_rows
+from benchmarks.gpu.parts.agreement import tensor_gap
+from benchmarks.gpu.runs import trains
+from benchmarks.gpu.runs.clock import Clock
+from benchmarks.gpu.runs.models import make_base
+from benchmarks.gpu.runs.rows import write_rows
 from llmtune.recipe.sections import Train
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -8,11 +8,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
 from benchmarks.arms import Arm
-from benchmarks.gpu import contest
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.models import tokenizer
-from benchmarks.gpu.rows import MAX_LENGTH
+from benchmarks.gpu.comparison import contest
+from benchmarks.gpu.runs.clock import Clock
+from benchmarks.gpu.runs.models import tokenizer
+from benchmarks.gpu.runs.rows import MAX_LENGTH
 from llmtune.data.collate import Collator
 from llmtune.model.blocks import blocks
 

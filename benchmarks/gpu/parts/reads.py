@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from benchmarks.gpu import trains
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
+from benchmarks.gpu.runs import trains
 
 MOST = 1
 """Reads a step that are allowed."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.agreement import relative_gap, tensor_gap
 from benchmarks.gpu.child import Job
+from benchmarks.gpu.parts.agreement import relative_gap, tensor_gap
 from benchmarks.gpu.report import Line, judged, undone
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ STEPS, BATCH = 4, 4
 
 def prepare_and_train_alone(job: Job) -> Iterator[dict[str, Any]]:
     """Train a staged run in this process, and prepare the same run for two."""
-    from benchmarks.gpu import trains
+    from benchmarks.gpu.runs import trains
 
     plain = trains.settings(
         trains.base_of(job),
@@ -48,7 +48,7 @@ def start_two(check: "Check", arguments: dict[str, Any]) -> "list[Child]":
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LLMTUNE_WORLD": "2"}
     return [
         check.child(
-            f"two-{rank}", "two:train_beside", **arguments, **shared, RANK=str(rank),
+            f"two-{rank}", "parts.two:train_beside", **arguments, **shared, RANK=str(rank),
             LOCAL_RANK=str(rank if check.device == "cpu" else 0),
             LOCAL_WORLD_SIZE=str(2 if check.device == "cpu" else 1),
         )
@@ -60,7 +60,7 @@ def train_beside(job: Job) -> Iterator[dict[str, Any]]:
     """Train the prepared run as one process of two."""
     import torch.distributed as dist
 
-    from benchmarks.gpu import trains
+    from benchmarks.gpu.runs import trains
     from llmtune.run import Run
 
     begin_group = dist.init_process_group

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import trains
-from benchmarks.gpu.agreement import ADAPTERS, METHODS
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
+from benchmarks.gpu.parts.agreement import ADAPTERS, METHODS
+from benchmarks.gpu.runs import trains
 from llmtune.adapters.delta import load_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.cli.chat import chat

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import trains
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.models import make_base, tokenizer
-from benchmarks.gpu.rows import encoded, write_rows
+from benchmarks.gpu.runs import trains
+from benchmarks.gpu.runs.models import make_base, tokenizer
+from benchmarks.gpu.runs.rows import encoded, write_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.plan_table import build_layout

@@ -51,7 +51,7 @@ def train_cells(job: Job) -> Iterator[dict[str, Any]]:
 
 def train_cell(job: Job, method: str, adapter: str, precision: str) -> dict[str, Any]:
     """Losses, the file of the delta, a digest of what never trains, and what of that changed."""
-    from benchmarks.gpu import trains
+    from benchmarks.gpu.runs import trains
 
     plain = trains.settings(
         trains.base_of(job),
