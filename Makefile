@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench bench-gpu methods reference
+.PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench gpu-check gpu-bundle methods reference
 
 setup: $(STAMP)
 
@@ -60,8 +60,15 @@ test-newest:
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 
-bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.bench --random 1b --out benchmarks/results-gpu.json $(BENCH)
+# Ten minutes on one card, without a network: is it right there, and how fast beside other tools?
+gpu-check: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m benchmarks.gpu correct --json build/gpu-correct.json $(GPU); code=$$?; \
+	$(BIN)/python -m benchmarks.gpu speed --json build/gpu-speed.json $(GPU) && exit $$code
+
+# build/gpu-site.tgz: what a machine with Python 3.12, torch for CUDA 13 and common packages lacks.
+gpu-bundle: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu.bundle
 
 methods: $(STAMP)
 	$(BIN)/python -m tests.support.matrix

@@ -45,8 +45,8 @@ def operations(arm: Arm, shape: Shape, tokens: int, supervised: int) -> float:
     A matrix costs 2 FLOPs per parameter and token forward, 2 for the gradient of its input and 2 for that of its
     weights. Frozen blocks run once per row, whatever the epochs; backward stops at the lowest block that trains.
     """
-    reaches = [TOP if reach == 4 else shape.blocks if reach == "all" else 0 for reach in REACHES]
-    if arm.method["kind"] != "gradual":
+    reaches = [shape.blocks if reach == "all" else reach for reach in arm.method.get("reaches", ())]
+    if not reaches:
         reaches = [arm.top or shape.blocks]
     total = 0.0
     passes = arm.epochs / len(reaches)

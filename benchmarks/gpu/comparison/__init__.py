@@ -1,0 +1,1 @@
+"""llmtune beside other tools: what is compared, the tools, and the table."""

@@ -1,0 +1,154 @@
+"""The other tools: TRL as documented and at its best, transformers' Trainer with PEFT and Liger, and Unsloth."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+
+from benchmarks.arms import Arm
+from benchmarks.gpu.child import Job
+from benchmarks.gpu.comparison import contest
+from benchmarks.gpu.runs.clock import Clock
+from benchmarks.gpu.runs.models import tokenizer
+from benchmarks.gpu.runs.rows import MAX_LENGTH
+from llmtune.data.collate import Collator
+from llmtune.model.blocks import blocks
+
+
+def there(package: str) -> bool:
+    """Whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def train_other(job: Job, tool: str, arm: Arm, rows: list[dict[str, Any]], clock: Clock) -> tuple[list[float], str]:
+    """Train rows in their order; losses of the steps, and how the tool was set. Out of memory, it checkpoints."""
+    if tool in ("trl", "unsloth"):
+        return _train(job, tool, arm, rows, clock, checkpointing=tool == "trl")
+    try:
+        return _train(job, tool, arm, rows, clock, checkpointing=False)
+    except torch.OutOfMemoryError:
+        pass
+    job.clean()
+    clock.__init__(clock.device, *contest.steps_apart("", 1))  # type: ignore[misc]
+    losses, note = _train(job, tool, arm, rows, clock, checkpointing=True)
+    return losses, f"{note}, checkpointing since memory was too small"
+
+
+def _train(
+    job: Job, tool: str, arm: Arm, rows: list[dict[str, Any]], clock: Clock, checkpointing: bool
+) -> tuple[list[float], str]:
+    from datasets import Dataset
+
+    torch.manual_seed(0)
+    size = job.arguments["rows_a_pass"]
+    passes = contest.BATCH[job.device] // size
+    fits_liger, fits_flash = there("liger_kernel") and job.device == "cuda", there("flash_attn")
+    arguments = {
+        "output_dir": str(job.folder / "others"),
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": passes,
+        "max_steps": contest.STEPS,
+        "learning_rate": arm.method["lr"],
+        "lr_scheduler_type": "constant",
+        "bf16": True,
+        "use_cpu": job.device == "cpu",
+        "seed": 0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": checkpointing,
+        "max_grad_norm": 1.0,
+    }
+    more: dict[str, Any] = {"train_dataset": Dataset.from_list(rows), "callbacks": [clock]}
+    padding_free = tool == "trl-best" and fits_flash and job.device == "cuda"
+    if not padding_free:
+        more["data_collator"] = Collator(0)
+    if tool in ("trl-best", "peft"):
+        arguments |= {"optim": "adamw_torch_fused", "logging_nan_inf_filter": False, "use_liger_kernel": fits_liger}
+    notes = [word for word, true in (("liger", fits_liger), ("checkpointing", checkpointing)) if true]
+    notes += ["padding-free"] if padding_free else ["padded: no flash_attn"] * (tool == "trl-best")
+    model = load_unsloth(job, arm) if tool == "unsloth" else load(job, arm, tool, padding_free)
+    trainer_type = _trainer_type(tool)
+    if tool == "peft":
+        trainer = trainer_type(model=model, args=TrainingArguments(**arguments), **more)
+    else:
+        from trl import SFTConfig
+
+        own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "padding_free": padding_free}
+        args = SFTConfig(**arguments, **own)
+        trainer = trainer_type(model=model, args=args, processing_class=tokenizer(), **more)
+    trainer.train()
+    kept = [float(loss) for loss in trainer.kept_losses]
+    return [sum(kept[at : at + passes]) for at in range(0, len(kept), passes)], ", ".join(notes)
+
+
+def _trainer_type(tool: str) -> Any:
+    """The tool's trainer, which keeps each pass's loss on the device: reading it at every step would cost time."""
+    parent: Any = Trainer
+    if tool != "peft":
+        from trl import SFTTrainer
+
+        parent = SFTTrainer
+
+    class Keeping(parent):
+        kept_losses: list[torch.Tensor]
+
+        def training_step(self, *arguments: Any, **options: Any) -> Any:
+            loss = super().training_step(*arguments, **options)
+            self.__dict__.setdefault("kept_losses", []).append(loss.detach())
+            return loss
+
+    return Keeping
+
+
+def load(job: Job, arm: Arm, tool: str, flash: bool) -> Any:
+    """The base as a tool loads it: in fp32 for TRL as documented, else in bf16; what trains is in fp32 everywhere."""
+    more: dict[str, Any] = {"attn_implementation": "flash_attention_2"} if flash else {}
+    if arm.quantize:
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    dtype = torch.float32 if tool == "trl" and not arm.quantize else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(job.folder / "base", dtype=dtype, local_files_only=True, **more)
+    if arm.lora:
+        model = get_peft_model(model, lora_config(model))
+    elif arm.top is not None:
+        model.requires_grad_(False)
+        # The head is tied to the embedding, which is frozen.
+        for part in (*blocks(model)[-arm.top :], model.base_model.norm):
+            part.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def lora_config(model: Any) -> LoraConfig:
+    """LoRA of rank 16 on every linear layer of the blocks, from the same seed as llmtune's."""
+    linears = [name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear)]
+    names = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    torch.manual_seed(0)
+    return LoraConfig(r=16, lora_alpha=32, target_modules=names, task_type="CAUSAL_LM")
+
+
+def load_unsloth(job: Job, arm: Arm) -> Any:
+    """The base as Unsloth loads it."""
+    from unsloth import FastLanguageModel  # type: ignore[import-not-found]
+
+    options = {"max_seq_length": MAX_LENGTH, "dtype": torch.bfloat16, "load_in_4bit": arm.quantize}
+    model, _ = FastLanguageModel.from_pretrained(
+        str(job.folder / "base"), **options, full_finetuning=not arm.lora, local_files_only=True
+    )
+    if arm.lora:
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, target_modules=names, random_state=0)
+    if arm.top is not None:
+        raise NotImplementedError("Unsloth has no way to train the top blocks alone")
+    return model

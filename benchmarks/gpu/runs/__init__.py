@@ -1,0 +1,1 @@
+"""What parts and tools share: models, rows, one training of llmtune, and its clock."""
