@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
@@ -62,9 +63,9 @@ def resolved_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def to_rows(examples: list[Example], first: int = 0) -> list[dict[str, Any]]:
-    """Examples as the trainer's rows, numbered from `first` on: input_ids, labels, index."""
+    """Examples as the trainer's rows, numbered from `first` on: input_ids and labels, as arrays, and index."""
     numbered = enumerate(examples, first)
-    return [{"input_ids": e.input_ids, "labels": e.labels, "index": index} for index, e in numbered]
+    return [{"input_ids": np.array(e.input_ids), "labels": np.array(e.labels), "index": index} for index, e in numbered]
 
 
 @contextmanager
