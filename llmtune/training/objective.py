@@ -110,8 +110,9 @@ class SupervisedTrainer(SplitSteps):
         return {"tokens": self.counts.seen, "supervised": self.counts.supervised, "padding": step.padding}
 
     def objective_state(self) -> dict[str, Any]:
-        """The counts, and below which blocks outputs are cached: a resumed run goes on with the same ones."""
-        return {"counts": asdict(self.counts), "frozen_blocks": self.frozen_blocks.kept if self.frozen_blocks else []}
+        """The counts, below which blocks outputs are cached, and the passes: a resumed run goes on with the same."""
+        kept = self.frozen_blocks.kept if self.frozen_blocks else []
+        return {"counts": asdict(self.counts), "frozen_blocks": kept, "passes": self.passes.to_json()}
 
     def load_objective_state(self, state: dict[str, Any]) -> None:
         """Take back what `objective_state` gave."""

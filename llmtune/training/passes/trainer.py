@@ -11,9 +11,10 @@ from torch import nn
 
 from llmtune.data.order import EpochSampler
 from llmtune.data.passes import PassLimits
-from llmtune.data.steps import Batch, PassRows, StepSampler, join_passes
 from llmtune.errors import TrainingError
 from llmtune.kernels.cpu.autocast import PendingGradients
+from llmtune.training.passes.choice import RunPasses
+from llmtune.training.passes.steps import Batch, PassRows, StepSampler, join_passes
 from llmtune.training.planned import Planned
 from llmtune.training.progress import TokenCounts
 from llmtune.training.proof import REMEDY
@@ -30,7 +31,7 @@ class SplitSteps(Planned):
     ) -> None:
         """`grouped` puts rows of like length into one step, which `limits` split; `arguments` go to Planned."""
         super().__init__(model, **arguments)
-        self._grouped, self.limits = grouped, limits or PassLimits()
+        self._grouped, self._limits = grouped, limits or PassLimits()
         self._step_counts = TokenCounts()
         self._pending: PendingGradients | None = None
 
@@ -40,9 +41,14 @@ class SplitSteps(Planned):
         lengths = [len(row["input_ids"]) for row in rows]
         sampler = EpochSampler(lengths, self._rows_per_step(), args.seed, self._grouped)
         process = (args.process_index, args.world_size)
-        batches = StepSampler(rows, sampler, self.limits, args.train_batch_size, *process)
+        batches = StepSampler(rows, sampler, self._limits, args.train_batch_size, *process)
         options = {"collate_fn": join_passes, "pin_memory": args.dataloader_pin_memory}
         return DataLoaderShard(PassRows(rows, self.data_collator), batch_sampler=batches, **options)
+
+    @property
+    def passes(self) -> RunPasses:
+        """The passes of this training, which its checkpoints record."""
+        return RunPasses(self._limits, bool(self.args.gradient_checkpointing))
 
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -60,11 +66,9 @@ class SplitSteps(Planned):
         """The forward and backward passes of a batch; raises TrainingError where the loss is not finite."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        synchronizes, last = self.accelerator.sync_gradients, len(inputs["passes"]) - 1
+        last = len(inputs["passes"]) - 1
         for number, rows in enumerate(inputs["passes"]):
             counted = replace(self._step_counts)
-            # DeepSpeed updates weights in the backward pass that synchronizes.
-            self.accelerator.sync_gradients = synchronizes and number == last
             with self._accumulating(model) if number < last else nullcontext():
                 total += self._pass(model, rows, num_items_in_batch)
             if number == last and inputs["idle"]:
@@ -84,8 +88,7 @@ class SplitSteps(Planned):
             for name, value in rows.items()
         }
         loss: torch.Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss, **options)
+        self.accelerator.backward(loss)
         if self._pending is not None:
             self._pending.flush()
         return loss.detach()

@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from llmtune.data.encode import IGNORED
@@ -14,13 +13,15 @@ from llmtune.data.order import EpochSampler
 from llmtune.data.passes import PassLimits, split
 
 Row = dict[str, Any]
-Collate = Callable[[list[Row]], dict[str, torch.Tensor]]
+Collated = dict[str, Any]
+"""A pass's rows as the collator gives them."""
+Collate = Callable[[list[Row]], Collated]
 
 
 class Batch(TypedDict):
-    """What a process does between two updates of the weights, or a part of it."""
+    """What a process does between two updates of the weights."""
 
-    passes: list[dict[str, torch.Tensor]]
+    passes: list[Collated]
     """The collated rows of each forward and backward pass."""
     supervised: int
     """The supervised tokens of all processes' rows."""
@@ -70,7 +71,7 @@ class StepSampler(Sampler[list[Pass]]):
         return ceil(len(self._lengths) / self._rows)
 
 
-class PassRows(Dataset[tuple[dict[str, torch.Tensor], Pass]]):
+class PassRows(Dataset[tuple[Collated, Pass]]):
     """The rows of a training set, collated for one pass."""
 
     def __init__(self, rows: Sequence[Row], collate: Collate) -> None:
@@ -80,12 +81,12 @@ class PassRows(Dataset[tuple[dict[str, torch.Tensor], Pass]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, wanted: Pass) -> tuple[dict[str, torch.Tensor], Pass]:
+    def __getitem__(self, wanted: Pass) -> tuple[Collated, Pass]:
         rows = [self._rows[row] for row in wanted.rows] or [self._unlabelled]
         return self._collate(rows), wanted
 
 
-def join_passes(passes: list[tuple[dict[str, torch.Tensor], Pass]]) -> Batch:
+def join_passes(passes: list[tuple[Collated, Pass]]) -> Batch:
     """A batch of collated passes."""
     return {
         "passes": [tensors for tensors, _ in passes],
