@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llmtune.adapters import lora_starts
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
+from llmtune.data.passes import PassLimits
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint
 from llmtune.model.base import model_facts
@@ -131,10 +132,15 @@ class _Meddle(TrainerCallback):
 
 
 def train(out: Path) -> None:
-    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained."""
+    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained.
+
+    With $TOKENS, passes have so many at most, and rows are no multiple of a step's.
+    """
     method = METHODS[os.environ.get("METHOD", "staged")]
-    callbacks = [_Meddle()] if "MEDDLE" in os.environ else []
-    trainer = training.trainer(out, method, ddp_backend="gloo", callbacks=callbacks, save_strategy="no", optim="sgd")
+    options: dict[str, Any] = {"callbacks": [_Meddle()] if "MEDDLE" in os.environ else []}
+    if "TOKENS" in os.environ:
+        options |= {"limits": PassLimits(tokens=int(os.environ["TOKENS"])), "data": training.rows(21)}
+    trainer = training.trainer(out, method, ddp_backend="gloo", save_strategy="no", optim="sgd", **options)
     assert trainer.args.world_size == 2
     try:
         trainer.train()
