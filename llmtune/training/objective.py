@@ -193,5 +193,6 @@ class SupervisedTrainer(SplitSteps):
 
     def end_plan(self) -> None:
         """Let every block compute again."""
+        super().end_plan()
         if self.frozen_blocks is not None:
             self.frozen_blocks.end()

@@ -71,6 +71,6 @@ def test_processes_agree_on_passes_and_tokens_and_share_an_epochs_rows() -> None
     assert len(epochs[0]) == ceil(19 / batch)
     idle = epochs[1][-1][-1]
     assert not idle.rows or not epochs[2][-1][-1].rows, "19 rows leave one for the last step of three processes"
-    rows_of_pass = PassRows(data, lambda rows: rows)  # type: ignore[arg-type, return-value]
-    labels = [row["labels"] for steps in epochs for each in steps[-1] for row in rows_of_pass[each][0]]  # type: ignore[index]
-    assert sum(set(own) == {-100} for own in labels) == 2
+    rows_of_pass = PassRows(data, lambda rows: {"labels": [row["labels"] for row in rows]})
+    labels = [rows_of_pass[each][0]["labels"] for steps in epochs for each in steps[-1]]
+    assert sum(own == [[-100] * lengths[0]] for own in labels) == 2

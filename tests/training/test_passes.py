@@ -94,6 +94,18 @@ def test_a_step_sets_training_mode_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert modes.count(True) == 2, "two steps of four passes"
 
 
+def test_a_step_clears_gradients_of_what_trains_without_a_walk_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[int] = []
+    trainer = training.trainer(tmp_path, METHODS["frozen"], steps=3)
+    monkeypatch.setattr(type(trainer.model), "zero_grad", lambda model: walks.append(trainer.state.global_step))
+    trainer.train()
+    assert walks == [0], "before the first step alone"
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert "zero_grad" not in vars(trainer.model)
+
+
 def test_loader_leaves_random_numbers_alone_and_no_thread(tmp_path: Path) -> None:
     trainer = training.trainer(tmp_path, METHODS["full"])
     batches = iter(trainer.get_train_dataloader())

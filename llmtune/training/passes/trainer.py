@@ -53,6 +53,18 @@ class SplitSteps(Planned):
     def _rows_per_step(self) -> int:
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
+    def begin_plan(self) -> None:
+        """Prepare the model for stages, and let a step clear the gradients of what trains, without a walk over all."""
+        super().begin_plan()
+        model: nn.Module = self.model_wrapped
+        vars(model)["zero_grad"] = self.optimizer.zero_grad
+
+    def end_plan(self) -> None:
+        """Let the model clear its gradients itself again."""
+        model: nn.Module = self.model_wrapped
+        vars(model).pop("zero_grad")
+        super().end_plan()
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], int | None]:
