@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,7 @@ def train(out: Path) -> None:
     state = trainer.trained_state()
     if dist.get_rank() == 0:
         save_file(state, out / "trained.safetensors")
+        (out / "counts.json").write_text(json.dumps(asdict(trainer.counts)))
     dist.destroy_process_group()
 
 

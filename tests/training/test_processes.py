@@ -139,6 +139,8 @@ def test_lisa_in_passes_in_two_processes_matches_one_pass(tmp_path: Path) -> Non
     options: dict[str, Any] = {"data": training.rows(21), "optim": "sgd", "per_device_train_batch_size": 8}
     alone = training.trainer(tmp_path / "alone", processes.METHODS["lisa"], **options)
     alone.train()
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert (counts["seen"], counts["supervised"]) == (alone.counts.seen, alone.counts.supervised)
     together = load_file(tmp_path / "trained.safetensors")
     for name, tensor in alone.trained_state().items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=name)
