@@ -30,13 +30,14 @@ def test_each_row_is_in_one_pass_within_the_limits(limits: PassLimits, world: in
 
 
 def test_processes_have_about_as_many_tokens() -> None:
-    lengths = sorted(random.Random(1).randint(10, 500) for _ in range(64))
+    draw = random.Random(1)
+    lengths = sorted(draw.randint(10, 500) for _ in range(64))
     for limits in (PassLimits(), PassLimits(4), PassLimits(tokens=1_024)):
         sums = [0, 0, 0, 0]
         for shares in split(lengths, limits, 4):
             for rank, rows in enumerate(shares):
                 sums[rank] += sum(lengths[row] for row in rows)
-        assert max(sums) / min(sums) < 1.05, "in order, the first process would have a sixth less than the last"
+        assert max(sums) / min(sums) < 1.05
 
 
 def test_rows_stay_in_order_where_they_fit() -> None:
