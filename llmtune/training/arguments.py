@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
@@ -14,7 +15,8 @@ from llmtune.data.encode import Example
 from llmtune.machine.precision import computing_dtype
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-from llmtune.training.plan_table import split_batch
+from llmtune.training.passes.choice import RunPasses
+from llmtune.training.plan_table import rows_per_process
 
 ARGUMENTS = "arguments.json"
 OPTIMIZERS = {
@@ -26,17 +28,20 @@ OPTIMIZERS = {
 }
 
 
-def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validates: bool) -> TrainingArguments:
-    """The arguments that transformers reads; the plan decides rates, so theirs are not used."""
-    size, passes = split_batch(recipe.train, world)
+def training_arguments(
+    recipe: Recipe, run: Run, steps: int, world: int, passes: RunPasses, rows_to_validate: int | None
+) -> TrainingArguments:
+    """The arguments that transformers reads; the plan decides rates, so theirs are not used.
+
+    One of its batches is all that a process does in a step: passes are not its matter.
+    """
     device = PartialState().device
     dtype = computing_dtype(recipe.model.precision, device)
     every = math.ceil(recipe.train.save_every * steps)
     return TrainingArguments(
         output_dir=str(run.checkpoints),
-        per_device_train_batch_size=size,
-        per_device_eval_batch_size=size,
-        gradient_accumulation_steps=passes,
+        per_device_train_batch_size=rows_per_process(recipe.train, world),
+        per_device_eval_batch_size=rows_to_validate or 1,
         max_steps=steps,
         optim=OPTIMIZERS[recipe.train.optimizer],
         weight_decay=recipe.train.weight_decay,
@@ -45,13 +50,13 @@ def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validat
         fp16=dtype is torch.float16,
         use_cpu=device.type == "cpu",
         seed=recipe.train.seed,
-        gradient_checkpointing=recipe.train.activation_checkpointing is True,
+        gradient_checkpointing=passes.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,  # it is wrapped anew where other tensors train
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=every,
-        eval_strategy="steps" if validates else "no",
+        eval_strategy="steps" if rows_to_validate else "no",
         eval_steps=every,
         disable_tqdm=True,
         report_to="none",
@@ -60,15 +65,16 @@ def training_arguments(recipe: Recipe, run: Run, steps: int, world: int, validat
     )
 
 
-def resolved_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """Every argument of transformers with its default, less what names this machine's folders."""
-    return {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
+def resolved_arguments(args: TrainingArguments, passes: RunPasses) -> dict[str, Any]:
+    """Every argument of transformers with its default, less what names this machine's folders, and the passes."""
+    theirs = {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
+    return {**theirs, "passes": passes.to_json()}
 
 
 def to_rows(examples: list[Example], first: int = 0) -> list[dict[str, Any]]:
-    """Examples as the trainer's rows, numbered from `first` on: input_ids, labels, index."""
+    """Examples as the trainer's rows, numbered from `first` on: input_ids and labels, as arrays, and index."""
     numbered = enumerate(examples, first)
-    return [{"input_ids": e.input_ids, "labels": e.labels, "index": index} for index, e in numbered]
+    return [{"input_ids": np.array(e.input_ids), "labels": np.array(e.labels), "index": index} for index, e in numbered]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, t
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
+from llmtune.training.passes.choice import RunPasses, choose_passes
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared, bind_base, check_model
 from llmtune.training.progress import Progress, step_recorder
@@ -73,6 +74,10 @@ def _train(
     plan = layout.plan
     check_engine(recipe, state)
     dtype = computing_dtype(recipe.model.precision, state.device)
+    with working("checking the checkpoints"):
+        done = complete_checkpoints(run.checkpoints)
+    longest = max(len(example.input_ids) for example in data.train)
+    passes = choose_passes(recipe, layout, state, longest, done[-1] if done else None)
     with working("loading the base model"):
         weights, offloaded = _load(base, recipe, layout, dtype, state.device)
         model = insert(weights, recipe.method.adapter, plan, base)
@@ -80,8 +85,6 @@ def _train(
     tensors = trained_tensors(model, plan)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
-    with working("checking the checkpoints"):
-        done = complete_checkpoints(run.checkpoints)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
     progress = Progress(
         steps,
@@ -94,9 +97,12 @@ def _train(
     stop, record = Stop(), step_recorder(progress, watch)
     if state.is_main_process:
         heading("train")
+    rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress:
         for line in card_lines:
             record({"step": progress.start_step, "warning": line})
+        if passes.line:
+            record({"step": progress.start_step, "passes": passes.line})
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -105,7 +111,8 @@ def _train(
             keep=recipe.train.keep,
             frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype),
             grouped=recipe.train.group_by_length,
-            args=training_arguments(recipe, run, steps, state.num_processes, bool(data.eval)),
+            limits=passes.limits,
+            args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
             train_dataset=to_rows(data.train),
             eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
@@ -113,9 +120,9 @@ def _train(
             callbacks=[stop, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        watch.expect(_predicted(recipe, layout, state, data.train, trainer), schedule.ends)
+        watch.expect(_predicted(recipe, layout, state, longest, passes), schedule.ends)
         if state.is_main_process:
-            write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args))
+            write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args, passes))
         del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
         reached = trainer.state.global_step
@@ -132,14 +139,10 @@ def _train(
     state.destroy_process_group()
 
 
-def _predicted(
-    recipe: Recipe, layout: Layout, state: PartialState, rows: list[Example], trainer: SupervisedTrainer
-) -> list[int]:
-    """Predicted bytes of each stage on one device, in the passes of a trainer."""
-    longest, args = max(len(row.input_ids) for row in rows), trainer.args
-    tokens = longest * args.per_device_train_batch_size
-    world, checkpointing = state.num_processes, args.gradient_checkpointing
-    return stage_peaks(recipe, layout, world, state.device, longest, tokens, checkpointing)
+def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
+    """Predicted bytes of each stage on one device, in the largest pass that there may be."""
+    tokens = passes.largest(recipe.train, state.num_processes, longest)
+    return stage_peaks(recipe, layout, state.num_processes, state.device, longest, tokens, passes.checkpointing)
 
 
 def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:

@@ -4,19 +4,16 @@ from dataclasses import asdict, astuple
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderShard
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import TrainerControl
 from transformers.trainer_utils import TrainOutput
 
 from llmtune.data.encode import IGNORED
-from llmtune.data.order import EpochSampler, shared_batches
+from llmtune.data.order import shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.attention import row_attention
-from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.install import install
 from llmtune.machine.device import forked_rng
@@ -25,16 +22,16 @@ from llmtune.model.sharded import reshard
 from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
 from llmtune.training.joined import RowJoiner
-from llmtune.training.planned import Planned
+from llmtune.training.passes.trainer import SplitSteps
 from llmtune.training.progress import TokenCounts
-from llmtune.training.proof import REMEDY, check_validation
+from llmtune.training.proof import check_validation
 from llmtune.working import working
 
 Row = dict[str, Any]
 """input_ids and labels of equal length, and an index into the cached frozen blocks' rows."""
 
 
-class SupervisedTrainer(Planned):
+class SupervisedTrainer(SplitSteps):
     """A planned trainer whose loss is the mean over the supervised tokens of a whole optimizer step.
 
     It computes in the ways of `llmtune.kernels`, joins rows, and runs frozen blocks once per row.
@@ -42,31 +39,18 @@ class SupervisedTrainer(Planned):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(
-        self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, grouped: bool = False, **arguments: Any
-    ) -> None:
-        """`grouped` puts rows of like length into one batch; `arguments` go to Planned."""
+    def __init__(self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, **arguments: Any) -> None:
+        """`arguments` go to SplitSteps."""
         if frozen_blocks is not None:
             arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
-        self.frozen_blocks, self._grouped = frozen_blocks, grouped
+        self.frozen_blocks = frozen_blocks
         self._cached_before: list[int] | None = None
-        self.counts, self._step_counts = TokenCounts(), TokenCounts()
+        self.counts = TokenCounts()
         # Trainer counts a step's supervised tokens only for models that could use the count.
         self.model_accepts_loss_kwargs = True
-        self._pending: PendingGradients | None = install(model, self.args)
+        self._pending = install(model, self.args)
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
-
-    def get_train_dataloader(self) -> DataLoaderShard:
-        """Batches of this process, in an order that follows from seed and epoch alone."""
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        sampler = EpochSampler(lengths, self._rows_per_step(), self.args.seed, self._grouped)
-        options = {"batch_size": self.args.train_batch_size, "pin_memory": self.args.dataloader_pin_memory}
-        loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
-        return self.accelerator.prepare(loader)
-
-    def _rows_per_step(self) -> int:
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
         """Train as the plan says; rows are attended to by the kernels that are made for them."""
@@ -118,23 +102,6 @@ class SupervisedTrainer(Planned):
         finally:
             hook.remove()
 
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """One forward and backward pass; raises TrainingError where the loss is not finite."""
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self._pending is not None:
-            self._pending.flush()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last checkpoint is kept. {REMEDY}"
-                + ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
-            )
-        return loss
-
     def measurements(self) -> Record:
         """Tokens since the run began, in all processes, and the padding of the latest step."""
         mine, self._step_counts = self._step_counts, TokenCounts()
@@ -144,8 +111,9 @@ class SupervisedTrainer(Planned):
         return {"tokens": self.counts.seen, "supervised": self.counts.supervised, "padding": step.padding}
 
     def objective_state(self) -> dict[str, Any]:
-        """The counts, and below which blocks outputs are cached: a resumed run goes on with the same ones."""
-        return {"counts": asdict(self.counts), "frozen_blocks": self.frozen_blocks.kept if self.frozen_blocks else []}
+        """The counts, below which blocks outputs are cached, and the passes: a resumed run goes on with the same."""
+        kept = self.frozen_blocks.kept if self.frozen_blocks else []
+        return {"counts": asdict(self.counts), "frozen_blocks": kept, "passes": self.passes.to_json()}
 
     def load_objective_state(self, state: dict[str, Any]) -> None:
         """Take back what `objective_state` gave."""
@@ -226,5 +194,6 @@ class SupervisedTrainer(Planned):
 
     def end_plan(self) -> None:
         """Let every block compute again."""
+        super().end_plan()
         if self.frozen_blocks is not None:
             self.frozen_blocks.end()

@@ -27,16 +27,16 @@ from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
 
 
-def split_batch(train: Train, world: int) -> tuple[int, int]:
-    """Rows per forward pass and passes per optimizer step; raises FieldError where batch_size is no multiple."""
+def rows_per_process(train: Train, world: int) -> int:
+    """Rows of an optimizer step for each process; raises FieldError where batch_size is no multiple."""
     share, rest = divmod(train.batch_size, world)
     if rest or not share:
         nearest = max(1, round(train.batch_size / world)) * world
         raise FieldError("train.batch_size", f"{train.batch_size} is not divisible by {world} processes; try {nearest}")
-    size = train.micro_batch_size or max(size for size in range(1, min(8, share) + 1) if share % size == 0)
-    if share % size:
-        raise FieldError("train.micro_batch_size", f"{size} does not divide {share}, the rows per step and process")
-    return size, share // size
+    if train.micro_batch_size and share % train.micro_batch_size:
+        message = f"{train.micro_batch_size} does not divide {share}, the rows per step and process"
+        raise FieldError("train.micro_batch_size", message)
+    return share
 
 
 def total_steps(train: Train, rows: int, world: int) -> int:
@@ -46,8 +46,7 @@ def total_steps(train: Train, rows: int, world: int) -> int:
 
 def steps_per_epoch(train: Train, rows: int, world: int) -> int:
     """Optimizer steps in which every training row is seen once."""
-    size, passes = split_batch(train, world)
-    return max(1, math.ceil(math.ceil(rows / world / size) / passes))
+    return max(1, math.ceil(rows / (rows_per_process(train, world) * world)))
 
 
 def steps_note(train: Train, rows: int, world: int) -> list[str]:

@@ -215,7 +215,7 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = entry.get("frozen_blocks") or entry.get("warning") or entry.get("memory")
+        message = entry.get("frozen_blocks") or entry.get("passes") or entry.get("warning") or entry.get("memory")
         if message:
             progress.note(entry, message)
             return

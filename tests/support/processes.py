@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llmtune.adapters import lora_starts
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
+from llmtune.data.passes import PassLimits
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint
 from llmtune.model.base import model_facts
@@ -131,10 +132,15 @@ class _Meddle(TrainerCallback):
 
 
 def train(out: Path) -> None:
-    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained."""
+    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained.
+
+    With $TOKENS, passes have so many at most, and rows are no multiple of a step's.
+    """
     method = METHODS[os.environ.get("METHOD", "staged")]
-    callbacks = [_Meddle()] if "MEDDLE" in os.environ else []
-    trainer = training.trainer(out, method, ddp_backend="gloo", callbacks=callbacks, save_strategy="no", optim="sgd")
+    options: dict[str, Any] = {"callbacks": [_Meddle()] if "MEDDLE" in os.environ else []}
+    if "TOKENS" in os.environ:
+        options |= {"limits": PassLimits(tokens=int(os.environ["TOKENS"])), "data": training.rows(21)}
+    trainer = training.trainer(out, method, ddp_backend="gloo", save_strategy="no", optim="sgd", **options)
     assert trainer.args.world_size == 2
     try:
         trainer.train()
@@ -144,6 +150,7 @@ def train(out: Path) -> None:
     state = trainer.trained_state()
     if dist.get_rank() == 0:
         save_file(state, out / "trained.safetensors")
+        (out / "counts.json").write_text(json.dumps(asdict(trainer.counts)))
     dist.destroy_process_group()
 
 

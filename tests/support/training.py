@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from llmtune import recipe as recipes
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.collate import Collator
+from llmtune.data.passes import PassLimits
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
@@ -103,6 +104,7 @@ def trainer(
     kind: type[SupervisedTrainer] = SupervisedTrainer,
     frozen_blocks: FrozenBlocks | None = None,
     grouped: bool = False,
+    limits: PassLimits | None = None,
     **arguments: Any,
 ) -> SupervisedTrainer:
     """A trainer for a method on a tiny model (4 blocks by default), ready to train; `arguments` are transformers'."""
@@ -136,6 +138,7 @@ def trainer(
         keep=keep,
         frozen_blocks=frozen_blocks,
         grouped=grouped,
+        limits=limits,
         args=TrainingArguments(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=data or rows(),
         eval_dataset=eval_data,

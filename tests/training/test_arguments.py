@@ -9,7 +9,7 @@ from tests.support.training import METHODS, prepare_run
 from tests.support.versions import installed_as_pinned
 
 GOLDEN = Path(__file__).parent / "arguments.json"
-OURS = {"max_steps", "save_steps", "eval_steps", "use_cpu", "bf16", "fp16", "dataloader_pin_memory"}
+OURS = {"max_steps", "save_steps", "eval_steps", "use_cpu", "bf16", "fp16", "dataloader_pin_memory", "passes"}
 """Arguments that follow from the recipe or the machine."""
 
 

@@ -95,5 +95,5 @@ def test_batches_come_in_the_order_of_seed_and_epoch(tmp_path: Path, grouped: bo
     loader, lengths = trainer.get_train_dataloader(), [len(row["input_ids"]) for row in data]
     for epoch in (0, 1):
         loader.set_epoch(epoch)
-        rows = [index for batch in loader for index in batch["index"].tolist()]
+        rows = [index for batch in loader for tensors in batch["passes"] for index in tensors["index"].tolist()]
         assert rows == order(lengths, 8, trainer.args.seed, epoch, grouped)

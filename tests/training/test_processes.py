@@ -22,7 +22,7 @@ LORA = {"kind": "lora", "rank": 4}
 STAGED = {"kind": "gradual", "reaches": [1, 2, "all"], "bottom_ratio": 0.3}
 # Adam takes a whole step where a gradient is next to nothing, in the direction that rounding gives it: SGD does not.
 SHARDED: dict[str, dict[str, Any]] = {
-    "staged": {"method": {**STAGED, "lr": 0.3}, "train": {"optimizer": "sgd"}},
+    "staged": {"method": {**STAGED, "lr": 0.3}, "train": {"optimizer": "sgd", "micro_batch_tokens": 40}},
     "lora": {"method": {**STAGED, "lr": 0.01, "adapter": LORA}, "train": {"activation_checkpointing": True}},
     "pissa": {"method": {"kind": "full", "lr": 0.003, "adapter": {**LORA, "init": "pissa"}}},
     "prefix-4bit": {"method": {"kind": "frozen", "reach": 2, "lr": 0.003}, "model": {"quantize": "4bit"}},
@@ -133,11 +133,14 @@ def test_two_processes_validate_to_the_loss_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lisa_in_two_processes_matches_one(tmp_path: Path) -> None:
-    two("train", str(tmp_path), METHOD="lisa")
+def test_lisa_in_passes_in_two_processes_matches_one_pass(tmp_path: Path) -> None:
+    two("train", str(tmp_path), METHOD="lisa", TOKENS="20")
     assert not list(tmp_path.glob("error-*"))
-    alone = training.trainer(tmp_path / "alone", processes.METHODS["lisa"], optim="sgd", per_device_train_batch_size=8)
+    options: dict[str, Any] = {"data": training.rows(21), "optim": "sgd", "per_device_train_batch_size": 8}
+    alone = training.trainer(tmp_path / "alone", processes.METHODS["lisa"], **options)
     alone.train()
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert (counts["seen"], counts["supervised"]) == (alone.counts.seen, alone.counts.supervised)
     together = load_file(tmp_path / "trained.safetensors")
     for name, tensor in alone.trained_state().items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=name)

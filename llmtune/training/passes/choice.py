@@ -1,0 +1,69 @@
+"""How large the passes of a run are: as before in a resumed run, else as the recipe says and free memory allows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+
+from llmtune.data.encode import Example
+from llmtune.data.passes import PassLimits, rows_per_pass
+from llmtune.errors import FieldError
+from llmtune.estimate.passes import choose_pass_size
+from llmtune.files import read_json
+from llmtune.machine.device import free_bytes
+from llmtune.model.layout import Layout
+from llmtune.recipe.sections import Recipe, Train
+from llmtune.training.checkpoint import OBJECTIVE
+from llmtune.training.plan_table import rows_per_process
+
+
+@dataclass(frozen=True)
+class RunPasses:
+    """The passes of a run, the same in all its processes and from its first step to its last."""
+
+    limits: PassLimits
+    checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+    line: str = ""
+    """What to say of it; empty where there is nothing to say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint and the run's arguments hold of it."""
+        return {**asdict(self.limits), "checkpointing": self.checkpointing}
+
+    def largest(self, train: Train, world: int, longest: int) -> int:
+        """Tokens of the largest pass that there may be, padding included, of rows of up to `longest` tokens."""
+        tokens = longest * (self.limits.rows or rows_per_process(train, world))
+        return max(longest, min(tokens, self.limits.tokens or tokens))
+
+    def rows_to_validate(self, train: Train, world: int, examples: Sequence[Example]) -> int | None:
+        """Rows of a batch of validation, which keeps no activations; None where there is nothing to validate."""
+        if not examples:
+            return None
+        rows = rows_per_pass(rows_per_process(train, world), train.micro_batch_size, on_cpu=True) or 1
+        longest = max(len(example.input_ids) for example in examples)
+        return max(1, min(rows, (self.limits.tokens or rows * longest) // longest))
+
+
+def choose_passes(recipe: Recipe, layout: Layout, state: PartialState, longest: int, newest: Path | None) -> RunPasses:
+    """The passes of a run whose longest row has `longest` tokens, and whose newest checkpoint is given.
+
+    Every process must ask, before it loads the base: the one with the least free memory decides for all.
+    """
+    recorded = read_json(newest / OBJECTIVE).get("passes") if newest else None
+    if recorded:
+        return RunPasses(PassLimits(recorded["rows"], recorded["tokens"]), recorded["checkpointing"])
+    train, able = recipe.train, layout.skeleton.supports_gradient_checkpointing
+    if train.activation_checkpointing is True and not able:
+        raise FieldError("train.activation_checkpointing", "this model's code does not support it; try auto")
+    share = rows_per_process(train, state.num_processes)
+    rows = rows_per_pass(share, train.micro_batch_size, state.device.type == "cpu")
+    free = int(gather(torch.tensor([free_bytes(state.device)], device=state.device)).min())
+    size = choose_pass_size(recipe, layout, state.num_processes, longest, state.device, free)
+    # Settings of the recipe stand, whatever is free.
+    tokens = train.micro_batch_tokens or (None if train.micro_batch_size else size.tokens)
+    return RunPasses(PassLimits(rows, tokens), size.checkpointing and able, size.reason)
