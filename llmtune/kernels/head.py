@@ -232,7 +232,7 @@ class SupervisedHead:
         if self._at is None or self._hidden is None:
             return outputs
         if not self._recognized:
-            self._scale, self._recognized = recognize(self._probe, outputs.logits), True
+            self._scale, self._recognized = recognize(self._probe, outputs["logits"]), True
         if self._scale is None:
             self._hidden = None
             return self._compute_outputs(*inputs, **named)

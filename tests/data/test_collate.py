@@ -21,7 +21,6 @@ def test_tells_the_host_where_labels_are_and_how_many() -> None:
     assert list(zip(batch["rows"].tolist(), batch["columns"].tolist(), strict=True)) == [(0, 0), (1, 1), (1, 2)]
     assert batch["counts"] == TokenCounts(seen=6, supervised=3, slots=8)
     assert (batch["lengths"], batch["index"]) == ([2, 4], [7, 3])
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
 
 
 def test_learns_the_stop_token_when_it_is_the_pad_token() -> None:
