@@ -97,9 +97,6 @@ class SupervisedTrainer(Planned):
         inputs, joined = self._joiner.prepare(inputs, index)
         if joined is not None:
             rows, columns, slots = torch.zeros_like(rows), joined.places(rows, columns), counts.seen
-        elif counts.seen == slots:
-            # Without padding a mask says nothing, and transformers would read it to find that out.
-            inputs.pop("attention_mask", None)
         with self._head.at(Supervised(rows, columns, targets)), self.accelerator.autocast():
             outputs = model(**inputs, use_cache=False)
         in_head = outputs.get("loss")
