@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,7 @@ from llmtune.kernels.head import (
     recognize,
     rows_at_once,
 )
+from llmtune.model.blocks import blocks
 from tests.support import architectures, training
 from tests.support.cached import LORA
 from tests.training.test_joined import plainly
@@ -205,3 +207,31 @@ def test_a_model_that_is_not_recognized_gives_logits(monkeypatch: pytest.MonkeyP
         assert "loss" not in outputs
         torch.testing.assert_close(outputs["logits"], whole[1, 2:])
         assert model.ran == runs
+
+
+def test_a_head_that_an_adapter_changes_gives_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = in_head(monkeypatch)
+    base = architectures.model("llama", tie_word_embeddings=False)
+    model = get_peft_model(base, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+    batch = Collator(0)(training.rows(4))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    whole = model(**inputs).logits[batch["rows"], batch["columns"]]
+    with SupervisedHead(base).at(Supervised(batch["rows"], batch["columns"], batch["rows"])):
+        outputs = model(**inputs)
+    assert not taken
+    assert outputs.loss is None
+    torch.testing.assert_close(outputs.logits, whole)
+
+
+@pytest.mark.slow
+def test_a_block_compiles_as_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plainly(monkeypatch)
+    in_head(monkeypatch)
+
+    def compiled(backend: str) -> PreTrainedModel:
+        model = architectures.model("llama")
+        blocks(model)[0].compile(backend=backend, fullgraph=True, dynamic=True)
+        return model
+
+    plain = step(tmp_path, architectures.model("llama"), LORA, bf16=True)
+    assert distance(step(tmp_path, compiled("eager"), LORA, bf16=True), plain) == 0
