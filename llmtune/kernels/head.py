@@ -138,8 +138,9 @@ def loss_and_gradient(
     outputs: torch.Tensor, targets: torch.Tensor, scale: LogitScale
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the losses of a head's outputs (N, V) and targets (N, 1), and the outputs' gradient in their place."""
-    logits = scale(outputs)
-    logarithms = torch.log_softmax(logits, 1)
+    plain = scale == LogitScale()
+    logits = outputs if plain else scale(outputs)  # a GPU converts what it reads, without another copy in fp32
+    logarithms = torch.log_softmax(logits, 1, dtype=torch.float32)
     of_target = logarithms.gather(1, targets)
     gradient = logarithms.exp_().scatter_(1, targets, of_target.expm1())
     if scale.cap is not None:
@@ -167,7 +168,7 @@ def head_loss(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, scal
     device = hidden.device.type
     mixed = torch.is_autocast_enabled(device)
     precision = torch.get_autocast_dtype(device) if mixed else head.weight.dtype
-    tensors = (hidden, head.weight, head.bias)
+    tensors: tuple[torch.Tensor | None, ...] = (hidden, head.weight, head.bias)
     if not torch.is_grad_enabled():
         tensors = tuple(None if x is None else x.detach() for x in tensors)
     with torch.autocast(device, enabled=False):
@@ -189,17 +190,17 @@ class SupervisedHead:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._at: Supervised | None = None
-        self._hidden: torch.Tensor | None = None
-        self._probe: torch.Tensor | None = None
+        head: nn.Module = model.get_output_embeddings()
+        # A head that an adapter changes, or that stores its weight otherwise, computes its logits itself.
+        self._linear = head if type(head) is nn.Linear and head.weight.is_floating_point() else None
+        self._probe = torch.empty(0)
         self._scale: LogitScale | None = None
         self._recognized = False
-        self._head: nn.Module = model.get_output_embeddings()
-        # A head that an adapter changes, or that stores its weight otherwise, computes its logits itself.
-        self._is_plain = type(self._head) is nn.Linear and self._head.weight.is_floating_point()
-        self._compute_logits: Callable[..., torch.Tensor] = self._head.forward
+        self._at: Supervised | None = None
+        self._hidden: torch.Tensor | None = None
+        self._compute_logits: Callable[..., torch.Tensor] = head.forward
         self._compute_outputs: Callable[..., Any] = model.forward
-        vars(self._head)["forward"] = self._forward_head
+        vars(head)["forward"] = self._forward_head
         # A bound method, since Accelerate takes its own wrapper off by making a method of what is below.
         vars(model)["forward"] = MethodType(lambda _, *inputs, **named: self._forward_model(*inputs, **named), model)
 
@@ -216,30 +217,27 @@ class SupervisedHead:
         if self._at is None:
             return self._compute_logits(hidden)
         chosen = hidden[self._at.rows, self._at.columns]
-        if not self._computes_loss(chosen):
+        known = self._scale is not None or not self._recognized
+        if self._linear is None or not known or not computes_in_head(chosen.device) or is_sharded(self._linear):
             return self._compute_logits(chosen)
         self._hidden = chosen
-        if self._probe is None:
-            self._probe = logit_probe(len(self._head.weight), chosen.device)
+        if not len(self._probe):
+            self._probe = logit_probe(len(self._linear.weight), chosen.device)
         return self._probe
-
-    def _computes_loss(self, hidden: torch.Tensor) -> bool:
-        known = self._scale is not None or not self._recognized
-        return self._is_plain and known and computes_in_head(hidden.device) and not _is_sharded(self._head)
 
     def _forward_model(self, *inputs: Any, **named: Any) -> Any:
         outputs = self._compute_outputs(*inputs, **named)
-        if self._at is None or self._hidden is None:
+        if self._linear is None or self._at is None or self._hidden is None:
             return outputs
         if not self._recognized:
             self._scale, self._recognized = recognize(self._probe, outputs["logits"]), True
         if self._scale is None:
             self._hidden = None
             return self._compute_outputs(*inputs, **named)
-        outputs["loss"] = head_loss(self._head, self._hidden, self._at.targets, self._scale)
+        outputs["loss"] = head_loss(self._linear, self._hidden, self._at.targets, self._scale)
         return outputs
 
 
-def _is_sharded(head: nn.Module) -> bool:
+def is_sharded(head: nn.Linear) -> bool:
     """Whether a head's whole weight is in this process only while the head itself computes, or never."""
     return isinstance(head, FSDPModule) or isinstance(head.weight, DTensor)

@@ -84,13 +84,13 @@ class SupervisedTrainer(Planned):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
-        labels, index, counts, _ = (inputs.pop(name, None) for name in ("labels", "index", "counts", "lengths"))
-        rows, columns = inputs.pop("rows"), inputs.pop("columns")
+        """Cross-entropy over the supervised tokens of a Collator's batch / `num_items_in_batch`, or their number."""
+        labels, rows, columns, counts = (inputs.pop(name) for name in ("labels", "rows", "columns", "counts"))
+        index, _ = inputs.pop("index", None), inputs.pop("lengths")
         count = max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch
         refuse_unlabelled(count)
         targets, slots = labels[rows, columns + 1], counts.slots

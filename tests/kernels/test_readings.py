@@ -63,7 +63,7 @@ class Reads(TrainerCallback):
 def counting(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have every read and every walk over all parameters counted."""
 
-    class Operations(TorchDispatchMode):
+    class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             by_mask = func.overloadpacket.__name__ == "index" and any(
                 index is not None and index.dtype == torch.bool for index in args[1]
@@ -94,7 +94,7 @@ def counting(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(nn.Module, "named_parameters", walk)
     AttentionMaskInterface.register("sdpa", make_unread)
     try:
-        with Operations(), Methods():
+        with Operations(), Methods():  # type: ignore[no-untyped-call]
             yield
     finally:
         AttentionMaskInterface.register("sdpa", make)
@@ -109,8 +109,9 @@ def test_a_step_reads_the_device_once(
     in_head(monkeypatch)
     monkeypatch.setattr(readings, "reads_late", lambda device: True)
     reads, log = Reads(), list[dict[str, Any]]()
-    method, size = {"kind": "full", "lr": 0.01, "adapter": adapter}, {"gradient_accumulation_steps": passes}
-    trainer = training.trainer(tmp_path, method, data=ROWS, steps=6, callbacks=[reads], record=log.append, **size)
+    method = {"kind": "full", "lr": 0.01, "adapter": adapter}
+    more: dict[str, Any] = {"callbacks": [reads], "record": log.append, "gradient_accumulation_steps": passes}
+    trainer = training.trainer(tmp_path, method, data=ROWS, steps=6, **more)
     trainer.data_collator = reads.collate
     with counting(reads, monkeypatch):
         trainer.train()
@@ -143,7 +144,8 @@ def test_a_late_loss_that_is_not_finite_ends_training_before_it_is_saved(
 
     monkeypatch.setattr(readings, "reads_late", lambda device: True)
     for every, kept in ((1, ["step-000001"]), (3, [])):
-        out, save = tmp_path / str(every), {"save_strategy": "steps", "save_steps": every}
+        out = tmp_path / str(every)
+        save: dict[str, Any] = {"save_strategy": "steps", "save_steps": every}
         with pytest.raises(TrainingError, match="loss is nan at step 2; the last checkpoint is kept"):
             training.trainer(out, METHODS["full"], callbacks=[Spoil()], **save).train()
         assert sorted(path.name for path in out.glob("step-*")) == kept
