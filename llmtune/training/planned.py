@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from llmtune.errors import TrainingError
 from llmtune.model.blocks import distances, unwrap
@@ -18,6 +18,7 @@ from llmtune.run_log import Record
 from llmtune.training import checkpoint as checkpoints
 from llmtune.training.arguments import accepted_by_trainer
 from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, prove_schedule
+from llmtune.training.stages.callback import PlanCallback
 from llmtune.training.stages.groups import freeze_to_stage, keep_embeddings_in_32_bits, optimizer_groups
 from llmtune.training.stages.replicas import rewrap
 from llmtune.working import working
@@ -64,7 +65,7 @@ class Planned(Trainer):
         self._checksums = {name: checksum(p.float() if name in tensors else p) for name, p in live}
         self._reduced: set[str] = set()
         self._update_check = UpdateCheck(record)
-        self.add_callback(_PlanCallback(self))
+        self.add_callback(PlanCallback(self))
         self.add_callback(self._update_check)
 
     def end_step(self) -> None:
@@ -230,30 +231,3 @@ class Planned(Trainer):
                 checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
-
-
-class _PlanCallback(TrainerCallback):
-    """Tells a planned trainer when training and its steps begin, and when there are numbers to record."""
-
-    def __init__(self, trainer: Planned) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: object, **named: object) -> None:
-        self.trainer.begin_plan()
-
-    def on_step_begin(self, *_: object, **named: object) -> None:
-        self.trainer.begin_step(self.trainer.state.global_step)
-
-    def on_step_end(self, *_: object, **named: object) -> None:
-        self.trainer.end_step()
-
-    def on_log(self, *_: object, logs: dict[str, float], **named: object) -> None:
-        if "loss" in logs:
-            self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
-
-    def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
-        if "eval_loss" in metrics:
-            self.trainer.record_evaluation(metrics["eval_loss"])
-
-    def on_train_end(self, *_: object, **named: object) -> None:
-        self.trainer.end_plan()

@@ -1,0 +1,35 @@
+"""What a planned trainer does when transformers' Trainer begins and ends a training, its steps and its reports."""
+
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from llmtune.training.planned import Planned
+
+
+class PlanCallback(TrainerCallback):
+    """Tells a planned trainer when training and its steps begin, and when there are numbers to record."""
+
+    def __init__(self, trainer: "Planned") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_plan()
+
+    def on_step_begin(self, *_: object, **named: object) -> None:
+        self.trainer.begin_step(self.trainer.state.global_step)
+
+    def on_step_end(self, *_: object, **named: object) -> None:
+        self.trainer.end_step()
+
+    def on_log(self, *_: object, logs: dict[str, float], **named: object) -> None:
+        if "loss" in logs:
+            self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
+
+    def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
+        if "eval_loss" in metrics:
+            self.trainer.record_evaluation(metrics["eval_loss"])
+
+    def on_train_end(self, *_: object, **named: object) -> None:
+        self.trainer.end_plan()
