@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from llmtune.kernels import device as ways
+
 HEAD_CHUNK_BYTES = 2**30
 """The most bytes that the logits of the rows of one chunk take, with all that is computed from them."""
 LOGIT_BYTES = 10
@@ -37,7 +39,7 @@ def rows_at_once(vocabulary: int) -> int:
 
 def computes_in_head(device: torch.device) -> bool:
     """Whether the loss is computed in the head there; CPUs have a faster way of their own, over all logits."""
-    return device.type != "cpu"
+    return not ways.on_cpu(device)
 
 
 class LogitScale(NamedTuple):

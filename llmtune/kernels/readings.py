@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from llmtune.kernels import device as ways
+
 
 def reads_late(device: torch.device) -> bool:
     """Whether a step's numbers are read one step later there: a read at once would let the device run out of work."""
-    return device.type != "cpu"
+    return not ways.on_cpu(device)
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ class SupervisedTrainer(Planned):
     ) -> Any:
         """Cross-entropy over the supervised tokens of a Collator's batch / `num_items_in_batch`, or their number."""
         labels, rows, columns, counts = (inputs.pop(name) for name in ("labels", "rows", "columns", "counts"))
-        index, _ = inputs.pop("index", None), inputs.pop("lengths")
+        index, lengths = inputs.pop("index", None), inputs.pop("lengths")
         count = max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch
         refuse_unlabelled(count)
         targets, slots = labels[rows, columns + 1], counts.slots
-        inputs, joined = self._joiner.prepare(inputs, index)
+        inputs, joined = self._joiner.prepare(inputs, index, lengths)
         if joined is not None:
             rows, columns, slots = torch.zeros_like(rows), joined.places(rows, columns), counts.seen
         with self._head.at(Supervised(rows, columns, targets)), self.accelerator.autocast():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from llmtune.kernels import device as ways
 from llmtune.kernels.context import Context
 
 MAX_ELEMENTS = 2**20
@@ -27,7 +28,7 @@ class CrossEntropy(torch.autograd.Function):
         """A scalar in fp32 for logits (N, V) in any precision and targets (N)."""
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        elements = MAX_ELEMENTS if on_cpu(logits) else MAX_ELEMENTS_ON_DEVICE
+        elements = MAX_ELEMENTS if ways.on_cpu(logits.device) else MAX_ELEMENTS_ON_DEVICE
         at_once = max(1, elements // logits.shape[1])
         buffer = torch.empty(at_once, logits.shape[1], dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), at_once):
@@ -50,16 +51,11 @@ class CrossEntropy(torch.autograd.Function):
         if gradient is None:
             raise RuntimeError("the gradient of this cross-entropy was used by an earlier backward pass")
         # Elsewhere the comparison would wait for the device.
-        unchanged = on_cpu(gradient) and bool(gradients[0] == 1)
+        unchanged = ways.on_cpu(gradient.device) and bool(gradients[0] == 1)
         return gradient if unchanged else gradient.mul_(gradients[0]), None, None
 
 
 _cross_entropy: Callable[..., torch.Tensor] = CrossEntropy.apply
-
-
-def on_cpu(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is in memory that the host reads without waiting."""
-    return tensor.device.type == "cpu"
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
