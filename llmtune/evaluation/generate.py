@@ -113,7 +113,7 @@ def answer_losses(
     losses = [0.0] * len(examples)
     for batch in _batches([len(row["input_ids"]) for row in rest], _loss_batch(model, shared)):
         padded = Collator(pad_id)([rest[index] for index in batch])
-        tensors = {name: tensor.to(model.device) for name, tensor in padded.items()}
+        tensors = {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask", "labels")}
         for index, loss in zip(batch, _batch_losses(model, tensors, start), strict=True):
             losses[index] = loss
         if step:

@@ -53,7 +53,7 @@ def training_arguments(
         gradient_checkpointing=passes.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,  # it is wrapped anew where other tensors train
-        logging_steps=1,
+        logging_strategy="no",  # the objective reads a step's numbers at once
         logging_nan_inf_filter=False,
         save_steps=every,
         eval_strategy="steps" if rows_to_validate else "no",

@@ -1,30 +1,34 @@
 """SupervisedTrainer: fine-tuning on rows whose prompt is masked; it owns rows, loss, counts and evaluation."""
 
 from dataclasses import asdict, astuple
+from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerControl
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from llmtune.data.encode import IGNORED
+from llmtune.data.collate import TokenCounts, refuse_unlabelled
 from llmtune.data.order import shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.attention import row_attention
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
+from llmtune.kernels.head import Supervised, SupervisedHead
 from llmtune.kernels.install import install
+from llmtune.kernels.readings import Readings
 from llmtune.machine.device import forked_rng
-from llmtune.model.blocks import blocks
-from llmtune.model.sharded import reshard
+from llmtune.machine.precision import skipped
+from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.sharded import gather, reshard
 from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
 from llmtune.training.joined import RowJoiner
 from llmtune.training.passes.trainer import SplitSteps
-from llmtune.training.progress import TokenCounts
-from llmtune.training.proof import check_validation
+from llmtune.training.proof import REMEDY, check_validation
 from llmtune.working import working
 
 Row = dict[str, Any]
@@ -47,9 +51,13 @@ class SupervisedTrainer(SplitSteps):
         self.frozen_blocks = frozen_blocks
         self._cached_before: list[int] | None = None
         self.counts = TokenCounts()
-        # Trainer counts a step's supervised tokens only for models that could use the count.
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # the loss is the mean over a step's tokens already
+        # Trainer's own log reads the device for every number.
+        self.args.logging_strategy = IntervalStrategy.NO
+        self._readings = Readings(self.args.device)
+        self._step_loss = self._gradient_norm = torch.zeros((), device=self.args.device)
         self._pending = install(model, self.args)
+        self._head = SupervisedHead(unwrap(model))
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 
     def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
@@ -62,53 +70,61 @@ class SupervisedTrainer(SplitSteps):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy over supervised tokens / `num_items_in_batch`; the head sees supervised positions alone."""
-        labels, index = inputs.pop("labels"), inputs.pop("index", None)
-        if num_items_in_batch is not None and int(num_items_in_batch) == 0:
-            raise TrainingError("a batch has no supervised token, so nothing can be learned from it")
-        rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        targets = labels[rows, columns + 1]
-        tokens = int(inputs["attention_mask"].sum())
-        counts = TokenCounts(tokens, len(rows), labels.numel())
-        inputs, joined = self._joiner.prepare(inputs, None if index is None else index.tolist())
+        """Cross-entropy over the supervised tokens of a Collator's batch / `num_items_in_batch`, or their number."""
+        labels, rows, columns, counts = (inputs.pop(name) for name in ("labels", "rows", "columns", "counts"))
+        index, lengths = inputs.pop("index", None), inputs.pop("lengths")
+        count = max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch
+        refuse_unlabelled(count)
+        targets, slots = labels[rows, columns + 1], counts.slots
+        inputs, joined = self._joiner.prepare(inputs, index, lengths)
         if joined is not None:
-            rows, columns, counts.slots = torch.zeros_like(rows), joined.places(rows, columns), tokens
-        outputs = self._forward(model, inputs, rows, columns)
-        share = 1 / float(max(1, len(rows)) if num_items_in_batch is None else num_items_in_batch)
-        loss = cross_entropy(outputs.logits, targets, share)
+            rows, columns, slots = torch.zeros_like(rows), joined.places(rows, columns), counts.seen
+        with self._head.at(Supervised(rows, columns, targets)), self.accelerator.autocast():
+            outputs = model(**inputs, use_cache=False)
+        in_head = outputs.get("loss")
+        loss = cross_entropy(outputs.logits, targets, 1 / count) if in_head is None else in_head / count
         if self.model.training:
-            self._step_counts.add(counts)
+            self._step_counts.add(TokenCounts(counts.seen, counts.supervised, slots))
             if num_items_in_batch is not None and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
+            self._step_loss = self._step_loss + loss.detach()
         return (loss, outputs) if return_outputs else loss
 
-    def _forward(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], rows: torch.Tensor, columns: torch.Tensor
-    ) -> Any:
-        """The model's outputs with logits at these rows and columns alone."""
-        head = self.accelerator.unwrap_model(model, keep_torch_compile=False).get_output_embeddings()
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._gradient_norm = super()._get_grad_norm(model, grad_norm)
+        return self._gradient_norm
 
-        def supervised_only(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            return arguments[0][rows, columns]
+    def end_step(self) -> None:
+        """Have the step's numbers read: late on a device, but before anything of the step is saved or validated.
 
-        hook = head.register_forward_pre_hook(supervised_only)
-        try:
-            with self.accelerator.autocast():
-                return model(**inputs, use_cache=False)
-        finally:
-            hook.remove()
-
-    def measurements(self) -> Record:
-        """Tokens since the run began, in all processes, and the padding of the latest step."""
+        A loss that is not finite may be in the weights by then; it ends the training, which drops them.
+        """
         mine, self._step_counts = self._step_counts, TokenCounts()
-        sums = self.accelerator.reduce(torch.tensor(astuple(mine), device=self.args.device), "sum").tolist()
-        step = TokenCounts(*sums)
-        self.counts.add(step)
-        return {"tokens": self.counts.seen, "supervised": self.counts.supervised, "padding": step.padding}
+        loss, self._step_loss = self._step_loss, torch.zeros_like(self._step_loss)
+        norm = torch.as_tensor(gather(self._gradient_norm), dtype=loss.dtype, device=loss.device)
+        numbers, world, control = torch.stack([loss, norm]), self.accelerator.num_processes, self.control
+        if world > 1:
+            counts = [torch.full((), count, dtype=torch.float64, device=loss.device) for count in astuple(mine)]
+            numbers = self.accelerator.reduce(torch.stack([*(numbers.double() / world), *counts]), "sum")
+        self._readings.put(numbers, partial(self._take_numbers, self.step_record(), mine))
+        self._readings.settle(control.should_save or control.should_evaluate or control.should_training_stop)
+
+    def _take_numbers(self, entry: Record, counts: TokenCounts, numbers: list[float]) -> None:
+        """Record a step's numbers; raises TrainingError where nothing was learned from it, or nothing can be."""
+        loss, norm, *everyone = numbers
+        counts = TokenCounts(*map(int, everyone)) if everyone else counts
+        refuse_unlabelled(counts.supervised)
+        if not isfinite(loss):
+            wider = ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
+            message = f"the loss is {loss} at step {entry['step']}; the last checkpoint is kept. {REMEDY}{wider}"
+            raise TrainingError(message)
+        self.counts.add(counts)
+        entry |= self.counts.record(counts) | skipped(self.args.fp16, norm)
+        self._record({"step": entry["step"], "loss": loss, **entry, "grad_norm": norm})
 
     def objective_state(self) -> dict[str, Any]:
         """The counts, below which blocks outputs are cached, and the passes: a resumed run goes on with the same."""
@@ -135,7 +151,9 @@ class SupervisedTrainer(SplitSteps):
             batches = shared_batches(rows, *share, self.data_collator)
             with working("validating", len(batches), "batches", on_terminal=False) as count_batch:
                 for batch in batches:
-                    sums += self._summed_loss(self._prepare_inputs(batch))
+                    count = batch["counts"].supervised
+                    loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+                    sums += torch.stack([loss.double() * count, torch.full_like(sums[1], count)])
                     count_batch()
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
         reshard(self.model)
@@ -144,13 +162,6 @@ class SupervisedTrainer(SplitSteps):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         check_validation(total / max(1, tokens), self.state.global_step, self.state.max_steps, self._record)
         return metrics
-
-    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The sum of the losses of a batch's supervised tokens, and how many there are."""
-        count = int((inputs["labels"][:, 1:] != IGNORED).sum())
-        with self.compute_loss_context_manager():
-            loss = float(self.compute_loss(self.model, inputs))
-        return torch.tensor([loss * count if count else 0.0, count], dtype=torch.float64, device=self.args.device)
 
     def begin_plan(self) -> None:
         """Prepare the model for stages, and cache the outputs of frozen blocks where the coming steps gain by it."""
@@ -194,6 +205,7 @@ class SupervisedTrainer(SplitSteps):
 
     def end_plan(self) -> None:
         """Let every block compute again."""
+        self._readings.settle(True)
         super().end_plan()
         if self.frozen_blocks is not None:
             self.frozen_blocks.end()

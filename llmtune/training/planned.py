@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from llmtune.errors import TrainingError
 from llmtune.machine.precision import catch_up, skipped
@@ -19,6 +19,7 @@ from llmtune.run_log import Record
 from llmtune.training import checkpoint as checkpoints
 from llmtune.training.arguments import accepted_by_trainer
 from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, prove_schedule
+from llmtune.training.stages.callback import PlanCallback
 from llmtune.training.stages.groups import freeze_to_stage, keep_embeddings_in_32_bits, optimizer_groups
 from llmtune.training.stages.replicas import rewrap
 from llmtune.working import working
@@ -50,6 +51,7 @@ class Planned(Trainer):
             raise TrainingError(f"{quantized[0]} should train but is quantized")
         self._make_schedule, self._record, self._keep = make_schedule, record, keep
         self._trained_names = list(tensors)
+        self._tensors: dict[str, nn.Parameter] | None = None
         self.distance = distances(model)
         model.requires_grad_(False)  # now: TRL's trainers cast what requires a gradient to bf16 in a quantized model
         with accepted_by_trainer(model):
@@ -64,12 +66,15 @@ class Planned(Trainer):
         self._checksums = {name: checksum(p.float() if name in tensors else p) for name, p in live}
         self._reduced: set[str] = set()
         self._update_check = UpdateCheck(record)
-        self.add_callback(_PlanCallback(self))
+        self.add_callback(PlanCallback(self))
         self.add_callback(self._update_check)
 
-    def measurements(self) -> Record:
-        """What the objective adds to a step's record; every process must ask."""
-        return {}
+    def end_step(self) -> None:
+        """What an objective does after each step, before a validation or a checkpoint."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: Trainer's estimate, which nothing here reads, walks over all parameters in every pass."""
+        return 0
 
     def objective_state(self) -> dict[str, Any]:
         """What the objective saves in a checkpoint, as plain values."""
@@ -92,6 +97,8 @@ class Planned(Trainer):
 
     def current_tensors(self) -> dict[str, nn.Parameter]:
         """The tensors that ever train, by name, as the model holds them now: sharding replaces them."""
+        if self._tensors is not None:
+            return self._tensors
         live = dict(self.model.named_parameters())
         return {name: live[name] for name in self._trained_names}
 
@@ -145,6 +152,8 @@ class Planned(Trainer):
         unwrap(self.model).disable_input_require_grads()
         if self.is_fsdp_enabled:
             warm_up_dtypes(self.model)
+        self._tensors = None
+        self._tensors = self.current_tensors()
 
     def end_plan(self) -> None:
         """Leave the model as an objective wants it after the last step."""
@@ -161,12 +170,17 @@ class Planned(Trainer):
         if missing:
             raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
 
-    def record_step(self, loss: float, gradient_norm: float | None) -> None:
-        """Hand a step's numbers to the run's log."""
+    def step_record(self) -> Record:
+        """What is known of the latest step without its loss."""
         step = self.state.global_step
         rates = {str(g["distance"]): self.schedule.rate(step - 1, g["distance"]) for g in self.optimizer.param_groups}
-        entry = {"step": step, "loss": loss, "lr": rates, **self.measurements(), **self._update_check.take()}
-        self._record(entry | skipped(self.args.fp16, gradient_norm) | {"grad_norm": gradient_norm})
+        return {"step": step, "lr": rates, **self._update_check.take()}
+
+    def record_step(self, loss: float, gradient_norm: float | None) -> None:
+        """Hand a step's numbers, which Trainer read, to the run's log."""
+        entry = self.step_record()
+        entry |= skipped(self.args.fp16, gradient_norm)
+        self._record({"step": entry["step"], "loss": loss, **entry, "grad_norm": gradient_norm})
 
     def record_evaluation(self, loss: float) -> None:
         """Hand a validation's loss to the run's log."""
@@ -220,27 +234,3 @@ class Planned(Trainer):
                 checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
-
-
-class _PlanCallback(TrainerCallback):
-    """Tells a planned trainer when training and its steps begin, and when there are numbers to record."""
-
-    def __init__(self, trainer: Planned) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_: object, **named: object) -> None:
-        self.trainer.begin_plan()
-
-    def on_step_begin(self, *_: object, **named: object) -> None:
-        self.trainer.begin_step(self.trainer.state.global_step)
-
-    def on_log(self, *_: object, logs: dict[str, float], **named: object) -> None:
-        if "loss" in logs:
-            self.trainer.record_step(logs["loss"], logs.get("grad_norm"))
-
-    def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
-        if "eval_loss" in metrics:
-            self.trainer.record_evaluation(metrics["eval_loss"])
-
-    def on_train_end(self, *_: object, **named: object) -> None:
-        self.trainer.end_plan()

@@ -8,7 +8,6 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -172,26 +171,6 @@ class Average:
     def value(self) -> float:
         """The average so far, NaN before the first value."""
         return self._sum / self._weight if self._weight else math.nan
-
-
-@dataclass
-class TokenCounts:
-    """Tokens that went through the model, those with a label, and the places that batches had for tokens."""
-
-    seen: int = 0
-    supervised: int = 0
-    slots: int = 0
-
-    def add(self, other: "TokenCounts") -> None:
-        """Add another count to this one."""
-        self.seen += other.seen
-        self.supervised += other.supervised
-        self.slots += other.slots
-
-    @property
-    def padding(self) -> float:
-        """The share of the places that stayed empty."""
-        return 1 - self.seen / max(1, self.slots)
 
 
 def _bar(console: Console) -> Bar:

@@ -54,9 +54,10 @@ def learned(run: Run, steps: int) -> Run:
     tensors = trained_tensors(tuned, plan)
     examples = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, 512, "drop").examples
     batch = Collator(0)([{"input_ids": example.input_ids, "labels": example.labels} for example in examples])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     optimizer = torch.optim.AdamW(list(tensors.values()), lr=0.03)
     for _ in range(steps):
-        tuned(**batch).loss.backward()
+        tuned(**inputs).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     save_delta(tuned, dict(tensors), run.delta, base, settings.method.adapter.kind)

@@ -4,18 +4,21 @@ import pytest
 import torch
 from torch.nn import functional
 
+from llmtune.kernels import device
 from llmtune.kernels.cpu import cross_entropy as cross_entropy_module
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 
 Result = tuple[torch.Tensor, torch.Tensor]
 
 
-def both(dtype: torch.dtype, outer: float = 1.0, spread: float = 3.0) -> tuple[Result, Result]:
+def both(
+    dtype: torch.dtype, outer: float = 1.0, spread: float = 3.0, scale: float | torch.Tensor = 1 / 7
+) -> tuple[Result, Result]:
     """Value and gradient, ours and torch's."""
     torch.manual_seed(0)
     logits, targets = (torch.randn(13, 301) * spread).to(dtype), torch.randint(0, 301, (13,))
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    value = cross_entropy(ours, targets, 1 / 7)
+    value = cross_entropy(ours, targets, scale)
     expected = functional.cross_entropy(theirs.float(), targets, reduction="sum") / 7
     (gradient,), (expected_gradient,) = (
         torch.autograd.grad(loss * outer, leaf) for loss, leaf in ((value, ours), (expected, theirs))
@@ -28,6 +31,13 @@ def both(dtype: torch.dtype, outer: float = 1.0, spread: float = 3.0) -> tuple[R
 def test_matches_torch_value_and_gradient(rows: int, outer: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy_module, "MAX_ELEMENTS", rows * 301)
     (value, gradient), (expected, expected_gradient) = both(torch.float32, outer)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_matches_torch_where_nothing_is_read_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "on_cpu", lambda device: False)
+    (value, gradient), (expected, expected_gradient) = both(torch.float32, scale=torch.tensor(1 / 7))
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
 

@@ -32,6 +32,7 @@ from llmtune.data.collate import Collator
 from llmtune.data.passes import PassLimits
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint
+from llmtune.kernels import head
 from llmtune.model.base import model_facts
 from llmtune.model.blocks import blocks, distances
 from llmtune.model.sharded import prepare_to_shard, raise_to_fp32
@@ -221,6 +222,18 @@ def start_pissa(folder: Path) -> None:
     recipe.method.adapter.move_weight(tuned, folder, False, "cpu")
 
 
+def in_head(out: Path) -> None:
+    """Train twice, with the loss over all logits and in the head; write what was trained."""
+    for name, computes in (("plain", False), ("head", True)):
+        head.computes_in_head = partial(lambda answer, device: answer, computes)
+        trainer = training.trainer(out, METHODS["staged"], ddp_backend="gloo", save_strategy="no", optim="sgd")
+        trainer.train()
+        state = trainer.trained_state()
+        if dist.get_rank() == 0:
+            save_file(state, out / f"{name}.safetensors")
+    dist.destroy_process_group()
+
+
 def validate(out: Path) -> None:
     """Write the validation loss over each number of rows in VALIDATED, as these processes reckon it."""
     losses = {count: training.validation_loss(out, count) for count in VALIDATED}
@@ -268,8 +281,9 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "fsdp2":
         fsdp2(out)
         return
-    if arguments[0] in ("train", "validate", "staged"):
-        {"train": train, "validate": validate, "staged": staged}[arguments[0]](out)
+    alone = {"train": train, "validate": validate, "staged": staged, "in_head": in_head}
+    if arguments[0] in alone:
+        alone[arguments[0]](out)
         return
     dist.init_process_group("gloo")
     for name, method in METHODS.items():

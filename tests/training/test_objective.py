@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmtune.data.collate import Collator
+from llmtune.data.collate import Collator, TokenCounts
 from llmtune.data.order import order
 from llmtune.errors import TrainingError
-from llmtune.training.progress import TokenCounts
 from tests.support import tiny, training
 from tests.support.training import GRADUAL, METHODS, fit
 
@@ -95,5 +94,5 @@ def test_batches_come_in_the_order_of_seed_and_epoch(tmp_path: Path, grouped: bo
     loader, lengths = trainer.get_train_dataloader(), [len(row["input_ids"]) for row in data]
     for epoch in (0, 1):
         loader.set_epoch(epoch)
-        rows = [index for batch in loader for tensors in batch["passes"] for index in tensors["index"].tolist()]
+        rows = [index for batch in loader for tensors in batch["passes"] for index in tensors["index"]]
         assert rows == order(lengths, 8, trainer.args.seed, epoch, grouped)

@@ -178,3 +178,13 @@ def test_fsdp2_resume_matches_single_process(tmp_path: Path) -> None:
             # In bf16 rounding differs with the rows of a batch; there it is about running and resuming alone.
             if name != "bf16":
                 torch.testing.assert_close(whole[key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.slow
+def test_loss_in_the_head_trains_the_same_weights_in_stages_over_two_processes(tmp_path: Path) -> None:
+    two("in_head", str(tmp_path))
+    plain, ours = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "head"))
+    assert set(ours) == set(plain)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert any(not torch.equal(ours[name], tensor) for name, tensor in plain.items()), "the same path ran twice"

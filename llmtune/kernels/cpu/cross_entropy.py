@@ -1,14 +1,16 @@
-"""Cross-entropy whose gradient is computed in the forward pass, a few rows at a time, on CPUs."""
+"""Cross-entropy over logits whose gradient is computed in the forward pass, a few rows at a time."""
 
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional
 
+from llmtune.kernels import device as ways
 from llmtune.kernels.context import Context
 
 MAX_ELEMENTS = 2**20
-"""The most logits that are in fp32 at one time."""
+"""The most logits that are in fp32 at one time on CPUs, where they then stay in the cache."""
+MAX_ELEMENTS_ON_DEVICE = 2**26
+"""The same on accelerators, where every operation costs a launch."""
 
 
 class _LossContext(Context):
@@ -26,7 +28,8 @@ class CrossEntropy(torch.autograd.Function):
         """A scalar in fp32 for logits (N, V) in any precision and targets (N)."""
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        at_once = max(1, MAX_ELEMENTS // logits.shape[1])
+        elements = MAX_ELEMENTS if ways.on_cpu(logits.device) else MAX_ELEMENTS_ON_DEVICE
+        at_once = max(1, elements // logits.shape[1])
         buffer = torch.empty(at_once, logits.shape[1], dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), at_once):
             classes = targets[start : start + at_once, None]
@@ -47,14 +50,16 @@ class CrossEntropy(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("the gradient of this cross-entropy was used by an earlier backward pass")
-        return gradient if gradients[0] == 1 else gradient.mul_(gradients[0]), None, None
+        # Elsewhere the comparison would wait for the device.
+        unchanged = ways.on_cpu(gradient.device) and bool(gradients[0] == 1)
+        return gradient if unchanged else gradient.mul_(gradients[0]), None, None
 
 
 _cross_entropy: Callable[..., torch.Tensor] = CrossEntropy.apply
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """The sum of the cross-entropies of logits (N, V) to targets (N), times `scale`, in fp32."""
-    if logits.device.type != "cpu":
-        return functional.cross_entropy(logits.float(), targets, reduction="sum") * scale
+    if isinstance(scale, torch.Tensor):
+        return _cross_entropy(logits, targets, 1.0) * scale
     return _cross_entropy(logits, targets, scale)
