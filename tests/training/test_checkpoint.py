@@ -91,7 +91,12 @@ def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypat
     fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
     whole = complete_checkpoints(tmp_path)
     hashed = list[Path]()
-    monkeypatch.setattr(checkpoint, "fingerprint", lambda path: (hashed.append(path), fingerprint(path))[1])
+
+    def watched(path: Path) -> dict[str, Any]:
+        hashed.append(path)
+        return fingerprint(path)
+
+    monkeypatch.setattr(checkpoint, "fingerprint", watched)
     assert complete_checkpoints(tmp_path) == whole
     assert hashed == []
     (whole[0] / "objective.json").write_text("{}")

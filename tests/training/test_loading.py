@@ -59,7 +59,12 @@ def frozen_blocks(tmp_path: Path, layout: _Layout, revision: str | None = None, 
 
 def test_hashes_weights_only_where_outputs_may_be_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = list[str]()
-    monkeypatch.setattr(loop, "weights_digest", lambda base: hashed.append(base.name) or "digest")
+
+    def digest(base: Base) -> str:
+        hashed.append(base.name)
+        return "digest"
+
+    monkeypatch.setattr(loop, "weights_digest", digest)
     assert frozen_blocks(tmp_path, _Layout([0])) is None
     assert frozen_blocks(tmp_path, _Layout(), memory={"frozen_blocks": "recompute"}) is None
     assert frozen_blocks(tmp_path, _Layout(), revision="commit") is not None
