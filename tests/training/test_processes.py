@@ -147,7 +147,8 @@ def test_lisa_in_passes_in_two_processes_matches_one_pass(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_fsdp2_resume_matches_single_process(tmp_path: Path) -> None:
+def test_fsdp2_resume_matches_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
     tiny.save_base(tmp_path / "base", blocks=3)
     rows = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
     for name, case in SHARDED.items():

@@ -60,7 +60,7 @@ class SplitSteps(Planned):
     def end_plan(self) -> None:
         """Let the model clear its gradients itself again."""
         model: nn.Module = self.model_wrapped
-        vars(model).pop("zero_grad")
+        vars(model).pop("zero_grad", None)
         super().end_plan()
 
     def get_batch_samples(
