@@ -89,7 +89,10 @@ def contend(tool: str, rows: dict[tuple[str, str, str], dict[str, Any]], check: 
         row["wrong"] = row["wrong"] and tool != "llmtune"
         rows[arm, kind, tool] = row
         text = f"{'':{max(0, 7 - len(tool))}} {table.in_columns(row)}"
-        yield Line(tool, f"{text}{' WRONG' if row['wrong'] else ''}", FAIL if row["wrong"] else PASS, row)
+        if ours is None and tool != "llmtune":
+            yield Line(tool, f"{text}  not compared: llmtune has no such row", INFO, row)
+        else:
+            yield Line(tool, f"{text}{' WRONG' if row['wrong'] else ''}", FAIL if row["wrong"] else PASS, row)
 
 
 def memory(check: Check) -> Iterator[Line]:

@@ -1,7 +1,5 @@
 """The memory part: what llmtune predicts for a run, beside what torch allocated and reserved."""
 
-import importlib
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +13,8 @@ from benchmarks.gpu.child import Job
 from benchmarks.gpu.runs import trains
 from benchmarks.gpu.runs.models import make_base, tokenizer
 from benchmarks.gpu.runs.rows import encoded, write_rows
+from llmtune.estimate.memory import forecast
+from llmtune.estimate.passes import setting_of
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
 from llmtune.training.plan_table import build_layout
@@ -87,25 +87,19 @@ def measure(job: Job, case: Case) -> dict[str, Any]:
     return {**in_words(case_name(case), expected, allocated, reserved), "case": list(case)}
 
 
-def predicted(run: Run, lengths: list[int], checkpointing: bool) -> int | None:
-    """The peak in bytes that llmtune predicts for one pass of such rows; None where this version predicts none."""
-    if importlib.util.find_spec("llmtune.estimate.memory") is None:
-        return None
-    forecast = importlib.import_module("llmtune.estimate.memory").forecast
-    setting_of = importlib.import_module("llmtune.estimate.passes").setting_of
+def predicted(run: Run, lengths: list[int], checkpointing: bool) -> int:
+    """The peak in bytes that llmtune predicts for one pass of rows of these lengths."""
     recipe = run.recipe()
     base = locate_base(recipe.model)
     layout = build_layout(recipe, base, check_model(recipe, base))
-    return int(forecast(layout, setting_of(recipe, 1, "cuda"), max(lengths)).peak(sum(lengths), checkpointing))
+    return forecast(layout, setting_of(recipe, 1, "cuda"), max(lengths)).peak(sum(lengths), checkpointing)
 
 
-def in_words(name: str, expected: int | None, allocated: int, reserved: int) -> dict[str, Any]:
+def in_words(name: str, expected: int, allocated: int, reserved: int) -> dict[str, Any]:
     """The line of a case, which fails where the prediction is off by over a tenth of what was allocated."""
     gb = 2**30
     figures = f"allocated {allocated / gb:.2f} reserved {reserved / gb:.2f} GB"
     facts = {"predicted": expected, "allocated": allocated, "reserved": reserved}
-    if expected is None:
-        return {"text": f"{name}: no prediction, {figures}", "status": "FAIL", **facts}
     off = expected / allocated - 1
     text = f"{name}: predicted {expected / gb:.2f} {figures} ({off:+.0%})"
     return {"text": text, "status": "PASS" if abs(off) <= CLOSE else "FAIL", **facts}
