@@ -18,7 +18,7 @@ from llmtune.estimate.memory import (
     forecast,
     merge_memory,
 )
-from llmtune.estimate.passes import PassSize, fit_pass, setting_of
+from llmtune.estimate.passes import PassSize, fit_pass, setting_of, settings_for
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe
 
@@ -98,7 +98,7 @@ def judge(
     memory = forecast(layout, setting, longest)
     size, missing = None, ""
     try:
-        size = fit_pass(recipe.train, memory, setting, longest, free)
+        size = fit_pass(settings_for(recipe.train, layout), memory, setting, longest, free)
     except FieldError as error:
         missing = error.message
     tokens = min(size.tokens, _most_tokens(recipe, setting, longest)) if size else longest

@@ -129,6 +129,8 @@ class _Counted:
         self._layout, self._setting = layout, setting
         self._size = {name: tensor.numel() for name, tensor in layout.tuned.named_parameters()}
         self._shares = setting.world if setting.sharded else 1
+        tables = {id(module.weight) for module in layout.tuned.modules() if isinstance(module, nn.Embedding)}
+        self._embeddings = {name for name, tensor in layout.tuned.named_parameters() if id(tensor) in tables}
 
     def stage(self, now: set[str], reached: set[str], longest: int) -> StageMemory:
         """The memory of a stage that trains the tensors `now`, where `reached` have trained by its end."""
@@ -153,11 +155,13 @@ class _Counted:
 
     def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
         """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""
-        shapes = [tuple(self._layout.trained[name].shape) for name in reached]
+        shapes: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+        for name in reached:
+            shapes[name in self._embeddings].append(tuple(self._layout.trained[name].shape))
         return {
             "weights": self._weights(),
             "gradients": 4 * sum(self._size[name] for name in now) // self._shares,
-            "optimizer": state_bytes(self._setting.optimizer, shapes) // self._shares,
+            "optimizer": state_bytes(self._setting.optimizer, shapes[False], shapes[True]) // self._shares,
         }
 
     def _weights(self) -> int:

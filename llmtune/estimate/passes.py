@@ -41,7 +41,13 @@ def choose_pass_size(
     checkpointing stand. Raises FieldError, exit code 3, where not one row of `longest` tokens fits.
     """
     setting = setting_of(recipe, world, device.type)
-    return fit_pass(recipe.train, forecast(layout, setting, longest), setting, longest, free)
+    return fit_pass(settings_for(recipe.train, layout), forecast(layout, setting, longest), setting, longest, free)
+
+
+def settings_for(train: Train, layout: Layout) -> Train:
+    """The settings as they are for a model whose code may not support checkpointing."""
+    able = layout.skeleton.supports_gradient_checkpointing or train.activation_checkpointing != "auto"
+    return train if able else train.model_copy(update={"activation_checkpointing": False})
 
 
 def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
