@@ -21,6 +21,8 @@ GPU_QUESTIONS = {"is_available", "device_count", "current_device"}
 MAY_ASK = ("machine/device.py", "machine/gpus.py")
 MAY_COMPARE = ("machine/", "kernels/")
 COMPARES = {
+    "cli/fit.py": "what this machine is called",
+    "estimate/measured.py": "peak memory is what torch reserved on a GPU, or what the process held",
     "frozen/check.py": "what is timed on a GPU is waited for",
     "frozen/reader.py": "rows are read ahead into pinned memory on another stream",
     "inference/placement.py": "a CPU maps files that are in its data type; words",
@@ -33,6 +35,7 @@ COMPARES = {
     "training/joined.py": "attention over short rows is a kernel for CPUs",
     "training/loop.py": "settings of glibc and oneDNN are for CPUs",
     "training/objective.py": "the kernels for CPUs",
+    "training/passes/choice.py": "on CPUs a pass is sized in rows",
     "training/progress.py": "peak memory is the GPU's, or the process's",
 }
 """Modules that tell a CPU from a GPU elsewhere, each with its reason; the fewer the better."""
