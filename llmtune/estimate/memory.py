@@ -10,13 +10,12 @@ from torch import nn
 from llmtune.estimate.activations import as_trained, trace
 from llmtune.estimate.optimizers import state_bytes
 from llmtune.estimate.trace import Trace
+from llmtune.kernels.head import HEAD_CHUNK_BYTES, LOGIT_BYTES
 from llmtune.model.blocks import blocks
 from llmtune.model.layout import Layout
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
-HEAD_CHUNK_BYTES, LOGIT_BYTES = 2**30, 10
-"""On GPUs the head computes positions in chunks: the most that a chunk takes, and bytes of a logit in it."""
 
 ANSWERS = 2 * 2**30
 """Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
