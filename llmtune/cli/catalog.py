@@ -58,8 +58,8 @@ COMMANDS = (
         "plan",
         plan,
         "start",
-        "Print which layers train in which steps, at which rate, and what that takes.",
-        ("llmtune plan recipe.yaml", "llmtune plan recipe.yaml --set method=qlora --json"),
+        "Print which layers train in which steps, at which rate, and whether that fits this machine, or a card.",
+        ("llmtune plan recipe.yaml", "llmtune plan recipe.yaml --gpu a100-40 --set method=qlora"),
     ),
     Command(
         "run",
