@@ -25,7 +25,7 @@ ANSWERS = 2 * 2**30
 class Setting:
     """Where and how one process computes."""
 
-    kind: Literal["cuda", "cpu"]
+    device: Literal["cuda", "cpu"]
     dtype: torch.dtype
     world: int = 1
     sharded: bool = False
@@ -136,7 +136,7 @@ class _Counted:
         setting, trained = self._setting, sum(self._size[name] for name in now)
         model = as_trained(self._layout.tuned, now, set(self._layout.trained), setting.dtype)
         # An odd number of tokens: no activation has the shape of a weight.
-        kept = trace(model, longest | 1, setting.dtype, setting.kind)
+        kept = trace(model, longest | 1, setting.dtype, setting.device)
         parts = {
             **self.states(now, reached),
             "16-bit copies of weights": 0 if setting.sharded else kept.casts,
@@ -147,7 +147,7 @@ class _Counted:
         head, width = self._layout.skeleton.get_output_embeddings().weight, setting.dtype.itemsize
         position = (2 * width + 4) * head.shape[1]  # a supervised position's hidden state, and its gradient
         plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
-        on_gpu = setting.kind == "cuda"
+        on_gpu = setting.device == "cuda"
         logits = (LOGIT_BYTES if on_gpu else 2 * width) * head.shape[0]
         filled = {name: size for name, size in parts.items() if size}
         return StageMemory(filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept)

@@ -69,14 +69,14 @@ def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
 
 def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, free: int) -> PassSize:
     """The size of a pass by the recipe's settings, else the largest worthwhile one that `free` bytes are enough for."""
-    free = free // setting.world if setting.kind == "cpu" else free
-    budget, wanted = free * SHARE[setting.kind], train.activation_checkpointing
+    free = free // setting.world if setting.device == "cpu" else free
+    budget, wanted = free * SHARE[setting.device], train.activation_checkpointing
     step = longest * ceil(train.batch_size / setting.world)
-    if setting.kind == "cpu":
+    if setting.device == "cpu":
         step = min(step, longest * ROWS_ON_CPU)
     named = _named_tokens(train, longest)
-    goal = min(step, named or (LARGE if setting.kind == "cuda" else step))
-    enough = longest if setting.kind == "cpu" else min(goal, max(longest, ENOUGH))
+    goal = min(step, named or (LARGE if setting.device == "cuda" else step))
+    enough = longest if setting.device == "cpu" else min(goal, max(longest, ENOUGH))
     for checkpointing in (False, True) if wanted == "auto" else (bool(wanted),):
         room = memory.room(budget, checkpointing)
         last = checkpointing or wanted != "auto"
@@ -112,7 +112,7 @@ def _nothing_fits(train: Train, memory: Forecast, setting: Setting, longest: int
         "data.max_length",
         "model.quantize: 4bit with an adapter",
         "method.adapter",
-        "" if setting.sharded or setting.kind == "cpu" else "launch.accelerate: fsdp2 over several GPUs",
+        "" if setting.sharded or setting.device == "cpu" else "launch.accelerate: fsdp2 over several GPUs",
     ]
     message = f"one row of {longest:,} tokens needs {size(need)} and {size(free)} are free"
     hint = ", then ".join(key for key in keys if key)

@@ -23,7 +23,7 @@ def test_settings_are_a_list_with_readable_names(tmp_path: Path) -> None:
     assert pairs["learning rate"] == "1e-3"
     assert pairs["batch size"] == "4"
     assert pairs["ranks"] == "q_proj 4"
-    assert pairs["activation checkpointing"] == "no"
+    assert pairs["activation checkpointing"] == "auto"
     assert not [name for name in pairs if "_" in name]
     assert not [value for _, value in names if value in ("None", "True", "False") or value.startswith(("{", "[", "("))]
     assert run.recipe_file.read_text().rstrip() in found.text
