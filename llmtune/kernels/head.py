@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -156,10 +157,21 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
     """Add left @ right to an fp32 `total`, unrounded: rounded parts of a sum would bias a gradient."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
-    elif left.device.type == "cuda":
+    elif adds_to_fp32(left.device, left.dtype):
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(left.float(), right.float())
+
+
+@cache
+def adds_to_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device adds products of matrices in `dtype` to an fp32 sum at once; CPUs do not, some GPUs may not."""
+    ones, total = torch.ones(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):  # NotImplementedError, for a device without such a kernel, is a RuntimeError
+        return False
+    return bool((total == 16).all())
 
 
 _head_loss: Callable[..., torch.Tensor] = HeadLoss.apply

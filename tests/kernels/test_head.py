@@ -162,6 +162,24 @@ def test_a_frozen_head_takes_no_gradient_and_validation_none_at_all(monkeypatch:
     assert not value.requires_grad
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_device_that_adds_to_fp32_at_once_is_tried_first(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, other = torch.randn(5, 8).bfloat16(), torch.randn(8, 3).bfloat16()
+    expected, calls = 1 + left.float() @ other.float(), list[int]()
+
+    def addmm(total: torch.Tensor, *factors: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor) -> None:
+        calls.append(len(total))
+        out += right * (factors[0].to(out_dtype) @ factors[1].to(out_dtype))
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    head_module.adds_to_fp32.cache_clear()
+    total = torch.ones(5, 3)
+    head_module.add_product(total, left, other)
+    head_module.adds_to_fp32.cache_clear()
+    torch.testing.assert_close(total, expected)
+    assert calls == ([16, 5] if right else [16])
+
+
 def test_refuses_a_second_backward_pass() -> None:
     head, hidden = nn.Linear(8, 64), torch.randn(4, 8, requires_grad=True)
     loss = head_loss(head, hidden, torch.tensor([1, 2, 3, 4]), LogitScale())
