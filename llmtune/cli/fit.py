@@ -121,8 +121,10 @@ def _verdict(fit: "Fit") -> str:
 
 
 def _time(fit: "Fit") -> str:
-    from llmtune.estimate.fit import SHARE_OF_RATE
+    from llmtune.estimate.fit import BLOCK_SECONDS, SHARE_OF_RATE
 
     if not fit.seconds:
         return ""
-    return f"; trains for about {duration(fit.seconds)}, at {SHARE_OF_RATE:.0%} of the rate that its maker states"
+    least = f"and {1000 * BLOCK_SECONDS:.0f} ms a block and pass at the least"
+    rate = f"at {SHARE_OF_RATE:.0%} of the rate that its maker states"
+    return f"; trains for about {duration(fit.seconds)}, {rate}, {least}"

@@ -1,5 +1,6 @@
 """Whether a recipe fits a device, and the nearest recipe that does."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from llmtune.recipe.sections import Recipe
 MOST_CARDS = 8
 SHARE_OF_RATE = 0.4
 """The share of a card's rate that training is taken to reach; docs/performance.md says what was measured."""
+BLOCK_SECONDS = 0.003
+"""The least that a block takes in one pass, forward and backward: the time in which a CPU launches its kernels."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Fit:
             "evaluation": self.evaluation and self.evaluation.need,
             "evaluation_least": self.evaluation and self.evaluation.least,
             "merge_main_memory": self.merge and self.merge.need,
-            "seconds": self.seconds and round(self.seconds),
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
             "share_of_rate": SHARE_OF_RATE if self.seconds else None,
         }
 
@@ -112,9 +115,7 @@ def judge(
         [stage.listed(tokens, checkpointing) for stage in memory.stages],
         evaluation_memory(layout, setting) if recipe.eval.suite != "none" else None,
         merge_memory(layout, getattr(torch, recipe.merge.dtype)) if recipe.merge.enabled else None,
-        _work(layout, memory, question, checkpointing) / (rate * SHARE_OF_RATE * setting.world)
-        if rate and size
-        else None,
+        _seconds(layout, memory, question, size, rate, setting.world) if rate and size else None,
     )
 
 
@@ -127,11 +128,18 @@ def _most_tokens(recipe: Recipe, setting: Setting, longest: int) -> int:
     return longest * -(-recipe.train.batch_size // setting.world)
 
 
+def _seconds(layout: Layout, memory: Forecast, question: Question, size: PassSize, rate: float, cards: int) -> float:
+    """Seconds of a training on so many cards, each of which does `rate` operations a second."""
+    passes = sum(question.steps) * math.ceil(question.tokens_per_step / cards / size.tokens)
+    work = _work(layout, memory, question, size.checkpointing)
+    return max(work / (rate * SHARE_OF_RATE * cards), passes * layout.facts.blocks * BLOCK_SECONDS)
+
+
 def _work(layout: Layout, memory: Forecast, question: Question, checkpointing: bool) -> float:
-    """Operations of the matrix products of a training; the head computes its logits twice, of learned tokens alone."""
+    """Operations of the matrix products of a training; the head's are those of learned tokens alone."""
     weight = layout.skeleton.get_output_embeddings().weight
     trains = any(parameter.shape == weight.shape for parameter in layout.trained.values())
-    head = 2 * weight.numel() * (3 + trains) * question.lengths.supervised
+    head = 2 * weight.numel() * (2 + trains) * question.lengths.supervised
     each = (_operations(stage, checkpointing, head) for stage in memory.stages)
     return sum(steps * question.tokens_per_step * one for steps, one in zip(question.steps, each, strict=True))
 
