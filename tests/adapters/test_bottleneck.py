@@ -162,6 +162,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
     return live | {key.removeprefix(f"{root}/"): tensor for key, tensor in load_file(out).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_fresh_process_loads_delta_and_merged_folder(elsewhere: dict[str, torch.Tensor], case: Any) -> None:
     name = "-".join(case)

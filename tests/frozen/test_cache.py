@@ -90,6 +90,7 @@ def test_frees_weights_that_no_coming_stage_runs(tmp_path: Path) -> None:
     assert "freed" not in fit(tmp_path, GRADUAL)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["default", "dora"])
 def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = {**FROZEN, "reach": 4, "adapter": LORA | {"dora": kind == "dora"}}
@@ -166,6 +167,7 @@ def replace_base(folder: Path) -> None:
     (folder / MANIFEST).write_text(text.replace('"base": "tiny"', '"base": "other"'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [damage_data, cut_data, damage_manifest, replace_base])
 def test_rebuilds_damaged_and_foreign_entries(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     fit(tmp_path, FROZEN)

@@ -63,6 +63,7 @@ def test_streamed_run_equals_a_cached_one(tmp_path: Path, cache: Path, kind: str
     load_delta(load_model(locate_base(ours.recipe().model)), ours.delta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [FROZEN, {**FROZEN, "adapter": LORA}], ids=["frozen", "lora"])
 def test_streamed_run_equals_a_cached_one_in_bf16(tmp_path: Path, cache: Path, method: dict[str, Any]) -> None:
     both = []

@@ -60,6 +60,7 @@ def test_the_share_of_changed_elements_is_measured_after_skipped_steps(tmp_path:
     assert steps[2]["changed"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_losses_in_fp16_follow_those_in_fp32(tmp_path: Path, adapter: dict[str, Any] | None) -> None:
     method = {"kind": "full", "lr": 0.01} | ({"adapter": adapter} if adapter else {})

@@ -78,6 +78,7 @@ def test_first_step_is_proportional_to_the_rate(tmp_path: Path, name: str) -> No
         assert first / last == pytest.approx(0.5, rel=0.02 if "adam" in name else 0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFERED)
 def test_accumulation_matches_one_batch(tmp_path: Path, name: str) -> None:
     ends = []
@@ -90,6 +91,7 @@ def test_accumulation_matches_one_batch(tmp_path: Path, name: str) -> None:
         assert (tensor - ends[1][key]).abs().mean() < tolerance, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFERED)
 def test_resume_at_a_stage_boundary_is_bit_equal(tmp_path: Path, name: str) -> None:
     every: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}

@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("case", CASES)
 def test_passes_add_up_to_one(tmp_path: Path, case: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
