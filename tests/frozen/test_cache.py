@@ -101,6 +101,7 @@ def test_lora_in_bf16_gives_the_bits_of_peft(tmp_path: Path, kind: str, monkeypa
     assert all(torch.equal(a[name], b[name]) for a, b in zip(ours[2], plain[2], strict=True) for name in b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["frozen", "lora on top"])
 def test_cached_path_is_as_accurate_as_batching_in_bf16(tmp_path: Path, method: str) -> None:
     runs = [

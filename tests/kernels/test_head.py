@@ -13,17 +13,8 @@ from transformers import PreTrainedModel
 
 from llmtune.data.collate import Collator
 from llmtune.kernels import head as head_module
-from llmtune.kernels.head import (
-    LOGIT_BYTES,
-    LogitScale,
-    Supervised,
-    SupervisedHead,
-    head_bytes,
-    head_loss,
-    logit_probe,
-    recognize,
-    rows_at_once,
-)
+from llmtune.kernels.head import LOGIT_BYTES, Supervised, SupervisedHead, head_bytes, head_loss, rows_at_once
+from llmtune.kernels.logit_scale import LogitScale, logit_probe, recognize
 from llmtune.model.blocks import blocks
 from tests.support import architectures, training
 from tests.support.cached import LORA

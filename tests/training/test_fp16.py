@@ -72,6 +72,7 @@ def test_losses_in_fp16_follow_those_in_fp32(tmp_path: Path, adapter: dict[str, 
     assert [entry["loss"] for entry in steps] == pytest.approx(losses, abs=0.005)
 
 
+@pytest.mark.slow
 def test_resumes_with_the_scale_that_it_had(tmp_path: Path) -> None:
     """Saved after the skipped steps and before the scale grows; a new scaler would overflow again."""
     options: dict[str, Any] = {"steps": 6, "save_strategy": "steps", "save_steps": 3}

@@ -36,6 +36,7 @@ def padding(result: Fit) -> float:
     return max(entry.get("padding", 0) for entry in result[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_joined_rows_match_padded_losses_and_gradients_on_every_architecture(
@@ -72,6 +73,7 @@ def test_rows_of_models_that_carry_a_state_stay_padded_in_bf16_too(tmp_path: Pat
     assert padding(fit(tmp_path, FULL, model=model, keep=False, steps=1, bf16=True)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "frozen", "lora"])
 def test_bf16_losses_are_as_near_as_batching(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"full": FULL, "frozen": FULL | {"kind": "frozen", "reach": 2}, "lora": FULL | {"adapter": LORA}}[method]

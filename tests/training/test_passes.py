@@ -149,6 +149,7 @@ def _trained(run: Run) -> bytes:
     return next(run.delta.glob("*.safetensors")).read_bytes()
 
 
+@pytest.mark.slow
 def test_resume_inside_an_epoch_keeps_the_passes_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = _count_passes(monkeypatch)
     settings = {"batch_size": 8, "max_steps": 7, "save_every": 0.4, "keep": 9, "optimizer": "sgd"}
