@@ -155,8 +155,10 @@ class FrozenBlocks:
     def _check(self, decoder: StubbedDecoder) -> list[str]:
         """Drop outputs that differ from the full model's; raises TrainingError where blocks need them to be right."""
         notes, offloaded = [], self._policy.offloaded
-        mine, allowed = measure_errors(decoder, self._outputs, streamed=offloaded is not None)
-        errors = {boundary: max(each[boundary] for each in processes.gather(mine)) for boundary in mine}
+        answers = processes.gather(measure_errors(decoder, self._outputs, streamed=offloaded is not None))
+        # The same in each process, as must be what they use.
+        allowed = min(bound for _, bound in answers)
+        errors = {boundary: max(mine[boundary] for mine, _ in answers) for boundary in self._outputs}
         for boundary in (boundary for boundary, error in errors.items() if not error <= allowed):
             line = f"outputs of block {boundary} differ from the full model's by {errors[boundary]:.1e}"
             if offloaded and boundary == offloaded.count:

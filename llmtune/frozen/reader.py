@@ -54,7 +54,7 @@ class OutputReader:
         self._stream = torch.Stream(device) if device.type == "cuda" else None
         self._slots = [_Slot(self._allocate(0)) for _ in range(SLOTS)] if self.ahead else []
         self._expected: deque[tuple[int, ...]] = deque()
-        self._thread = ThreadPoolExecutor(1, "read-ahead") if self.ahead else None
+        self._thread = ThreadPoolExecutor(1, "read-ahead", self._choose_device) if self.ahead else None
         self._lock = threading.Lock()
         self._kept: dict[int, torch.Tensor] = {}
 
@@ -143,6 +143,11 @@ class OutputReader:
                 starts = [sum(lengths[:index]) for index in range(len(rows))]
                 slot.rows, slot.unused = dict(zip(rows, starts, strict=True)), set(rows)
                 slot.reading = self._thread.submit(self._fill, slot, list(rows), sum(lengths))
+
+    def _choose_device(self) -> None:
+        # Else the thread takes memory of the first GPU, which is another process's, to wait there for this one's.
+        if self._device.type != "cpu":
+            torch.accelerator.set_device_index(self._device)
 
     def _fill(self, slot: _Slot, rows: list[int], tokens: int) -> None:
         if slot.copied is not None:

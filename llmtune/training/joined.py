@@ -89,10 +89,9 @@ class RowJoiner:
         """Whether a way is proved to be equal, for rows that exceed as many windows as the longest of these."""
         key = way, sum(max(lengths) > window for window in self._windows)
         if key not in self._equal:
-            tried = any(known == way for known, _ in self._equal)
             # Processes that share weights prove together, in a first pass; their rows have different lengths.
-            alone = not self._is_sharded()
-            self._equal[key] = (alone or not tried) and self._try(way, ids, lengths, index)
+            settled = any(known == way or equal for (known, _), equal in self._equal.items())
+            self._equal[key] = not (settled and self._is_sharded()) and self._try(way, ids, lengths, index)
         return self._equal[key]
 
     def _is_sharded(self) -> bool:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from llmtune.frozen import cache
 from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
 from llmtune.kernels import install
+from llmtune.machine import processes
 from llmtune.training.checkpoint import complete_checkpoints
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
@@ -250,6 +252,17 @@ def test_drops_outputs_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ours = fit(tmp_path, FROZEN)
     assert "differ from the full model's" in ours[0]
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
+
+
+def test_processes_drop_the_same_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = ({1: 0.01, 2: 0.03}, 0.04), ({1: 0.01, 2: 0.01}, 0.02)
+    monkeypatch.setattr(cache, "measure_errors", lambda *_, **named: mine)
+    monkeypatch.setattr(processes, "gather", lambda value: [value, other])
+    frozen_blocks: Any = FrozenBlocks([], CachePolicy(tmp_path, {}, None, 0, always=False))
+    frozen_blocks._outputs = {1: None, 2: None}
+    (note,) = frozen_blocks._check(None)
+    assert note.startswith("outputs of block 2 differ")
+    assert frozen_blocks.kept == [1]
 
 
 def test_does_not_cache_beyond_the_limit(tmp_path: Path) -> None:

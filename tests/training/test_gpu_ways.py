@@ -203,6 +203,25 @@ def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatc
     assert verdicts == [True, True], "joined and unmasked, each once"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_no_process_tries_alone_what_others_that_share_weights_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[bool] = []
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+
+    def agree(equal: bool, device: torch.device) -> bool:
+        together.append(equal)
+        return equal
+
+    monkeypatch.setattr(joined, "_in_all_processes", agree)
+    with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
+        for lengths in ((4, 3), (9, 4), (5, 2)):
+            ids = IDS[:2, : max(lengths)]
+            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+            _, rows = joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            assert (rows is None) is (max(lengths) > 6), "others may have no row beyond the window"
+    assert together == [True], "joined, in the first pass"
+
+
 @pytest.mark.parametrize("kind", ["llama", "falcon"])
 @pytest.mark.usefixtures("gpu")
 def test_the_host_waits_for_nothing_once_rows_are_proved(kind: str) -> None:
