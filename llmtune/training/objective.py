@@ -111,7 +111,9 @@ class SupervisedTrainer(SplitSteps):
             counts = [torch.full((), count, dtype=torch.float64, device=loss.device) for count in astuple(mine)]
             numbers = self.accelerator.reduce(torch.stack([*(numbers.double() / world), *counts]), "sum")
         self._readings.put(numbers, partial(self._take_numbers, self.step_record(), mine))
-        self._readings.settle(control.should_save or control.should_evaluate or control.should_training_stop)
+        # What a stage took of memory is measured with its last step's numbers, before the next one takes its own.
+        ends = self.state.global_step in self.schedule.ends
+        self._readings.settle(ends or control.should_save or control.should_evaluate or control.should_training_stop)
 
     def _take_numbers(self, entry: Record, counts: TokenCounts, numbers: list[float]) -> None:
         """Record a step's numbers; raises TrainingError where nothing was learned from it, or nothing can be."""

@@ -20,7 +20,7 @@ from llmtune.errors import TrainingError
 from llmtune.kernels import readings
 from llmtune.kernels.readings import Readings
 from tests.support import training
-from tests.support.cached import LORA
+from tests.support.cached import GRADUAL, LORA
 from tests.support.gpu_ways import answer_for_gpu
 from tests.support.training import METHODS, fit
 
@@ -116,6 +116,19 @@ def test_a_late_log_is_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     late = fit(tmp_path, METHODS["full"], **more)[2]
     assert [entry["step"] for entry in prompt] == [1, 2, 2, 3, 4, 4, 5, 5]
     assert late == prompt
+
+
+def test_a_stage_ends_with_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings, "reads_late", lambda device: True)
+    read_at: dict[int, int] = {}
+
+    def record(entry: dict[str, Any]) -> None:
+        read_at[entry["step"]] = trainer.state.global_step
+
+    trainer = training.trainer(tmp_path, GRADUAL, steps=6, record=record)
+    trainer.train()
+    assert trainer.schedule.ends == [2, 4, 6]
+    assert read_at == {1: 2, 2: 2, 3: 4, 4: 4, 5: 6, 6: 6}
 
 
 def test_a_late_loss_that_is_not_finite_ends_training_before_it_is_saved(
