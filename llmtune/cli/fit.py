@@ -23,6 +23,8 @@ class Prediction:
     lengths: "Lengths"
     instead: list[str]
     then: "Fit | None"
+    sought: bool = False
+    """Whether a recipe that fits was sought."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -82,8 +84,8 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         other = Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *overrides])
         return other, layout_of(other)
 
-    found = nearest(recipe, changed, question, card, cards)
-    return Prediction(fit, lengths, *(found or ([], None)))
+    instead, then = nearest(recipe, changed, question, card, cards) or ([], None)
+    return Prediction(fit, lengths, instead, then, sought=True)
 
 
 def lines(prediction: Prediction) -> list[str]:
@@ -106,8 +108,10 @@ def lines(prediction: Prediction) -> list[str]:
         words = " ".join(f"--set {override}" for override in prediction.instead)
         shown.append(f"the nearest recipe that fits: {words}")
         shown.append(_verdict(prediction.then))
-    elif not fit.fits:
+    elif prediction.sought:
         shown.append("no change of the recipe that llmtune tries makes it fit; a smaller base would")
+    if fit.rough:
+        shown.append("activations are judged by the shapes of matrices: this model does not run without its weights")
     shown.append(prediction.lengths.words)
     return shown
 
