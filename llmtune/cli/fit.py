@@ -63,14 +63,15 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
     from llmtune.launch.devices import launch_device
     from llmtune.machine.device import free_bytes
     from llmtune.machine.gpus import count_gpus
-    from llmtune.training.prepare import layout_of
+    from llmtune.training.prepare import as_launched, layout_of
 
     table, layout, lengths = planned.table, planned.layout, planned.lengths
     tokens_per_step = recipe.train.batch_size * lengths.tokens / lengths.rows
     question = Question(lengths, [stage.end - stage.start for stage in table.stages], tokens_per_step)
     if gpu is None:
-        device = launch_device(recipe.launch)
         gpus = count_gpus()
+        recipe = as_launched(recipe, table, gpus)
+        device = launch_device(recipe.launch)
         world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
         name = "this machine" if device.type == "cpu" else f"this machine's {device}"
         setting = setting_of(recipe, world, device.type)

@@ -10,6 +10,7 @@ from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.launch.command import read_config
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
+from llmtune.model.sharded import is_sharded_run
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe, Train
 
@@ -53,7 +54,8 @@ def settings_for(train: Train, layout: Layout) -> Train:
 def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
     """Where and how a process of the recipe computes, on a type of device."""
     name = recipe.launch.accelerate
-    sharded = name != "auto" and read_config(name)["distributed_type"] == "FSDP"
+    # Where auto shards, its recipe says auto in the processes too.
+    sharded = is_sharded_run() or (name != "auto" and read_config(name)["distributed_type"] == "FSDP")
     # The card may be another machine's: its 16 bits, of whatever kind, take the same room.
     half = device == "cuda" and recipe.model.precision != "fp32"
     dtype = torch.bfloat16 if half else computing_dtype(recipe.model.precision, torch.device("cpu"))
