@@ -5,6 +5,7 @@ from math import ceil
 
 import torch
 
+from llmtune.data.passes import DEFAULT_ROWS
 from llmtune.errors import FieldError, MachineError
 from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.launch.command import read_config
@@ -16,7 +17,6 @@ from llmtune.recipe.sections import Recipe, Train
 
 LARGE, ENOUGH = 16_384, 4_096
 """Tokens of a pass on a GPU: the most that is worth its memory, and what does without checkpointing."""
-ROWS_ON_CPU = 8
 SHARE = {"cuda": 0.92, "cpu": 1.0}
 """The share of free memory that a run may fill: on GPUs the rest is lost between the pieces of the allocator."""
 
@@ -75,7 +75,7 @@ def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, fre
     budget, wanted = free * SHARE[setting.device], train.activation_checkpointing
     step = longest * ceil(train.batch_size / setting.world)
     if setting.device == "cpu":
-        step = min(step, longest * ROWS_ON_CPU)
+        step = min(step, longest * DEFAULT_ROWS)
     named = _named_tokens(train, longest)
     goal = min(step, named or (LARGE if setting.device == "cuda" else step))
     enough = longest if setting.device == "cpu" else min(goal, max(longest, ENOUGH))
