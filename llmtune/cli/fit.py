@@ -23,6 +23,8 @@ class Prediction:
     lengths: "Lengths"
     instead: list[str]
     then: "Fit | None"
+    sought: bool = False
+    """Whether a recipe that fits was sought."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -61,14 +63,15 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
     from llmtune.launch.devices import launch_device
     from llmtune.machine.device import free_bytes
     from llmtune.machine.gpus import count_gpus
-    from llmtune.training.prepare import layout_of
+    from llmtune.training.prepare import as_launched, layout_of
 
     table, layout, lengths = planned.table, planned.layout, planned.lengths
     tokens_per_step = recipe.train.batch_size * lengths.tokens / lengths.rows
     question = Question(lengths, [stage.end - stage.start for stage in table.stages], tokens_per_step)
     if gpu is None:
-        device = launch_device(recipe.launch)
         gpus = count_gpus()
+        recipe = as_launched(recipe, table, gpus)
+        device = launch_device(recipe.launch)
         world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
         name = "this machine" if device.type == "cpu" else f"this machine's {device}"
         setting = setting_of(recipe, world, device.type)
@@ -82,8 +85,8 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         other = Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *overrides])
         return other, layout_of(other)
 
-    found = nearest(recipe, changed, question, card, cards)
-    return Prediction(fit, lengths, *(found or ([], None)))
+    instead, then = nearest(recipe, changed, question, card, cards) or ([], None)
+    return Prediction(fit, lengths, instead, then, sought=True)
 
 
 def lines(prediction: Prediction) -> list[str]:
@@ -106,8 +109,10 @@ def lines(prediction: Prediction) -> list[str]:
         words = " ".join(f"--set {override}" for override in prediction.instead)
         shown.append(f"the nearest recipe that fits: {words}")
         shown.append(_verdict(prediction.then))
-    elif not fit.fits:
+    elif prediction.sought:
         shown.append("no change of the recipe that llmtune tries makes it fit; a smaller base would")
+    if fit.rough:
+        shown.append("activations are judged by the shapes of matrices: this model does not run without its weights")
     shown.append(prediction.lengths.words)
     return shown
 

@@ -1,4 +1,4 @@
-"""GPUs by name: memory that torch can use, rates and bandwidth, as their makers state them."""
+"""GPUs by name: memory that torch can use, and rates, as their makers state them."""
 
 import difflib
 import math
@@ -13,13 +13,11 @@ CONTEXT = 600 * 10**6
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: memory in bytes, dense operations a second in 16 bits, bytes a second of its memory; None is not known."""
+    """A GPU: memory in bytes, and dense operations a second in 16 bits; None where that is not known."""
 
     name: str
     memory: int
     rate: float | None = None
-    bandwidth: float | None = None
-    bf16: bool = True
 
     @property
     def free(self) -> int:
@@ -32,22 +30,22 @@ class Card:
         return f"{self.name} ({size(self.memory)})" if self.rate else f"a card of {self.name} GB"
 
 
-def _card(name: str, gib: float, tera: float, gigabytes: float, bf16: bool = True) -> Card:
-    return Card(name, round(gib * 2**30), tera * 1e12, gigabytes * 1e9, bf16)
+def _card(name: str, gib: float, tera: float) -> Card:
+    return Card(name, round(gib * 2**30), tera * 1e12)
 
 
 # Memory: what torch.cuda.get_device_properties reports. Rates: dense, 16-bit inputs, sums in fp32.
 CARDS = {
     card.name: card
     for card in (
-        _card("h200", 139.8, 989, 4800),  # NVIDIA H200 SXM data sheet
-        _card("h100", 79.1, 989, 3350),  # NVIDIA H100 SXM data sheet (1,979 with sparsity)
-        _card("a100-80", 79.1, 312, 2039),  # NVIDIA A100 80GB SXM data sheet
-        _card("a100-40", 39.4, 312, 1555),  # NVIDIA A100 40GB SXM data sheet
-        _card("l40s", 44.4, 362, 864),  # NVIDIA L40S data sheet (733 with sparsity); ECC takes a part of 48 GB
-        _card("rtx4090", 23.6, 165, 1008),  # NVIDIA Ada GPU architecture white paper, appendix A
-        _card("rtx3090", 23.6, 71, 936),  # NVIDIA Ampere GA102 GPU architecture white paper, table 2
-        _card("t4", 14.6, 65, 300, bf16=False),  # NVIDIA T4 data sheet; fp16 only
+        _card("h200", 139.8, 989),  # NVIDIA H200 SXM data sheet
+        _card("h100", 79.1, 989),  # NVIDIA H100 SXM data sheet (1,979 with sparsity)
+        _card("a100-80", 79.1, 312),  # NVIDIA A100 80GB SXM data sheet
+        _card("a100-40", 39.4, 312),  # NVIDIA A100 40GB SXM data sheet
+        _card("l40s", 44.4, 362),  # NVIDIA L40S data sheet (733 with sparsity); ECC takes a part of 48 GB
+        _card("rtx4090", 23.6, 165),  # NVIDIA Ada GPU architecture white paper, appendix A
+        _card("rtx3090", 23.6, 71),  # NVIDIA Ampere GA102 GPU architecture white paper, table 2
+        _card("t4", 14.6, 65),  # NVIDIA T4 data sheet; fp16 only
     )
 }
 

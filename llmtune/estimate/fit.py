@@ -46,6 +46,8 @@ class Fit:
     evaluation: StepMemory | None
     merge: StepMemory | None
     seconds: float | None
+    rough: bool
+    """Whether activations follow from shapes alone, since the model does not run without its weights."""
 
     @property
     def fits(self) -> bool:
@@ -66,6 +68,7 @@ class Fit:
             "evaluation": self.evaluation and self.evaluation.need,
             "evaluation_least": self.evaluation and self.evaluation.least,
             "merge_main_memory": self.merge and self.merge.need,
+            "rough": self.rough,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "share_of_rate": SHARE_OF_RATE if self.seconds else None,
         }
@@ -116,6 +119,7 @@ def judge(
         evaluation_memory(layout, setting) if recipe.eval.suite != "none" else None,
         merge_memory(layout, getattr(torch, recipe.merge.dtype)) if recipe.merge.enabled else None,
         _seconds(layout, memory, question, size, rate, setting.world) if rate and size else None,
+        any(stage.trace.rough for stage in memory.stages),
     )
 
 

@@ -13,9 +13,7 @@ from llmtune.estimate.trace import Trace
 from llmtune.kernels.head import HEAD_CHUNK_BYTES, LOGIT_BYTES
 from llmtune.model.blocks import blocks
 from llmtune.model.layout import Layout
-
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
+from llmtune.model.quantize import NF4_BYTES
 
 ANSWERS = 2 * 2**30
 """Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
@@ -214,9 +212,14 @@ def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
 
 
 def merge_memory(layout: Layout, dtype: torch.dtype) -> StepMemory:
-    """Main memory of the merge: the weights as they are stored, and the largest part of the model in fp32, twice."""
+    """Main memory of the merge: the weights as they are stored, and the largest part of the model in fp32, twice.
+
+    A 4-bit run is compared with its base dequantized to fp32.
+    """
     skeleton = layout.skeleton
     parts: list[nn.Module] = [*blocks(skeleton), skeleton.get_input_embeddings()]
     largest = max(sum(parameter.numel() for parameter in part.parameters()) for part in parts)
     need = dtype.itemsize * layout.facts.parameters + 8 * largest
+    if layout.linear[0]:
+        need = max(need, 4 * layout.facts.parameters)
     return StepMemory(need, need)

@@ -5,17 +5,18 @@ from math import ceil
 
 import torch
 
+from llmtune.data.passes import DEFAULT_ROWS
 from llmtune.errors import FieldError, MachineError
 from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.launch.command import read_config
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
+from llmtune.model.sharded import is_sharded_run
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe, Train
 
 LARGE, ENOUGH = 16_384, 4_096
 """Tokens of a pass on a GPU: the most that is worth its memory, and what does without checkpointing."""
-ROWS_ON_CPU = 8
 SHARE = {"cuda": 0.92, "cpu": 1.0}
 """The share of free memory that a run may fill: on GPUs the rest is lost between the pieces of the allocator."""
 
@@ -53,7 +54,8 @@ def settings_for(train: Train, layout: Layout) -> Train:
 def setting_of(recipe: Recipe, world: int, device: str) -> Setting:
     """Where and how a process of the recipe computes, on a type of device."""
     name = recipe.launch.accelerate
-    sharded = name != "auto" and read_config(name)["distributed_type"] == "FSDP"
+    # Where auto shards, its recipe says auto in the processes too.
+    sharded = is_sharded_run() or (name != "auto" and read_config(name)["distributed_type"] == "FSDP")
     # The card may be another machine's: its 16 bits, of whatever kind, take the same room.
     half = device == "cuda" and recipe.model.precision != "fp32"
     dtype = torch.bfloat16 if half else computing_dtype(recipe.model.precision, torch.device("cpu"))
@@ -73,7 +75,7 @@ def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, fre
     budget, wanted = free * SHARE[setting.device], train.activation_checkpointing
     step = longest * ceil(train.batch_size / setting.world)
     if setting.device == "cpu":
-        step = min(step, longest * ROWS_ON_CPU)
+        step = min(step, longest * DEFAULT_ROWS)
     named = _named_tokens(train, longest)
     goal = min(step, named or (LARGE if setting.device == "cuda" else step))
     enough = longest if setting.device == "cpu" else min(goal, max(longest, ENOUGH))

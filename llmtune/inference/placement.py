@@ -13,14 +13,12 @@ from llmtune.machine.precision import computing_dtype
 from llmtune.model.base import Base, build_skeleton, load_config, load_model, model_facts
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.stored import StoredTensor, stored_tensors, weight_files
-from llmtune.model.quantize import load_quantized, split_linear_layers
+from llmtune.model.quantize import NF4_BYTES, load_quantized, split_linear_layers
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 
 ROOM = 2**30
 """Bytes that answering takes beside the weights, at the least."""
-_NF4_BYTES = 0.517
-"""Bytes of a weight in NF4 with double quantization: 4 bits, and 8.13 for each 64 weights."""
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -87,7 +85,7 @@ def _4bit_bytes(recipe: Recipe, base: Base, stored: dict[str, StoredTensor], dty
     skeleton = build_skeleton(base)
     parameters = dict(skeleton.named_parameters())
     quantized = sum(parameters[f"{name}.weight"].numel() for name in linear_layers(recipe, skeleton)[0])
-    return round(quantized * _NF4_BYTES + (numbers - quantized) * dtype.itemsize)
+    return round(quantized * NF4_BYTES + (numbers - quantized) * dtype.itemsize)
 
 
 def _too_large(base: Base, device: torch.device, needed: str, free: int) -> str:

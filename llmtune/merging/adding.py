@@ -87,6 +87,8 @@ def _adding(tuned: Tuned, dtype: torch.dtype) -> Iterator[None]:
 
     with widened_units(tuned, open_unit, close_unit):
         yield
+    if idle := [name for name, one in tuned.named_modules() if isinstance(one, BaseTunerLayer) and not one.merged]:
+        raise ProofError(f"{idle[0]} is adapted, but the model does not run it; adapt other layers")
     round_weights(tuned, dtype)
 
 

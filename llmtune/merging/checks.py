@@ -57,11 +57,16 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def memory_words(base: Base, weights: int, dtype: str) -> tuple[int, str]:
-    """Return the bytes of memory that merging so many numbers takes, and what for."""
+def memory_words(base: Base, weights: int, dtype: str, is_4bit: bool = False) -> tuple[int, str]:
+    """Return the bytes of memory that merging so many numbers takes, and what for.
+
+    A 4-bit run is compared with its base dequantized to float32.
+    """
     itemsize = getattr(torch, dtype).itemsize
     largest = max(sum(one.numel() for one in unit.parameters()) for unit in units(build_skeleton(base)))
     needed = weights * itemsize + _WIDE * largest
+    if is_4bit and 4 * weights > needed:
+        return 4 * weights, f"comparing with the trained 4-bit model holds the weights in float32, {size(4 * weights)}"
     return needed, f"merging holds the weights in {dtype} and a block of them in float32, {size(needed)}"
 
 

@@ -71,10 +71,10 @@ def widen_buffers(model: PreTrainedModel) -> PreTrainedModel:
     """Put a model's floating-point buffers into fp32: what no file holds is made anew, as its dtype rounded it."""
     with init_empty_weights(include_buffers=False):
         twin = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32, trust_remote_code=False)
-    stored, made = set(model.state_dict()), dict(twin.named_buffers())
+    stored, anew = set(model.state_dict()), dict(twin.named_buffers())
     for module_name, module in model.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             key = f"{module_name}.{name}" if module_name else name
             if buffer.is_floating_point():
-                setattr(module, name, buffer.float() if key in stored else made[key].to(torch.float32))
+                setattr(module, name, buffer.float() if key in stored else anew[key].to(torch.float32))
     return model

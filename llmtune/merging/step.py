@@ -64,7 +64,7 @@ def merge(run: Run) -> dict[str, Any]:
         weights = count_weights(base)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
-        needed, words = memory_words(base, weights, settings.merge.dtype)
+        needed, words = memory_words(base, weights, settings.merge.dtype, settings.model.quantize == "4bit")
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base)

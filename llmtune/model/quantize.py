@@ -12,6 +12,9 @@ from llmtune.model.base import Base, load_model
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: its half byte, a byte for 64 of them, and 4 bytes for 256 of those."""
+
 
 def split_linear_layers(skeleton: nn.Module, plan: Plan, adapted: bool) -> tuple[list[str], list[str]]:
     """Names of the linear layers to quantize, and of those to keep: outside the blocks, or trained.

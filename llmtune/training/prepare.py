@@ -173,11 +173,15 @@ def choose_launch(recipe: Recipe, gpus: int) -> Recipe:
 
     Raises RecipeError as `plan_alone`, which sizes them.
     """
-    notes = _launch_notes(recipe, plan_alone(recipe, gpus), gpus)
-    if not notes:
-        return recipe
-    print(*notes, sep="\n", flush=True)
-    return recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"accelerate": "fsdp2"})})
+    table = plan_alone(recipe, gpus)
+    print(*(f"{note}\n" for note in _launch_notes(recipe, table, gpus)), sep="", end="", flush=True)
+    return as_launched(recipe, table, gpus)
+
+
+def as_launched(recipe: Recipe, table: PlanTable, gpus: int) -> Recipe:
+    """The recipe with fsdp2 in place of auto, where one of this machine's GPUs is too small for the states."""
+    sharded = recipe.model_copy(update={"launch": recipe.launch.model_copy(update={"accelerate": "fsdp2"})})
+    return sharded if _launch_notes(recipe, table, gpus) else recipe
 
 
 def _launch_notes(recipe: Recipe, table: PlanTable, gpus: int) -> list[str]:

@@ -13,9 +13,10 @@ from llmtune import recipe as recipes
 from llmtune.estimate.autocast import IN_FP32, LOWERED, MetaAutocast
 from llmtune.estimate.live import working_bytes
 from llmtune.estimate.measured import MemoryWatch
-from llmtune.estimate.memory import NF4_BYTES, Forecast, Setting, evaluation_memory, forecast, merge_memory
+from llmtune.estimate.memory import Forecast, Setting, evaluation_memory, forecast, merge_memory
 from llmtune.estimate.optimizers import state_bytes
 from llmtune.model.layout import Layout
+from llmtune.model.quantize import NF4_BYTES
 from llmtune.recipe.sections import Train
 from llmtune.training.arguments import OPTIMIZERS
 from llmtune.training.loop import train
@@ -80,9 +81,16 @@ def test_4bit_weights_take_half_a_byte_and_their_scales(tmp_path: Path) -> None:
     saved = whole.parts["weights"] - packed.parts["weights"]
     assert saved == pytest.approx((2 - NF4_BYTES) * count, abs=1)
     assert evaluation_memory(layout, setting).need - evaluation_memory(layout, setting).least == pytest.approx(saved)
-    by_dtype = [merge_memory(layout, dtype).need for dtype in (torch.float32, torch.bfloat16)]
-    assert by_dtype[0] - by_dtype[1] == 2 * layout.facts.parameters
-    assert by_dtype[1] > 2 * layout.facts.parameters
+
+
+def test_merge_takes_the_merged_weights_and_a_4bit_run_its_base_in_fp32(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", blocks=8, tied=False, hidden=64)
+    plain, packed = (laid_out(tmp_path, LORA, model={"base": str(base), "quantize": way}) for way in ("none", "4bit"))
+    count = plain.facts.parameters
+    by_dtype = [merge_memory(plain, dtype).need for dtype in (torch.float32, torch.bfloat16)]
+    assert by_dtype[0] - by_dtype[1] == 2 * count
+    assert 2 * count < by_dtype[1] < 4 * count
+    assert merge_memory(packed, torch.bfloat16).need == 4 * count
 
 
 def test_shards_share_and_buffers_add(tmp_path: Path) -> None:

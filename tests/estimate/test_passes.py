@@ -7,10 +7,10 @@ import torch
 
 from llmtune.errors import FieldError
 from llmtune.estimate.memory import Forecast, Setting, StageMemory
-from llmtune.estimate.passes import PassSize, fit_pass
+from llmtune.estimate.passes import PassSize, fit_pass, setting_of
 from llmtune.estimate.products import Products
 from llmtune.estimate.trace import Trace
-from llmtune.recipe.sections import Train
+from llmtune.recipe.sections import Recipe, Train
 
 GB = 10**9
 LONGEST = 1000
@@ -58,6 +58,13 @@ def test_cpu_takes_8_rows_or_what_fits(free: float, tokens: int, checkpointing: 
 
 def test_processes_on_cpus_share_what_is_free() -> None:
     assert choose(40, "cpu", world=2) == choose(20, "cpu")
+
+
+@pytest.mark.parametrize("sharded", ["true", "false"])
+def test_processes_that_auto_shards_count_shards(monkeypatch: pytest.MonkeyPatch, sharded: str) -> None:
+    sections = {"model": {"base": "x"}, "data": {"train": "y"}, "method": {"kind": "full", "lr": 1e-3}}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
+    assert setting_of(Recipe.model_validate(sections), 2, "cuda").sharded == (sharded == "true")
 
 
 def test_settings_of_the_recipe_stand() -> None:

@@ -78,6 +78,11 @@ def test_refuses_too_little_memory_before_any_work(
     monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
+    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", is_4bit=True)
+    assert compared == (
+        4 * 10**9,
+        "comparing with the trained 4-bit model holds the weights in float32, 4.0 GB",
+    )
 
 
 def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(

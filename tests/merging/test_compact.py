@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from llmtune.adapters.delta import load_delta
+from llmtune.errors import ProofError
 from llmtune.merging import adding
 from llmtune.merging.adding import add_delta, fp32_logits, load_compact
 from llmtune.merging.compact import in_fp32, units
@@ -76,6 +77,14 @@ def test_merged_weights_are_those_of_a_base_in_fp32_bit_for_bit(
         name: tensor.shape for name, tensor in expected.items()
     }
     assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.state_dict().items())
+
+
+def test_adapter_that_the_model_does_not_run_is_refused(tmp_path: Path) -> None:
+    run = runs.trained(tmp_path, LORA, base=save_bf16(tmp_path / "base", "llama"), step=0.3)
+    tuned: Any = load_delta(load_compact(locate_base(run.recipe().model), IDS)[0], run.delta, as_stored=True)
+    tuned.config.num_hidden_layers -= 1
+    with pytest.raises(ProofError, match=r"layers\.\d\..* is adapted, but the model does not run it"):
+        add_delta(tuned, torch.bfloat16, IDS)
 
 
 def test_units_hold_every_parameter_once_and_changes_are_dropped() -> None:

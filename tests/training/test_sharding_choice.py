@@ -77,6 +77,7 @@ def test_check_plan_and_run_agree_on_sharding(
         answer = json.loads(capsys.readouterr().out)
         notes = (answer["plan"] if command == "check" else answer)["notes"]
         assert any(note.startswith(line) for note in notes) == (config == "fsdp2"), command
+        assert ("gathered weights" in answer["memory"]["stages"][0]) == (config == "fsdp2"), command
     assert started(monkeypatch, file, tmp_path / "run") == config
     assert (line in capsys.readouterr().out) == (config == "fsdp2")
 

@@ -31,7 +31,9 @@ def train_other(job: Job, tool: str, arm: Arm, rows: list[dict[str, Any]], clock
     except torch.OutOfMemoryError:
         pass
     job.clean()
-    clock.__init__(clock.device, *contest.steps_apart("", 1))  # type: ignore[misc]
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    clock.restart()
     losses, note = _train(job, tool, arm, rows, clock, checkpointing=True)
     return losses, f"{note}, checkpointing since memory was too small"
 

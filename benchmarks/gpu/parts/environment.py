@@ -27,13 +27,13 @@ def measure(job: Job) -> Iterator[dict[str, Any]]:
 
 def versions() -> dict[str, Any]:
     """The versions of the packages that matter, and of optional ones that are there."""
-    found = {}
+    installed = {}
     for name in (*PACKAGES, *OPTIONAL):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": found, "cuda": torch.version.cuda}
+    return {"versions": installed, "cuda": torch.version.cuda}
 
 
 def card(device: str) -> dict[str, Any]:

@@ -15,6 +15,10 @@ class Clock(TrainerCallback):
 
     def __init__(self, device: str, warm: Collection[int] = (0, 1, 2), profiled: Sequence[int] = ()) -> None:
         self.device, self._warm, self._profiled = device, set(warm), list(profiled)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the steps so far: the run begins anew."""
         self._marks: list[Any] = []
         self._steps = 0
         self._began = 0.0
