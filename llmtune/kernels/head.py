@@ -23,15 +23,6 @@ LOGIT_BYTES = 10
 """Bytes a logit takes: its value and gradient in low precision, two copies in fp32."""
 
 
-def head_bytes(rows: int, hidden: int, vocabulary: int, trains: bool, low: int = 2) -> int:
-    """Bytes that the head's loss takes beside its weight, for `rows` supervised positions of width `hidden`.
-
-    `trains`: the head has gradients, in fp32, and a copy in the precision of `low` bytes.
-    """
-    chunk = min(rows, rows_at_once(vocabulary)) * vocabulary * LOGIT_BYTES
-    return chunk + rows * hidden * (2 * low + 4) + (vocabulary * hidden * (4 + low) if trains else 0)
-
-
 def rows_at_once(vocabulary: int) -> int:
     """Rows whose logits fit into `HEAD_CHUNK_BYTES`, at least one."""
     return max(1, HEAD_CHUNK_BYTES // (LOGIT_BYTES * vocabulary))

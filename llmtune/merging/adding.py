@@ -62,7 +62,10 @@ def _add_at_once(tuned: Tuned, dtype: torch.dtype, ids: Ids) -> tuple[PreTrained
     """Add an adapter that widens the model, which is then in fp32 as a whole."""
     for parameter in tuned.parameters():
         parameter.data = parameter.data.float()
-    merged: PreTrainedModel = tuned.merge_and_unload().eval()
+    try:
+        merged: PreTrainedModel = tuned.merge_and_unload().eval()
+    except ValueError as error:  # weights that are not finite, too
+        raise ProofError(str(error)) from error
     exact = logits(merged, ids)
     round_weights(merged, dtype)
     return merged, exact
@@ -93,10 +96,17 @@ def _adding(tuned: Tuned, dtype: torch.dtype) -> Iterator[None]:
 
 
 def add_adapters(unit: nn.Module) -> None:
-    """Add the adapters in a unit to its weights, if there are any."""
-    for module in unit.modules():
+    """Add the adapters in a unit to its weights, if there are any; raises ProofError where one is not finite then."""
+    for name, module in unit.named_modules():
         if isinstance(module, BaseTunerLayer) and not module.merged:
             module.merge()
+            refuse_infinite(module.get_base_layer(), name)
+
+
+def refuse_infinite(layer: nn.Module, name: str) -> None:
+    """Raise ProofError for a weight that is not finite; texts that a proof reads need not reach it."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters()):
+        raise ProofError(f"{name}: its merged weights are not finite; the delta is damaged, or its training diverged")
 
 
 def refuse_tied(tuned: Tuned) -> None:

@@ -87,6 +87,17 @@ def test_adapter_that_the_model_does_not_run_is_refused(tmp_path: Path) -> None:
         add_delta(tuned, torch.bfloat16, IDS)
 
 
+@pytest.mark.parametrize("method", [LORA, BOTTLENECK], ids=["lora", "bottleneck"])
+def test_weights_that_would_not_be_finite_are_refused(tmp_path: Path, method: dict[str, Any]) -> None:
+    run = runs.trained(tmp_path, method, base=save_bf16(tmp_path / "base", "llama"), step=0.3)
+    tuned: Any = load_delta(load_model(locate_base(run.recipe().model)), run.delta)
+    adapted = next(parameter for name, parameter in tuned.named_parameters() if "default" in name)
+    with torch.no_grad():
+        adapted.flatten()[0] = torch.nan
+    with pytest.raises(ProofError, match="not finite"):
+        add_delta(tuned, torch.bfloat16, IDS)
+
+
 def test_units_hold_every_parameter_once_and_changes_are_dropped() -> None:
     model = tiny.model().to(torch.bfloat16)
     held = {id(parameter) for unit in units(model) for parameter in unit.parameters()}
