@@ -99,10 +99,7 @@ def _train(
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress:
-        for line in card_lines:
-            record({"step": progress.start_step, "warning": line})
-        if passes.line:
-            record({"step": progress.start_step, "passes": passes.line})
+        _record_start(record, progress.start_step, card_lines, passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -137,6 +134,14 @@ def _train(
             run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
         processes.wait()
     state.destroy_process_group()
+
+
+def _record_start(record: Callable[[Record], None], step: int, card_lines: list[str], passes: RunPasses) -> None:
+    """Record what is to be said of the GPUs and of the size of passes before the first step."""
+    for line in card_lines:
+        record({"step": step, "warning": line})
+    if passes.line:
+        record({"step": step, "passes": passes.line})
 
 
 def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
