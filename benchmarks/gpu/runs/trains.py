@@ -17,8 +17,6 @@ from llmtune.run import Run, open_run
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
 
-LORA = {"kind": "lora", "rank": 16, "alpha": 32}
-
 
 def settings(base: Path, rows: Path, method: dict[str, Any], device: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """A recipe as plain values; `sections` add to its own sections or replace keys of theirs."""
