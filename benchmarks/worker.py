@@ -20,6 +20,7 @@ from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer
+from llmtune.run_log import read_log
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
 
@@ -74,7 +75,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     (folder / "recipe.yaml").write_text(json.dumps(settings))
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
     train(run, callbacks=[clock])
-    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    log = read_log(run.log_file)
     notes = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
     steps = [entry for entry in log if "loss" in entry]
     clock.losses = [entry["loss"] for entry in steps]
