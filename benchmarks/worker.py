@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.arms import ARMS, Arm
+from benchmarks.models import load_for
 from llmtune import recipe
 from llmtune.data.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base
-from llmtune.model.blocks import blocks
 from llmtune.model.tokens import load_tokenizer
+from llmtune.run_log import read_log
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
 
@@ -75,7 +75,7 @@ def llmtune(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     (folder / "recipe.yaml").write_text(json.dumps(settings))
     run = prepare(recipe.load(folder / "recipe.yaml"), folder / "run", torch.cuda.device_count())
     train(run, callbacks=[clock])
-    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    log = read_log(run.log_file)
     notes = [entry["frozen_blocks"] for entry in log if "frozen_blocks" in entry]
     steps = [entry for entry in log if "loss" in entry]
     clock.losses = [entry["loss"] for entry in steps]
@@ -88,7 +88,8 @@ def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
     counter = Counter(0)
     documented = job["tool"] == "trl"
     # As documented, the model loads in fp32 and runs under bf16 autocast; the fast variants load it in bf16.
-    model = load(job, arm, torch.float32 if documented or job["precision"] == "fp32" else torch.bfloat16)
+    dtype = torch.float32 if documented or job["precision"] == "fp32" else torch.bfloat16
+    model = load_for(arm, Path(job["base"]), dtype)
     names = {
         "output_dir": str(Path(job["folder"]) / "out"),
         "per_device_train_batch_size": job["batch"],
@@ -121,37 +122,6 @@ def others(job: dict[str, Any], arm: Arm, clock: Clock) -> dict[str, Any]:
 def base(job: dict[str, Any]) -> Base:
     """Return the base model, which the bench has located."""
     return Base(Path(job["base"]), job["base"], None, None)
-
-
-def load(job: dict[str, Any], arm: Arm, dtype: torch.dtype) -> Any:
-    """Load the base with its trained weights in fp32, and with LoRA where the arm has it."""
-    more: dict[str, Any] = {}
-    if arm.quantize:
-        options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        more["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **options
-        )
-    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, local_files_only=True, **more)
-    count = len(blocks(model))
-    if arm.lora:
-        layers = None if arm.top is None else list(range(count - arm.top, count))
-        # PEFT accepts layers_to_transform only together with module names.
-        linears = (name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear))
-        names = sorted({name.rsplit(".", 1)[-1] for name in linears})
-        torch.manual_seed(0)
-        config = LoraConfig(
-            r=16, lora_alpha=32, target_modules=names, layers_to_transform=layers, task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(model, config)
-    elif arm.top is not None:
-        model.requires_grad_(False)
-        # Only the final norm and the top blocks train: the head is tied to the embedding, which is frozen.
-        for part in (*blocks(model)[count - arm.top :], model.base_model.norm):
-            part.requires_grad_(True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
 
 
 def main(file: Path) -> None:

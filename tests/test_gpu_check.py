@@ -16,9 +16,9 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import bundle, correct, speed
 from benchmarks.gpu.budget import Budget, do_items, ends
 from benchmarks.gpu.child import Job
-from benchmarks.gpu.children import Child, Task
+from benchmarks.gpu.children import Child, Task, child_environment
 from benchmarks.gpu.comparison import contest, table, tools
-from benchmarks.gpu.parts import agreement, memory, reads, two
+from benchmarks.gpu.parts import agreement, environment, memory, reads, two
 from benchmarks.gpu.report import FAIL, PASS, Line, Report, judged, undone
 from benchmarks.gpu.runs.clock import Clock, covered
 from benchmarks.gpu.runs.models import SHAPES, choose_model, config, make_base, tokenizer
@@ -329,6 +329,31 @@ def test_without_a_gpu_it_says_so_in_one_line_and_ends_with_3(
     with pytest.raises(SystemExit):
         command.parse(["correct", "--only", "Z"])
     assert "its parts are E, A, Q" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Tesla T4", 65),
+    ],
+)
+def test_knows_the_stated_rate_of_a_card_by_its_name(name: str, rate: float) -> None:
+    assert environment.peak_tflops(name) == rate
+    assert environment.peak_tflops("NVIDIA B200") is None
+
+
+def test_a_child_sees_one_gpu_whose_allocator_grows_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    on_gpu, on_cpu = (child_environment(Task("", device, tmp_path, 0.0, {})) for device in ("cuda", "cpu"))
+    assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_cpu["CUDA_VISIBLE_DEVICES"]) == ("3", "")
+    assert on_gpu["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in on_cpu
+    assert (on_gpu["ACCELERATE_USE_CPU"], on_cpu["ACCELERATE_USE_CPU"]) == ("false", "true")
 
 
 def test_bundle_takes_versions_of_the_constraints_and_one_library_of_bitsandbytes() -> None:

@@ -34,10 +34,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def find_device(asked: str | None) -> str:
-    """cpu where it is asked for, else cuda; raises MachineError where torch finds no GPU that it can use."""
-    if asked:
-        return asked
+def find_device(named: str | None) -> str:
+    """cpu where that is named, else cuda; raises MachineError where torch finds no GPU that it can use."""
+    if named:
+        return named
     import torch
 
     from llmtune.machine.device import run_device

@@ -95,18 +95,14 @@ def _whole_lines(file: Any) -> Iterator[str]:
 
 def child_environment(task: Task) -> dict[str, str]:
     """The environment of a training of llmtune on one card, or on none, that reaches no network and shares no cache."""
-    from llmtune.launch.command import training_environment
+    from llmtune.launch.command import gpu_environment, training_environment
 
     on_gpu = task.device != "cpu"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if on_gpu else ""
     own = {
-        "CUDA_VISIBLE_DEVICES": visible,
         "ACCELERATE_USE_CPU": str(not on_gpu).lower(),
         "LLMTUNE_CACHE": str(task.folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
     environment = training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu)) | own
-    if on_gpu:  # as llmtune sets it; the other tools may have it too
-        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    return environment
+    return environment | gpu_environment({"use_cpu": not on_gpu}, 1, environment)

@@ -44,7 +44,7 @@ class Saved:
             self.storages[id(storage)] = storage
         return tensor
 
-    def given(self, module: nn.Module, arguments: Any, options: Any) -> None:
+    def add_inputs(self, module: nn.Module, arguments: Any, options: Any) -> None:
         """Note what a block is called with."""
         change_tensors((arguments, options), self.add)
 
@@ -63,7 +63,7 @@ def hooked(model: nn.Module, saved: Saved, checkpointing: bool) -> Iterator[None
     with ExitStack() as stack:
         stack.callback(head_of(model).register_forward_pre_hook(one_position).remove)
         for block in blocks(model) if checkpointing else ():
-            stack.callback(block.register_forward_pre_hook(saved.given, with_kwargs=True).remove)
+            stack.callback(block.register_forward_pre_hook(saved.add_inputs, with_kwargs=True).remove)
         stack.enter_context(saved_tensors_hooks(saved.add, lambda tensor: tensor))
         yield
 

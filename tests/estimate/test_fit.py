@@ -42,8 +42,8 @@ def card(monkeypatch: pytest.MonkeyPatch, megabytes: float) -> None:
 def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The memory that a command tells as JSON."""
     assert main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    return {**told["memory"], "steps": told["steps"]}
+    plan = json.loads(capsys.readouterr().out)
+    return {**plan["memory"], "steps": plan["steps"]}
 
 
 def test_recipe_that_fits_is_told_with_pass_and_time(
@@ -51,13 +51,14 @@ def test_recipe_that_fits_is_told_with_pass_and_time(
 ) -> None:
     card(monkeypatch, 1000)
     words = ask(tmp_path, base, FULL, "--gpu", "small", eval={"suite": "quick"})
-    told = answer(words, capsys)
-    assert told["pass"]["checkpointing"] is False
-    assert told["seconds"] == pytest.approx(told["steps"] * 2 * 0.003)  # two blocks as small wait for their launches
-    (stage,) = told["stages"]
+    memory = answer(words, capsys)
+    assert memory["pass"]["checkpointing"] is False
+    # Two blocks as small wait for their launches.
+    assert memory["seconds"] == pytest.approx(memory["steps"] * 2 * 0.003)
+    (stage,) = memory["stages"]
     assert stage["gradients"] * 2 < stage["optimizer"]
-    assert told["evaluation"] > 2**31  # answers alone take 2 GiB
-    assert told["fits"] is False
+    assert memory["evaluation"] > 2**31  # answers alone take 2 GiB
+    assert memory["fits"] is False
     assert main(words) == 0
     assert "training fits, the evaluation does not" in capsys.readouterr().out
 
@@ -76,11 +77,11 @@ def test_nearest_recipe_that_fits_is_told(
 ) -> None:
     card(monkeypatch, megabytes)
     words = ask(tmp_path, base, FULL, "--gpu", "small", model={"base": str(base), "precision": "bf16"})
-    told = answer(words, capsys)
-    assert told["fits"] is False
-    assert told["missing"].startswith("one row of ")
-    assert told["instead"]["set"] == instead
-    assert told["instead"]["fits"] is True
+    memory = answer(words, capsys)
+    assert memory["fits"] is False
+    assert memory["missing"].startswith("one row of ")
+    assert memory["instead"]["set"] == instead
+    assert memory["instead"]["fits"] is True
 
 
 def test_this_machine_is_told_what_lowers_it_and_rough_figures_are_said(
@@ -93,11 +94,11 @@ def test_this_machine_is_told_what_lowers_it_and_rough_figures_are_said(
     monkeypatch.setattr(device, "free_bytes", lambda device: 10**5)
     monkeypatch.setattr(terminal.console, "width", 400)
     assert main(ask(tmp_path, base, FULL)) == 0
-    shown = capsys.readouterr().out
-    assert "it does not fit: one row of " in shown
-    assert "what lowers it: data.max_length" in shown
-    assert "no change of the recipe" not in shown  # none was tried
-    assert "activations are judged by the shapes of matrices" in shown
+    output = capsys.readouterr().out
+    assert "it does not fit: one row of " in output
+    assert "what lowers it: data.max_length" in output
+    assert "no change of the recipe" not in output  # none was tried
+    assert "activations are judged by the shapes of matrices" in output
 
 
 def test_changes_go_from_the_least_to_the_most() -> None:
@@ -119,10 +120,10 @@ def test_plan_without_a_card_judges_this_machine(
     monkeypatch.setattr(terminal.console, "width", 200)
     words = ask(tmp_path, base, LORA)
     assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "memory on this machine, " in shown
-    assert "it fits: passes of up to " in shown
-    assert "estimated from characters; llmtune check counts tokens" in shown
+    output = capsys.readouterr().out
+    assert "memory on this machine, " in output
+    assert "it fits: passes of up to " in output
+    assert "estimated from characters; llmtune check counts tokens" in output
     assert main(["check", *words[1:]]) == 0
     assert "estimated" not in capsys.readouterr().out
 

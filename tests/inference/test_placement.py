@@ -57,8 +57,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Keep what is loaded in 4 bits, and let nothing be loaded in whole."""
     loaded: list[Any] = []
 
-    def read(*given: Any) -> Any:
-        loaded.append(load_quantized(*given))
+    def read(*arguments: Any) -> Any:
+        loaded.append(load_quantized(*arguments))
         return loaded[-1]
 
     monkeypatch.setattr(placement, "load_quantized", read)
@@ -107,11 +107,11 @@ def test_whole_base_answers_where_it_fits(over_4bit: Run, monkeypatch: pytest.Mo
 
 def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     base, settings = locate_base(over_4bit.recipe().model), over_4bit.recipe()
-    given: list[dict[str, Any]] = []
+    options: list[dict[str, Any]] = []
     real = AutoModelForCausalLM.from_pretrained
 
     def read(*arguments: Any, **named: Any) -> Any:
-        given.append({key: named.get(key) for key in ("device_map", "dtype", "quantization_config")})
+        options.append({key: named.get(key) for key in ("device_map", "dtype", "quantization_config")})
         return real(*arguments, **{**named, "device_map": None})
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
@@ -120,13 +120,13 @@ def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatc
         chosen = place(settings, base)
         assert (chosen.device, chosen.dtype, chosen.is_4bit) == (GPU, torch.bfloat16, is_4bit)
         load_placed(base, settings, chosen)
-        assert given[-1]["device_map"] == {"": "cuda:0"}
-        assert given[-1]["dtype"] == torch.bfloat16
-        assert (given[-1]["quantization_config"] is not None) == is_4bit
+        assert options[-1]["device_map"] == {"": "cuda:0"}
+        assert options[-1]["dtype"] == torch.bfloat16
+        assert (options[-1]["quantization_config"] is not None) == is_4bit
     load_model(base, device=CPU)
-    assert given[-1]["device_map"] is None
+    assert options[-1]["device_map"] is None
     load_model(base, keep=["lm_head"], device=CPU)
-    assert given[-1]["device_map"] == {"": "cpu"}
+    assert options[-1]["device_map"] == {"": "cpu"}
 
 
 def test_recipe_for_the_cpu_computes_there_though_a_gpu_is_there(

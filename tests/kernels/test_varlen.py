@@ -82,12 +82,12 @@ def tensors(shared: int = 2) -> varlen.Heads:
 
 def assert_right(kernel: varlen.Kernel, window: int | None, shared: int = 2) -> None:
     """The kernel gives the outputs and gradients of one row after another."""
-    given = tensors(shared)
+    heads = tensors(shared)
     results = []
     for attention in (kernel, varlen.row_by_row):
-        out = attention(given, ROWS, 0.3, window)
+        out = attention(heads, ROWS, 0.3, window)
         of_out = torch.linspace(-1, 1, out.numel()).view_as(out)
-        results.append([out.detach(), *torch.autograd.grad(out, given, of_out)])
+        results.append([out.detach(), *torch.autograd.grad(out, heads, of_out)])
     for mine, other in zip(*results, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
@@ -146,13 +146,13 @@ def test_calls_flash_attn_where_torch_has_no_kernel(tmp_path: Path, monkeypatch:
 def test_tells_a_right_kernel_from_a_wrong_one_on_rows_of_any_length(length: int) -> None:
     rows = JoinedRows([length, 5], max(length, 5))
     query, key, value = (torch.randn(rows.length, heads, 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
-    given = query, key, value
-    assert varlen.is_right(varlen.row_by_row, given, rows, 0.3, None)
+    heads = query, key, value
+    assert varlen.is_right(varlen.row_by_row, heads, rows, 0.3, None)
 
     def one_row(heads: varlen.Heads, rows: JoinedRows, scale: float, window: int | None) -> torch.Tensor:
         return varlen.row_by_row(heads, JoinedRows([rows.tokens], rows.tokens), scale, window)
 
-    assert not varlen.is_right(one_row, given, rows, 0.3, None)
+    assert not varlen.is_right(one_row, heads, rows, 0.3, None)
 
 
 def test_row_by_row_is_attention_within_each_row() -> None:

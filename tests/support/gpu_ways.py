@@ -64,6 +64,13 @@ def joiner_of(model: PreTrainedModel, mixed: bool = False) -> Iterator[RowJoiner
         yield joiner
 
 
+def padded(lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """A batch of the first rows, of these lengths, padded to the longest."""
+    ids = IDS[: len(lengths), : max(lengths)]
+    real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids, "attention_mask": real.long()}
+
+
 def step(
     model: Any, ours: bool, mixed: bool = False, share: Callable[[Any], Any] = lambda model: model
 ) -> tuple[list[torch.Tensor], RowJoiner | None]:
@@ -71,10 +78,9 @@ def step(
 
     `share` shares the weights among processes.
     """
-    real = torch.arange(IDS.shape[1]) < torch.tensor(LENGTHS)[:, None]
-    rows, columns = real[:, 1:].nonzero(as_tuple=True)
+    inputs = padded(LENGTHS)
+    rows, columns = inputs["attention_mask"][:, 1:].nonzero(as_tuple=True)
     targets = IDS[rows, columns + 1]
-    inputs = {"input_ids": IDS, "attention_mask": real.long()}
     if ours:
         install(model, arguments(bf16=mixed, gradient_checkpointing=_checkpoints(model)))
     model = share(model)

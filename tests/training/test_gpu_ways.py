@@ -15,7 +15,7 @@ from llmtune.training import joined
 from llmtune.training.joined import RowJoiner, Way
 from tests.support import ROOT, architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
-from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, step
+from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, padded, step
 from tests.training.test_joined import padding, plainly
 
 JOINED = {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt"}
@@ -85,8 +85,7 @@ def refused(kind: str = "llama", lengths: tuple[int, ...] = LENGTHS, **more: Any
     """The ways that were proved for a model and why others were not taken."""
     model = adapted(kind, **more)
     with joiner_of(model) as joiner:
-        real = torch.arange(IDS.shape[1]) < torch.tensor(lengths)[:, None]
-        joiner.prepare({"input_ids": IDS, "attention_mask": real.long()}, None, lengths)
+        joiner.prepare(padded(lengths), None, lengths)
         return [*joiner.ways], {**joiner.refusals}
 
 
@@ -177,9 +176,7 @@ def test_rows_longer_than_a_window_are_proved_anew() -> None:
     model = adapted("mistral", sliding_window=6)
     with joiner_of(model) as joiner:
         for lengths in ((4, 3), (5, 2), (9, 4)):
-            ids = IDS[:2, : max(lengths)]
-            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-            joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            joiner.prepare(padded(lengths), None, lengths)
             assert joiner.ways == ["joined"] * (2 if max(lengths) > 6 else 1)
 
 
@@ -195,11 +192,10 @@ def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatc
     monkeypatch.setattr(joined, "_in_all_processes", disagree)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (5, 2), (9, 4)):
-            ids = IDS[:2, : max(lengths)]
-            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-            inputs, rows = joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            batch = padded(lengths)
+            inputs, rows = joiner.prepare(batch, None, lengths)
             assert rows is None
-            assert torch.equal(inputs["attention_mask"], real.long()), "another process found it unequal"
+            assert torch.equal(inputs["attention_mask"], batch["attention_mask"]), "another process found it unequal"
     assert verdicts == [True, True], "joined and unmasked, each once"
 
 
@@ -215,9 +211,7 @@ def test_no_process_tries_alone_what_others_that_share_weights_do_not(monkeypatc
     monkeypatch.setattr(joined, "_in_all_processes", agree)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (9, 4), (5, 2)):
-            ids = IDS[:2, : max(lengths)]
-            real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-            _, rows = joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+            _, rows = joiner.prepare(padded(lengths), None, lengths)
             assert (rows is None) is (max(lengths) > 6), "others may have no row beyond the window"
     assert together == [True], "joined, in the first pass"
 

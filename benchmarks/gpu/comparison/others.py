@@ -4,8 +4,7 @@ import importlib.util
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.arms import Arm
 from benchmarks.gpu.child import Job
@@ -13,8 +12,8 @@ from benchmarks.gpu.comparison import contest
 from benchmarks.gpu.runs.clock import Clock
 from benchmarks.gpu.runs.models import tokenizer
 from benchmarks.gpu.runs.rows import MAX_LENGTH
+from benchmarks.models import load_for
 from llmtune.data.collate import Collator
-from llmtune.model.blocks import blocks
 
 
 def there(package: str) -> bool:
@@ -110,34 +109,8 @@ def _trainer_type(tool: str) -> Any:
 def load(job: Job, arm: Arm, tool: str, flash: bool) -> Any:
     """The base as a tool loads it: in fp32 for TRL as documented, else in bf16; what trains is in fp32 everywhere."""
     more: dict[str, Any] = {"attn_implementation": "flash_attention_2"} if flash else {}
-    if arm.quantize:
-        more["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
     dtype = torch.float32 if tool == "trl" and not arm.quantize else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(job.folder / "base", dtype=dtype, local_files_only=True, **more)
-    if arm.lora:
-        model = get_peft_model(model, lora_config(model))
-    elif arm.top is not None:
-        model.requires_grad_(False)
-        # The head is tied to the embedding, which is frozen.
-        for part in (*blocks(model)[-arm.top :], model.base_model.norm):
-            part.requires_grad_(True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
-
-
-def lora_config(model: Any) -> LoraConfig:
-    """LoRA of rank 16 on every linear layer of the blocks, from the same seed as llmtune's."""
-    linears = [name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear)]
-    names = sorted({name.rsplit(".", 1)[-1] for name in linears})
-    torch.manual_seed(0)
-    return LoraConfig(r=16, lora_alpha=32, target_modules=names, task_type="CAUSAL_LM")
+    return load_for(arm, job.folder / "base", dtype, **more)
 
 
 def load_unsloth(job: Job, arm: Arm) -> Any:

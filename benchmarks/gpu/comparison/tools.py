@@ -1,6 +1,5 @@
 """One tool in its own process: it trains its arms one after the other on the same rows, and tells what each took."""
 
-import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from benchmarks.arms import Arm
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.comparison import contest
-from benchmarks.gpu.comparison.others import train_other
+from benchmarks.gpu.comparison.others import there, train_other
 from benchmarks.gpu.runs import trains
 from benchmarks.gpu.runs.clock import Clock
 from benchmarks.gpu.runs.models import SHAPES, make_base, tokenizer
@@ -23,7 +22,7 @@ Runs = list[tuple[str, str]]
 def contend(job: Job) -> Iterator[dict[str, Any]]:
     """Train the runs that the job names with its tool."""
     tool = job.arguments["tool"]
-    if tool == "unsloth" and importlib.util.find_spec("unsloth") is None:
+    if tool == "unsloth" and not there("unsloth"):
         yield {"name": tool, "skip": "not installed"}
         return
     make_base(job.folder / "base", job.arguments["model"], job.device, torch.bfloat16)

@@ -99,7 +99,7 @@ def judge(name: str, ours: dict[str, Any], cpu: dict[str, Any]) -> Line:
     gap, weights = relative_gap(ours["losses"], cpu["losses"]), tensor_gap(ours["delta"], cpu["delta"])
     frozen = not ours["changed"] and ours["frozen"] == cpu["frozen"]
     passes = gap <= LOSS[precision] and frozen and (precision == "bf16" or weights <= WEIGHTS)
-    shown = " ".join(f"{loss:.4f}" for loss in ours["losses"])
-    text = f"{name} loss {shown} gap {gap:.0e} weights {weights:.0e} frozen {'equal' if frozen else 'DIFFERENT'}"
+    losses = " ".join(f"{loss:.4f}" for loss in ours["losses"])
+    text = f"{name} loss {losses} gap {gap:.0e} weights {weights:.0e} frozen {'equal' if frozen else 'DIFFERENT'}"
     facts = {"losses": ours["losses"], "cpu": cpu["losses"], "gap": gap, "weights": weights, "frozen": frozen}
     return judged("A", text, passes, **facts, seconds=ours["seconds"])

@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import os
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.child import Job
+from llmtune.estimate.cards import CARDS
+from llmtune.machine.gpus import driver_version
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "triton")
 OPTIONAL = ("liger_kernel", "flash_attn", "unsloth")
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165, "3090": 71, "T4": 65}
-"""Dense rates of 16-bit products with fp32 sums by part of a card's name, as the vendor states them."""
 
 
 def measure(job: Job) -> Iterator[dict[str, Any]]:
@@ -42,18 +40,16 @@ def card(device: str) -> dict[str, Any]:
         return {"card": "cpu", "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info(0)
-    peak = next((rate for part, rate in PEAK_TFLOPS.items() if part in properties.name), None)
-    facts = {"card": properties.name, "capability": list(torch.cuda.get_device_capability(0)), "driver": driver()}
+    capability, peak = list(torch.cuda.get_device_capability(0)), peak_tflops(properties.name)
+    facts = {"card": properties.name, "capability": capability, "driver": driver_version()}
     return {**facts, "free": free, "total": total, "peak_tflops": peak, "bf16": torch.cuda.is_bf16_supported()}
 
 
-def driver() -> str | None:
-    """The driver's version, by nvidia-smi where it is there."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-    return next(iter(answer.stdout.split()), None)
+def peak_tflops(name: str) -> float | None:
+    """The rate that the maker states for a card, by the name that torch gives it; None for one that is not known."""
+    word = name.lower().replace(" ", "")
+    rates = (card.rate for card in CARDS.values() if card.rate and card.name.partition("-")[0] in word)
+    return next((rate / 1e12 for rate in rates), None)
 
 
 def seconds_of(work: Callable[[], object], device: str, times: int = 10) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import LORA
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.runs import trains
@@ -24,10 +25,10 @@ CLOSE = 0.10
 """How far a prediction may be from what was allocated, relative."""
 STEPS = 3
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"kind": "full", "lr": 5e-4, "adapter": trains.LORA},
+    "lora": {"kind": "full", "lr": 5e-4, "adapter": LORA},
     "full": {"kind": "full", "lr": 1e-4},
     "frozen8": {"kind": "frozen", "reach": 8, "lr": 5e-4},
-    "qlora": {"kind": "full", "lr": 5e-4, "adapter": trains.LORA},
+    "qlora": {"kind": "full", "lr": 5e-4, "adapter": LORA},
 }
 Case = tuple[str, str, int, bool]
 """A method, a model, rows a pass (of about 512 tokens), and activation checkpointing."""

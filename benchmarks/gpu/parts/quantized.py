@@ -21,6 +21,7 @@ from llmtune.model.files.locate import locate_base
 from llmtune.model.quantize import split_linear_layers
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, open_run
+from llmtune.run_log import read_log
 
 LOSS, COSINE, TOKENS = 1e-2, 0.999, 16
 SAME_TOKENS = 14
@@ -59,7 +60,7 @@ def compare(job: Job, name: str, method: dict[str, Any]) -> dict[str, Any]:
     same = sum(one == other for one, other in zip(quantized["tokens"], plain["tokens"], strict=False))
     passes = gap <= LOSS and cosine >= COSINE and same >= SAME_TOKENS
     text = f"{name} on 4 bits: loss gap {gap:.0e} grad cosine {cosine:.5f} tokens {same}/{TOKENS}"
-    facts = {"losses": trains.losses(trains.read_log(run)), "gap": gap, "cosine": cosine, "same": same}
+    facts = {"losses": trains.losses(read_log(run.log_file)), "gap": gap, "cosine": cosine, "same": same}
     return {"text": text, "status": "PASS" if passes else "FAIL", **facts}
 
 

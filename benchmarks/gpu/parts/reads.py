@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
+from benchmarks.arms import LORA
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.runs import trains
@@ -85,7 +86,7 @@ def _place(frames: list[Any], some: list[Any]) -> int:
 
 def parts(job: Job) -> Iterator[dict[str, Any]]:
     """One step of LoRA and one of full training."""
-    methods = {"lora": {"kind": "full", "lr": 5e-4, "adapter": trains.LORA}, "full": {"kind": "full", "lr": 1e-4}}
+    methods = {"lora": {"kind": "full", "lr": 5e-4, "adapter": LORA}, "full": {"kind": "full", "lr": 1e-4}}
     yield from do_items([(name, partial(count, job, name, one)) for name, one in methods.items()], job.budget)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import LORA
 from benchmarks.gpu.budget import do_items
 from benchmarks.gpu.child import Job
 from benchmarks.gpu.parts.agreement import tensor_gap
@@ -16,7 +17,7 @@ from benchmarks.gpu.runs.models import make_base
 from benchmarks.gpu.runs.rows import write_rows
 
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"kind": "full", "lr": 5e-4, "adapter": trains.LORA},
+    "lora": {"kind": "full", "lr": 5e-4, "adapter": LORA},
     "full": {"kind": "full", "lr": 1e-4},
     "gradual": {"kind": "gradual", "reaches": [0, 2, "all"], "lr": 1e-4},
 }

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def train_beside(job: Job) -> Iterator[dict[str, Any]]:
 
 def compare_two(alone: dict[str, Any], answers: list[list[dict[str, Any]]]) -> Line:
     """The line on two processes beside one."""
-    for answer in (one for given in answers for one in given):
+    for answer in chain.from_iterable(answers):
         line = undone("D", answer)
         if line:
             return line

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 SHAPES = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64, "num_attention_heads": 4}
@@ -22,7 +22,7 @@ SHAPES = {
 NEEDED_GB = {"1b": 38, "mid": 6}
 """Free memory of a card from which a model is trained in full on long rows with every tool."""
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
+CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -33,22 +33,24 @@ def choose_model(free: int) -> str:
     return next((name for name, needed in NEEDED_GB.items() if free >= needed * 2**30), "tiny")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of one token per byte and three special tokens, with the ChatML template."""
+def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token per byte and three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE(vocab={token: index for index, token in enumerate([*SPECIAL, *alphabet])}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     return fast
 
 
-def config(name: str) -> LlamaConfig:
+def config(name: str) -> PreTrainedConfig:
     """The configuration of a model by name."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return LlamaConfig(**{"tie_word_embeddings": True, "max_position_embeddings": 2048, **ids, **SHAPES[name]})
+    return AutoConfig.for_model(
+        "llama", **{"tie_word_embeddings": True, "max_position_embeddings": 2048, **ids, **SHAPES[name]}
+    )
 
 
 def make_base(folder: Path, name: str, device: str, dtype: torch.dtype) -> Path:

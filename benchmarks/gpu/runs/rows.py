@@ -1,6 +1,7 @@
 """The rows of the check, made of the sample that ships: long ones of several turns, short ones, and their order."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ SHORT = 96
 _SPOKEN = 32
 
 
+@cache
 def _sample() -> list[list[dict[str, str]]]:
     file = shipped_folder("sample") / "train.jsonl"
     return [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
@@ -22,25 +24,17 @@ def _sample() -> list[list[dict[str, str]]]:
 
 def long_messages(index: int) -> list[dict[str, str]]:
     """The messages of a long row: two to six rows of the sample as turns, some 300 to 1,000 tokens of one byte."""
-    sample, turns = _SAMPLE or _fill(), 2 + index % 5
+    sample, turns = _sample(), 2 + index % 5
     picked = [sample[(index * 7 + turn) % len(sample)] for turn in range(turns)]
     return [*picked[0], *(message for row in picked[1:] for message in row[1:])]
 
 
 def short_messages(index: int) -> list[dict[str, str]]:
     """The messages of a short row: one row of the sample, cut to at most 96 tokens."""
-    sample = _SAMPLE or _fill()
+    sample = _sample()
     turns = sample[index % len(sample)][1:3]
     cut = [turn["content"].encode()[: _SPOKEN - index % 12].decode(errors="ignore") for turn in turns]
     return [{"role": turn["role"], "content": text} for turn, text in zip(turns, cut, strict=True)]
-
-
-_SAMPLE: list[list[dict[str, str]]] = []
-
-
-def _fill() -> list[list[dict[str, str]]]:
-    _SAMPLE.extend(_sample())
-    return _SAMPLE
 
 
 def write_rows(file: Path, count: int, kind: str) -> Path:

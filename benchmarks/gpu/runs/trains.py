@@ -14,10 +14,9 @@ from transformers import TrainerCallback
 from benchmarks.gpu.child import Job
 from llmtune import recipe as recipes
 from llmtune.run import Run, open_run
+from llmtune.run_log import read_log
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
-
-LORA = {"kind": "lora", "rank": 16, "alpha": 32}
 
 
 def settings(base: Path, rows: Path, method: dict[str, Any], device: str, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -46,12 +45,7 @@ def train_run(run: Run, *callbacks: TrainerCallback) -> list[dict[str, Any]]:
     """Train a prepared run in this process, quietly; gives its log."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(open_run(run.path), callbacks=list(callbacks))
-    return read_log(run)
-
-
-def read_log(run: Run) -> list[dict[str, Any]]:
-    """The entries of a run's log."""
-    return [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    return read_log(run.log_file)
 
 
 def losses(log: Sequence[dict[str, Any]]) -> list[float]:
