@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,16 @@ _USED = Path("/sys/fs/cgroup/memory.current")
 _STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
+def told_to_use_cpu(environment: Mapping[str, str]) -> bool:
+    """Whether the launcher told a process of this environment to use the CPU."""
+    return environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+
+
 def run_device(cpu: bool = False) -> "torch.device":
     """The GPU of this process, or the CPU where there is none, `cpu` is given or the launcher was told so."""
     import torch
 
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-    if cpu or told or not torch.cuda.is_available():
+    if cpu or told_to_use_cpu(os.environ) or not torch.cuda.is_available():
         return torch.device("cpu")
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     # Before CUDA starts no process has chosen another GPU, and asking would start it.

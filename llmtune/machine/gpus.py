@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtune.machine.device import told_to_use_cpu
 from llmtune.numbers import size
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -151,6 +152,6 @@ def card_notes(cards: Sequence[Card]) -> list[str]:
 
 def show_gpus(environment: Mapping[str, str]) -> dict[str, str]:
     """What a process that was launched by hand should see: no GPU where it is to use the CPU, one where it is alone."""
-    if environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"):
+    if told_to_use_cpu(environment):
         return {VISIBLE: ""}
     return {VISIBLE: first_gpu(environment.get(VISIBLE))} if environment.get("WORLD_SIZE", "1") == "1" else {}
