@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtune.adapters.base import AdapterSpec
-from llmtune.errors import FieldError
+from llmtune.errors import FieldError, first_line
 from llmtune.model.base import Base
 from llmtune.model.blocks import distances
 from llmtune.plan.stages import Plan
@@ -20,7 +20,7 @@ def insert(model: PreTrainedModel, adapter: AdapterSpec, plan: Plan, base: Base)
     try:
         tuned = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise FieldError("method.adapter", f"PEFT refuses this model: {str(error).splitlines()[0]}") from error
+        raise FieldError("method.adapter", f"PEFT refuses this model: {first_line(error)}") from error
     # get_peft_model puts the folder's path in place of a name: a private path would be published.
     config.base_model_name_or_path = base.hub_id or base.name
     config.revision = base.revision if base.hub_id == base.name else None

@@ -113,7 +113,7 @@ class AttentionRouter:
                 raise
             # What a kernel does not know it refuses in a way of its own.
             except (RuntimeError, NotImplementedError, ValueError) as error:
-                self.refused = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
         return self.refused is None
 
     def make_mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from llmtune.errors import FieldError
+from llmtune.errors import FieldError, first_line
 
 _TUPLES = range(4)
 """What a block may return: hidden states alone (0), or first in a tuple of this length."""
@@ -39,7 +39,7 @@ def trace_around(model: PreTrainedModel, blocks: nn.ModuleList) -> Around:
                 _run(model)
         # Any library may fail here in a way of its own; what the first way of returning meets tells most.
         except Exception as error:
-            reason = reason or str(error).splitlines()[0]
+            reason = reason or first_line(error)
             continue
         return around
     raise FieldError("model.base", f"{type(model).__name__} does not run on two tokens: {reason}")

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from llmtune.errors import first_line
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels import device
 from llmtune.kernels.attention import AttentionRouter, JoinError
@@ -115,7 +116,7 @@ class RowJoiner:
             raise
         # What a model's own code does with such rows is unknown.
         except (JoinError, RuntimeError, TypeError, ValueError, LookupError) as error:
-            equal, self.refusals[way] = False, str(error).splitlines()[0]
+            equal, self.refusals[way] = False, first_line(error)
         finally:
             self._model.train(training)
             self._select(None, ids, None)

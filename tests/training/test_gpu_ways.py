@@ -93,10 +93,15 @@ def test_keeps_padding_where_no_kernel_is_installed_or_it_fails(monkeypatch: pyt
     def failing(*arguments: object) -> torch.Tensor:
         raise RuntimeError("no kernel image is available\nfor this device")
 
+    def silent(*arguments: object) -> torch.Tensor:
+        raise NotImplementedError
+
     answer_for_gpu(monkeypatch, None)
     assert refused() == (["unmasked"], {"joined": "no kernel for rows of various lengths is installed"})
     answer_for_gpu(monkeypatch, failing)
     assert refused() == (["unmasked"], {"joined": "RuntimeError: no kernel image is available"})
+    answer_for_gpu(monkeypatch, silent)
+    assert refused() == (["unmasked"], {"joined": "NotImplementedError:"})
 
 
 @pytest.mark.parametrize("fault", ["gradient", "window"])
