@@ -114,10 +114,18 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder whose every file is as its manifest says, oldest first.
+    """The checkpoints in a folder whose every file is as its manifest says, on every machine, oldest first.
 
-    One that this process sealed or hashed before is not read again, unless a file in it changed since.
+    Every process must ask; the first one on each machine hashes them, and no other one. One that this process sealed or
+    hashed before is not read again, unless a file in it changed since.
     """
+    mine = {checkpoint.name for checkpoint in _complete_here(folder)} if processes.is_first_here() else None
+    answers = [names for names in processes.gather(mine) if names is not None]
+    return [folder / name for name in sorted(set.intersection(*answers))]
+
+
+def _complete_here(folder: Path) -> list[Path]:
+    """The complete checkpoints as this process sees them, oldest first."""
     return [entry for entry in sorted(folder.glob("step-*")) if entry.name[5:].isdecimal() and _is_complete(entry)]
 
 
@@ -147,7 +155,7 @@ def _stamps(checkpoint: Path) -> Stamps:
 
 def remove_old(folder: Path, keep: int) -> None:
     """Remove all complete checkpoints but the newest `keep`."""
-    for checkpoint in complete_checkpoints(folder)[:-keep]:
+    for checkpoint in _complete_here(folder)[:-keep]:
         shutil.rmtree(checkpoint)
 
 

@@ -264,10 +264,10 @@ def fsdp2(folder: Path) -> None:
     for run in sorted(path.parent for path in folder.glob("*/recipe.yaml")):
         assert training_process.main([str(run)]) == 0
         assert AcceleratorState._shared_state["distributed_type"] == DistributedType.FSDP
-        dist.barrier()
+        whole = complete_checkpoints(run / "checkpoints")
         if dist.get_rank() == 0:
             (run / "delta").rename(run / "whole")
-            for late in complete_checkpoints(run / "checkpoints")[2:]:
+            for late in whole[2:]:
                 shutil.rmtree(late)
         dist.barrier()
         assert training_process.main([str(run)]) == 0

@@ -10,6 +10,7 @@ import torch
 
 from llmtune.errors import MachineError
 from llmtune.files import fingerprint
+from llmtune.machine import processes
 from llmtune.run_log import Record
 from llmtune.training import checkpoint
 from llmtune.training.checkpoint import complete_checkpoints
@@ -87,9 +88,8 @@ def test_a_full_disk_is_one_line_before_a_byte_is_written(tmp_path: Path, monkey
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]
 
 
-def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
-    whole = complete_checkpoints(tmp_path)
+def _watch_hashing(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A list that takes up every file of a checkpoint that is hashed from now on."""
     hashed = list[Path]()
 
     def watched(path: Path) -> dict[str, Any]:
@@ -97,6 +97,13 @@ def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypat
         return fingerprint(path)
 
     monkeypatch.setattr(checkpoint, "fingerprint", watched)
+    return hashed
+
+
+def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    whole = complete_checkpoints(tmp_path)
+    hashed = _watch_hashing(monkeypatch)
     assert complete_checkpoints(tmp_path) == whole
     assert hashed == []
     (whole[0] / "objective.json").write_text("{}")
@@ -104,4 +111,20 @@ def test_reads_no_checkpoint_again_that_did_not_change(tmp_path: Path, monkeypat
     assert {path.parent for path in hashed} == {whole[0]}
     monkeypatch.setattr(checkpoint, "_VERIFIED", {})  # another process
     assert complete_checkpoints(tmp_path) == whole[1:]
+    assert {path.parent for path in hashed} == set(whole)
+
+
+def test_one_process_on_each_machine_hashes_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    whole = complete_checkpoints(tmp_path)
+    names = {folder.name for folder in whole}
+    monkeypatch.setattr(processes, "gather", lambda mine: [names, None, mine])
+    monkeypatch.setattr(checkpoint, "_VERIFIED", {})  # other processes
+    hashed = _watch_hashing(monkeypatch)
+    with monkeypatch.context() as second:
+        second.setattr(processes, "is_first_here", lambda: False)
+        assert complete_checkpoints(tmp_path) == whole
+        assert hashed == []
+    (whole[-1] / "objective.json").write_text("{}")  # as another machine's first process sees it
+    assert complete_checkpoints(tmp_path) == whole[:-1]
     assert {path.parent for path in hashed} == set(whole)

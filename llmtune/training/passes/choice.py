@@ -5,15 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather
 
 from llmtune.data.encode import Example
 from llmtune.data.passes import PassLimits, rows_per_pass
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import choose_pass_size
 from llmtune.files import read_json
+from llmtune.machine import processes
 from llmtune.machine.device import free_bytes
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe, Train
@@ -62,7 +61,7 @@ def choose_passes(recipe: Recipe, layout: Layout, state: PartialState, longest: 
         raise FieldError("train.activation_checkpointing", "this model's code does not support it; try auto")
     share = rows_per_process(train, state.num_processes)
     rows = rows_per_pass(share, train.micro_batch_size, state.device.type == "cpu")
-    free = int(gather(torch.tensor([free_bytes(state.device)], device=state.device)).min())
+    free = min(processes.gather(free_bytes(state.device)))
     size = choose_pass_size(recipe, layout, state.num_processes, longest, state.device, free)
     # Settings of the recipe stand, whatever is free.
     tokens = train.micro_batch_tokens or (None if train.micro_batch_size else size.tokens)
