@@ -18,8 +18,9 @@ import torch
 from benchmarks.arms import ARMS, Shape, operations
 from benchmarks.results import summarize, table
 from llmtune import recipe
-from llmtune.data.encode import encode
-from llmtune.data.order import order
+from llmtune.data.batches.order import order
+from llmtune.data.encoding.encode import encode
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.rows import read
 from llmtune.files import read_json, shipped_folder, write_json
 from llmtune.launch.command import training_environment
@@ -57,7 +58,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     needed = options.steps * options.batch
     rows = read(str(options.data))
     rows = rows[:: max(1, len(rows) // needed)]
-    encoded = encode(rows, tokenizer, stop_ids(base), MAX_LENGTH, "drop")
+    encoded = encode(rows, tokenizer, stop_ids(base), Rules(MAX_LENGTH, "drop"))
     examples = encoded.examples[:needed]
     if len(examples) < needed:
         raise SystemExit(

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.arms import ARMS, Arm
 from benchmarks.models import load_for
 from llmtune import recipe
-from llmtune.data.collate import Collator
+from llmtune.data.batches.collate import Collator
 from llmtune.files import read_json, write_json
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer

@@ -23,6 +23,8 @@ def listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

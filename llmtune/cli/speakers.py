@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.data.encode import prompt_ids
-from llmtune.data.rows import Message, Row, read
+from llmtune.data.encoding.encode import prompt_ids
+from llmtune.data.row import Message, Row
+from llmtune.data.rows import Form, read
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError, nearest
 from llmtune.inference.placement import load_placed, place
@@ -124,8 +125,9 @@ def load_speakers(run: Run) -> list[Speaker]:
 
 def system_prompt(settings: Recipe) -> str | None:
     """Return the system prompt that all test rows of the run share; None if they differ or cannot be read."""
-    source = settings.data.test or settings.data.eval or settings.data.train
-    prompts = set() if problem(source) else {_system(row) for row in read(source)}
+    sources, form = [part.source for part in settings.data.held_out], Form.of(settings.data)
+    readable = [source for source in sources if not problem(source)]
+    prompts = {_system(row) for source in readable for row in read(source, form=form)}
     return prompts.pop() if len(prompts) == 1 else None
 
 

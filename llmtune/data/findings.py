@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encode import IGNORED, Encoded, Example
+from llmtune.data.encoding.encode import IGNORED, Encoded, Example
+from llmtune.data.encoding.template import template_sha256
 from llmtune.data.overlap import count_duplicates
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 from llmtune.data.sources import is_file
-from llmtune.data.template import template_sha256
 from llmtune.errors import RecipeError, one_line
 from llmtune.files import fingerprint, read_json
 from llmtune.recipe.sections import Data

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encode import Encoded, Example, encode
+from llmtune.data.encoding.encode import Encoded, Example, encode
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.findings import Findings, Parts, describe, format_ids, summarize_ids, write_notes
 from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
-from llmtune.data.rows import Row, read
+from llmtune.data.row import Row
+from llmtune.data.rows import read
 from llmtune.data.sources import problem
 from llmtune.errors import FieldError, RecipeError
 from llmtune.model.tokens import Limits
@@ -62,9 +64,7 @@ def check_data(
     kept, overlap = remove_overlap(sources, data.overlap)
     train, held_out = (kept, sources["eval"]) if data.eval else hold_out(kept, data.eval_fraction)
     rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
-    encoded = {
-        part: encode(rows[part], tokenizer, stop, data.max_length, data.overlength) for part in ("train", "eval")
-    }
+    encoded = {part: encode(rows[part], tokenizer, stop, Rules.of(data)) for part in ("train", "eval")}
     for part, result in encoded.items():
         check_length(part, result, data.max_length)
         check_supervised(data, part, result.examples)

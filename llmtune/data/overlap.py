@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 
 # Letters, marks, digits and symbols of every script stay: a vowel sign, an arrow or an emoji changes what a row says.
 _NOISE_KINDS = ("P", "Z", "Cc", "Cf")

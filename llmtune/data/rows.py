@@ -1,15 +1,14 @@
 """Reads rows (chat messages, or prompt and completion) from any source and checks each of them."""
 
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from llmtune.data.row import Message, Row
 from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import RecipeError, nearest
-
-Message = dict[str, str]
-"""One turn: {"role", "content"}."""
+from llmtune.recipe.data import Data
 
 ROLES = ("system", "user", "assistant")
 
@@ -26,34 +25,32 @@ _UNSUPPORTED = ("tool_calls", "function_call", "tools", "reasoning_content", "re
 
 
 @dataclass(frozen=True)
-class Row:
-    """A checked row, whose last turn is the assistant's."""
+class Form:
+    """In which form a source's records are rows."""
 
-    id: str
-    messages: tuple[Message, ...]
-    where: str
-    ignored: tuple[str, ...] = ()
-    """Columns that llmtune does not use."""
+    format: str = "auto"
+    map: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def prompt(self) -> list[Message]:
-        """The turns before the last one."""
-        return [dict(message) for message in self.messages[:-1]]
-
-    @property
-    def answer(self) -> str:
-        """The content of the last turn."""
-        return self.messages[-1]["content"]
+    @classmethod
+    def of(cls, data: Data) -> "Form":
+        """The form that a recipe's data section names."""
+        return cls(data.format, data.map)
 
 
-def read(source: str, default_split: str = "train") -> list[Row]:
-    """Read all rows of a file or Hub data set `owner/name[:split]`; raises RecipeError at the first bad one."""
-    at = Cursor(source)
+def read(source: str, default_split: str = "train", form: Form | None = None) -> list[Row]:
+    """Read all rows of a source; raises RecipeError at the first bad one, and for a source without rows."""
+    return list(iterate(source, default_split, form))
+
+
+def iterate(source: str, default_split: str = "train", form: Form | None = None) -> Iterator[Row]:
+    """Read the rows of a source one by one; raises RecipeError at the first bad one, and for a source without rows."""
+    at, empty = Cursor(source), True
     with explained(at):
-        rows = [_parse_row(at.where, record) for record in records(at, default_split)]
-    if not rows:
+        for record in records(at, default_split):
+            empty = False
+            yield _parse_row(at.where, record)
+    if empty:
         raise RecipeError(f"{source}: is empty: it has no rows")
-    return rows
 
 
 def _parse_row(where: str, record: object) -> Row:

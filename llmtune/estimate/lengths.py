@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from llmtune.data.encode import IGNORED, Example
-from llmtune.data.rows import Row
+from llmtune.data.encoding.encode import IGNORED, Example
+from llmtune.data.row import Row
 
 CHARACTERS = 3.5
 """Of a token, about, in English under today's tokenizers; other languages and code have fewer."""

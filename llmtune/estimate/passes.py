@@ -5,7 +5,7 @@ from math import ceil
 
 import torch
 
-from llmtune.data.passes import DEFAULT_ROWS
+from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.errors import FieldError, MachineError
 from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.launch.command import read_config

@@ -7,9 +7,9 @@ from typing import Any
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmtune.data.encoding.template import template_sha256
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
-from llmtune.data.template import template_sha256
 from llmtune.errors import FieldError
 from llmtune.evaluation.questions import (
     Questions,

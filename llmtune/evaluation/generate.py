@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from llmtune.data.collate import Collator
-from llmtune.data.encode import IGNORED, Example
+from llmtune.data.batches.collate import Collator
+from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step
 

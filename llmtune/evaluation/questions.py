@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
+from llmtune.data.encoding.encode import IGNORED, Example, encode, prompt_ids
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.findings import format_ids
 from llmtune.data.gate import Gate
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 from llmtune.errors import FieldError
 from llmtune.recipe.sections import Recipe
 
@@ -52,7 +53,7 @@ def questions(
     Rows that are longer than the context are left out; raises RecipeError for one that cannot be asked at all.
     """
     complete = [_with_shots(shots, row) for row in rows[:limit]]
-    encoded = encode(complete, tokenizer, stop, context, "drop")
+    encoded = encode(complete, tokenizer, stop, Rules(context, "drop"))
     examples = [_last_answer_alone(example) for example in encoded.examples]
     fitting = {example.where for example in examples}
     ids = [example.input_ids[: example.prompt_size] for example in examples]

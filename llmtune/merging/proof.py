@@ -82,7 +82,7 @@ class Reloaded:
 
 def probes(settings: Recipe) -> list[str]:
     """Return the texts that models are compared on: fixed ones, and three lines of the data if it is a text file."""
-    sources = [Path(source) for source in (settings.data.test, settings.data.eval, settings.data.train) if source]
+    sources = [Path(part.source) for name in ("test", "eval", "train") for part in settings.data.sources(name)]
     files = [source for source in sources if source.suffix in (".jsonl", ".csv") and source.is_file()]
     if not files:
         return list(TEXTS)

@@ -110,8 +110,8 @@ def _tags(settings: Recipe) -> list[str]:
 
 
 def _datasets(settings: Recipe) -> list[str]:
-    sources = (settings.data.train, settings.data.eval, settings.data.test)
-    matches = [_HUB_DATASET.fullmatch(source) for source in sources if source]
+    sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
+    matches = [_HUB_DATASET.fullmatch(source) for source in sources]
     return sorted({match["name"] for match in matches if match})
 
 

@@ -1,4 +1,4 @@
-"""The recipe: its sections, which reject unknown keys and never change; load, override, dump and JSON schema."""
+"""The recipe, and its short sections, which reject unknown keys and never change; load, dump and JSON schema."""
 
 import json
 from collections.abc import Sequence
@@ -6,92 +6,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
-from llmtune.fields import Closed
+from llmtune.fields import Closed, Count, listed
 from llmtune.methods.kinds import Method
-from llmtune.plan.schedule import Shape
 from llmtune.plan.stages import Facts, Plan
+from llmtune.recipe.data import Data
 from llmtune.recipe.document import Document
 from llmtune.recipe.located_yaml import Located
+from llmtune.recipe.model import Model
 from llmtune.recipe.paths import PATH_KEYS, folders, locate
 from llmtune.recipe.shorthand import add_shorthands, expand, open_word
+from llmtune.recipe.train import Train
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Model(Closed):
-    """The base model."""
-
-    base: Annotated[str, Field(min_length=1)]
-    """A Hub id, a folder, a .gguf file, or package:NAME for a model that an installed Python package carries."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub id; the commit it means is pinned when the run starts."""
-    quantize: Literal["none", "4bit"] = "none"
-    """4bit puts the frozen linear layers into NF4 with double quantization."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it, else fp16
-    on a GPU and fp32 on a CPU. fp16, for GPUs alone, scales the loss."""
-
-
-class Data(Closed):
-    """Training, validation and test rows: chat `messages`, or `prompt` and `completion`."""
-
-    train: Annotated[str, Field(min_length=1)]
-    """A .jsonl, .csv or .parquet file, or a Hub data set as owner/name or owner/name:split."""
-    eval: str | None = None
-    """Rows for the validation loss; a share of train is set aside where not given."""
-    test: str | None = None
-    """Rows on which base and tuned model are compared; the eval rows where not given."""
-    eval_fraction: Share = 0.05
-    """The share of train that is set aside, by content, where eval is not given; 0 for none."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens a row may have."""
-    overlength: Literal["drop", "error", "truncate_prompt"] = "drop"
-    """What happens to a longer row; an answer is never cut."""
-    overlap: Literal["drop", "warn", "error"] = "drop"
-    """What happens to training rows that eval or test also contains."""
-
-
-class Train(Closed):
-    """The training loop."""
-
-    epochs: Annotated[float, Field(gt=0)] = 2
-    """Passes over the data."""
-    max_steps: Count | None = None
-    """Optimizer steps, so many exactly, whatever epochs says: rows come again, or are not all seen."""
-    batch_size: Count = 16
-    """Rows per optimizer step, over all processes."""
-    micro_batch_size: Count | None = None
-    """Rows per forward pass and process, at most; where not given, no limit on GPUs, and at most 8 on CPUs."""
-    micro_batch_tokens: Count | None = None
-    """Tokens per forward pass and process, at most, with padding; a longer row is a pass of its own. Where not given,
-    as many as fit into free memory. Neither limit changes the result."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate of a newly trained group rises."""
-    schedule: Shape = "cosine"
-    """How learning rates fall toward the end of training."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
-    """8-bit states take a quarter of AdamW's memory; paged states move to the CPU when a GPU is full; Adafactor's are
-    factored; sgd has no momentum. All of them use the plan's learning rates."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay, on matrices only."""
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient."""
-    group_by_length: bool = True
-    """Rows of similar length share an optimizer step, which saves padding; false draws rows at random."""
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    """Seed of initialization, row order and dropout: 32 bits."""
-    activation_checkpointing: Literal["auto"] | bool = "auto"
-    """Recompute activations in the backward pass: less memory, about a third more time. auto: where memory is short."""
-    deterministic: bool = False
-    """Use only GPU operations that give the same bits each time, some of them slower. CPUs always do."""
-    save_every: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of the steps after which a checkpoint is saved, again and again."""
-    keep: Count = 2
-    """How many of the newest checkpoints are kept."""
+__all__ = [
+    "Data",
+    "Eval",
+    "Launch",
+    "Memory",
+    "Merge",
+    "Model",
+    "Publish",
+    "Recipe",
+    "Train",
+    "dump",
+    "load",
+    "schema",
+    "values",
+]
 
 
 class Memory(Closed):
@@ -140,6 +83,8 @@ class Eval(Closed):
     """Rows per task; all where not given. Reported with every number."""
     shots: Annotated[int, Field(ge=0)] = 5
     """Worked examples in the prompt of the few-shot base model."""
+    rows: Count = 64
+    """Validation rows that are answered for train.keep_best: score."""
 
 
 class Merge(Closed):
@@ -162,6 +107,9 @@ class Publish(Closed):
     """Upload what was trained, or the full weights."""
 
 
+Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
+
+
 class Recipe(Document):
     """A base model, data, a method, and what happens to the result."""
 
@@ -174,6 +122,8 @@ class Recipe(Document):
     eval: Eval = Eval()
     merge: Merge = Merge()
     publish: Publish | None = None
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(listed)] = ()
+    """Trackers that the run's numbers are also sent to, each an installed package."""
 
     @classmethod
     def _write_out(cls, located: Located) -> None:

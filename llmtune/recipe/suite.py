@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from llmtune.errors import FieldError, RecipeError, nearest
-from llmtune.fields import Closed, listed
+from llmtune.fields import Closed, Count, listed
 from llmtune.files import shipped_folder, user_path
 from llmtune.recipe.document import Document
 from llmtune.recipe.located_yaml import Key, load_yaml
 from llmtune.recipe.paths import describe_places, exists
-from llmtune.recipe.sections import Count
 
 HELD_OUT = "held_out"
 """The task that evaluates on the run's own rows."""

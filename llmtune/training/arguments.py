@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
 
-from llmtune.data.encode import Example
+from llmtune.data.encoding.encode import Example
 from llmtune.machine.precision import computing_dtype
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run

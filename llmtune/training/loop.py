@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.data.collate import Collator
-from llmtune.data.encode import Example
+from llmtune.data.batches.collate import Collator
+from llmtune.data.encoding.encode import Example
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
 from llmtune.errors import Interrupted

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import TrainerControl
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from llmtune.data.collate import TokenCounts, refuse_unlabelled
-from llmtune.data.order import shared_batches
+from llmtune.data.batches.collate import TokenCounts, refuse_unlabelled
+from llmtune.data.batches.order import shared_batches
 from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks

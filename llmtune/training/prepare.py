@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
-from llmtune.data.rows import read
+from llmtune.data.mixture import training_rows
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -155,7 +155,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    rows = read(recipe.data.train)
+    rows = training_rows(recipe.data)
     table = plan_table(recipe, base, layout, len(rows), world)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     return Outline(table, layout, estimated(rows, recipe.data.max_length))

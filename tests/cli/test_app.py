@@ -236,8 +236,8 @@ def test_copies_a_shipped_recipe_that_works_where_it_lies(
     assert out == "wrote gradual.yaml; next: llmtune check gradual.yaml\n"
     copy = recipe.load(Path("gradual.yaml"))
     assert copy.method == recipe.load(shipped_folder("recipes") / "qwen3-4b" / "gradual.yaml").method
-    assert all(Path(source or "").is_absolute() for source in (copy.data.train, copy.data.eval, copy.data.test))
-    assert Path(copy.data.train).is_file()
+    assert all(Path(str(source)).is_absolute() for source in (copy.data.train, copy.data.eval, copy.data.test))
+    assert Path(str(copy.data.train)).is_file()
     assert Path("gradual.yaml").read_text().startswith("# yaml-language-server: $schema=file:///")
     for arguments, message in (
         (["qwen3-4b/gradual"], "gradual.yaml: exists already and is not overwritten"),

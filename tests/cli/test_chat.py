@@ -14,7 +14,7 @@ from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.cli import chat, speakers
 from llmtune.cli.chat import HELP, talk
 from llmtune.cli.speakers import Sampling, Show, Speaker
-from llmtune.data.encode import prompt_ids
+from llmtune.data.encoding.encode import prompt_ids
 from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base

@@ -2,7 +2,7 @@
 
 import torch
 
-from llmtune.data.collate import Collator, TokenCounts
+from llmtune.data.batches.collate import Collator, TokenCounts
 
 LONG = {"input_ids": [1, 5, 6, 2], "labels": [-100, -100, 6, 2]}
 SHORT = {"input_ids": [1, 2], "labels": [-100, 2], "id": "not a tensor"}

@@ -9,10 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmtune.data import template
-from llmtune.data.encode import encode
-from llmtune.data.rows import Row
-from llmtune.data.template import last_turn
+from llmtune.data.encoding import template
+from llmtune.data.encoding.encode import encode
+from llmtune.data.encoding.rules import Rules
+from llmtune.data.encoding.template import last_turn
+from llmtune.data.row import Row
 from llmtune.errors import RecipeError
 from tests.support import tiny
 from tests.support.templates import TEMPLATES, label_slowly, special_tokens
@@ -92,7 +93,7 @@ def test_encodes_as_the_slow_way_does(name: str, kind: str) -> None:
         for thoughts in (False, True):
             row = talk(draw, answers, thoughts)
             try:
-                (example,) = encode([row], tokenizer, stop, 100_000, "drop").examples
+                (example,) = encode([row], tokenizer, stop, Rules(100_000, "drop")).examples
             except RecipeError as error:
                 refused.append((row, str(error)))
                 continue
@@ -111,7 +112,7 @@ def test_learns_an_answer_that_the_template_takes_apart_and_writes_as_it_was() -
     answers[4] = "<think>\n\n</think>\n\nno"
     turns = [({"role": "user", "content": "q"}, {"role": "assistant", "content": answer}) for answer in answers]
     row = Row("r", tuple(message for turn in turns for message in turn), "t.jsonl:1")
-    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, 100_000, "drop")
+    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, Rules(100_000, "drop"))
     (example,) = encoded.examples
     assert example.labels == label_slowly(row, example.input_ids, tokenizer, {tokenizer.eos_token_id})
     assert encoded.partly_learned == []
@@ -126,12 +127,12 @@ def test_the_quick_way_is_taken_where_the_template_allows_it(monkeypatch: pytest
         return render(tokenizer, messages, where, generation_prompt)
 
     monkeypatch.setattr(template, "render", counted)
-    monkeypatch.setattr("llmtune.data.conversation.render", counted)
+    monkeypatch.setattr("llmtune.data.encoding.conversation.render", counted)
     for name in ("chatml", "llama3", "gemma", "mistral", "llama2", "system in the first question", "default system"):
         renders.clear()
         tokenizer = make_tokenizer("bytes", TEMPLATES[name])
         row = Row("r", talk(random.Random(0), 200).messages[-400:], "t:1")
-        (example,) = encode([row], tokenizer, {tokenizer.eos_token_id}, 100_000, "drop").examples
+        (example,) = encode([row], tokenizer, {tokenizer.eos_token_id}, Rules(100_000, "drop")).examples
         assert len(renders) <= 15, name
         assert example.labels.count(tokenizer.eos_token_id) > 190, name
 
@@ -141,7 +142,7 @@ def test_time_grows_with_the_length_alone(name: str) -> None:
     tokenizer = make_tokenizer("trimmed", TEMPLATES[name])
     row = talk(random.Random(1), 2000)
     began = time.process_time()
-    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, 1_000_000, "drop")
+    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, Rules(1_000_000, "drop"))
     assert time.process_time() - began < 10
     assert len(encoded.examples) == 1
 
@@ -150,4 +151,4 @@ def test_a_template_that_fails_is_an_error_of_the_row() -> None:
     tokenizer = tiny.tokenizer("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}")
     row = Row("r", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), "t.jsonl:7")
     with pytest.raises(RecipeError, match=r"t\.jsonl:7: the chat template fails on this conversation: TypeError"):
-        encode([row], tokenizer, {2}, 64, "drop")
+        encode([row], tokenizer, {2}, Rules(64, "drop"))

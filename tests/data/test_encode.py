@@ -8,10 +8,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from llmtune.data.collate import Collator
-from llmtune.data.encode import IGNORED, Example, encode, prompt_ids
+from llmtune.data.batches.collate import Collator
+from llmtune.data.encoding.encode import IGNORED, Example, encode, prompt_ids
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.findings import mark_learned
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 from llmtune.errors import RecipeError
 from tests.support import tiny
 from tests.support.templates import GEMMA, LLAMA2, LLAMA3, MISTRAL, THINKING
@@ -59,7 +60,7 @@ def chat(*texts: str, system: str | None = None) -> Row:
 
 def encode_one(row: Row, tokenizer: PreTrainedTokenizerFast, stop: set[int] | None = None) -> Example:
     """The example of one row; generation stops at `stop`, or at the EOS token."""
-    (example,) = encode([row], tokenizer, stop or {tokenizer.eos_token_id}, 4096, "drop").examples
+    (example,) = encode([row], tokenizer, stop or {tokenizer.eos_token_id}, Rules(4096, "drop")).examples
     return example
 
 
@@ -115,7 +116,7 @@ def test_learned_text_equals_answers_and_stop_tokens(texts: tuple[str, ...]) -> 
 def test_learns_only_the_completion_of_a_pair() -> None:
     tokenizer = tiny.tokenizer()
     rows = [Row(pair["id"], chat(pair["prompt"], pair["completion"]).messages, "t:1") for pair in tiny.sums(20)]
-    examples = encode(rows, tokenizer, {2}, 4096, "drop").examples
+    examples = encode(rows, tokenizer, {2}, Rules(4096, "drop")).examples
     assert [learned_text(example, tokenizer) for example in examples] == [row.answer + "<|im_end|>" for row in rows]
     assert [example.supervised for example in examples] == [len(row.answer) + 1 for row in rows]
 
@@ -155,7 +156,7 @@ def test_refuses_a_stop_token_at_which_the_model_does_not_stop(template: str) ->
     assert repr(ends) in str(caught.value)
     assert repr(stops) in str(caught.value)
     with pytest.raises(RecipeError, match="names no token that stops"):
-        encode([chat("hi", "ho")], tokenizer, set(), 10, "drop")
+        encode([chat("hi", "ho")], tokenizer, set(), Rules(10, "drop"))
     both = {1, 3}
     assert encode_one(chat("hi", "ho"), tokenizer, both).labels[-1] == (3 if template else 1)
 
@@ -184,12 +185,12 @@ def test_refuses_a_template_that_ends_an_answer_with_nothing() -> None:
 def test_skips_and_counts_an_earlier_turn_that_the_template_rewrites() -> None:
     tokenizer = make_tokenizer(THINKING, SPECIAL[THINKING])
     rows = [chat("a", "<think>\nx\n</think>\n\nb", "c", "<think>\ny\n</think>\n\nd"), chat("a", "b")]
-    encoded = encode([rows[0]], tokenizer, {1}, 4096, "drop")
+    encoded = encode([rows[0]], tokenizer, {1}, Rules(4096, "drop"))
     assert learned_text(encoded.examples[0], tokenizer) == "<think>\ny\n</think>\n\nd<|im_end|>"
     assert encoded.partly_learned == ["r"]
     prompt = prompt_ids(rows[0].prompt, tokenizer)
     assert encoded.examples[0].input_ids[: len(prompt)] == prompt
-    short = encode([rows[1]], tokenizer, {1}, 4096, "drop")
+    short = encode([rows[1]], tokenizer, {1}, Rules(4096, "drop"))
     assert (short.partly_learned, short.template_adds) == ([], "<think>\n\n</think>")
     assert (
         learned_text(short.examples[0], tokenizer) == "<think>\n\n</think>\n\nb<|im_end|>"
@@ -223,7 +224,7 @@ def test_names_the_row_on_which_the_tokenizer_fails() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     rows = [Row("a", chat("hi", " ho").messages, "t.jsonl:1"), Row("b", chat("what", " ho").messages, "t.jsonl:2")]
     with pytest.raises(RecipeError, match=r"t\.jsonl:2: the tokenizer fails on this row: Exception: WordLevel error"):
-        encode(rows, tokenizer, {1}, 64, "drop")
+        encode(rows, tokenizer, {1}, Rules(64, "drop"))
 
 
 def test_splits_a_token_that_spans_prompt_and_answer() -> None:
@@ -236,7 +237,7 @@ def test_splits_a_token_that_spans_prompt_and_answer() -> None:
     example = encode_one(row, tokenizer)
     assert example.input_ids[: len(prompt)] == prompt
     assert learned_text(example, tokenizer) == "\nho<|im_end|>"
-    twice = encode([chat("hi", "\nho", "and", "so")], tokenizer, {1}, 4096, "drop")
+    twice = encode([chat("hi", "\nho", "and", "so")], tokenizer, {1}, Rules(4096, "drop"))
     assert (
         learned_text(twice.examples[0], tokenizer) == "so<|im_end|>"
     )  # generation would see the joined token before it
@@ -269,7 +270,7 @@ def rows_of_length(sizes: list[int]) -> list[Row]:
 def test_drops_and_counts_long_rows_and_cuts_no_answer() -> None:
     tokenizer = tiny.tokenizer()
     rows = rows_of_length([5, 100, 6, 200, 7, 300, 8, 400, 9, 10])
-    encoded = encode(rows, tokenizer, {2}, 64, "drop")
+    encoded = encode(rows, tokenizer, {2}, Rules(64, "drop"))
     assert encoded.dropped == ["row-100", "row-200", "row-300", "row-400"]
     assert encoded.dropped_lengths == [126, 226, 326, 426]
     assert len(encoded.examples) == 6
@@ -279,20 +280,20 @@ def test_drops_and_counts_long_rows_and_cuts_no_answer() -> None:
 
 
 def test_keeps_a_row_of_exactly_max_length() -> None:
-    (size,) = encode(rows_of_length([5]), tiny.tokenizer(), {2}, 1, "drop").dropped_lengths
-    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, size, "drop").examples) == 1
-    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, size - 1, "drop").examples) == 0
+    (size,) = encode(rows_of_length([5]), tiny.tokenizer(), {2}, Rules(1, "drop")).dropped_lengths
+    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, Rules(size, "drop")).examples) == 1
+    assert len(encode(rows_of_length([5]), tiny.tokenizer(), {2}, Rules(size - 1, "drop")).examples) == 0
 
 
 def test_refuses_a_long_row_with_overlength_error() -> None:
     with pytest.raises(RecipeError, match=r"t\.jsonl:100: row row-100 has 126 tokens, more than data\.max_length 64"):
-        encode(rows_of_length([5, 100, 200]), tiny.tokenizer(), {2}, 64, "error")
+        encode(rows_of_length([5, 100, 200]), tiny.tokenizer(), {2}, Rules(64, "error"))
 
 
 def test_truncate_prompt_keeps_bos_and_the_answer() -> None:
     tokenizer = make_tokenizer("{{ bos_token }}" + tiny.CHATML, ("<s>", "<|im_end|>", "<|im_start|>"))
     rows = [chat("p" * 100, "answer"), Row("long", chat("p", "a" * 70).messages, "t.jsonl:2"), chat("q", "fits")]
-    encoded = encode(rows, tokenizer, {1}, 64, "truncate_prompt")
+    encoded = encode(rows, tokenizer, {1}, Rules(64, "truncate_prompt"))
     cut, fits = encoded.examples
     assert (encoded.truncated, encoded.dropped) == (["r"], ["long"])
     assert len(cut.input_ids) == 64
@@ -300,13 +301,15 @@ def test_truncate_prompt_keeps_bos_and_the_answer() -> None:
     assert mark_learned(cut, tokenizer) == "<s>" + "p" * 43 + "<|im_end|>\n<|im_start|>assistant\n⟦answer<|im_end|>⟧"
     assert learned_text(fits, tokenizer) == "fits<|im_end|>"
     first = chat("p" * 60, "early", "q", "late")
-    assert encode([first], tokenizer, {1}, 64, "truncate_prompt").examples[0].supervised == 6 + 5
-    assert encode([first], tokenizer, {1}, 32, "truncate_prompt").dropped == ["r"]  # it would cut the first answer
+    assert encode([first], tokenizer, {1}, Rules(64, "truncate_prompt")).examples[0].supervised == 6 + 5
+    assert encode([first], tokenizer, {1}, Rules(32, "truncate_prompt")).dropped == [
+        "r"
+    ]  # it would cut the first answer
 
 
 def test_keeps_a_row_of_1500_tokens_whole() -> None:
     tokenizer = tiny.tokenizer()
-    (example,) = encode(rows_of_length([1500 - 26]), tokenizer, {2}, 2048, "drop").examples
+    (example,) = encode(rows_of_length([1500 - 26]), tokenizer, {2}, Rules(2048, "drop")).examples
     batch = Collator(0)([vars(example)])
     assert batch["input_ids"].shape == (1, 1500)
 
@@ -324,7 +327,7 @@ def one_thread() -> Iterator[None]:
 def test_model_trained_with_pad_equal_to_stop_stops() -> None:
     tokenizer = tiny.tokenizer()
     rows = [chat(prompt, answer) for prompt, answer in (("a", "one"), ("b", "two!"), ("c", "three"), ("d", "4"))]
-    examples = encode(rows, tokenizer, {2}, 128, "drop").examples
+    examples = encode(rows, tokenizer, {2}, Rules(128, "drop")).examples
     batch = Collator(pad_id=2)([vars(example) for example in examples])
     model = tiny.model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)

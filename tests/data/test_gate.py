@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
-from llmtune.data.encode import IGNORED, Example
+from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.data.gate import Gate, check_bos, check_stop, check_supervised, gate
 from llmtune.data.overlap import dedup_keys, find_overlap
 from llmtune.data.rows import read

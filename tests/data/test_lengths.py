@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llmtune.data import lengths
-from llmtune.data.encode import encode
-from llmtune.data.rows import Row
+from llmtune.data.encoding import lengths
+from llmtune.data.encoding.encode import encode
+from llmtune.data.encoding.rules import Rules
+from llmtune.data.row import Row
 from llmtune.errors import RecipeError
 from tests.data.test_conversation import make_tokenizer
 from tests.data.test_encode import chat
@@ -99,10 +100,10 @@ def test_a_bounded_text_gives_the_same_examples(
     tokenizer.chat_template = template
     rows = [row for row in rows_of_every_length(random.Random(kind)) if template or len(row.messages) == 2]
     stop = {tokenizer.eos_token_id}
-    exact = encode(rows, tokenizer, stop, 128, overlength)
+    exact = encode(rows, tokenizer, stop, Rules(128, overlength))
     monkeypatch.setattr(lengths, "_CHARACTERS", 100)
     monkeypatch.setattr(lengths, "_CHARACTERS_PER_TOKEN", 1)
-    bounded = encode(rows, tokenizer, stop, 128, overlength)
+    bounded = encode(rows, tokenizer, stop, Rules(128, overlength))
     assert len(bounded.bounded) > 5 or overlength == "truncate_prompt"
     examples = {example.id: example for example in exact.examples}
     assert all(examples[example.id] == example for example in bounded.examples)
@@ -118,6 +119,6 @@ def test_a_bounded_text_gives_the_same_examples(
 def test_a_text_that_cannot_be_cut_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer: PreTrainedTokenizerFast = make_tokenizer("one word", TEMPLATES["no special tokens"])
     row = chat("x" * 200_001, "x")
-    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, 64, "truncate_prompt")
+    encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, Rules(64, "truncate_prompt"))
     assert len(encoded.examples) + len(encoded.dropped) == 1
     assert json.dumps(encoded.dropped_lengths)

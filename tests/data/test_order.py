@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmtune.data.order import share
+from llmtune.data.batches.order import share
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from llmtune.data.overlap import dedup_keys
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 
 
 def key(text: str) -> str:

@@ -5,8 +5,8 @@ from math import ceil
 
 import pytest
 
-from llmtune.data.order import EpochSampler, order
-from llmtune.data.passes import PassLimits, rows_per_pass, split
+from llmtune.data.batches.order import EpochSampler, order
+from llmtune.data.batches.passes import PassLimits, rows_per_pass, split
 from llmtune.training.passes.steps import PassRows, StepSampler
 
 LIMITS = [PassLimits(rows, tokens) for rows in (None, 1, 3) for tokens in (None, 7, 40, 1_000)]

@@ -11,7 +11,8 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 import pytest
 
-from llmtune.data.rows import Row, read
+from llmtune.data.row import Row
+from llmtune.data.rows import read
 from llmtune.errors import MachineError, RecipeError
 from tests.support import tiny
 

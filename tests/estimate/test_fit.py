@@ -8,7 +8,7 @@ import pytest
 
 from llmtune import terminal
 from llmtune.cli import main
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 from llmtune.estimate import activations
 from llmtune.estimate.cards import CARDS, CONTEXT, Card, find_card
 from llmtune.estimate.fit import changes

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.data.encode import Example
+from llmtune.data.encoding.encode import Example
 from llmtune.evaluation.generate import answer_losses, greedy, limit_head, rows_per_batch, shares_start
 from tests.support import tiny
 

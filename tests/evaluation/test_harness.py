@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from llmtune.data.encode import prompt_ids
+from llmtune.data.encoding.encode import prompt_ids
 from llmtune.data.rows import read
 from llmtune.evaluation.generate import shares_start
 from llmtune.evaluation.harness import score_tasks

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
-from llmtune.data.rows import Row
+from llmtune.data.row import Row
 from llmtune.errors import RecipeError
 from llmtune.evaluation.questions import answer_room, few_shot_questions, fitting_shots, questions
 from llmtune.training.prepare import examine

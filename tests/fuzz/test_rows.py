@@ -9,7 +9,8 @@ from hypothesis import given, settings
 
 from llmtune import terminal
 from llmtune.data.gate import Gate, check_data
-from llmtune.data.rows import Row, read
+from llmtune.data.row import Row
+from llmtune.data.rows import read
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.recipe.sections import Data

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from llmtune.data.collate import Collator
+from llmtune.data.batches.collate import Collator
 from llmtune.kernels import head as head_module
 from llmtune.kernels.head import LOGIT_BYTES, Supervised, SupervisedHead, head_loss, rows_at_once
 from llmtune.kernels.logit_scale import LogitScale, logit_probe, recognize

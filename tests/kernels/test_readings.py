@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from llmtune.data.collate import Collator
+from llmtune.data.batches.collate import Collator
 from llmtune.errors import TrainingError
 from llmtune.kernels import readings
 from llmtune.kernels.readings import Readings

@@ -36,7 +36,7 @@ def test_a_path_is_relative_to_the_recipe_then_to_the_working_directory(folders:
     assert recipe.load(file).data.train == "rows.jsonl"
     tiny.write_rows(beside / "rows.jsonl", tiny.sums(3))
     assert recipe.load(file).data.train == str(beside / "rows.jsonl")
-    assert Path(recipe.load(Path("../recipes/recipe.yaml")).data.train).samefile(beside / "rows.jsonl")
+    assert Path(str(recipe.load(Path("../recipes/recipe.yaml")).data.train)).samefile(beside / "rows.jsonl")
     assert recipe.load(file, ["data.train=rows.jsonl"]).data.train == "rows.jsonl"
     (here / "rows.jsonl").unlink()
     assert recipe.load(file, ["data.train=rows.jsonl"]).data.train == str(beside / "rows.jsonl")
@@ -66,8 +66,8 @@ def test_a_run_keeps_absolute_paths(folders: tuple[Path, Path]) -> None:
     from llmtune.model.files.locate import locate_base
 
     resolved = resolve(loaded, locate_base(loaded.model), examination.layout.facts)
-    assert Path(resolved.data.train).samefile(beside / "rows.jsonl")
-    assert Path(resolved.data.train).is_absolute()
+    assert Path(str(resolved.data.train)).samefile(beside / "rows.jsonl")
+    assert Path(str(resolved.data.train)).is_absolute()
     assert Path(resolved.model.base) == here / "base"
 
 

@@ -28,8 +28,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmtune.adapters import lora_starts
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.data.collate import Collator
-from llmtune.data.passes import PassLimits
+from llmtune.data.batches.collate import Collator
+from llmtune.data.batches.passes import PassLimits
 from llmtune.errors import TrainingError
 from llmtune.files import fingerprint
 from llmtune.kernels import head

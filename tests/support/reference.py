@@ -90,7 +90,8 @@ def _values(rule: dict[str, Any]) -> str:
     if rule["type"] == "array":
         return "a list of sections" if _references(rule) else f"a list: {_values(rule['items'])}"
     if rule["type"] == "object":
-        return f"names and values: {_values(rule['additionalProperties'])}"
+        inner = rule["additionalProperties"]
+        return f"names and values: {_values(inner) if isinstance(inner, dict) else 'any'}"
     if "pattern" in rule:
         return f"text such as `{rule['examples'][0]}`"
     bounds = [f"{sign} {rule[word]:g}" for word, sign in _COMPARISONS.items() if word in rule]

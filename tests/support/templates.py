@@ -4,9 +4,9 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encode import IGNORED
-from llmtune.data.rows import Row
-from llmtune.data.template import Turn, last_turn, turn_at
+from llmtune.data.encoding.encode import IGNORED
+from llmtune.data.encoding.template import Turn, last_turn, turn_at
+from llmtune.data.row import Row
 from tests.support import tiny
 
 _GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 
 from llmtune import recipe as recipes
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.data.collate import Collator
-from llmtune.data.passes import PassLimits
+from llmtune.data.batches.collate import Collator
+from llmtune.data.batches.passes import PassLimits
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts

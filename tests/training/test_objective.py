@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmtune.data.collate import Collator, TokenCounts
-from llmtune.data.order import order
+from llmtune.data.batches.collate import Collator, TokenCounts
+from llmtune.data.batches.order import order
 from llmtune.errors import TrainingError
 from tests.support import tiny, training
 from tests.support.training import GRADUAL, METHODS, fit

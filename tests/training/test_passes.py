@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from llmtune import recipe
-from llmtune.data.passes import PassLimits
+from llmtune.data.batches.passes import PassLimits
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import PassSize
 from llmtune.run import Run

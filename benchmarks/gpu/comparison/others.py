@@ -13,7 +13,7 @@ from benchmarks.gpu.runs.clock import Clock
 from benchmarks.gpu.runs.models import tokenizer
 from benchmarks.gpu.runs.rows import MAX_LENGTH
 from benchmarks.models import load_for
-from llmtune.data.collate import Collator
+from llmtune.data.batches.collate import Collator
 
 
 def there(package: str) -> bool:

@@ -5,8 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llmtune.data.encode import encode
-from llmtune.data.order import order
+from llmtune.data.batches.order import order
+from llmtune.data.encoding.encode import encode
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.rows import read
 from llmtune.files import shipped_folder
 
@@ -46,7 +47,7 @@ def write_rows(file: Path, count: int, kind: str) -> Path:
 
 def encoded(file: Path, tokenizer: Any) -> list[dict[str, Any]]:
     """The rows of a file as input_ids and labels, as llmtune trains on them."""
-    examples = encode(read(str(file)), tokenizer, {tokenizer.eos_token_id}, MAX_LENGTH, "drop").examples
+    examples = encode(read(str(file)), tokenizer, {tokenizer.eos_token_id}, Rules(MAX_LENGTH, "drop")).examples
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from llmtune.data.encode import Example
-from llmtune.data.passes import PassLimits, rows_per_pass
+from llmtune.data.batches.passes import PassLimits, rows_per_pass
+from llmtune.data.encoding.encode import Example
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import choose_pass_size
 from llmtune.files import read_json

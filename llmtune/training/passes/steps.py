@@ -8,9 +8,9 @@ from typing import Any, TypedDict
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from llmtune.data.encode import IGNORED
-from llmtune.data.order import EpochSampler
-from llmtune.data.passes import PassLimits, split
+from llmtune.data.batches.order import EpochSampler
+from llmtune.data.batches.passes import PassLimits, split
+from llmtune.data.encoding.encode import IGNORED
 
 Row = dict[str, Any]
 Collated = dict[str, Any]

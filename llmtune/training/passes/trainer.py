@@ -9,9 +9,9 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import nn
 
-from llmtune.data.collate import TokenCounts
-from llmtune.data.order import EpochSampler
-from llmtune.data.passes import PassLimits
+from llmtune.data.batches.collate import TokenCounts
+from llmtune.data.batches.order import EpochSampler
+from llmtune.data.batches.passes import PassLimits
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.training.passes.choice import RunPasses
 from llmtune.training.passes.steps import Batch, PassRows, StepSampler, join_passes

@@ -10,12 +10,13 @@ from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.boundaries import token_positions, tokenize
-from llmtune.data.conversation import Conversation, converse
+from llmtune.data.encoding.boundaries import token_positions, tokenize
+from llmtune.data.encoding.conversation import Conversation, converse
+from llmtune.data.encoding.lengths import cut_start, is_long, least_tokens
+from llmtune.data.encoding.rules import Rules
+from llmtune.data.encoding.template import render
 from llmtune.data.example import IGNORED, Encoded, Example
-from llmtune.data.lengths import cut_start, is_long, least_tokens
-from llmtune.data.rows import Message, Row
-from llmtune.data.template import render
+from llmtune.data.row import Message, Row
 from llmtune.errors import LlmtuneError, RecipeError, one_line
 
 __all__ = ["IGNORED", "Encoded", "Example", "encode", "prompt_ids"]
@@ -36,13 +37,11 @@ def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> l
     return _missing_bos(tokenizer, ids) + ids
 
 
-def encode(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, stop: set[int], max_length: int, overlength: str
-) -> Encoded:
-    """Encode rows as examples of at most `max_length` tokens; raises RecipeError for a row that cannot be learned."""
+def encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules) -> Encoded:
+    """Encode rows as examples; raises RecipeError for a row that cannot be learned."""
     if not stop:
         raise RecipeError("the model names no token that stops generation (eos_token_id in its generation config)")
-    encoder = _Encoder(tokenizer, stop, max_length, overlength)
+    encoder = _Encoder(tokenizer, stop, rules.max_length, rules.overlength)
     encoded = Encoded()
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.rows import Message, Row
+from llmtune.data.row import Message, Row
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
 from llmtune.model.reading import TooMuch, bounded, one_line

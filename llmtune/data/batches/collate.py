@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmtune.data.encode import IGNORED
+from llmtune.data.encoding.encode import IGNORED
 from llmtune.errors import TrainingError
 
 

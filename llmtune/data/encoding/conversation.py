@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.rows import Message, Row
-from llmtune.data.template import Turn, last_turn, render, stop_end, turn_at
+from llmtune.data.encoding.template import Turn, last_turn, render, stop_end, turn_at
+from llmtune.data.row import Message, Row
 from llmtune.errors import RecipeError
 
 RENDERED_ALONE = 8

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmtune.data.conversation import Conversation
+from llmtune.data.encoding.conversation import Conversation
 
 Tokenize = Callable[[str], list[int]]
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from llmtune.data.encode import IGNORED
+from llmtune.data.encoding.encode import IGNORED
 
 POOL_BATCHES = 50
 

@@ -1,0 +1,1 @@
+"""Examples as batches: their order, the passes of a step, padding."""

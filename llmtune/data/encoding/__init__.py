@@ -1,0 +1,1 @@
+"""Rows as token ids with labels: rendered with the chat template, found in the text, tokenized."""

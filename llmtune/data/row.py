@@ -1,0 +1,38 @@
+"""A row: a conversation, or a plain text, that was read and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+"""One turn as chat templates take it: `role` and `content`; of an assistant also `reasoning_content` and `tool_calls`,
+of a tool `name` and `tool_call_id`, where the row has them."""
+Tool = dict[str, Any]
+"""A tool as chat templates take it: {"type": "function", "function": {"name", "description", "parameters"}}."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A checked row, whose last turn is the assistant's, or a plain text."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """The turns; none in a plain text."""
+    where: str
+    ignored: tuple[str, ...] = ()
+    """Columns that llmtune does not use."""
+    tools: tuple[Tool, ...] = ()
+    """What the assistant may call."""
+    text: str | None = None
+    """A plain text, of which every token is learned."""
+    source: str = ""
+    """The source of a mixture that the row is from, as the recipe names it; "" where there is one source."""
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The turns before the last one."""
+        return [dict(message) for message in self.messages[:-1]]
+
+    @property
+    def answer(self) -> str:
+        """The content of the last turn."""
+        return str(self.messages[-1]["content"])

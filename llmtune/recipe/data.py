@@ -1,0 +1,66 @@
+"""The `data` section: where rows come from, and what is learned of them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from llmtune.fields import Closed, Fraction, Share, listed
+
+Format = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "preference", "text"]
+
+
+class Source(Closed):
+    """One source of a mixture."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A source of rows, as data.train names one."""
+    fraction: Fraction
+    """The share of the mixture's rows that it gives; rows are drawn by train.seed, and none comes twice."""
+
+
+Mixture = Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1)]
+
+
+class Data(Closed):
+    """Training, validation and test rows."""
+
+    train: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1)]
+    )
+    """A file, a folder or pattern of files, or a Hub data set as owner/name, owner/name:split or
+    owner/name:configuration:split; or a list of sources with their fractions, a mixture."""
+    eval: str | None = None
+    """Rows for the validation loss; a share of train is set aside where not given."""
+    test: str | None = None
+    """Rows on which base and tuned model are compared; the eval rows where not given."""
+    eval_fraction: Share = 0.05
+    """The share of train that is set aside, by content, where eval is not given; 0 for none."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens a row may have."""
+    overlength: Literal["drop", "error", "truncate_prompt", "truncate_turns"] = "drop"
+    """What happens to a longer row; an answer is never cut. truncate_turns leaves out a conversation's last turns."""
+    overlap: Literal["drop", "warn", "error"] = "drop"
+    """What happens to training rows that eval or test also contains."""
+    format: Format = "auto"
+    """What the rows are; auto tells by their columns."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """Columns under other names, as {prompt: question}; braces join some, as {prompt: "{instruction}: {input}"}."""
+    learn: Literal["answers", "last_answer", "all"] = "answers"
+    """What is learned of a conversation: all answers, the last one, or every token. A tool's result never is."""
+    reasoning: Literal["learn", "context", "drop"] = "learn"
+    """Whether the reasoning before an answer is learned, only read, or left out."""
+    template: dict[str, Any] = Field(default_factory=dict)
+    """Values for the chat template, such as {enable_thinking: false}; used in training, evaluation and chat alike."""
+
+    def sources(self, part: str) -> tuple[Source, ...]:
+        """The sources of train, eval or test: one of fraction 1 where it is no mixture, none where there is none."""
+        value = getattr(self, part)
+        if isinstance(value, str):
+            return (Source(source=value, fraction=1.0),)
+        return value or ()
+
+    @property
+    def held_out(self) -> tuple[Source, ...]:
+        """The sources that base and tuned model are compared on: test, else eval, else train."""
+        return self.sources("test") or self.sources("eval") or self.sources("train")
