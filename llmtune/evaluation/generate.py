@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -159,10 +160,13 @@ def _batches(lengths: list[int], fits: Callable[[int, int], bool]) -> Iterator[l
 def _batch_losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], start: DynamicCache | None) -> list[float]:
     targets = batch["labels"][:, 1:]
     supervised = targets != IGNORED
-    mask, cached = batch["attention_mask"], {}
+    mask, cached = batch["attention_mask"], dict[str, Any]()
     if start is not None:
-        cache = _copies(start, len(mask))
-        mask, cached = functional.pad(mask, (cache.get_seq_length(), 0), value=1), {"past_key_values": cache}
+        cache, shared = _copies(start, len(mask)), start.get_seq_length()
+        # Without positions, vision-language models take those of the rows that they generated for last.
+        positions = torch.arange(shared, shared + mask.shape[1], device=mask.device).expand_as(mask)
+        cached = {"past_key_values": cache, "position_ids": positions}
+        mask = functional.pad(mask, (shared, 0), value=1)
     with limit_head(model, lambda hidden: hidden[:, :-1][supervised]):
         logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=start is not None, **cached).logits
     losses = functional.cross_entropy(logits.float(), targets[supervised], reduction="none")

@@ -16,6 +16,7 @@ from llmtune.merging.compact import in_fp32, units, widen_buffers, widened_units
 from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_model
 from llmtune.model.files.stored import stored_tensors
+from llmtune.model.kinds import auto_class
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -28,7 +29,8 @@ def load_compact(base: Base, ids: Ids) -> tuple[PreTrainedModel, torch.Tensor]:
     kinds = {tensor.dtype for tensor in stored_tensors(base.folder, base.name).values()}
     if kinds <= {"BF16"} or kinds <= {"F16"}:
         try:
-            weights = widen_buffers(load_model(base, _DTYPES[kinds.pop()]))
+            weights = load_model(base, _DTYPES[kinds.pop()])
+            weights = widen_buffers(weights, auto_class(weights.config))
             return weights, fp32_logits(weights, ids)
         except (RuntimeError, KeyError) as error:  # a model whose blocks read weights of other blocks
             if lacks_memory(error):
@@ -114,8 +116,8 @@ def refuse_tied(tuned: Tuned) -> None:
     if not isinstance(tuned, PeftModel):
         return
     base = tuned.get_base_model()
-    if base.config.get_text_config().tie_word_embeddings:
-        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
+    tied = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if tied[0].weight is tied[1].weight:
         adapted = [
             name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
         ]

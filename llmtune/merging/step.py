@@ -24,10 +24,12 @@ from llmtune.merging.checks import (
 )
 from llmtune.merging.digests import digests
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
+from llmtune.merging.untouched import beyond_text, count_kept
 from llmtune.model.base import Base, load_config
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
+from llmtune.model.kinds import auto_class
 from llmtune.model.mlp import with_widths
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
@@ -123,9 +125,10 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
     with working(f"writing the merged weights in {name}"):
         save_folder(merged.to(dtype), base.folder, folder, name)
+    loaded_by, rest = (auto_class(merged.config).__name__, type(merged).__name__), beyond_text(merged)
     del weights, tuned, merged
     trim_heap()
-    reloaded = _reload(folder, texts, dtype, tokenizer)
+    reloaded = _reload(folder, texts, dtype, tokenizer, loaded_by)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
     bound = fp32_bound if dtype == torch.float32 else rounding_bound
     on_disk = within("writing and reading the weights", reloaded.logits, rounded, fp32_bound)
@@ -139,6 +142,7 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
         "shift": float((live - untuned).abs().max()),
         "largest_logit": scale,
         "changed": changed,
+        "kept": count_kept(rest, base, folder, dtype),
         "texts": len(texts),
         "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
         **headers(folder, name),
@@ -146,9 +150,17 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
     return facts, live
 
 
-def _reload(folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> Reloaded:
-    """Read the merged folder with stock transformers; raises ProofError if tensors, tokens or template differ."""
-    reloaded = load_with_stock_transformers(folder, texts, dtype)
+def _reload(
+    folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, loaded_by: tuple[str, str]
+) -> Reloaded:
+    """Read the merged folder with stock transformers; raises ProofError if class, tensors, tokens or template differ.
+
+    `loaded_by` names the class that people load it with, and the class that they get.
+    """
+    auto, kind = loaded_by
+    reloaded = load_with_stock_transformers(folder, texts, dtype, auto)
+    if reloaded.name != kind:
+        raise ProofError(f"the merged folder is read as a {reloaded.name} by {auto}, and what was trained is a {kind}")
     ids = [tokenizer(text).input_ids for text in texts]
     if reloaded.mismatched or reloaded.ids != ids or reloaded.template != tokenizer.chat_template:
         difference = (reloaded.mismatched or ["tokens or chat template"])[0]

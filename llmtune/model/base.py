@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtune.machine.device import run_device
 from llmtune.model.files.converted import Converted
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import refuse_damaged
-from llmtune.model.kinds import check_causal, check_kind
+from llmtune.model.kinds import auto_class, check_causal, check_kind
 from llmtune.model.reading import bounded, reading
 from llmtune.plan.stages import Facts
 
@@ -108,10 +108,11 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=keep,
         )
+    config = load_config(base)
     with reading(base.name, "its weights"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model, loaded = auto_class(config).from_pretrained(
             base.folder,
-            config=load_config(base),
+            config=config,
             dtype=dtype,
             trust_remote_code=False,
             local_files_only=True,
@@ -135,7 +136,7 @@ def build_skeleton(base: Base) -> PreTrainedModel:
         check_kind(config, base.name)
         run_device()  # a driver that starts within the bound of memory fails, and the GPU is not found
         with bounded(120, 8 << 30), torch.device("meta"):
-            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            skeleton: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
         check_causal(skeleton, base.name)
     return skeleton
 

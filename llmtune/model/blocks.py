@@ -30,6 +30,14 @@ def text_model(model: nn.Module) -> PreTrainedModel:
     return next((m for m in whole.modules() if isinstance(m, PreTrainedModel) and m.config is text), whole)
 
 
+def decoder(model: nn.Module) -> nn.Module:
+    """The part of a model that computes the last hidden states from token ids: all of it but the head."""
+    whole = unwrap(model)
+    part: PreTrainedModel = whole.base_model
+    # Some vision-language models hold a text model with its own head.
+    return part if part is not whole else text_model(whole).base_model
+
+
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The model without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
