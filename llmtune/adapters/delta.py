@@ -15,7 +15,9 @@ from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
 from llmtune.model.base import Base
+from llmtune.model.blocks import unwrap
 from llmtune.model.files.fingerprints import fingerprint_base
+from llmtune.model.kinds import auto_class
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -33,7 +35,8 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        write_json(partial / BASE, {**facts, **converted, "kind": stored, "adapter": kind})
+        loaded_by = auto_class(unwrap(model).config).__name__
+        write_json(partial / BASE, {**facts, **converted, "loaded_by": loaded_by, "kind": stored, "adapter": kind})
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:

@@ -131,3 +131,10 @@ def round_weights(weights: nn.Module, dtype: torch.dtype) -> None:
     """Put every weight into `dtype`."""
     for parameter in weights.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def round_buffers(weights: nn.Module, dtype: torch.dtype) -> None:
+    """Put every buffer of real numbers into `dtype`; complex ones, such as rotations, are never stored."""
+    for buffer in weights.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)

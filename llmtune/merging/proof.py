@@ -134,4 +134,6 @@ def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dt
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
         answer, tensors = json.loads(child.stdout.splitlines()[-1]), load_file(out)
         rounding = float((tensors.get("jittered", tensors["stored"]) - tensors["stored"]).abs().max())
-        return Reloaded(answer["name"], answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding)
+        return Reloaded(
+            answer["name"], answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding
+        )

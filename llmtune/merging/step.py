@@ -12,7 +12,7 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, remove_leftovers, write_folder, write_json
 from llmtune.machine.memory import trim_heap
-from llmtune.merging.adding import add_delta, fp32_logits, load_compact
+from llmtune.merging.adding import add_delta, fp32_logits, load_compact, round_buffers
 from llmtune.merging.checks import (
     LESS_MEMORY,
     check_disk,
@@ -24,7 +24,7 @@ from llmtune.merging.checks import (
 )
 from llmtune.merging.digests import digests
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
-from llmtune.merging.untouched import beyond_text, count_kept
+from llmtune.merging.untouched import beyond_text, count_kept, left_out
 from llmtune.model.base import Base, load_config
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
@@ -124,8 +124,10 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
     with working(f"writing the merged weights in {name}"):
-        save_folder(merged.to(dtype), base.folder, folder, name)
-    loaded_by, rest = (auto_class(merged.config).__name__, type(merged).__name__), beyond_text(merged)
+        round_buffers(merged, dtype)
+        unloaded = left_out(merged, base, dtype)
+        save_folder(merged, base.folder, folder, name, unloaded)
+    loaded_by, rest = (auto_class(merged.config).__name__, type(merged).__name__), [*beyond_text(merged), *unloaded]
     del weights, tuned, merged
     trim_heap()
     reloaded = _reload(folder, texts, dtype, tokenizer, loaded_by)
@@ -183,13 +185,19 @@ def _refuse_quantized(base: Base) -> None:
         raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
 
 
-def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str) -> None:
-    """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base."""
+def save_folder(
+    weights: PreTrainedModel, base: Path, folder: Path, dtype: str, unloaded: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base.
+
+    `unloaded` are tensors of the base's files that the model does not have.
+    """
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.parameters())
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise MachineError(f"{folder.parent}: merging needs {size(needed)} of disk, but only {size(free)} is free")
-    weights.save_pretrained(folder, max_shard_size="5GB")
+    tensors = {**weights.state_dict(), **unloaded} if unloaded else None
+    weights.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = with_widths(_with_dtype(read_json(base / "config.json"), dtype), weights)
     write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})

@@ -1,5 +1,6 @@
-"""Proves that what text does not pass, such as a vision tower, is in a merged folder as the base's files have it."""
+"""Keeps what text does not pass, such as a vision tower, and proves that a merged folder has it as the base does."""
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from llmtune.errors import ProofError
 from llmtune.model.base import Base
 from llmtune.model.blocks import distances, text_model
+from llmtune.model.files.report import COMPUTED
 from llmtune.model.files.stored import StoredTensor, stored_tensors
 
 
@@ -21,7 +23,20 @@ def beyond_text(model: PreTrainedModel) -> list[str]:
     reached = {id(parameter) for name, parameter in model.named_parameters() if name in distance}
     reached |= {id(buffer) for buffer in text_model(model).buffers()}
     rest = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in reached}
-    return sorted(revert_weight_conversion(model, {name: tensor.detach().to("meta") for name, tensor in rest.items()}))
+    return _as_stored(model, rest)
+
+
+def left_out(model: PreTrainedModel, base: Base, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of a base's files that transformers does not load, such as a head for several tokens, in `dtype`."""
+    patterns = model._keys_to_ignore_on_load_unexpected or ()
+    stored = stored_tensors(base.folder, base.name)
+    ignored = {name for name in stored if any(re.search(pattern, name) for pattern in patterns)}
+    if not ignored:
+        return {}
+    names = sorted(name for name in ignored - {*_as_stored(model, model.state_dict())} if not COMPUTED.search(name))
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+        return {name: _rounded(_read(name, stored[name], files, stack), dtype) for name in names}
 
 
 def count_kept(names: list[str], base: Base, folder: Path, dtype: torch.dtype) -> int:
@@ -37,11 +52,19 @@ def count_kept(names: list[str], base: Base, folder: Path, dtype: torch.dtype) -
                 side = "the merged folder" if name in before else base.name
                 raise ProofError(f"{name}, which text does not pass, is not stored in {side}; nothing was merged")
             kept, merged = (_read(name, stored[name], files, stack) for stored in (before, after))
-            if kept.is_floating_point():
-                kept = kept.to(dtype)
-            if kept.dtype != merged.dtype or not torch.equal(kept, merged):
+            if merged.dtype != _rounded(kept, dtype).dtype or not torch.equal(_rounded(kept, dtype), merged):
                 raise ProofError(f"{name}, which text does not pass, changed in the merged folder; nothing was merged")
     return len(names)
+
+
+def _as_stored(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The names under which transformers writes a model's tensors."""
+    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    return sorted(revert_weight_conversion(model, empty))
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _read(name: str, stored: StoredTensor, files: dict[Path, Any], stack: ExitStack) -> torch.Tensor:

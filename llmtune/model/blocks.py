@@ -34,8 +34,13 @@ def decoder(model: nn.Module) -> nn.Module:
     """The part of a model that computes the last hidden states from token ids: all of it but the head."""
     whole = unwrap(model)
     part: PreTrainedModel = whole.base_model
-    # Some vision-language models hold a text model with its own head.
-    return part if part is not whole else text_model(whole).base_model
+    if part is not whole:
+        return part
+    # Llama 4 hides it under another name than its class says.
+    ends, head = blocks(whole), whole.get_output_embeddings()
+    parts = (one for one in text_model(whole).modules() if isinstance(one, PreTrainedModel))
+    inside = ((one, set(one.modules())) for one in parts)
+    return next((one for one, modules in inside if ends in modules and head not in modules), whole)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -13,35 +13,22 @@ from llmtune.errors import FieldError
 from llmtune.model.blocks import blocks
 
 WRAPPERS = (
-    "aria",
-    "aya_vision",
-    "cohere2_vision",
-    "deepseek_vl",
     "exaone4_5",
-    "fuyu",
     "gemma3",
     "gemma4",
     "gemma4_unified",
     "glm46v",
     "glm4v",
     "glm4v_moe",
-    "got_ocr2",
-    "hyperclovax_vision_v2",
-    "idefics2",
     "idefics3",
     "internvl",
     "lfm2_vl",
-    "lighton_ocr",
     "llama4",
     "llava",
     "llava_next",
-    "llava_next_video",
     "llava_onevision",
-    "minicpm_ocr",
     "minicpmv4_6",
-    "minicpmv4_7",
     "mistral3",
-    "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_5",
@@ -49,9 +36,6 @@ WRAPPERS = (
     "qwen3_vl",
     "qwen3_vl_moe",
     "smolvlm",
-    "video_llama_3",
-    "video_llava",
-    "vipllava",
 )
 """Types of vision-language models whose text model trains inside them; a test proves each, from training to merging."""
 
@@ -59,7 +43,10 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the classes of causal language models end, of transformers and of models with code of their own."""
 _ADVICE = "name a base that is a causal language model of text"
 _UNPROVED = "that merging keeps its other parts is not proved for this type"
+_UNSCALED = "transformers computes its logits without their scale, which its text model has"
 _REASONS = {
+    "aya_vision": _UNSCALED,
+    "cohere2_vision": _UNSCALED,
     "mllama": "text does not pass its cross-attention layers",
     "paligemma": "the tokens of its prompts see those after them",
     "diffusion_gemma": "it writes by diffusion",

@@ -34,33 +34,33 @@ def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
 
 def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
     """The code that loads what is published."""
-    repo = repository(settings)
+    repo, auto = repository(settings), base.get("loaded_by", "AutoModelForCausalLM")
     if is_merged(settings):
         return "\n".join(
             [
-                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                f"from transformers import {auto}, AutoTokenizer",
                 "",
-                f"model = AutoModelForCausalLM.from_pretrained({repo!r})",
+                f"model = {auto}.from_pretrained({repo!r})",
                 f"tokenizer = AutoTokenizer.from_pretrained({repo!r})",
             ]
         )
-    imports, arguments, tokenizer = _origin(base)
+    imports, arguments, tokenizer = _origin(base, auto)
     if base["kind"] == "adapter":
         module = KINDS[base["adapter"]].registered_by
         lines = [f"import {module}"] if module else []
         lines += ["from peft import PeftModel", *imports, ""]
-        lines += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+        lines += [f"base = {auto}.from_pretrained({arguments})"]
         lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
     else:
         lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
         lines += [*imports, ""]
-        lines += [f"model = AutoModelForCausalLM.from_pretrained({_in_fp32(arguments)})"]
+        lines += [f"model = {auto}.from_pretrained({_in_fp32(arguments)})"]
         lines += [f"trained = load_file(hf_hub_download({repo!r}, {TENSORS!r}))"]
         lines += ["model.load_state_dict(trained, strict=False)"]
     return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"])
 
 
-def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
+def _origin(base: Mapping[str, Any], auto: str) -> tuple[list[str], str, str]:
     """Imports, and the arguments with which the base and its tokenizer are loaded."""
     if base.get("converted"):
         module, file = base["base"].removeprefix("package:").replace("-", "_"), Converted(**base["converted"]).file
@@ -76,7 +76,7 @@ def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
         return imports, '**source, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"', "**source"
     name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
     origin = f"{name!r}, revision={commit!r}" if commit else repr(name)
-    return ["from transformers import AutoModelForCausalLM, AutoTokenizer"], origin, origin
+    return [f"from transformers import {auto}, AutoTokenizer"], origin, origin
 
 
 def _in_fp32(arguments: str) -> str:

@@ -108,9 +108,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Causal language models by model type, and what their configuration needs to be tiny."""
 
-_TEXT = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **_HEADS}
-_TEXT |= {"intermediate_size": 64, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
-_TEXT |= {"pad_token_id": 0}
+TEXT = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **_HEADS}
+TEXT |= {"intermediate_size": 64, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
+TEXT |= {"pad_token_id": 0}
 
 
 def model(kind: str, seed: int = 0, **more: Any) -> PreTrainedModel:
@@ -131,7 +131,7 @@ def vision_config(**more: Any) -> PreTrainedConfig:
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 28, "patch_size": 14}
     tokens = {"image_token_index": 5, "boi_token_index": 7, "eoi_token_index": 8}
-    return AutoConfig.for_model("gemma3", text_config=_TEXT, vision_config=vision, **tokens, **more)
+    return AutoConfig.for_model("gemma3", text_config=TEXT, vision_config=vision, **tokens, **more)
 
 
 def save_vision_base(folder: Path) -> Path:
