@@ -1,5 +1,8 @@
 """Tells which kind of model a base is, by its configuration, and refuses those that cannot be trained whole."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -68,7 +71,13 @@ def check_kind(config: PreTrainedConfig, name: str) -> None:
     if config.is_encoder_decoder:
         raise FieldError("model.base", f"{name} is an encoder-decoder model ({stored}); {_ADVICE}")
     if _is_wrapper(config):
-        return _check_wrapper(config, name, stored)
+        _check_wrapper(config, name, stored)
+    else:
+        _check_text_model(config, name, stored)
+
+
+def _check_text_model(config: PreTrainedConfig, name: str, stored: str) -> None:
+    """Raise FieldError for a configuration or a class of which no causal language model is made whole."""
     causal = _class_of(MODEL_FOR_CAUSAL_LM_MAPPING, config, stored)
     if causal is None:
         raise FieldError("model.base", f"{name} is a {stored}, no causal language model; {_ADVICE}")
@@ -104,9 +113,9 @@ def _check_wrapper(config: PreTrainedConfig, name: str, stored: str) -> None:
         raise FieldError("model.base", f"{message}; save it with the configuration of its own class, or {_ADVICE}")
 
 
-def _class_of(mapping: object, config: PreTrainedConfig, stored: str) -> type | None:
+def _class_of(mapping: Mapping[type, Any], config: PreTrainedConfig, stored: str) -> type | None:
     """The class that an auto class takes by its mapping, None where there is none."""
-    classes = mapping[type(config)] if type(config) in mapping else None
+    classes = mapping.get(type(config), None)
     if not isinstance(classes, tuple):
         return classes
     return next((one for one in classes if one.__name__ == stored), classes[0])
