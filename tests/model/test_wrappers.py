@@ -28,7 +28,7 @@ from llmtune.merging.untouched import beyond_text, count_kept
 from llmtune.model.base import Base, build_skeleton, load_model, model_facts
 from llmtune.model.blocks import decoder, distances, text_model
 from llmtune.model.kinds import WRAPPERS, check_kind
-from tests.support import runs, training, wrappers
+from tests.support import ROOT, runs, training, wrappers
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.training.test_joined import padding, plainly
 
@@ -110,6 +110,12 @@ def test_text_trains_inside_the_wrapper_and_merging_keeps_the_rest(kind: str, tm
 @pytest.mark.parametrize("kind", sorted({*WRAPPERS} - {"qwen2_5_vl"}))
 def test_every_wrapper_trains_and_merges_whole(kind: str, tmp_path: Path) -> None:
     prove(kind, tmp_path)
+
+
+def test_every_type_is_in_the_documents() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [kind for kind in WRAPPERS if f"`{kind}`" not in text] == []
+    assert list(WRAPPERS) == sorted(WRAPPERS)
 
 
 @pytest.mark.slow

@@ -168,6 +168,13 @@ def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], traine
     assert f"| `adapter_model.safetensors` | {sums['bytes']:,} | `{sums['sha256']}` |" in text
 
 
+def test_code_on_the_card_names_the_class_that_loads_the_base(write_card: Callable[..., str]) -> None:
+    text = write_card(base={"loaded_by": "AutoModelForImageTextToText"})
+    assert "from transformers import AutoModelForImageTextToText, AutoTokenizer" in text
+    assert f"base = AutoModelForImageTextToText.from_pretrained('acme/tiny', revision='{COMMIT}')" in text
+    assert "AutoModelForCausalLM" not in text
+
+
 def test_card_holds_no_path_and_no_data(write_card: Callable[..., str], trained: Run) -> None:
     text = write_card(
         {"eval": {"suite": str(trained.path / "mine.yaml")}},
