@@ -169,7 +169,8 @@ def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], traine
 
 
 def test_code_on_the_card_names_the_class_that_loads_the_base(write_card: Callable[..., str]) -> None:
-    text = write_card(base={"loaded_by": "AutoModelForImageTextToText"})
+    named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
+    text = write_card(base={**named, "loaded_by": "AutoModelForImageTextToText"})
     assert "from transformers import AutoModelForImageTextToText, AutoTokenizer" in text
     assert f"base = AutoModelForImageTextToText.from_pretrained('acme/tiny', revision='{COMMIT}')" in text
     assert "AutoModelForCausalLM" not in text
