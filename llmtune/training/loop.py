@@ -31,6 +31,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
+from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
@@ -98,7 +99,7 @@ def _train(
     if state.is_main_process:
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
-    with progress:
+    with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
         _record_start(record, progress.start_step, card_lines, passes)
         trainer = SupervisedTrainer(
             model,

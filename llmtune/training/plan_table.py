@@ -25,6 +25,7 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
+from llmtune.tracking.kinds import check_installed
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -195,6 +196,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 
 def _refuse(recipe: Recipe) -> None:
     adapter = recipe.method.adapter
+    check_installed(recipe.track)
     if recipe.model.quantize == "4bit" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:

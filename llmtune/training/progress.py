@@ -49,6 +49,8 @@ class Progress:
         self.start_step = start_step
         self.stage_starts = tuple(stage_starts)
         self.previous: Record = {}
+        self.also: Callable[[Record], None] | None = None
+        """Gets every record that is logged."""
         self._rank = rank
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._clock = clock
@@ -121,6 +123,8 @@ class Progress:
             }
             self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
             self._file.flush()
+            if self.also:
+                self.also(finite)
 
     def _print(self, line: str) -> None:
         # A reader that is gone, or a closed terminal, ends no training: the log has every record.
