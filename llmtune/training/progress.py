@@ -26,6 +26,8 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
+_NOTES = ("frozen_blocks", "passes", "warning", "memory", "best")
+"""The keys of records that are a line for people."""
 
 
 class Progress:
@@ -101,7 +103,8 @@ class Progress:
     def evaluation(self, record: Record) -> None:
         """Log and show one validation; `record` has `step` and `eval_loss`."""
         self._write(record)
-        self._print(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}")
+        score = f"  exact match {record['eval_score']:.3f}" if "eval_score" in record else ""
+        self._print(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}{score}")
 
     def note(self, record: Record, line: str) -> None:
         """Log and show any other message of the run; `record` has `step`."""
@@ -198,7 +201,13 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = entry.get("frozen_blocks") or entry.get("passes") or entry.get("warning") or entry.get("memory")
+        message = (
+            entry.get("frozen_blocks")
+            or entry.get("passes")
+            or entry.get("warning")
+            or entry.get("memory")
+            or entry.get("best")
+        )
         if message:
             progress.note(entry, message)
             return
