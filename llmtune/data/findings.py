@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.encoding.encode import IGNORED, Encoded, Example
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.mixture import source_notes
+from llmtune.data.near.notes import near_notes
 from llmtune.data.overlap import count_duplicates
 from llmtune.data.row import Row
 from llmtune.data.sources import is_file
@@ -81,7 +82,8 @@ def write_notes(findings: Findings) -> list[str]:
             f"the chat template puts {findings['template_adds']!r} before answers; it is learned too",
         ),
     ]
-    return lines + [line for applies, line in conditional if applies]
+    near = near_notes(findings.get("near_duplicates", {}), format_ids)
+    return lines + [line for applies, line in conditional if applies] + near
 
 
 def mark_learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,6 +9,8 @@ from llmtune.data.encoding.encode import Encoded, Example, encode
 from llmtune.data.encoding.rules import Rules
 from llmtune.data.findings import Findings, Parts, describe, format_ids, summarize_ids, write_notes
 from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_rows, read_training
+from llmtune.data.near.notes import find_near
+from llmtune.data.near.texts import Documents
 from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
 from llmtune.data.row import Row
 from llmtune.data.rows import read
@@ -35,13 +37,20 @@ class Gate:
 
 
 @locates_mistakes
-def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
+def gate(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    limits: Limits | None = None,
+    documents: Documents | None = None,
+) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong.
 
-    `limits` are the model's: rows over its positions count as longer than max_length.
+    `limits` are the model's: rows over its positions count as longer than max_length. `documents` are the suite's:
+    with them, near duplicates are looked for.
     """
     check_sources(recipe)
-    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots, recipe.train.seed)
+    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots, recipe.train.seed, documents)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -60,6 +69,7 @@ def check_data(
     limits: Limits | None = None,
     shots: int = 0,
     seed: int = 0,
+    documents: Documents | None = None,
 ) -> Gate:
     """Do what `gate` does for a recipe's data section, with `seed` for a mixture; raises FieldError at its key."""
     wanted = data.max_length
@@ -81,6 +91,8 @@ def check_data(
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
     tokens = count_tokens(train, encoded["train"].examples)
     findings["sources"] = describe_sources(data, sources["train"], used, tokens)
+    if documents is not None:
+        findings["near_duplicates"] = find_near(rows, documents)
     findings["shared_rows"] = count_shared(used) if findings["sources"] else 0
     findings["notes"] = write_notes(findings)
     if data.max_length < wanted:

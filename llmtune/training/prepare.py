@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.mixture import training_rows
+from llmtune.data.near.texts import suite_documents
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -125,7 +126,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     layout = build_layout(recipe, base, check_model(recipe, base))
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     with working("reading and checking the data"):
-        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
+        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton), suite_documents(suite))
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
