@@ -26,7 +26,7 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
-_NOTES = ("frozen_blocks", "passes", "warning", "memory", "best")
+_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best")
 """The keys of records that are a line for people."""
 
 
@@ -201,13 +201,7 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = (
-            entry.get("frozen_blocks")
-            or entry.get("passes")
-            or entry.get("warning")
-            or entry.get("memory")
-            or entry.get("best")
-        )
+        message = next((entry[kind] for kind in _NOTES if entry.get(kind)), None)
         if message:
             progress.note(entry, message)
             return
