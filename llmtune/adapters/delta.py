@@ -1,6 +1,7 @@
 """The delta: what was trained, the adapter or the tensors, with the base it fits."""
 
 import importlib
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from transformers import PreTrainedModel
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
-from llmtune.model.base import Base
+from llmtune.model.base import Base, load_config, vocabulary
 from llmtune.model.blocks import unwrap
-from llmtune.model.files.fingerprints import fingerprint_base
+from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
 from llmtune.model.kinds import auto_class
 
 TENSORS = "trained.safetensors"
@@ -34,9 +35,17 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         _save_tensors(model, tensors, partial, kind)
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
+        added = {"added": _copy_tokenizer(base, partial)} if base.added else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        loaded_by = auto_class(unwrap(model).config).__name__
-        write_json(partial / BASE, {**facts, **converted, "loaded_by": loaded_by, "kind": stored, "adapter": kind})
+        named = {"loaded_by": auto_class(unwrap(model).config).__name__, "kind": stored, "adapter": kind}
+        write_json(partial / BASE, {**facts, **converted, **added, **named})
+
+
+def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:
+    """Copy the tokenizer with its new tokens; gives their ids, and the rows that the embeddings have with them."""
+    for file in named_like(base.folder, TOKENIZER):
+        shutil.copyfile(file, folder / file.name)
+    return {"ids": list(base.added), "rows": vocabulary(load_config(base))}
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:
