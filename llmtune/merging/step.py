@@ -25,7 +25,8 @@ from llmtune.merging.checks import (
 from llmtune.merging.digests import digests
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
 from llmtune.merging.untouched import beyond_text, count_kept, left_out
-from llmtune.model.base import Base, load_config
+from llmtune.model.base import Base, build_skeleton, load_config
+from llmtune.model.blocks import distances
 from llmtune.model.check import stored_quantization
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
@@ -127,7 +128,8 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
         round_buffers(merged, dtype)
         unloaded = left_out(merged, base, dtype)
         save_folder(merged, base.folder, folder, name, unloaded)
-    loaded_by, rest = (auto_class(merged.config).__name__, type(merged).__name__), [*beyond_text(merged), *unloaded]
+    loaded_by = auto_class(merged.config).__name__, type(merged).__name__
+    rest = [*beyond_text(merged, distances(build_skeleton(base))), *unloaded]
     del weights, tuned, merged
     trim_heap()
     reloaded = _reload(folder, texts, dtype, tokenizer, loaded_by)

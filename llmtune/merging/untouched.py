@@ -1,6 +1,7 @@
 """Keeps what text does not pass, such as a vision tower, and proves that a merged folder has it as the base does."""
 
 import re
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import ProofError
 from llmtune.model.base import Base
-from llmtune.model.blocks import distances, text_model
+from llmtune.model.blocks import text_model
 from llmtune.model.files.report import COMPUTED
 from llmtune.model.files.stored import StoredTensor, stored_tensors
 
 
-def beyond_text(model: PreTrainedModel) -> list[str]:
-    """The names, as files have them, of the tensors that text does not pass; empty for a model of text alone."""
-    distance = distances(model)
+def beyond_text(model: PreTrainedModel, distance: Collection[str]) -> list[str]:
+    """The names, as files have them, of the tensors that text does not pass; empty for a model of text alone.
+
+    `distance` are the names of the parameters that have a distance.
+    """
     reached = {id(parameter) for name, parameter in model.named_parameters() if name in distance}
     reached |= {id(buffer) for buffer in text_model(model).buffers()}
     rest = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in reached}

@@ -72,7 +72,7 @@ def prove(kind: str, folder: Path) -> None:
     outside = set(dict(model.named_parameters())) - set(distances(model))
     assert outside == set(dict(skeleton.named_parameters())) - set(distances(skeleton))
     assert outside
-    assert beyond_text(model)
+    assert beyond_text(model, distances(model))
     method = training.spec({"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4}}).method
     plan = method.plan(model_facts(model))
     tuned = insert(model, method.adapter, plan, base)
@@ -93,7 +93,7 @@ def prove(kind: str, folder: Path) -> None:
     reloaded = AutoModelForImageTextToText.from_pretrained(folder / "merged")
     assert type(reloaded) is type(original)
     torch.testing.assert_close(logits(reloaded), live, rtol=0, atol=1e-4)
-    assert count_kept(beyond_text(merged), base, folder / "merged", torch.float32) > 0
+    assert count_kept(beyond_text(merged, distances(merged)), base, folder / "merged", torch.float32) > 0
     before, after = load_file(folder / "base/model.safetensors"), load_file(folder / "merged/model.safetensors")
     assert set(before) == set(after)
     assert sum(not torch.equal(after[name], tensor) for name, tensor in before.items()) >= 4
@@ -164,7 +164,8 @@ def test_images_give_the_same_features_after_a_merge(tmp_path: Path, monkeypatch
 def test_a_tensor_of_the_tower_that_changed_or_is_lost_ends_the_merge(tmp_path: Path) -> None:
     folder = wrappers.save_base(tmp_path / "base", "qwen2_5_vl")
     base, tensors = Base(folder, "tiny", None, None), load_file(folder / "model.safetensors")
-    names = beyond_text(load_model(base))
+    model = load_model(base)
+    names = beyond_text(model, distances(model))
     (tmp_path / "merged").mkdir()
     save_file(tensors, tmp_path / "merged/model.safetensors")
     assert count_kept(names, base, tmp_path / "merged", torch.float32) == len(names)
