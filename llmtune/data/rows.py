@@ -59,11 +59,8 @@ class _Parser:
             raise RecipeError(
                 f"{where}: holds {describe(record)}; an object with messages, or prompt and completion, is expected"
             )
-        mapped = self._apply_map(where, record)
-        format = self._named or self._recognize(where, mapped)
-        missing = format.missing(mapped)
-        if missing:
-            raise FieldError("data.format", f"{format.name}: {where}: {named_hint(format, mapped, missing)}")
+        mapped = self._apply_map(where, record) if self._map else record
+        format = self._check_named(where, mapped, self._named) if self._named else self._recognize(where, mapped)
         content = format.parse(where, mapped)
         if not self._form:
             self._form = self._describe(format, content)
@@ -73,12 +70,18 @@ class _Parser:
 
     def _apply_map(self, where: str, record: Record) -> Record:
         """Fill fields from other columns; a source of another format that has none of these columns stays as it is."""
-        if self._map is None:
-            return record
+        assert self._map is not None
         format = recognize(record) if self._named is None and self._map.misses(record) else None
         if format is not None and not set(self._map.columns) <= set(format.fields):
             return record
         return self._map.apply(where, record)
+
+    def _check_named(self, where: str, record: Record, format: Format) -> Format:
+        """Return the format that the recipe names; raises FieldError for a record that lacks its columns."""
+        missing = format.missing(record)
+        if missing:
+            raise FieldError("data.format", f"{format.name}: {where}: {named_hint(format, record, missing)}")
+        return format
 
     def _recognize(self, where: str, record: Record) -> Format:
         filled = self._map.columns if self._map and all(name in record for name in self._map.columns) else ()

@@ -47,6 +47,5 @@ class Format:
 
     def missing(self, record: Record) -> list[str]:
         """The needed columns that a record lacks."""
-        if any(name in record for name in self.other_names):
-            return []
-        return [name for name in self.needed if name not in record]
+        missing = [name for name in self.needed if name not in record]
+        return [] if missing and any(name in record for name in self.other_names) else missing

@@ -4,16 +4,19 @@ from typing import Any
 
 from llmtune.data.formats.base import Content, Format, Record
 from llmtune.data.formats.tools import parse_tools
-from llmtune.data.formats.turns import OPENAI, SHAREGPT, Keys, check_ends, parse_turns
-from llmtune.data.formats.values import check_text, optional_text
+from llmtune.data.formats.turns import OPENAI, Keys, check_ends, parse_turns
+from llmtune.data.formats.values import optional_text
 
 COLUMNS = ("messages", "conversations")
 _RARE_COLUMNS = ("conversation", "chat", "dialog", "dialogue", "turns")
 """Names that other things have too: they hold a conversation where they hold turns."""
+_ALL_COLUMNS = frozenset((*COLUMNS, *_RARE_COLUMNS))
 
 
 def conversation_column(record: Record) -> str | None:
     """Return the column of a record that holds its conversation."""
+    if _ALL_COLUMNS.isdisjoint(record):
+        return None
     for name in COLUMNS:
         if name in record:
             return name

@@ -73,7 +73,7 @@ def check_ends(where: str, column: str, messages: tuple[Message, ...]) -> None:
 
 def split_thought(text: str) -> tuple[str, str]:
     """Return the reasoning and the answer of a text that starts with a <think> block; no reasoning for any other."""
-    match = _THOUGHT.fullmatch(text) if "</think>" in text else None
+    match = _THOUGHT.fullmatch(text)
     return (match[1].strip("\n"), match[2].lstrip("\n")) if match else ("", text)
 
 
@@ -81,11 +81,16 @@ def answer(where: str, key: str, text: object, reasoning: object = None, reasoni
     """Make the assistant's turn from a text, and the reasoning before it if there is any."""
     content = join_content(where, key, text)
     thought = check_text(where, reasoning_key, reasoning, may_be_empty=True) if reasoning else ""
-    if not thought:
+    if not thought and "</think>" in content:
         thought, content = split_thought(content)
         check_text(where, key, content)
-    message: Message = {"role": "assistant", "content": content}
-    return message | {"reasoning_content": thought} if thought.strip() else message
+    return _assistant_turn(content, thought)
+
+
+def _assistant_turn(content: str, thought: str) -> Message:
+    if thought and not thought.isspace():
+        return {"role": "assistant", "content": content, "reasoning_content": thought}
+    return {"role": "assistant", "content": content}
 
 
 def _parse_turn(where: str, at: str, turn: object, keys: Keys, column: str, unused: set[str]) -> Message:
@@ -123,7 +128,7 @@ def _assistant(where: str, at: str, turn: dict[str, Any], keys: Keys, name: str)
     if name in _CALLS:
         return {"role": "assistant", "content": "", "tool_calls": parse_calls(where, key, content)}
     calls = _calls(where, at, turn) if len(turn) > 2 or keys.content not in turn else []
-    reasoning = next((other for other in REASONING if turn.get(other)), "")
+    reasoning = next((other for other in REASONING if turn.get(other)), "") if len(turn) > 2 else ""
     if calls and (content is None or content == "" or content == []):
         message: Message = {"role": "assistant", "content": ""}
         if reasoning:
@@ -143,8 +148,7 @@ def _beside_calls(where: str, key: str, content: object, reasoning: object, reas
     thought, rest = ("", text) if reasoning else split_thought(text)
     if reasoning:
         thought = check_text(where, reasoning_key, reasoning, may_be_empty=True)
-    message: Message = {"role": "assistant", "content": rest}
-    return message | {"reasoning_content": thought} if thought.strip() else message
+    return _assistant_turn(rest, thought)
 
 
 def _calls(where: str, at: str, turn: dict[str, Any]) -> list[dict[str, Any]]:
