@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmtune.data.formats.base import Content, Format, Record
-from llmtune.data.formats.columns import ColumnMap, hint, named_hint
+from llmtune.data.formats.columns import ColumnMap, hint, named_hint, suggest_map
 from llmtune.data.formats.registry import NAMES, recognize
 from llmtune.data.formats.values import describe, refuse_half_characters
 from llmtune.data.row import Row
@@ -41,6 +41,16 @@ def iterate(source: str, default_split: str = "train", form: Form | None = None)
             yield parser.parse(at.where, record)
     if empty:
         raise RecipeError(f"{source}: is empty: it has no rows")
+
+
+def guess_form(source: str, default_split: str = "train") -> Form:
+    """Return the form of a source by its first record: with a map where its columns have other usual names."""
+    at = Cursor(source)
+    with explained(at):
+        record = next(iter(records(at, default_split)), None)
+    if not isinstance(record, dict) or recognize(record):
+        return Form()
+    return Form(map=suggest_map(record))
 
 
 class _Parser:

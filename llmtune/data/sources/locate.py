@@ -1,6 +1,5 @@
 """What `data.train`, `eval` and `test` name: files or a Hub data set; their records, or why there are none."""
 
-import glob
 import os
 import re
 from collections.abc import Iterator
@@ -90,7 +89,7 @@ def _problem(source: str, folders: tuple[Path, ...], default_split: str | None) 
         return f"{source}: is not a regular file; save its rows as one"
     if path.is_symlink():
         return f"{source}: is a link to {os.readlink(path)}, which does not exist"
-    if glob.has_magic(source):
+    if "*" in source or "?" in source or files_of(source, ""):
         return None if files_of(source, "") else f"no file matches {source} ({describe_places(source, folders)})"
     name = HubName.parse(source)
     if name and not _FILE_ENDING.fullmatch(Path(name.name).suffix) and not user_path(name.name).parent.is_dir():
