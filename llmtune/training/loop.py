@@ -103,13 +103,8 @@ def _train(
     if state.is_main_process:
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
-<<<<<<< HEAD
-    with progress:
-        _record_start(record, progress.start_step, card_lines, data.findings["sources"], passes)
-=======
     with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
-        _record_start(record, progress.start_step, card_lines, passes)
->>>>>>> int
+        _record_start(record, progress.start_step, card_lines, data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llmtune.data.row import Row
