@@ -136,7 +136,7 @@ NAMED = "".join(f'"{n}+1",given {n},{n + 1}\n' for n in range(12))
         (
             "named.csv",
             f"question,context,response\n{NAMED}",
-            r"prompt_completion (prompt from '{question}\\n{context}', completion from 'response')",
+            r"prompt_completion (prompt from '{question}\n{context}', completion from 'response')",
             {"prompt": "{question}\n{context}", "completion": "response"},
         ),
     ],
@@ -170,7 +170,7 @@ def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) ->
         write_recipe(None, None, "gradul", tmp_path / "recipe.yaml")
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"x": "a", "y": "b"}))
-    with pytest.raises(RecipeError, match="rows.jsonl:1: columns x, y: messages, or conversations, or chosen and"):
+    with pytest.raises(RecipeError, match=r"rows\.jsonl:1: columns x, y: messages, or conversations, or chosen and"):
         write_recipe(data, None, None, tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match=r"no file .*rosw\.jsonl .*did you mean 'rows.jsonl'\?"):
         write_recipe(tmp_path / "rosw.jsonl", None, None, tmp_path / "recipe.yaml")
