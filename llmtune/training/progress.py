@@ -26,8 +26,8 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
-_MESSAGES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best")
-"""What a record of the log that is no step's has: a line for people."""
+_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best")
+"""The keys of records that are a line for people."""
 
 
 class Progress:
@@ -201,7 +201,7 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = next((entry[kind] for kind in _MESSAGES if entry.get(kind)), None)
+        message = next((entry[kind] for kind in _NOTES if entry.get(kind)), None)
         if message:
             progress.note(entry, message)
             return

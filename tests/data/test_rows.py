@@ -348,6 +348,13 @@ def test_recognises_a_format_by_its_columns(tmp_path: Path, name: str, ending: s
     assert row.text is None
 
 
+def test_a_table_gives_no_row_the_keys_of_another(tmp_path: Path) -> None:
+    arguments: list[dict[str, Any]] = [{"city": "Rome"}, {"a": 1, "b": {"c": "d"}}, {"b": {"e": "f"}}]
+    rows = [{"messages": [user("a"), calls({"name": "f", "arguments": one})], "tools": [SUM]} for one in arguments]
+    called = [row.messages[-1]["tool_calls"] for row in read(str(write_parquet(tmp_path / "t.parquet", rows)))]
+    assert [call["function"]["arguments"] for (call,) in called] == arguments
+
+
 def test_recognises_plain_text_beside_what_describes_it(tmp_path: Path) -> None:
     page = {"text": "One page.", "url": "https://x", "source": "web"}
     (row,) = read(str(tiny.write_rows(tmp_path / "t.jsonl", [page])))

@@ -185,8 +185,7 @@ def test_cuts_a_text_file_into_documents(tmp_path: Path, monkeypatch: pytest.Mon
         zip([*whole[:2], four, "five"], ["2", "8", "10", "42"], strict=True)
     )
     monkeypatch.setattr(text_files, "LONGEST_TEXT", 120)
-    assert "".join(f"{row.text}\n" for row in read(path)[2:]).count("four.") == 30
-    assert len(read(path)) == 4
+    assert [str(row.text).count("four.") for row in read(path)] == [0, 0, 21, 9]
 
 
 def test_reads_folders_and_patterns_in_the_order_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
