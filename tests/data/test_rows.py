@@ -230,8 +230,8 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
         {
             "messages": [
                 user("1+1?"),
-                {"role": "assistant", "content": None, "tool_calls": [{"id": "7", "function": CALL}]},
-                {"role": "tool", "tool_call_id": "7", "name": "sum", "content": [{"type": "text", "text": "2"}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": 7, "function": CALL}]},
+                {"role": "tool", "tool_call_id": 7, "name": "sum", "content": [{"type": "text", "text": "2"}]},
                 assistant("2"),
             ],
             "tools": TOOLS,
