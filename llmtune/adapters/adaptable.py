@@ -46,9 +46,21 @@ def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
     kind: Any = type(owner)
     if leaf in _read_weights(kind):
         return f"{type(owner).__name__} reads its weight without calling it"
+    if _passes_no_gradient(kind):
+        return f"{type(owner).__name__} passes no gradient"
     if not _returns_features(layer):
         return f"a {type(layer).__name__} returns more than a linear layer does"
     return None
+
+
+@cache
+def _passes_no_gradient(kind: Any) -> bool:
+    """Whether a module computes without gradients, as those that choose which tokens to attend to."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return False
+    return re.search(r"@torch\.(no_grad|inference_mode)(\(\))?\s+def forward\b", source) is not None
 
 
 @cache
