@@ -58,8 +58,8 @@ def notes_on_rest(model: nn.Module) -> list[str]:
     return [f"{places}, {share:.0%} of the parameters, stay as they are: text does not pass them"]
 
 
-def notes_on_adapted(model: nn.Module, tuned: nn.Module, targets: object) -> list[str]:
-    """Lines on what an adapter leaves of `model`, for a plan's notes; `targets` are the recipe's."""
+def notes_on_adapted(model: nn.Module, tuned: nn.Module, takes_all: bool) -> list[str]:
+    """Lines on what an adapter leaves of `model`, for a plan's notes; all of it where all was to be adapted."""
     covered = coverage(model, tuned)
     notes = []
     experts = expert_tensors(model)
@@ -67,7 +67,7 @@ def notes_on_adapted(model: nn.Module, tuned: nn.Module, targets: object) -> lis
     if left:
         share = left / sum(parameter.numel() for parameter in model.parameters())
         notes.append(f"experts, {share:.0%} of the parameters, are not adapted: {LEFT_OUT}")
-    if targets == "all-linear":
+    if takes_all:
         return [covered.words, *notes] if covered.left else notes
     stated = {name: why for name, why in covered.left.items() if why not in (ROUTER, LEFT_OUT)}
     return [*notes, *sorted({f"{name.rsplit('.', 1)[-1]} is not adapted: {why}" for name, why in stated.items()})]

@@ -120,6 +120,11 @@ class Lora(AdapterSpec):
         return (f"rank: {rank}", "on all linear layers"), ("alpha: 32", "the scale of the update")
 
     @property
+    def takes_all(self) -> bool:
+        """Whether `targets` asks for every linear layer."""
+        return self.targets == "all-linear"
+
+    @property
     def effective_alpha(self) -> float:
         """The alpha of a plain LoRA of the same rank with the same scale."""
         return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha

@@ -188,9 +188,7 @@ def _tied_note(layout: Layout) -> list[str]:
 def _adapter_notes(recipe: Recipe, layout: Layout) -> list[str]:
     """Lines on the layers that an adapter leaves as they are."""
     adapter = recipe.method.adapter
-    if adapter.trains_base:
-        return []
-    return notes_on_adapted(layout.skeleton, layout.tuned, getattr(adapter, "targets", None))
+    return [] if adapter.trains_base else notes_on_adapted(layout.skeleton, layout.tuned, adapter.takes_all)
 
 
 def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:

@@ -101,12 +101,12 @@ def test_says_what_stays_as_it_is() -> None:
     for kind, notes in (("llama", []), ("mamba2", [f"adapts 2 of 4 linear layers; leaves 2: {leaves}"])):
         model, tuned = architectures.model(kind), lora(architectures.model(kind))
         assert notes_on_rest(model) == []
-        assert notes_on_adapted(model, tuned, "all-linear") == notes
+        assert notes_on_adapted(model, tuned, takes_all=True) == notes
     model, tuned = architectures.model("mixtral"), lora(architectures.model("mixtral"), targets=["q_proj"])
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     share = experts / sum(p.numel() for p in model.parameters())
     assert share > 0.8
-    (note,) = notes_on_adapted(model, tuned, ("q_proj",))
+    (note,) = notes_on_adapted(model, tuned, takes_all=False)
     assert note == f"experts, {share:.0%} of the parameters, are not adapted: left as it is by this adapter"
 
 
