@@ -167,7 +167,7 @@ class Lora(AdapterSpec):
         """Return PEFT's configuration; raises FieldError for a pattern, distance or rank that the model has not."""
         from peft import LoraConfig
 
-        from llmtune.adapters.lora_targets import check_patterns, check_ranks, lora_targets, with_weights
+        from llmtune.adapters.targets.lora import check_patterns, check_ranks, lora_targets, with_weights
         from llmtune.model.blocks import blocks
 
         targets, tensors = lora_targets(self, model, plan, self._distances(len(blocks(model))))

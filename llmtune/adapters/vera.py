@@ -48,7 +48,7 @@ class Vera(AdapterSpec):
         from peft import VeraConfig
         from transformers.pytorch_utils import Conv1D
 
-        from llmtune.adapters.targets import choose_targets
+        from llmtune.adapters.targets.choose import choose_targets
 
         targets = choose_targets(model, plan, self.targets)
         return VeraConfig(

@@ -60,19 +60,14 @@ def fold_on_meta(model: nn.Module) -> None:
 
 
 def _folded(wrapper: ParamWrapper, *arguments: Any, **options: Any) -> Any:
-    owner, name, weight = wrapper.get_base_layer(), wrapper.parameter_name, wrapper.get_param()
+    inner, weight = wrapper.base_layer, wrapper.get_param()
     if weight.ndim == 3:
         left, right, scale = wrapper.get_delta_factors("default")
         total = torch.baddbmm(weight, left, right, alpha=scale)
     else:
         total = weight + wrapper.get_delta_weight("default")
-    delattr(owner, name)
-    setattr(owner, name, total)
-    try:
-        return wrapper.base_layer(*arguments, **options)
-    finally:
-        delattr(owner, name)
-        owner.register_parameter(name, weight)
+    name = next(name for name, parameter in inner.named_parameters() if parameter is weight)
+    return torch.func.functional_call(inner, {name: total}, arguments, options)
 
 
 def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:

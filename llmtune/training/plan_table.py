@@ -6,8 +6,8 @@ import math
 import torch
 from transformers import PreTrainedModel
 
-from llmtune.adapters.coverage import notes_on_adapted, notes_on_rest
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
+from llmtune.adapters.targets.coverage import notes_on_adapted, notes_on_rest
 from llmtune.errors import FieldError, PlanError
 from llmtune.estimate.memory import fixed_bytes
 from llmtune.estimate.passes import setting_of

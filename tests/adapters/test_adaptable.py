@@ -10,9 +10,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmtune import recipe as recipes
-from llmtune.adapters.coverage import coverage, notes_on_adapted, notes_on_rest
-from llmtune.adapters.experts import expert_tensors
 from llmtune.adapters.insert import insert
+from llmtune.adapters.targets.coverage import coverage, notes_on_adapted, notes_on_rest
+from llmtune.adapters.targets.experts import expert_tensors
 from llmtune.errors import FieldError
 from llmtune.model.base import model_facts
 from llmtune.training.prepare import plan_alone

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llmtune import recipe as recipes
-from llmtune.adapters.coverage import coverage
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import adapted_names, count_adapted, insert
+from llmtune.adapters.targets.coverage import coverage
 from llmtune.errors import FieldError, RecipeError
 from llmtune.estimate.activations import as_trained, trace
 from llmtune.files import read_json

@@ -42,7 +42,8 @@ def test_three_steps_of_recent_types_equal_the_plain_ones(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter: Any = LORA if list(architectures.RECENT).index(kind) % 2 == 0 or "moe" in kind else "none"
-    method, more = {"kind": "full", "lr": 0.01, "adapter": adapter}, {"steps": 3, "eval_steps": 3}
+    method: dict[str, Any] = {"kind": "full", "lr": 0.01, "adapter": adapter}
+    more: dict[str, Any] = {"steps": 3, "eval_steps": 3}
     ours = fit(tmp_path, method, keep=False, model=architectures.model(kind), **more)
     plainly(monkeypatch)
     plain = fit(tmp_path, method, keep=False, model=architectures.model(kind), **more)

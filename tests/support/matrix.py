@@ -97,7 +97,7 @@ def embeddings(kind: str) -> tuple[bool, ...]:
 
 
 ROWS = [(kind, tied) for kind in KINDS for tied in embeddings(kind)]
-CELLS = [Cell(*row, adapter, method) for row, adapter, method in product(ROWS, ADAPTERS, METHODS)]
+CELLS = [Cell(kind, tied, *rest) for (kind, tied), *rest in product(ROWS, ADAPTERS, METHODS)]
 
 
 def spread() -> list[Cell]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from llmtune.adapters.adaptable import ROUTER, linear_layers
-from llmtune.adapters.experts import expert_obstacle, expert_tensors, routers
 from llmtune.adapters.insert import adapted_names
+from llmtune.adapters.targets.adaptable import ROUTER, linear_layers
+from llmtune.adapters.targets.experts import expert_obstacle, expert_tensors, routers
 from llmtune.model.blocks import blocks, distances
 
 LEFT_OUT = "left as it is by this adapter"

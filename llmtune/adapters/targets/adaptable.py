@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llmtune.adapters.experts import routers
+from llmtune.adapters.targets.experts import routers
 from llmtune.model.blocks import blocks, renamed_by_peft
 from llmtune.model.mlp import features
 

@@ -1,22 +1,51 @@
 """What LoRA goes to: layers by their names, and by the names of their tensors experts and what PEFT takes for them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from llmtune.adapters.experts import expert_tensors
-from llmtune.adapters.targets import choose_targets
+from llmtune.adapters.targets.choose import choose_targets
+from llmtune.adapters.targets.experts import expert_tensors
 from llmtune.errors import FieldError, nearest
 from llmtune.model.mlp import features
 from llmtune.plan.stages import Plan
 
-if TYPE_CHECKING:
-    from llmtune.adapters.lora import Lora
+
+class Wanted(Protocol):
+    """What a recipe says of a LoRA."""
+
+    @property
+    def targets(self) -> str | tuple[str, ...]:
+        """Names of layers, or all-linear."""
+
+    @property
+    def experts(self) -> bool:
+        """Whether experts that are one tensor are adapted."""
+
+    @property
+    def no_tensors(self) -> FieldError | None:
+        """Why PEFT cannot adapt tensors."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of most layers."""
+
+    @property
+    def init(self) -> str:
+        """How A and B start."""
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """Other ranks by pattern."""
+
+    @property
+    def alphas(self) -> Mapping[str, float]:
+        """Other alphas by pattern."""
 
 
-def lora_targets(spec: "Lora", model: nn.Module, plan: Plan, near: set[int]) -> tuple[list[str], list[str]]:
+def lora_targets(spec: Wanted, model: nn.Module, plan: Plan, near: set[int]) -> tuple[list[str], list[str]]:
     """Return the names of the layers to adapt, and of the tensors, in blocks at the distances `near`.
 
     Raises FieldError where PEFT cannot adapt tensors of experts in this way.
@@ -43,7 +72,7 @@ def with_weights(patterns: Mapping[str, float], tensors: list[str]) -> dict[str,
     return {each: patterns[pair[0]] for pair in both for each in pair}
 
 
-def check_patterns(spec: "Lora", targets: list[str]) -> None:
+def check_patterns(spec: Wanted, targets: list[str]) -> None:
     """Raise FieldError for a pattern of `ranks` or `alphas` that matches no target."""
     names = [name.removesuffix(".weight") for name in targets]
     for key, patterns in (("ranks", spec.ranks), ("alphas", spec.alphas)):
@@ -53,7 +82,7 @@ def check_patterns(spec: "Lora", targets: list[str]) -> None:
                 raise FieldError(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
 
 
-def check_ranks(spec: "Lora", model: nn.Module, targets: list[str]) -> None:
+def check_ranks(spec: Wanted, model: nn.Module, targets: list[str]) -> None:
     """Raise FieldError for a rank above what a layer's weight has."""
     for name in targets:
         most = min(features(model.get_submodule(name)))

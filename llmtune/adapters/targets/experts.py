@@ -24,7 +24,7 @@ def expert_obstacle(model: nn.Module, name: str) -> str | None:
     """Why an adapter cannot go to a tensor of experts; None where their module alone reads it, when it is called."""
     path, _, leaf = name.rpartition(".")
     above, _, attribute = path.rpartition(".")
-    owner = type(model.get_submodule(above))
+    owner: Any = type(model.get_submodule(above))
     return f"{owner.__name__} reads it without calling its module" if (attribute, leaf) in _reads(owner) else None
 
 

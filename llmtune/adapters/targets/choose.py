@@ -3,8 +3,8 @@
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llmtune.adapters.adaptable import RENAMED, linear_layers
-from llmtune.adapters.experts import expert_obstacle, expert_tensors
+from llmtune.adapters.targets.adaptable import RENAMED, linear_layers
+from llmtune.adapters.targets.experts import expert_obstacle, expert_tensors
 from llmtune.errors import FieldError, nearest
 from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
