@@ -22,6 +22,8 @@ def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def expert_obstacle(model: nn.Module, name: str) -> str | None:
     """Why an adapter cannot go to a tensor of experts; None where their module alone reads it, when it is called."""
+    if not model.get_parameter(name).is_floating_point():
+        return "its values are quantized"
     path, _, leaf = name.rpartition(".")
     above, _, attribute = path.rpartition(".")
     owner: Any = type(model.get_submodule(above))
