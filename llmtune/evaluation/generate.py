@@ -16,6 +16,8 @@ from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, 
 from llmtune.working import Step
 
 CACHE_BYTES = 2**30
+NEAR = 0.1
+"""How far logits of a padded row may be from its own, relative in the norm: 16 bits round to a few hundredths."""
 LOSS_TOKENS, GPU_LOSS_TOKENS = 2048, 16384
 
 
@@ -24,6 +26,22 @@ def shares_start(model: PreTrainedModel) -> bool:
     layers = DynamicCache(config=model.config).layers
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     return bool(rotary) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@torch.no_grad()
+def hides_left_padding(model: PreTrainedModel) -> bool:
+    """Tell whether a row answers as it does alone beside a longer one; RWKV, for one, reads padding as text."""
+    short, long = [1, 2, 3], [1, 2, 3, 1, 2, 3, 1]
+    alone, beside = (_first_logits(model, rows)[0] for rows in ([short], [short, long]))
+    return bool((alone - beside).norm() <= NEAR * alone.norm())
+
+
+def _first_logits(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    """The logits (B, V) of the first token that a model generates after some rows, centered."""
+    ids, mask = left_padded(rows, model.device)
+    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    logits: torch.Tensor = model.generate(ids, attention_mask=mask, pad_token_id=0, **options).logits[0].float()
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def rows_per_batch(model: PreTrainedModel, rows: int, tokens: int) -> int:

@@ -1,6 +1,7 @@
 """Finds a model's transformer blocks, and each parameter's distance from the output, by module structure."""
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -64,6 +65,13 @@ def distances(model: nn.Module) -> dict[str, int]:
     by_id |= dict.fromkeys(around.after, 0) | dict.fromkeys(around.before, count + 1)
     named = {name: by_id.get(id(parameter)) for name, parameter in model.named_parameters()}
     return {name: distance for name, distance in named.items() if distance is not None}
+
+
+def renamed_by_peft(model: nn.Module, names: list[str]) -> list[str]:
+    """The layers that PEFT would not adapt by their names: in some models it puts experts in their place."""
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return [name for name in names if name not in config.target_modules]
 
 
 def _outermost_lists(module: nn.Module) -> list[nn.ModuleList]:

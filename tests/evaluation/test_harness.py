@@ -10,12 +10,12 @@ import torch
 
 from llmtune.data.encoding.encode import prompt_ids
 from llmtune.data.rows import read
-from llmtune.evaluation.generate import shares_start
+from llmtune.evaluation.generate import hides_left_padding, shares_start
 from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.held_out import HeldOut
 from llmtune.evaluation.questions import questions
 from llmtune.evaluation.tasks import load_tasks
-from tests.support import tiny
+from tests.support import architectures, tiny
 from tests.support.suites import load
 
 STOP = {2}
@@ -37,6 +37,19 @@ def test_answers_equal_model_generate(tmp_path: Path, kind: str) -> None:
         ids = model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
         assert output == tokenizer.decode(ids[0, len(start) :], skip_special_tokens=True)
     assert shares_start(model) == (kind == "llama"), "both ways of generating are meant to be tested"
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "qwen3_5_text", "granitemoehybrid"])
+def test_answers_of_models_that_carry_a_state_equal_those_of_single_rows(tmp_path: Path, kind: str) -> None:
+    model, tokenizer = architectures.model(kind).eval(), tiny.tokenizer()
+    for parameter in model.parameters():
+        parameter.data.mul_(4 if parameter.ndim > 1 else 1)  # else every row gets one answer
+    assert hides_left_padding(model) == (kind != "rwkv")
+    task = held_out(tmp_path, [{"id": str(n), "prompt": "a" * n, "completion": "b"} for n in (1, 9, 4)])
+    outputs = score_tasks(model, tokenizer, [task])["held_out"]["outputs"]
+    for start, output in zip(task.questions.prompt_ids, outputs, strict=True):
+        ids = model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
+        assert output == tokenizer.decode(ids[0, len(start) :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

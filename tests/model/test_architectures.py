@@ -20,9 +20,9 @@ BEFORE = {
 """What computes before the first block beside the embeddings, where architectures have such parameters."""
 
 
-@pytest.mark.parametrize("kind", architectures.KINDS)
+@pytest.mark.parametrize("kind", [*architectures.KINDS, *architectures.RECENT])
 def test_distances_follow_what_computes_before_and_after_the_blocks(kind: str, tmp_path: Path) -> None:
-    config = tiny.config(kind, tied=False, **architectures.KINDS[kind])
+    config = tiny.config(kind, tied=False, **architectures.settings(kind))
     model = build_skeleton(architectures.config_folder(tmp_path, config))
     listed, distance = blocks(model), distances(model)
     assert set(distance) == set(dict(model.named_parameters()))
