@@ -138,5 +138,5 @@ def check_text(row: Row, example: Example, tokenizer: Any, rules: Rules, block: 
     """An example ends in a learned stop token, and starts with the ids from which generation starts."""
     assert example.labels[-1] == example.input_ids[-1] != IGNORED
     has_thought = "hmm" in tokenizer.decode(example.input_ids[example.prompt_size :])
-    prompt = prompt_ids(row.prompt, tokenizer, rules, row.tools, "" if has_thought else block)
+    prompt = prompt_ids(row.prompt, tokenizer, rules.template, row.tools, "" if has_thought else block)
     assert example.input_ids[: example.prompt_size] == prompt

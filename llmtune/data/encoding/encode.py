@@ -7,11 +7,11 @@ template drops later, becomes an example of its own, which ends with it.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,17 +41,16 @@ _BEGINNING = 1000
 def prompt_ids(
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
-    rules: Rules | None = None,
+    template: Mapping[str, Any] | None = None,
     tools: Sequence[Tool] = (),
     block: str = "",
 ) -> list[int]:
     """Return the token ids from which generation after `messages` starts, rendered as training renders them.
 
-    `block` is the empty thinking block behind which the answers start that were trained (`Encoded.thinking_block`).
+    `template` are the values of `data.template`; `block` is the empty thinking block behind which the answers start that were trained (`Encoded.thinking_block`).
     """
     if tokenizer.chat_template:
-        rules = rules or Rules(sys.maxsize)
-        answers = Answers(Renderer(tokenizer, rules.template), (), rules)
+        answers = Answers(Renderer(tokenizer, template or {}), (), Rules(sys.maxsize))
         row = answers.prepare(Row("", tuple(messages), "these messages", tools=tuple(tools)))
         text = answers.renderer.render(Request(row.messages, row.tools, generation_prompt=True), row.where)
         return tokenize(tokenizer, [text + block])[0]
