@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llmtune.data.encoding.fields import DroppedField, Fields, call_texts, with_text_arguments
-from llmtune.data.encoding.reasoning import (
+from llmtune.data.encoding.rendering.fields import DroppedField, Fields, call_texts, with_text_arguments
+from llmtune.data.encoding.rendering.reasoning import (
     FIELDS,
     after_thought,
     empty_block_end,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from llmtune.data.encoding.reasoning import FIELDS, empty_block_end
+from llmtune.data.encoding.rendering.reasoning import FIELDS, empty_block_end
 from llmtune.data.encoding.template import Renderer, Request
 from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError, one_line
