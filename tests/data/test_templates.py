@@ -214,8 +214,9 @@ def test_values_for_the_template_are_rendered_or_refused_by_name() -> None:
         words = rf"data\.template\.{key}: the chat template does not use '{key}' \(it takes date_string\)"
         with pytest.raises(FieldError, match=words):
             encode([KINDS["one turn"]], tokenizer, stop, Rules(4096, template={key: 1}))
+    chatml, end = public_tokenizer(PUBLIC["chatml"])
     with pytest.raises(FieldError, match="it takes no values"):
-        encode([KINDS["one turn"]], *public_tokenizer(PUBLIC["chatml"]), Rules(4096, template={"date_string": 1}))
+        encode([KINDS["one turn"]], chatml, end, Rules(4096, template={"date_string": 1}))
     with pytest.raises(FieldError, match="the tokenizer has no chat template"):
         encode([KINDS["one turn"]], make_tokenizer(None), {1}, Rules(4096, template={"date_string": 1}))
 
