@@ -33,7 +33,7 @@ class Public:
     block: str = ""
     """The empty thinking block that it puts before an answer without reasoning."""
     partly: tuple[str, ...] = ()
-    """Kinds of rows of which the last answer alone can be learned, which is said."""
+    """Kinds of rows of which the last answer alone can be learned: with the others they are refused."""
     refused: dict[str, str] = field(default_factory=dict)
     """Kinds of rows that are refused, with the words of the error."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llmtune.data.encoding.rendering.explain import explain
-from llmtune.data.encoding.rendering.fields import DroppedField, Fields, call_texts, with_text_arguments
+from llmtune.data.encoding.rendering.fields import DroppedField, Fields, call_texts, check_thought, with_text_arguments
 from llmtune.data.encoding.rendering.reasoning import (
     FIELDS,
     after_thought,
@@ -91,21 +91,27 @@ class Answers:
         turn = self._find(row, index, prompt, rendered)
         self.fields.check_row(row, turn.end if turn else rendered)
         if turn is None:
-            reason = explain(prompt, rendered, row.messages[index], self.stops, self.renderer.tokenizer)
-            raise RecipeError(f"{row.where}: {reason}")
+            raise RecipeError(f"{row.where}: {self._explain(prompt, rendered, row.messages[index])}")
         return turn
 
     def at(self, row: Row, index: int) -> Turn | None:
         """Find the answer of message `index` in the conversation that ends with it; None if it cannot be learned.
 
-        Raises DroppedField where the template leaves out its reasoning.
+        Raises DroppedField where the template leaves out its reasoning, and for tool calls that cannot be learned.
         """
         try:
-            return self._find(row, index, *self._rendered(row, index))
+            prompt, rendered = self._rendered(row, index)
+            turn = self._find(row, index, prompt, rendered)
         except DroppedField:
             raise
         except RecipeError:
             return None
+        if turn is None and row.messages[index].get("tool_calls"):
+            raise DroppedField(f"{row.where}: {self._explain(prompt, rendered, row.messages[index])}")
+        return turn
+
+    def _explain(self, prompt: str, rendered: str, message: Message) -> str:
+        return explain(prompt, rendered, message, self.stops, self.renderer.tokenizer)
 
     def _rendered(self, row: Row, index: int, texts: Sequence[str | None] = (None, None)) -> tuple[str, str]:
         prompt, rendered = (
@@ -120,7 +126,7 @@ class Answers:
         thought, content = split_thought(message)
         if not rendered.startswith(prompt):
             rendered = self._behind(prompt, rendered, row, message)
-        _check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
+        check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
         if not rendered.startswith(prompt):
             return None
         thought_end = rendered.find(thought.strip(), start) + len(thought.strip()) if thought.strip() else start
@@ -132,10 +138,11 @@ class Answers:
             return None
         at, end = place
         if thought.strip():
-            learned = start
+            block = self._block_end(rendered, start, thought_end - len(thought.strip()))
+            learned = block
             if self.rules.reasoning == "context":
                 learned = self._behind_thought(row, index, prompt, rendered[:end], thought_end, at)
-            return Turn(rendered[:end], start, start, learned)
+            return Turn(rendered[:end], start, block, learned)
         block = self._block_end(rendered, start, at)
         adds = "" if message.get("tool_calls") else rendered[block : max(block, at)].strip()
         return Turn(rendered[:end], start, block, block, adds)
@@ -234,14 +241,3 @@ class Answers:
 
     def _last_stop(self, text: str) -> int:
         return max((at + len(stop) for stop in self.stops if (at := text.rfind(stop)) >= 0), default=len(text))
-
-
-def _check_thought(row: Row, message: Message, thought: str, text: str) -> None:
-    """Raise DroppedField where the reasoning of an answer is not in the text that ends with the answer."""
-    if thought.strip() not in text:
-        shown = thought.strip()[:30]
-        inline = "" if message.get(FIELDS[0]) else " (<think> in its content)"
-        raise DroppedField(
-            f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
-            "use data.reasoning: drop"
-        )

@@ -19,7 +19,10 @@ def explain(
     if not rendered.startswith(prompt):
         at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
         before, after = prompt[at : at + _SHOWN], rendered[at : at + _SHOWN]
-        return f"the chat template changes the text before an answer: {before!r} becomes {after!r} once it is given"
+        off = "enable_thinking" in str(tokenizer.chat_template) and prompt.rstrip().endswith("<think>")
+        hint = "; try data.template: {enable_thinking: false}" if off else ""
+        what = "the chat template changes the text before an answer"
+        return f"{what}: {before!r} becomes {after!r} once it is given{hint}"
     if message.get("tool_calls"):
         rest = rendered[len(prompt) :]
         if any(stop in rest for stop in stops):

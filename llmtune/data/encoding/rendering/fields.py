@@ -111,6 +111,17 @@ class Fields:
             raise DroppedField(f"{row.where}: the chat template does not render {name} ({shown!r})")
 
 
+def check_thought(row: Row, message: Message, thought: str, text: str) -> None:
+    """Raise DroppedField where the reasoning of an answer is not in the text that ends with the answer."""
+    if thought.strip() not in text:
+        shown = thought.strip()[:30]
+        inline = "" if message.get(FIELDS[0]) else " (<think> in its content)"
+        raise DroppedField(
+            f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
+            "use data.reasoning: drop"
+        )
+
+
 def call_texts(message: Message) -> list[str]:
     """Return the names and the argument values of a turn's tool calls."""
     functions = [call["function"] for call in message.get("tool_calls") or ()]
