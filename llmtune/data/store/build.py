@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -57,12 +58,12 @@ def encode_rows(rows: StoredRows, job: Job) -> EncodedPart:
         return _part(stored)
 
 
+@cache
 def code_digest() -> str:
     """The digest of the code that reads and encodes rows."""
     return _digest_of_files(Path(data.__file__).parent, "*.py")
 
 
-@cache
 def _digest_of_files(folder: Path, pattern: str) -> str:
     files = sorted(file for file in folder.rglob(pattern) if file.is_file())
     return digest_of([[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
@@ -129,12 +130,12 @@ def _run(
         values = {"job": job.to_json(), "rows": str(rows.stored.file), "parts": str(entry.parts)}
         write_json(folder / JOB, values)
         try:
-            for batch, file in encode_in_processes(missing, folder, count):
-                if not done and not _agrees(file, batch, rows, job):
-                    file.unlink()
-                    break
-                done.add(batch)
-                yield batch, file
+            with closing(encode_in_processes(missing, folder, count)) as finished:
+                for batch, file in finished:
+                    if not done and not _agrees(file, batch, rows, job):
+                        break
+                    done.add(batch)
+                    yield batch, file
         except NoStartError:
             pass
     for number, start, end in (batch for batch in missing if batch not in done):

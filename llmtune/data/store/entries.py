@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from llmtune.errors import LlmtuneError, MachineError
-from llmtune.files import cache_folder, digest_of, fingerprint, read_json, write_folder, write_json
+from llmtune.files import cache_folder, delete, digest_of, fingerprint, read_json, write_folder, write_json
 from llmtune.numbers import size
 from llmtune.working import working
 
@@ -24,6 +24,7 @@ SPARE = 2**28
 """Bytes of the disk that the cache leaves free."""
 UNFINISHED = 7 * 86_400.0
 """Seconds after which what a killed process left, and nobody went on with, is removed."""
+_REMEDY = "set LLMTUNE_CACHE to a folder on a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 Facts = Mapping[str, object]
@@ -89,6 +90,12 @@ class Entry:
         except (LlmtuneError, OSError, ValueError, TypeError, KeyError):  # damaged
             return None
 
+    def adopt(self, other: "Entry") -> None:
+        """Take the table of another entry, which is gone then."""
+        manifest = read_json(other.folder / MANIFEST)
+        write_json(other.folder / MANIFEST, manifest | {"facts": dict(self.facts)})
+        other.folder.rename(self.folder)
+
     @contextlib.contextmanager
     def writing(self, schema: pa.Schema, summary: dict[str, Any]) -> Iterator[Write]:
         """A function that appends record batches; the entry is there, with the summary, once the block ends.
@@ -114,16 +121,15 @@ class Entry:
         """Let no other process of this user make the same entry; waits for one that does."""
         from filelock import FileLock
 
-        lock = FileLock(cache_root() / f".{self.name}.lock")
-        with working("waiting for another process that prepares the same rows"), contextlib.suppress(NotImplementedError):
-            lock.acquire()  # without locks, both write the same, and the first one stays
+        root = cache_root()
+        lock = FileLock(root / f".{self.name}.lock")
+        with explained(root), working("waiting for another process that prepares the same rows"):
+            with contextlib.suppress(NotImplementedError):  # without locks, both write the same
+                lock.acquire()
         try:
             yield
         finally:
             lock.release()
-            with contextlib.suppress(OSError):
-                if self.folder.is_dir():
-                    Path(lock.lock_file).unlink()
 
 
 @dataclass(frozen=True)
@@ -162,15 +168,12 @@ def check_room(root: Path, needed: int, what: str = "the rows") -> None:
         raise MachineError(f"{root}: {room}; {_REMEDY}")
 
 
-_REMEDY = "set LLMTUNE_CACHE to a folder on a larger disk"
-
-
 def make_room(root: Path, newest: Path) -> None:
     """Remove the entries that were not used for longest until the cache is within its limit, and old leftovers."""
-    for left in root.glob(f".*{PARTS}"):
+    for left in (*root.glob(f".*{PARTS}"), *root.glob(".*.lock")):
         with contextlib.suppress(OSError):
             if left.stat().st_mtime < time.time() - UNFINISHED:
-                shutil.rmtree(left, ignore_errors=True)
+                delete(left)
     folders = [folder for folder in root.glob("*") if folder.name[0] != "." and folder.is_dir() and folder != newest]
     with contextlib.suppress(OSError):
         folders.sort(key=lambda folder: folder.stat().st_mtime)

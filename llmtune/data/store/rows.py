@@ -4,12 +4,13 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from llmtune.data.overlap import Digests, Indices, RowHashes, hash_row
+from llmtune.data.overlap import Digests, Places, RowHashes, hash_row
 from llmtune.data.row import Row
 from llmtune.data.store.entries import Entry, StoredTable
 from llmtune.errors import RecipeError
@@ -19,13 +20,21 @@ IN_MEMORY = 2_000
 """Rows up to which nothing is written to disk: they are read and encoded in a second."""
 BATCH_ROWS, BATCH_BYTES = 1_000, 4 << 20
 """Rows, and bytes of them, that are written and encoded together."""
-_SCHEMA = pa.schema([("row", pa.large_binary()), *((name, pa.binary(16)) for name in RowHashes._fields)])
+_LABELS = ("source", "form")
+"""Fields of a row by which rows are counted."""
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.large_binary()),
+        *((name, pa.binary(16)) for name in RowHashes._fields),
+        *((name, pa.string()) for name in _LABELS),
+    ]
+)
 
 
 class StoredRows(Sequence[Row]):
     """Rows of a table: those at `indices`, in that order, else all."""
 
-    def __init__(self, stored: StoredTable, indices: Indices | None = None) -> None:
+    def __init__(self, stored: StoredTable, indices: Places | None = None) -> None:
         self.stored = stored
         self.indices = np.arange(stored.table.num_rows) if indices is None else indices
 
@@ -42,11 +51,11 @@ class StoredRows(Sequence[Row]):
             return [_from_bytes(column[int(place)].as_py()) for place in self.indices[index]]
         return _from_bytes(column[int(self.indices[index])].as_py())
 
-    def take(self, places: Indices) -> "StoredRows":
+    def take(self, places: Places) -> "StoredRows":
         """The rows at these places among these rows."""
         return StoredRows(self.stored, self.indices[places])
 
-    def ids(self, places: Sequence[int] | Indices) -> list[str]:
+    def ids(self, places: Sequence[int] | Places) -> list[str]:
         """The ids of the rows at these places."""
         return [self[int(place)].id for place in places]
 
@@ -63,7 +72,23 @@ class StoredRows(Sequence[Row]):
     @property
     def duplicates(self) -> int:
         """How many rows repeat an earlier one exactly."""
-        return len(self) - len(np.unique(self._digests("exact")))
+        return len(self) - len(np.unique(self.exacts))
+
+    def labels(self, name: str) -> npt.NDArray[Any]:
+        """A field that many rows share, `source` or `form`, of each row."""
+        labels = self.stored.table.column(name).combine_chunks().dictionary_encode()
+        return np.array(labels.dictionary.to_pylist(), object)[labels.indices.to_numpy()[self.indices]]
+
+    def counts(self, name: str) -> dict[str, int]:
+        """How many rows have each value of such a field, the first one's first."""
+        values, first, counts = np.unique(self.labels(name).astype(str), return_index=True, return_counts=True)
+        order = np.argsort(first)
+        return {str(values[at]): int(counts[at]) for at in order}
+
+    @property
+    def exacts(self) -> Digests:
+        """The hashes of the rows as they are."""
+        return self._digests("exact")
 
     @property
     def ignored(self) -> list[str]:
@@ -86,7 +111,7 @@ class StoredRows(Sequence[Row]):
         """Bytes of the rows' text."""
         return int(self._sizes().sum())
 
-    def _sizes(self) -> np.ndarray:
+    def _sizes(self) -> npt.NDArray[np.int64]:
         chunks = self.stored.table.column("row").chunks
         offsets = [np.frombuffer(chunk.buffers()[1], np.int64)[: len(chunk) + 1] for chunk in chunks]
         sizes = [np.diff(part) for part in offsets]
@@ -130,10 +155,10 @@ def _write(entry: Entry, batches: Iterable[pa.RecordBatch], summary: dict[str, l
 def _batches(rows: Iterable[Row], ignored: list[str]) -> Iterator[pa.RecordBatch]:
     """Gather rows and their hashes in batches, and collect the names of columns that are not used."""
     names = set[str]()
-    values, taken = list[tuple[bytes, ...]](), 0
+    values, taken = list[tuple[Any, ...]](), 0
     for row in rows:
         names.update(row.ignored)
-        values.append((_to_bytes(row), *hash_row(row)))
+        values.append((_to_bytes(row), *hash_row(row), *(getattr(row, name, "") for name in _LABELS)))
         taken += len(values[-1][0])
         if len(values) == BATCH_ROWS or taken >= BATCH_BYTES:
             yield _batch(values)
@@ -143,7 +168,7 @@ def _batches(rows: Iterable[Row], ignored: list[str]) -> Iterator[pa.RecordBatch
     ignored[:] = sorted(names)
 
 
-def _batch(values: list[tuple[bytes, ...]]) -> pa.RecordBatch:
+def _batch(values: list[tuple[Any, ...]]) -> pa.RecordBatch:
     columns = zip(*values, strict=True)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
