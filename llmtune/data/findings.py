@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.mixture import source_notes
+from llmtune.data.near.notes import near_notes
 from llmtune.data.overlap import Places
 from llmtune.data.store.build import EncodedPart
 from llmtune.data.store.encoded import EncodedRows
@@ -82,7 +83,8 @@ def write_notes(findings: Findings) -> list[str]:
             f"the chat template puts {findings['template_adds']!r} before answers; it is learned too",
         ),
     ]
-    return lines + [line for applies, line in conditional if applies]
+    near = near_notes(findings.get("near_duplicates", {}), format_ids)
+    return lines + [line for applies, line in conditional if applies] + near
 
 
 def mark_learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -11,6 +11,8 @@ from llmtune.data.encoding.rules import Rules
 from llmtune.data.example import Example
 from llmtune.data.findings import PRINTED_IDS, Findings, Parts, describe, format_ids, summarize_rows, write_notes
 from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_places
+from llmtune.data.near.notes import find_near
+from llmtune.data.near.texts import Documents
 from llmtune.data.overlap import find_overlap, hold_out
 from llmtune.data.row import Row
 from llmtune.data.sources import problem
@@ -43,13 +45,20 @@ class Gate:
 
 
 @locates_mistakes
-def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
+def gate(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    limits: Limits | None = None,
+    documents: Documents | None = None,
+) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong.
 
-    `limits` are the model's: rows over its positions count as longer than max_length.
+    `limits` are the model's: rows over its positions count as longer than max_length. `documents` are the suite's:
+    with them, near duplicates are looked for.
     """
     check_sources(recipe)
-    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots, recipe.train.seed)
+    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots, recipe.train.seed, documents)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -68,6 +77,7 @@ def check_data(
     limits: Limits | None = None,
     shots: int = 0,
     seed: int = 0,
+    documents: Documents | None = None,
 ) -> Gate:
     """Do what `gate` does for a recipe's data section, with `seed` for a mixture; raises FieldError at its key."""
     wanted = data.max_length
@@ -87,6 +97,8 @@ def check_data(
     examples = encoded["train"].examples
     tokens = count_tokens(train.labels("source"), examples.rows, examples.lengths)
     findings["sources"] = describe_sources(data, sources["train"].counts("source"), used.counts("source"), tokens)
+    if documents is not None:
+        findings["near_duplicates"] = find_near(rows, documents)
     findings["shared_rows"] = count_shared(used.labels("source"), used.exacts) if findings["sources"] else 0
     findings["notes"] = write_notes(findings)
     if data.max_length < wanted:
@@ -146,7 +158,7 @@ def check_supervised(data: Data, part: str, examples: Sequence[Example]) -> None
     masked = [place for place, supervised in enumerate(supervised_of(examples)) if not supervised]
     if masked:
         share = "no row has" if len(masked) == len(examples) else f"{len(masked)} of {len(examples)} rows do not have"
-        ids = format_ids([examples[place].id for place in masked[:PRINTED_IDS + 1]])
+        ids = format_ids([examples[place].id for place in masked[: PRINTED_IDS + 1]])
         raise FieldError(
             f"data.{part if getattr(data, part) else 'train'}",
             f"{share} a token to learn from ({ids}): chat template or max_length leaves no answer",

@@ -23,7 +23,7 @@ class Source(Closed):
 
 
 def _check_mixture(mixture: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Raise PlanError, with the key below data.train, for a source that comes twice and for fractions that do not sum to 1."""
+    """Raise PlanError, its key below data.train, for a source that comes twice or fractions that do not sum to 1."""
     places = [os.path.normpath(part.source) for part in mixture]
     for index, place in enumerate(places):
         if place in places[:index]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
-from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.data.checks import check_bos, check_stop
+from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.data.gate import Gate, check_supervised, gate
 from llmtune.data.overlap import dedup_key, find_overlap
 from llmtune.data.rows import read

@@ -1,4 +1,4 @@
-"""Encodes rows once: in this process where they are few, else on all cores into the cache, from where others map them."""
+"""Encodes rows once: in this process where they are few, else on all cores into the cache, where others find them."""
 
 import hashlib
 import json
@@ -119,9 +119,7 @@ def _encode(entry: Entry, rows: StoredRows, job: Job, folder: Path) -> StoredTab
     return entry.reopen()
 
 
-def _run(
-    entry: Entry, missing: list[Batch], rows: StoredRows, job: Job, folder: Path
-) -> Iterator[tuple[Batch, Path]]:
+def _run(entry: Entry, missing: list[Batch], rows: StoredRows, job: Job, folder: Path) -> Iterator[tuple[Batch, Path]]:
     """Encode batches on all cores where they are many and other processes encode as this one does, else here."""
     done = set[Batch]()
     count = processes_for(sum(end - start for _, start, end in missing), ROWS_PER_PROCESS)
@@ -152,9 +150,8 @@ def _is_plain(job: Job) -> bool:
 
 
 def _agrees(file: Path, batch: Batch, rows: StoredRows, job: Job) -> bool:
-    """Whether another process, which has a copy of the tokenizer, encoded the first rows of a batch as this one does."""
+    """Whether another process, with a copy of the tokenizer, encoded the first rows of a batch as this one does."""
     _, start, end = batch
     ours = encode_batch(rows[start : min(end, start + _COMPARED)], start, job).replace_schema_metadata()
     theirs = read_part(file).replace_schema_metadata()
     return bool(theirs.slice(0, ours.num_rows).equals(ours))
-

@@ -66,6 +66,12 @@ class EncodedRows(Sequence[Example]):
         return self._numbers("supervised")
 
     @cached_property
+    def targets(self) -> Counts:
+        """The learned tokens of each example that are predicted: the first is not."""
+        firsts = [_starts_at_zero(offsets, values) for offsets, values in self._spans]
+        return self.supervised - (np.concatenate(firsts) if firsts else 0)
+
+    @cached_property
     def rows(self) -> Counts:
         """The place of each example's row among the rows that were encoded."""
         return self._numbers("row")
@@ -196,6 +202,12 @@ def _learned(example: Example) -> Tokens:
 def _parts(chunk: pa.ListArray) -> tuple[Tokens, Tokens]:
     """The offsets and values of a list column's chunk, as they lie in its buffers."""
     return chunk.offsets.to_numpy(), chunk.values.to_numpy()
+
+
+def _starts_at_zero(offsets: Tokens, values: Tokens) -> npt.NDArray[np.bool_]:
+    """Whether the first span of each example, of those that have one, starts at its first token."""
+    padded = np.append(values, 1)
+    return (np.diff(offsets) > 0) & (padded[np.minimum(offsets[:-1], len(values))] == 0)
 
 
 def places_of_rows(wheres: Sequence[str], encoded: Encoded) -> Iterator[int]:

@@ -123,9 +123,10 @@ class Entry:
 
         root = cache_root()
         lock = FileLock(root / f".{self.name}.lock")
-        with explained(root), working("waiting for another process that prepares the same rows"):
-            with contextlib.suppress(NotImplementedError):  # without locks, both write the same
-                lock.acquire()
+        waiting = working("waiting for another process that prepares the same rows")
+        # Where a file system has no locks, both write the same.
+        with explained(root), waiting, contextlib.suppress(NotImplementedError):
+            lock.acquire()
         try:
             yield
         finally:

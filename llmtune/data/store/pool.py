@@ -1,4 +1,4 @@
-"""Processes that encode batches of rows, each on a core of its own; they end at once with the process that started them.
+"""Processes that encode batches of rows, one on each core; they end at once with the process that started them.
 
 They are started as a command of their own: a fork beside torch's threads may hang, and a spawned process of
 multiprocessing would run a user's script again.
@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, cast
@@ -37,7 +37,9 @@ def processes_for(rows: int, least: int) -> int:
     return max(1, min(cores, rows // least, psutil.virtual_memory().available // MEMORY))
 
 
-def encode_in_processes(batches: Sequence[Batch], folder: Path, count: int) -> Iterator[tuple[Batch, Path]]:
+def encode_in_processes(
+    batches: Sequence[Batch], folder: Path, count: int
+) -> Generator[tuple[Batch, Path], None, None]:
     """Give each batch with the file of its part, as they are finished; `folder` is what the processes read.
 
     Raises the error of the first row that is wrong, whatever process finds one first, and NoStartError.
@@ -132,4 +134,8 @@ def _error(answer: Answer, folder: Path) -> Exception:
     if "fault" in answer:
         return RuntimeError(answer["fault"])
     kind = getattr(errors, answer["kind"], LlmtuneError)
-    return FieldError(answer["key"], answer["message"], kind) if "key" in answer else cast(Exception, kind(answer["message"]))
+    return (
+        FieldError(answer["key"], answer["message"], kind)
+        if "key" in answer
+        else cast(Exception, kind(answer["message"]))
+    )

@@ -185,5 +185,8 @@ def _to_bytes(row: Row) -> bytes:
 
 
 def _from_bytes(content: bytes) -> Row:
-    fields = json.loads(content.decode("utf-8", "surrogatepass"))
-    return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict[str, Any] = json.loads(content.decode("utf-8", "surrogatepass"))
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return Row(**fields)
