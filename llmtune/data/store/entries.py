@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmtune.errors import LlmtuneError, MachineError
+from llmtune.errors import LlmtuneError, MachineError, first_line
 from llmtune.files import cache_folder, delete, digest_of, fingerprint, read_json, write_folder, write_json
 from llmtune.numbers import size
 from llmtune.working import working
@@ -25,7 +25,8 @@ SPARE = 2**28
 UNFINISHED = 7 * 86_400.0
 """Seconds after which what a killed process left, and nobody went on with, is removed."""
 _REMEDY = "set LLMTUNE_CACHE to a folder on a larger disk"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_DISK = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EPIPE)
+"""Errors of the system that say nothing of a disk."""
 
 Facts = Mapping[str, object]
 Write = Callable[[pa.RecordBatch], None]
@@ -155,9 +156,9 @@ def explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.errno not in _FULL:
+        if error.errno in _NO_DISK:
             raise
-        reason = error.strerror or os.strerror(error.errno)
+        reason = os.strerror(error.errno) if error.errno else first_line(error)
         raise MachineError(f"{root}: rows cannot be kept there: {reason}; {_REMEDY}") from error
 
 
