@@ -65,7 +65,7 @@ def check_sources(recipe: Recipe) -> None:
     """Raise FieldError for a source of the recipe's data that does not exist; names every place it was looked for."""
     for part in SPLITS:
         for key, source in recipe.data.source_keys(part).items():
-            reason = problem(source, recipe.folders(key))
+            reason = problem(source, recipe.folders(key), SPLITS[part])
             if reason:
                 raise FieldError(key, reason)
 

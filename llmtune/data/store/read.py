@@ -12,12 +12,12 @@ from typing import Any
 from llmtune.data.mixture import draw_places
 from llmtune.data.row import Row
 from llmtune.data.rows import Form, iterate
-from llmtune.data.sources import is_file
+from llmtune.data.sources import source_files
 from llmtune.data.store.build import code_digest
 from llmtune.data.store.entries import Entry, cache_root, explained
 from llmtune.data.store.rows import NO_ROWS, StoredRows, store_rows
 from llmtune.errors import RecipeError
-from llmtune.files import fingerprint, user_path
+from llmtune.files import digest_of, fingerprint
 from llmtune.recipe.data import Data
 
 SPLITS = {"train": "train", "eval": "validation", "test": "test"}
@@ -57,11 +57,17 @@ def training_rows(data: Data, seed: int) -> StoredRows:
 
 
 def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
-    """Size and SHA-256 of the file of each source of a part; None for a source that is no file."""
-    return {
-        source: _fingerprint(user_path(source)) if is_file(source) else None
-        for source in data.source_keys(part).values()
-    }
+    """Size and SHA-256 of each source of a part, of all its files together; None for a Hub data set."""
+    return {source: _of_files(source_files(source, SPLITS[part])) for source in data.source_keys(part).values()}
+
+
+def _of_files(files: list[Path]) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; of several, the size of all, and the SHA-256 of their names and own digests."""
+    measured = [_fingerprint(file) for file in files]
+    if len(measured) < 2:
+        return measured[0] if measured else None
+    digest = digest_of([[file.name, one["sha256"]] for file, one in zip(files, measured, strict=True)])
+    return {"files": len(files), "bytes": sum(one["bytes"] for one in measured), "sha256": digest}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
