@@ -10,9 +10,9 @@ from llmtune.errors import RecipeError
 
 
 def check_stop(examples: Iterable[Example], stop: set[int]) -> None:
-    """Raise RecipeError where an example does not end in a learned stop token."""
+    """Raise RecipeError where an example, but a piece of plain text, does not end in a learned stop token."""
     for example in examples:
-        if example.labels[-1] not in stop:
+        if example.labels[-1] not in stop and not example.is_text:
             raise RecipeError(
                 f"{example.where}: does not end in a learned stop token; the tuned model would not stop either"
             )

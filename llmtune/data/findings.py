@@ -39,8 +39,9 @@ def describe(
         "max_length": data.max_length,
         "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None,
         **_count_tokens(train.examples),
-        "over_length": {part: _over_length(result) for part, result in encoded.items()},
+        "over_length": {part: _over_length(result, len(rows[part])) for part, result in encoded.items()},
         "partly_learned": summarize_ids(train.notes.partly_learned),
+        "encoding": train.notes.notes(),
         "duplicates": rows["train"].duplicates,
         "ignored_columns": sorted({name for part in sources.values() for name in part.ignored}),
         "special_tokens_in_text": summarize_ids(train.special),
@@ -62,6 +63,7 @@ def write_notes(findings: Findings) -> list[str]:
     ]
     lines = [*(f"rows: {one_line(form, _LONGEST_FORM)}" for form in findings["forms"]), *lines]
     lines = [*source_notes(findings["sources"], findings["shared_rows"]), *lines]
+    lines += findings["encoding"]
     lines += [_over_length_note(part, over) for part, over in findings["over_length"].items() if over["rows"]]
     conditional = [
         (limit and findings["longest"] > limit, f"warning: the tokenizer says that the model takes {limit} tokens"),
@@ -159,10 +161,10 @@ def _count_tokens(examples: EncodedRows) -> Findings:
     }
 
 
-def _over_length(encoded: EncodedPart) -> Findings:
-    """Count the rows over max_length: all, dropped, and cut at the start of their prompt."""
+def _over_length(encoded: EncodedPart, rows: int) -> Findings:
+    """Count those of a part's rows that are over max_length: all, dropped, and cut at the start of their prompt."""
     dropped, cut = encoded.notes.dropped, encoded.notes.truncated
-    counts = {"of": len(encoded.examples) + len(dropped), "dropped": len(dropped), "cut": len(cut)}
+    counts = {"of": rows, "dropped": len(dropped), "cut": len(cut)}
     return summarize_ids(dropped + cut) | counts
 
 

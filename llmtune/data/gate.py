@@ -114,8 +114,8 @@ def _split(rows: StoredRows, fraction: float) -> tuple[StoredRows, StoredRows]:
 
 
 def draw_shots(rows: StoredRows, examples: EncodedRows, count: int) -> list[Row]:
-    """Draw `count` of the rows that are trained on, always the same ones."""
-    trained = np.unique(examples.rows).tolist()
+    """Draw `count` of the conversations that are trained on, always the same ones."""
+    trained = np.unique(examples.rows[~examples.is_text]).tolist()
     return [rows[place] for place in random.Random(FEW_SHOT_SEED).sample(trained, min(count, len(trained)))]
 
 

@@ -65,11 +65,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def write(folder: Path, records: list[dict[str, Any]] | None = None) -> Data:
     """A data section on rows, of which some are too long, cut, or have several answers."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    chat = {"id": "chat", "messages": turns * 2, "extra": 1}
-    long = {"id": "long", "prompt": "p" * 90, "completion": "x"}
-    records = records or [*tiny.sums(ROWS - 3), chat, long, {"prompt": "é <|im_end|>", "completion": "\u4f60"}]
+    pairs = [*tiny.sums(ROWS - 3), *({"prompt": text, "completion": "x"} for text in ("p" * 90, "é <|im_end|>"))]
+    records = records or [
+        *map(as_chat, pairs),
+        {"id": "two", "messages": as_chat(pairs[0])["messages"] * 2, "extra": 1},
+    ]
     return Data(train=str(tiny.write_rows(folder / "train.jsonl", records)), max_length=64)
+
+
+def as_chat(pair: dict[str, Any]) -> dict[str, Any]:
+    """A row of prompt and completion as a conversation."""
+    turns = [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair["completion"]}]
+    return {"id": pair.get("id"), "messages": turns}
 
 
 def encoded_files(cache: Path) -> list[Path]:
@@ -88,7 +95,7 @@ def test_stored_examples_equal_those_encoded_at_once(tmp_path: Path, cache: Path
     assert len(encoded_files(cache)) == 1
     assert part.examples[:] == expected.examples == [*part.examples]
     assert replace(part.notes, examples=expected.examples) == expected
-    assert part.special == [rows[-1].id]
+    assert part.special == [rows[-2].id]
     assert part.examples.lengths.tolist() == [len(example.input_ids) for example in expected.examples]
     assert part.examples.supervised.tolist() == [example.supervised for example in expected.examples]
     assert [rows[place].where for place in part.examples.rows] == [example.where for example in expected.examples]

@@ -76,6 +76,12 @@ class EncodedRows(Sequence[Example]):
         """The place of each example's row among the rows that were encoded."""
         return self._numbers("row")
 
+    @cached_property
+    def is_text(self) -> npt.NDArray[np.bool_]:
+        """Whether each example is a piece of plain text."""
+        values = self._table.column("is_text").to_numpy()
+        return np.asarray(values, bool)
+
     def tokens(self, place: int) -> Tokens:
         """The token ids of an example, which must not be changed."""
         return self._part(self._tokens, place)
@@ -99,8 +105,7 @@ class EncodedRows(Sequence[Example]):
         return values[offsets[at] : offsets[at + 1]]
 
     def _numbers(self, column: str) -> Counts:
-        values = self._table.column(column).chunks
-        return np.concatenate([chunk.to_numpy() for chunk in values]) if values else np.zeros(0, np.int64)
+        return np.asarray(self._table.column(column).to_numpy(), np.int64)
 
 
 class TokenIds(Sequence[list[int]]):
