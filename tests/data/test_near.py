@@ -90,8 +90,8 @@ def test_text_without_spaces_is_compared_by_its_letters() -> None:
 
 
 def test_an_instruction_that_every_row_has_makes_no_two_rows_the_same() -> None:
-    instruction = "Answer the question of a customer of the bank in one word and name nothing else at all please: "
-    texts = [instruction + text for text in sentences(200, words=9)]
+    instruction = f"Answer the question of a customer: {sentences(1, seed=2)[0]}: "
+    texts = [instruction + text for text in sentences(200, words=5)]
     assert near_duplicates(named([*texts, texts[7]]), {})["train"]["ids"] == ["row-200"]
     assert near_duplicates(named([instruction] * 30), {})["train"]["rows"] == 29
 
