@@ -7,10 +7,10 @@ the prompt: a model is served, and evaluated, from behind it.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llmtune.data.encoding.fields import DroppedField, Fields, call_texts
+from llmtune.data.encoding.fields import DroppedField, Fields, call_texts, with_text_arguments
 from llmtune.data.encoding.reasoning import (
     FIELDS,
     after_thought,
@@ -60,16 +60,19 @@ class Answers:
     def prepare(self, row: Row) -> Row:
         """Return a row whose reasoning stands where the template takes it, or is left out; raises DroppedField."""
         self.fields.check_tools(row)
+        messages = list(row.messages)
+        if any(message.get("tool_calls") for message in messages) and self.fields.takes_text_arguments:
+            messages = [with_text_arguments(message) for message in messages]
         if self.rules.reasoning == "drop":
-            return _with_messages(row, [without_thought(message) for message in row.messages])
-        if not any((message.get(FIELDS[0]) or "").strip() for message in row.messages):
-            return row
-        if not self.fields.reasoning:
-            raise DroppedField(
-                f"{row.where}: has reasoning_content, but the chat template does not render it; "
-                "use data.reasoning: drop, or put it into the content"
-            )
-        return _with_messages(row, [write_thought(message, self.fields.reasoning) for message in row.messages])
+            messages = [without_thought(message) for message in messages]
+        elif any((message.get(FIELDS[0]) or "").strip() for message in messages):
+            if not self.fields.reasoning:
+                raise DroppedField(
+                    f"{row.where}: has reasoning_content, but the chat template does not render it; "
+                    "use data.reasoning: drop, or put it into the content"
+                )
+            messages = [write_thought(message, self.fields.reasoning) for message in messages]
+        return row if messages == list(row.messages) else replace(row, messages=tuple(messages))
 
     def requests(self, row: Row, index: int) -> tuple[Request, Request]:
         """Return what is rendered for the answer of message `index`: the turns before it, and those up to it."""
@@ -83,8 +86,8 @@ class Answers:
         """
         index = len(row.messages) - 1
         prompt, rendered = self._rendered(row, index, texts)
-        self.fields.check_row(row, rendered)
         turn = self._find(row, index, prompt, rendered)
+        self.fields.check_row(row, turn.end if turn else rendered)
         if turn is None:
             raise RecipeError(f"{row.where}: {self._reason(prompt, rendered, row.messages[index])}")
         return turn
@@ -112,6 +115,10 @@ class Answers:
         """Find an answer behind its prompt: reasoning, content (some templates strip it), calls, stop token."""
         message, start = row.messages[index], len(prompt)
         thought, content = split_thought(message)
+        if not rendered.startswith(prompt):
+            # Once an answer is given, some templates leave out a system turn or reasoning that was there before it.
+            rest = self._rest_alone(row, message)
+            rendered = prompt + rest if rest and rendered.endswith(rest) else rendered
         _check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
         if not rendered.startswith(prompt):
             return None
@@ -135,6 +142,15 @@ class Answers:
         # The block's last line breaks may be taken for the content's own, which the template strips.
         usual = start + len(self.fields.block)
         return usual if end > start and usual > end and text.startswith(self.fields.block, start) else end
+
+    def _rest_alone(self, row: Row, message: Message) -> str:
+        """Return what the template puts behind the prompt of an answer to a short question; "" where it rewrites it."""
+        question = replace(row, messages=({"role": "user", "content": "a"}, message))
+        try:
+            prompt, rendered = self._rendered(question, 1)
+        except RecipeError:
+            return ""
+        return rendered[len(prompt) :] if rendered.startswith(prompt) else ""
 
     def _place(self, text: str, start: int, message: Message, content: str) -> tuple[int, int] | None:
         """Return where an answer's content starts, and where its stop token ends."""
@@ -176,8 +192,10 @@ class Answers:
     def _behind_thought(self, row: Row, index: int, prompt: str, text: str, thought_end: int, at: int) -> int:
         """Return where the learned text starts in an answer whose reasoning is context."""
         bare = without_thought(row.messages[index])
-        rendered = self.renderer.render(Request([*row.messages[:index], bare], row.tools), row.where)
-        rest = rendered[len(prompt) :] if rendered.startswith(prompt) else rendered
+        rest = self._rest_alone(row, bare)
+        if not rest:
+            rendered = self.renderer.render(Request([*row.messages[:index], bare], row.tools), row.where)
+            rest = rendered[len(prompt) :] if rendered.startswith(prompt) else rendered
         return after_thought(text, thought_end, at, rest[: self._last_stop(rest)])
 
     def _last_stop(self, text: str) -> int:
@@ -188,10 +206,13 @@ class Answers:
         if not rendered.startswith(prompt):
             at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
             before, after = prompt[at : at + 30], rendered[at : at + 30]
-            return f"the chat template changes the text before an answer: {before!r} becomes {after!r} once it is given"
+            what = "the chat template changes the text before an answer"
+            return f"{what}: {before!r} becomes {after!r} once it is given"
         if message.get("tool_calls"):
-            rest, what = rendered[len(prompt) :][-30:].strip(), "tool calls"
-            return f"the chat template ends {what} with {rest!r}, but the model stops at {self._shown_stops}"
+            if any(stop in rendered[len(prompt) :] for stop in self.stops):
+                return f"the tuned model would stop before the end of tool calls, at {self._shown_stops}"
+            rest = rendered[len(prompt) :][-30:].strip()
+            return f"the chat template ends tool calls with {rest!r}, but the model stops at {self._shown_stops}"
         answer = split_thought(message)[1].strip()
         at = rendered.find(answer, len(prompt))
         if at < 0:
@@ -215,7 +236,3 @@ def _check_thought(row: Row, message: Message, thought: str, text: str) -> None:
             f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
             "use data.reasoning: drop"
         )
-
-
-def _with_messages(row: Row, messages: list[Message]) -> Row:
-    return Row(row.id, tuple(messages), row.where, row.ignored, row.tools, row.text, row.source)
