@@ -35,7 +35,8 @@ class Lengths:
 def counted(examples: Sequence[Example]) -> Lengths:
     """The lengths of encoded rows."""
     lengths, learned = lengths_of(examples), sum(supervised_of(examples))
-    return Lengths(len(lengths), max(lengths), sum(lengths), learned / sum(lengths), counted=True)
+    total = sum(lengths)
+    return Lengths(len(lengths), max(lengths, default=0), total, learned / max(1, total), counted=True)
 
 
 def estimated(rows: Sequence[Row], max_length: int) -> Lengths:

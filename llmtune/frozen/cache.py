@@ -6,7 +6,6 @@ agree. The *boundary* of a stage is the number of blocks below the lowest one th
 cached output in their place; masks and rotary embeddings still come from the model's own forward.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, 
 from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
 from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
-from llmtune.frozen.store import entry_name, make_room
+from llmtune.frozen.store import digest_of_rows, entry_name, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
 from llmtune.frozen.weights import free_weights
 from llmtune.machine import processes
@@ -234,10 +233,7 @@ class FrozenBlocks:
 
     @cached_property
     def _rows_digest(self) -> str:
-        digest = hashlib.sha256()
-        for number in range(len(self._rows)):
-            digest.update(f"{chr(10) if number else ''}{' '.join(map(str, self._rows[number]))}".encode())
-        return digest.hexdigest()
+        return digest_of_rows(self._rows)
 
 
 def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, notes: list[str]) -> list[str]:
