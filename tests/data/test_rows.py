@@ -117,6 +117,7 @@ BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "only a prompt": ({"prompt": "a", "id": "x"}, "columns prompt, id: completion is missing"),
     "only a thought": ({"prompt": "a", "completion": "<think>b</think>"}, "completion: is empty"),
     "two answers": ({"prompt": "a", "completion": [user("b")]}, "completion: the last turn is user"),
+    "answer as a prompt": ({"prompt": [assistant("b")], "completion": "b"}, "prompt: the first turn is assistant; a"),
     "not an object": (["a"], "holds a list; an object with messages, or prompt and completion"),
     "other names": ({"question": "a", "answer": "b"}, "write data.map: {prompt: question, completion: answer}"),
     "one other name": ({"prompt": "a", "output": "b"}, "columns prompt, output: write data.map: {completion: output}"),

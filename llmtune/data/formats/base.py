@@ -1,7 +1,7 @@
 """What a format of rows is: its columns, when a record fits it, and how its records are parsed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from llmtune.data.row import Message, Tool
@@ -37,8 +37,6 @@ class Format:
     """Parses a record that has the needed columns; takes its place and raises RecipeError."""
     says: str = ""
     """What `check` adds to the format's name."""
-    other_names: tuple[str, ...] = field(default=())
-    """Columns that may stand in for the needed one."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -46,6 +44,6 @@ class Format:
         return (*self.needed, *self.optional, "id")
 
     def missing(self, record: Record) -> list[str]:
-        """The needed columns that a record lacks."""
+        """The needed columns that a record lacks; none where other columns of it stand in for them."""
         missing = [name for name in self.needed if name not in record]
-        return [] if missing and any(name in record for name in self.other_names) else missing
+        return [] if missing and self.fits(record) else missing

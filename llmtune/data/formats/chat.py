@@ -60,5 +60,4 @@ CHAT = Format(
     ("tools", "system"),
     lambda record: conversation_column(record) is not None and not is_sharegpt(record),
     lambda where, record: conversation(where, record, OPENAI),
-    other_names=(*COLUMNS, *_RARE_COLUMNS),
 )

@@ -24,7 +24,7 @@ def parse_pair(where: str, record: Record, prompt: str, completion: str) -> Cont
     else:
         after = (_answer(where, record, completion),)
     messages = (*before, *after)
-    check_ends(where, completion, messages)
+    check_ends(where, completion, messages, prompt)
     return with_extras(where, record, messages, (prompt, completion), unused)
 
 

@@ -1,7 +1,7 @@
 """Conversations as ShareGPT writes them: turns with from and value."""
 
 from llmtune.data.formats.base import Format
-from llmtune.data.formats.chat import CHAT, conversation, is_sharegpt
+from llmtune.data.formats.chat import conversation, is_sharegpt
 from llmtune.data.formats.turns import SHAREGPT as KEYS
 
 SHAREGPT = Format(
@@ -10,5 +10,4 @@ SHAREGPT = Format(
     ("tools", "system"),
     is_sharegpt,
     lambda where, record: conversation(where, record, KEYS),
-    other_names=CHAT.other_names,
 )

@@ -62,13 +62,17 @@ def parse_turns(
     return messages, frozenset(unused)
 
 
-def check_ends(where: str, column: str, messages: tuple[Message, ...]) -> None:
-    """Raise RecipeError where the first turn is no one's question, or the last one is not the assistant's."""
+def check_ends(where: str, column: str, messages: tuple[Message, ...], first_column: str = "") -> None:
+    """Raise RecipeError where the first turn is no one's question, or the last one is not the assistant's.
+
+    `column` holds the last turn, and the first one too where no other column is named.
+    """
     first, last = messages[0]["role"], messages[-1]["role"]
     if last != "assistant":
         raise RecipeError(f"{where}: {column}: the last turn is {last}; it must be assistant")
     if first not in ("system", "user"):
-        raise RecipeError(f"{where}: {column}: the first turn is {first}; a system or user turn must come before it")
+        place = f"{where}: {first_column or column}"
+        raise RecipeError(f"{place}: the first turn is {first}; a system or user turn must come before it")
 
 
 def split_thought(text: str) -> tuple[str, str]:
