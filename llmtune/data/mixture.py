@@ -2,40 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from llmtune.data.row import Row
-from llmtune.data.rows import Form, read
 from llmtune.errors import FieldError, one_line
 from llmtune.recipe.data import Data, Source
 
 _LONGEST_NAME = 300
-
-
-def training_rows(data: Data, seed: int) -> list[Row]:
-    """Read the training rows of a recipe's data section, drawn by `seed` where it names a mixture.
-
-    Raises RecipeError at the first bad row, FieldError for fractions that the rows cannot have.
-    """
-    return draw_rows(data, read_training(data), seed)
-
-
-def read_training(data: Data) -> list[Row]:
-    """Read all rows of the sources of data.train; of a mixture, each with its source. Raises RecipeError."""
-    form, parts = Form.of(data), data.sources("train")
-    if isinstance(data.train, str):
-        return read(data.train, "train", form)
-    return [replace(row, source=part.source) for part in parts for row in read(part.source, "train", form)]
-
-
-def draw_rows(data: Data, rows: list[Row], seed: int) -> list[Row]:
-    """Draw a mixture from the rows of its sources, in their order; the rows of a single source stay as they are."""
-    sources = np.array([row.source for row in rows], object)
-    return [rows[place] for place in draw_places(data, sources, seed).tolist()]
 
 
 def draw_places(data: Data, sources: np.ndarray, seed: int) -> np.ndarray:

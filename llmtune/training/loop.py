@@ -197,7 +197,7 @@ def _frozen_blocks(
     recipe: Recipe,
     base: Base,
     layout: Layout,
-    rows: TokenIds,
+    rows: Sequence[list[int]],
     offloaded: OffloadedBlocks | None,
     dtype: torch.dtype,
 ) -> FrozenBlocks | None:

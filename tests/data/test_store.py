@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from llmtune.data.batches.rows import ExampleRows, row_lengths, row_targets
@@ -26,7 +27,7 @@ from llmtune.data.row import Row
 from llmtune.data.rows import read
 from llmtune.data.store import build, entries
 from llmtune.data.store import read as reading
-from llmtune.data.store.batches import Job
+from llmtune.data.store.batches import Job, encode_batch, write_part
 from llmtune.data.store.encoded import EncodedRows, TokenIds
 from llmtune.data.store.entries import Entry, make_room
 from llmtune.data.store.read import read_part
@@ -53,7 +54,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The places from which batches are encoded in this process, as they are."""
     places: list[int] = []
-    encode_batch = build.encode_batch
 
     def noted(rows: Any, first: int, job: Job) -> Any:
         places.append(first)
@@ -188,7 +188,6 @@ def test_stopped_encoding_goes_on_and_gives_the_same(
 ) -> None:
     data = write(tmp_path)
     rows = read_part(data, "train")
-    write_part = build.write_part
 
     def stop_after_two(table: Any, folder: Path, number: int) -> Path:
         if number == 2:
@@ -328,7 +327,7 @@ def test_learned_first_tokens_are_no_targets() -> None:
         Example("c", "t:3", [7, 2], [IGNORED] * 2),
         Example("d", "t:4", [7, 2], [7, IGNORED]),
     ]
-    table = build.pa.Table.from_batches([to_batch_of(examples)])
+    table = pa.Table.from_batches([to_batch_of(examples)])
     stored = EncodedRows(table)
     assert stored[:] == examples
     assert stored.targets.tolist() == row_targets(ExampleRows(examples)) == [2, 1, 0, 0]

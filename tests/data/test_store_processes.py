@@ -13,6 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from llmtune.data.store import build, pool
+from llmtune.data.store.batches import encode_batch, write_part
 from llmtune.data.store.pool import NoStartError, encode_in_processes
 from llmtune.data.store.read import read_part
 from llmtune.errors import FieldError, FullMemoryError, MachineError, RecipeError
@@ -93,8 +94,8 @@ def test_processes_that_encode_otherwise_are_not_used(
     def encode_otherwise(batches: Any, folder: Path, count: int) -> Any:
         for batch in batches:
             number, start, end = batch
-            table = build.encode_batch(rows[start:end][::-1], start, JOB)
-            yield batch, build.write_part(table, next(cache.glob(".encoded-*.parts")), number)
+            table = encode_batch(rows[start:end][::-1], start, JOB)
+            yield batch, write_part(table, next(cache.glob(".encoded-*.parts")), number)
 
     monkeypatch.setattr(build, "processes_for", lambda rows, least: 2)
     monkeypatch.setattr(build, "encode_in_processes", encode_otherwise)
