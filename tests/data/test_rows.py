@@ -230,8 +230,8 @@ FORMATS: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
         {
             "messages": [
                 user("1+1?"),
-                {"role": "assistant", "content": None, "tool_calls": [{"id": "7", "function": CALL}]},
-                {"role": "tool", "tool_call_id": "7", "name": "sum", "content": [{"type": "text", "text": "2"}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": 7, "function": CALL}]},
+                {"role": "tool", "tool_call_id": 7, "name": "sum", "content": [{"type": "text", "text": "2"}]},
                 assistant("2"),
             ],
             "tools": TOOLS,
@@ -346,6 +346,13 @@ def test_recognises_a_format_by_its_columns(tmp_path: Path, name: str, ending: s
     assert list(row.messages) == messages
     assert row.tools == (TOOLS if record.get("tools") else ())
     assert row.text is None
+
+
+def test_a_table_gives_no_row_the_keys_of_another(tmp_path: Path) -> None:
+    arguments: list[dict[str, Any]] = [{"city": "Rome"}, {"a": 1, "b": {"c": "d"}}, {"b": {"e": "f"}}]
+    rows = [{"messages": [user("a"), calls({"name": "f", "arguments": one})], "tools": [SUM]} for one in arguments]
+    called = [row.messages[-1]["tool_calls"] for row in read(str(write_parquet(tmp_path / "t.parquet", rows)))]
+    assert [call["function"]["arguments"] for (call,) in called] == arguments
 
 
 def test_recognises_plain_text_beside_what_describes_it(tmp_path: Path) -> None:

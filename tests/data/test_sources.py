@@ -101,7 +101,7 @@ def test_refuses_a_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: py
     assert len(read(str(write(tmp_path / "rows.jsonl.gz", gzip.compress(PAIRS))))) == 400
     for name, content in (
         ("l.json.gz", gzip.compress(b"[" + b" " * (2 << 20))),
-        ("t.txt.zst", zstd(b"\n" * (2 << 20))),
+        ("t.txt.zst", zstd((b" " * 32767 + b"\n") * 64)),
     ):
         assert "unpack to over" in refuse(write(tmp_path / name, content))
     assert f"{tmp_path}/t.txt:1: the line is longer than 1 MiB" in refuse(write(tmp_path / "t.txt", b"x" * (2 << 20)))
@@ -185,8 +185,7 @@ def test_cuts_a_text_file_into_documents(tmp_path: Path, monkeypatch: pytest.Mon
         zip([*whole[:2], four, "five"], ["2", "8", "10", "42"], strict=True)
     )
     monkeypatch.setattr(text_files, "LONGEST_TEXT", 120)
-    assert "".join(f"{row.text}\n" for row in read(path)[2:]).count("four.") == 30
-    assert len(read(path)) == 4
+    assert [str(row.text).count("four.") for row in read(path)] == [0, 0, 21, 9]
 
 
 def test_reads_folders_and_patterns_in_the_order_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

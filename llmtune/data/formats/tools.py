@@ -3,7 +3,7 @@
 import functools
 from typing import Any, NoReturn
 
-from llmtune.data.formats.values import check_text, describe, dump_json, parse_json
+from llmtune.data.formats.values import check_name, check_text, describe, dump_json, parse_json
 from llmtune.data.row import Tool
 from llmtune.errors import RecipeError
 
@@ -74,7 +74,7 @@ def _parse_call(where: str, key: str, call: object) -> dict[str, Any]:
     name = _check_name(where, f"{inner}.name", function, _CALL)
     parsed = {"name": name, "arguments": _parse_arguments(where, f"{inner}.arguments", function)}
     identity = call.get("id")
-    known = {} if identity is None else {"id": check_text(where, f"{key}.id", identity, may_be_empty=True)}
+    known = {} if identity is None else {"id": check_name(where, f"{key}.id", identity)}
     return {"type": "function", **known, "function": parsed}
 
 

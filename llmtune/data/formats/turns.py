@@ -4,7 +4,14 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from llmtune.data.formats.tools import parse_calls
-from llmtune.data.formats.values import check_text, describe, dump_json, join_content, refuse_half_characters
+from llmtune.data.formats.values import (
+    check_name,
+    check_text,
+    describe,
+    dump_json,
+    join_content,
+    refuse_half_characters,
+)
 from llmtune.data.row import Message
 from llmtune.errors import RecipeError, nearest
 
@@ -170,7 +177,7 @@ def _tool(where: str, at: str, turn: dict[str, Any], key: str, content: object) 
         text = dump_json(where, key, content)
     known = {name: turn[name] for name in ("name", "tool_call_id") if turn.get(name) is not None}
     return {"role": "tool", "content": text} | {
-        name: check_text(where, f"{at}.{name}", value, may_be_empty=True) for name, value in known.items()
+        name: check_name(where, f"{at}.{name}", value) for name, value in known.items()
     }
 
 

@@ -47,6 +47,12 @@ def optional_text(where: str, record: dict[str, Any], key: str) -> str:
     return "" if text.isspace() else text
 
 
+def check_name(where: str, key: str, value: object) -> str:
+    """Return the text of an id or a name, which some data sets write as a number."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return check_text(where, key, str(value) if number else value, may_be_empty=True)
+
+
 def parse_json(text: str) -> Any:
     """Parse JSON text; raises ValueError, also for one that is nested too deeply."""
     try:
