@@ -55,6 +55,13 @@ class Encoded:
     """The empty thinking block that the template puts before an answer; it is context, and generation starts behind."""
     with_block: int = 0
     """Examples whose last answer has it."""
+    without_block: int = 0
+    """Examples of conversations whose last answer does not have it."""
+
+    @property
+    def served_block(self) -> str:
+        """The empty thinking block from behind which the tuned model is served: none where it learned to reason."""
+        return "" if self.without_block else self.thinking_block
 
     def add(self, example: Example) -> None:
         """Add an example."""

@@ -209,7 +209,10 @@ def test_an_empty_thinking_block_of_the_template_is_context(texts: tuple[str, ..
     (example,) = encoded.examples
     assert learned_text(example, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
     assert (encoded.template_adds, encoded.thinking_block, encoded.with_block) == ("", block, 1)
-    assert block.__repr__() in encoded.notes()[0]
+    assert repr(block) in encoded.notes()[0]
+    assert encoded.served_block == block
+    reasoned = chat(*texts[:-1], f"<think>\nhm\n</think>\n\n{texts[-1]}")
+    assert encode([row, reasoned], tokenizer, {1}, Rules(4096)).served_block == ""
     prompt = tokenizer.decode(example.input_ids[: example.prompt_size])
     assert prompt.endswith("<|im_start|>assistant\n" + block)
     assert prompt_ids(row.prompt, tokenizer, block=block) == example.input_ids[: example.prompt_size]

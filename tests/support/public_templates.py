@@ -33,7 +33,7 @@ class Public:
     block: str = ""
     """The empty thinking block that it puts before an answer without reasoning."""
     partly: tuple[str, ...] = ()
-    """Kinds of rows of which the last answer alone can be learned, which is said."""
+    """Kinds of rows of which the last answer alone can be learned: with the others they are refused."""
     refused: dict[str, str] = field(default_factory=dict)
     """Kinds of rows that are refused, with the words of the error."""
 
@@ -161,6 +161,31 @@ SMOLLM3 = (
     + "{{ '<|im_start|>assistant\\n' + ('' if enable_thinking else '<think>\\n\\n</think>\\n') }}{% endif %}"
 )
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+# Its answers end with what starts the next turn.
+GLM = (
+    "{{ '[gMASK]<sop>' }}{% if tools %}{{ '<|system|>\\n# Tools\\n<tools>\\n' }}{% for t in tools %}{{ t | tojson + '\\n' }}{% endfor %}{{ '</tools>' }}{% endif %}"
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% set content = m.content %}{% set thought = '' %}{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
+    "{% elif '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1] %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|assistant|>\\n<think>' + (thought | trim if loop.index0 > ns.last else '') + '</think>' }}{% if content.strip() %}{{ '\\n' + content.strip() }}{% endif %}"
+    "{% for c in m.tool_calls %}"
+    + _CALL
+    + "{{ '\\n<tool_call>' + f.name + '\\n' }}{% for k, v in f.arguments.items() %}{{ '<arg_key>' + k + '</arg_key>\\n<arg_value>' + v + '</arg_value>\\n' }}{% endfor %}{{ '</tool_call>' }}{% endfor %}"
+    "{% elif m.role == 'tool' %}{{ '<|observation|>\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}{% else %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endif %}{% endfor %}"
+    + _GENERATE
+    + "{{ '<|assistant|>' }}{% if enable_thinking is defined and not enable_thinking %}{{ '\\n<think></think>' }}{% endif %}{% endif %}"
+)
+# Its generation prompt has an empty block that no rendered answer has.
+GEMMA4 = (
+    "{{ bos_token }}{% if enable_thinking is defined and enable_thinking or tools or messages[0].role == 'system' %}{{ '<|turn>system\\n' }}{% if enable_thinking is defined and enable_thinking %}{{ '<|think|>' }}{% endif %}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}{% for t in tools or [] %}{{ '<|tool>declaration:' + t.function.name + '{description:' + t.function.description + ',parameters:' + t.function.parameters.properties.keys() | join(',') + '}<tool|>' }}{% endfor %}{{ '<turn|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}{% for c in m.tool_calls %}"
+    + _CALL
+    + "{{ '<|tool_call>call:' + f.name + '{' }}{% for k, v in f.arguments | dictsort %}{{ k + ':<|\"|>' + v + '<|\"|>' }}{% endfor %}{{ '}<tool_call|>' }}{% endfor %}"
+    "{{ m.content | trim + '<turn|>\\n' }}{% endfor %}"
+    + _GENERATE
+    + "{{ '<|turn>model\\n' }}{% if not enable_thinking | default(false) %}{{ '<|channel>thought\\n<channel|>' }}{% endif %}{% endif %}"
+)
 
 _IM = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 _DS = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
@@ -255,5 +280,29 @@ PUBLIC = {
         call=lambda name, arguments: f"<|tool_call|>[{_json(name, arguments)}]",
     ),
     "smollm3": Public(SMOLLM3, _IM, "<|im_end|>", thought=_think, takes_tools=False),
+    "glm": Public(
+        GLM,
+        ("[gMASK]", "<|endoftext|>", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        "<|user|>",
+        stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
+        thought=lambda text: f"\n<think>{text}</think>\n",
+        inline=lambda text: f"\n<think>{text}</think>\n",
+        call=lambda name, arguments: (
+            f"<tool_call>{name}\n"
+            + "".join(f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in arguments.items())
+            + "</tool_call>"
+        ),
+        block="\n<think></think>\n",
+    ),
+    "gemma4": Public(
+        GEMMA4,
+        ("<bos>", "<turn|>", "<|turn>"),
+        "<turn|>",
+        call=lambda name, arguments: (
+            f"<|tool_call>call:{name}{{"
+            + ",".join(f'{key}:<|"|>{value}<|"|>' for key, value in arguments.items())
+            + "}<tool_call|>"
+        ),
+    ),
     "chatml": Public(CHATML, _IM, "<|im_end|>", takes_tools=False),
 }

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from llmtune.data.encoding.marked import place_contents, template_pieces, tool_results
-from llmtune.data.encoding.reasoning import split_thought
+from llmtune.data.encoding.rendering.marked import place_contents, template_pieces, tool_results
+from llmtune.data.encoding.rendering.reasoning import split_thought
 from llmtune.data.encoding.turns import Answers, Turn
 from llmtune.data.row import Row
 from llmtune.errors import RecipeError

@@ -56,6 +56,7 @@ def add(outcomes: list[Outcome], encoded: Encoded) -> None:
         encoded.template_adds = encoded.template_adds or outcome.text.adds
         encoded.thinking_block = encoded.thinking_block or outcome.text.block
         encoded.with_block += bool(outcome.text.block)
+        encoded.without_block += not outcome.text.block
     if kept and any(outcome.is_partly_learned for outcome in outcomes):
         encoded.partly_learned.append(row.id)
     if kept and outcomes[-1].part.is_cut:

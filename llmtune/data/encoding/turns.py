@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llmtune.data.encoding.fields import DroppedField, Fields, call_texts, with_text_arguments
-from llmtune.data.encoding.reasoning import (
+from llmtune.data.encoding.rendering.explain import explain
+from llmtune.data.encoding.rendering.fields import DroppedField, Fields, call_texts, check_thought, with_text_arguments
+from llmtune.data.encoding.rendering.reasoning import (
     FIELDS,
     after_thought,
+    before_block,
     empty_block_end,
     split_thought,
     without_thought,
@@ -89,20 +91,27 @@ class Answers:
         turn = self._find(row, index, prompt, rendered)
         self.fields.check_row(row, turn.end if turn else rendered)
         if turn is None:
-            raise RecipeError(f"{row.where}: {self._reason(prompt, rendered, row.messages[index])}")
+            raise RecipeError(f"{row.where}: {self._explain(prompt, rendered, row.messages[index])}")
         return turn
 
     def at(self, row: Row, index: int) -> Turn | None:
         """Find the answer of message `index` in the conversation that ends with it; None if it cannot be learned.
 
-        Raises DroppedField where the template leaves out its reasoning.
+        Raises DroppedField where the template leaves out its reasoning, and for tool calls that cannot be learned.
         """
         try:
-            return self._find(row, index, *self._rendered(row, index))
+            prompt, rendered = self._rendered(row, index)
+            turn = self._find(row, index, prompt, rendered)
         except DroppedField:
             raise
         except RecipeError:
             return None
+        if turn is None and row.messages[index].get("tool_calls"):
+            raise DroppedField(f"{row.where}: {self._explain(prompt, rendered, row.messages[index])}")
+        return turn
+
+    def _explain(self, prompt: str, rendered: str, message: Message) -> str:
+        return explain(prompt, rendered, message, self.stops, self.renderer.tokenizer)
 
     def _rendered(self, row: Row, index: int, texts: Sequence[str | None] = (None, None)) -> tuple[str, str]:
         prompt, rendered = (
@@ -116,22 +125,24 @@ class Answers:
         message, start = row.messages[index], len(prompt)
         thought, content = split_thought(message)
         if not rendered.startswith(prompt):
-            # Once an answer is given, some templates leave out a system turn or reasoning that was there before it.
-            rest = self._rest_alone(row, message)
-            rendered = prompt + rest if rest and rendered.endswith(rest) else rendered
-        _check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
+            rendered = self._behind(prompt, rendered, row, message)
+        check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
         if not rendered.startswith(prompt):
             return None
         thought_end = rendered.find(thought.strip(), start) + len(thought.strip()) if thought.strip() else start
         place = self._place(rendered, thought_end, message, content)
         if place is None:
+            rendered += self._next_stop(row, index, rendered)
+            place = self._place(rendered, thought_end, message, content)
+        if place is None:
             return None
         at, end = place
         if thought.strip():
-            learned = start
+            block = self._block_end(rendered, start, thought_end - len(thought.strip()))
+            learned = block
             if self.rules.reasoning == "context":
                 learned = self._behind_thought(row, index, prompt, rendered[:end], thought_end, at)
-            return Turn(rendered[:end], start, start, learned)
+            return Turn(rendered[:end], start, block, learned)
         block = self._block_end(rendered, start, at)
         adds = "" if message.get("tool_calls") else rendered[block : max(block, at)].strip()
         return Turn(rendered[:end], start, block, block, adds)
@@ -143,6 +154,33 @@ class Answers:
         usual = start + len(self.fields.block)
         return usual if end > start and usual > end and text.startswith(self.fields.block, start) else end
 
+    def _behind(self, prompt: str, rendered: str, row: Row, message: Message) -> str:
+        """Return an answer behind the prompt that generation sees, where the template rewrites that once it is given.
+
+        Some leave out an empty thinking block, a system turn, or reasoning. What cannot be told apart stays as it is.
+        """
+        base = before_block(prompt)
+        if base != prompt and rendered.startswith(base):
+            return prompt + rendered[len(base) :]
+        rest = self._rest_alone(row, message)
+        return prompt + rest if rest and rendered.endswith(rest) else rendered
+
+    def _next_stop(self, row: Row, index: int, rendered: str) -> str:
+        """Return the stop token with which the template starts the next turn, where it puts none behind an answer."""
+        following: Message = {"role": "user", "content": "a"}
+        question, answer = following, without_thought(row.messages[index])
+        if answer.get("tool_calls"):
+            call = answer["tool_calls"][-1]
+            following = {"role": "tool", "content": "a", "name": call["function"]["name"]}
+            following["tool_call_id"] = call.get("id", "")
+        turns = [question, answer, following]
+        try:
+            text, longer = (self.renderer.render(Request(turns[:count], row.tools), row.where) for count in (2, 3))
+        except RecipeError:
+            return ""
+        is_same = longer.startswith(text) and text.endswith(rendered[-1:])
+        return next((stop for stop in self.stops if is_same and longer.startswith(stop, len(text))), "")
+
     def _rest_alone(self, row: Row, message: Message) -> str:
         """Return what the template puts behind the prompt of an answer to a short question; "" where it rewrites it."""
         question = replace(row, messages=({"role": "user", "content": "a"}, message))
@@ -150,7 +188,8 @@ class Answers:
             prompt, rendered = self._rendered(question, 1)
         except RecipeError:
             return ""
-        return rendered[len(prompt) :] if rendered.startswith(prompt) else ""
+        starts = (start for start in (prompt, before_block(prompt)) if rendered.startswith(start))
+        return next((rendered[len(start) :] for start in starts), "")
 
     def _place(self, text: str, start: int, message: Message, content: str) -> tuple[int, int] | None:
         """Return where an answer's content starts, and where its stop token ends."""
@@ -196,43 +235,9 @@ class Answers:
         if not rest:
             rendered = self.renderer.render(Request([*row.messages[:index], bare], row.tools), row.where)
             rest = rendered[len(prompt) :] if rendered.startswith(prompt) else rendered
+        if not any(stop in rest for stop in self.stops):  # the next turn starts with it
+            rest += next(stop for stop in self.stops if text.endswith(stop))
         return after_thought(text, thought_end, at, rest[: self._last_stop(rest)])
 
     def _last_stop(self, text: str) -> int:
         return max((at + len(stop) for stop in self.stops if (at := text.rfind(stop)) >= 0), default=len(text))
-
-    def _reason(self, prompt: str, rendered: str, message: Message) -> str:
-        """Say why the model could not learn the last answer."""
-        if not rendered.startswith(prompt):
-            at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
-            before, after = prompt[at : at + 30], rendered[at : at + 30]
-            what = "the chat template changes the text before an answer"
-            return f"{what}: {before!r} becomes {after!r} once it is given"
-        if message.get("tool_calls"):
-            if any(stop in rendered[len(prompt) :] for stop in self.stops):
-                return f"the tuned model would stop before the end of tool calls, at {self._shown_stops}"
-            rest = rendered[len(prompt) :][-30:].strip()
-            return f"the chat template ends tool calls with {rest!r}, but the model stops at {self._shown_stops}"
-        answer = split_thought(message)[1].strip()
-        at = rendered.find(answer, len(prompt))
-        if at < 0:
-            return f"the chat template changes the answer: the rendered text does not contain {answer[:30]!r}"
-        rest, tokenizer = rendered[at + len(answer) :][:200].strip(), self.renderer.tokenizer
-        first = tokenizer.decode(tokenizer(rest, add_special_tokens=False)["input_ids"][:1]) if rest else ""
-        ends = f"ends an answer with {first!r}" if first else "puts nothing after an answer"
-        return f"the chat template {ends}, but the model stops at {self._shown_stops}: the tuned model would not stop"
-
-    @property
-    def _shown_stops(self) -> str:
-        return " or ".join(repr(stop) for stop in self.stops)
-
-
-def _check_thought(row: Row, message: Message, thought: str, text: str) -> None:
-    """Raise DroppedField where the reasoning of an answer is not in the text that ends with the answer."""
-    if thought.strip() not in text:
-        shown = thought.strip()[:30]
-        inline = "" if message.get(FIELDS[0]) else " (<think> in its content)"
-        raise DroppedField(
-            f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
-            "use data.reasoning: drop"
-        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from llmtune.data.encoding.reasoning import FIELDS, empty_block_end
+from llmtune.data.encoding.rendering.reasoning import FIELDS, empty_block_end
 from llmtune.data.encoding.template import Renderer, Request
 from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError, one_line
@@ -109,6 +109,17 @@ class Fields:
         if missing is not None:
             shown = one_line(missing.strip(), _SHOWN)
             raise DroppedField(f"{row.where}: the chat template does not render {name} ({shown!r})")
+
+
+def check_thought(row: Row, message: Message, thought: str, text: str) -> None:
+    """Raise DroppedField where the reasoning of an answer is not in the text that ends with the answer."""
+    if thought.strip() not in text:
+        shown = thought.strip()[:30]
+        inline = "" if message.get(FIELDS[0]) else " (<think> in its content)"
+        raise DroppedField(
+            f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
+            "use data.reasoning: drop"
+        )
 
 
 def call_texts(message: Message) -> list[str]:

@@ -8,7 +8,9 @@ FIELDS = ("reasoning_content", "thinking")
 """Keys under which chat templates take reasoning; the first is the usual one."""
 _INLINE = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _TAG = r"[\w:|]*(?:think|thought|reason)[\w:|]*"
-_EMPTY = re.compile(rf"\s*(?:<({_TAG})>\s*</\1>|\[THINK\]\s*\[/THINK\])\s*", re.IGNORECASE)
+_BLOCK = rf"(?:<({_TAG})>\s*</\1>|\[THINK\]\s*\[/THINK\]|<\|channel>thought\s*<channel\|>)\s*"
+_EMPTY = re.compile(rf"\s*{_BLOCK}", re.IGNORECASE)
+_EMPTY_AT_END = re.compile(rf"{_BLOCK}\Z", re.IGNORECASE)
 _OPEN = re.compile(rf"(?:<({_TAG})>|(\[THINK\]))\s*\Z", re.IGNORECASE)
 _CLOSE = re.compile(r"\s*(?:</([\w:|]+)>|(\[/THINK\]))?\s*")
 _TAIL = 60
@@ -58,6 +60,13 @@ def empty_block_end(text: str, start: int, limit: int) -> int:
     if match is None or len(text[start : match.end()].rstrip()) > limit - start:
         return start
     return min(match.end(), limit)
+
+
+def before_block(prompt: str) -> str:
+    """Return a prompt without the empty thinking block at its end, if it has one."""
+    tail = max(0, len(prompt) - _TAIL)
+    match = _EMPTY_AT_END.search(prompt, tail)
+    return prompt[: match.start()] if match else prompt
 
 
 def after_thought(text: str, thought_end: int, limit: int, bare: str) -> int:

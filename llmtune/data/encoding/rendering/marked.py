@@ -6,7 +6,7 @@ What stands between marks is the template's own text, by which the contents are 
 import itertools
 from dataclasses import replace
 
-from llmtune.data.encoding.fields import written_forms
+from llmtune.data.encoding.rendering.fields import written_forms
 from llmtune.data.encoding.template import Renderer, Request
 from llmtune.data.row import Message, Row
 from llmtune.errors import RecipeError
