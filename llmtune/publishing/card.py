@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
-from llmtune.evaluation.results import base_note
-from llmtune.evaluation.results import table as results
+from llmtune.evaluation.tables import base_note, comparison_note
+from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
@@ -76,8 +76,8 @@ def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
     rows = results(run)
-    note = base_note(run)
-    return table(list(rows[0]), [list(row.values()) for row in rows]) + (f"\n\n{note}" if note else "")
+    notes = [note for note in (comparison_note(run), base_note(run)) if note]
+    return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 
 
 def _training(run: Run, settings: Recipe) -> str:

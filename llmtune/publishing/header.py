@@ -10,11 +10,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
+from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
 _SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
-_HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
+_HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 
 
 def write_card(data: ModelCardData, text: str) -> str:
@@ -110,9 +114,15 @@ def _tags(settings: Recipe) -> list[str]:
 
 
 def _datasets(settings: Recipe) -> list[str]:
+    """The Hub data sets among the sources: owner/name, with a configuration and a split behind it or not."""
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
-    matches = [_HUB_DATASET.fullmatch(source) for source in sources]
-    return sorted({match["name"] for match in matches if match})
+    names = {source.partition(":")[0] for source in sources if not exists(source)}
+    return sorted(name for name in names if _HUB_DATASET.fullmatch(name) and not _is_file_name(name))
+
+
+def _is_file_name(name: str) -> bool:
+    """Tell whether a name is that of a file of rows, which may be gone."""
+    return name.lower().endswith(_FILES)
 
 
 def _scores(run: Run) -> Iterator[EvalResult]:
@@ -120,7 +130,7 @@ def _scores(run: Run) -> Iterator[EvalResult]:
     if not run.done("eval"):
         return
     for task, result in read_json(run.eval / "tuned.json")["results"].items():
-        name = "held-out rows" if task == "held_out" else task
+        name = {"held_out": "held-out rows", "held_out_texts": "held-out texts"}.get(task, task)
         for metric, score in result.get("metrics", {}).items():
             if isinstance(score.get("value"), int | float):
                 yield EvalResult(

@@ -28,10 +28,7 @@ def data_section(findings: JSON) -> Html:
     pairs: list[tuple[str, object]] = [
         ("rows", _rows(mapping(findings.get("rows")))),
         ("tokens", _tokens(findings)),
-        *(
-            (f"{_PARTS.get(part, part)} rows from", text(mapping(one).get("source")))
-            for part, one in _sources(findings)
-        ),
+        *((f"{_part(part)} rows from", text(mapping(one).get("source"))) for part, one in _sources(findings)),
     ]
     listed = tag("ul", *(tag("li", note) for note in notes)) if notes else None
     return section("Data", facts(pairs), listed, _example(text(findings.get("example"))))
@@ -44,6 +41,12 @@ def _rows(rows: JSON) -> str | None:
 
 def _sources(findings: JSON) -> list[tuple[str, JSON]]:
     return [(part, mapping(one)) for part, one in mapping(findings.get("files")).items()]
+
+
+def _part(key: str) -> str:
+    """Name a part of the data; a source of a mixture by its number too: train.0 is training 1."""
+    part, _, number = key.partition(".")
+    return _PARTS.get(part, part) + (f" {int(number) + 1}" if number.isdecimal() else "")
 
 
 def _tokens(findings: JSON) -> str | None:
@@ -110,7 +113,7 @@ def files_section(manifest: JSON, plan: PlanTable | None, findings: JSON) -> Htm
     steps = ", ".join(step for step in manifest["steps"] if step != "report")
     note = f"{len(rows):,} files of the finished steps: {steps}." if rows else "No step has finished yet."
     for part, one in _sources(findings):
-        rows.append([f"{_PARTS.get(part, part)} rows", "input", _size(one), _hash(one.get("sha256"))])
+        rows.append([f"{_part(part)} rows", "input", _size(one), _hash(one.get("sha256"))])
     template, revision = text(findings.get("template_sha256")), plan.base.revision if plan else None
     rows += [["chat template", "input", None, _hash(template)]] if template else []
     rows += [["revision of the base", "input", None, tag("code", revision, class_="hash")]] if revision else []

@@ -152,11 +152,11 @@ def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
-    assert speakers.system_prompt(settings) == "Add."
+    assert speakers.shared_opening(settings)[0] == "Add."
     tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
-    assert speakers.system_prompt(settings) is None
+    assert speakers.shared_opening(settings)[0] is None
     file.unlink()
-    assert speakers.system_prompt(settings) is None
+    assert speakers.shared_opening(settings)[0] is None
 
 
 def test_reports_full_context_and_leaves_the_conversation_as_it_was(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ A turn's *prompt* is the text from which generation starts: the rendered turns b
 Its *end* is the text up to its stop token. Each is tokenized alone, and the ids of both start the example's ids.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from llmtune.data.encoding.lengths import cut_start, is_long, least_tokens
 from llmtune.data.encoding.rules import Rules
 from llmtune.data.encoding.template import render
 from llmtune.data.example import IGNORED, Encoded, Example
-from llmtune.data.row import Message, Row
+from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import LlmtuneError, RecipeError, one_line
 
 __all__ = ["IGNORED", "Encoded", "Example", "encode", "prompt_ids"]
@@ -27,10 +28,15 @@ _BEGINNING = 1000
 """Characters by which a long text is asked whether it starts with BOS."""
 
 
-def prompt_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids from which generation after `messages` starts."""
+def prompt_ids(
+    messages: list[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Sequence[Tool] = (),
+    template: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Return the token ids from which generation after `messages` starts; `template` holds the template's values."""
     if tokenizer.chat_template:
-        return tokenize(tokenizer, [render(tokenizer, messages, "these messages", True)])[0]
+        return tokenize(tokenizer, [render(tokenizer, messages, "these messages", True, tools, template)])[0]
     if [message["role"] for message in messages] != ["user"]:
         raise RecipeError("the tokenizer has no chat template, so a prompt must be one user turn")
     ids = tokenize(tokenizer, [messages[0]["content"]])[0]

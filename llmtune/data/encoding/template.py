@@ -1,13 +1,14 @@
 """Renders a conversation with the chat template, and finds an answer that is its last turn in the rendered text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.row import Message, Row
+from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
 from llmtune.model.reading import TooMuch, bounded, one_line
@@ -29,13 +30,27 @@ class Turn:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], where: str, generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    where: str,
+    generation_prompt: bool = False,
+    tools: Sequence[Tool] = (),
+    template: Mapping[str, Any] | None = None,
 ) -> str:
-    """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
+    """Render a conversation as text; raises RecipeError that names `where` if the template rejects it.
+
+    `template` holds values for the chat template.
+    """
     try:
         with bounded(RENDER_SECONDS, RENDER_BYTES):
             conversation = list(messages)
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation_prompt)
+            text = tokenizer.apply_chat_template(
+                conversation,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **(template or {}),
+            )
     except TemplateError as error:
         raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
     except (Exception, TooMuch) as error:
