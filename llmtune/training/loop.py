@@ -10,8 +10,9 @@ from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import Example
-from llmtune.data.findings import check_same_data
+from llmtune.data.findings import Findings, check_same_data
 from llmtune.data.gate import gate
+from llmtune.data.mixture import source_notes
 from llmtune.errors import Interrupted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
@@ -99,7 +100,7 @@ def _train(
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress:
-        _record_start(record, progress.start_step, card_lines, passes)
+        _record_start(record, progress.start_step, card_lines, data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -136,8 +137,12 @@ def _train(
     state.destroy_process_group()
 
 
-def _record_start(record: Callable[[Record], None], step: int, card_lines: list[str], passes: RunPasses) -> None:
-    """Record what is to be said of the GPUs and of the size of passes before the first step."""
+def _record_start(
+    record: Callable[[Record], None], step: int, card_lines: list[str], sources: list[Findings], passes: RunPasses
+) -> None:
+    """Record what is to be said of a mixture, the GPUs and the size of passes before the first step."""
+    for line in source_notes(sources, 0):
+        record({"step": step, "sources": line})
     for line in card_lines:
         record({"step": step, "warning": line})
     if passes.line:

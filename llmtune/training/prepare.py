@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.mixture import training_rows
+from llmtune.data.near.texts import suite_documents
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -125,7 +126,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     layout = build_layout(recipe, base, check_model(recipe, base))
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     with working("reading and checking the data"):
-        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
+        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton), suite_documents(suite))
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
@@ -155,7 +156,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    rows = training_rows(recipe.data)
+    rows = training_rows(recipe.data, recipe.train.seed)
     table = plan_table(recipe, base, layout, len(rows), world)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     return Outline(table, layout, estimated(rows, recipe.data.max_length))
@@ -224,12 +225,11 @@ def bind_base(run: Run, base: Base, write: bool = True) -> None:
 
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
-    files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
     resolved = recipe.resolved(facts, revision)
     changed = {
         "model": resolved.model.model_copy(update={"base": _absolute(base.name)}),
-        "data": recipe.data.model_copy(update=files),
+        "data": recipe.data.renamed(lambda _, source: _absolute(source)),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
         "launch": with_absolute_config(recipe.launch),
     }
@@ -246,5 +246,5 @@ def _locate_base(recipe: Recipe, weights: bool = True) -> Base:
     return locate_base(recipe.model, weights)
 
 
-def _absolute(source: str | None) -> str | None:
-    return str(user_path(source).absolute()) if source and exists(source) else source
+def _absolute(source: str) -> str:
+    return str(user_path(source).absolute()) if exists(source) else source

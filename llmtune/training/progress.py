@@ -26,6 +26,8 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
+_MESSAGES = ("sources", "frozen_blocks", "passes", "warning", "memory")
+"""What a record of the log that is no step's has: a line for people."""
 
 
 class Progress:
@@ -194,7 +196,7 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = entry.get("frozen_blocks") or entry.get("passes") or entry.get("warning") or entry.get("memory")
+        message = next((entry[kind] for kind in _MESSAGES if entry.get(kind)), None)
         if message:
             progress.note(entry, message)
             return
