@@ -42,7 +42,14 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
 
 def without_paths(settings: Recipe) -> Recipe:
     """Return the recipe with file names in place of paths on this machine."""
-    return Recipe.model_validate(strip_paths(settings.model_dump()))
+    values = strip_paths(settings.model_dump())
+    values["data"] |= settings.data.model_dump(include={"map", "template"})  # texts that may start as paths do
+    seen: dict[str, int] = {}
+    for source in values["data"]["train"] if not isinstance(settings.data.train, str) else ():
+        name = source["source"]
+        seen[name] = seen.get(name, 0) + 1
+        source["source"] = f"{name} ({seen[name]})" if seen[name] > 1 else name  # a mixture names each source once
+    return Recipe.model_validate(values)
 
 
 def _opening(settings: Recipe, base: dict[str, Any]) -> str:

@@ -117,12 +117,12 @@ def _datasets(settings: Recipe) -> list[str]:
     """The Hub data sets among the sources: owner/name, with a configuration and a split behind it or not."""
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
     names = {source.partition(":")[0] for source in sources if not exists(source)}
-    return sorted(name for name in names if _HUB_DATASET.fullmatch(name) and not _is_file_name(name))
+    return sorted(name for name in names if _HUB_DATASET.fullmatch(name) and not _is_local(name))
 
 
-def _is_file_name(name: str) -> bool:
-    """Tell whether a name is that of a file of rows, which may be gone."""
-    return name.lower().endswith(_FILES)
+def _is_local(name: str) -> bool:
+    """Tell whether a name is that of a folder, or of a file of rows, which may be gone."""
+    return exists(name) or name.lower().endswith(_FILES)
 
 
 def _scores(run: Run) -> Iterator[EvalResult]:

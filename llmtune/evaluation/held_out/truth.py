@@ -34,7 +34,7 @@ class Truth:
 
 def keeps_special(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> bool:
     """Tell whether true answers have special tokens, such as those around a tool call, beside their stop tokens."""
-    special = {*tokenizer.all_special_ids} - stop
+    special = {*_special_tokens(tokenizer)} - stop
     return any(not special.isdisjoint(_answer_ids(example, stop)) for example in examples)
 
 
@@ -47,7 +47,7 @@ def truth_of(row: Row, example: Example, tokenizer: PreTrainedTokenizerBase, sto
     whole = decode(_answer_ids(example, stop))
     learned = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
     text = decode(_without_stop(learned, stop))
-    end, final = _thought_end(row, whole, tokenizer.all_special_tokens)
+    end, final = _thought_end(row, whole, [*_special_tokens(tokenizer).values()])
     after = text.rpartition(end)[2] if end else text
     return Truth(text, final if text.endswith(final) else after, end, bool(row.messages[-1].get("tool_calls")))
 
@@ -87,6 +87,11 @@ def parsed(text: str) -> Any:
     return value if isinstance(value, dict | list) else None
 
 
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the tokens that decoding may leave out, by their ids."""
+    return {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def _answer_ids(example: Example, stop: set[int]) -> list[int]:
     return _without_stop(example.input_ids[example.prompt_size :], stop)
 
@@ -104,8 +109,8 @@ def _thought_end(row: Row, answer: str, special: list[str]) -> tuple[str, str]:
     if not is_there:
         return "", answer
     content = str(row.messages[-1].get("content") or "").strip()
-    end, _, rest = after.partition(content) if content else ("", "", "")
-    if end.strip():
+    end, has_content, rest = after.partition(content) if content else ("", "", "")
+    if has_content and end.strip():
         return end.strip(), content + rest
     end = next((token for token in special if token and after.lstrip().startswith(token)), "")
     return (end, after.lstrip()[len(end) :]) if end else ("", answer)
