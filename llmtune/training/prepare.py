@@ -26,7 +26,7 @@ from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
-from llmtune.recipe.paths import describe_places, exists
+from llmtune.recipe.paths import absolute_source, describe_places, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
@@ -229,7 +229,7 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     resolved = recipe.resolved(facts, revision)
     changed = {
         "model": resolved.model.model_copy(update={"base": _absolute(base.name)}),
-        "data": recipe.data.renamed(lambda _, source: _absolute(source)),
+        "data": recipe.data.renamed(lambda _, source: absolute_source(source)),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
         "launch": with_absolute_config(recipe.launch),
     }
