@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from llmtune.data.sources.files import reader_of
+from llmtune.data.sources.hub import HubName
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
 from llmtune.recipe.paths import exists
@@ -15,10 +17,6 @@ from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
 _SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
-_HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 
 
 def write_card(data: ModelCardData, text: str) -> str:
@@ -114,15 +112,10 @@ def _tags(settings: Recipe) -> list[str]:
 
 
 def _datasets(settings: Recipe) -> list[str]:
-    """The Hub data sets among the sources: owner/name, with a configuration and a split behind it or not."""
+    """The names of the Hub data sets among the sources; a file or folder is none, even one that is gone."""
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
-    names = {source.partition(":")[0] for source in sources if not exists(source)}
-    return sorted(name for name in names if _HUB_DATASET.fullmatch(name) and not _is_local(name))
-
-
-def _is_local(name: str) -> bool:
-    """Tell whether a name is that of a folder, or of a file of rows, which may be gone."""
-    return exists(name) or name.lower().endswith(_FILES)
+    names = {hub.name for source in sources if not exists(source) and (hub := HubName.parse(source))}
+    return sorted(name for name in names if not (exists(name) or reader_of(name)))
 
 
 def _scores(run: Run) -> Iterator[EvalResult]:

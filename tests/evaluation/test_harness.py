@@ -176,6 +176,13 @@ def test_sample_task_file_asks_the_same_as_held_out_rows(tmp_path: Path) -> None
     assert [task.doc_to_target(instance.doc) for instance in task.instances] == [row.answer for row in rows]
 
 
+def test_tasks_get_the_values_of_the_template(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer("{{ mode }};" + tiny.CHATML)
+    (task,) = load_tasks(load(tmp_path, "tasks: [orders]\nchat_template: true"))
+    score_tasks(tiny.model(), tokenizer, [task], limit=1, template={"mode": "brief"})
+    assert task.instances[0].args[0].startswith("brief;<|im_start|>")
+
+
 def test_scores_json_answers_as_json(tmp_path: Path) -> None:
     rows = [{"prompt": f"say {n}", "completion": f'{{"n":{n}}}'} for n in (1, 2)]
     task = held_out(tmp_path, rows)
