@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class LoadedModel(HFLM):
         template: Mapping[str, Any] | None = None,
     ) -> None:
         self.truncated, self.not_finite, self.requests = 0, 0, 0
-        self.prompt_ids: dict[str, list[int]] = {}
+        self.prompt_ids: Mapping[str, Sequence[int]] = {}
         self.special = False
         self.name, self._rows = name, rows
         self._step: Step = _uncounted

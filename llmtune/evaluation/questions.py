@@ -3,9 +3,10 @@
 import heapq
 import json
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from llmtune.data.findings import format_ids
 from llmtune.data.gate import Gate
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
-from llmtune.evaluation.held_out.truth import Truth, keeps_special, truth_of
+from llmtune.evaluation.held_out.truth import Truth, TruthReader
 from llmtune.recipe.data import Data
 from llmtune.recipe.sections import Recipe
 
@@ -25,7 +26,7 @@ _ANSWER_ROOM = 1.5
 _LONGEST_ROWS = 8
 """The longest questions, which must fit into the context together with the worked examples."""
 _BATCH = 1000
-"""Rows that a check holds encoded at one time."""
+"""Rows that are encoded at one time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Questions:
     """Held-out rows as a model reads them."""
 
     rows: list[Row]
-    prompt_ids: list[list[int]]
+    prompt_ids: Sequence[Sequence[int]]
     """The token ids that generation starts from."""
     prompts: list[str]
     """The same as text."""
@@ -95,22 +96,26 @@ def questions(
     Rows that are longer than the context are left out; raises RecipeError for one that cannot be asked at all.
     """
     complete = [_with_shots(shots, row) for row in rows[:limit]]
-    encoded = encode(complete, tokenizer, stop, rules)
-    examples = [_last_answer_alone(example) for example in encoded.examples]
+    examples: list[Example] = []
+    not_asked: list[str] = []
+    for start in range(0, len(complete), _BATCH):
+        encoded = encode(complete[start : start + _BATCH], tokenizer, stop, rules)
+        examples += map(_last_answer_alone, encoded.examples)
+        not_asked += encoded.dropped
     by_place = {row.where: row for row in complete}
     asked = [by_place[example.where] for example in examples]
-    special = keeps_special(examples, tokenizer, stop)
+    truths = TruthReader(examples, tokenizer, stop)
     ids = [example.input_ids[: example.prompt_size] for example in examples]
     return Questions(
         rows=asked,
         prompt_ids=ids,
         prompts=[str(tokenizer.decode(prompt)) for prompt in ids],
         examples=examples,
-        truths=[truth_of(row, one, tokenizer, stop, special) for row, one in zip(asked, examples, strict=True)],
-        special=special,
+        truths=[truths.read(row, example) for row, example in zip(asked, examples, strict=True)],
+        special=truths.keeps_special,
         of=len(rows),
         shots=[row.id for row in shots],
-        not_asked=encoded.dropped,
+        not_asked=not_asked,
     )
 
 
@@ -204,9 +209,10 @@ def _within(shots: list[Row], survey: Survey, tokenizer: PreTrainedTokenizerBase
 
 
 def _last_answer_alone(example: Example) -> Example:
-    """Return an example that learns its last answer alone."""
+    """Return an example that learns its last answer alone, in a tenth of the memory: all of them are held."""
     labels = [IGNORED] * example.prompt_size + example.labels[example.prompt_size :]
-    return replace(example, labels=labels)
+    ids, labels = (cast("list[int]", array("i", values)) for values in (example.input_ids, labels))
+    return replace(example, input_ids=ids, labels=labels)
 
 
 def _with_shots(shots: Sequence[Row], row: Row) -> Row:

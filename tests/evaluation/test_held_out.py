@@ -11,7 +11,7 @@ from llmtune.data.encoding.rules import Rules
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.row import Message, Row
 from llmtune.evaluation.held_out.texts import Texts, score_texts, windows
-from llmtune.evaluation.held_out.truth import Truth, comparison, keeps_special, kinds_of, same, truth_of
+from llmtune.evaluation.held_out.truth import Truth, TruthReader, comparison, kinds_of, same
 from llmtune.evaluation.questions import Survey, fitting_shots, questions
 from tests.support import tiny
 
@@ -31,9 +31,9 @@ def truth(answer: Message, text: str, context: str = "") -> Truth:
     ids = [*prompt, *read, *learned]
     example = Example("r", "t:1", ids, [IGNORED] * (len(ids) - len(learned)) + learned, len(prompt))
     row = Row("r", (USER, {"role": "assistant", "content": "", **answer}), "t:1", tools=(TOOL,))
-    special = keeps_special([example], tokenizer, {2})
-    assert special == ("<|im_start|>" in text + context)
-    return truth_of(row, example, tokenizer, {2}, special)
+    truths = TruthReader([example], tokenizer, {2})
+    assert truths.keeps_special == ("<|im_start|>" in text + context)
+    return truths.read(row, example)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_check_refuses_a_test_row_that_the_template_refuses(tmp_path: Path) -> N
     for suite in ("quick", "none"):
         folder = tmp_path / suite
         with pytest.raises(RecipeError, match=r"test\.jsonl:4: the chat template rejects .*no system turns"):
-            check(folder, [*tiny.sums(3, 20), {"messages": chat}], suite, template)
+            check(folder, [{"messages": one} for one in (chat[1:], chat[1:], chat[1:], chat)], suite, template)
 
 
 def test_notes_are_part_of_the_findings(tmp_path: Path) -> None:

@@ -32,24 +32,36 @@ class Truth:
         return output.rpartition(self.thought_end)[2] if self.thought_end else output
 
 
-def keeps_special(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> bool:
-    """Tell whether true answers have special tokens, such as those around a tool call, beside their stop tokens."""
-    special = {*_special_tokens(tokenizer)} - stop
-    return any(not special.isdisjoint(_answer_ids(example, stop)) for example in examples)
+class TruthReader:
+    """Reads the true answers of encoded rows as a tokenizer decodes them."""
 
+    def __init__(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        added = tokenizer.added_tokens_decoder.items()
+        special = {index: str(token) for index, token in added if token.special}
+        self.keeps_special = any(
+            token in special and token not in stop
+            for example in examples
+            for token in self._without_stop(example.input_ids[example.prompt_size :])
+        )
+        """Whether answers have special tokens, such as those around a tool call, beside their stop tokens."""
+        self._special = list(special.values())
 
-def truth_of(row: Row, example: Example, tokenizer: PreTrainedTokenizerBase, stop: set[int], special: bool) -> Truth:
-    """Read the true answer of an encoded row; `special` keeps special tokens in the text."""
+    def read(self, row: Row, example: Example) -> Truth:
+        """Return the true answer of a row."""
+        whole = self._decode(example.input_ids[example.prompt_size :])
+        pairs = zip(example.input_ids, example.labels, strict=True)
+        text = self._decode([token for token, label in pairs if label != IGNORED])
+        end, final = _thought_end(row, whole, self._special)
+        after = text.rpartition(end)[2] if end else text
+        return Truth(text, final if text.endswith(final) else after, end, bool(row.messages[-1].get("tool_calls")))
 
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=not special))
+    def _decode(self, ids: Sequence[int]) -> str:
+        kept = list(self._without_stop(ids))
+        return str(self.tokenizer.decode(kept, skip_special_tokens=not self.keeps_special))
 
-    whole = decode(_answer_ids(example, stop))
-    learned = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
-    text = decode(_without_stop(learned, stop))
-    end, final = _thought_end(row, whole, [*_special_tokens(tokenizer).values()])
-    after = text.rpartition(end)[2] if end else text
-    return Truth(text, final if text.endswith(final) else after, end, bool(row.messages[-1].get("tool_calls")))
+    def _without_stop(self, ids: Sequence[int]) -> Sequence[int]:
+        return ids[:-1] if ids and ids[-1] in self.stop else ids
 
 
 def kinds_of(truths: Sequence[Truth]) -> list[Kind]:
@@ -85,19 +97,6 @@ def parsed(text: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) else None
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the tokens that decoding may leave out, by their ids."""
-    return {index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
-def _answer_ids(example: Example, stop: set[int]) -> list[int]:
-    return _without_stop(example.input_ids[example.prompt_size :], stop)
-
-
-def _without_stop(ids: list[int], stop: set[int]) -> list[int]:
-    return ids[:-1] if ids and ids[-1] in stop else ids
 
 
 def _thought_end(row: Row, answer: str, special: list[str]) -> tuple[str, str]:
