@@ -2,18 +2,27 @@
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from llmtune import terminal
 from llmtune.data.encoding.rules import Rules
 from llmtune.data.example import IGNORED, Example
+from llmtune.data.gate import Gate
 from llmtune.data.row import Message, Row
+from llmtune.evaluation import exam
 from llmtune.evaluation.held_out.texts import Texts, score_texts, windows
 from llmtune.evaluation.held_out.truth import Truth, TruthReader, comparison, kinds_of, same
 from llmtune.evaluation.questions import Survey, fitting_shots, questions
-from tests.support import tiny
+from llmtune.evaluation.step import evaluate
+from llmtune.files import read_json
+from llmtune.publishing.card import card
+from llmtune.reporting.page import render
+from tests.support import runs, tiny
+from tests.support.pages import Page
 
 USER: Message = {"role": "user", "content": "How warm is it in Ulm?"}
 TOOL = {"type": "function", "function": {"name": "warmth", "description": "", "parameters": {"type": "object"}}}
@@ -179,3 +188,38 @@ def test_loss_of_texts_is_the_models_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (result["n"], result["of"], result["limit"]) == (3, 7, 3)
     assert answers[0]["loss"] == pytest.approx(sums[0] / tokens[0], rel=1e-5)
     assert json.dumps(answers[2]).count("word") == 9
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_texts_are_evaluated_reported_and_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_mixed: bool
+) -> None:
+    run = runs.with_held_out_rows(tmp_path, step=0.3, publish={"repo": "me/mine"}, eval={**runs.QUICK, "limit": 2})
+    rows = [Row(f"d{n}", (), f"t:{n}", text=f"Once upon a time {n}") for n in range(4)]
+    chats = [chat(n) for n in range(5, 9)] if is_mixed else []
+    findings = read_json(run.data_file)
+    monkeypatch.setattr(exam, "gate", lambda *_: Gate([], [], [*rows, *chats], [chat(9)], findings))
+    stored = evaluate(run)
+    key = "held_out_texts" if is_mixed else "held_out"
+    base, tuned = (stored[name]["results"][key]["metrics"] for name in ("base", "tuned"))
+    assert list(tuned) == ["loss", "perplexity"]
+    assert tuned["loss"]["value"] != base["loss"]["value"]
+    change = stored["tuned"]["differences"]["base, zero-shot"][key]
+    assert list(change) == ["loss"]
+    assert change["loss"]["difference"] == pytest.approx((tuned["loss"]["value"] or 0) - (base["loss"]["value"] or 0))
+    assert stored["settings"]["texts"]["window"] == 512
+    assert list(stored["base"]["results"]) == (
+        ["held_out", "held_out_few_shot", "held_out_texts"] if is_mixed else ["held_out"]
+    )
+    texts = [row for row in stored["tuned"]["rows"] if row.get("kind") == "text"]
+    assert [row["question"] for row in texts] == ["Once upon a time 0", "Once upon a time 1"]
+    terminal.scores(run)
+    printed, page, written = capsys.readouterr().out, Page(render(run)), card(run)
+    shown = f"{tuned['loss']['value']:.3f}"
+    assert all(shown in text for text in (printed, page.text, written))
+    assert "loss (lower is better)" in printed
+    if not is_mixed:
+        assert f"{tuned['perplexity']['value']:.3f}" in printed
+        assert "perplexity of held-out texts; base: " in page.text
+        assert "Compared: every token of plain texts." in written
+        assert "exact match" not in printed + page.text + written
