@@ -17,6 +17,7 @@ from llmtune.data.encoding.encode import prompt_ids
 from llmtune.data.first_rows import first_rows
 from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError, nearest
+from llmtune.files import read_json
 from llmtune.inference.placement import load_placed, place
 from llmtune.inference.switch import AsBase, load_switchable
 from llmtune.machine.device import forked_rng
@@ -121,10 +122,11 @@ def load_speakers(run: Run) -> list[Speaker]:
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     model, as_base = load_switchable(load_placed(base, settings, placement), run.delta)
     system, tools = shared_opening(settings)
-    template = settings.data.template
+    block = str(read_json(run.data_file).get("thinking_block", "")) if run.data_file.exists() else ""
+    opening = (settings.data.template, tools, block)
     return [
-        Speaker("base", _answerer(model, tokenizer, stop, as_base, tools, template), system, tools),
-        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext, tools, template), system, tools),
+        Speaker("base", _answerer(model, tokenizer, stop, as_base, *opening), system, tools),
+        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext, *opening), system, tools),
     ]
 
 
@@ -171,14 +173,15 @@ def _answerer(
     tokenizer: PreTrainedTokenizerBase,
     stop: set[int],
     mode: AsBase,
-    tools: Sequence[Tool],
     template: Mapping[str, Any],
+    tools: Sequence[Tool],
+    block: str,
 ) -> Answer:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def answer(messages: list[Message], sampling: Sampling, show: Show) -> str:
         context = messages if tokenizer.chat_template else messages[-1:]
-        ids = torch.tensor([prompt_ids(context, tokenizer, tools, template)], device=model.device)
+        ids = torch.tensor([prompt_ids(context, tokenizer, template, tools, block)], device=model.device)
         room = min(sampling.max_new_tokens, limit - ids.shape[1])
         if room < 1:
             return TOO_LONG

@@ -44,6 +44,7 @@ def describe(
         "ignored_columns": sorted({name for part in sources.values() for row in part for name in row.ignored}),
         "special_tokens_in_text": summarize_ids(_with_special_tokens(rows["train"], tokenizer)),
         "template_adds": train.template_adds,
+        "thinking_block": train.thinking_block,
         "template_sha256": template_sha256(tokenizer),
         "example": mark_learned(train.examples[0], tokenizer),
     }

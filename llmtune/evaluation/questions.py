@@ -199,7 +199,7 @@ def _within(shots: list[Row], survey: Survey, tokenizer: PreTrainedTokenizerBase
 
     def fit(kept: list[Row]) -> bool:
         asked = [_with_shots(kept, row) for _, _, row in survey.longest]
-        sizes = (len(prompt_ids(row.prompt, tokenizer, row.tools, rules.template)) for row in asked)
+        sizes = (len(prompt_ids(row.prompt, tokenizer, rules.template, row.tools)) for row in asked)
         return all(size + room <= rules.max_length for size in sizes)
 
     kept = list(shots)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.data.encoding.boundaries import tokenize
+from llmtune.data.encoding.boundaries import missing_bos, tokenize
+from llmtune.data.encoding.plain import slices
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.row import Row
 from llmtune.evaluation.generate import answer_losses
@@ -31,16 +32,12 @@ class Texts:
 
 
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
-    """Cut a text, between the tokenizer's own BOS and EOS, into windows of `size` tokens that share one with the next.
+    """Cut a text, with BOS and EOS as in training, into windows of `size` tokens that share one with the next.
 
     So every token but the first is predicted once.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    (inside,) = tokenize(tokenizer, [text])
-    before = [bos] * (adds_bos and inside[:1] != [bos])
-    after = [eos] * (eos is not None and inside[-1:] != [eos])
-    ids = [*before, *inside, *after]
+    inside = [token for part in tokenize(tokenizer, list(slices(text, tokenizer))) for token in part]
+    ids = [*missing_bos(tokenizer, inside), *inside, tokenizer.eos_token_id]
     return [ids[start : start + size] for start in range(0, max(1, len(ids) - 1), size - 1)]
 
 
