@@ -14,8 +14,10 @@ import numpy as np
 from llmtune.data.example import Example
 from llmtune.data.row import Row
 from llmtune.data.rows import Form, read
-from llmtune.errors import FieldError
+from llmtune.errors import FieldError, one_line
 from llmtune.recipe.data import Data, Source
+
+_LONGEST_NAME = 300
 
 
 def training_rows(data: Data, seed: int) -> list[Row]:
@@ -128,7 +130,10 @@ def source_notes(sources: Sequence[dict[str, Any]], shared: int) -> list[str]:
     """Tell what a mixture is made of, in one line, and how many of its rows are in two sources."""
     if not sources:
         return []
-    parts = [f"{one['used']:,} of {one['rows']:,} rows of {one['source']} ({one['fraction']:.4g})" for one in sources]
+    parts = [
+        f"{one['used']:,} of {one['rows']:,} rows of {one_line(one['source'], _LONGEST_NAME)} ({one['fraction']:.4g})"
+        for one in sources
+    ]
     lines = [f"mixture: {', '.join(parts)}"]
     return lines + ([f"{shared:,} rows of the mixture are also rows of an earlier source"] if shared else [])
 

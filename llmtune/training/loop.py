@@ -32,6 +32,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
+from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
@@ -40,6 +41,8 @@ from llmtune.training.passes.choice import RunPasses, choose_passes
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared, bind_base, check_model
 from llmtune.training.progress import Progress, step_recorder
+from llmtune.training.selection.answers import answer_score
+from llmtune.training.selection.best import SCORE, best_checkpoint, measure_of, tensors_of
 from llmtune.training.stop import Stop
 from llmtune.working import working
 
@@ -96,10 +99,11 @@ def _train(
         rank=state.process_index,
     )
     stop, record = Stop(), step_recorder(progress, watch)
+    best = best_checkpoint(recipe, schedule.starts[-1])
     if state.is_main_process:
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
-    with progress:
+    with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
         _record_start(record, progress.start_step, card_lines, data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
@@ -115,7 +119,8 @@ def _train(
             eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            callbacks=[stop, *callbacks],
+            answers=answer_score(recipe, data.eval, tokenizer, stop_ids(base), state),
+            callbacks=[stop, *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         watch.expect(_predicted(recipe, layout, state, longest, passes), schedule.ends)
@@ -128,11 +133,14 @@ def _train(
             message = f"stopped at step {reached} of {steps}, with a checkpoint"
             raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
         _warn_of_unchanged(trainer.prove_changes(), reached, record)
+        choice = best.choose(trainer.state, record) if best else None
     with working("saving the trained weights"):
         delta = trainer.trained_state()
         if state.is_main_process:
+            delta = tensors_of(run.checkpoints, choice, delta)
             save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
-            run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
+            facts = {"best": choice.to_json()} if choice else {}
+            run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
         processes.wait()
     state.destroy_process_group()
 
@@ -194,7 +202,8 @@ def _frozen_blocks(
 ) -> FrozenBlocks | None:
     """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
-    if memory.frozen_blocks == "recompute" or not any(layout.boundaries):
+    # Answers in a validation need every block; the weights of cached ones are freed.
+    if memory.frozen_blocks == "recompute" or measure_of(recipe) == SCORE or not any(layout.boundaries):
         return None
     facts: dict[str, object] = {
         "base": base.revision or _weights_digest(base),

@@ -25,6 +25,8 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
+from llmtune.tracking.kinds import check_installed
+from llmtune.training.selection.best import check_selection
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -114,6 +116,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         stages=stages,
         notes=[
             *_converted_note(base),
+            *check_selection(recipe),
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
@@ -195,6 +198,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 
 def _refuse(recipe: Recipe) -> None:
     adapter = recipe.method.adapter
+    check_installed(recipe.track)
     if recipe.model.quantize == "4bit" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from llmtune.data.mixture import drawn
-from llmtune.data.near.shingles import LONGEST, PERMUTATIONS, WORDS, Sets, shingle_sets
+from llmtune.data.near.shingles import LONGEST, PERMUTATIONS, WORDS, Sets, common_shingles, shingle_sets
 
 Texts = Sequence[tuple[str, str]]
 """The id and the text of each row; it may read a row when it is asked for."""
@@ -21,7 +21,7 @@ _ALIKE = 0.6
 """The share of equal signature places below which two sets are not compared."""
 _TRIED = 4
 """Texts of one bucket that a text is compared with."""
-_SAMPLED, _LISTED_IDS, _SEED = 200, 20, 0
+_SAMPLED, _LISTED_IDS, _SEED = 1000, 20, 0
 
 
 def near_duplicates(train: Texts, others: Mapping[str, Texts]) -> dict[str, Any]:
@@ -29,26 +29,38 @@ def near_duplicates(train: Texts, others: Mapping[str, Texts]) -> dict[str, Any]
 
     An exact repeat counts too. Of a part over the limits, drawn rows alone are compared.
     """
-    ids, sets, checked = _sets(train)
+    common = _common(train)
+    ids, sets, checked = _sets(train, common)
     findings: dict[str, Any] = {
         "method": {"jaccard": JACCARD, "words": WORDS, "permutations": PERMUTATIONS},
         "checked": {"train": checked},
         "train": _listed(ids, _near(sets, sets)),
     }
     for part, texts in others.items():
-        _, other_sets, findings["checked"][part] = _sets(texts)
+        _, other_sets, findings["checked"][part] = _sets(texts, common)
         findings[part] = _listed(ids, _near(sets, other_sets))
     return findings
 
 
 def near_documents(train: Texts, documents: Texts) -> tuple[dict[str, Any], dict[str, int]]:
     """Count the train texts that are nearly the same as a document; returns them, and how many documents were read."""
-    ids, sets, _ = _sets(train)
-    _, others, checked = _sets(documents)
+    common = _common(train)
+    ids, sets, _ = _sets(train, common)
+    _, others, checked = _sets(documents, common)
     return _listed(ids, _near(sets, others)), checked
 
 
-def _sets(texts: Texts) -> tuple[list[str], Sets, dict[str, int]]:
+def _common(train: Texts) -> np.ndarray:
+    """Return the shingles that many train rows share, by a sample: they make no two rows the same."""
+    return common_shingles(text for _, text in _sample(train, _SAMPLED))
+
+
+def _sample(texts: Texts, count: int) -> Iterator[tuple[str, str]]:
+    """Yield about `count` of the texts, evenly spaced."""
+    return (texts[index] for index in range(0, len(texts), max(1, len(texts) // count)))
+
+
+def _sets(texts: Texts, common: np.ndarray) -> tuple[list[str], Sets, dict[str, int]]:
     """Return the ids and sets of as many texts as may be compared, and how many of how many they are."""
     chosen = _drawn(texts).tolist()
     ids: list[str] = []
@@ -59,7 +71,7 @@ def _sets(texts: Texts) -> tuple[list[str], Sets, dict[str, int]]:
             ids.append(name)
             yield text
 
-    sets = shingle_sets(read(), len(chosen))
+    sets = shingle_sets(read(), len(chosen), common)
     return ids, sets, {"rows": len(chosen), "of": len(texts)}
 
 
@@ -67,7 +79,7 @@ def _drawn(texts: Texts) -> np.ndarray:
     """Draw as many of the texts as may be compared: their indices, in order."""
     if not texts:
         return np.empty(0, np.int64)
-    sample = [len(texts[index][1][:LONGEST]) for index in range(0, len(texts), max(1, len(texts) // _SAMPLED))]
+    sample = [len(text[:LONGEST]) for _, text in _sample(texts, _SAMPLED)]
     fitting = int(MOST_CHARACTERS * len(sample) / max(1, sum(sample)))
     return drawn(len(texts), max(1, min(MOST_ROWS, fitting)), _SEED)
 

@@ -20,6 +20,8 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
+_COMMON = 0.05
+_NONE = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,40 @@ class Sets:
         return common / (len(first) + len(second) - common)
 
 
-def shingle_sets(texts: Iterable[str], count: int) -> Sets:
-    """Compute the sets and signatures of `count` texts, which are read one by one."""
+def common_shingles(texts: Iterable[str]) -> np.ndarray:
+    """Return, sorted, the shingles of 5% of the texts and of ten: the words of an instruction that comes with each."""
+    sets = [hash_shingles(text) for text in texts]
+    shingles, counts = np.unique(np.concatenate([*sets, _NONE]), return_counts=True)
+    return shingles[counts >= max(10, _COMMON * len(sets))]
+
+
+def shingle_sets(texts: Iterable[str], count: int, common: np.ndarray) -> Sets:
+    """Compute the sets and signatures of `count` texts, which are read one by one.
+
+    `common` shingles are left out of texts that have others.
+    """
     from datasketch import MinHash
 
     sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     signatures = np.empty((count, PERMUTATIONS), np.uint32)
     starts, sets = np.zeros(count + 1, np.int64), []
     for index, text in enumerate(texts):
-        shingles = hash_shingles(text)
+        shingles = _without(hash_shingles(text), common)
         sketch.clear()
         for piece in range(0, len(shingles), _PIECE):
             sketch.update_batch((shingles[piece : piece + _PIECE] >> _HALF).tolist())
         signatures[index] = sketch.hashvalues
         starts[index + 1] = starts[index] + len(shingles)
         sets.append(shingles)
-    return Sets(np.concatenate([*sets, np.empty(0, np.uint64)]), starts, signatures)
+    return Sets(np.concatenate([*sets, _NONE]), starts, signatures)
+
+
+def _without(shingles: np.ndarray, common: np.ndarray) -> np.ndarray:
+    if not len(common):
+        return shingles
+    places = np.minimum(np.searchsorted(common, shingles), len(common) - 1)
+    rest = shingles[common[places] != shingles]
+    return rest if len(rest) else shingles
 
 
 def count_words(text: str) -> int:

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import overload
 
 from llmtune.data.near.duplicates import MOST_ROWS
@@ -11,7 +12,9 @@ from llmtune.data.near.shingles import count_words
 from llmtune.data.row import Message, Row
 from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import LlmtuneError
-from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows
+from llmtune.files import shipped_folder
+from llmtune.recipe.located_yaml import load_yaml
+from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
 
 Text = tuple[str, str]
 """An id and a text."""
@@ -47,15 +50,34 @@ class Documents:
 
 
 def suite_documents(suite: Suite | None) -> Documents:
-    """Read the documents of a suite's local tasks: what a task of lm-eval would fetch is not asked for."""
+    """Read the documents of a suite's tasks on local files: what a task of lm-eval would fetch is not asked for."""
     documents = Documents()
     for entry in suite.tasks if suite else ():
-        if isinstance(entry, LocalTask):
-            assert suite is not None
-            documents.texts.extend(_task_texts(str(local_rows(suite, entry)), entry.task))
-        elif entry != HELD_OUT:
-            documents.not_at_hand.append(entry)
+        if entry == HELD_OUT:
+            continue
+        assert suite is not None
+        name = entry.task if isinstance(entry, LocalTask) else entry
+        files = [local_rows(suite, entry)] if isinstance(entry, LocalTask) else _files(task_file(suite, entry))
+        for file in files:
+            documents.texts.extend(_task_texts(str(file), name))
+        if not files:
+            documents.not_at_hand.append(name)
     return documents
+
+
+def _files(task: Path | None) -> list[Path]:
+    """Return the local files of the questions that a task's file names, from this folder or beside llmtune."""
+    if task is None:
+        return []
+    config = load_yaml(task).value
+    options = config.get("dataset_kwargs")
+    files = options.get("data_files") if isinstance(options, dict) else None
+    if not isinstance(files, dict):
+        return []
+    asked = [files.get(config.get(split)) for split in ("test_split", "validation_split")]
+    names = [name for name in asked if isinstance(name, str)]
+    places = (folder / name for name in names for folder in (Path(), shipped_folder("sample").parents[1]))
+    return [place for place in places if place.is_file()][:1]
 
 
 def _task_texts(file: str, task: str) -> Iterator[Text]:
