@@ -6,6 +6,7 @@ An answer that a longer conversation does not have as generation would produce i
 template drops later, becomes an example of its own, which ends with it.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,19 +39,20 @@ _BEGINNING = 1000
 
 
 def prompt_ids(
-    messages: list[Message],
+    messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     template: Mapping[str, Any] | None = None,
     tools: Sequence[Tool] = (),
     block: str = "",
 ) -> list[int]:
-    """Return the token ids from which generation after `messages` starts.
+    """Return the token ids from which generation after `messages` starts, rendered as training renders them.
 
-    `template` are the values of `data.template`; `block` is the empty thinking block behind which training began.
+    `template` are the values of `data.template`; `block` is the empty thinking block behind which the answers start that were trained (`Encoded.thinking_block`).
     """
     if tokenizer.chat_template:
-        request = Request(messages, tools, generation_prompt=True)
-        text = Renderer(tokenizer, template or {}).render(request, "these messages")
+        answers = Answers(Renderer(tokenizer, template or {}), (), Rules(sys.maxsize))
+        row = answers.prepare(Row("", tuple(messages), "these messages", tools=tuple(tools)))
+        text = answers.renderer.render(Request(row.messages, row.tools, generation_prompt=True), row.where)
         return tokenize(tokenizer, [text + block])[0]
     if [message["role"] for message in messages] != ["user"]:
         raise RecipeError("the tokenizer has no chat template, so a prompt must be one user turn")

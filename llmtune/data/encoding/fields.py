@@ -50,6 +50,16 @@ class Fields:
         return text[len(prompt) :] if is_block else ""
 
     @cached_property
+    def takes_text_arguments(self) -> bool:
+        """Whether it takes the arguments of a call as JSON text alone, not as the mapping that is usual."""
+        texts = []
+        for arguments in ({"a": _MARK}, json.dumps({"a": _MARK})):
+            function = {"name": "b", "arguments": arguments}
+            call = {"type": "function", "id": "a12345678", "function": function}
+            texts.append(self._renders([_user(), {"role": "assistant", "content": "", "tool_calls": [call]}], _MARK))
+        return texts == [False, True]
+
+    @cached_property
     def dropped_of_tools(self) -> list[str]:
         """What it leaves out of tools."""
         marks = {part: f"{_MARK}{part}" for part in ("name", "description", "parameters")}
@@ -105,6 +115,19 @@ def call_texts(message: Message) -> list[str]:
     """Return the names and the argument values of a turn's tool calls."""
     functions = [call["function"] for call in message.get("tool_calls") or ()]
     return [text for function in functions for text in (function["name"], *_leaves(function.get("arguments")))]
+
+
+def with_text_arguments(message: Message) -> Message:
+    """Return a turn whose tool calls have their arguments as JSON text."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [json.dumps(function.get("arguments") or {}, ensure_ascii=False) for function in functions]
+    calls = [
+        {**call, "function": {**call["function"], "arguments": text}}
+        for call, text in zip(message["tool_calls"], texts, strict=True)
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def written_forms(value: str) -> list[str]:

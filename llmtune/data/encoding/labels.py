@@ -50,9 +50,9 @@ def label(
         places = [place for _, span in text.earlier for place in (span.learned, span.end)]
         positions = token_positions(question, prompt, places, tokenizer)
         for index, span in text.earlier:
-            begin, stop = positions.get(span.learned), positions.get(span.end)
-            if begin is not None and stop is not None:
-                labels[begin:stop] = ids[begin:stop]
+            opened, closed = positions.get(span.learned), positions.get(span.end)
+            if opened is not None and closed is not None:
+                labels[opened:closed] = ids[opened:closed]
                 learned.add(index)
     return Labelled(ids, labels, len(prompt), frozenset(learned))
 

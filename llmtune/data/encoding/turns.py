@@ -7,10 +7,10 @@ the prompt: a model is served, and evaluated, from behind it.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llmtune.data.encoding.fields import DroppedField, Fields, call_texts
+from llmtune.data.encoding.fields import DroppedField, Fields, call_texts, with_text_arguments
 from llmtune.data.encoding.reasoning import (
     FIELDS,
     after_thought,
@@ -60,16 +60,19 @@ class Answers:
     def prepare(self, row: Row) -> Row:
         """Return a row whose reasoning stands where the template takes it, or is left out; raises DroppedField."""
         self.fields.check_tools(row)
+        messages = list(row.messages)
+        if any(message.get("tool_calls") for message in messages) and self.fields.takes_text_arguments:
+            messages = [with_text_arguments(message) for message in messages]
         if self.rules.reasoning == "drop":
-            return _with_messages(row, [without_thought(message) for message in row.messages])
-        if not any((message.get(FIELDS[0]) or "").strip() for message in row.messages):
-            return row
-        if not self.fields.reasoning:
-            raise DroppedField(
-                f"{row.where}: has reasoning_content, but the chat template does not render it; "
-                "use data.reasoning: drop, or put it into the content"
-            )
-        return _with_messages(row, [write_thought(message, self.fields.reasoning) for message in row.messages])
+            messages = [without_thought(message) for message in messages]
+        elif any((message.get(FIELDS[0]) or "").strip() for message in messages):
+            if not self.fields.reasoning:
+                raise DroppedField(
+                    f"{row.where}: has reasoning_content, but the chat template does not render it; "
+                    "use data.reasoning: drop, or put it into the content"
+                )
+            messages = [write_thought(message, self.fields.reasoning) for message in messages]
+        return row if messages == list(row.messages) else replace(row, messages=tuple(messages))
 
     def requests(self, row: Row, index: int) -> tuple[Request, Request]:
         """Return what is rendered for the answer of message `index`: the turns before it, and those up to it."""
@@ -215,7 +218,3 @@ def _check_thought(row: Row, message: Message, thought: str, text: str) -> None:
             f"{row.where}: the chat template drops the reasoning of an answer{inline}: {shown!r}; "
             "use data.reasoning: drop"
         )
-
-
-def _with_messages(row: Row, messages: list[Message]) -> Row:
-    return Row(row.id, tuple(messages), row.where, row.ignored, row.tools, row.text, row.source)
