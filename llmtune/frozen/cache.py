@@ -6,6 +6,7 @@ agree. The *boundary* of a stage is the number of blocks below the lowest one th
 cached output in their place; masks and rotary embeddings still come from the model's own forward.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ import transformers
 from torch import nn
 
 from llmtune.errors import FieldError, MachineError, TrainingError
-from llmtune.files import digest_of
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete
 from llmtune.frozen.check import find_slower, measure_errors
@@ -234,7 +234,10 @@ class FrozenBlocks:
 
     @cached_property
     def _rows_digest(self) -> str:
-        return digest_of("\n".join(" ".join(map(str, row)) for row in self._rows))
+        digest = hashlib.sha256()
+        for number in range(len(self._rows)):
+            digest.update(f"{chr(10) if number else ''}{' '.join(map(str, self._rows[number]))}".encode())
+        return digest.hexdigest()
 
 
 def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, notes: list[str]) -> list[str]:

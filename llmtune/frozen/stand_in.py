@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from llmtune.data.store.encoded import TokenIds
 from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
 from llmtune.model.blocks import blocks, unwrap
@@ -39,7 +40,7 @@ class StubbedDecoder:
         self._whole, self.sharded = model, isinstance(model, FSDPModule)
         self.inner: PreTrainedModel = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
-        self.lengths = [len(row) for row in rows]
+        self.lengths = list(rows.lengths) if isinstance(rows, TokenIds) else [len(row) for row in rows]
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
         self._cached: torch.Tensor | None = None

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
-from llmtune.data.mixture import training_rows
 from llmtune.data.near.texts import suite_documents
+from llmtune.data.store.encoded import lengths_of
+from llmtune.data.store.read import training_rows
 from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -133,7 +134,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
         context = context_length(load_config(base))
         checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
+    tokens = sum(lengths_of(checked.train)) + sum(lengths_of(checked.eval))
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     check_disk(recipe, table.frozen_blocks, world)

@@ -162,7 +162,7 @@ def _typos(columns: list[str], fields: list[str]) -> Iterator[tuple[str, str]]:
     """Yield fields with the columns that look like a typo of them."""
     for field in fields:
         close = get_close_matches(field, [column.lower() for column in columns], n=1, cutoff=0.75)
-        yield from ((field, column) for column in columns if [column.lower()] == close)
+        yield from ((field, column) for column in columns if [column.lower()] == close and column != field)
 
 
 def _quote(value: str) -> str:
