@@ -24,7 +24,8 @@ from tests.support.pages import Page
 TEMPLATE = (
     "{{ greeting }}{% if tools %}{{ '<|im_start|>system\\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
     "{{ '<|im_end|>\\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-    "{% if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}{{ m.content }}"
+    "{% if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{{ '<tool_call>\\n' }}{{ {'name': c.function.name, 'arguments': "
     "c.function.arguments} | tojson }}{{ '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -103,7 +104,10 @@ def test_what_follows_a_thought_is_compared(tmp_path: Path, monkeypatch: pytest.
     assert ("thoughts are not compared" in shown) != is_dropped
 
 
-def test_plain_texts_go_from_check_to_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_texts_go_from_check_to_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.reload_here(monkeypatch)
     base = tiny.save_base(tmp_path / "base")
     texts = [{"text": f"Once upon a time there were {n} geese. " * (1 + n % 3)} for n in range(24)]
     data = {"train": str(tiny.write_rows(tmp_path / "texts.jsonl", texts)), "eval_fraction": 0.2, "max_length": 64}

@@ -27,6 +27,12 @@ class Truth:
     is_call: bool = False
     """Whether the answer calls tools."""
 
+    @classmethod
+    def of_text(cls, text: str) -> "Truth":
+        """The true answer that a text is, where nothing else is known of its row."""
+        end = _THOUGHT_END if _THOUGHT_END in text else ""
+        return cls(text, text.rpartition(end)[2] if end else text, end)
+
     def compared(self, output: str) -> str:
         """The part of an answer that is compared with `final`."""
         return output.rpartition(self.thought_end)[2] if self.thought_end else output
