@@ -1,8 +1,8 @@
 """The questions that both models are asked, and everything beside the weights that decides their scores."""
 
 import importlib.metadata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -71,27 +71,41 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
         data = gate(recipe, tokenizer, stop, model_limits(model))
         check_same_data(run, data.findings)
         check_rows(suite, len(data.test))
-        chats, others = _split(data.test)
-        if chats:
-            held_out = _held_out_questions(data, chats, recipe.eval.limit, tokenizer, stop, rules)
-        if others:
-            texts = Texts(others[: recipe.eval.limit], len(others), min(context, recipe.data.max_length))
+        chats, others = _split(data.test, recipe.eval.limit)
+        if chats.of:
+            held_out = _held_out_questions(data, chats, tokenizer, stop, rules)
+        if others.of:
+            texts = Texts(others.rows, others.of, min(context, recipe.data.max_length))
     new_tokens = answer_room(Survey().add(held_out[HELD_OUT]), context) if held_out else 0
     limit = recipe.eval.limit or suite.limit
     return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules)
 
 
-def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Return the rows that are conversations, and those that are plain texts."""
-    return [row for row in rows if row.messages], [row for row in rows if not row.messages]
+@dataclass
+class _Rows:
+    """Held-out rows of one kind: the first of them, and how many there are."""
+
+    rows: list[Row] = field(default_factory=list)
+    of: int = 0
+
+
+def _split(rows: Iterable[Row], limit: int | None) -> tuple[_Rows, _Rows]:
+    """Return the first `limit` rows that are conversations, and as many that are plain texts."""
+    chats, texts = _Rows(), _Rows()
+    for row in rows:
+        kind = chats if row.messages else texts
+        kind.of += 1
+        if limit is None or len(kind.rows) < limit:
+            kind.rows.append(row)
+    return chats, texts
 
 
 def _held_out_questions(
-    data: Gate, chats: list[Row], limit: int | None, tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules
+    data: Gate, chats: _Rows, tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules
 ) -> dict[str, Questions]:
     """Return the held-out rows, zero-shot and after as many worked examples as fit; says what does not."""
     context = rules.max_length
-    zero_shot = questions(chats, [], limit, tokenizer, stop, rules)
+    zero_shot = replace(questions(chats.rows, [], None, tokenizer, stop, rules), of=chats.of)
     if not zero_shot.rows:
         raise FieldError("data", f"every held-out row is longer than the model's context of {context} tokens")
     survey = Survey().add(zero_shot)

@@ -1,6 +1,7 @@
 """Held-out rows as questions to a model: which fit into its context, zero-shot and after worked examples."""
 
 import heapq
+import itertools
 import json
 import math
 from array import array
@@ -64,6 +65,11 @@ class Survey:
     """The longest questions: tokens of the prompt, the row's number, the row."""
     tools: set[str] = field(default_factory=set)
     """The lists of tools that questions have, as JSON."""
+
+    @property
+    def of(self) -> int:
+        """The rows that there are."""
+        return self.asked + len(self.not_asked)
 
     def add(self, questions: Questions) -> "Survey":
         """Count some more questions."""
@@ -159,14 +165,14 @@ def check_questions(
 
     Raises RecipeError for a row that cannot be asked, FieldError where all rows are longer than the context.
     """
-    chats = [row for row in data.test if row.messages]
     rules, survey = asking_rules(recipe.data, context), Survey()
-    for start in range(0, len(chats), _BATCH):
-        survey.add(questions(chats[start : start + _BATCH], [], None, tokenizer, stop, rules))
-    if recipe.eval.suite == "none" or not chats:
+    chats = (row for row in data.test if row.messages)
+    while batch := list(itertools.islice(chats, _BATCH)):
+        survey.add(questions(batch, [], None, tokenizer, stop, rules))
+    if recipe.eval.suite == "none" or not survey.of:
         return []
     if not survey.asked:
-        reason = f"all {len(chats)} held-out rows are longer than the model's context of {context} tokens"
+        reason = f"all {survey.of} held-out rows are longer than the model's context of {context} tokens"
         ids = format_ids(survey.not_asked)
         message = f"{reason} ({ids}); shorten them, or set eval.suite: none"
         raise FieldError(f"data.{recipe.data.held_out_part}", message)
@@ -188,8 +194,9 @@ def long_rows_notes(survey: Survey, context: int) -> list[str]:
     """Return a warning that names the rows that are not asked, if there are any."""
     if not survey.not_asked:
         return []
-    count = survey.asked + len(survey.not_asked)
-    rows = f"{len(survey.not_asked)} of {count} held-out rows are longer than the model's context of {context} tokens"
+    rows = (
+        f"{len(survey.not_asked)} of {survey.of} held-out rows are longer than the model's context of {context} tokens"
+    )
     return [f"warning: {rows} and are not asked ({format_ids(survey.not_asked)})"]
 
 

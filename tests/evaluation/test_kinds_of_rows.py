@@ -111,7 +111,7 @@ def test_plain_texts_go_from_check_to_card(
     base = tiny.save_base(tmp_path / "base")
     texts = [{"text": f"Once upon a time there were {n} geese. " * (1 + n % 3)} for n in range(24)]
     data = {"train": str(tiny.write_rows(tmp_path / "texts.jsonl", texts)), "eval_fraction": 0.2, "max_length": 64}
-    sections = {"data": data, "eval": runs.QUICK, "publish": {"repo": "me/mine"}}
+    sections: dict[str, Any] = {"data": data, "eval": runs.QUICK, "publish": {"repo": "me/mine"}}
     file = tiny.write_recipe(tmp_path / "recipe.json", base, base, **sections)
     run = prepare(recipe.load(file), tmp_path / "run", 0)
     train(run)
