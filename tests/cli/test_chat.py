@@ -16,6 +16,7 @@ from llmtune.cli.chat import HELP, talk
 from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encoding.encode import prompt_ids
 from llmtune.errors import MachineError, ProofError, RecipeError
+from llmtune.files import read_json, write_json
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -177,13 +178,14 @@ def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
 
 
 def test_prompts_get_the_tools_and_the_values_of_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = "{{ mode }}:{{ tools | length if tools else 0 }};" + tiny.CHATML
+    template = "{{ mode }}:{{ tools | tojson if tools }};" + tiny.CHATML
     base = tiny.save_base(tmp_path / "base")
     tiny.tokenizer(template).save_pretrained(base)
     rows = tiny.write_rows(tmp_path / "some.jsonl", tiny.sums(20))
     data = {"train": str(rows), "eval_fraction": 0.2, "template": {"mode": "brief"}}
     run = runs.trained(tmp_path, base=base, data=data)
     tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    write_json(run.data_file, {**read_json(run.data_file), "thinking_block": "<think></think>"})
     monkeypatch.setattr(speakers, "shared_opening", lambda settings: (None, (tool,)))
     prompts: list[str] = []
 
@@ -193,7 +195,9 @@ def test_prompts_get_the_tools_and_the_values_of_the_template(tmp_path: Path, mo
     monkeypatch.setattr("transformers.LlamaForCausalLM.generate", generate)
     pair, screen = speakers.load_speakers(run), io.StringIO()
     talk(pair, ["hello"], Console(file=screen))
-    assert prompts == ["brief:1;<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"] * 2
+    (prompt,) = {*prompts}
+    assert prompt.startswith('brief:[{"type": "function", "function": {"name": "add"')
+    assert prompt.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n<think></think>")
     assert "Tools that the models are told of: add. None is run here.\n" in screen.getvalue()
 
 

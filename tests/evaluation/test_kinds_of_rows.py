@@ -30,8 +30,11 @@ TEMPLATE = (
     "c.function.arguments} | tojson }}{{ '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOL = {"type": "function", "function": {"name": "warmth", "description": "Degrees.", "parameters": PARAMETERS}}
+PARAMETERS: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "warmth", "description": "Degrees.", "parameters": PARAMETERS},
+}
 
 
 def tool_row(place: int) -> dict[str, Any]:
