@@ -1,6 +1,7 @@
 """The delta: what was trained, the adapter or the tensors, with the base it fits."""
 
 import importlib
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from transformers import PreTrainedModel
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
-from llmtune.model.base import Base
-from llmtune.model.files.fingerprints import fingerprint_base
+from llmtune.model.base import Base, load_config, vocabulary
+from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -32,8 +33,16 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         _save_tensors(model, tensors, partial, kind)
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
+        added = {"added": _copy_tokenizer(base, partial)} if base.added else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        write_json(partial / BASE, {**facts, **converted, "kind": stored, "adapter": kind})
+        write_json(partial / BASE, {**facts, **converted, **added, "kind": stored, "adapter": kind})
+
+
+def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:
+    """Copy the tokenizer with its new tokens; gives their ids, and the rows that the embeddings have with them."""
+    for file in named_like(base.folder, TOKENIZER):
+        shutil.copyfile(file, folder / file.name)
+    return {"ids": list(base.added), "rows": vocabulary(load_config(base))}
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:

@@ -34,6 +34,8 @@ class Base:
     """The model on the Hub that a card names."""
     converted: Converted | None = None
     """The .gguf file that the weights in the folder were converted from, where they were."""
+    added: tuple[int, ...] = ()
+    """The ids of tokens that the model did not have: the folder is a copy with longer embeddings."""
 
 
 class NamedBase(Protocol):
@@ -46,6 +48,10 @@ class NamedBase(Protocol):
     @property
     def revision(self) -> str | None:
         """Commit, tag or branch of a Hub id."""
+
+    @property
+    def add_tokens(self) -> tuple[str, ...]:
+        """Tokens that the model gets."""
 
 
 def load_config(base: Base) -> PreTrainedConfig:

@@ -10,6 +10,7 @@ from llmtune.errors import FieldError, MachineError
 from llmtune.files import user_path
 from llmtune.model.base import Base, NamedBase
 from llmtune.model.files.converted import convert_gguf, find_gguf
+from llmtune.model.files.extended import extend
 from llmtune.model.files.stored import weight_files
 from llmtune.model.reading import reading
 
@@ -22,8 +23,13 @@ ADAPTER = "adapter_config.json"
 def locate_base(named: NamedBase, weights: bool = True) -> Base:
     """The base model of that name, downloaded or converted where needed; `weights=False` skips a download's weights.
 
-    Raises FieldError for a name that is no model, or for a model that this machine cannot get.
+    New tokens are added to it. Raises FieldError for a name that is no model, or for one that cannot be had here.
     """
+    base = _locate(named, weights)
+    return extend(base, named.add_tokens) if named.add_tokens else base
+
+
+def _locate(named: NamedBase, weights: bool) -> Base:
     name = named.base
     if name.startswith("package:"):
         return _from_package(name.removeprefix("package:"))
