@@ -262,7 +262,7 @@ def test_finds_overlap_across_files(tmp_path: Path) -> None:
     test = [
         *tiny.sums(6, 37),
         pair("play some JAZZ please", "{play: blues}"),
-        pair("PLAY jazz", "ok!"),
+        {"prompt": [{"role": "user", "content": "PLAY jazz"}], "completion": "ok!"},
         pair("new", "new"),
     ]
     sides = ((tmp_path / "train.jsonl", train), (tmp_path / "test.jsonl", test))

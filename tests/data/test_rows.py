@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llmtune.data.row import Row
@@ -175,8 +175,8 @@ BAD_TOOLS: dict[str, tuple[Any, str]] = {
     "number": ([3], "tools[0]: is a number (3); a tool"),
     "half a character": ([{"name": "f", "description": "\ud800"}], "tools[0]: holds half of a character"),
 }
-BAD = {
-    **{name: (PAIRS, *case) for name, case in BAD_PAIRS.items()},
+BAD: dict[str, tuple[list[dict[str, Any]], Any, str]] = {
+    **{name: (PAIRS, bad, words) for name, (bad, words) in BAD_PAIRS.items()},
     **{
         f"messages: {name}": ([{"messages": CHAT}] * 2, {"messages": turns}, words)
         for name, (turns, words) in BAD_CHATS.items()

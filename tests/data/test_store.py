@@ -323,7 +323,7 @@ def test_trainer_rows_are_the_examples_made_one_by_one(tmp_path: Path, cache: Pa
 
 def test_learned_first_tokens_are_no_targets() -> None:
     examples = [
-        Example("a", "t:1", [5, 6, 2], [5, 6, 2]),
+        Example("a", "t:1", [5, 6, 2], [5, 6, 2], is_text=True),
         Example("b", "t:2", [5, 6, 2], [IGNORED, 6, IGNORED]),
         Example("c", "t:3", [7, 2], [IGNORED] * 2),
         Example("d", "t:4", [7, 2], [7, IGNORED]),

@@ -206,7 +206,6 @@ PUBLIC = {
         "</s>",
         before=" ",
         call=lambda name, arguments: f'[TOOL_CALLS] [{_json(name, arguments)[:-1]}, "id": "call12345"}}]',
-        refused={"system": r"does not render the system turn \('Be brief.'\)"},
     ),
     "deepseek v3": Public(
         DEEPSEEK_V3,

@@ -127,7 +127,10 @@ class RowTurns:
     def _masked(self, last: Turn) -> tuple[tuple[int, int], ...]:
         """Return what is not learned although all else is: tools' results, empty blocks, and reasoning as context."""
         row, context = self.row, self.answers.rules.reasoning == "context"
-        masked = [*tool_results(row, last.end, self.answers.renderer), (last.generation, last.prompt)]
+        masked = [
+            *tool_results(row, last.end[: last.generation], self.answers.renderer),
+            (last.generation, last.prompt),
+        ]
         thoughts = [i for i in self.indices if context and split_thought(row.messages[i])[0].strip()]
         blocks = self.indices[:-1] if last.prompt > last.generation else []
         needed = sorted({*thoughts, *blocks} - {self.indices[-1]})

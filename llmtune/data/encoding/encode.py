@@ -47,7 +47,8 @@ def prompt_ids(
 ) -> list[int]:
     """Return the token ids from which generation after `messages` starts, rendered as training renders them.
 
-    `template` are the values of `data.template`; `block` is the empty thinking block behind which the answers start that were trained (`Encoded.thinking_block`).
+    `template` are the values of `data.template`; `block` is the empty thinking block behind which the answers start
+    that were trained (`Encoded.thinking_block`).
     """
     if tokenizer.chat_template:
         answers = Answers(Renderer(tokenizer, template or {}), (), Rules(sys.maxsize))

@@ -4,6 +4,7 @@ What stands between marks is the template's own text, by which the contents are 
 """
 
 import itertools
+from dataclasses import replace
 
 from llmtune.data.encoding.fields import written_forms
 from llmtune.data.encoding.template import Renderer, Request
@@ -41,27 +42,30 @@ def place_contents(text: str, pieces: dict[int, str], contents: dict[int, str]) 
     return places
 
 
-def tool_results(row: Row, text: str, renderer: Renderer) -> list[tuple[int, int]]:
-    """Return where the results of tools stand in a text; raises RecipeError where that cannot be told."""
+def tool_results(row: Row, prompt: str, renderer: Renderer) -> list[tuple[int, int]]:
+    """Return where the results of tools stand in the prompt of a row's last answer.
+
+    Raises RecipeError where that cannot be told.
+    """
     indices = [index for index, message in enumerate(row.messages) if message["role"] == "tool"]
     if not indices:
         return []
     places = []
-    pieces = _pieces(row, indices, text, renderer)
+    pieces = _pieces(replace(row, messages=row.messages[:-1]), indices, prompt, renderer, generation_prompt=True)
     if pieces is not None:
         befores, rest = [*pieces[0].values()], pieces[1]
         at = 0
         for index, before, after in zip(indices, befores, [*befores[1:], ""], strict=True):
-            if not text.startswith(before, at):
+            if not prompt.startswith(before, at):
                 break
             at += len(before)
             forms = written_forms(row.messages[index]["content"])
-            size = next((len(form) for form in forms if text.startswith(form + after, at)), None)
+            size = next((len(form) for form in forms if prompt.startswith(form + after, at)), None)
             if size is None:
                 break
             places.append((at, at + size))
             at += size
-        if len(places) == len(indices) and rest.startswith(text[at:]):
+        if len(places) == len(indices) and rest == prompt[at:]:
             return places
     raise RecipeError(
         f"{row.where}: the chat template changes a tool's result, so that it cannot be told from what is learned; "
@@ -69,7 +73,9 @@ def tool_results(row: Row, text: str, renderer: Renderer) -> list[tuple[int, int
     )
 
 
-def _pieces(row: Row, indices: list[int], text: str, renderer: Renderer) -> tuple[dict[int, str], str] | None:
+def _pieces(
+    row: Row, indices: list[int], text: str, renderer: Renderer, generation_prompt: bool = False
+) -> tuple[dict[int, str], str] | None:
     """Return the template's text before each of these contents, and the text behind the last."""
     unique = next(mark for size in range(1, len(text)) if (mark := f"Mark{'q' * size}") not in text)
     marks = {index: f"{unique}{index}{unique}" for index in indices}
@@ -77,7 +83,7 @@ def _pieces(row: Row, indices: list[int], text: str, renderer: Renderer) -> tupl
         {**message, "content": marks.get(i, message["content"])} for i, message in enumerate(row.messages)
     ]
     try:
-        rest = renderer.render(Request(marked, row.tools), row.where)
+        rest = renderer.render(Request(marked, row.tools, generation_prompt), row.where)
     except RecipeError:
         return None
     pieces = {}

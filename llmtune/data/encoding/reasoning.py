@@ -71,4 +71,5 @@ def after_thought(text: str, thought_end: int, limit: int, bare: str) -> int:
         common += 1
     start = max(thought_end, len(text) - common)
     closed = _CLOSE.match(text, start)
-    return min(closed.end(), limit) if closed else start
+    is_close = closed and (start == thought_end or closed[1] or closed[2])
+    return min(closed.end(), limit) if closed and is_close else start

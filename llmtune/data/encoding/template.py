@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, TemplateError, meta
+from jinja2 import Environment, TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.row import Message, Tool
@@ -88,10 +88,10 @@ class Renderer:
             raise FieldError("data.template", "the tokenizer has no chat template, so nothing uses it")
         special = self.tokenizer.special_tokens_map
         known = sorted(variables(str(self.tokenizer.chat_template)) - _OWN - set(special))
+        takes = f"it takes {', '.join(known)}" if known else "it takes no values"
         for key in self.values:
             if key not in known:
-                uses = f"it takes {', '.join(known)}" if known else "it takes no values"
-                message = f"the chat template does not use {key!r}{nearest(key, known) or f'; {uses}'}"
+                message = f"the chat template does not use {key!r} ({takes}){nearest(key, known)}"
                 raise FieldError(f"data.template.{key}", message)
 
 
@@ -104,7 +104,19 @@ def variables(template: str) -> frozenset[str]:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateError as error:
         raise RecipeError(f"the chat template cannot be read: {one_line(error)}") from error
-    return frozenset(meta.find_undeclared_variables(parsed))
+    return frozenset(meta.find_undeclared_variables(parsed) - _set_inside(parsed))
+
+
+def _set_inside(template: nodes.Template) -> set[str]:
+    """Return the variables that a template sets itself, whatever it is given; Jinja counts those set in a branch."""
+    tested = {test.node.name for test in template.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+    tested |= {use.node.name for use in template.find_all(nodes.Filter) if isinstance(use.node, nodes.Name)}
+    names = set()
+    for assign in template.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name):
+            used = {name.name for name in assign.node.find_all(nodes.Name)} | {getattr(assign.node, "name", None)}
+            names |= {assign.target.name} - used
+    return names - tested
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:

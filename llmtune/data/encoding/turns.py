@@ -86,8 +86,8 @@ class Answers:
         """
         index = len(row.messages) - 1
         prompt, rendered = self._rendered(row, index, texts)
-        self.fields.check_row(row, rendered)
         turn = self._find(row, index, prompt, rendered)
+        self.fields.check_row(row, turn.end if turn else rendered)
         if turn is None:
             raise RecipeError(f"{row.where}: {self._reason(prompt, rendered, row.messages[index])}")
         return turn
@@ -115,6 +115,10 @@ class Answers:
         """Find an answer behind its prompt: reasoning, content (some templates strip it), calls, stop token."""
         message, start = row.messages[index], len(prompt)
         thought, content = split_thought(message)
+        if not rendered.startswith(prompt):
+            # Once an answer is given, some templates leave out a system turn or reasoning that was there before it.
+            rest = self._rest_alone(row, message)
+            rendered = prompt + rest if rest and rendered.endswith(rest) else rendered
         _check_thought(row, message, thought, rendered[start:] if rendered.startswith(prompt) else rendered)
         if not rendered.startswith(prompt):
             return None
@@ -138,6 +142,15 @@ class Answers:
         # The block's last line breaks may be taken for the content's own, which the template strips.
         usual = start + len(self.fields.block)
         return usual if end > start and usual > end and text.startswith(self.fields.block, start) else end
+
+    def _rest_alone(self, row: Row, message: Message) -> str:
+        """Return what the template puts behind the prompt of an answer to a short question; "" where it rewrites it."""
+        question = replace(row, messages=({"role": "user", "content": "a"}, message))
+        try:
+            prompt, rendered = self._rendered(question, 1)
+        except RecipeError:
+            return ""
+        return rendered[len(prompt) :] if rendered.startswith(prompt) else ""
 
     def _place(self, text: str, start: int, message: Message, content: str) -> tuple[int, int] | None:
         """Return where an answer's content starts, and where its stop token ends."""
@@ -179,8 +192,10 @@ class Answers:
     def _behind_thought(self, row: Row, index: int, prompt: str, text: str, thought_end: int, at: int) -> int:
         """Return where the learned text starts in an answer whose reasoning is context."""
         bare = without_thought(row.messages[index])
-        rendered = self.renderer.render(Request([*row.messages[:index], bare], row.tools), row.where)
-        rest = rendered[len(prompt) :] if rendered.startswith(prompt) else rendered
+        rest = self._rest_alone(row, bare)
+        if not rest:
+            rendered = self.renderer.render(Request([*row.messages[:index], bare], row.tools), row.where)
+            rest = rendered[len(prompt) :] if rendered.startswith(prompt) else rendered
         return after_thought(text, thought_end, at, rest[: self._last_stop(rest)])
 
     def _last_stop(self, text: str) -> int:
@@ -191,10 +206,13 @@ class Answers:
         if not rendered.startswith(prompt):
             at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
             before, after = prompt[at : at + 30], rendered[at : at + 30]
-            return f"the chat template changes the text before an answer: {before!r} becomes {after!r} once it is given"
+            what = "the chat template changes the text before an answer"
+            return f"{what}: {before!r} becomes {after!r} once it is given"
         if message.get("tool_calls"):
-            rest, what = rendered[len(prompt) :][-30:].strip(), "tool calls"
-            return f"the chat template ends {what} with {rest!r}, but the model stops at {self._shown_stops}"
+            if any(stop in rendered[len(prompt) :] for stop in self.stops):
+                return f"the tuned model would stop before the end of tool calls, at {self._shown_stops}"
+            rest = rendered[len(prompt) :][-30:].strip()
+            return f"the chat template ends tool calls with {rest!r}, but the model stops at {self._shown_stops}"
         answer = split_thought(message)[1].strip()
         at = rendered.find(answer, len(prompt))
         if at < 0:

@@ -6,6 +6,7 @@ from llmtune.data.formats.base import Content, Format, Record
 from llmtune.data.formats.tools import parse_tools
 from llmtune.data.formats.turns import OPENAI, Keys, check_ends, parse_turns
 from llmtune.data.formats.values import optional_text
+from llmtune.data.row import Tool
 
 COLUMNS = ("messages", "conversations")
 _RARE_COLUMNS = ("conversation", "chat", "dialog", "dialogue", "turns")
@@ -33,7 +34,7 @@ def conversation(where: str, record: Record, keys: Keys) -> Content:
         used.append("system")
         if system := optional_text(where, record, "system"):
             messages = ({"role": "system", "content": system}, *messages)
-    tools = ()
+    tools: tuple[Tool, ...] = ()
     if "tools" in record:
         used.append("tools")
         tools = parse_tools(where, record["tools"])

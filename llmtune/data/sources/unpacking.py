@@ -25,9 +25,9 @@ def lines(path: Path, at: Cursor) -> Iterator[str]:
     with _open(path) as file:
         while raw := file.readline(LONGEST_LINE + 1):
             at.line += 1
-            growth.add(len(raw))
             if len(raw) > LONGEST_LINE:
                 raise RecipeError(f"{at.where}: the line is longer than {LONGEST_LINE >> 20} MiB; no row is")
+            growth.add(len(raw))
             yield (raw.removeprefix(b"\xef\xbb\xbf") if at.line == 1 else raw).decode("utf-8")
 
 
