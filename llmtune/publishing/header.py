@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from llmtune.data.sources import HubName
 from llmtune.data.sources.files import reader_of
-from llmtune.data.sources.hub import HubName
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
 from llmtune.recipe.paths import exists

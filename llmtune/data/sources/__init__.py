@@ -5,6 +5,7 @@
 """
 
 from llmtune.data.sources.cursor import Cursor, explained
+from llmtune.data.sources.hub import HubName
 from llmtune.data.sources.locate import is_file, problem, records, source_files
 
-__all__ = ["Cursor", "explained", "is_file", "problem", "records", "source_files"]
+__all__ = ["Cursor", "HubName", "explained", "is_file", "problem", "records", "source_files"]
