@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -211,9 +211,9 @@ def _copies(start: DynamicCache, rows: int) -> DynamicCache:
     return cache
 
 
-def left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, LongTensors (B, T) padded on the left with zeros."""
     width = max(map(len, rows))
-    ids = [[0] * (width - len(row)) + row for row in rows]
+    ids = [[*[0] * (width - len(row)), *row] for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,10 +61,17 @@ class LoadedModel(HFLM):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, adds_bos: bool | None, name: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: int,
+        adds_bos: bool | None,
+        name: str,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         self.truncated, self.not_finite, self.requests = 0, 0, 0
-        self.prompt_ids: dict[str, list[int]] = {}
+        self.prompt_ids: Mapping[str, Sequence[int]] = {}
+        self.special = False
         self.name, self._rows = name, rows
         self._step: Step = _uncounted
         super().__init__(
@@ -74,6 +81,7 @@ class LoadedModel(HFLM):
             batch_size=rows,
             add_bos_token=adds_bos,
             softmax_dtype=torch.float32,
+            chat_template_args=dict(template or {}),
         )
         self.set_cache_hook(_Counter(self._count))
 
@@ -133,6 +141,13 @@ class LoadedModel(HFLM):
             self.truncated += int((mask.sum(1) > left_truncate_len).sum())
             ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
         return ids, mask
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens; answers to held-out rows keep special tokens where the true ones have some."""
+        if self.special and skip_special_tokens:
+            tokens = [token for token in tokens if token != self.tokenizer.pad_token_id]
+            skip_special_tokens = False
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object

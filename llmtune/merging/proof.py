@@ -15,6 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from llmtune.data.first_rows import first_rows
+from llmtune.data.row import Row
 from llmtune.errors import MachineError, ProofError
 from llmtune.merging import compact
 from llmtune.recipe.sections import Recipe
@@ -27,6 +29,8 @@ TEXTS = (
 )
 TOKENS = 40
 """How many tokens at the end of a text the models read."""
+_ROWS, _CHARACTERS = 3, 400
+"""Rows of the data that are such texts too, and how much of each."""
 
 STOCK = """
 import json, sys, transformers
@@ -84,13 +88,15 @@ class Reloaded:
 
 
 def probes(settings: Recipe) -> list[str]:
-    """Return the texts that models are compared on: fixed ones, and three lines of the data if it is a text file."""
-    sources = [Path(part.source) for name in ("test", "eval", "train") for part in settings.data.sources(name)]
-    files = [source for source in sources if source.suffix in (".jsonl", ".csv") and source.is_file()]
-    if not files:
-        return list(TEXTS)
-    with files[0].open(encoding="utf-8", errors="replace") as lines:
-        return [*TEXTS, *(line.strip()[-400:] for line, _ in zip(lines, range(3), strict=False) if line.strip())]
+    """Return the texts that models are compared on: fixed ones, and three rows of the data if it can be read."""
+    parts = (first_rows(settings.data, part, _ROWS)[:_ROWS] for part in ("test", "eval", "train"))
+    rows = next(filter(None, parts), [])
+    return [*TEXTS, *(_text(row)[-_CHARACTERS:] for row in rows)]
+
+
+def _text(row: Row) -> str:
+    """Return a row as one text; a conversation as JSON, whatever its turns hold."""
+    return row.text or json.dumps(row.messages, ensure_ascii=False)
 
 
 def logits(model: PreTrainedModel | PeftModel, ids: list[list[int]]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The code on a model card: how the weights are loaded, and on which base."""
 
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 from llmtune import __version__
@@ -33,7 +34,30 @@ def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
 
 
 def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
-    """The code that loads what is published."""
+    """The code that loads what is published, and renders a prompt as in training where the template has values."""
+    return _loading(settings, base) + _rendering(settings.data.template)
+
+
+def _rendering(template: Mapping[str, Any]) -> str:
+    """The code that gives the chat template its values; "" where it has none."""
+    if not template:
+        return ""
+    names = all(name.isidentifier() and not iskeyword(name) for name in template)
+    values = ", ".join(f"{name}={value!r}" for name, value in template.items()) if names else f"**{dict(template)!r}"
+    lines = [
+        "",
+        "",
+        "messages = [{'role': 'user', 'content': 'Hello!'}]",
+        "inputs = tokenizer.apply_chat_template(",
+        f"    messages, add_generation_prompt=True, return_tensors='pt', return_dict=True, {values}",
+        ")",
+        "output = model.generate(**inputs, max_new_tokens=200)",
+        "print(tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))",
+    ]
+    return "\n".join(lines)
+
+
+def _loading(settings: Recipe, base: Mapping[str, Any]) -> str:
     repo, auto = repository(settings), base.get("loaded_by", "AutoModelForCausalLM")
     if is_merged(settings):
         return "\n".join(

@@ -19,8 +19,9 @@ from llmtune.data.encoding.rules import Rules
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.generate import answer_losses
-from llmtune.evaluation.results import Result, compare, difference_table, table
+from llmtune.evaluation.results import Result, compare
 from llmtune.evaluation.step import evaluate
+from llmtune.evaluation.tables import difference_table, table
 from llmtune.files import read_json
 from llmtune.model.base import load_model, model_facts
 from llmtune.model.files.locate import locate_base
