@@ -46,7 +46,7 @@ def describe(
         "ignored_columns": sorted({name for part in sources.values() for name in part.ignored}),
         "special_tokens_in_text": summarize_ids(train.special),
         "template_adds": train.notes.template_adds,
-        "thinking_block": train.notes.thinking_block * (train.notes.with_block == len(train.examples)),
+        "thinking_block": train.notes.served_block,
         "template_sha256": template_sha256(tokenizer),
         "example": mark_learned(train.examples[0], tokenizer),
     }

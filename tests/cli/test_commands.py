@@ -97,7 +97,7 @@ def test_refuses_bad_recipe_in_one_line(
         ({"data": {"train": "gone.jsonl"}}, 2, "gone.jsonl"),
         ({"data": {"train": "empty.jsonl"}}, 2, "empty"),
         ({"data": {"train": "broken.jsonl"}}, 2, "broken.jsonl:2"),
-        ({"data": {"train": "columns.jsonl"}}, 2, "rename"),
+        ({"data": {"train": "columns.jsonl"}}, 2, "data.map: {prompt: question, completion: answer}"),
         ({"data": {"train": "train.jsonl", "max_length": 8}}, 2, "longer than max_length 8"),
         ({"method": {"kind": "frozen", "reach": 9}}, 2, "beyond the model"),
         ({"method": {"kind": "gradual", "reaches": [1, 9]}}, 2, "beyond the model"),
@@ -120,7 +120,7 @@ def test_refuses_impossible_recipe_before_training(
 ) -> None:
     (place / "empty.jsonl").write_text("")
     (place / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
-    tiny.write_rows(place / "columns.jsonl", [{"instruction": "a", "output": "b"}])
+    tiny.write_rows(place / "columns.jsonl", [{"question": "a", "answer": "b"}])
     (place / "suite.yaml").write_text("tasks: [held_out,\n gone.yaml]")
     (place / "alone.yaml").write_text("tasks: [mine.yaml]")
     (place / "mine.yaml").write_text("task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: no.jsonl}}\n")
