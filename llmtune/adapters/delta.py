@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -22,10 +23,17 @@ ADAPTER = "adapter_model.safetensors"
 BASE = "base.json"
 
 
-def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
+def save_delta(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    base: Base,
+    kind: str,
+    start: dict[str, Any] | None = None,
+) -> None:
     """Write what was trained and what it was trained on, completely or not at all; `tensors` are the trained ones.
 
-    `kind` is the adapter's.
+    `kind` is the adapter's; `start` says what training went on from, if anything.
     """
     # safetensors writes beside a file before it renames: a killed process would leave that in the delta.
     with write_folder(folder) as partial:
@@ -33,7 +41,8 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        write_json(partial / BASE, {**facts, **converted, "kind": stored, "adapter": kind})
+        before = {"start": start} if start else {}
+        write_json(partial / BASE, {**facts, **converted, **before, "kind": stored, "adapter": kind})
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:

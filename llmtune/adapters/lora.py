@@ -58,6 +58,14 @@ class Lora(AdapterSpec):
     """Low-rank updates beside linear layers (Hu 2021)."""
 
     name: ClassVar[str] = "LoRA"
+    peft_names: ClassVar[dict[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "rslora": "use_rslora",
+        "dora": "use_dora",
+        "ranks": "rank_pattern",
+        "alphas": "alpha_pattern",
+    }
 
     kind: Literal["lora"]
     """Low-rank adapter."""

@@ -11,7 +11,7 @@ from llmtune.launch.devices import launch_device
 from llmtune.machine.device import free_bytes
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.base import Base, build_skeleton, load_config, load_model, model_facts
-from llmtune.model.check import stored_quantization
+from llmtune.model.files.quantization import dequantized_tensors, kept_bits
 from llmtune.model.files.stored import StoredTensor, stored_tensors, weight_files
 from llmtune.model.quantize import NF4_BYTES, load_quantized, split_linear_layers
 from llmtune.numbers import size
@@ -40,7 +40,8 @@ def place(recipe: Recipe, base: Base) -> Placement:
     """
     device = launch_device(recipe.launch)
     dtype = computing_dtype(recipe.model.precision, device)
-    stored, free = stored_tensors(base.folder, base.name), free_bytes(device)
+    stored = dequantized_tensors(stored_tensors(base.folder, base.name), base.name)
+    free = free_bytes(device)
     whole = _whole_bytes(base, stored, dtype, device)
     may_be_4bit = recipe.model.quantize == "4bit"
     if whole + ROOM * may_be_4bit <= free:
@@ -72,7 +73,7 @@ def linear_layers(recipe: Recipe, skeleton: PreTrainedModel) -> tuple[list[str],
 
 def _whole_bytes(base: Base, stored: dict[str, StoredTensor], dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that a base takes on a device; none on a CPU that computes in the files' dtype, which maps them."""
-    if stored_quantization(load_config(base)) is not None:
+    if kept_bits(load_config(base)):
         return sum(file.stat().st_size for file in weight_files(base.folder, base.name))
     if device.type == "cpu" and all(tensor.dtype == _STORED[dtype] for tensor in stored.values()):
         return 0

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtune.machine.device import run_device
+from llmtune.model.dequantize import load_dequantized
 from llmtune.model.files.converted import Converted
+from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import refuse_damaged
 from llmtune.model.kinds import check_causal, check_kind
@@ -34,6 +36,8 @@ class Base:
     """The model on the Hub that a card names."""
     converted: Converted | None = None
     """The .gguf file that the weights in the folder were converted from, where they were."""
+    start: str | None = None
+    """The adapter that was named as the base, and of which this is the base: a folder, or a Hub id at a commit."""
 
 
 class NamedBase(Protocol):
@@ -109,16 +113,7 @@ def load_model(
             llm_int8_skip_modules=keep,
         )
     with reading(base.name, "its weights"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            base.folder,
-            config=load_config(base),
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, loaded = _read(base, dtype, options)
     refuse_differences(base.name, loaded)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -126,6 +121,24 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     checked: PreTrainedModel = model.eval()
     return checked
+
+
+def _read(base: Base, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' report on its tensors."""
+    config = load_config(base)
+    if dequantized_format(config):
+        return load_dequantized(base.folder, config, dtype, options)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    return model, report
 
 
 def build_skeleton(base: Base) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
+from llmtune.adapters.start import Start, add_rest, load_start
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import Example
 from llmtune.data.findings import check_same_data
@@ -32,12 +33,14 @@ from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
+from llmtune.training.bases.base import bind_base, check_model
+from llmtune.training.bases.start import find_start, start_note
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.passes.choice import RunPasses, choose_passes
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
-from llmtune.training.prepare import Prepared, bind_base, check_model
+from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.stop import Stop
 from llmtune.working import working
@@ -83,6 +86,9 @@ def _train(
         model = insert(weights, recipe.method.adapter, plan, base)
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
+    start = find_start(recipe)
+    if start is not None:
+        load_start(model, start, tensors)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
@@ -99,14 +105,14 @@ def _train(
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress:
-        _record_start(record, progress.start_step, card_lines, passes)
+        _record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype),
+            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype, start),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
@@ -130,7 +136,8 @@ def _train(
     with working("saving the trained weights"):
         delta = trainer.trained_state()
         if state.is_main_process:
-            save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
+            whole = add_rest(delta, start) if start else delta
+            save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
             run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
         processes.wait()
     state.destroy_process_group()
@@ -162,7 +169,7 @@ def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> L
     """The plan laid over the base of a run that was prepared before; raises RecipeError for another base."""
     skeleton = check_model(recipe, base)
     # No barrier: a process that prepared the run does not come here, and the others would wait for it.
-    bind_base(run, base, write=state.is_main_process)
+    bind_base(run, recipe, base, write=state.is_main_process)
     return build_layout(recipe, base, skeleton)
 
 
@@ -186,6 +193,7 @@ def _frozen_blocks(
     examples: list[Example],
     offloaded: OffloadedBlocks | None,
     dtype: torch.dtype,
+    start: Start | None,
 ) -> FrozenBlocks | None:
     """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
@@ -196,6 +204,8 @@ def _frozen_blocks(
         "quantize": recipe.model.quantize,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if start is not None:
+        facts["start"] = start.facts()["sha256"]
     adapter = recipe.method.adapter
     policy = CachePolicy(
         cache_folder() / "frozen-blocks",

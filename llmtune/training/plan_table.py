@@ -25,6 +25,7 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
+from llmtune.training.bases.start import check_layout, start_note
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -97,6 +98,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
     check_offloaded(recipe, layout)
+    check_layout(recipe, layout)
     adapter = recipe.method.adapter
     return PlanTable(
         base=BaseName(base.name, base.revision, base.hub_id),
@@ -114,6 +116,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         stages=stages,
         notes=[
             *_converted_note(base),
+            *start_note(recipe),
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
