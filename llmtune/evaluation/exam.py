@@ -95,7 +95,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "chat_template_sha256": template_sha256(tokenizer),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
-        "quantize": "4bit" if placement.is_4bit else "none",
+        "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -94,9 +94,13 @@ def vocabulary(config: PreTrainedConfig) -> int:
 
 
 def load_model(
-    base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None, device: torch.device | None = None
+    base: Base,
+    dtype: torch.dtype = torch.float32,
+    keep: list[str] | None = None,
+    device: torch.device | None = None,
+    bits: int = 4,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode; with `keep`, linear layers are quantized to NF4 except these modules.
+    """The base model in evaluation mode; with `keep`, linear layers but these are quantized: to NF4, or to 8 bits.
 
     Each weight goes straight to `device`. Without one, it goes to the CPU, or where bitsandbytes would have it.
     Raises FieldError where the files are not exactly the tensors of the model.
@@ -106,7 +110,8 @@ def load_model(
         options["device_map"] = {"": str(device)}
     if keep is not None:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,

@@ -9,6 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from llmtune.errors import FieldError
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.files.fingerprints import base_files
+from llmtune.model.files.locate import INTO
 from llmtune.model.files.quantization import (
     dequantized_format,
     dequantized_tensors,
@@ -105,21 +106,20 @@ def check_stored(name: str, config: PreTrainedConfig, wants: dict[str, bool]) ->
 
 def check_same_shapes(base: Base, skeleton: PreTrainedModel, original: Base) -> None:
     """Raise FieldError where the model that a delta is to be merged into is not what the base was made from."""
-    key = "model.merge_into"
     try:
         config = load_config(original)
         other = build_skeleton(original)
         check_base(original, other)
     except FieldError as error:
-        raise FieldError(key, error.message, error.kind) from error
+        raise FieldError(INTO, error.message, error.kind) from error
     if stored_quantization(config) is not None:
-        raise FieldError(key, f"{original.name} is stored quantized itself; name the 16-bit model")
+        raise FieldError(INTO, f"{original.name} is stored quantized itself; name the 16-bit model")
     ours, theirs = ({name: list(one.shape) for name, one in model.state_dict().items()} for model in (skeleton, other))
     for name in (*ours, *theirs):
         if ours.get(name) != theirs.get(name):
             one, two = (f"{name} {shapes[name]}" if name in shapes else f"no {name}" for shapes in (ours, theirs))
             message = f"{original.name} is not the model that {base.name} was made from: it has {two}, the base {one}"
-            raise FieldError(key, message)
+            raise FieldError(INTO, message)
 
 
 def _report(base: Base, skeleton: PreTrainedModel, tensors: dict[str, StoredTensor]) -> dict[str, Any]:

