@@ -1,0 +1,182 @@
+"""A run that goes on from an adapter, or from a run: same values, one delta against the base, or one line on why not."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llmtune import recipe
+from llmtune.adapters.delta import load_delta
+from llmtune.errors import RecipeError
+from llmtune.files import read_json
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
+from llmtune.run import Run, open_run
+from llmtune.training.loop import train
+from llmtune.training.objective import SupervisedTrainer
+from llmtune.training.prepare import plan_alone, prepare
+from tests.support import runs, tiny
+
+IDS = torch.arange(3, 40)[None]
+LORA = {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
+FULL = {"kind": "frozen", "reach": 1, "lr": 0.01}
+
+
+def write(folder: Path, base: Path, method: dict[str, Any], name: str = "b", **model: Any) -> Path:
+    """Write a recipe of two steps."""
+    rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(20))
+    section = {"base": str(base), "precision": "fp32", **model}
+    settings = {"max_steps": 2, "batch_size": 4, "warmup": 0}
+    return tiny.write_recipe(folder / f"{name}.yaml", base, rows, method, model=section, train=settings)
+
+
+def a_run(folder: Path, base: Path, method: dict[str, Any], name: str = "b", **model: Any) -> Run:
+    """Prepare a run of two steps."""
+    return prepare(recipe.load(write(folder, base, method, name, **model)), folder / name, 0)
+
+
+def mistake(folder: Path, base: Path, method: dict[str, Any], **model: Any) -> str:
+    """What plan says of a recipe, in one line of exit code 2."""
+    with pytest.raises(RecipeError) as caught:
+        plan_alone(recipe.load(write(folder, base, method, "wrong", **model)), 0)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(folder), "")
+
+
+@pytest.fixture(scope="module")
+def firsts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and a run with LoRA and one without an adapter on it, as training leaves them."""
+    folder = tmp_path_factory.mktemp("firsts")
+    base = tiny.save_base(folder / "base")
+    runs.perturbed(a_run(folder, base, LORA, "lora"))
+    runs.perturbed(a_run(folder, base, FULL, "tensors"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "method"),
+    [
+        ("lora", {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora"}}),
+        ("tensors", {"kind": "gradual", "lr": 0.01, "reaches": [0, 1]}),
+        ("tensors", {"kind": "frozen", "reach": 0, "lr": 0.01}),
+    ],
+)
+def test_goes_on_from_a_run_bit_for_bit(
+    tmp_path: Path, firsts: Path, first: str, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = runs.load_tuned(open_run(firsts / first))
+    seen: dict[str, Any] = {}
+    original = SupervisedTrainer.train
+
+    def look(self: Any, **named: Any) -> Any:
+        seen["logits"] = self.model.eval()(IDS).logits.detach()
+        self.model.train()
+        return original(self, **named)
+
+    monkeypatch.setattr(SupervisedTrainer, "train", look)
+    run = a_run(tmp_path, firsts / "base", method, start=str(firsts / first))
+    train(run)
+    assert torch.equal(seen["logits"], before(IDS).logits)
+    before_names = set(load_file(next((firsts / first / "delta").glob("*.safetensors"))))
+    after = load_file(next(run.delta.glob("*.safetensors")))
+    assert before_names <= set(after), "the delta is against the base: what the first run changed is in it"
+    tuned = load_delta(load_model(locate_base(run.recipe().model)), run.delta)(IDS).logits
+    assert (tuned - seen["logits"]).abs().max() > 1e-3
+    if first == "lora":
+        assert run.recipe().method.adapter.model_dump()["alpha"] == 8
+        stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(firsts / "base"), str(run.delta))
+        assert torch.equal(stock(IDS).logits, tuned)
+    facts = run.manifest()["start"]
+    assert (facts["name"], facts["kind"]) == (first, "adapter" if first == "lora" else "tensors")
+    assert read_json(run.delta / "base.json")["start"] == facts
+    assert f"goes on from {first}" in "".join(read_json(run.plan_file)["notes"])
+    assert f"goes on from {first}" in run.log_file.read_text()
+
+
+def test_an_adapter_named_as_base_stands_for_its_base(tmp_path: Path, firsts: Path) -> None:
+    adapter = Path(shutil.copytree(firsts / "lora" / "delta", tmp_path / "adapter"))
+    (adapter / "base.json").unlink()
+    run = a_run(tmp_path, adapter, {**LORA, "adapter": {"kind": "lora"}})
+    model = run.recipe().model
+    assert (model.base, model.start) == (str(firsts / "base"), str(adapter))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
+    assert "/adapter is an adapter that names no base; name its base here" in mistake(tmp_path, adapter, LORA)
+    assert "wrong.yaml" in mistake(tmp_path, firsts / "lora", LORA)
+    assert "is a run; go on from it with model.start" in mistake(tmp_path, firsts / "lora", LORA)
+
+
+def test_refuses_a_start_that_does_not_fit(tmp_path: Path, firsts: Path) -> None:
+    base, lora, tensors = firsts / "base", str(firsts / "lora"), str(firsts / "tensors")
+
+    def of(adapter: Any, start: str = lora, **more: Any) -> str:
+        method = {"kind": "full", "lr": 0.01, "adapter": adapter, **more.pop("method", {})}
+        return mistake(tmp_path, more.pop("base", base), method, start=start, **more)
+
+    said = of({"kind": "lora", "rank": 8})
+    assert (
+        said.startswith("/wrong.yaml:")
+        and f"method.adapter.rank: 8 contradicts {lora}, which was trained with 4" in said
+    )
+    assert "method.adapter.alpha: 16.0 contradicts" in of({"kind": "lora", "alpha": 16})
+    assert "method.adapter.init: pissa starts from the weights" in of({"kind": "lora", "init": "pissa"})
+    assert "is an adapter of the kind lora, not vera; write adapter: lora" in of({"kind": "vera"})
+    assert "is an adapter of the kind lora, not none; write adapter: lora" in of("none")
+    assert "on which no adapter can go on as one delta" in of({"kind": "lora"}, tensors)
+    assert "model.start: no run or adapter nowhere (looked for " in of({"kind": "lora"}, "nowhere")
+    assert "is neither a run (recipe.yaml) nor an adapter" in of({"kind": "lora"}, str(base))
+    said = of({"kind": "lora", "targets": ["q_proj"]})
+    assert "model.start:" in said and "does not fit what this recipe trains: of base_model.model.model.layers.0" in said
+    reach = {"method": {"kind": "frozen", "reach": 1}}
+    assert "(28 tensors there, 14 here)" in of({"kind": "lora"}, **reach)
+    assert "model.quantize: would round model.layers.1." in mistake(
+        tmp_path, base, {"kind": "frozen", "reach": 0, "lr": 0.01}, start=tensors, quantize="4bit"
+    )
+    other = tiny.save_base(tmp_path / "other", seed=1)
+    assert "whose model.safetensors differs; name that base in model.base" in of({"kind": "lora"}, base=other)
+    untrained = a_run(tmp_path, base, LORA, "untrained")
+    assert "is not trained yet; first: llmtune train" in of({"kind": "lora"}, str(untrained.path))
+
+
+def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: Path) -> None:
+    adapter = Path(shutil.copytree(firsts / "lora" / "delta", tmp_path / "adapter"))
+    run = a_run(tmp_path, firsts / "base", {**LORA, "adapter": {"kind": "lora"}}, start=str(adapter))
+    (run.checkpoints / "step-1").mkdir(parents=True)
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"adapter: changed since the run .* began to train on it; put it back"):
+        train(run)
+    shutil.rmtree(adapter)
+    with pytest.raises(RecipeError, match=r"model\.start: no run or adapter"):
+        train(run)
+
+
+@pytest.mark.parametrize("cached", [{"kind": "lora"}, "none"])
+def test_cached_outputs_of_frozen_blocks_are_of_one_start(
+    tmp_path: Path, firsts: Path, cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmtune.training import loop
+
+    policies: list[Any] = []
+    monkeypatch.setattr(loop, "FrozenBlocks", lambda rows, policy: policies.append(policy))
+    for number, start in enumerate([None, "lora" if cached != "none" else "tensors"]):
+        method = {"kind": "frozen", "reach": 1, "lr": 0.01} if cached == "none" else LORA
+        model = {"start": str(firsts / start)} if start else {}
+        run = a_run(tmp_path, firsts / "base", method, f"run{number}", **model)
+        settings = run.recipe()
+        from llmtune.training.bases.find import find_start
+        from llmtune.training.prepare import layout_of
+
+        layout = layout_of(settings)
+        layout.__dict__["boundaries"] = [1]
+        base = locate_base(settings.model)
+        loop._frozen_blocks(settings, base, layout, [], None, torch.float32, find_start(settings))
+    assert "start" not in policies[0].facts
+    assert len(policies[1].facts["start"]) == 64
