@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
-from llmtune.model.base import Base
+from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import fingerprint_base
+from llmtune.model.files.quantization import dequantized_format
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -41,7 +42,8 @@ def save_delta(
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
-        before = {"start": start} if start else {}
+        form = dequantized_format(load_config(base))
+        before = ({"start": start} if start else {}) | ({"dequantized": form} if form else {})
         write_json(partial / BASE, {**facts, **converted, **before, "kind": stored, "adapter": kind})
 
 

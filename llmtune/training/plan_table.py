@@ -26,7 +26,7 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
-from llmtune.training.bases.find import check_layout, start_note
+from llmtune.training.bases.find import check_layout, rest_size, start_note
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -76,7 +76,8 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
     facts, adapter = model_facts(skeleton), recipe.method.adapter
     plan = recipe.plan(facts)
     linear: tuple[list[str], list[str]] = ([], [])
-    if recipe.model.quantize != "none":
+    bits = bits_of(recipe.model.quantize) or kept_bits(skeleton.config)
+    if bits:
         linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
         check_quantized(linear[0], recipe.model.quantize)
     # An adapter starts from the random state, and takes the same start when it is trained; a plan takes no memory.
@@ -89,13 +90,12 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
         limited = plan.limited_to({distance[name] for name in trained})
     except PlanError as error:
         raise FieldError(f"method.{error.key}", str(error)) from error
-    bits = bits_of(recipe.model.quantize)
     return Layout(facts, limited, skeleton, tuned, distance, trained, linear, bits)
 
 
 def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int) -> PlanTable:
     """What trains when and at which rate, over that many rows and processes; raises FieldError for what cannot be."""
-    _refuse(recipe)
+    _refuse(recipe, layout.bits)
     steps = total_steps(recipe.train, rows, world)
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
@@ -111,7 +111,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         trained=count_trained(schedule, layout),
         adapted=count_adapted(layout.tuned),
         quantized=len(layout.linear[0]),
-        delta_bytes=4 * adapter.count_stored(layout.tuned, layout.trained),
+        delta_bytes=4 * (adapter.count_stored(layout.tuned, layout.trained) + rest_size(recipe, layout)),
         states_bytes=fixed_bytes(layout, setting_of(recipe, world, run_device().type)),
         frozen_blocks=cache_size(recipe, layout),
         steps=steps,
@@ -209,14 +209,17 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     return [f"{message}; outputs of blocks that may be drawn are not cached"]
 
 
-def _refuse(recipe: Recipe) -> None:
+def _refuse(recipe: Recipe, bits: int | None) -> None:
     adapter = recipe.method.adapter
     if recipe.model.quantize != "none" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable
     if recipe.launch.accelerate != "auto":
-        check_config(read_config(recipe.launch.accelerate), recipe.train.optimizer)
+        config = read_config(recipe.launch.accelerate)
+        check_config(config, recipe.train.optimizer)
+        if bits == 8 and config["distributed_type"] == "FSDP":
+            raise FieldError("launch.accelerate", "weights in 8 bits cannot be sharded; try ddp, or a base in 4 bits")
     if recipe.model.precision == "fp16" and uses_cpu(recipe.launch):
         message = f"fp16 is for GPUs, and launch.accelerate: {recipe.launch.accelerate} uses none; try auto"
         raise FieldError("model.precision", message)

@@ -25,6 +25,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.bases.base import bind_base, check_model, locate
+from llmtune.training.bases.find import refuse_own_folder
 from llmtune.training.plan_table import build_layout, plan_table
 from llmtune.working import working
 
@@ -71,6 +72,7 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
 def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
     """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
     recipe, base = locate(recipe)
+    refuse_own_folder(recipe, out)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
     bind_base(run, run.recipe(), base)

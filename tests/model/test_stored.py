@@ -20,6 +20,7 @@ from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.check import check_base
 from llmtune.model.files.locate import locate_base
+from llmtune.publishing.card import card
 from llmtune.run import Run
 from llmtune.training.loop import train
 from llmtune.training.prepare import examine, prepare
@@ -69,7 +70,8 @@ def save_stored(folder: Path, form: str) -> Tensors:
     kind, sizes, pack, packs = FORMS[form]
     heads = {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64, "hidden_size": 64}
     tiny.save_base(folder, kind, hidden=64, **{**sizes, **heads} if kind != "llama" else {})
-    stored, expected = {}, {}
+    stored: Tensors = {}
+    expected: Tensors = {}
     torch.manual_seed(1)
     for name, tensor in load_file(folder / "model.safetensors").items():
         if ".layers." in name and packs(tensor) and not name.endswith("_bias"):
@@ -79,7 +81,10 @@ def save_stored(folder: Path, form: str) -> Tensors:
             stored[name] = tensor.bfloat16()
             expected[name] = stored[name].float()
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    how = {"quant_method": form.split("_")[0], "modules_to_not_convert": ["lm_head", "model.embed_tokens"]}
+    how: dict[str, Any] = {
+        "quant_method": form.split("_")[0],
+        "modules_to_not_convert": ["lm_head", "model.embed_tokens"],
+    }
     how |= {"weight_block_size": [16, 16], "activation_scheme": "dynamic"} if "fp8" in form else {}
     set_config(folder, quantization_config=how, dtype="bfloat16")
     return expected
@@ -192,28 +197,30 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=config)
         model.save_pretrained(folder / f"{bits}bit")
         tiny.tokenizer().save_pretrained(folder / f"{bits}bit")
+    save_stored(folder / "fp8", "fp8")
     return folder
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", ["4bit", "8bit", "fp8"])
 def test_merges_an_adapter_on_a_stored_base_into_the_original(
-    tmp_path: Path, originals: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, stored = originals / "plain", originals / f"{bits}bit"
-    run = a_run(tmp_path, stored, LORA, model={"merge_into": str(plain)}, merge={"dtype": "float32"})
+    plain, stored = originals / "plain", originals / form
+    sections = {"merge": {"dtype": "float32"}, "publish": {"repo": "me/tuned", "weights": "merged"}}
+    run = a_run(tmp_path, stored, LORA, model={"merge_into": str(plain)}, **sections)
     assert run.recipe().model.merge_into == str(plain)
     runs.perturbed(run)
     runs.reload_here(monkeypatch)
     facts = merge(run)
     assert (facts["merged_into"], facts["base"]["name"]) == ("plain", str(plain))
-    assert facts[f"gap_to_{bits}bit"]["original"]["max"] > 0
+    assert "What was trained was merged into `plain`, which the base was made from." in card(run)
     live = load_delta(load_model(Base(plain, "p", None, None)), run.delta)(IDS).logits
     merged = AutoModelForCausalLM.from_pretrained(run.merged)(IDS).logits
     torch.testing.assert_close(merged, live, rtol=0, atol=1e-4)
     assert (live - load_model(Base(plain, "p", None, None))(IDS).logits).abs().max() > 1e-3
-    assert f"{stored} is stored in {bits} bits (bitsandbytes), so " in mistake(tmp_path / "b", stored).replace(
-        f"{stored.parent}", f"{originals}"
-    )
+    if form != "fp8":
+        assert facts[f"gap_to_{form}"]["original"]["max"] > 0
+        assert f"{stored} is stored in {form[0]} bits (bitsandbytes), so no delta" in mistake(tmp_path / "b", stored)
 
 
 def test_refuses_another_model_to_merge_into(tmp_path: Path, originals: Path) -> None:

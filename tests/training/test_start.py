@@ -1,4 +1,4 @@
-"""A run that goes on from an adapter, or from a run: same values, one delta against the base, or one line on why not."""
+"""A run that goes on from an adapter or a run: same values, one delta against the base, or one line on why not."""
 
 import json
 import shutil
@@ -17,6 +17,8 @@ from llmtune.errors import RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
+from llmtune.publishing.card import card
+from llmtune.reporting.page import report
 from llmtune.run import Run, open_run
 from llmtune.training.loop import train
 from llmtune.training.objective import SupervisedTrainer
@@ -25,6 +27,7 @@ from tests.support import runs, tiny
 
 IDS = torch.arange(3, 40)[None]
 LORA = {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
+PUBLISH = {"repo": "me/tuned"}
 FULL = {"kind": "frozen", "reach": 1, "lr": 0.01}
 
 
@@ -33,7 +36,9 @@ def write(folder: Path, base: Path, method: dict[str, Any], name: str = "b", **m
     rows = tiny.write_rows(folder / "rows.jsonl", tiny.sums(20))
     section = {"base": str(base), "precision": "fp32", **model}
     settings = {"max_steps": 2, "batch_size": 4, "warmup": 0}
-    return tiny.write_recipe(folder / f"{name}.yaml", base, rows, method, model=section, train=settings)
+    return tiny.write_recipe(
+        folder / f"{name}.yaml", base, rows, method, model=section, train=settings, publish=PUBLISH
+    )
 
 
 def a_run(folder: Path, base: Path, method: dict[str, Any], name: str = "b", **model: Any) -> Run:
@@ -77,6 +82,7 @@ def test_goes_on_from_a_run_bit_for_bit(
 
     def look(self: Any, **named: Any) -> Any:
         seen["logits"] = self.model.eval()(IDS).logits.detach()
+        seen["facts"] = self.frozen_blocks._policy.facts if self.frozen_blocks else None
         self.model.train()
         return original(self, **named)
 
@@ -94,10 +100,16 @@ def test_goes_on_from_a_run_bit_for_bit(
         stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(firsts / "base"), str(run.delta))
         assert torch.equal(stock(IDS).logits, tuned)
     facts = run.manifest()["start"]
+    assert seen["facts"] is None or seen["facts"]["start"] == facts["sha256"], "cached outputs are of one start"
+    assert (seen["facts"] is None) == (first == "lora")
     assert (facts["name"], facts["kind"]) == (first, "adapter" if first == "lora" else "tensors")
     assert read_json(run.delta / "base.json")["start"] == facts
     assert f"goes on from {first}" in "".join(read_json(run.plan_file)["notes"])
     assert f"goes on from {first}" in run.log_file.read_text()
+    assert read_json(run.plan_file)["delta_bytes"] == 4 * sum(tensor.numel() for tensor in after.values())
+    assert f"went on from `{first}`" in card(run)
+    page = report(run).read_text()
+    assert f"goes on from</dt><dd>{first} (SHA-256 {facts['sha256'][:12]})" in page
 
 
 def test_an_adapter_named_as_base_stands_for_its_base(tmp_path: Path, firsts: Path) -> None:
@@ -113,6 +125,29 @@ def test_an_adapter_named_as_base_stands_for_its_base(tmp_path: Path, firsts: Pa
     assert "is a run; go on from it with model.start" in mistake(tmp_path, firsts / "lora", LORA)
 
 
+def test_an_adapter_on_the_hub_stands_for_its_base(
+    tmp_path: Path, firsts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "c0ffee" * 6 + "0000"
+    adapter = Path(shutil.copytree(firsts / "lora" / "delta", tmp_path / "snapshots" / commit))
+    revisions: list[Any] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert name == "someone/adapter"
+        revisions.append(revision)
+        return str(adapter)
+
+    monkeypatch.setattr("llmtune.model.files.locate.snapshot_download", download)
+    monkeypatch.setattr("llmtune.training.bases.find.snapshot_download", download)
+    method = {**LORA, "adapter": {"kind": "lora"}}
+    run = a_run(tmp_path, Path("someone/adapter"), method, revision="v1")
+    model = run.recipe().model
+    assert (model.base, model.revision) == (str(firsts / "base"), None)
+    assert model.start == f"someone/adapter@{commit}"
+    assert set(revisions) == {"v1", commit}
+    assert run.manifest()["start"]["name"] == f"someone/adapter@{commit}"
+
+
 def test_refuses_a_start_that_does_not_fit(tmp_path: Path, firsts: Path) -> None:
     base, lora, tensors = firsts / "base", str(firsts / "lora"), str(firsts / "tensors")
 
@@ -121,10 +156,8 @@ def test_refuses_a_start_that_does_not_fit(tmp_path: Path, firsts: Path) -> None
         return mistake(tmp_path, more.pop("base", base), method, start=start, **more)
 
     said = of({"kind": "lora", "rank": 8})
-    assert (
-        said.startswith("/wrong.yaml:")
-        and f"method.adapter.rank: 8 contradicts {lora}, which was trained with 4" in said
-    )
+    assert said.startswith("/wrong.yaml:")
+    assert f"method.adapter.rank: 8 contradicts {lora}, which was trained with 4" in said
     assert "method.adapter.alpha: 16.0 contradicts" in of({"kind": "lora", "alpha": 16})
     assert "method.adapter.init: pissa starts from the weights" in of({"kind": "lora", "init": "pissa"})
     assert "is an adapter of the kind lora, not vera; write adapter: lora" in of({"kind": "vera"})
@@ -133,14 +166,16 @@ def test_refuses_a_start_that_does_not_fit(tmp_path: Path, firsts: Path) -> None
     assert "model.start: no run or adapter nowhere (looked for " in of({"kind": "lora"}, "nowhere")
     assert "is neither a run (recipe.yaml) nor an adapter" in of({"kind": "lora"}, str(base))
     said = of({"kind": "lora", "targets": ["q_proj"]})
-    assert "model.start:" in said and "does not fit what this recipe trains: of base_model.model.model.layers.0" in said
-    reach = {"method": {"kind": "frozen", "reach": 1}}
-    assert "(28 tensors there, 14 here)" in of({"kind": "lora"}, **reach)
+    assert "model.start:" in said
+    assert "does not fit what this recipe trains: of base_model.model.model.layers.0" in said
+    assert "(28 tensors there, 14 here)" in of({"kind": "lora"}, method={"kind": "frozen", "reach": 1})
     assert "model.quantize: would round model.layers.1." in mistake(
         tmp_path, base, {"kind": "frozen", "reach": 0, "lr": 0.01}, start=tensors, quantize="4bit"
     )
     other = tiny.save_base(tmp_path / "other", seed=1)
     assert "whose model.safetensors differs; name that base in model.base" in of({"kind": "lora"}, base=other)
+    with pytest.raises(RecipeError, match=r"model\.start: .* is the folder of this run itself"):
+        prepare(recipe.load(write(tmp_path, base, LORA, "own", start=lora)), firsts / "lora", 0, overwrite=True)
     untrained = a_run(tmp_path, base, LORA, "untrained")
     assert "is not trained yet; first: llmtune train" in of({"kind": "lora"}, str(untrained.path))
 
@@ -156,27 +191,3 @@ def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: 
     shutil.rmtree(adapter)
     with pytest.raises(RecipeError, match=r"model\.start: no run or adapter"):
         train(run)
-
-
-@pytest.mark.parametrize("cached", [{"kind": "lora"}, "none"])
-def test_cached_outputs_of_frozen_blocks_are_of_one_start(
-    tmp_path: Path, firsts: Path, cached: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from llmtune.training import loop
-
-    policies: list[Any] = []
-    monkeypatch.setattr(loop, "FrozenBlocks", lambda rows, policy: policies.append(policy))
-    for number, start in enumerate([None, "lora" if cached != "none" else "tensors"]):
-        method = {"kind": "frozen", "reach": 1, "lr": 0.01} if cached == "none" else LORA
-        model = {"start": str(firsts / start)} if start else {}
-        run = a_run(tmp_path, firsts / "base", method, f"run{number}", **model)
-        settings = run.recipe()
-        from llmtune.training.bases.find import find_start
-        from llmtune.training.prepare import layout_of
-
-        layout = layout_of(settings)
-        layout.__dict__["boundaries"] = [1]
-        base = locate_base(settings.model)
-        loop._frozen_blocks(settings, base, layout, [], None, torch.float32, find_start(settings))
-    assert "start" not in policies[0].facts
-    assert len(policies[1].facts["start"]) == 64

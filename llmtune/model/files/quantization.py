@@ -58,9 +58,9 @@ def dequantized_tensors(tensors: Tensors, name: str) -> Tensors:
         if key.endswith("_blocks") and (scales := f"{key.removesuffix('_blocks')}_scales") in tensors:
             del folded[key], folded[scales]
             folded[key.removesuffix("_blocks")] = _unpacked(tensor)
-        elif tensor.dtype == _FP8 and (scales := _scale_of(key, tensors)):
-            _refuse_uneven(key, tensor, tensors[scales], name)
-            folded.pop(scales)
+        elif tensor.dtype == _FP8 and (scale := _scale_of(key, tensors)):
+            _refuse_uneven(key, tensor, tensors[scale], name)
+            folded.pop(scale)
             folded.pop(f"{key.removesuffix('weight')}activation_scale", None)
     return folded
 

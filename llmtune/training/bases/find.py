@@ -1,5 +1,6 @@
 """What a recipe goes on from: a run or an adapter, found by its name, and checked against base and recipe."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def _refuse_other_base(start: Start, base: Base) -> None:
         raise FieldError(KEY, f"{message}, whose {other} differs; name that base in model.base")
 
 
+def refuse_own_folder(recipe: Recipe, out: Path) -> None:
+    """Raise FieldError for a run that would go on from itself."""
+    start = recipe.model.start
+    if start is not None and Path(start).resolve() in (out.resolve(), (out / "delta").resolve()):
+        raise FieldError(KEY, f"{start} is the folder of this run itself; choose another with --out")
+
+
 def check_layout(recipe: Recipe, layout: Layout) -> None:
     """Raise FieldError where what the recipe goes on from does not fit what it is to train."""
     start = find_start(recipe)
@@ -106,6 +114,14 @@ def start_note(recipe: Recipe) -> list[str]:
     return [
         f"goes on from {facts['name']} ({facts['kind']}, SHA-256 {facts['sha256'][:12]}); the delta is against the base"
     ]
+
+
+def rest_size(recipe: Recipe, layout: Layout) -> int:
+    """How many numbers the delta holds that the recipe's start trained and the recipe does not."""
+    start = find_start(recipe)
+    if start is None or start.is_adapter:
+        return 0
+    return sum(math.prod(shape) for name, shape in start.shapes().items() if name not in layout.trained)
 
 
 def bind_start(run: Run, name: str, begun: bool, write: bool) -> None:
