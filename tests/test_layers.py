@@ -21,7 +21,7 @@ FLOORS = (
     {"methods"},
     {"recipe"},
     {"run"},
-    {"data", "launch"},
+    {"data", "launch", "tracking"},
     {"inference"},
     {"estimate", "frozen", "evaluation"},
     {"terminal"},

@@ -17,7 +17,7 @@ GLIBC = (28, 27, 26, 24, 17, 12, 5)
 PACKAGES = (
     "transformers", "trl", "peft", "accelerate", "datasets", "dill", "multiprocess", "pydantic", "pydantic_core",
     "annotated-types", "typing-inspection", "typing_extensions", "huggingface_hub", "httpx2", "httpcore2", "truststore",
-    "tokenizers", "safetensors", "fsspec", "filelock", "typer", "bitsandbytes",
+    "tokenizers", "safetensors", "fsspec", "filelock", "typer", "bitsandbytes", "datasketch",
 )  # fmt: skip
 """Names as in constraints.txt, which holds their versions."""
 MORE = ("liger-kernel==0.8.0",)

@@ -1,6 +1,7 @@
 """The delta: what was trained, the adapter or the tensors, with the base it fits."""
 
 import importlib
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from transformers import PreTrainedModel
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
-from llmtune.model.base import Base, load_config
-from llmtune.model.files.fingerprints import fingerprint_base
+from llmtune.model.base import Base, load_config, vocabulary
+from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
 from llmtune.model.files.quantization import dequantized_format
 
 TENSORS = "trained.safetensors"
@@ -41,10 +42,18 @@ def save_delta(
         _save_tensors(model, tensors, partial, kind)
         facts = {"base": base.name, "revision": base.revision, "hub_id": base.hub_id, "files": fingerprint_base(base)}
         converted = {"converted": asdict(base.converted)} if base.converted else {}
+        added = {"added": _copy_tokenizer(base, partial)} if base.added else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
         form = dequantized_format(load_config(base))
         before = ({"start": start} if start else {}) | ({"dequantized": form} if form else {})
-        write_json(partial / BASE, {**facts, **converted, **before, "kind": stored, "adapter": kind})
+        write_json(partial / BASE, {**facts, **converted, **added, **before, "kind": stored, "adapter": kind})
+
+
+def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:
+    """Copy the tokenizer with its new tokens; gives their ids, and the rows that the embeddings have with them."""
+    for file in named_like(base.folder, TOKENIZER):
+        shutil.copyfile(file, folder / file.name)
+    return {"ids": list(base.added), "rows": vocabulary(load_config(base))}
 
 
 def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:

@@ -1,6 +1,6 @@
 """Insert an adapter where a plan trains, and name the tensors that ever train."""
 
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,13 +8,15 @@ from transformers import PreTrainedModel
 from llmtune.adapters.base import AdapterSpec
 from llmtune.errors import FieldError, first_line
 from llmtune.model.base import Base
-from llmtune.model.blocks import distances
+from llmtune.model.blocks import blocks, distances
 from llmtune.plan.stages import Plan
 
 
 def insert(model: PreTrainedModel, adapter: AdapterSpec, plan: Plan, base: Base) -> PreTrainedModel | PeftModel:
     """Return the model with an adapter in every block that the plan ever trains; the model itself without one."""
     config = adapter.peft_config(model, plan)
+    if base.added:
+        _train_tokens(config, model, plan, base)
     if config is None:
         return model
     try:
@@ -25,6 +27,21 @@ def insert(model: PreTrainedModel, adapter: AdapterSpec, plan: Plan, base: Base)
     config.base_model_name_or_path = base.hub_id or base.name
     config.revision = base.revision if base.hub_id == base.name else None
     return tuned
+
+
+def _train_tokens(config: PeftConfig | None, model: PreTrainedModel, plan: Plan, base: Base) -> None:
+    """Have the rows of the base's new tokens trained; raises FieldError where adapter or plan cannot."""
+    if plan.peak(len(blocks(model)) + 1) <= 0:
+        message = "the plan never trains the embeddings, where new tokens are; try kind full, with or without lora"
+        raise FieldError("model.add_tokens", message)
+    if config is None:
+        return
+    if not isinstance(config, LoraConfig):
+        raise FieldError("model.add_tokens", "PEFT trains new tokens under LoRA alone; try lora, or no adapter")
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is None or head.weight is words.weight
+    names = {module: name for name, module in model.named_modules()}
+    config.trainable_token_indices = {names[one]: list(base.added) for one in (words, *(() if tied else (head,)))}
 
 
 def count_adapted(model: nn.Module) -> dict[str, int]:

@@ -102,6 +102,8 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         _line("# quantize: 4bit", "puts the frozen layers into 4 bits; LoRA over them is QLoRA"),
         "data:",
         f"  train: {_text(data.source)}",
+        "  # 1% of replay, rows such as the base learned from, cures most forgetting; for that, train is a mixture:",
+        f"  # [{{source: {_text(data.source)}, fraction: 0.99}}, {{source: replay.jsonl, fraction: 0.01}}]",
         *(f"  {key}: {_text(source)}" for key, source in files.items()),
         *([] if "test" in files else [_line("# test: test.jsonl", "rows that are asked of base and tuned model")]),
         *aside,

@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.encoding.encode import IGNORED, Encoded, Example
 from llmtune.data.encoding.template import template_sha256
+from llmtune.data.mixture import source_notes
+from llmtune.data.near.notes import near_notes
 from llmtune.data.overlap import count_duplicates
 from llmtune.data.row import Row
 from llmtune.data.sources import is_file
@@ -31,7 +33,7 @@ def describe(
     train = encoded["train"]
     return {
         "rows": {part: len(part_rows) for part, part_rows in rows.items()},
-        "files": {part: _file(getattr(data, part), part_rows) for part, part_rows in sources.items() if part_rows},
+        "files": _files(data, sources),
         "max_length": data.max_length,
         "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None,
         **_count_tokens(train.examples),
@@ -56,6 +58,7 @@ def write_notes(findings: Findings) -> list[str]:
         f"{tokens['total']} tokens to learn in {count} rows (mean {tokens['mean']}, max {tokens['max']})",
         f"max_length {findings['max_length']}; the longest row has {findings['longest']} tokens",
     ]
+    lines = [*source_notes(findings["sources"], findings["shared_rows"]), *lines]
     lines += [_over_length_note(part, over) for part, over in findings["over_length"].items() if over["rows"]]
     conditional = [
         (limit and findings["longest"] > limit, f"warning: the tokenizer says that the model takes {limit} tokens"),
@@ -79,7 +82,8 @@ def write_notes(findings: Findings) -> list[str]:
             f"the chat template puts {findings['template_adds']!r} before answers; it is learned too",
         ),
     ]
-    return lines + [line for applies, line in conditional if applies]
+    near = near_notes(findings.get("near_duplicates", {}), format_ids)
+    return lines + [line for applies, line in conditional if applies] + near
 
 
 def mark_learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -119,6 +123,16 @@ def check_same_data(run: Run, findings: Findings) -> None:
 def _names(names: list[str]) -> str:
     """Join names that a user gave for one line."""
     return ", ".join(one_line(name, _LONGEST_NAME) for name in names)
+
+
+def _files(data: Data, sources: Parts) -> Findings:
+    """Describe the sources by their place in the data section: train, or train.0 of a mixture."""
+    files: Findings = {}
+    for part, rows in sources.items():
+        for key, source in data.source_keys(part).items():
+            own = [row for row in rows if row.source in ("", source)]
+            files[key.removeprefix("data.").removesuffix(".source")] = _file(source, own)
+    return files
 
 
 def _file(source: str, rows: list[Row]) -> Findings:

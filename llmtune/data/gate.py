@@ -8,6 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.encoding.encode import Encoded, Example, encode
 from llmtune.data.encoding.rules import Rules
 from llmtune.data.findings import Findings, Parts, describe, format_ids, summarize_ids, write_notes
+from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_rows, read_training
+from llmtune.data.near.notes import find_near
+from llmtune.data.near.texts import Documents
 from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
 from llmtune.data.row import Row
 from llmtune.data.rows import read
@@ -34,35 +37,49 @@ class Gate:
 
 
 @locates_mistakes
-def gate(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None) -> Gate:
+def gate(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    limits: Limits | None = None,
+    documents: Documents | None = None,
+) -> Gate:
     """Read, compare, split and encode the recipe's data; raises RecipeError where training on it would be wrong.
 
-    `limits` are the model's: rows over its positions count as longer than max_length.
+    `limits` are the model's: rows over its positions count as longer than max_length. `documents` are the suite's:
+    with them, near duplicates are looked for.
     """
     check_sources(recipe)
-    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots)
+    return check_data(recipe.data, tokenizer, stop, limits, recipe.eval.shots, recipe.train.seed, documents)
 
 
 def check_sources(recipe: Recipe) -> None:
     """Raise FieldError for a source of the recipe's data that does not exist; names every place it was looked for."""
     for part in _SPLITS:
-        source = getattr(recipe.data, part)
-        reason = problem(source, recipe.folders(f"data.{part}")) if source else None
-        if reason:
-            raise FieldError(f"data.{part}", reason)
+        for key, source in recipe.data.source_keys(part).items():
+            reason = problem(source, recipe.folders(key))
+            if reason:
+                raise FieldError(key, reason)
 
 
 def check_data(
-    data: Data, tokenizer: PreTrainedTokenizerBase, stop: set[int], limits: Limits | None = None, shots: int = 0
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: set[int],
+    limits: Limits | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    documents: Documents | None = None,
 ) -> Gate:
-    """Do what `gate` does for a recipe's data section; raises FieldError at its key."""
+    """Do what `gate` does for a recipe's data section, with `seed` for a mixture; raises FieldError at its key."""
     wanted = data.max_length
     if limits and limits.positions and limits.positions < wanted:
         data = data.model_copy(update={"max_length": limits.positions})
-    named = {part: getattr(data, part) for part in _SPLITS}
-    sources = {part: read(source, _SPLITS[part]) if source else [] for part, source in named.items()}
+    held = {part: read(getattr(data, part), _SPLITS[part]) if getattr(data, part) else [] for part in ("eval", "test")}
+    sources = {"train": read_training(data), **held}
     kept, overlap = remove_overlap(sources, data.overlap)
-    train, held_out = (kept, sources["eval"]) if data.eval else hold_out(kept, data.eval_fraction)
+    used = draw_rows(data, kept, seed)
+    train, held_out = (used, sources["eval"]) if data.eval else hold_out(used, data.eval_fraction)
     rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
     encoded = {part: encode(rows[part], tokenizer, stop, Rules.of(data)) for part in ("train", "eval")}
     for part, result in encoded.items():
@@ -72,6 +89,11 @@ def check_data(
         check_bos(result.examples, tokenizer)
         check_ids(result.examples, tokenizer, limits)
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
+    tokens = count_tokens(train, encoded["train"].examples)
+    findings["sources"] = describe_sources(data, sources["train"], used, tokens)
+    if documents is not None:
+        findings["near_duplicates"] = find_near(rows, documents)
+    findings["shared_rows"] = count_shared(used) if findings["sources"] else 0
     findings["notes"] = write_notes(findings)
     if data.max_length < wanted:
         message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"

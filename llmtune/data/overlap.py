@@ -53,16 +53,22 @@ def find_overlap(rows: list[DedupKey], others: list[DedupKey]) -> tuple[list[int
 
 
 def hold_out(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Split rows into train and held-out (at least one row) by a hash of their content.
+    """Split rows into train and held-out (at least one row) by a hash of their content, each source of a mixture alike.
 
     Duplicates stay together, and the order of the rows does not matter.
     """
     hashes = [hashlib.sha256(key.content.encode()).hexdigest() for key in dedup_keys(rows)]
-    distinct = sorted(set(hashes))
-    count = min(math.ceil(fraction * len(distinct)), len(distinct) - 1)
-    chosen = set(distinct[:count])
     pairs = list(zip(rows, hashes, strict=True))
+    of_source: dict[str, set[str]] = {}
+    for row, digest in pairs:
+        of_source.setdefault(row.source, set()).add(digest)
+    chosen = {digest for digests in of_source.values() for digest in _lowest(digests, fraction)}
     return [row for row, digest in pairs if digest not in chosen], [row for row, digest in pairs if digest in chosen]
+
+
+def _lowest(digests: set[str], fraction: float) -> list[str]:
+    """Return the lowest of a source's hashes, as many as are held out; the highest always trains."""
+    return sorted(digests)[: min(math.ceil(fraction * len(digests)), len(digests) - 1)]
 
 
 def count_duplicates(rows: list[Row]) -> int:

@@ -104,7 +104,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
 def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
     few_shot = exam.held_out.get(FEW_SHOT)
     return {
-        "source": recipe.data.test or recipe.data.eval or recipe.data.train,
+        "source": ", ".join(part.source for part in recipe.data.held_out),
         "rows": digest_of([row.messages for row in exam.held_out[HELD_OUT].rows]),
         "not_asked": exam.held_out[HELD_OUT].not_asked,
         "shots_wanted": recipe.eval.shots,

@@ -46,6 +46,17 @@ class AttentionRouter:
         self.refused: str | None = None
         """Why the kernel cannot be relied on, where a comparison showed it."""
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the default attend while the block runs: generation reads a cache, and pads on the left."""
+        AttentionInterface.register(SDPA, self._default)
+        AttentionMaskInterface.register(SDPA, self._default_mask)
+        try:
+            yield
+        finally:
+            AttentionInterface.register(SDPA, self)
+            AttentionMaskInterface.register(SDPA, self.make_mask)
+
     def __call__(
         self,
         module: torch.nn.Module,

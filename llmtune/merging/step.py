@@ -60,7 +60,9 @@ def merge(run: Run) -> dict[str, Any]:
         raise ProofError(settings.method.adapter.unmergeable.message)
     with lacks_named("merge"), working("checking what is merged"):
         base = locate_base(settings.model)
-        into = locate_original(settings.model.merge_into) if settings.model.merge_into else base
+        into = (
+            locate_original(settings.model.merge_into, settings.model.add_tokens) if settings.model.merge_into else base
+        )
         run.verify("train")
         _check_base(run.delta, base)
         refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)

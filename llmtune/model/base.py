@@ -38,6 +38,8 @@ class Base:
     """The .gguf file that the weights in the folder were converted from, where they were."""
     start: str | None = None
     """The adapter that was named as the base, and of which this is the base: a folder, or a Hub id at a commit."""
+    added: tuple[int, ...] = ()
+    """The ids of tokens that the model did not have: the folder is a copy with longer embeddings."""
 
 
 class NamedBase(Protocol):
@@ -50,6 +52,10 @@ class NamedBase(Protocol):
     @property
     def revision(self) -> str | None:
         """Commit, tag or branch of a Hub id."""
+
+    @property
+    def add_tokens(self) -> tuple[str, ...]:
+        """Tokens that the model gets."""
 
 
 def load_config(base: Base) -> PreTrainedConfig:

@@ -16,7 +16,7 @@ from llmtune.files import home_folder, read_json, write_folder
 from llmtune.merging.step import COPIED
 from llmtune.model.base import Base
 from llmtune.model.check import has_weights
-from llmtune.model.files.fingerprints import refuse_other_base
+from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.numbers import size
 from llmtune.publishing import hub as hub_module
@@ -31,7 +31,7 @@ PREVIEW = "publish"
 """The folder of a run for what a dry run shows."""
 
 ALLOWED = {
-    "delta": ("adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "base.json"),
+    "delta": ("adapter_config.json", "adapter_model.safetensors", "trained.safetensors", "base.json", *TOKENIZER),
     "merged": ("config.json", "model*.safetensors", "model.safetensors.index.json", *COPIED),
 }
 """The files of a folder that may be published; no other one is."""

@@ -51,16 +51,21 @@ def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
             ]
         )
     imports, arguments, tokenizer = _origin(base)
+    added = base.get("added")
+    if added:
+        tokenizer = repr(repo)
     if base["kind"] == "adapter":
         module = KINDS[base["adapter"]].registered_by
         lines = [f"import {module}"] if module else []
         lines += ["from peft import PeftModel", *imports, ""]
         lines += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+        lines += [f"base.resize_token_embeddings({added['rows']})"] if added else []
         lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
     else:
         lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
         lines += [*imports, ""]
         lines += [f"model = AutoModelForCausalLM.from_pretrained({_in_fp32(arguments)})"]
+        lines += [f"model.resize_token_embeddings({added['rows']})"] if added else []
         lines += [f"trained = load_file(hf_hub_download({repo!r}, {TENSORS!r}))"]
         lines += ["model.load_state_dict(trained, strict=False)"]
     return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"])

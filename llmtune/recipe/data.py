@@ -1,9 +1,13 @@
 """The `data` section: where rows come from, and what is learned of them."""
 
-from typing import Annotated, Any, Literal
+import math
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from llmtune.errors import PlanError
 from llmtune.fields import Closed, Fraction, Share, listed
 
 Format = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "preference", "text"]
@@ -18,7 +22,24 @@ class Source(Closed):
     """The share of the mixture's rows that it gives; rows are drawn by train.seed, and none comes twice."""
 
 
-Mixture = Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1)]
+def _check_mixture(mixture: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Raise PlanError, its key below data.train, for a source that comes twice or fractions that do not sum to 1."""
+    places = [os.path.normpath(part.source) for part in mixture]
+    for index, place in enumerate(places):
+        if place in places[:index]:
+            message = f"{mixture[index].source} is source {places.index(place)} too; name it once, with both fractions"
+            raise PlanError(f"{index}.source", message)
+    total = math.fsum(part.fraction for part in mixture)
+    if abs(total - 1) > _ROUNDING:
+        fitting = [round(part.fraction / total, 4) for part in mixture]
+        fitting[-1] = round(1 - math.fsum(fitting[:-1]), 4)
+        words = ", ".join(f"{fraction:g}" for fraction in fitting)
+        raise PlanError("", f"the fractions sum to {total:.6g}, not to 1; in the same proportions they are {words}")
+    return mixture
+
+
+_ROUNDING = 1e-6
+"""How far the sum of written fractions, such as three times 0.3333333, may be from 1."""
 
 
 class Data(Closed):
@@ -26,7 +47,7 @@ class Data(Closed):
 
     train: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1)]
+        | Annotated[tuple[Source, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(_check_mixture)]
     )
     """A file, a folder or pattern of files, or a Hub data set as owner/name, owner/name:split or
     owner/name:configuration:split; or a list of sources with their fractions, a mixture."""
@@ -59,6 +80,25 @@ class Data(Closed):
         if isinstance(value, str):
             return (Source(source=value, fraction=1.0),)
         return value or ()
+
+    def source_keys(self, part: str) -> dict[str, str]:
+        """The sources of train, eval or test by their dotted keys: data.train, or data.train.0.source of a mixture."""
+        value = getattr(self, part)
+        if isinstance(value, str):
+            return {f"data.{part}": value}
+        return {f"data.{part}.{index}.source": one.source for index, one in enumerate(value or ())}
+
+    def renamed(self, name: Callable[[str, str], str]) -> Self:
+        """The section with other names of its sources: what `name` gives for a dotted key and the source there."""
+        changed: dict[str, Any] = {}
+        for part in ("train", "eval", "test"):
+            names = [name(key, source) for key, source in self.source_keys(part).items()]
+            if isinstance(getattr(self, part), str):
+                changed[part] = names[0]
+            elif names:
+                pairs = zip(self.sources(part), names, strict=True)
+                changed[part] = tuple(one.model_copy(update={"source": new}) for one, new in pairs)
+        return self.model_copy(update=changed)
 
     @property
     def held_out(self) -> tuple[Source, ...]:

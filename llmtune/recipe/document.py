@@ -11,7 +11,7 @@ from llmtune.errors import FieldError, LlmtuneError
 from llmtune.fields import Closed
 from llmtune.recipe.located_yaml import Located, load_yaml
 from llmtune.recipe.mistakes import explain
-from llmtune.recipe.paths import folders
+from llmtune.recipe.paths import folders, parse_key
 
 
 class Document(Closed):
@@ -30,7 +30,7 @@ class Document(Closed):
 
     def folders(self, key: str) -> tuple[Path, ...]:
         """Return the folders in which a relative path at a dotted key was looked for, the first one first."""
-        return folders(self._where, tuple(key.split(".")))
+        return folders(self._where, parse_key(key))
 
     @classmethod
     def _write_out(cls, located: Located) -> None:
@@ -76,5 +76,4 @@ class Document(Closed):
 
     def located(self, error: FieldError) -> LlmtuneError:
         """Turn a mistake at a key into one line that names this recipe's file and the key's line."""
-        key = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
-        return error.kind(str(self._where.error(key, error.message)))
+        return error.kind(str(self._where.error(parse_key(error.key), error.message)))

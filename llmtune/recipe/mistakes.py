@@ -81,8 +81,9 @@ def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
         )
     if kind in _NOT_A_SECTION:
         return _section(schema, loc, value)
-    if kind == "value_error":
-        return str(first["ctx"]["error"])
+    contradiction = next((details for details in group if details["type"] == "value_error"), None)
+    if contradiction:
+        return str(contradiction["ctx"]["error"])
     return _expected(schema, group) + (_hint(value, group) or _default(schema, loc))
 
 
@@ -127,8 +128,9 @@ def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
         return f"a section is expected, got {value!r}; write {{kind: {near[0] if near else '|'.join(kinds)}}}"
     sections = _sections(schema, loc)
     needed = [name for section in sections for name in _required(section)]
-    if isinstance(value, str) and len(needed) == 1:
-        return f"a section is expected, got {value!r}; write {{{needed[0]}: {value}}}"
+    if isinstance(value, str) and 1 <= len(needed) <= 2:
+        others = "".join(f", {name}: ..." for name in needed[1:])
+        return f"a section is expected, got {value[:80]!r}; write {{{needed[0]}: {value[:80]}{others}}}"
     keys = list(dict.fromkeys(name for section in sections for name in section.model_fields))
     expected = f"a section with keys such as {', '.join(keys[:3])}" if keys else "a mapping"
     return f"{expected} is expected, got {_format(value)}"
@@ -149,7 +151,7 @@ def _unknown(schema: type[BaseModel], loc: Loc) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
-    everywhere = _everywhere(schema)
+    everywhere = {} if any(isinstance(part, int) for part in loc) else _everywhere(schema)
     close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.8)
     if close:
         return f"unknown key here; did you mean {everywhere[close[0]]}?"

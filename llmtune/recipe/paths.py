@@ -9,21 +9,25 @@ PATH_KEYS: tuple[Key, ...] = (
     ("model", "base"),
     ("model", "start"),
     ("model", "merge_into"),
-    ("data", "train"),
-    ("data", "eval"),
-    ("data", "test"),
     ("eval", "suite"),
     ("launch", "accelerate"),
 )
-"""The keys whose value may be a path."""
+"""The keys whose value may be a path, beside the sources of data."""
 _NAMED = ("eval", "launch")
 """Sections in which a bare word names something that llmtune ships, whatever file is beside the recipe."""
+
+
+def parse_key(dotted: str) -> Key:
+    """Return a dotted key as the places of a recipe have it: data.train.0.source has the index 0."""
+    return tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
 
 
 def folders(located: Located, key: Key) -> tuple[Path, ...]:
     """Return the folders in which a relative path at a key is looked for, in order; Path() is the working directory."""
     beside, here = located.path.parent, Path()
-    is_override = located.places.get(key, "").startswith("--set ")
+    prefixes = (key[:size] for size in range(len(key), 0, -1))
+    place = next((located.places[prefix] for prefix in prefixes if prefix in located.places), "")
+    is_override = place.startswith("--set ")
     return tuple(dict.fromkeys((here, beside) if is_override else (beside, here)))
 
 

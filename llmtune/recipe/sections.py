@@ -16,7 +16,7 @@ from llmtune.recipe.data import Data
 from llmtune.recipe.document import Document
 from llmtune.recipe.located_yaml import Located
 from llmtune.recipe.model import Model
-from llmtune.recipe.paths import PATH_KEYS, folders, locate
+from llmtune.recipe.paths import PATH_KEYS, locate, parse_key
 from llmtune.recipe.shorthand import add_shorthands, expand, open_word
 from llmtune.recipe.train import Train
 
@@ -141,9 +141,12 @@ class Recipe(Document):
             settings = changed.get(section, getattr(self, section))
             value = getattr(settings, name)
             if value is not None:
-                located = locate(value, key, folders(self._where, key))
-                changed[section] = settings.model_copy(update={name: located})
-        return self.model_copy(update=changed)
+                changed[section] = settings.model_copy(update={name: self._locate(".".join(map(str, key)), value)})
+        return self.model_copy(update={**changed, "data": self.data.renamed(self._locate)})
+
+    def _locate(self, key: str, value: str) -> str:
+        """The path at a dotted key from the working directory, where it names one that exists."""
+        return locate(value, parse_key(key), self.folders(key))
 
     @property
     def method_words(self) -> str:

@@ -8,7 +8,7 @@ from llmtune.reporting.evaluations import Evaluations
 from llmtune.reporting.history import History
 from llmtune.reporting.html import Html, facts, tag
 from llmtune.reporting.results import best_exact_match
-from llmtune.reporting.values import JSON, mapping, moment, number, read_object, whole
+from llmtune.reporting.values import JSON, mapping, moment, number, read_object, text, whole
 from llmtune.run import Run
 
 
@@ -46,6 +46,7 @@ def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, h
         ("goes on from", _start(run)),
         ("training", _training(settings, plan, findings)),
         ("finished", _progress(run, plan, history)),
+        ("weights", _kept(run)),
     ]
     lede = tag("p", method_in_words(settings, plan), class_="lede")
     return [tag("h1", title(run, settings, plan), dir="auto"), lede, facts(pairs)]
@@ -74,6 +75,12 @@ def _progress(run: Run, plan: PlanTable | None, history: History) -> str:
         return "not trained yet"
     of = f" of {plan.steps:,}" if plan else ""
     return f"not yet: step {history.last_step:,}{of} is the last one in the log"
+
+
+def _kept(run: Run) -> str | None:
+    """Which checkpoint the weights are from and why, where it was chosen."""
+    best = mapping(mapping(run.manifest()["steps"].get("train")).get("best"))
+    return text(best.get("in_words"))
 
 
 def tiles(evaluations: Evaluations | None, plan: PlanTable | None, history: History) -> Html | None:

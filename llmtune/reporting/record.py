@@ -5,10 +5,11 @@ import re
 from llmtune import numbers
 from llmtune.plan.table import PlanTable
 from llmtune.reporting.html import Html, facts, fold, section, table, tag
-from llmtune.reporting.values import JSON, mapping, number, text, texts, whole
+from llmtune.reporting.values import JSON, mapping, mappings, number, text, texts, whole
 
 MOST_CHARACTERS = 4000
 _PARTS = {"train": "training", "eval": "validation", "test": "test"}
+_COUNTS = {"rows": "rows", "used": "rows used", "tokens": "tokens trained on"}
 _PROOF = {
     "mean_gap": "mean logit gap",
     "gap_in_memory": "largest gap after adding the delta in fp32",
@@ -28,12 +29,35 @@ def data_section(findings: JSON) -> Html:
         ("rows", _rows(mapping(findings.get("rows")))),
         ("tokens", _tokens(findings)),
         *(
-            (f"{_PARTS.get(part, part)} rows from", text(mapping(one).get("source")))
+            (f"{_part(part)} rows from", text(mapping(one).get("source")))
             for part, one in _sources(findings)
+            if "." not in part
         ),
     ]
     listed = tag("ul", *(tag("li", note) for note in notes)) if notes else None
-    return section("Data", facts(pairs), listed, _example(text(findings.get("example"))))
+    mixture = _mixture(mappings(findings.get("sources")))
+    return section("Data", facts(pairs), mixture, listed, _example(text(findings.get("example"))))
+
+
+def _mixture(sources: list[JSON]) -> Html | None:
+    """List what each source of a mixture has and gives."""
+    if not sources:
+        return None
+    rows: list[list[object]] = [
+        [
+            tag("code", text(one.get("source")) or ""),
+            number(one.get("fraction")),
+            *(f"{count:,}" if (count := whole(one.get(key))) is not None else None for key in _COUNTS),
+        ]
+        for one in sources
+    ]
+    return table(["source of the mixture", "fraction", *_COUNTS.values()], rows, {1, 2, 3, 4})
+
+
+def _part(part: str) -> str:
+    """The words for a part of the data: "train" and "train.0", a mixture's first source, are both training."""
+    name = part.partition(".")[0]
+    return _PARTS.get(name, name)
 
 
 def _rows(rows: JSON) -> str | None:
@@ -109,7 +133,7 @@ def files_section(manifest: JSON, plan: PlanTable | None, findings: JSON) -> Htm
     steps = ", ".join(step for step in manifest["steps"] if step != "report")
     note = f"{len(rows):,} files of the finished steps: {steps}." if rows else "No step has finished yet."
     for part, one in _sources(findings):
-        rows.append([f"{_PARTS.get(part, part)} rows", "input", _size(one), _hash(one.get("sha256"))])
+        rows.append([f"{_part(part)} rows", "input", _size(one), _hash(one.get("sha256"))])
     template, revision = text(findings.get("template_sha256")), plan.base.revision if plan else None
     rows += [["chat template", "input", None, _hash(template)]] if template else []
     rows += [["revision of the base", "input", None, tag("code", revision, class_="hash")]] if revision else []

@@ -153,10 +153,11 @@ def _stamps(checkpoint: Path) -> Stamps:
     return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats.items()}
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep`."""
+def remove_old(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all complete checkpoints but the newest `keep`, and the one after step `best`."""
     for checkpoint in _complete_here(folder)[:-keep]:
-        shutil.rmtree(checkpoint)
+        if checkpoint_step(checkpoint) != best:
+            shutil.rmtree(checkpoint)
 
 
 def save_state(folder: Path, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:

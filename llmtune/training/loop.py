@@ -10,8 +10,9 @@ from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import Example
-from llmtune.data.findings import check_same_data
+from llmtune.data.findings import Findings, check_same_data
 from llmtune.data.gate import gate
+from llmtune.data.mixture import source_notes
 from llmtune.errors import Interrupted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
@@ -31,6 +32,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
+from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
 from llmtune.training.bases.base import bind_base, check_model
 from llmtune.training.bases.find import find_start, start_note
@@ -42,6 +44,8 @@ from llmtune.training.passes.choice import RunPasses, choose_passes
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
+from llmtune.training.selection.answers import answer_score
+from llmtune.training.selection.best import SCORE, best_checkpoint, measure_of, tensors_of
 from llmtune.training.stop import Stop
 from llmtune.working import working
 
@@ -101,11 +105,13 @@ def _train(
         rank=state.process_index,
     )
     stop, record = Stop(), step_recorder(progress, watch)
+    best = best_checkpoint(recipe, schedule.starts[-1])
     if state.is_main_process:
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
-    with progress:
-        _record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], passes)
+    with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
+        lines = [*card_lines, *start_note(recipe)]
+        _record_start(record, progress.start_step, lines, data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -120,7 +126,8 @@ def _train(
             eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            callbacks=[stop, *callbacks],
+            answers=answer_score(recipe, data.eval, tokenizer, stop_ids(base), state),
+            callbacks=[stop, *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         watch.expect(_predicted(recipe, layout, state, longest, passes), schedule.ends)
@@ -133,18 +140,25 @@ def _train(
             message = f"stopped at step {reached} of {steps}, with a checkpoint"
             raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
         _warn_of_unchanged(trainer.prove_changes(), reached, record)
+        choice = best.choose(trainer.state, record) if best else None
     with working("saving the trained weights"):
         delta = trainer.trained_state()
         if state.is_main_process:
+            delta = tensors_of(run.checkpoints, choice, delta)
             whole = add_rest(delta, start) if start else delta
             save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
-            run.mark("train", [run.delta], steps=steps, trained=count_trained(schedule, layout))
+            facts = {"best": choice.to_json()} if choice else {}
+            run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
         processes.wait()
     state.destroy_process_group()
 
 
-def _record_start(record: Callable[[Record], None], step: int, card_lines: list[str], passes: RunPasses) -> None:
-    """Record what is to be said of the GPUs and of the size of passes before the first step."""
+def _record_start(
+    record: Callable[[Record], None], step: int, card_lines: list[str], sources: list[Findings], passes: RunPasses
+) -> None:
+    """Record what is to be said of a mixture, the GPUs and the size of passes before the first step."""
+    for line in source_notes(sources, 0):
+        record({"step": step, "sources": line})
     for line in card_lines:
         record({"step": step, "warning": line})
     if passes.line:
@@ -197,7 +211,8 @@ def _frozen_blocks(
 ) -> FrozenBlocks | None:
     """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
-    if memory.frozen_blocks == "recompute" or not any(layout.boundaries):
+    # Answers in a validation need every block; the weights of cached ones are freed.
+    if memory.frozen_blocks == "recompute" or measure_of(recipe) == SCORE or not any(layout.boundaries):
         return None
     facts: dict[str, object] = {
         "base": base.revision or _weights_digest(base),

@@ -1,5 +1,6 @@
 """SupervisedTrainer: fine-tuning on rows whose prompt is masked; it owns rows, loss, counts and evaluation."""
 
+from contextlib import nullcontext
 from dataclasses import asdict, astuple
 from functools import partial
 from math import isfinite
@@ -29,6 +30,7 @@ from llmtune.run_log import Record
 from llmtune.training.joined import RowJoiner
 from llmtune.training.passes.trainer import SplitSteps
 from llmtune.training.proof import REMEDY, check_validation
+from llmtune.training.selection.answers import AnswerScore
 from llmtune.working import working
 
 Row = dict[str, Any]
@@ -43,12 +45,19 @@ class SupervisedTrainer(SplitSteps):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model: nn.Module, *, frozen_blocks: FrozenBlocks | None = None, **arguments: Any) -> None:
-        """`arguments` go to SplitSteps."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        frozen_blocks: FrozenBlocks | None = None,
+        answers: AnswerScore | None = None,
+        **arguments: Any,
+    ) -> None:
+        """`answers` are scored at each validation; `arguments` go to SplitSteps."""
         if frozen_blocks is not None:
             arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
-        self.frozen_blocks = frozen_blocks
+        self.frozen_blocks, self._answers = frozen_blocks, answers
         self._cached_before: list[int] | None = None
         self.counts = TokenCounts()
         self.model_accepts_loss_kwargs = True  # the loss is the mean over a step's tokens already
@@ -157,13 +166,24 @@ class SupervisedTrainer(SplitSteps):
                     loss = self.compute_loss(self.model, self._prepare_inputs(batch))
                     sums += torch.stack([loss.double() * count, torch.full_like(sums[1], count)])
                     count_batch()
-        total, tokens = self.accelerator.reduce(sums, "sum").tolist()
+            right = self._count_right()
+        total, tokens, right = self.accelerator.reduce(torch.cat([sums, sums.new_tensor([right])]), "sum").tolist()
         reshard(self.model)
         self.model.train(training)
         metrics = {f"{metric_key_prefix}_loss": total / max(1, tokens)}
+        if self._answers:
+            metrics[f"{metric_key_prefix}_score"] = right / self._answers.count
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         check_validation(total / max(1, tokens), self.state.global_step, self.state.max_steps, self._record)
         return metrics
+
+    def _count_right(self) -> int:
+        """How many of this process's validation rows the model answers as it should; 0 where none is answered."""
+        if self._answers is None:
+            return 0
+        router = self._joiner.router
+        with router.paused() if router else nullcontext(), self.accelerator.autocast():
+            return self._answers.right(unwrap(self.model))
 
     def begin_plan(self) -> None:
         """Prepare the model for stages, and cache the outputs of frozen blocks where the coming steps gain by it."""

@@ -26,7 +26,9 @@ from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
+from llmtune.tracking.kinds import check_installed
 from llmtune.training.bases.find import check_layout, rest_size, start_note
+from llmtune.training.selection.best import check_selection
 
 
 def rows_per_process(train: Train, world: int) -> int:
@@ -120,6 +122,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
             *_converted_note(base),
             *_stored_note(base),
             *start_note(recipe),
+            *check_selection(recipe),
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
@@ -211,6 +214,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 
 def _refuse(recipe: Recipe, bits: int | None) -> None:
     adapter = recipe.method.adapter
+    check_installed(recipe.track)
     if recipe.model.quantize != "none" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:

@@ -182,9 +182,10 @@ class Planned(Trainer):
         entry |= skipped(self.args.fp16, gradient_norm)
         self._record({"step": entry["step"], "loss": loss, **entry, "grad_norm": gradient_norm})
 
-    def record_evaluation(self, loss: float) -> None:
-        """Hand a validation's loss to the run's log."""
-        self._record({"step": self.state.global_step, "eval_loss": loss})
+    def record_evaluation(self, loss: float, score: float | None) -> None:
+        """Hand a validation's numbers to the run's log."""
+        scored = {} if score is None else {"eval_score": score}
+        self._record({"step": self.state.global_step, "eval_loss": loss, **scored})
 
     def prove_changes(self) -> list[str]:
         """The trained tensors that never changed; raises TrainingError where the changes are not the plan's."""
@@ -214,7 +215,7 @@ class Planned(Trainer):
             self._save_rng_state(str(partial_folder))
             self._save_scaler(str(partial_folder))
         if first:
-            checkpoints.remove_old(folder, self._keep)
+            checkpoints.remove_old(folder, self._keep, self.state.best_global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.load_objective_state(checkpoints.load_state(Path(resume_from_checkpoint), self.current_tensors()))

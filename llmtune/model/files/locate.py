@@ -11,6 +11,7 @@ from llmtune.errors import FieldError, MachineError
 from llmtune.files import read_json, user_path
 from llmtune.model.base import Base, NamedBase
 from llmtune.model.files.converted import convert_gguf, find_gguf
+from llmtune.model.files.extended import extend
 from llmtune.model.files.stored import INDEX, SINGLE, weight_files
 from llmtune.model.reading import reading
 
@@ -27,14 +28,20 @@ class _Named:
 
     base: str
     revision: str | None
+    add_tokens: tuple[str, ...] = ()
 
 
 def locate_base(named: NamedBase, weights: bool = True) -> Base:
     """The base model of that name, downloaded or converted where needed; `weights=False` skips a download's weights.
 
-    An adapter without weights stands for its base, which then names it as `start`.
-    Raises FieldError for a name that is no model, or for a model that this machine cannot get.
+    New tokens are added to it. An adapter without weights stands for its base, which then names it as `start`.
+    Raises FieldError for a name that is no model, or for one that cannot be had here.
     """
+    base = _locate(named, weights)
+    return extend(base, named.add_tokens) if named.add_tokens else base
+
+
+def _locate(named: NamedBase, weights: bool) -> Base:
     name = named.base
     if name.startswith("package:"):
         return _from_package(name.removeprefix("package:"))
@@ -52,10 +59,10 @@ def locate_base(named: NamedBase, weights: bool = True) -> Base:
     raise FieldError("model.base", f"{name!r} is neither a folder, nor a .gguf file, nor a Hub id (owner/name)")
 
 
-def locate_original(name: str, weights: bool = True) -> Base:
-    """The 16-bit model that `model.merge_into` names; raises FieldError where there is none."""
+def locate_original(name: str, add_tokens: tuple[str, ...], weights: bool = True) -> Base:
+    """The 16-bit model that `model.merge_into` names, with new tokens; raises FieldError where there is none."""
     try:
-        base = locate_base(_Named(name, None), weights)
+        base = locate_base(_Named(name, None, add_tokens), weights)
     except FieldError as error:
         raise FieldError(INTO, error.message, error.kind) from error
     if base.start is not None:

@@ -55,7 +55,7 @@ def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:
     if model.merge_into is not None:
         if adapter.trains_base:
             raise FieldError(INTO, "takes an adapter, and here whole tensors train; remove that key")
-        check_same_shapes(base, skeleton, locate_original(model.merge_into, weights=False))
+        check_same_shapes(base, skeleton, locate_original(model.merge_into, model.add_tokens, weights=False))
     return skeleton
 
 

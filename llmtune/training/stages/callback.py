@@ -22,8 +22,8 @@ class FollowsPlan(Protocol):
     def record_step(self, loss: float, gradient_norm: float | None) -> None:
         """Called with what Trainer logs of a step."""
 
-    def record_evaluation(self, loss: float) -> None:
-        """Called with what Trainer logs of a validation."""
+    def record_evaluation(self, loss: float, score: float | None) -> None:
+        """Called with what Trainer logs of a validation: its loss, and the score of answers where there is one."""
 
     def end_plan(self) -> None:
         """Called once, after the last step."""
@@ -50,7 +50,7 @@ class PlanCallback(TrainerCallback):
 
     def on_evaluate(self, *_: object, metrics: dict[str, float], **named: object) -> None:
         if "eval_loss" in metrics:
-            self.trainer.record_evaluation(metrics["eval_loss"])
+            self.trainer.record_evaluation(metrics["eval_loss"], metrics.get("eval_score"))
 
     def on_train_end(self, *_: object, **named: object) -> None:
         self.trainer.end_plan()

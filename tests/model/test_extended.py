@@ -1,0 +1,129 @@
+"""New tokens: the base that has them, what trains of it, and what is saved, merged and published with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtune import recipe as recipes
+from llmtune.adapters.delta import load_delta
+from llmtune.errors import RecipeError
+from llmtune.merging.step import merge
+from llmtune.model.base import load_model
+from llmtune.model.files.locate import locate_base
+from llmtune.model.tokens import load_tokenizer
+from llmtune.run import Run
+from llmtune.training.loop import train
+from llmtune.training.prepare import plan_alone, prepare
+from tests.support import runs, tiny
+
+TOKENS = ("<order>", "zwiebelrostbraten")
+LORA = {"kind": "full", "lr": 0.05, "adapter": {"kind": "lora", "rank": 4}}
+FULL = {"kind": "full", "lr": 0.05}
+STOCK = """
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(delta)
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+model.resize_token_embeddings(len(tokenizer))
+tuned = PeftModel.from_pretrained(model, delta).eval()
+ids = tokenizer(text, return_tensors="pt").input_ids
+logits += tuned(ids).logits[0, -1].tolist()
+"""
+
+
+def trained(folder: Path, method: dict[str, Any], tied: bool, **sections: Any) -> Run:
+    """A run of three steps on rows that hold the new tokens."""
+    base = tiny.save_base(folder / "base", tied=tied)
+    rows = [{"prompt": f"<order> {n}", "completion": f"zwiebelrostbraten {n}"} for n in range(12)]
+    file = tiny.write_rows(folder / "rows.jsonl", rows)
+    model = {"base": str(base), "add_tokens": list(TOKENS)}
+    train_settings = {"max_steps": 3, "batch_size": 4}
+    recipe = tiny.write_recipe(folder / "r.yaml", base, file, method, model=model, train=train_settings, **sections)
+    run = prepare(recipes.load(recipe), folder / "run", 0)
+    train(run)
+    return run
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+def test_new_tokens_are_trained_saved_and_merged(
+    tmp_path: Path, method: dict[str, Any], tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.reload_here(monkeypatch)
+    run = trained(tmp_path, method, tied)
+    base = locate_base(run.recipe().model)
+    tokenizer = load_tokenizer(base)
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in TOKENS]
+    assert ids == list(base.added)
+    assert [tokenizer(token, add_special_tokens=False).input_ids for token in TOKENS] == [[one] for one in ids]
+    before = load_model(base)
+    tuned = load_delta(load_model(base), run.delta)
+    text = tokenizer("<order> 3 zwiebelrostbraten", return_tensors="pt").input_ids
+    live = tuned(text).logits
+    merge(run)
+    merged = AutoModelForCausalLM.from_pretrained(run.merged, dtype=torch.float32)
+    torch.testing.assert_close(merged(text).logits, live, rtol=0.05, atol=0.05)
+    assert AutoTokenizer.from_pretrained(run.merged).convert_tokens_to_ids(list(TOKENS)) == ids
+    words, old = merged.get_input_embeddings().weight, before.get_input_embeddings().weight
+    assert len(words) == max(ids) + 1
+    moved = (words.float() - old).abs().amax(1)
+    assert all(moved[one] > 1e-3 for one in ids)
+    if method is LORA:
+        untouched = [one for one in range(len(words)) if one not in ids]
+        assert moved[untouched].max() < 0.01  # rounded to bfloat16, and no more
+    if not tied:
+        head = merged.get_output_embeddings().weight.float() - before.get_output_embeddings().weight
+        assert all(head.abs().amax(1)[one] > 1e-3 for one in ids)
+
+
+def test_adapter_loads_with_peft_alone_on_the_base_as_it_was(tmp_path: Path) -> None:
+    run = trained(tmp_path, LORA, tied=True)
+    text = "<order> 3 zwiebelrostbraten"
+    stock: list[float] = []
+    exec(STOCK, {"base": str(tmp_path / "base"), "delta": str(run.delta), "text": text, "logits": stock})
+    base = locate_base(run.recipe().model)
+    ids = load_tokenizer(base)(text, return_tensors="pt").input_ids
+    live = load_delta(load_model(base), run.delta)(ids).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(stock)[: len(live)], live, rtol=0, atol=1e-5)
+
+
+def test_new_token_starts_as_the_mean_of_what_it_was_read_as(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base", tied=True)
+    plain = locate_base(recipes.sections.Model(base=str(base)))
+    longer = locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS))
+    pieces = load_tokenizer(plain)(TOKENS[1], add_special_tokens=False).input_ids
+    old, new = (load_model(one).get_input_embeddings().weight for one in (plain, longer))
+    assert len(pieces) > 1
+    torch.testing.assert_close(new[longer.added[1]], old[pieces].mean(0))
+    assert torch.equal(new[: len(old)], old)
+    name = next(name for name in load_file(plain.folder / "model.safetensors") if "layers.0" in name)
+    assert torch.equal(load_model(plain).get_parameter(name), load_model(longer).get_parameter(name))
+    assert locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS)) == longer
+
+
+@pytest.mark.parametrize(
+    ("tokens", "method", "words"),
+    [
+        (["hi", "hi"], FULL, "model.add_tokens.1: 'hi' is named twice"),
+        ([" "], FULL, "model.add_tokens.0: is empty"),
+        (["a"], FULL, "model.add_tokens.0: 'a' is a token of this base already"),
+        (["new"], {"kind": "frozen", "reach": 1}, "model.add_tokens: the plan never trains the embeddings"),
+        (["new"], {"kind": "full", "adapter": {"kind": "ia3"}}, "model.add_tokens: PEFT trains new tokens under LoRA"),
+    ],
+    ids=["twice", "empty", "known", "out of reach", "ia3"],
+)
+def test_refuses_tokens_that_cannot_be_new(
+    tmp_path: Path, tokens: list[str], method: dict[str, Any], words: str
+) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(8))
+    model = {"base": str(base), "add_tokens": tokens}
+    recipe = recipes.load(tiny.write_recipe(tmp_path / "r.yaml", base, rows, method, model=model))
+    with pytest.raises(RecipeError) as error:
+        plan_alone(recipe, 0)
+    assert words in str(error.value)
