@@ -163,7 +163,7 @@ def test_unmaps_what_was_read_to_be_quantized(tmp_path: Path) -> None:
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 def test_trains_over_8_bits_and_merges_into_the_original_base(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

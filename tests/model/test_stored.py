@@ -113,7 +113,7 @@ def mistake(folder: Path, base: Path, method: dict[str, Any] = LORA, **sections:
     return str(caught.value).replace(str(folder), "")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["mxfp4", "fp8_experts"])
 def test_dequantizes_what_transformers_can(tmp_path: Path, form: str) -> None:
     expected = save_stored(tmp_path / "base", form)
     base = Base(tmp_path / "base", "b", None, None)
@@ -139,7 +139,9 @@ def test_dequantizes_what_transformers_can(tmp_path: Path, form: str) -> None:
                 check_base(base, skeleton)
 
 
-@pytest.mark.parametrize(("form", "method"), [("mxfp4", {"kind": "full", "lr": 0.01}), ("fp8", LORA)])
+@pytest.mark.parametrize(
+    ("form", "method"), [pytest.param("mxfp4", {"kind": "full", "lr": 0.01}, marks=pytest.mark.slow), ("fp8", LORA)]
+)
 def test_trains_and_merges_a_dequantized_base(
     tmp_path: Path, form: str, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +203,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["4bit", "8bit", "fp8"])
+@pytest.mark.parametrize("form", ["4bit", pytest.param("8bit", marks=pytest.mark.slow), "fp8"])
 def test_merges_an_adapter_on_a_stored_base_into_the_original(
     tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

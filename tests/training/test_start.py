@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
+from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.errors import RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import load_model
@@ -20,9 +21,11 @@ from llmtune.model.files.locate import locate_base
 from llmtune.publishing.card import card
 from llmtune.reporting.page import report
 from llmtune.run import Run, open_run
+from llmtune.training.bases.find import find_start
+from llmtune.training.bases.start import load_start
 from llmtune.training.loop import train
 from llmtune.training.objective import SupervisedTrainer
-from llmtune.training.prepare import plan_alone, prepare
+from llmtune.training.prepare import layout_of, plan_alone, prepare
 from tests.support import runs, tiny
 
 IDS = torch.arange(3, 40)[None]
@@ -69,7 +72,7 @@ def firsts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("first", "method"),
     [
         ("lora", {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora"}}),
-        ("tensors", {"kind": "gradual", "lr": 0.01, "reaches": [0, 1]}),
+        pytest.param("tensors", {"kind": "gradual", "lr": 0.01, "reaches": [0, 1]}, marks=pytest.mark.slow),
         ("tensors", {"kind": "frozen", "reach": 0, "lr": 0.01}),
     ],
 )
@@ -191,3 +194,34 @@ def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: 
     shutil.rmtree(adapter)
     with pytest.raises(RecipeError, match=r"model\.start: no run or adapter"):
         train(run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("gpt2", {"kind": "ia3"}),
+        pytest.param("llama", {"kind": "vera", "rank": 8, "d_initial": 0.2}, marks=pytest.mark.slow),
+        ("llama", {"kind": "lora", "rank": 4, "dora": True, "ranks": {"q_proj": 8}, "alphas": {"k_proj": 4}}),
+        ("llama", "none"),
+    ],
+    ids=str,
+)
+def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: str, adapter: Any) -> None:
+    base = tiny.save_base(tmp_path / "base", kind, blocks=3)
+    method = {"kind": "full", "lr": 0.01}
+    first = runs.perturbed(a_run(tmp_path, base, {**method, "adapter": adapter}, "first"))
+    open_ = adapter if adapter == "none" else {"kind": adapter["kind"]}
+    run = a_run(tmp_path, base, {**method, "adapter": open_}, start=str(first.path), precision="bf16")
+    settings = run.recipe()
+    start = find_start(settings)
+    assert start is not None
+    plan = layout_of(settings).plan
+    for dtype in (torch.float32, torch.bfloat16):
+        model = insert(
+            load_model(locate_base(settings.model), dtype), settings.method.adapter, plan, locate_base(settings.model)
+        )
+        load_start(model, start, trained_tensors(model, plan))
+        tensors = trained_tensors(model, plan)  # finds distances in a model of two precisions
+        assert {one.dtype for one in tensors.values()} == {torch.float32}
+        if dtype is torch.float32:
+            assert torch.equal(model.eval()(IDS).logits, runs.load_tuned(first)(IDS).logits)

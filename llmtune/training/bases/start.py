@@ -1,5 +1,6 @@
 """Goes on from what another training left: its adapter, or its trained tensors, put into a model before it trains."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ _FREE = (
 )
 """What of PEFT's configuration does not change what stored tensors mean, or is seen from their names."""
 
+_OUTSIDE = re.compile(r"^.*?\.\d+\.")
+"""The part of a layer's name up to the number of its block."""
 _SHARED = {"vera_A", "vera_B", "base_model.vera_A", "base_model.vera_B"}
 """VeRA's matrices, which are no layer's."""
 
@@ -126,10 +129,10 @@ def _stored_settings(adapter: AdapterSpec, start: Start, blocks: int) -> dict[st
 
 
 def _targets(start: Start, blocks: int) -> list[str]:
-    """The adapted layers: by the end of their names where each block has one of each, else by their whole names."""
+    """The adapted layers: by their names in a block where each block has one of each, else by their whole names."""
     names = [name.removeprefix("base_model.model.") for name in start.shapes()]
     layers = sorted({name.split(".lora_")[0].split(".ia3_")[0].split(".vera_lambda_")[0] for name in names} - _SHARED)
-    ends = [layer.rsplit(".", 1)[-1] for layer in layers]
+    ends = [_OUTSIDE.sub("", layer) for layer in layers]
     return sorted(set(ends)) if all(ends.count(end) == blocks for end in set(ends)) else layers
 
 
@@ -151,7 +154,7 @@ def check_start(start: Start, tuned: nn.Module, quantized: Collection[str]) -> N
             raise FieldError("model.quantize", f"would round {packed}, which {start.name} trained; remove that key")
     for name in sorted(both):
         if stored.get(name) != live.get(name):
-            theirs, ours = (shapes.get(name, "lacks it") for shapes in (stored, live))
+            theirs, ours = (shapes.get(name, "none") for shapes in (stored, live))
             message = f"{start.name} does not fit what this recipe trains: of {name} it has {theirs}, the recipe {ours}"
             raise FieldError(KEY, f"{message} ({len(stored)} tensors there, {len(live)} here)")
 
