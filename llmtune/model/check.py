@@ -14,6 +14,7 @@ from llmtune.model.files.quantization import (
     dequantized_format,
     dequantized_tensors,
     kept_bits,
+    refuse_unscaled,
     stored_quantization,
     without_quantization,
 )
@@ -57,6 +58,7 @@ def check_base(base: Base, skeleton: PreTrainedModel) -> None:
     if has_weights(base):
         tensors = stored_tensors(base.folder, base.name)
         if dequantized_format(skeleton.config):
+            refuse_unscaled(tensors, base.name)
             tensors = dequantized_tensors(tensors, base.name)
         elif kept_bits(skeleton.config):
             tensors = _as_before_quantization(tensors, skeleton)

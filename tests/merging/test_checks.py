@@ -18,6 +18,7 @@ from llmtune.merging import checks, proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
 from llmtune.model.files.locate import locate_base
+from llmtune.recipe.sections import Model
 from llmtune.run import Run
 from llmtune.working import Work
 from tests.support import runs, tiny
@@ -36,7 +37,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 def test_counts_every_weight_once(tmp_path: Path, tied: bool) -> None:
     folder = tiny.save_base(tmp_path / "base", tied=tied)
-    assert count_weights(locate_base(SimpleNamespace(base=str(folder), revision=None))) == sum(
+    assert count_weights(locate_base(Model(base=str(folder)))) == sum(
         tensor.numel() for tensor in tiny.model(tied=tied).parameters()
     )
 

@@ -65,6 +65,15 @@ def dequantized_tensors(tensors: Tensors, name: str) -> Tensors:
     return folded
 
 
+def refuse_unscaled(tensors: Tensors, name: str) -> None:
+    """Raise FieldError for a tensor in fp8 without scales, whose numbers would be taken for the weights."""
+    bare = next((key for key, one in tensors.items() if one.dtype == _FP8 and not _scale_of(key, tensors)), None)
+    if bare:
+        raise FieldError(
+            "model.base", f"{name}: its files lack the scales of {bare}, which is in fp8; download it again"
+        )
+
+
 def _unpacked(blocks: StoredTensor) -> StoredTensor:
     """What MXFP4's blocks (experts, out, groups, bytes) are: (experts, in, out)."""
     *experts, out, groups, width = blocks.shape
