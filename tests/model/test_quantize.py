@@ -198,3 +198,9 @@ def test_trains_over_8_bits_and_merges_into_the_original_base(
         forecast(whole, setting, 8).stages[0].parts["weights"] - forecast(layout, setting, 8).stages[0].parts["weights"]
     )
     assert saved == pytest.approx((2 - INT8_BYTES) * count, abs=1)
+
+
+def test_refuses_to_shard_8_bits_before_weights_load(tmp_path: Path) -> None:
+    method = {"kind": "full", "lr": 0.01, "adapter": LORA}
+    with pytest.raises(RecipeError, match=r"launch\.accelerate: weights in 8 bits cannot be sharded; try ddp"):
+        quantized_run(tmp_path, method, quantize="8bit", launch={"accelerate": "fsdp2"})
