@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,8 +11,10 @@ import yaml
 
 from llmtune.adapters.kinds import KINDS as ADAPTERS
 from llmtune.cli.shipped import refuse_existing, relative, schema_line
-from llmtune.data.rows import read
-from llmtune.errors import LlmtuneError, RecipeError, nearest
+from llmtune.cli.summary import DataSummary, summarize
+from llmtune.data.formats.columns import write_map
+from llmtune.data.rows import Form, iterate
+from llmtune.errors import LlmtuneError, RecipeError, nearest, one_line
 from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
 from llmtune.recipe.shorthand import ALONE, WORDS
@@ -30,19 +31,6 @@ _LONGEST = 255
 _NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    """What a recipe depends on in a user's data."""
-
-    source: str
-    rows: int
-    turns: int
-    longest: int
-    """Estimated tokens of the longest row."""
-    labels: int
-    """Different answers, if they repeat like labels; else 0."""
-
-
 def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> tuple[Path, list[str]]:
     """Write a recipe for `data` (None: the sample) to the new file `out`, and give notes; raises RecipeError."""
     if method is not None and method not in KINDS:
@@ -50,34 +38,28 @@ def write_recipe(data: Path | None, model: str | None, method: str | None, out: 
     refuse_existing(out)
     notes = check_model(model or DEFAULT_MODEL)
     source = str(data) if data is not None else relative(shipped_folder("sample") / "train.jsonl")
-    lines = _recipe(_summarize(source), _other_files(Path(source)), model or DEFAULT_MODEL, method)
+    summary = summarize(source)
+    files = _other_files(Path(source), Form(map=summary.map))
+    lines = _recipe(summary, files, model or DEFAULT_MODEL, method)
     write_text(out, "\n".join(lines) + "\n")
     return out, notes
 
 
-def _summarize(source: str) -> DataSummary:
-    rows = read(source)
-    size = max(sum(len(message["content"].encode()) for message in row.messages) for row in rows)
-    turns = max(len(row.messages) for row in rows)
-    answers = {row.answer for row in rows}
-    like_labels = len(answers) <= len(rows) / 5 and max(map(len, answers)) <= 60
-    # Three bytes a token is on the safe side in most languages; the rest is what chat templates add.
-    return DataSummary(source, len(rows), turns, size // 3 + 32 + 8 * turns, len(answers) if like_labels else 0)
-
-
-def _other_files(train: Path) -> dict[str, str]:
-    """Find readable validation and test files beside train.*, by the recipe's key."""
+def _other_files(train: Path, form: Form) -> dict[str, str]:
+    """Find validation and test files beside train.* that are readable in its form, by the recipe's key."""
     stem, dot, ending = train.name.partition(".")
     if stem != "train" or not train.is_file():
         return {}
     candidates = {key: [train.with_name(name + dot + ending) for name in names] for key, names in _NAMES.items()}
-    readable = {key: next(filter(_is_readable, files), None) for key, files in candidates.items()}
+    readable = {
+        key: next((file for file in files if _is_readable(file, form)), None) for key, files in candidates.items()
+    }
     return {key: str(file) for key, file in readable.items() if file is not None}
 
 
-def _is_readable(file: Path) -> bool:
+def _is_readable(file: Path, form: Form) -> bool:
     try:
-        return file.is_file() and bool(read(str(file)))
+        return file.is_file() and any(True for _ in iterate(str(file), form=form))
     except RecipeError:
         return False
 
@@ -93,7 +75,8 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
     )
     return [
         schema_line(),
-        f"# For {_text(data.source)}: {data.rows} rows of up to {data.turns} turns.",
+        f"# For {_text(data.source)}: {data.rows} {f'rows of up to {data.turns} turns' if data.turns else 'texts'}.",
+        f"# Rows are {one_line(data.form, 200)}.",
         f"# {_why(kind, data.rows)}",
         *_hint(data, kind),
         "# A line that starts with # is off: take the # away to set the key.",
@@ -105,6 +88,11 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         "  # 1% of replay, rows such as the base learned from, cures most forgetting; for that, train is a mixture:",
         f"  # [{{source: {_text(data.source)}, fraction: 0.99}}, {{source: replay.jsonl, fraction: 0.01}}]",
         *(f"  {key}: {_text(source)}" for key, source in files.items()),
+        *(
+            [_line(f"map: {write_map(data.map)}", "columns of the file, under the names that rows have")]
+            if data.map
+            else []
+        ),
         *([] if "test" in files else [_line("# test: test.jsonl", "rows that are asked of base and tuned model")]),
         *aside,
         _line(f"max_length: {length}", f"tokens; the longest row has about {data.longest}, llmtune check counts"),

@@ -44,7 +44,11 @@ Gpu = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Argument(metavar="FILE", help="Your rows: JSONL, CSV or Parquet.", show_default="the shipped sample"),
+    typer.Argument(
+        metavar="FILE",
+        help="Your rows: a file, a folder, a pattern or a Hub data set.",
+        show_default="the shipped sample",
+    ),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="ID", help="A Hub id, a folder, a .gguf file or package:NAME.")

@@ -22,7 +22,7 @@ Parts = dict[str, list[Row]]
 """The rows of "train", "eval" and "test"."""
 
 _LISTED_IDS, _PRINTED_IDS = 20, 8
-_LONGEST_NAME = 80
+_LONGEST_NAME, _LONGEST_FORM = 80, 200
 _UNLIMITED = 1 << 40  # tokenizers without a limit give an even larger model_max_length
 
 
@@ -34,6 +34,7 @@ def describe(
     return {
         "rows": {part: len(part_rows) for part, part_rows in rows.items()},
         "files": _files(data, sources),
+        "forms": list(dict.fromkeys(row.form for part_rows in sources.values() for row in part_rows)),
         "max_length": data.max_length,
         "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None,
         **_count_tokens(train.examples),
@@ -58,6 +59,7 @@ def write_notes(findings: Findings) -> list[str]:
         f"{tokens['total']} tokens to learn in {count} rows (mean {tokens['mean']}, max {tokens['max']})",
         f"max_length {findings['max_length']}; the longest row has {findings['longest']} tokens",
     ]
+    lines = [*(f"rows: {one_line(form, _LONGEST_FORM)}" for form in findings["forms"]), *lines]
     lines = [*source_notes(findings["sources"], findings["shared_rows"]), *lines]
     lines += [_over_length_note(part, over) for part, over in findings["over_length"].items() if over["rows"]]
     conditional = [

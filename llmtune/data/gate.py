@@ -13,7 +13,7 @@ from llmtune.data.near.notes import find_near
 from llmtune.data.near.texts import Documents
 from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
 from llmtune.data.row import Row
-from llmtune.data.rows import read
+from llmtune.data.rows import Form, read
 from llmtune.data.sources import problem
 from llmtune.errors import FieldError, RecipeError
 from llmtune.model.tokens import Limits
@@ -57,7 +57,7 @@ def check_sources(recipe: Recipe) -> None:
     """Raise FieldError for a source of the recipe's data that does not exist; names every place it was looked for."""
     for part in _SPLITS:
         for key, source in recipe.data.source_keys(part).items():
-            reason = problem(source, recipe.folders(key))
+            reason = problem(source, recipe.folders(key), _SPLITS[part])
             if reason:
                 raise FieldError(key, reason)
 
@@ -75,7 +75,8 @@ def check_data(
     wanted = data.max_length
     if limits and limits.positions and limits.positions < wanted:
         data = data.model_copy(update={"max_length": limits.positions})
-    held = {part: read(getattr(data, part), _SPLITS[part]) if getattr(data, part) else [] for part in ("eval", "test")}
+    form, named = Form.of(data), {part: getattr(data, part) for part in ("eval", "test")}
+    held = {part: read(source, _SPLITS[part], form) if source else [] for part, source in named.items()}
     sources = {"train": read_training(data), **held}
     kept, overlap = remove_overlap(sources, data.overlap)
     used = draw_rows(data, kept, seed)

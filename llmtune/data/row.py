@@ -26,13 +26,15 @@ class Row:
     """A plain text, of which every token is learned."""
     source: str = ""
     """The source of a mixture that the row is from, as the recipe names it; "" where there is one source."""
+    form: str = ""
+    """The format that the row was recognised as, with its columns: "alpaca (instruction, output)"."""
 
     @property
     def prompt(self) -> list[Message]:
-        """The turns before the last one."""
+        """The turns before the last one; none of a plain text."""
         return [dict(message) for message in self.messages[:-1]]
 
     @property
     def answer(self) -> str:
-        """The content of the last turn."""
-        return str(self.messages[-1]["content"])
+        """The content of the last turn, or the plain text."""
+        return str(self.messages[-1]["content"]) if self.text is None else self.text

@@ -1,27 +1,16 @@
-"""Reads rows (chat messages, or prompt and completion) from any source and checks each of them."""
+"""Reads rows from any source, recognises their format by their columns, and checks each of them."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from llmtune.data.row import Message, Row
+from llmtune.data.formats.base import Content, Format, Record
+from llmtune.data.formats.columns import ColumnMap, hint, named_hint, suggest_map
+from llmtune.data.formats.registry import NAMES, recognize
+from llmtune.data.formats.values import describe, refuse_half_characters
+from llmtune.data.row import Row
 from llmtune.data.sources import Cursor, explained, records
-from llmtune.errors import RecipeError, nearest
+from llmtune.errors import FieldError, RecipeError
 from llmtune.recipe.data import Data
-
-ROLES = ("system", "user", "assistant")
-
-# Other names of these columns, the most common first.
-_SYNONYMS = {
-    "messages": ("conversations", "conversation", "chat", "dialog", "dialogue", "turns"),
-    "prompt": ("instruction", "question", "query", "user", "source", "context", "input", "text"),
-    "completion": ("output", "response", "answer", "target", "label", "assistant", "summary", "chosen"),
-}
-_SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
-"""What ShareGPT files write as `from`, and the role that it is."""
-# Chat templates render these keys: without them the model would train on another text than the row's.
-_UNSUPPORTED = ("tool_calls", "function_call", "tools", "reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,8 @@ class Form:
 
     @classmethod
     def of(cls, data: Data) -> "Form":
-        """The form that a recipe's data section names."""
+        """The form that a recipe's data section names; raises FieldError for a map of fields that no format has."""
+        ColumnMap(data.map).check(data.format)
         return cls(data.format, data.map)
 
 
@@ -44,156 +34,107 @@ def read(source: str, default_split: str = "train", form: Form | None = None) ->
 
 def iterate(source: str, default_split: str = "train", form: Form | None = None) -> Iterator[Row]:
     """Read the rows of a source one by one; raises RecipeError at the first bad one, and for a source without rows."""
-    at, empty = Cursor(source), True
+    at, parser, empty = Cursor(source), _Parser(form or Form()), True
     with explained(at):
         for record in records(at, default_split):
             empty = False
-            yield _parse_row(at.where, record)
+            yield parser.parse(at.where, record)
     if empty:
         raise RecipeError(f"{source}: is empty: it has no rows")
 
 
-def _parse_row(where: str, record: object) -> Row:
-    """Check a record and return its row; raises RecipeError with its place and key."""
-    if not isinstance(record, dict):
-        raise RecipeError(
-            f"{where}: holds {_describe(record)}; an object with messages, or prompt and completion, is expected"
-        )
-    for column in record:
-        _refuse_half_characters(where, "the name of a column", str(column))
-    _refuse_unsupported(where, record)
-    if "messages" in record:
-        messages, ignored = _parse_messages(where, record["messages"])
-        known = {"messages", "id"}
-    else:
-        messages, ignored = _parse_pair(where, record), set()
-        known = {"prompt", "completion", "id"}
-    ignored |= {str(column) for column in record if column not in known}
-    return Row(_identify(where, record.get("id")), messages, where, tuple(sorted(ignored)))
+def guess_form(source: str, default_split: str = "train") -> Form:
+    """Return the form of a source by its first record: with a map where its columns have other usual names."""
+    at = Cursor(source)
+    with explained(at):
+        record = next(iter(records(at, default_split)), None)
+    if not isinstance(record, dict) or recognize(record):
+        return Form()
+    return Form(map=suggest_map(record))
+
+
+class _Parser:
+    """Parses the records of one source, which are all of one format."""
+
+    def __init__(self, form: Form) -> None:
+        self._map = ColumnMap(form.map) if form.map else None
+        self._named = NAMES.get(form.format)
+        self._format: Format | None = None
+        self._first, self._form = "", ""
+        self._ignored: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def parse(self, where: str, record: object) -> Row:
+        """Check a record and return its row; raises RecipeError with its place and key."""
+        if not isinstance(record, dict):
+            raise RecipeError(
+                f"{where}: holds {describe(record)}; an object with messages, or prompt and completion, is expected"
+            )
+        mapped = self._apply_map(where, record) if self._map else record
+        format = self._check_named(where, mapped, self._named) if self._named else self._recognize(where, mapped)
+        content = format.parse(where, mapped)
+        if not self._form:
+            self._form = self._describe(format, content)
+        ignored = self._list_ignored(where, mapped, content)
+        name = _identify(where, mapped.get("id"))
+        return Row(name, content.messages, where, ignored, content.tools, content.text, form=self._form)
+
+    def _apply_map(self, where: str, record: Record) -> Record:
+        """Fill fields from other columns; a source of another format that has none of these columns stays as it is."""
+        assert self._map is not None
+        format = recognize(record) if self._named is None and self._map.misses(record) else None
+        if format is not None and not set(self._map.columns) <= set(format.fields):
+            return record
+        return self._map.apply(where, record)
+
+    def _check_named(self, where: str, record: Record, format: Format) -> Format:
+        """Return the format that the recipe names; raises FieldError for a record that lacks its columns."""
+        missing = format.missing(record)
+        if missing:
+            raise FieldError("data.format", f"{format.name}: {where}: {named_hint(format, record, missing)}")
+        return format
+
+    def _recognize(self, where: str, record: Record) -> Format:
+        filled = self._map.columns if self._map and all(name in record for name in self._map.columns) else ()
+        format = recognize(record, filled)
+        if format is None:
+            raise RecipeError(f"{where}: {hint(record)}")
+        if self._format is None:
+            self._format, self._first = format, where
+        if format is not self._format:
+            names = f"is {format.name}, but {self._first} is {self._format.name}"
+            advice = f"make two files of them, or write data.format: {self._format.name}"
+            raise RecipeError(f"{where}: {names}; {advice}")
+        return format
+
+    def _describe(self, format: Format, content: Content) -> str:
+        """Name a format and the columns that it is read from: "alpaca (instruction, input, output)"."""
+        mapping = self._map.columns if self._map else {}
+        columns = [f"{name} from {mapping[name]!r}" if name in mapping else name for name in content.used]
+        return f"{format.name} ({', '.join(columns)}){f': {format.says}' if format.says else ''}"
+
+    def _list_ignored(self, where: str, record: Record, content: Content) -> tuple[str, ...]:
+        """Return the columns and keys that are not used, one tuple for all rows with the same."""
+        key = (*record, "", *content.used, *content.unused)
+        known = self._ignored.get(key)
+        if known is None:
+            for column in record:
+                refuse_half_characters(where, "the name of a column", str(column))
+            unused = {str(column) for column in record if column not in content.used and column != "id"}
+            known = tuple(sorted(unused | content.unused))
+            if len(self._ignored) < _REMEMBERED:
+                self._ignored[key] = known
+        return known
+
+
+_REMEMBERED = 1000
+"""Sets of columns whose unused ones are remembered."""
 
 
 def _identify(where: str, name: object) -> str:
     """Return the row's id, its place where it has none."""
     if name is None or name == "":
         return where
-    _refuse_half_characters(where, "id", str(name))
-    return str(name)
-
-
-def _refuse_unsupported(where: str, mapping: dict[str, Any], at: str = "") -> None:
-    for key in _UNSUPPORTED:
-        if mapping.get(key):
-            raise RecipeError(f"{where}: {at}{key}: is not supported; a turn has role and content only")
-
-
-def _parse_pair(where: str, record: dict[str, Any]) -> tuple[Message, ...]:
-    missing = [key for key in ("prompt", "completion") if key not in record]
-    if missing:
-        raise RecipeError(f"{where}: {_columns_hint(record, missing)}")
-    prompt, completion = (_check_text(where, key, record[key]) for key in ("prompt", "completion"))
-    return ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
-
-
-def _parse_messages(where: str, value: object) -> tuple[tuple[Message, ...], set[str]]:
-    """Return the checked turns, and the names of keys in them that are not used."""
-    if not isinstance(value, list) or not value:
-        content = "empty" if value == [] else _describe(value)
-        raise RecipeError(f"{where}: messages: is {content}; a list of turns with role and content is expected")
-    messages = tuple(_parse_message(where, f"messages[{index}]", turn) for index, turn in enumerate(value))
-    if messages[-1]["role"] != "assistant":
-        raise RecipeError(f"{where}: messages: the last turn is {messages[-1]['role']}; it must be assistant")
-    if messages[0]["role"] == "assistant":
-        raise RecipeError(f"{where}: messages: the first turn is assistant; a system or user turn must come before it")
-    extra = {str(key) for turn in value for key, content in turn.items() if content is not None}
-    for key in extra:
-        _refuse_half_characters(where, "the name of a key in messages", key)
-    return messages, {f"messages.{key}" for key in extra - {"role", "content"}}
-
-
-def _parse_message(where: str, at: str, turn: object) -> Message:
-    if not isinstance(turn, dict):
-        raise RecipeError(f"{where}: {at}: is {_describe(turn)}; an object with role and content is expected")
-    _refuse_unsupported(where, turn, f"{at}.")
-    for key, other in (("role", "from"), ("content", "value")):
-        if key not in turn:
-            hint = f"; rename {other} to {key}" if other in turn else nearest(key, [str(name) for name in turn])
-            raise RecipeError(f"{where}: {at}.{key}: is missing{hint}")
-    role = turn["role"]
-    if role not in ROLES:
-        hint = _role_hint(role) if isinstance(role, str) else ""
-        raise RecipeError(f"{where}: {at}.role: is {role!r}, not one of {', '.join(ROLES)}{hint}")
-    content = _check_text(where, f"{at}.content", turn["content"], may_be_empty=role == "system")
-    return {"role": role, "content": content}
-
-
-def _role_hint(role: str) -> str:
-    return f"; write {_SPEAKERS[role]}" if role in _SPEAKERS else nearest(role, list(ROLES))
-
-
-def _check_text(where: str, key: str, value: object, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise RecipeError(f"{where}: {key}: is {_describe(value)}; text is expected")
-    if not value.strip() and not may_be_empty:
-        raise RecipeError(f"{where}: {key}: is empty; text is expected")
-    _refuse_half_characters(where, key, value)
-    return value
-
-
-def _refuse_half_characters(where: str, key: str, text: str) -> None:
-    """Raise RecipeError for a lone surrogate, which no tokenizer and no file of UTF-8 text takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])[1:-1]
-        raise RecipeError(
-            f"{where}: {key}: holds half of a character ({half}, character {error.start + 1}), as of an emoji that was "
-            "cut in two; remove it or restore the character"
-        ) from error
-
-
-def _describe(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    literal = f" ({value!r})" if isinstance(value, int | float) else ""
-    return f"{names.get(type(value), type(value).__name__)}{literal}"
-
-
-def _columns_hint(record: dict[str, Any], missing: list[str]) -> str:
-    """Name the columns of a row and say which of them to rename."""
-    columns = [str(column) for column in record]
-    names = f"columns {', '.join(columns)}" if columns else "no columns"
-    conversations = _similar("messages", columns)
-    if conversations and len(missing) == 2:
-        return f"{names}: rename {conversations[0]} to messages{_turns_hint(record.get(conversations[0]))}"
-    advice = list(_advice(columns, missing))
-    if advice:
-        return f"{names}: {' and '.join(advice)}"
-    problem = "messages, or prompt and completion, are expected" if len(missing) == 2 else f"{missing[0]} is missing"
-    return f"{names}: {problem}"
-
-
-def _turns_hint(turns: object) -> str:
-    """Say what else to rename in a conversation as ShareGPT writes it; "" for one that is written otherwise."""
-    if not isinstance(turns, list) or not any(isinstance(turn, dict) and "from" in turn for turn in turns):
-        return ""
-    speakers = dict.fromkeys(str(turn.get("from")) for turn in turns if isinstance(turn, dict))
-    roles = [f"{name} to {_SPEAKERS[name]}" for name in speakers if name in _SPEAKERS]
-    return f"; in each turn from to role, value to content{', and as roles ' if roles else ''}{', '.join(roles)}"
-
-
-def _advice(columns: list[str], missing: list[str]) -> Iterator[str]:
-    for key in missing:
-        similar = _similar(key, [column for column in columns if column not in ("id", "prompt", "completion")])
-        if len(similar) > 1 and key == "prompt":
-            yield f"join {' and '.join(similar)} into {key}"
-        elif similar:
-            yield f"rename {similar[0]} to {key}"
-
-
-def _similar(key: str, columns: list[str]) -> list[str]:
-    """Return the columns that are synonyms of `key`, else the one that looks like a typo of it."""
-    lower = {column.lower(): column for column in columns}
-    synonyms = [lower[word] for word in (key, *_SYNONYMS[key]) if word in lower]
-    close = difflib.get_close_matches(key, list(lower), n=1, cutoff=0.75)
-    return synonyms or [lower[word] for word in close]
+    text = str(name)
+    if not text.isascii():
+        refuse_half_characters(where, "id", text)
+    return text

@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from llmtune.data.sources import HubName
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
 from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
 _SIGNATURE = re.compile(r"<!-- llmtune card ([0-9a-f]{64}) -->\n\Z")
-_HUB_DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(:[\w.-]+)?")
 
 
 def write_card(data: ModelCardData, text: str) -> str:
@@ -118,8 +118,8 @@ def _tags(settings: Recipe) -> list[str]:
 
 def _datasets(settings: Recipe) -> list[str]:
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
-    matches = [_HUB_DATASET.fullmatch(source) for source in sources]
-    return sorted({match["name"] for match in matches if match})
+    named = [HubName.parse(source) for source in sources]
+    return sorted({one.name for one in named if one})
 
 
 def _scores(run: Run) -> Iterator[EvalResult]:

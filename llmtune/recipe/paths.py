@@ -1,5 +1,6 @@
 """Paths in a recipe: relative to its folder, then to the working directory; of `--set`, the other way round."""
 
+import glob
 import os
 from pathlib import Path
 
@@ -35,8 +36,9 @@ def locate(value: str, key: Key, places: tuple[Path, ...]) -> str:
     """Return the first path under one of `places` that exists, else the value as it is."""
     if key[0] in _NAMED and "/" not in value and not value.endswith((".yaml", ".yml")):
         return value
-    folder = next((folder for folder in places if exists(value, folder)), Path())
-    return value if folder == Path() else str(folder / Path(value).expanduser())
+    test = source_exists if key[0] == "data" else exists
+    folder = next((folder for folder in places if test(value, folder)), Path())
+    return value if folder == Path() else _join(folder, value)
 
 
 def exists(value: str, folder: Path = Path()) -> bool:
@@ -45,6 +47,29 @@ def exists(value: str, folder: Path = Path()) -> bool:
         return (folder / Path(value).expanduser()).exists()
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a NUL character
         return False
+
+
+def source_exists(value: str, folder: Path = Path()) -> bool:
+    """Whether a source of rows, relative to a folder, is a file, a folder, one with a split, or a pattern of files."""
+    name, _, split = value.rpartition(":")
+    if exists(value, folder) or (name and "/" not in split and exists(name, folder)):
+        return True
+    try:
+        return glob.has_magic(value) and any(glob.iglob(_join(folder, value), recursive=True))
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def absolute_source(value: str) -> str:
+    """Return a source of rows with an absolute path; the name of a Hub data set as it is."""
+    return _join(Path().absolute(), value) if source_exists(value) else value
+
+
+def _join(folder: Path, value: str) -> str:
+    """Put a folder before a path, or before a pattern, in which the folder's own characters stay as they are."""
+    path = Path(value).expanduser()
+    is_pattern = glob.has_magic(value) and not exists(value, folder)
+    return str(Path(glob.escape(str(folder))) / path if is_pattern else folder / path)
 
 
 def describe_places(value: str, places: tuple[Path, ...]) -> str:

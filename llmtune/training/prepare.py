@@ -21,7 +21,7 @@ from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
-from llmtune.recipe.paths import exists
+from llmtune.recipe.paths import absolute_source, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
@@ -204,7 +204,7 @@ def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
         "model": resolved.model.model_copy(
             update={"base": _absolute(base.name), "merge_into": _absolute(into) if into else None}
         ),
-        "data": recipe.data.renamed(lambda _, source: _absolute(source)),
+        "data": recipe.data.renamed(lambda _, source: absolute_source(source)),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
         "launch": with_absolute_config(recipe.launch),
     }

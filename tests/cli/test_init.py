@@ -121,6 +121,39 @@ def test_quotes_names_that_yaml_would_misread(tmp_path: Path, monkeypatch: pytes
         assert (loaded.data.train, loaded.model.base) == (str(data), str(tmp_path / "me" / "1: e5"))
 
 
+ALPACA = [{"instruction": f"Add {n}.", "input": f"{n}+1", "output": f"{n + 1}"} for n in range(12)]
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n + 1}"}]} for n in range(12)
+]
+NAMED = "".join(f'"{n}+1",given {n},{n + 1}\n' for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form", "columns"),
+    [
+        ("alpaca.json", json.dumps(ALPACA), "alpaca (instruction, input, output)", {}),
+        ("chats.jsonl", "".join(json.dumps(row) + "\n" for row in SHAREGPT), "sharegpt (conversations)", {}),
+        (
+            "named.csv",
+            f"question,context,response\n{NAMED}",
+            r"prompt_completion (prompt from '{question}\n{context}', completion from 'response')",
+            {"prompt": "{question}\n{context}", "completion": "response"},
+        ),
+    ],
+)
+def test_writes_a_recipe_for_rows_of_other_formats_that_check_accepts(
+    tmp_path: Path, name: str, content: str, form: str, columns: dict[str, str]
+) -> None:
+    (tmp_path / name).write_text(content)
+    path = write_recipe(tmp_path / name, None, None, tmp_path / "recipe.yaml")
+    assert f"# Rows are {form}." in path.read_text()
+    loaded = recipe.load(path)
+    assert loaded.data.map == columns
+    findings = gate(loaded, tiny.tokenizer(), {2}).findings
+    assert (findings["rows"]["train"] + findings["rows"]["eval"], findings["forms"]) == (12, [form])
+    assert f"rows: {form}" in findings["notes"]
+
+
 def test_refuses_existing_file(tmp_path: Path) -> None:
     out = tmp_path / "recipe.yaml"
     out.write_text("mine")
@@ -136,8 +169,8 @@ def test_refuses_unknown_method_and_columns_and_names_nearest(tmp_path: Path) ->
     with pytest.raises(RecipeError, match=r"--method gradul: is not one of lora, full, .*; did you mean 'gradual'\?"):
         write_recipe(None, None, "gradul", tmp_path / "recipe.yaml")
     data = tmp_path / "rows.jsonl"
-    data.write_text(json.dumps({"question": "a", "answer": "b"}))
-    with pytest.raises(RecipeError, match="rename question to prompt and rename answer to completion"):
+    data.write_text(json.dumps({"x": "a", "y": "b"}))
+    with pytest.raises(RecipeError, match=r"rows\.jsonl:1: columns x, y: messages, or conversations, or chosen and"):
         write_recipe(data, None, None, tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match=r"no file .*rosw\.jsonl .*did you mean 'rows.jsonl'\?"):
         write_recipe(tmp_path / "rosw.jsonl", None, None, tmp_path / "recipe.yaml")

@@ -255,7 +255,7 @@ def test_ignores_case_punctuation_and_space_in_comparing_rows(tmp_path: Path, on
 
 
 def test_finds_overlap_across_files(tmp_path: Path) -> None:
-    chat = {"messages": [{"role": "user", "content": "PLAY jazz"}, {"role": "assistant", "content": "ok!"}]}
+    chat = {"prompt": [{"role": "user", "content": "PLAY jazz"}], "completion": "ok!"}
     train = [*tiny.sums(40), pair("Play some jazz, please.", "{play: jazz}"), pair("play jazz", "OK")]
     test = [*tiny.sums(6, 37), pair("play some JAZZ please", "{play: blues}"), chat, pair("new", "new")]
     sides = ((tmp_path / "train.jsonl", train), (tmp_path / "test.jsonl", test))

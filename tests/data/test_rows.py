@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llmtune.data.row import Row
-from llmtune.data.rows import read
-from llmtune.errors import MachineError, RecipeError
+from llmtune.data.rows import Form, read
+from llmtune.errors import FieldError, MachineError, RecipeError
+from llmtune.recipe.data import Data
 from tests.support import tiny
 
 PAIRS = [
@@ -103,65 +104,347 @@ def assistant(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-BAD: dict[str, tuple[Any, str]] = {
+def calls(*calls: Any) -> dict[str, Any]:
+    """An assistant turn of calls alone."""
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "null completion": ({"prompt": "a", "completion": None}, "completion: is null"),
     "number": ({"prompt": "a", "completion": 4}, "completion: is a number (4); text is expected"),
     "empty completion": ({"prompt": "a", "completion": " \n"}, "completion: is empty"),
     "empty prompt": ({"prompt": "", "completion": "b"}, "prompt: is empty"),
     "only a prompt": ({"prompt": "a", "id": "x"}, "columns prompt, id: completion is missing"),
+    "only a thought": ({"prompt": "a", "completion": "<think>b</think>"}, "completion: is empty"),
+    "two answers": ({"prompt": "a", "completion": [user("b")]}, "completion: the last turn is user"),
+    "answer as a prompt": ({"prompt": [assistant("b")], "completion": "b"}, "prompt: the first turn is assistant; a"),
     "not an object": (["a"], "holds a list; an object with messages, or prompt and completion"),
-    "null messages": ({"messages": None}, "messages: is null; a list of turns"),
-    "no messages": ({"messages": []}, "messages: is empty; a list of turns"),
-    "turn is text": ({"messages": ["hi"]}, "messages[0]: is text; an object with role and content"),
-    "unknown role": ({"messages": [{"role": "usr", "content": "a"}]}, "messages[0].role: is 'usr', not one of"),
-    "role near": ({"messages": [{"role": "asistant", "content": "a"}]}, "did you mean 'assistant'?"),
-    "no content": ({"messages": [{"role": "user"}]}, "messages[0].content: is missing"),
-    "sharegpt": ({"messages": [{"from": "human", "value": "a"}]}, "messages[0].role: is missing; rename from to role"),
-    "empty assistant": ({"messages": [user("a"), assistant("")]}, "messages[1].content: is empty"),
-    "null content": ({"messages": [user(None), assistant("b")]}, "messages[0].content: is null"),
-    "parts": ({"messages": [user([{"type": "text"}]), assistant("b")]}, "messages[0].content: is a list; text"),
-    "user last": ({"messages": [user("a")]}, "messages: the last turn is user; it must be assistant"),
-    "assistant first": ({"messages": [assistant("a")]}, "messages: the first turn is assistant"),
-    "tool call": (
-        {"messages": [user("a"), assistant("b") | {"tool_calls": [{"name": "f"}]}]},
-        "messages[1].tool_calls: is not supported; a turn has role and content only",
+    "other names": ({"question": "a", "answer": "b"}, "write data.map: {prompt: question, completion: answer}"),
+    "one other name": ({"prompt": "a", "output": "b"}, "columns prompt, output: write data.map: {completion: output}"),
+    "two questions": (
+        {"query": "a", "context": "b", "response": "c"},
+        'columns query, context, response: write data.map: {prompt: "{query}\\n{context}", completion: response}',
     ),
-    "reasoning": ({"messages": [user("a"), assistant("b") | {"thinking": "hm"}]}, "messages[1].thinking: is not"),
-    "tools": (
-        {"messages": [user("a"), assistant("b")], "tools": [{}]},
-        "tools: is not supported; a turn has role and content only",
+    "labels": ({"text": "a", "label": "b"}, "{prompt: text, completion: label}, or data.format: text to learn text al"),
+    "slip": ({"promt": "a", "completions": "b"}, "write data.map: {prompt: promt, completion: completions}"),
+    "slip of messages": ({"mesages": []}, "columns mesages: write data.map: {messages: mesages}"),
+    "capitals": ({"Prompt": "a", "Completion": "b"}, "write data.map: {prompt: Prompt, completion: Completion}"),
+    "strange": ({"x": 1, "y": 2}, "columns x, y: messages, or conversations, or chosen and rejected, or prompt and"),
+    "two formats": ({"instruction": "a", "output": "b"}, ":3: is alpaca, but "),
+}
+BAD_CHATS: dict[str, tuple[Any, str]] = {
+    "null": (None, "messages: is null; a list of turns"),
+    "empty": ([], "messages: is empty; a list of turns"),
+    "text": (["hi"], "messages[0]: is text; an object with role and content"),
+    "unknown role": (
+        [{"role": "narrator", "content": "a"}],
+        "messages[0].role: is 'narrator', not one of system, user",
     ),
-    "alpaca": (
-        {"id": "1", "instruction": "a", "output": "c"},
-        "columns id, instruction, output: rename instruction to prompt and rename output to completion",
+    "role near": ([{"role": "asistant", "content": "a"}], "did you mean 'assistant'?"),
+    "no content": ([{"role": "user"}], "messages[0].content: is missing"),
+    "half sharegpt": ([user("a"), {"from": "gpt", "value": "b"}], "messages[1].role: is missing; rename from to role"),
+    "empty assistant": ([user("a"), assistant("")], "messages[1].content: is empty"),
+    "null content": ([user(None), assistant("b")], "messages[0].content: is null"),
+    "image": (
+        [user([{"type": "image_url"}]), assistant("b")],
+        "messages[0].content[0]: is of type 'image_url'; llmtune",
     ),
-    "alpaca with input": ({"instruction": "a", "input": "b", "output": "c"}, "join instruction and input into prompt"),
-    "one to rename": ({"prompt": "a", "output": "b"}, "columns prompt, output: rename output to completion"),
-    "ShareGPT": (
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-        "rename conversations to messages; in each turn from to role, value to content, and as roles human to user, "
-        "gpt to assistant",
+    "part": ([user([7]), assistant("b")], "messages[0].content[0]: is a number (7); a text part is expected"),
+    "user last": ([user("a")], "messages: the last turn is user; it must be assistant"),
+    "tool last": ([user("a"), {"role": "tool", "content": "1"}], "messages: the last turn is tool; it must be assista"),
+    "assistant first": ([assistant("a")], "messages: the first turn is assistant"),
+    "no arguments": (
+        [user("a"), calls({"function": {"name": "f"}})],
+        "messages[1].tool_calls[0].function.arguments: is missing; a call,",
     ),
-    "role of ShareGPT": (
-        {"messages": [{"role": "human", "content": "a"}]},
-        "messages[0].role: is 'human', not one of system, user, assistant; write user",
+    "no name": ([user("a"), calls({"arguments": {}})], "messages[1].tool_calls[0].name: is missing; a call,"),
+    "arguments no JSON": (
+        [user("a"), calls({"name": "f", "arguments": "{x"})],
+        "messages[1].tool_calls[0].arguments: is text that is no JSON (Expecting",
     ),
-    "conversations": ({"conversations": []}, "columns conversations: rename conversations to messages"),
-    "slip": ({"promt": "a", "completions": "b"}, "rename promt to prompt and rename completions to completion"),
-    "capitals": ({"Prompt": "a", "Completion": "b"}, "rename Prompt to prompt and rename Completion to completion"),
-    "strange": ({"x": 1, "y": 2}, "columns x, y: messages, or prompt and completion, are expected"),
+    "list of arguments": (
+        [user("a"), calls({"name": "f", "arguments": [1]})],
+        "tool_calls[0].arguments: is a list; an",
+    ),
+    "calls no list": ([user("a"), assistant("") | {"tool_calls": True}], "messages[1].tool_calls: is true or false"),
+    "reasoning no text": ([user("a"), assistant("b") | {"thinking": [1]}], "messages[1].thinking: is a list; text is"),
+}
+BAD_TOOLS: dict[str, tuple[Any, str]] = {
+    "text": ("weather", "tools: is text that is no JSON (Expecting"),
+    "JSON, but no list": ('{"name": "f"}', "tools: is an object; a list of tools is expected"),
+    "no name": ([{}], "tools[0].name: is missing; a tool"),
+    "number": ([3], "tools[0]: is a number (3); a tool"),
+    "half a character": ([{"name": "f", "description": "\ud800"}], "tools[0]: holds half of a character"),
+}
+BAD: dict[str, tuple[list[dict[str, Any]], Any, str]] = {
+    **{name: (PAIRS, bad, words) for name, (bad, words) in BAD_PAIRS.items()},
+    **{
+        f"messages: {name}": ([{"messages": CHAT}] * 2, {"messages": turns}, words)
+        for name, (turns, words) in BAD_CHATS.items()
+    },
+    **{
+        f"tools: {name}": ([{"messages": CHAT}] * 2, {"messages": CHAT, "tools": tools}, words)
+        for name, (tools, words) in BAD_TOOLS.items()
+    },
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_names_file_line_and_key_of_the_first_bad_row(tmp_path: Path, name: str) -> None:
-    bad, words = BAD[name]
-    path = tiny.write_rows(tmp_path / "train.jsonl", [PAIRS[0], PAIRS[1], bad, bad])
+    good, bad, words = BAD[name]
+    path = tiny.write_rows(tmp_path / "train.jsonl", [*good, bad, bad])
     with pytest.raises(RecipeError) as caught:
         read(str(path))
     assert str(caught.value).startswith(f"{path}:3: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CALL = {"name": "sum", "arguments": {"a": 1, "b": "ü"}}
+SUM: dict[str, Any] = {
+    "name": "sum",
+    "description": "adds",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+}
+TOOLS = ({"type": "function", "function": SUM},)
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]}
+PAIR = [user("1+1?"), assistant("2")]
+SYSTEM = {"role": "system", "content": "Be brief."}
+USED = [user("1+1?"), CALLED, {"role": "tool", "content": '{"sum": "ü"}'}, assistant("2")]
+GPT = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]
+
+FORMATS: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]]]] = {
+    "chat": ({"messages": CHAT}, "chat (messages)", CHAT),
+    "another column": ({"dialogue": PAIR, "turns": 2}, "chat (dialogue)", PAIR),
+    "roles": (
+        {"messages": [{"role": role, "content": "a"} for role in ("developer", "human", "observation", "model")]},
+        "chat (messages)",
+        [{"role": role, "content": "a"} for role in ("system", "user", "tool", "assistant")],
+    ),
+    "parts": (
+        {"conversations": [user([{"type": "text", "text": "1+"}, {"text": "1?"}]), assistant(["2"])]},
+        "chat (conversations)",
+        PAIR,
+    ),
+    "tools": (
+        {
+            "messages": [
+                user("1+1?"),
+                {"role": "assistant", "content": None, "tool_calls": [{"id": 7, "function": CALL}]},
+                {"role": "tool", "tool_call_id": 7, "name": "sum", "content": [{"type": "text", "text": "2"}]},
+                assistant("2"),
+            ],
+            "tools": TOOLS,
+        },
+        "chat (messages, tools)",
+        [
+            user("1+1?"),
+            CALLED | {"tool_calls": [{"type": "function", "id": "7", "function": CALL}]},
+            {"role": "tool", "content": "2", "name": "sum", "tool_call_id": "7"},
+            assistant("2"),
+        ],
+    ),
+    "tools as JSON text": (
+        {
+            "messages": [
+                user("1+1?"),
+                {"role": "assistant", "function_call": CALL | {"arguments": json.dumps(CALL["arguments"])}},
+                {"role": "function", "content": {"sum": "ü"}},
+                assistant("2"),
+            ],
+            "tools": json.dumps([SUM]),
+        },
+        "chat (messages, tools)",
+        USED,
+    ),
+    "call at the end": ({"messages": [user("1+1?"), calls(CALL)], "tools": [SUM]}, "chat (messages, tools)", USED[:2]),
+    "reasoning": (
+        {"messages": [user("1+1?"), assistant("2") | {"thinking": "one more"}]},
+        "chat (messages)",
+        [user("1+1?"), assistant("2") | {"reasoning_content": "one more"}],
+    ),
+    "inline reasoning": (
+        {"messages": [user("1+1?"), assistant("\n<think>\none\n\nmore\n</think>\n\n2\n")]},
+        "chat (messages)",
+        [user("1+1?"), assistant("2\n") | {"reasoning_content": "one\n\nmore"}],
+    ),
+    "empty reasoning": (
+        {"prompt": "1+1?", "completion": "<think>\n\n</think>\n\n2"},
+        "prompt_completion (prompt, comp",
+        PAIR,
+    ),
+    "reasoning before a call": (
+        {"messages": [user("1+1?"), assistant("<think>add</think>") | {"tool_calls": [CALL]}], "tools": [SUM]},
+        "chat (messages, tools)",
+        [user("1+1?"), CALLED | {"reasoning_content": "add"}],
+    ),
+    "sharegpt": (
+        {"conversations": GPT, "system": "Be brief."},
+        "sharegpt (conversations, system)",
+        [SYSTEM, *PAIR],
+    ),
+    "sharegpt with calls": (
+        {
+            "conversations": [
+                GPT[0],
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": '{"sum": "ü"}'},
+                GPT[1],
+            ],
+            "tools": json.dumps([SUM]),
+        },
+        "sharegpt (conversations, tools)",
+        USED,
+    ),
+    "alpaca": ({"instruction": "1+1?", "output": "2"}, "alpaca (instruction, output)", PAIR),
+    "whole alpaca": (
+        {"instruction": "Add.", "input": "1+1", "output": "2", "system": "Be brief.", "history": [["a", "b"]]},
+        "alpaca (instruction, input, history, output, system)",
+        [SYSTEM, user("a"), assistant("b"), user("Add.\n1+1"), assistant("2")],
+    ),
+    "pair": ({"prompt": "1+1?", "completion": "2", "id": "x"}, "prompt_completion (prompt, completion)", PAIR),
+    "pair of turns": (
+        {"prompt": [SYSTEM, PAIR[0]], "completion": [PAIR[1]], "tools": None},
+        "prompt_completion (prompt, completion, tools)",
+        [SYSTEM, *PAIR],
+    ),
+    "preference": (
+        {"prompt": "1+1?", "chosen": "2", "rejected": "3"},
+        "preference (prompt, chosen): chosen is learned, rejected is not used",
+        PAIR,
+    ),
+    "preference of conversations": (
+        {"prompt": "1+1?", "chosen": PAIR, "rejected": [PAIR[0], assistant("3")]},
+        "preference (chosen): chosen is",
+        PAIR,
+    ),
+    "preference of answers": (
+        {"prompt": [PAIR[0]], "chosen": [PAIR[1]], "rejected": []},
+        "preference (prompt, chosen)",
+        PAIR,
+    ),
+    "columns without values": (
+        {"messages": None, "prompt": "1+1?", "completion": "2", "text": None},
+        "prompt_completion (prompt, completion)",
+        PAIR,
+    ),
+}
+
+
+# A column of a table has one type.
+_OF_SEVERAL_TYPES = ("parts", "tools", "tools as JSON text")
+IN_FILES = [(name, "jsonl") for name in FORMATS] + [
+    (name, "parquet") for name in FORMATS if name not in _OF_SEVERAL_TYPES
+]
+
+
+@pytest.mark.parametrize(("name", "ending"), IN_FILES)
+def test_recognises_a_format_by_its_columns(tmp_path: Path, name: str, ending: str) -> None:
+    record, form, messages = FORMATS[name]
+    (row,) = read(str(WRITERS[f"t.{ending}"](tmp_path / f"t.{ending}", [record])))
+    assert row.form.startswith(form)
+    assert list(row.messages) == messages
+    assert row.tools == (TOOLS if record.get("tools") else ())
+    assert row.text is None
+
+
+def test_a_table_gives_no_row_the_keys_of_another(tmp_path: Path) -> None:
+    arguments: list[dict[str, Any]] = [{"city": "Rome"}, {"a": 1, "b": {"c": "d"}}, {"b": {"e": "f"}}]
+    rows = [{"messages": [user("a"), calls({"name": "f", "arguments": one})], "tools": [SUM]} for one in arguments]
+    called = [row.messages[-1]["tool_calls"] for row in read(str(write_parquet(tmp_path / "t.parquet", rows)))]
+    assert [call["function"]["arguments"] for (call,) in called] == arguments
+
+
+def test_recognises_plain_text_beside_what_describes_it(tmp_path: Path) -> None:
+    page = {"text": "One page.", "url": "https://x", "source": "web"}
+    (row,) = read(str(tiny.write_rows(tmp_path / "t.jsonl", [page])))
+    assert (row.text, row.messages, row.ignored, row.answer) == ("One page.", (), ("source", "url"), "One page.")
+    assert row.form == "text (text): every token is learned"
+
+
+def test_named_format_reads_what_columns_alone_do_not_tell(tmp_path: Path) -> None:
+    path = str(tiny.write_rows(tmp_path / "t.jsonl", [{"text": "a", "label": "b"}, {"text": "c", "output": "d"}]))
+    assert [row.text for row in read(path, form=Form("text"))] == ["a", "c"]
+    both = {"messages": CHAT, "prompt": "1+1?", "completion": "2"}
+    (row,) = read(str(tiny.write_rows(tmp_path / "u.jsonl", [both])), form=Form("prompt_completion"))
+    assert (list(row.messages), row.ignored) == (PAIR, ("messages",))
+
+
+@pytest.mark.parametrize(
+    ("format", "words"),
+    [
+        (
+            "alpaca",
+            "data.format: alpaca: {path}:1: has no instruction; its columns are question, output: write data.map",
+        ),
+        ("alpaca", ": write data.map: {{instruction: question}}"),
+        ("chat", "data.format: chat: {path}:1: has no messages; its columns are question, output"),
+        ("text", "has no text"),
+    ],
+)
+def test_named_format_without_its_columns_names_the_nearest_fix(tmp_path: Path, format: str, words: str) -> None:
+    path = tiny.write_rows(tmp_path / "t.jsonl", [{"question": "a", "output": "b"}])
+    with pytest.raises(FieldError) as caught:
+        read(str(path), form=Form(format))
+    assert words.format(path=path) in str(caught.value)
+
+
+def test_map_names_and_joins_columns(tmp_path: Path) -> None:
+    grade = {"question": "1+1?", "hint": " {x} ", "grade": 3, "answer": "2", "note": None}
+    path = str(tiny.write_rows(tmp_path / "t.jsonl", [grade]))
+    (row,) = read(path, form=Form(map={"prompt": "question", "completion": "answer"}))
+    assert (list(row.messages), row.ignored) == (PAIR, ("grade", "hint", "note"))
+    assert row.form == "prompt_completion (prompt from 'question', completion from 'answer')"
+    joined = {"instruction": "{question} ({grade}){note}\n{hint}\n", "output": "answer"}
+    (row,) = read(path, form=Form(map=joined))
+    assert (row.prompt[0]["content"], row.ignored) == ("1+1? (3)\n {x}", ())
+    turns = str(tiny.write_rows(tmp_path / "u.jsonl", [{"talk": GPT, "task": "Be brief."}]))
+    (row,) = read(turns, form=Form(map={"conversations": "talk", "system": "task"}))
+    assert (list(row.messages), row.ignored) == ([SYSTEM, *PAIR], ())
+
+
+def test_map_leaves_a_source_of_another_format_as_it_is(tmp_path: Path) -> None:
+    replay = str(tiny.write_rows(tmp_path / "replay.jsonl", [{"messages": CHAT}]))
+    (row,) = read(replay, form=Form(map={"prompt": "question", "completion": "answer"}))
+    assert row.form == "chat (messages)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"prompt": "qestion", "completion": "answer"},
+            "data.map.prompt: {path}:1: there is no column 'qestion' (questio",
+        ),
+        ({"prompt": "qestion", "completion": "answer"}, "; did you mean 'question'?"),
+        ({"prompt": "{question}{hints}"}, "there is no column 'hints' (question, answer, deep)"),
+        ({"prompt": "{question} {deep}"}, "data.map.prompt: {path}:1: column 'deep' is a list; text is expected"),
+    ],
+)
+def test_map_to_a_column_that_is_not_there_names_the_nearest(
+    tmp_path: Path, columns: dict[str, str], words: str
+) -> None:
+    path = tiny.write_rows(tmp_path / "t.jsonl", [{"question": "a", "answer": "b", "deep": []}])
+    with pytest.raises(FieldError) as caught:
+        read(str(path), form=Form(map=columns))
+    assert words.replace("{path}", str(path)) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"map": {"promt": "x"}}, "data.map.promt: is no field of rows: messages, .*; did you mean 'prompt'"),
+        ({"map": {"chosen": "x", "text": "y"}}, "data.map: no format has the fields chosen and text together"),
+        (
+            {"map": {"prompt": "x"}, "format": "alpaca"},
+            "data.map.prompt: is no field of data.format alpaca: instruction",
+        ),
+    ],
+)
+def test_map_of_what_is_no_field_is_refused(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(FieldError, match=words):
+        Form.of(Data(train="t.jsonl", **data))
 
 
 def test_finds_a_bad_row_in_every_kind_of_file(tmp_path: Path) -> None:
@@ -173,7 +456,7 @@ def test_finds_a_bad_row_in_every_kind_of_file(tmp_path: Path) -> None:
 BROKEN = {
     "t.jsonl": [
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', r"t.jsonl:2: not JSON: .* column \d+"),
-        (b'[\n{"prompt": "a"}]', r"t.jsonl:1: not JSON.*one object per line"),
+        (b'[\n{"prompt": "a"}]', r"t.jsonl:1: not JSON.*a JSON list is read from a file that ends in .json"),
         (b"", "t.jsonl: is empty"),
         (b"\n\n", "t.jsonl: is empty"),
         (b'{"prompt": "caf\xe9"}\n', r"t.jsonl:1: not UTF-8 text \(byte 16"),
@@ -182,13 +465,25 @@ BROKEN = {
         (b"", "t.csv: is empty"),
         (b"prompt,completion\n", "t.csv: is empty"),
         (b"prompt,completion\na,b\na,b,c\n", "t.csv:3: 3 cells where the header names 2 columns"),
-        (b"question,answer\na,b\n", "t.csv:2: columns question, answer: rename question to prompt and rename answer"),
+        (
+            b"question,answer\na,b\n",
+            "t.csv:2: columns question, answer: write data.map: {prompt: question, completion: answer}",
+        ),
         (b'prompt,completion\na,"b\n', "t.csv:2: not CSV"),
         (b"prompt,completion\ncaf\xe9,b\n", "not UTF-8 text"),
     ],
     "t.parquet": [(b"PAR1 nothing", "t.parquet: not a Parquet file")],
     "t.jsonl.gz": [(b"not gzip", "t.jsonl.gz: cannot be read: Not a gzipped file")],
-    "t.json": [(b"[]", r"t.json: one JSON list is not read; .*, as jq -c '\.\[\]' t\.json > t\.jsonl does")],
+    "t.json": [
+        (b"[]", "t.json: is empty"),
+        (b'[{"prompt": "a", "completion": "b"}, {"prompt": "a"}]', "t.json:2: columns prompt: completion is missing"),
+        (b'{"prompt": "a", "completion": "b"}', "t.json: is one JSON object, with the keys prompt, completion; a list"),
+        (b'"rows"', "t.json: is JSON, but no list of rows"),
+        (b'[{"prompt": "a",\n "completion" 3}]', "t.json: not JSON: Expecting ':' delimiter at line 2 column 15"),
+        (b'[{"prompt": "a", "completion": "b"}', "t.json: not JSON: it ends too early at line 1 column 36"),
+        (b'[{"prompt": "a", "completion": "b"}] []', "t.json:1: not JSON: something follows the list"),
+        (b'[{"prompt": "caf\xe9"}]', r"t.json: not UTF-8 text \(byte 17\)"),
+    ],
 }
 
 
@@ -210,8 +505,6 @@ def test_names_the_searched_path_and_the_nearest_name_of_a_missing_file(
         read("data/trian.jsonl")
     with pytest.raises(RecipeError, match=rf"there is no folder {tmp_path}/dat"):
         read("dat/train.jsonl")
-    with pytest.raises(RecipeError, match=r"data is a folder; name the file in it \(train.jsonl\)"):
-        read("data")
     with pytest.raises(RecipeError, match="no file data/train "):
         read("data/train")
     assert len(read("data/train.jsonl")) == 2
@@ -248,7 +541,14 @@ def test_reads_a_hub_data_set_by_split_without_code(
             RuntimeError("Dataset scripts are no longer supported, but found set.py"),
             "data sets that run code are not allowed: Dataset scripts",
         ),
-        (ValueError("Unknown split \"trian\". Should be one of ['train'].\nmore"), "me/set: Unknown split"),
+        (
+            ValueError("Unknown split \"train\". Should be one of ['training', 'test'].\nmore"),
+            "me/set: has no split 'train'; it has training, test; did you mean 'training'?",
+        ),
+        (
+            ValueError("Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']"),
+            "me/set: has the configurations main, socratic; name one of them, as me/set:main:train",
+        ),
     ],
 )
 def test_refuses_a_hub_data_set_with_code_or_without_the_split(

@@ -4,17 +4,22 @@ import gzip
 import json
 import os
 import random
+import tracemalloc
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from llmtune.data.rows import read
-from llmtune.data.sources import files
+from llmtune import recipe
+from llmtune.data.rows import Form, iterate, read
+from llmtune.data.sources import source_files, text_files, unpacking
 from llmtune.errors import RecipeError
+from llmtune.recipe.paths import absolute_source
 from tests.support import tiny
 
 PAIR = b'{"prompt": "a?", "completion": "b"}\n'
@@ -38,6 +43,8 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+GOOD = {"prompt": "a", "completion": "b"}
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 HALVES: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "a \ud83d", "completion": "b"},
     "completion": {"prompt": "a", "completion": "b\udc00"},
@@ -52,7 +59,7 @@ HALVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("key", HALVES)
 def test_names_the_row_with_half_of_a_character(tmp_path: Path, key: str) -> None:
-    file = tiny.write_rows(tmp_path / "t.jsonl", [{"prompt": "a", "completion": "b"}, HALVES[key]])
+    file = tiny.write_rows(tmp_path / "t.jsonl", [CHAT if "messages" in HALVES[key] else GOOD, HALVES[key]])
     message = refuse(file)
     assert message.startswith(f"{file}:2: {key}: holds half of a character (\\ud")
     assert "remove it or restore the character" in message
@@ -85,13 +92,206 @@ def test_refuses_a_gzip_file_that_ends_early(tmp_path: Path, cut: int) -> None:
 
 
 def test_refuses_a_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_GROWTH_FROM", 1 << 20)
-    blank = write(tmp_path / "blank.jsonl.gz", gzip.compress(b"\n" * (2 << 20)))
+    monkeypatch.setattr(unpacking, "_GROWTH_FROM", 1 << 20)
+    blank = write(tmp_path / "blank.jsonl.gz", gzip.compress((b" " * 63 + b"\n") * (1 << 15)))
     assert "unpack to over" in refuse(blank)
-    monkeypatch.setattr(files, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(unpacking, "LONGEST_LINE", 1 << 20)
     line = write(tmp_path / "line.jsonl.gz", gzip.compress(b" " * (2 << 20)))
     assert "line.jsonl.gz:1: the line is longer than 1 MiB" in refuse(line)
     assert len(read(str(write(tmp_path / "rows.jsonl.gz", gzip.compress(PAIRS))))) == 400
+    for name, content in (
+        ("l.json.gz", gzip.compress(b"[" + b" " * (2 << 20))),
+        ("t.txt.zst", zstd((b" " * 32767 + b"\n") * 64)),
+    ):
+        assert "unpack to over" in refuse(write(tmp_path / name, content))
+    assert f"{tmp_path}/t.txt:1: the line is longer than 1 MiB" in refuse(write(tmp_path / "t.txt", b"x" * (2 << 20)))
+
+
+def zstd(content: bytes) -> bytes:
+    """Content as a .zst file."""
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+TABLE = b'prompt\tcompletion\n0?\t0\n"1\n?"\t1\n'
+LIST = b'\xef\xbb\xbf [{"prompt": "0?", "completion": "0"},\r\n {"prompt": "1\\n?", "completion": "1"}]\n'
+TEXT_FILES = {
+    ".jsonl": LIST[5:-2].replace(b",\r\n ", b"\r\n\r\n"),
+    ".json": LIST,
+    ".csv": TABLE.replace(b"\t", b","),
+    ".tsv": TABLE,
+}
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("ending", TEXT_FILES)
+def test_reads_every_kind_of_text_file_packed_or_not(tmp_path: Path, ending: str, packing: str) -> None:
+    content = PACKINGS[packing](TEXT_FILES[ending])
+    rows = read(str(write(tmp_path / f"t{ending}{packing}", content)))
+    assert [(row.prompt[0]["content"], row.answer) for row in rows] == [("0?", "0"), ("1\n?", "1")]
+    assert [row.where.rsplit(":", 1)[1] for row in rows] == {".json": ["1", "2"], ".jsonl": ["1", "3"]}.get(
+        ending, ["2", "3"]
+    )
+    if packing:
+        assert refuse(write(tmp_path / f"cut{ending}{packing}", content[:-9]))
+        assert "cannot be read" in refuse(write(tmp_path / f"junk{ending}{packing}", b"junk"))
+
+
+ODD_JSON = [
+    b'[{"prompt": "\\ud83d\\ude00 \xc3\xa9\\"]}", "completion": "b", "n": [-1.5e3, 12345, true, null, {"a": {}}]}, \n'
+    b'{"prompt": "c", "completion": "d", "n": []}]',
+    b'{"n": 12, "data": [{"prompt": "a", "completion": "b"}], "more": {"x": [1, 2.5]}}',
+    b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}',
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
+@pytest.mark.parametrize("content", ODD_JSON)
+def test_reads_a_json_file_in_pieces_of_any_size(
+    tmp_path: Path, content: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "_BUFFER", size)
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError:
+        value = [json.loads(line) for line in content.splitlines()]
+    wanted = value["data"] if isinstance(value, dict) else value
+    rows = read(str(write(tmp_path / "t.json", content)))
+    assert [(row.prompt[0]["content"], row.answer) for row in rows] == [
+        (row["prompt"], row["completion"]) for row in wanted
+    ]
+
+
+def test_reads_a_json_list_without_holding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "_BUFFER", 1 << 16)
+    row = json.dumps({"prompt": "x" * 4000, "completion": "b"})
+    path = write(tmp_path / "t.json", f"[{', '.join([row] * 2000)}]".encode())
+    tracemalloc.start()
+    assert sum(1 for _ in iterate(str(path))) == 2000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 8
+
+
+def test_cuts_a_text_file_into_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "\n  one\n\n\ntwo \n\f\n\nthree\n<|endoftext|>\n" + "four.\n" * 30 + "\n\nfive\n\n"
+    path = str(write(tmp_path / "t.txt", content.encode()))
+    four = ("four.\n" * 30).rstrip()
+    whole = ["  one\n\n\ntwo", "three", f"{four}\n\n\nfive"]
+    assert [row.text for row in read(path)] == whole
+    monkeypatch.setattr(text_files, "LONG_TEXT", 100)
+    rows = read(path)
+    assert [(row.text, row.where.rsplit(":", 1)[1]) for row in rows] == list(
+        zip([*whole[:2], four, "five"], ["2", "8", "10", "42"], strict=True)
+    )
+    monkeypatch.setattr(text_files, "LONGEST_TEXT", 120)
+    assert [str(row.text).count("four.") for row in read(path)] == [0, 0, 21, 9]
+
+
+def test_reads_folders_and_patterns_in_the_order_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my [rows]"
+    for name, start in (("b.jsonl", 2), ("a.jsonl", 0), ("c/d.jsonl", 4)):
+        tiny.write_rows(folder / name, tiny.sums(2, start))
+    write(folder / "README.md", b"no rows")
+    write(folder / ".hidden.jsonl", b"{")
+    monkeypatch.chdir(folder)
+    for source, count in (("a.jsonl", 2), ("../my [rows]", 4), ("[ab].jsonl", 4), ("*.jsonl", 4), ("**/*.jsonl", 6)):
+        rows = read(source)
+        assert [row.id for row in rows] == [f"sum-{n}" for n in range(count)]
+        assert len({row.where for row in rows}) == count
+        absolute = absolute_source(source)
+        monkeypatch.chdir("/")
+        assert [row.id for row in read(absolute)] == [row.id for row in rows]
+        assert len(source_files(absolute)) == count / 2
+        monkeypatch.chdir(folder)
+    assert read("*.jsonl")[2].where == "b.jsonl:1"
+    assert "no file matches *.csv (looked for" in refuse("*.csv")
+    assert "*: matches README.md, a kind of file that holds no rows; try .jsonl, .json" in refuse("*")
+    assert "is a folder without a file that ends in .jsonl" in refuse(tmp_path)
+    assert f"write {tmp_path}/**/*.jsonl for the files below it" in refuse(tmp_path)
+    write(folder / "b.jsonl", b'{"messages": []}')
+    assert refuse("*.jsonl").startswith("b.jsonl:1: is chat, but a.jsonl:1 is prompt_completion")
+
+
+def test_a_recipe_finds_patterns_and_splits_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_rows(tmp_path / "a [1]" / "set" / "train-1.jsonl", tiny.sums(2))
+    tiny.write_rows(tmp_path / "a [1]" / "set" / "test-1.jsonl", tiny.sums(1, 2))
+    for train, count in (("set/train*.jsonl", 2), ("set:test", 1), ("set", 2)):
+        file = tmp_path / "a [1]" / "recipe.yaml"
+        file.write_text(json.dumps({"model": {"base": "x"}, "data": {"train": train}, "method": "lora"}))
+        assert len(read(str(recipe.load(file).data.train))) == count
+
+
+def test_a_folder_whose_names_tell_splits_gives_one_of_them(tmp_path: Path) -> None:
+    for name, start in (("train-00000.jsonl", 0), ("train-00001.jsonl", 2), ("test.jsonl", 4), ("labels.jsonl", 6)):
+        tiny.write_rows(tmp_path / name, tiny.sums(2, start))
+    assert [row.id for row in read(str(tmp_path))] == [f"sum-{n}" for n in range(4)]
+    assert [row.id for row in read(str(tmp_path), "test")] == ["sum-4", "sum-5"]
+    assert [row.id for row in read(f"{tmp_path}:test")] == ["sum-4", "sum-5"]
+    assert refuse(f"{tmp_path}:dev") == f"{tmp_path}:dev: has no split 'validation'; its files are of test, train"
+
+
+def test_reads_what_save_to_disk_wrote(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list(tiny.sums(3))
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=rows, test=rows.select([2])).save_to_disk(str(tmp_path / "two"))
+    assert [(row.id, row.where) for row in read(str(tmp_path / "one"))][1] == ("sum-1", f"{tmp_path}/one:2")
+    assert (
+        [row.id for row in read(f"{tmp_path}/two:test")]
+        == ["sum-2"]
+        == [row.id for row in read(f"{tmp_path}/two", "test")]
+    )
+    assert len(read(f"{tmp_path}/two")) == 3
+    assert {path.suffix for path in source_files(f"{tmp_path}/two:test")} == {".arrow", ".json"}
+    assert "two:tset: has no split 'tset'; it has test, train; did you mean 'test'?" in refuse(f"{tmp_path}/two:tset")
+    assert "one:test: one has no splits; write " in refuse(f"{tmp_path}/one:test")
+    write(tmp_path / "one" / "data-00000-of-00001.arrow", b"junk")
+    assert f"{tmp_path}/one: not a saved data set, or a damaged one" in refuse(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A data set of two configurations and two splits, read by the real library in place of one of the Hub."""
+    folder, cache = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("cache")
+    for name in ("main", "socratic"):
+        tiny.write_rows(folder / name / "train.jsonl", [{"question": f"{name}?", "answer": name}] * 2)
+        tiny.write_rows(folder / name / "test.jsonl", [{"question": f"{name}?", "answer": name}])
+    parts = [{"config_name": name, "data_dir": name} for name in ("main", "socratic")]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(parts)}\n---\n")
+    load, names = datasets.load_dataset, datasets.get_dataset_config_names
+
+    def load_here(name: str, *configuration: str, **options: Any) -> Any:
+        if name != "openai/gsm8k":
+            return load(name, *configuration, **options)
+        assert list(options) == ["split"]
+        return load(str(folder), *configuration, cache_dir=str(cache), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", load_here)
+        patch.setattr(datasets, "get_dataset_config_names", lambda _: names(str(folder)))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("suffix", "split", "count"), [(":main:train", "test", 2), (":socratic:test", "train", 1), (":main", "test", 1)]
+)
+def test_reads_a_configuration_of_a_hub_data_set(hub: None, suffix: str, split: str, count: int) -> None:
+    form = Form(map={"prompt": "question", "completion": "answer"})
+    rows = read(f"openai/gsm8k{suffix}", split, form)
+    assert [row.answer for row in rows] == [suffix.split(":")[1]] * count
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        ("", "has the configurations main, socratic; name one of them, as openai/gsm8k:main:train"),
+        (":train", "has the configurations main, socratic; name one of them, as openai/gsm8k:main:train"),
+        (":mian:train", "has no configuration 'mian'; it has main, socratic; did you mean 'main'?"),
+        (":main:validation", "has no split 'validation'; it has train, test"),
+    ],
+)
+def test_names_the_configurations_and_splits_that_a_hub_data_set_has(hub: None, suffix: str, words: str) -> None:
+    assert refuse(f"openai/gsm8k{suffix}") == f"openai/gsm8k{suffix}: {words}"
 
 
 DAMAGED = {

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from tests.fuzz.row_cases import TEXTS, rarely, tables
@@ -38,6 +38,12 @@ def _json_lines(draw: st.DrawFn, rows: Rows) -> bytes:
     end = draw(st.sampled_from(["\r\n", "\n\n", "\r", "\u2028\n", ",\n"])) if rarely(draw, 5) else "\n"
     last = draw(st.sampled_from(["\0", "null", "[", "{}"])) if rarely(draw, 10) else draw(st.sampled_from(["", end]))
     return (end.join(lines) + last).encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def _json_list(draw: st.DrawFn, rows: Rows) -> bytes:
+    text = json.dumps(rows, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+    return (f'{{"data": {text}}}' if rarely(draw, 4) else text).encode("utf-8", "surrogatepass")
 
 
 _HEADERS = [["prompt", "completion"]] * 4 + [
@@ -185,13 +191,13 @@ def _damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return draw(st.sampled_from(_DAMAGE))(draw, content)
 
 
-_WRITERS = {"jsonl": _json_lines, "csv": _csv, "parquet": _parquet, "jsonl.gz": _json_lines}
+_WRITERS = {"jsonl": _json_lines, "json": _json_list, "csv": _csv, "parquet": _parquet, "jsonl.gz": _json_lines}
 
 
 @st.composite
 def files(draw: st.DrawFn) -> DataFile:
     """Any data file."""
-    ending = draw(st.sampled_from(["jsonl"] * 3 + ["csv", "parquet", "jsonl.gz"]))
+    ending = draw(st.sampled_from(["jsonl"] * 3 + ["json", "csv", "parquet", "jsonl.gz"]))
     content = draw(_WRITERS[ending](draw(tables())))
     if rarely(draw, 3):
         content = draw(_damaged(content))

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+
 GOOD = b"".join(b'{"prompt": "%c?", "completion": "%c"}\n' % (letter, letter + 1) for letter in b"aceg")
 TABLE = b"prompt,completion\na?,b\nc?,d\ne?,f\n"
 _ZIPPED = gzip.compress(GOOD, mtime=0)
@@ -51,6 +53,18 @@ CONTENTS: dict[str, bytes] = {
     "blank.jsonl": b"\n\n \n",
     "bom.jsonl": b"\xef\xbb\xbf",
     "list.jsonl": b"[" + GOOD.replace(b"}\n{", b"},{").strip() + b"]",
+    "list.json": b"[" + GOOD.replace(b"}\n{", b"},{").strip() + b"]",
+    "open.json": b"[" + GOOD.replace(b"}\n{", b"},{").strip(),
+    "deep.json": b"[" * 100_000 + b"]" * 100_000,
+    "key.json": b'[{"prompt": "a", "prompt": "b", "completion": "c"}]',
+    "digits.json": b'[{"prompt": "a", "completion": "c", "n": ' + b"9" * 5000 + b"}]",
+    "bomb.json.gz": gzip.compress(b"[" + b" " * (300 * _MIB), 1),
+    "one.json": b'{"prompt": "a", "completion": "b"}',
+    "line.txt": b"x" * (65 * _MIB),
+    "good.tsv": TABLE.replace(b",", b"\t"),
+    "good.jsonl.zst": bytes(pa.compress(GOOD, codec="zstd", asbytes=True)),
+    "cut.jsonl.zst": bytes(pa.compress(GOOD, codec="zstd", asbytes=True))[:-5],
+    "junk.jsonl.zst": b"junk",
     "good.csv": TABLE,
     "empty.csv": b"",
     "header.csv": b"prompt,completion\n",

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tests.fuzz.file_cases import DataFile
@@ -18,7 +19,7 @@ def read_turns(file: DataFile) -> Turns | None:
         return None
     content = gzip.decompress(file.content) if file.ending.endswith(".gz") else file.content
     text = content.decode("utf-8-sig")
-    return [_turns(row) for row in (_csv(text) if file.ending == "csv" else _json_lines(text))]
+    return [_turns(row) for row in _READERS[file.ending.split(".")[0]](text)]
 
 
 def _csv(text: str) -> list[dict[str, Any]]:
@@ -32,6 +33,14 @@ def _json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line, object_pairs_hook=_once) for line in lines if line.strip()]
 
 
+def _json_list(text: str) -> list[dict[str, Any]]:
+    value = json.loads(text, object_pairs_hook=_once)
+    return list(value["data"] if isinstance(value, dict) else value)
+
+
+_READERS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"csv": _csv, "jsonl": _json_lines, "json": _json_list}
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping of keys that occur once; raises KeyError, as a second value would hide the first one."""
     mapping = dict(pairs)
@@ -40,7 +49,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
+_ROLES = {"developer": "system", "human": "user", "gpt": "assistant", "function": "tool", "ipython": "tool"}
+_COLUMNS = [("prompt", "completion"), ("instruction", "output")]
+
+
 def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
-    if "messages" in row:
-        return [(turn["role"], turn["content"]) for turn in row["messages"]]
-    return [("user", row["prompt"]), ("assistant", row["completion"])]
+    """Role and content of a row's turns; none of a plain text."""
+    for name in ("messages", "conversations"):
+        if row.get(name) is not None:
+            return [_turn(turn) for turn in row[name]]
+    for question, answer in _COLUMNS:
+        if question in row and answer in row:
+            more = row.get("input") or "" if question == "instruction" else ""
+            asked = [text for text in (row[question], more) if text and not text.isspace()]
+            return [("user", "\n".join(asked)), ("assistant", row[answer])]
+    return [] if isinstance(row["text"], str) else [("", "")]
+
+
+def _turn(turn: dict[str, Any]) -> tuple[str, str]:
+    role, content = (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
+    if isinstance(content, list) and all(isinstance(part, str) for part in content):
+        content = "".join(content)
+    return _ROLES.get(role, role), content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

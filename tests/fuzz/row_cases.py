@@ -41,19 +41,39 @@ def rarely(draw: st.DrawFn, one_in: int) -> bool:
     return draw(st.sampled_from([index == one_in // 2 for index in range(one_in)]))
 
 
+KINDS = ("pair", "chat", "alpaca", "sharegpt")
+"""Formats of the rows of a file."""
+_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+
+
 @st.composite
-def plain_rows(draw: st.DrawFn) -> dict[str, Any]:
-    """A good row: a pair, or a chat of up to three turns."""
+def plain_rows(draw: st.DrawFn, kind: str) -> dict[str, Any]:
+    """A good row of a format."""
     number = draw(st.integers(0, 10**6))
-    if draw(st.booleans()):
-        row: dict[str, Any] = {"prompt": f"{number} plus?", "completion": draw(_ANSWERS)}
+    row: dict[str, Any]
+    if kind == "pair":
+        row = {"prompt": f"{number} plus?", "completion": draw(_ANSWERS)}
+    elif kind == "alpaca":
+        row = {
+            "instruction": f"{number} plus?",
+            "input": draw(st.sampled_from(["", "2", " "])),
+            "output": draw(_ANSWERS),
+        }
     else:
-        turns = [{"role": "system", "content": "Be brief."}] if draw(st.booleans()) else []
-        for turn in range(draw(st.integers(1, 3))):
-            turns.append({"role": "user", "content": f"{number} {turn}?"})
-            turns.append({"role": "assistant", "content": draw(_ANSWERS)})
-        row = {"messages": turns}
+        turns = draw(_turns(number))
+        named = [{"from": _NAMES[turn["role"]], "value": turn["content"]} for turn in turns]
+        row = {"messages": turns} if kind == "chat" else {"conversations": named}
     return row | ({"id": draw(st.sampled_from(IDS))} if rarely(draw, 5) else {})
+
+
+@st.composite
+def _turns(draw: st.DrawFn, number: int) -> list[dict[str, Any]]:
+    """A conversation of up to three questions."""
+    turns = [{"role": "system", "content": "Be brief."}] if draw(st.booleans()) else []
+    for turn in range(draw(st.integers(1, 3))):
+        turns.append({"role": "user", "content": f"{number} {turn}?"})
+        turns.append({"role": "assistant", "content": draw(_ANSWERS)})
+    return turns
 
 
 _WRITTEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -61,9 +81,9 @@ _ANSWERS = st.integers(0, 10**6).map(str) | st.integers(0, 10**6).map(str) | _WR
 
 
 @st.composite
-def damaged_rows(draw: st.DrawFn) -> dict[str, Any]:
+def damaged_rows(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     """A row with one value somewhere replaced, removed, added or moved."""
-    row = copy.deepcopy(draw(plain_rows()))
+    row = copy.deepcopy(draw(plain_rows(kind)))
     container, key = draw(st.sampled_from(_places(row)))
     change = draw(st.integers(0, 6))
     if change <= 2:
@@ -94,8 +114,9 @@ def _places(value: Any) -> list[Place]:
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Two to eight rows; in half of the tables one to three are damaged."""
-    rows = draw(st.lists(plain_rows(), min_size=2, max_size=8))
+    """Two to eight rows of one format; in half of the tables one to three are damaged."""
+    kind = draw(st.sampled_from(KINDS))
+    rows = draw(st.lists(plain_rows(kind), min_size=2, max_size=8))
     for _ in range(draw(st.integers(1, 3)) if draw(st.booleans()) else 0):
-        rows[draw(st.integers(0, len(rows) - 1))] = draw(damaged_rows())
+        rows[draw(st.integers(0, len(rows) - 1))] = draw(damaged_rows(kind))
     return rows

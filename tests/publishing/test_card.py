@@ -58,7 +58,7 @@ def write_card(trained: Run, tmp_path: Path) -> Callable[..., str]:
 
 def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) -> None:
     license = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
-    data = {"train": "acme/rows:train", "eval": "acme/rows:test"}
+    data = {"train": "acme/rows:train", "eval": "acme/rows:main:test"}
     assert front_matter(write_card({"data": data}, license=license)) == {
         "base_model": "acme/tiny",
         "base_model_relation": "adapter",

@@ -1,5 +1,6 @@
 """Paths in a recipe: where they are looked for, and in which order."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from llmtune import recipe
 from llmtune.data.gate import check_sources
+from llmtune.data.sources import source_files
 from llmtune.errors import RecipeError
 from llmtune.recipe.suite import load_suite
 from llmtune.run import locates_mistakes
@@ -61,13 +63,20 @@ def test_a_run_keeps_absolute_paths(folders: tuple[Path, Path]) -> None:
     beside, here = folders
     tiny.write_rows(beside / "rows.jsonl", tiny.sums(9))
     tiny.save_base(here / "base")
-    loaded = recipe.load(Path("../recipes") / write(beside).name)
+    tiny.write_rows(beside / "set" / "test.jsonl", tiny.sums(2))
+    data = {"train": "rows*.jsonl", "eval": "set:test", "test": "set/test.jsonl"}
+    loaded = recipe.load(Path("../recipes") / write(beside, data=data).name)
     examination = examine(loaded, 0)
     from llmtune.model.files.locate import locate_base
 
     resolved = resolve(loaded, locate_base(loaded.model), examination.layout.facts)
-    assert Path(str(resolved.data.train)).samefile(beside / "rows.jsonl")
-    assert Path(str(resolved.data.train)).is_absolute()
+    sources = {name: str(getattr(resolved.data, name)) for name in data}
+    assert all(Path(source).is_absolute() for source in sources.values())
+    assert {name: [os.path.realpath(file) for file in source_files(source)] for name, source in sources.items()} == {
+        "train": [str(beside / "rows.jsonl")],
+        "eval": [str(beside / "set" / "test.jsonl")],
+        "test": [str(beside / "set" / "test.jsonl")],
+    }
     assert Path(resolved.model.base) == here / "base"
 
 

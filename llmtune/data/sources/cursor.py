@@ -16,11 +16,18 @@ class Cursor:
     source: str
     line: int = 0
     """The line of a text file, the row of another source, both from 1; 0 before the first."""
+    file: str = ""
+    """The file of a folder, or of a pattern, that is read."""
 
     @property
     def where(self) -> str:
         """The place for messages: "train.jsonl:12"."""
-        return f"{self.source}:{self.line}" if self.line else self.source
+        name = self.file or self.source
+        return f"{name}:{self.line}" if self.line else name
+
+    def enter(self, file: str) -> None:
+        """Go to the start of another file of the source."""
+        self.file, self.line = file, 0
 
 
 @contextlib.contextmanager
@@ -39,7 +46,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
     if isinstance(error, json.JSONDecodeError):
-        hint = "; write a JSON list as one object per line" if error.doc.strip() in ("[", "{") else ""
+        hint = "; a JSON list is read from a file that ends in .json" if error.doc.strip() in ("[", "{") else ""
         return f"not JSON: {error.msg} at column {error.colno}{hint}"
     if isinstance(error, csv.Error):
         return f"not CSV: {error}"
