@@ -84,11 +84,13 @@ def with_shown_marks(text: str, encoding: str) -> str:
 
 def scores(run: Run) -> None:
     """Print the results of the evaluation, a row for each model, and their differences."""
-    from llmtune.evaluation.results import difference_table, table
+    from llmtune.evaluation.tables import comparison_note, difference_table, table
 
     results = table(run)
     console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
     _table(results, {"model"})
+    if note := comparison_note(run):
+        console.print(note, markup=False)
     console.print("\n[bold]tuned minus base, on the same rows[/bold]")
     _table(difference_table(run), {"tuned against", "metric", "verdict"})
 

@@ -64,6 +64,11 @@ class AdapterSpec(Closed):
         return []
 
     @property
+    def takes_all(self) -> bool:
+        """Whether every linear layer inside the blocks was asked for, so that a plan says which ones are left."""
+        return False
+
+    @property
     def unmergeable(self) -> FieldError | None:
         """Why no full weights can be written from it, at the key that decides it; None where they can."""
         return None

@@ -40,7 +40,7 @@ class Bottleneck(AdapterSpec):
     def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "BottleneckConfig":
         """Return the configuration of llmtune's own PEFT method; raises FieldError where blocks have no plain MLP."""
         from llmtune.adapters.bottleneck_layers import BottleneckConfig
-        from llmtune.adapters.targets import choose_targets
+        from llmtune.adapters.targets.choose import choose_targets
         from llmtune.model.mlp import mlps, width_key
 
         trained = set(choose_targets(model, plan, "all-linear"))

@@ -17,8 +17,10 @@ from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
 from llmtune.files import write_folder, write_json
 from llmtune.model.base import Base, load_config, vocabulary
+from llmtune.model.blocks import unwrap
 from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
 from llmtune.model.files.quantization import dequantized_format
+from llmtune.model.kinds import auto_class
 
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -46,7 +48,8 @@ def save_delta(
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
         form = dequantized_format(load_config(base))
         before = ({"start": start} if start else {}) | ({"dequantized": form} if form else {})
-        write_json(partial / BASE, {**facts, **converted, **added, **before, "kind": stored, "adapter": kind})
+        named = {"loaded_by": auto_class(unwrap(model).config).__name__, "kind": stored, "adapter": kind}
+        write_json(partial / BASE, {**facts, **converted, **added, **before, **named})
 
 
 def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:

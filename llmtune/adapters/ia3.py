@@ -33,7 +33,7 @@ class Ia3(AdapterSpec):
         from peft import IA3Config
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
 
-        from llmtune.adapters.targets import choose_targets
+        from llmtune.adapters.targets.choose import choose_targets
 
         targets = choose_targets(model, plan, self._known_names(model) if self.targets == "auto" else self.targets)
         ends = tuple(FEEDFORWARD.get(model.config.model_type, ()))
@@ -45,7 +45,7 @@ class Ia3(AdapterSpec):
         """Return the names that PEFT knows for the model's type; raises FieldError where the model lacks one."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-        from llmtune.adapters.targets import linear_names
+        from llmtune.adapters.targets.choose import linear_names
 
         kind = model.config.model_type
         if kind not in KNOWN:

@@ -1,6 +1,7 @@
 """Insert an adapter where a plan trains, and name the tensors that ever train."""
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 from llmtune.adapters.base import AdapterSpec
 from llmtune.errors import FieldError, first_line
 from llmtune.model.base import Base
-from llmtune.model.blocks import blocks, distances
+from llmtune.model.blocks import blocks, distances, unwrap
 from llmtune.plan.stages import Plan
 
 
@@ -46,8 +47,26 @@ def _train_tokens(config: PeftConfig | None, model: PreTrainedModel, plan: Plan,
 
 def count_adapted(model: nn.Module) -> dict[str, int]:
     """Return how many layers of each name carry an adapter."""
-    names = [name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    names = [_short(name) for name in adapted_names(model)]
     return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def adapted_names(model: nn.Module) -> list[str]:
+    """Return the full names, as in the base, of the layers and tensors of experts that carry an adapter."""
+    names = []
+    for path, module in unwrap(model).named_modules():
+        if isinstance(module, ParamWrapper):
+            name = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
+            names.append(name.removesuffix(".weight"))
+        elif isinstance(module, BaseTunerLayer):
+            names.append(path)
+    return names
+
+
+def _short(name: str) -> str:
+    """The last part of a name; of a tensor of experts, which layers may share a name with, the last two."""
+    parts = name.split(".")
+    return ".".join(parts[-2:] if parts[-2:-1] == ["experts"] else parts[-1:])
 
 
 def trained_tensors(model: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
-from llmtune.errors import FieldError, PlanError, nearest
+from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Distances, Names, Positive, Width
 from llmtune.numbers import rate
 from llmtune.plan.stages import Facts, Plan
@@ -76,7 +76,9 @@ class Lora(AdapterSpec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input."""
     targets: Literal["all-linear"] | Names = "all-linear"
-    """Module names to adapt, or all-linear: every linear layer but the head."""
+    """Module names to adapt, or all-linear: every linear layer inside the blocks, experts too, but no router."""
+    experts: bool = True
+    """Adapt experts that a model keeps as one tensor; false leaves them, whatever targets says."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
     dora: bool = False
@@ -126,9 +128,29 @@ class Lora(AdapterSpec):
         return (f"rank: {rank}", "on all linear layers"), ("alpha: 32", "the scale of the update")
 
     @property
+    def takes_all(self) -> bool:
+        """Whether `targets` asks for every linear layer."""
+        return self.targets == "all-linear"
+
+    @property
     def effective_alpha(self) -> float:
         """The alpha of a plain LoRA of the same rank with the same scale."""
         return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
+
+    @property
+    def no_tensors(self) -> FieldError | None:
+        """Why PEFT cannot adapt experts that are one tensor, at the key that decides it; None where it can."""
+        starts = {"pissa", "olora", "orthogonal"}
+        reasons = {
+            "dropout": "dropout acts on the input of a layer" if self.dropout else "",
+            "dora": "DoRA has magnitudes for layers" if self.dora else "",
+            "init": f"{self.init} is made for layers" if self.init in starts else "",
+        }
+        for key, reason in reasons.items():
+            if reason:
+                message = f"{reason}, and this model keeps its experts as one tensor"
+                return FieldError(f"method.adapter.{key}", f"{message}; experts: false leaves them as they are")
+        return None
 
     @property
     def takes_weight(self) -> bool:
@@ -153,21 +175,22 @@ class Lora(AdapterSpec):
         """Return PEFT's configuration; raises FieldError for a pattern, distance or rank that the model has not."""
         from peft import LoraConfig
 
-        from llmtune.adapters.targets import choose_targets
+        from llmtune.adapters.targets.lora import check_patterns, check_ranks, lora_targets, with_weights
         from llmtune.model.blocks import blocks
 
-        targets = choose_targets(model, plan, self.targets, self._distances(len(blocks(model))))
-        self._check_patterns(targets)
+        targets, tensors = lora_targets(self, model, plan, self._distances(len(blocks(model))))
+        check_patterns(self, [*targets, *tensors])
         if self.takes_weight:
-            self._check_ranks(model, targets)
+            check_ranks(self, model, targets)
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=targets,
-            rank_pattern=dict(self.ranks),
-            alpha_pattern=dict(self.alphas),
+            target_parameters=tensors or None,
+            rank_pattern=with_weights(self.ranks, tensors),
+            alpha_pattern=with_weights(self.alphas, tensors),
             use_rslora=self.rslora,
             use_dora=self.dora,
             init_lora_weights=self.init if self.init in ("gaussian", "orthogonal") else True,
@@ -186,29 +209,6 @@ class Lora(AdapterSpec):
         everything = set(range(1, count + 1))
         parts = {"all": everything, "top": top, "bottom": bottom, "middle": everything - top - bottom or everything}
         return parts[self.layers]
-
-    def _check_patterns(self, targets: list[str]) -> None:
-        """Raise FieldError for a pattern of `ranks` or `alphas` that matches no target."""
-        from peft.utils.other import get_pattern_key
-
-        for key, patterns in (("ranks", self.ranks), ("alphas", self.alphas)):
-            for pattern in patterns:
-                if not any(get_pattern_key([pattern], name) == pattern for name in targets):
-                    hint = nearest(pattern, sorted({name.rsplit(".", 1)[-1] for name in targets}))
-                    raise FieldError(f"method.adapter.{key}", f"{pattern!r} matches none of the adapted layers{hint}")
-
-    def _check_ranks(self, model: "nn.Module", targets: list[str]) -> None:
-        """Raise FieldError for a rank above what a layer's weight has."""
-        from peft.utils.other import get_pattern_key
-
-        from llmtune.model.mlp import features
-
-        for name in targets:
-            most = min(features(model.get_submodule(name)))
-            rank = self.ranks.get(get_pattern_key(list(self.ranks), name), self.rank)
-            if rank > most:
-                reason = f"{self.init} takes at most rank {most} from {name}, not {rank}; try {most}"
-                raise FieldError("method.adapter.rank", reason)
 
     @property
     def unquantizable(self) -> FieldError | None:

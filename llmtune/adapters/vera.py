@@ -39,6 +39,11 @@ class Vera(AdapterSpec):
     projection_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the random matrices, which the delta keeps."""
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether `targets` asks for every linear layer."""
+        return self.targets == "all-linear"
+
     def default_rate(self, facts: Facts, share: float) -> float:
         """Return the rate for the model's size: ten times LoRA's, as in the paper's instruction tuning."""
         return rate_by_size(facts.parameters, _RATES)
@@ -48,7 +53,7 @@ class Vera(AdapterSpec):
         from peft import VeraConfig
         from transformers.pytorch_utils import Conv1D
 
-        from llmtune.adapters.targets import choose_targets
+        from llmtune.adapters.targets.choose import choose_targets
 
         targets = choose_targets(model, plan, self.targets)
         return VeraConfig(

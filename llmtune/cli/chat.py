@@ -40,8 +40,10 @@ def chat(run: Run, lines: Iterable[str] | None = None, sampling: Sampling | None
 def talk(speakers: list[Speaker], lines: Iterable[str], console: Console, sampling: Sampling | None = None) -> None:
     """Let the speakers answer each line, and follow the commands, until /quit or the end of the lines."""
     conversation = Conversation(speakers, console, sampling or Sampling())
-    system = speakers[0].system
-    conversation.tell(OPENING, *([f"System prompt: {system}"] if system else []))
+    system, tools = speakers[0].system, [one.get("function", one).get("name") for one in speakers[0].tools]
+    told = [f"System prompt: {system}"] * bool(system)
+    told += [f"Tools that the models are told of: {', '.join(map(str, tools))}. None is run here."] * bool(tools)
+    conversation.tell(OPENING, *told)
     for line in lines:
         if line.startswith("/"):
             if line.strip() == "/quit":

@@ -1,9 +1,10 @@
 """Base and tuned model of a run as speakers: each answers in its own conversation, token by token."""
 
 import contextlib
+import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -13,10 +14,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.encoding.encode import prompt_ids
-from llmtune.data.row import Message, Row
-from llmtune.data.rows import Form, read
-from llmtune.data.sources import problem
+from llmtune.data.first_rows import first_rows
+from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError, nearest
+from llmtune.files import read_json
 from llmtune.inference.placement import load_placed, place
 from llmtune.inference.switch import AsBase, load_switchable
 from llmtune.machine.device import forked_rng
@@ -26,6 +27,8 @@ from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
+READ_ROWS = 300
+"""Rows of each held-out source that are read for their system prompt and tools."""
 TOO_LONG = "(the conversation fills the model's context; /reset starts a new one)"
 
 
@@ -84,6 +87,8 @@ class Speaker:
     name: str
     answer: Answer
     system: str | None = None
+    tools: tuple[Tool, ...] = ()
+    """What the model may call, as `answer` tells it."""
     turns: list[Message] = field(default_factory=list)
 
     def reply(self, line: str, sampling: Sampling | None = None, show: Show = lambda _: None) -> str:
@@ -116,19 +121,25 @@ def load_speakers(run: Run) -> list[Speaker]:
         print(f"chat: {placement.note}", file=sys.stderr, flush=True)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     model, as_base = load_switchable(load_placed(base, settings, placement), run.delta)
-    system = system_prompt(settings)
+    system, tools = shared_opening(settings)
+    block = str(read_json(run.data_file).get("thinking_block", "")) if run.data_file.exists() else ""
+    opening = (settings.data.template, tools, block)
     return [
-        Speaker("base", _answerer(model, tokenizer, stop, as_base), system),
-        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext), system),
+        Speaker("base", _answerer(model, tokenizer, stop, as_base, *opening), system, tools),
+        Speaker("tuned", _answerer(model, tokenizer, stop, nullcontext, *opening), system, tools),
     ]
 
 
-def system_prompt(settings: Recipe) -> str | None:
-    """Return the system prompt that all test rows of the run share; None if they differ or cannot be read."""
-    sources, form = [part.source for part in settings.data.held_out], Form.of(settings.data)
-    readable = [source for source in sources if not problem(source)]
-    prompts = {_system(row) for source in readable for row in read(source, form=form)}
-    return prompts.pop() if len(prompts) == 1 else None
+def shared_opening(settings: Recipe) -> tuple[str | None, tuple[Tool, ...]]:
+    """Return the system prompt and the tools that the first held-out conversations of each source share.
+
+    Neither where they differ, or where no row can be read.
+    """
+    data = settings.data
+    rows = [row for row in first_rows(data, data.held_out_part, READ_ROWS) if row.messages]
+    systems = {_system(row) for row in rows}
+    tools = {json.dumps(row.tools): row.tools for row in rows}
+    return systems.pop() if len(systems) == 1 else None, next(iter(tools.values())) if len(tools) == 1 else ()
 
 
 def _system(row: Row) -> str | None:
@@ -162,12 +173,15 @@ def _answerer(
     tokenizer: PreTrainedTokenizerBase,
     stop: set[int],
     mode: AsBase,
+    template: Mapping[str, Any],
+    tools: Sequence[Tool],
+    block: str,
 ) -> Answer:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     def answer(messages: list[Message], sampling: Sampling, show: Show) -> str:
         context = messages if tokenizer.chat_template else messages[-1:]
-        ids = torch.tensor([prompt_ids(context, tokenizer)], device=model.device)
+        ids = torch.tensor([prompt_ids(context, tokenizer, template, tools, block)], device=model.device)
         room = min(sampling.max_new_tokens, limit - ids.shape[1])
         if room < 1:
             return TOO_LONG

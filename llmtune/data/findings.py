@@ -1,49 +1,52 @@
 """What the checks of the data found: values for data.json, and lines for people."""
 
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encoding.encode import IGNORED, Encoded, Example
 from llmtune.data.encoding.template import template_sha256
+from llmtune.data.example import IGNORED, Example
 from llmtune.data.mixture import source_notes
 from llmtune.data.near.notes import near_notes
-from llmtune.data.overlap import count_duplicates
-from llmtune.data.row import Row
-from llmtune.data.sources import is_file
+from llmtune.data.overlap import Places
+from llmtune.data.store.build import EncodedPart
+from llmtune.data.store.encoded import EncodedRows
+from llmtune.data.store.read import fingerprints
+from llmtune.data.store.rows import StoredRows
 from llmtune.errors import RecipeError, one_line
-from llmtune.files import fingerprint, read_json
+from llmtune.files import read_json
 from llmtune.recipe.sections import Data
 from llmtune.run import Run
 
 Findings = dict[str, Any]
-Parts = dict[str, list[Row]]
+Parts = dict[str, StoredRows]
 """The rows of "train", "eval" and "test"."""
 
-_LISTED_IDS, _PRINTED_IDS = 20, 8
+_LISTED_IDS, PRINTED_IDS = 20, 8
 _LONGEST_NAME, _LONGEST_FORM = 80, 200
 _UNLIMITED = 1 << 40  # tokenizers without a limit give an even larger model_max_length
 
 
 def describe(
-    data: Data, sources: Parts, rows: Parts, encoded: dict[str, Encoded], tokenizer: PreTrainedTokenizerBase
+    data: Data, sources: Parts, rows: Parts, encoded: dict[str, EncodedPart], tokenizer: PreTrainedTokenizerBase
 ) -> Findings:
     """Collect counts, lengths, hashes and an example; `sources` are the rows read, `rows` those after the split."""
     train = encoded["train"]
     return {
         "rows": {part: len(part_rows) for part, part_rows in rows.items()},
         "files": _files(data, sources),
-        "forms": list(dict.fromkeys(row.form for part_rows in sources.values() for row in part_rows)),
+        "forms": list(dict.fromkeys(form for part_rows in sources.values() for form in part_rows.counts("form"))),
         "max_length": data.max_length,
         "tokenizer_limit": tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None,
         **_count_tokens(train.examples),
-        "over_length": {part: _over_length(result) for part, result in encoded.items()},
-        "partly_learned": summarize_ids(train.partly_learned),
-        "duplicates": count_duplicates(rows["train"]),
-        "ignored_columns": sorted({name for part in sources.values() for row in part for name in row.ignored}),
-        "special_tokens_in_text": summarize_ids(_with_special_tokens(rows["train"], tokenizer)),
-        "template_adds": train.template_adds,
+        "over_length": {part: _over_length(result, len(rows[part])) for part, result in encoded.items()},
+        "partly_learned": summarize_ids(train.notes.partly_learned),
+        "encoding": train.notes.notes(),
+        "duplicates": rows["train"].duplicates,
+        "ignored_columns": sorted({name for part in sources.values() for name in part.ignored}),
+        "special_tokens_in_text": summarize_ids(train.special),
+        "template_adds": train.notes.template_adds,
+        "thinking_block": train.notes.thinking_block * (train.notes.with_block == len(train.examples)),
         "template_sha256": template_sha256(tokenizer),
         "example": mark_learned(train.examples[0], tokenizer),
     }
@@ -61,6 +64,7 @@ def write_notes(findings: Findings) -> list[str]:
     ]
     lines = [*(f"rows: {one_line(form, _LONGEST_FORM)}" for form in findings["forms"]), *lines]
     lines = [*source_notes(findings["sources"], findings["shared_rows"]), *lines]
+    lines += findings["encoding"]
     lines += [_over_length_note(part, over) for part, over in findings["over_length"].items() if over["rows"]]
     conditional = [
         (limit and findings["longest"] > limit, f"warning: the tokenizer says that the model takes {limit} tokens"),
@@ -105,9 +109,14 @@ def summarize_ids(ids: list[str]) -> Findings:
     return {"rows": len(ids), "ids": ids[:_LISTED_IDS]}
 
 
+def summarize_rows(rows: StoredRows, places: Places) -> Findings:
+    """Return the number of rows at these places and the ids of the first 20."""
+    return {"rows": len(places), "ids": rows.ids(places[:_LISTED_IDS])}
+
+
 def format_ids(ids: list[str]) -> str:
     """Format up to eight ids for one line."""
-    return _names(ids[:_PRINTED_IDS]) + (", ..." if len(ids) > _PRINTED_IDS else "")
+    return _names(ids[:PRINTED_IDS]) + (", ..." if len(ids) > PRINTED_IDS else "")
 
 
 def check_same_data(run: Run, findings: Findings) -> None:
@@ -131,35 +140,32 @@ def _files(data: Data, sources: Parts) -> Findings:
     """Describe the sources by their place in the data section: train, or train.0 of a mixture."""
     files: Findings = {}
     for part, rows in sources.items():
+        measured, counts = fingerprints(data, part), rows.counts("source")
         for key, source in data.source_keys(part).items():
-            own = [row for row in rows if row.source in ("", source)]
-            files[key.removeprefix("data.").removesuffix(".source")] = _file(source, own)
+            count = counts.get(source) or counts.get("", 0)
+            name = key.removeprefix("data.").removesuffix(".source")
+            files[name] = {"source": source, "rows": count, **(measured[source] or {})}
     return files
 
 
-def _file(source: str, rows: list[Row]) -> Findings:
-    return {"source": source, "rows": len(rows), **(fingerprint(Path(source)) if is_file(source) else {})}
-
-
-def _count_tokens(examples: list[Example]) -> Findings:
-    learned = [example.supervised for example in examples]
-    lengths = [len(example.input_ids) for example in examples]
+def _count_tokens(examples: EncodedRows) -> Findings:
+    total, learned = int(examples.lengths.sum()), int(examples.supervised.sum())
     return {
         "examples": len(examples),
         "supervised_tokens": {
-            "total": sum(learned),
-            "mean": round(sum(learned) / len(learned), 1),
-            "max": max(learned),
+            "total": learned,
+            "mean": round(learned / len(examples), 1),
+            "max": int(examples.supervised.max()),
         },
-        "prompt_tokens": sum(lengths) - sum(learned),
-        "longest": max(lengths),
+        "prompt_tokens": total - learned,
+        "longest": int(examples.lengths.max()),
     }
 
 
-def _over_length(encoded: Encoded) -> Findings:
-    """Count the rows over max_length: all, dropped, and cut at the start of their prompt."""
-    dropped, cut = encoded.dropped, encoded.truncated
-    counts = {"of": len(encoded.examples) + len(dropped), "dropped": len(dropped), "cut": len(cut)}
+def _over_length(encoded: EncodedPart, rows: int) -> Findings:
+    """Count those of a part's rows that are over max_length: all, dropped, and cut at the start of their prompt."""
+    dropped, cut = encoded.notes.dropped, encoded.notes.truncated
+    counts = {"of": rows, "dropped": len(dropped), "cut": len(cut)}
     return summarize_ids(dropped + cut) | counts
 
 
@@ -173,10 +179,3 @@ def _over_length_note(part: str, over: Findings) -> str:
 def _overlap_note(overlap: Findings) -> str:
     action = "dropped from train" if overlap["policy"] == "drop" else "warning: they are trained on"
     return f"{overlap['rows']} train rows are also in eval or test ({format_ids(overlap['ids'])}): {action}"
-
-
-def _with_special_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Find rows whose text contains a special token, which the model would read as one."""
-    special = [token for token in tokenizer.all_special_tokens if token]
-    texts = ((row, "\n".join(message["content"] for message in row.messages)) for row in rows)
-    return [row.id for row, text in texts if any(token in text for token in special)]

@@ -1,36 +1,44 @@
 """Checks a user's data before anything trains, and writes down what it found."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.encoding.encode import Encoded, Example, encode
 from llmtune.data.encoding.rules import Rules
-from llmtune.data.findings import Findings, Parts, describe, format_ids, summarize_ids, write_notes
-from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_rows, read_training
+from llmtune.data.example import Example
+from llmtune.data.findings import PRINTED_IDS, Findings, Parts, describe, format_ids, summarize_rows, write_notes
+from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_places
 from llmtune.data.near.notes import find_near
 from llmtune.data.near.texts import Documents
-from llmtune.data.overlap import dedup_keys, find_overlap, hold_out
+from llmtune.data.overlap import find_overlap, hold_out
 from llmtune.data.row import Row
-from llmtune.data.rows import Form, read
 from llmtune.data.sources import problem
-from llmtune.errors import FieldError, RecipeError
+from llmtune.data.store.batches import Job
+from llmtune.data.store.build import EncodedPart, encode_rows
+from llmtune.data.store.encoded import EncodedRows, supervised_of
+from llmtune.data.store.read import SPLITS, read_part
+from llmtune.data.store.rows import StoredRows
+from llmtune.errors import FieldError
 from llmtune.model.tokens import Limits
 from llmtune.recipe.sections import Data, Recipe
 from llmtune.run import locates_mistakes
 
 FEW_SHOT_SEED = 1234
-_SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The data that passed the checks: encoded train and eval examples, test rows, and the findings for data.json."""
+    """The data that passed the checks: encoded train and eval examples, test rows, and the findings for data.json.
 
-    train: list[Example]
-    eval: list[Example]
-    test: list[Row]
+    Many rows stay on disk, where they are mapped into memory.
+    """
+
+    train: Sequence[Example]
+    eval: Sequence[Example]
+    test: Sequence[Row]
     shots: list[Row]
     """Worked examples for the few-shot base: rows that are trained on, always the same ones."""
     findings: Findings
@@ -55,9 +63,9 @@ def gate(
 
 def check_sources(recipe: Recipe) -> None:
     """Raise FieldError for a source of the recipe's data that does not exist; names every place it was looked for."""
-    for part in _SPLITS:
+    for part in SPLITS:
         for key, source in recipe.data.source_keys(part).items():
-            reason = problem(source, recipe.folders(key), _SPLITS[part])
+            reason = problem(source, recipe.folders(key), SPLITS[part])
             if reason:
                 raise FieldError(key, reason)
 
@@ -75,115 +83,83 @@ def check_data(
     wanted = data.max_length
     if limits and limits.positions and limits.positions < wanted:
         data = data.model_copy(update={"max_length": limits.positions})
-    form, named = Form.of(data), {part: getattr(data, part) for part in ("eval", "test")}
-    held = {part: read(source, _SPLITS[part], form) if source else [] for part, source in named.items()}
-    sources = {"train": read_training(data), **held}
+    sources = {part: read_part(data, part) for part in SPLITS}
     kept, overlap = remove_overlap(sources, data.overlap)
-    used = draw_rows(data, kept, seed)
-    train, held_out = (used, sources["eval"]) if data.eval else hold_out(used, data.eval_fraction)
+    used = kept.take(draw_places(data, kept.labels("source"), seed))
+    train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
     rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
-    encoded = {part: encode(rows[part], tokenizer, stop, Rules.of(data)) for part in ("train", "eval")}
+    job = Job(tokenizer, frozenset(stop), Rules.of(data), limits.vocabulary if limits else None)
+    encoded = {part: encode_rows(rows[part], job) for part in ("train", "eval")}
     for part, result in encoded.items():
         check_length(part, result, data.max_length)
         check_supervised(data, part, result.examples)
-        check_stop(result.examples, stop)
-        check_bos(result.examples, tokenizer)
-        check_ids(result.examples, tokenizer, limits)
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
-    tokens = count_tokens(train, encoded["train"].examples)
-    findings["sources"] = describe_sources(data, sources["train"], used, tokens)
+    examples = encoded["train"].examples
+    tokens = count_tokens(train.labels("source"), examples.rows, examples.lengths)
+    findings["sources"] = describe_sources(data, sources["train"].counts("source"), used.counts("source"), tokens)
     if documents is not None:
         findings["near_duplicates"] = find_near(rows, documents)
-    findings["shared_rows"] = count_shared(used) if findings["sources"] else 0
+    findings["shared_rows"] = count_shared(used.labels("source"), used.exacts) if findings["sources"] else 0
     findings["notes"] = write_notes(findings)
     if data.max_length < wanted:
         message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"
         findings["notes"].insert(0, message)
-    examples = encoded["train"].examples
     drawn = draw_shots(train, examples, shots) if tokenizer.chat_template else []
     return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings)
 
 
-def draw_shots(rows: list[Row], examples: list[Example], count: int) -> list[Row]:
-    """Draw `count` of the rows that are trained on, always the same ones."""
-    trained = {example.where for example in examples}
-    among = [row for row in rows if row.where in trained]
-    return random.Random(FEW_SHOT_SEED).sample(among, min(count, len(among)))
+def _split(rows: StoredRows, fraction: float) -> tuple[StoredRows, StoredRows]:
+    held_out = hold_out(rows.contents, fraction, rows.labels("source"))
+    return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
 
 
-def remove_overlap(sources: Parts, policy: str) -> tuple[list[Row], Findings]:
+def draw_shots(rows: StoredRows, examples: EncodedRows, count: int) -> list[Row]:
+    """Draw `count` of the conversations that are trained on, always the same ones."""
+    trained = np.unique(examples.rows[~examples.is_text]).tolist()
+    return [rows[place] for place in random.Random(FEW_SHOT_SEED).sample(trained, min(count, len(trained)))]
+
+
+def remove_overlap(sources: Parts, policy: str) -> tuple[StoredRows, Findings]:
     """Apply `data.overlap` to train rows that eval or test contains; returns the rows that stay, and the findings."""
     train = sources["train"]
-    keys = {part: dedup_keys(rows) for part, rows in sources.items()}
-    overlaps = {part: find_overlap(keys["train"], keys[part]) for part in ("eval", "test")}
-    same_content = sorted({index for indices, _ in overlaps.values() for index in indices})
-    same_prompt = sorted({index for _, indices in overlaps.values() for index in indices} - set(same_content))
-    if same_content and policy == "error":
-        count, first = len(same_content), train[same_content[0]].where
+    overlaps = {part: find_overlap(train, sources[part]) for part in ("eval", "test")}
+    same_content = np.unique(np.concatenate([places for places, _ in overlaps.values()]))
+    same_prompt = np.setdiff1d(np.concatenate([places for _, places in overlaps.values()]), same_content)
+    if len(same_content) and policy == "error":
+        count, first = len(same_content), train[int(same_content[0])].where
         raise FieldError("data.overlap", f"{count} train rows are also in eval or test; the first is {first}")
     if len(same_content) == len(train) and policy == "drop":
         raise FieldError("data.train", "every train row is also in eval or test; no row is left to train on")
-    dropped = set(same_content) if policy == "drop" else set()
     findings = {
         "policy": policy,
-        **summarize_ids([train[index].id for index in same_content]),
-        **{f"in_{part}": len(indices) for part, (indices, _) in overlaps.items()},
-        "same_prompt": summarize_ids([train[index].id for index in same_prompt]),
-        "eval_in_test": len(find_overlap(keys["eval"], keys["test"])[0]),
+        **summarize_rows(train, same_content),
+        **{f"in_{part}": len(places) for part, (places, _) in overlaps.items()},
+        "same_prompt": summarize_rows(train, same_prompt),
+        "eval_in_test": len(find_overlap(sources["eval"], sources["test"])[0]),
     }
-    return [row for index, row in enumerate(train) if index not in dropped], findings
+    kept = np.setdiff1d(np.arange(len(train)), same_content) if policy == "drop" else np.arange(len(train))
+    return train.take(kept), findings
 
 
-def check_length(part: str, encoded: Encoded, max_length: int) -> None:
+def check_length(part: str, encoded: EncodedPart, max_length: int) -> None:
     """Raise FieldError where every row of a part is too long."""
-    if encoded.dropped and not encoded.examples:
-        shortest = min(encoded.dropped_lengths)
-        least = "at least " if len(encoded.bounded) == len(encoded.dropped) else ""
+    dropped = encoded.notes.dropped_lengths
+    if dropped and not encoded.examples:
+        least = "at least " if len(encoded.notes.bounded) == len(dropped) else ""
         raise FieldError(
             "data.max_length",
-            f"all {len(encoded.dropped)} {part} rows are longer than max_length {max_length} "
-            f"(the shortest has {least}{shortest} tokens); try {shortest} or more",
+            f"all {len(dropped)} {part} rows are longer than max_length {max_length} "
+            f"(the shortest has {least}{min(dropped)} tokens); try {min(dropped)} or more",
         )
 
 
-def check_supervised(data: Data, part: str, examples: list[Example]) -> None:
+def check_supervised(data: Data, part: str, examples: Sequence[Example]) -> None:
     """Raise FieldError at the key of the part's rows, `data.train` if they were held out, for nothing to learn."""
-    masked = [example.id for example in examples if example.supervised == 0]
+    masked = [place for place, supervised in enumerate(supervised_of(examples)) if not supervised]
     if masked:
         share = "no row has" if len(masked) == len(examples) else f"{len(masked)} of {len(examples)} rows do not have"
+        ids = format_ids([examples[place].id for place in masked[: PRINTED_IDS + 1]])
         raise FieldError(
             f"data.{part if getattr(data, part) else 'train'}",
-            f"{share} a token to learn from ({format_ids(masked)}): chat template or max_length leaves no answer",
+            f"{share} a token to learn from ({ids}): chat template or max_length leaves no answer",
         )
-
-
-def check_stop(examples: list[Example], stop: set[int]) -> None:
-    """Raise RecipeError where an example does not end in a learned stop token."""
-    for example in examples:
-        if example.labels[-1] not in stop:
-            raise RecipeError(
-                f"{example.where}: does not end in a learned stop token; the tuned model would not stop either"
-            )
-
-
-def check_ids(examples: list[Example], tokenizer: PreTrainedTokenizerBase, limits: Limits | None) -> None:
-    """Raise RecipeError where a row has a token that the model has no embedding of."""
-    if limits is None:
-        return
-    for example in examples:
-        highest = max(example.input_ids)
-        if highest >= limits.vocabulary:
-            raise RecipeError(
-                f"{example.where}: has the token {tokenizer.convert_ids_to_tokens(highest)!r} with the id {highest}, "
-                f"but the model has {limits.vocabulary} tokens: its tokenizer is another model's, or was added to"
-            )
-
-
-def check_bos(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where an example starts with two BOS tokens."""
-    bos = tokenizer.bos_token_id
-    for example in examples:
-        if bos is not None and example.input_ids[:2] == [bos, bos]:
-            raise RecipeError(
-                f"{example.where}: starts with {tokenizer.bos_token!r} twice; remove it from the row or the template"
-            )

@@ -1,50 +1,27 @@
 """The training rows of a recipe: of one source, or drawn from the sources of a mixture by their fractions."""
 
-import hashlib
-import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from llmtune.data.example import Example
-from llmtune.data.row import Row
-from llmtune.data.rows import Form, read
 from llmtune.errors import FieldError, one_line
 from llmtune.recipe.data import Data, Source
 
 _LONGEST_NAME = 300
 
 
-def training_rows(data: Data, seed: int) -> list[Row]:
-    """Read the training rows of a recipe's data section, drawn by `seed` where it names a mixture.
-
-    Raises RecipeError at the first bad row, FieldError for fractions that the rows cannot have.
-    """
-    return draw_rows(data, read_training(data), seed)
-
-
-def read_training(data: Data) -> list[Row]:
-    """Read all rows of the sources of data.train; of a mixture, each with its source. Raises RecipeError."""
-    form, parts = Form.of(data), data.sources("train")
+def draw_places(data: Data, sources: np.ndarray, seed: int) -> np.ndarray:
+    """Draw a mixture from rows of these sources: the places of its rows; all of them where there is one source."""
     if isinstance(data.train, str):
-        return read(data.train, "train", form)
-    return [replace(row, source=part.source) for part in parts for row in read(part.source, "train", form)]
-
-
-def draw_rows(data: Data, rows: list[Row], seed: int) -> list[Row]:
-    """Draw a mixture from the rows of its sources, in their order; the rows of a single source stay as they are."""
-    if isinstance(data.train, str):
-        return rows
-    parts = [[row for row in rows if row.source == part.source] for part in data.train]
-    counts = [len(part) for part in parts]
+        return np.arange(len(sources))
+    places = [np.flatnonzero(sources == part.source) for part in data.train]
+    counts = [len(part) for part in places]
     check_counts(data.train, counts)
-    kept = draw(counts, [part.fraction for part in data.train], seed)
-    return [part[index] for part, indices in zip(parts, kept, strict=True) for index in indices]
+    drawn_of = draw(counts, [part.fraction for part in data.train], seed)
+    return np.concatenate([part[kept] for part, kept in zip(places, drawn_of, strict=True)])
 
 
 def draw(counts: Sequence[int], fractions: Sequence[float], seed: int) -> list[np.ndarray]:
@@ -93,37 +70,32 @@ def check_counts(mixture: Sequence[Source], counts: Sequence[int]) -> None:
 
 
 def describe_sources(
-    data: Data, read_rows: Iterable[Row], used: Iterable[Row], trained: dict[str, int]
+    data: Data, read_rows: Mapping[str, int], used: Mapping[str, int], trained: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """Describe each source of a mixture: its fraction, rows, those that are used, and the tokens that train."""
     if isinstance(data.train, str):
         return []
-    rows, drawn_rows = _count(read_rows), _count(used)
     return [
         {
             **part.model_dump(),
-            "rows": rows[part.source],
-            "used": drawn_rows[part.source],
+            "rows": read_rows.get(part.source, 0),
+            "used": used.get(part.source, 0),
             "tokens": trained.get(part.source, 0),
         }
         for part in data.train
     ]
 
 
-def count_tokens(rows: Iterable[Row], examples: Iterable[Example]) -> dict[str, int]:
-    """Count the tokens of the examples by the source of their rows."""
-    sources = {row.where: row.source for row in rows}
-    tokens: dict[str, int] = defaultdict(int)
-    for example in examples:
-        tokens[sources.get(example.where, "")] += len(example.input_ids)
-    return dict(tokens)
+def count_tokens(sources: np.ndarray, rows: np.ndarray, lengths: np.ndarray) -> dict[str, int]:
+    """Count the tokens of examples by the source of their rows, which have the places `rows` among `sources`."""
+    of_example = sources[rows]
+    return {str(name): int(lengths[of_example == name].sum()) for name in dict.fromkeys(sources.tolist())}
 
 
-def count_shared(rows: Iterable[Row]) -> int:
-    """Count the rows that are also, exactly so, a row of an earlier source of the mixture."""
-    first: dict[bytes, str] = {}
-    digests = ((row, hashlib.blake2b(_content(row), digest_size=16).digest()) for row in rows)
-    return sum(first.setdefault(digest, row.source) != row.source for row, digest in digests)
+def count_shared(sources: np.ndarray, digests: np.ndarray) -> int:
+    """Count the rows, each with the digest of all of it, that are also a row of an earlier source of the mixture."""
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    return int((sources != sources[first][inverse]).sum())
 
 
 def source_notes(sources: Sequence[dict[str, Any]], shared: int) -> list[str]:
@@ -136,17 +108,6 @@ def source_notes(sources: Sequence[dict[str, Any]], shared: int) -> list[str]:
     ]
     lines = [f"mixture: {', '.join(parts)}"]
     return lines + ([f"{shared:,} rows of the mixture are also rows of an earlier source"] if shared else [])
-
-
-def _content(row: Row) -> bytes:
-    return json.dumps([row.messages, row.tools, row.text]).encode()
-
-
-def _count(rows: Iterable[Row]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for row in rows:
-        counts[row.source] += 1
-    return counts
 
 
 def _exact(fractions: Sequence[float]) -> list[Fraction]:

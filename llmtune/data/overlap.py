@@ -5,9 +5,17 @@ import json
 import math
 import re
 import unicodedata
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from llmtune.data.row import Row
+import numpy as np
+import numpy.typing as npt
+
+from llmtune.data.row import Message, Row
+
+Digests = npt.NDArray[np.bytes_]
+"""Hashes of 16 bytes, one a row."""
+Places = npt.NDArray[np.intp]
+"""Places of rows among others."""
 
 # Letters, marks, digits and symbols of every script stay: a vowel sign, an arrow or an emoji changes what a row says.
 _NOISE_KINDS = ("P", "Z", "Cc", "Cf")
@@ -39,46 +47,71 @@ class DedupKey(NamedTuple):
     """The text of the turns before the last."""
 
 
-def dedup_keys(rows: list[Row]) -> list[DedupKey]:
-    """Compute the key of each row."""
-    return [_dedup_key(row) for row in rows]
+class RowHashes(NamedTuple):
+    """What is compared of a row, as the first 16 bytes of SHA-256."""
+
+    content: bytes
+    prompt: bytes
+    exact: bytes
+    """Of the row as it is: equal for exact repetitions."""
 
 
-def find_overlap(rows: list[DedupKey], others: list[DedupKey]) -> tuple[list[int], list[int]]:
-    """Return the indices of `rows` whose content is also in `others`, and of those that share only a prompt."""
-    contents, prompts = {key.content for key in others}, {key.prompt for key in others}
-    same_content = [index for index, key in enumerate(rows) if key.content in contents]
-    same_prompt = {index for index, key in enumerate(rows) if key.prompt in prompts}
-    return same_content, sorted(same_prompt - set(same_content))
+class Hashes(Protocol):
+    """The hashes of many rows."""
+
+    @property
+    def contents(self) -> Digests:
+        """Of their contents."""
+
+    @property
+    def prompts(self) -> Digests:
+        """Of their prompts."""
 
 
-def hold_out(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Split rows into train and held-out (at least one row) by a hash of their content, each source of a mixture alike.
+def dedup_key(row: Row) -> DedupKey:
+    """Compute the key of a row; what an assistant calls is part of its turn's text."""
+    if not row.messages:
+        return DedupKey(_strip(row.text or ""), "")
+    turns = [_strip(str(message.get("content") or "")) + _calls(message) for message in row.messages]
+    return DedupKey("\x1f".join(turns), "\x1f".join(turns[:-1]))
 
-    Duplicates stay together, and the order of the rows does not matter.
+
+def hash_row(row: Row) -> RowHashes:
+    """Compute the hashes of a row; a plain text has no prompt that another row may share."""
+    key = dedup_key(row)
+    content = _hash(key.content)
+    exact = _hash(json.dumps([row.messages, row.tools, row.text]))
+    return RowHashes(content, _hash(key.prompt) if row.messages else content, exact)
+
+
+def find_overlap(rows: Hashes, others: Hashes) -> tuple[Places, Places]:
+    """Return the places of the rows whose content is also in `others`, and of those that share only a prompt."""
+    same_content = np.isin(rows.contents, others.contents)
+    same_prompt = np.isin(rows.prompts, others.prompts) & ~same_content
+    return np.flatnonzero(same_content), np.flatnonzero(same_prompt)
+
+
+def hold_out(contents: Digests, fraction: float, sources: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Choose the rows to hold out (at least one) by the hashes of their content, each source of a mixture alike.
+
+    Duplicates stay together, and the order of the rows does not matter. Returns a mask.
     """
-    hashes = [hashlib.sha256(key.content.encode()).hexdigest() for key in dedup_keys(rows)]
-    pairs = list(zip(rows, hashes, strict=True))
-    of_source: dict[str, set[str]] = {}
-    for row, digest in pairs:
-        of_source.setdefault(row.source, set()).add(digest)
-    chosen = {digest for digests in of_source.values() for digest in _lowest(digests, fraction)}
-    return [row for row, digest in pairs if digest not in chosen], [row for row, digest in pairs if digest in chosen]
+    lowest = [_lowest(np.unique(contents[sources == source]), fraction) for source in np.unique(sources)]
+    return np.isin(contents, np.concatenate(lowest)) if lowest else np.zeros(len(contents), bool)
 
 
-def _lowest(digests: set[str], fraction: float) -> list[str]:
+def _lowest(distinct: Digests, fraction: float) -> Digests:
     """Return the lowest of a source's hashes, as many as are held out; the highest always trains."""
-    return sorted(digests)[: min(math.ceil(fraction * len(digests)), len(digests) - 1)]
+    return distinct[: min(math.ceil(fraction * len(distinct)), len(distinct) - 1)]
 
 
-def count_duplicates(rows: list[Row]) -> int:
-    """Count the rows that repeat an earlier row exactly."""
-    return len(rows) - len({json.dumps(row.messages) for row in rows})
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def _dedup_key(row: Row) -> DedupKey:
-    stripped = [_strip(message["content"]) for message in row.messages]
-    return DedupKey("\x1f".join(stripped), "\x1f".join(stripped[:-1]))
+def _calls(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return f"\x1e{json.dumps([call['function'] for call in calls], sort_keys=True)}" if calls else ""
 
 
 def _strip(text: str) -> str:

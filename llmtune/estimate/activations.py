@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from llmtune.estimate.autocast import MetaAutocast, change_tensors
-from llmtune.estimate.live import working_bytes
+from llmtune.estimate.live import fold_on_meta, folded_shapes, working_bytes
 from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
 from llmtune.kernels.lora import patch_lora, skip_input_casts
 from llmtune.kernels.recompute import PARTS, patch_mlps, patch_norms
@@ -32,7 +32,10 @@ class _Saved:
     ignored: set[int]
     weights: set[tuple[int, ...]]
     """Shapes of what trains: a saved tensor of such a shape is a copy in another precision."""
+    folded: set[tuple[int, ...]]
+    """Shapes of weights that an adapter is added to before they compute: a saved tensor of such a shape is that sum."""
     place: int = -1
+    sums: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
     copies: dict[int, torch.UntypedStorage] = field(default_factory=dict)
     storages: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
     inputs: dict[int, tuple[torch.UntypedStorage, int]] = field(default_factory=dict)
@@ -44,6 +47,8 @@ class _Saved:
             return tensor
         if tuple(tensor.shape) in self.weights:
             self.copies[id(storage)] = storage
+        elif tuple(tensor.shape) in self.folded:
+            self.sums.setdefault(id(storage), (storage, self.place))
         else:
             self.storages.setdefault(id(storage), (storage, self.place))
         return tensor
@@ -67,6 +72,10 @@ class _Saved:
         """Bytes saved in a block, -1 for outside."""
         return sum(storage.nbytes() for storage, at in self.storages.values() if at == place)
 
+    def added(self, place: int) -> int:
+        """Bytes of the weights in a block that an adapter was added to."""
+        return sum(storage.nbytes() for storage, at in self.sums.values() if at == place)
+
     def block(self, index: int) -> BlockTrace:
         """What a block saved, and of what it was given what no block before it was."""
         given = {key: storage.nbytes() for key, (storage, at) in self.inputs.items() if at == index}
@@ -89,6 +98,7 @@ def as_trained(model: nn.Module, trains: Collection[str], ever: Collection[str],
         skip_input_casts(tuned)
     patch_lora(tuned)
     patch_norms(tuned)
+    fold_on_meta(tuned)
     return tuned
 
 
@@ -121,7 +131,8 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     listed = list(blocks(model))
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     known = [*model.parameters(), *model.buffers(), ids]
-    saved = _Saved({id(tensor.untyped_storage()) for tensor in known}, weight_shapes(model))
+    ignored = {id(tensor.untyped_storage()) for tensor in known}
+    saved = _Saved(ignored, weight_shapes(model), folded_shapes(model))
     cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind)
     captured: dict[int, tuple[Any, Any]] = {}
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
@@ -137,7 +148,7 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
         unwrap(model)(input_ids=ids, use_cache=False)
     for tensor in cast.casts.values():
         saved.copies[id(tensor.untyped_storage())] = tensor.untyped_storage()
-    for key in saved.copies:
+    for key in (*saved.copies, *saved.sums):
         saved.storages.pop(key, None)
     width = dtype.itemsize * tokens
     parts = [replace(saved.block(index), spared=width * _spared(block)) for index, block in enumerate(listed)]
@@ -147,7 +158,8 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     working = 0
     if parts[largest].saved:
         working = working_bytes(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
-    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products), calls
+    folded = [saved.added(index) for index in range(len(listed))]
+    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products, folded=folded), calls
 
 
 def _spared(block: nn.Module) -> int:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from llmtune.data.encoding.encode import IGNORED, Example
+from llmtune.data.example import Example
 from llmtune.data.row import Row
+from llmtune.data.store.encoded import lengths_of, supervised_of
 
 CHARACTERS = 3.5
 """Of a token, about, in English under today's tokenizers; other languages and code have fewer."""
@@ -33,14 +34,16 @@ class Lengths:
 
 def counted(examples: Sequence[Example]) -> Lengths:
     """The lengths of encoded rows."""
-    lengths = [len(example.input_ids) for example in examples]
-    learned = sum(label != IGNORED for example in examples for label in example.labels)
-    return Lengths(len(lengths), max(lengths), sum(lengths), learned / sum(lengths), counted=True)
+    lengths, learned = lengths_of(examples), sum(supervised_of(examples))
+    total = sum(lengths)
+    return Lengths(len(lengths), max(lengths, default=0), total, learned / max(1, total), counted=True)
 
 
 def estimated(rows: Sequence[Row], max_length: int) -> Lengths:
     """The lengths that rows have by their characters; longer ones than `max_length` are taken to be cut."""
-    texts = [[message["content"] for message in row.messages] for row in rows]
-    lengths = [min(max_length, sum(ceil(len(text) / CHARACTERS) + TURN for text in row)) for row in texts]
-    answers = sum(ceil(len(row[-1]) / CHARACTERS) for row in texts)
+    lengths, answers = [], 0
+    for row in rows:
+        texts = [row.text] if row.text is not None else [str(turn.get("content") or "") for turn in row.messages]
+        lengths.append(min(max_length, sum(ceil(len(text) / CHARACTERS) + TURN for text in texts)))
+        answers += ceil(len(texts[-1]) / CHARACTERS)
     return Lengths(len(lengths), max(lengths), sum(lengths), min(1.0, answers / sum(lengths)), counted=False)

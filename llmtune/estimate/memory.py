@@ -48,10 +48,12 @@ class StageMemory:
     chunk: float
     """The most that the logits of one time take."""
     trace: Trace = field(repr=False)
+    unchecked: int = 0
+    """Bytes that a pass of any size needs beside `parts` without checkpointing."""
 
     @property
     def fixed(self) -> int:
-        """Bytes that a pass of any size needs."""
+        """Bytes that a pass of any size needs with checkpointing."""
         return sum(self.parts.values())
 
     def per_token(self, checkpointing: bool) -> float:
@@ -60,11 +62,12 @@ class StageMemory:
 
     def peak(self, tokens: int, checkpointing: bool) -> int:
         """The most bytes at one time, in passes of so many tokens."""
-        return round(self.fixed + tokens * self.per_token(checkpointing) + self._head(tokens))
+        beside = 0 if checkpointing else self.unchecked
+        return round(self.fixed + beside + tokens * self.per_token(checkpointing) + self._head(tokens))
 
     def room(self, free: float, checkpointing: bool) -> int:
         """The most tokens of a pass for which `free` bytes are enough; 0 or less where none fits."""
-        each, left = self.per_token(checkpointing), free - self.fixed
+        each, left = self.per_token(checkpointing), free - self.fixed - (0 if checkpointing else self.unchecked)
         whole = left / (each + self.logits)
         return int(whole if whole * self.logits <= self.chunk else (left - self.chunk) / each)
 
@@ -73,7 +76,7 @@ class StageMemory:
 
     def listed(self, tokens: int, checkpointing: bool) -> dict[str, int]:
         """Every part in bytes, activations included."""
-        activations = round(tokens * self.per_token(checkpointing))
+        activations = round(tokens * self.per_token(checkpointing)) + (0 if checkpointing else self.unchecked)
         return {**self.parts, "activations": activations, "logits": self._head(tokens)}
 
 
@@ -140,6 +143,7 @@ class _Counted:
             "16-bit copies of weights": 0 if setting.sharded else kept.casts,
             "gathered weights": self._gathered() if setting.sharded else 0,
             "buffers between processes": 4 * trained if setting.world > 1 and not setting.sharded else 0,
+            "experts with their updates": 2 * max(kept.folded, default=0),
             "in passing": self._passing(now),
         }
         head, width = self._layout.skeleton.get_output_embeddings().weight, setting.dtype.itemsize
@@ -147,8 +151,12 @@ class _Counted:
         plain, checkpointed = (kept.peak(each) / kept.tokens + position for each in (False, True))
         on_gpu = setting.device == "cuda"
         logits = (LOGIT_BYTES if on_gpu else 2 * width) * head.shape[0]
+        # The sums of all blocks are kept until their backward passes; the largest, and its gradient, are in `parts`.
+        unchecked = sum(kept.folded) - max(kept.folded, default=0)
         filled = {name: size for name, size in parts.items() if size}
-        return StageMemory(filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept)
+        return StageMemory(
+            filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept, unchecked
+        )
 
     def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
         """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""

@@ -1,6 +1,6 @@
 """What a pass keeps for its backward pass, in numbers: measured on a model, or by a rule where that fails."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import nn
@@ -38,6 +38,8 @@ class Trace:
     products: Products
     rough: bool = False
     """Whether the numbers follow a rule, since the model could not be run without its weights."""
+    folded: list[int] = field(default_factory=list)
+    """For each block, the weights that an adapter is added to before they compute, whatever the tokens."""
 
     @property
     def plain(self) -> int:
@@ -74,6 +76,7 @@ def extended(few: Trace, more: Trace, tokens: int) -> Trace:
         few.casts,
         at(few.working, more.working),
         Products(at(few.products.forward, more.products.forward), at(few.products.backward, more.products.backward)),
+        folded=few.folded,
     )
 
 

@@ -10,10 +10,12 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.harness import quiet, score_tasks
-from llmtune.evaluation.held_out import HeldOut
+from llmtune.evaluation.held_out.task import HeldOut
+from llmtune.evaluation.held_out.texts import Texts, score_texts
 from llmtune.evaluation.metrics import finite, score
 from llmtune.evaluation.questions import Questions
-from llmtune.evaluation.results import FEW_SHOT, Answer, Answers, Result, task_title
+from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
+from llmtune.evaluation.tables import task_title
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working
 
@@ -27,10 +29,16 @@ def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
         began = time.monotonic()
         results[key], rows[key] = _ask_held_out(exam, model, key, exam.held_out[key], name)
         _report(name, key, results[key], began)
+    if exam.texts is not None:
+        began, key = time.monotonic(), TEXTS if exam.held_out else HELD_OUT
+        results[key], texts = _read_texts(exam, model, exam.texts, f"{name}, held-out texts")
+        rows[HELD_OUT] = rows.get(HELD_OUT, []) + texts
+        _report(name, key, results[key], began)
     for task in exam.tasks:
         began = time.monotonic()
         suite = exam.suite
-        results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, suite.chat_template, name)
+        values = exam.rules.template if suite.chat_template else None
+        results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, values, name)
         _report(name, task.task_name, results[task.task_name], began)
     answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, [])}
     if FEW_SHOT in rows:
@@ -47,26 +55,36 @@ def _ask_held_out(
     result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
     outputs = result.pop("outputs")
     result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
+    result["compared"] = task.comparison
     losses = _losses(exam, model, rows, f"{name}, {task_title(key, result)}")
     tokens = [example.supervised for example in rows.examples]
     per_token = [loss and loss / count for loss, count in zip(losses, tokens, strict=True)]
     answers: list[Answer] = [
         {
             "id": row.id,
-            "question": row.prompt[-1]["content"],
+            "question": row.messages[-2]["content"],
             "prompt": prompt,
-            "answer": row.answer,
+            "answer": truth.text,
             "output": output,
             **{metric: bool(scores[index]) for metric, scores in result["scores"].items()},  # type: ignore[typeddict-item]
             "loss": loss,
         }
-        for index, (row, prompt, output, loss) in enumerate(
-            zip(rows.rows, rows.prompts, outputs, per_token, strict=True)
+        for index, (row, prompt, truth, output, loss) in enumerate(
+            zip(rows.rows, rows.prompts, rows.truths, outputs, per_token, strict=True)
         )
     ]
     result["metrics"]["loss"] = score([math.nan if loss is None else loss for loss in losses], tokens)
     result["scores"]["loss"], result["tokens"], result["higher_is_better"]["loss"] = losses, tokens, False
     result["not_finite"] = sum(loss is None for loss in losses)
+    return result, answers
+
+
+def _read_texts(exam: Exam, model: PreTrainedModel, texts: Texts, name: str) -> tuple[Result, list[Answer]]:
+    """Measure a model's loss on held-out texts; raises ProofError where no text has a finite one."""
+    with lacks_named(name), working(name, len(texts.rows), "texts") as step:
+        result, answers = score_texts(model, texts, exam.tokenizer, exam.limit, step)
+    if result["not_finite"] == result["n"]:
+        raise ProofError(f"{name}: no text has a finite loss, so nothing can be scored")
     return result, answers
 
 

@@ -1,19 +1,25 @@
 """The questions that both models are asked, and everything beside the weights that decides their scores."""
 
 import importlib.metadata
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
-from llmtune.errors import FieldError
+from llmtune.data.row import Row
+from llmtune.errors import FieldError, RecipeError
+from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import (
     Questions,
+    Survey,
     answer_room,
+    asking_rules,
     context_length,
     few_shot_questions,
     fitting_shots,
@@ -40,11 +46,15 @@ class Exam:
     tokenizer: PreTrainedTokenizerBase
     stop: set[int]
     held_out: dict[str, Questions]
-    """The held-out rows, zero-shot and few-shot, by the task's name."""
+    """The held-out rows that are questions, zero-shot and few-shot, by the task's name."""
+    texts: Texts | None
+    """The held-out rows that are plain texts."""
     tasks: list[Task]
     limit: int | None
     new_tokens: int
     """Tokens that an answer to a held-out row may have."""
+    rules: Rules
+    """By which held-out rows are encoded, with the values for the chat template."""
 
 
 def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
@@ -54,28 +64,61 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
     """
     recipe, tokenizer, stop = run.recipe(), load_tokenizer(base), stop_ids(base)
     context = context_length(model.config)
+    rules = asking_rules(recipe.data, context)
     held_out: dict[str, Questions] = {}
+    texts: Texts | None = None
     if HELD_OUT in suite.tasks:
         data = gate(recipe, tokenizer, stop, model_limits(model))
         check_same_data(run, data.findings)
         check_rows(suite, len(data.test))
-        held_out = _held_out_questions(data, recipe.eval.limit, tokenizer, stop, context)
-    new_tokens = answer_room(held_out[HELD_OUT], context) if held_out else 0
-    return Exam(suite, tokenizer, stop, held_out, tasks, recipe.eval.limit or suite.limit, new_tokens)
+        chats, others = _split(data.test, recipe.eval.limit)
+        if chats.of:
+            held_out = _held_out_questions(data, chats, tokenizer, stop, rules)
+        if others.of:
+            texts = Texts(others.rows, others.of, min(context, recipe.data.max_length))
+    new_tokens = answer_room(Survey().add(held_out[HELD_OUT]), context) if held_out else 0
+    limit = recipe.eval.limit or suite.limit
+    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules)
+
+
+@dataclass
+class _Rows:
+    """Held-out rows of one kind: the first of them, and how many there are."""
+
+    rows: list[Row] = field(default_factory=list)
+    of: int = 0
+
+
+def _split(rows: Iterable[Row], limit: int | None) -> tuple[_Rows, _Rows]:
+    """Return the first `limit` rows that are conversations, and as many that are plain texts."""
+    chats, texts = _Rows(), _Rows()
+    for row in rows:
+        kind = chats if row.messages else texts
+        kind.of += 1
+        if limit is None or len(kind.rows) < limit:
+            kind.rows.append(row)
+    return chats, texts
 
 
 def _held_out_questions(
-    data: Gate, limit: int | None, tokenizer: PreTrainedTokenizerBase, stop: set[int], context: int
+    data: Gate, chats: _Rows, tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules
 ) -> dict[str, Questions]:
     """Return the held-out rows, zero-shot and after as many worked examples as fit; says what does not."""
-    zero_shot = questions(data.test, [], limit, tokenizer, stop, context)
+    context = rules.max_length
+    zero_shot = replace(questions(chats.rows, [], None, tokenizer, stop, rules), of=chats.of)
     if not zero_shot.rows:
         raise FieldError("data", f"every held-out row is longer than the model's context of {context} tokens")
-    shots, notes = fitting_shots(data.shots, zero_shot, tokenizer, context)
-    for note in long_rows_notes(zero_shot, context) + notes:
+    survey = Survey().add(zero_shot)
+    shots, notes = fitting_shots(data.shots, survey, tokenizer, rules)
+    held_out = {HELD_OUT: zero_shot}
+    if shots:
+        try:
+            held_out[FEW_SHOT] = few_shot_questions(zero_shot, shots, tokenizer, stop, rules)
+        except RecipeError as error:
+            notes = [f"few-shot is left out: {error}"]
+    for note in long_rows_notes(survey, context) + notes:
         print(note, flush=True)
-    few_shot = {FEW_SHOT: few_shot_questions(zero_shot, shots, tokenizer, stop, context)} if shots else {}
-    return {HELD_OUT: zero_shot, **few_shot}
+    return held_out
 
 
 def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: Placement) -> dict[str, Any]:
@@ -91,8 +134,10 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "suite": {"name": recipe.eval.suite, "sha256": fingerprint(exam.suite.path)["sha256"]},
         "limit": exam.limit,
         "held_out": _held_out_settings(recipe, exam) if exam.held_out else None,
+        "texts": _text_settings(recipe, exam.texts) if exam.texts else None,
         "tasks": tasks if exam.tasks else None,
         "chat_template_sha256": template_sha256(tokenizer),
+        "template": dict(recipe.data.template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
@@ -102,10 +147,10 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
 
 
 def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
-    few_shot = exam.held_out.get(FEW_SHOT)
+    few_shot, rows = exam.held_out.get(FEW_SHOT), exam.held_out[HELD_OUT].rows
     return {
-        "source": ", ".join(part.source for part in recipe.data.held_out),
-        "rows": digest_of([row.messages for row in exam.held_out[HELD_OUT].rows]),
+        "source": _source(recipe),
+        "rows": digest_of([[row.messages, row.tools] if row.tools else row.messages for row in rows]),
         "not_asked": exam.held_out[HELD_OUT].not_asked,
         "shots_wanted": recipe.eval.shots,
         "shots": len(few_shot.shots) if few_shot else 0,
@@ -114,5 +159,17 @@ def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
         "shots_as": "earlier turns",
         "system_prompt": "each row's own, once",
         "chat_template": bool(exam.tokenizer.chat_template),
+        "reasoning": recipe.data.reasoning,
         "decoding": {"greedy": True, "new_tokens": exam.new_tokens, "stop_ids": sorted(exam.stop)},
     }
+
+
+def _text_settings(recipe: Recipe, texts: Texts) -> dict[str, Any]:
+    rows = digest_of([row.text for row in texts.rows])
+    return {"source": _source(recipe), "rows": rows, "window": texts.window}
+
+
+def _source(recipe: Recipe) -> str | list[dict[str, Any]]:
+    """The source of the held-out rows; the sources with their fractions where they are set aside from a mixture."""
+    sources = recipe.data.held_out
+    return sources[0].source if len(sources) == 1 else [source.model_dump() for source in sources]

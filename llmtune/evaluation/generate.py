@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -15,6 +16,8 @@ from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, 
 from llmtune.working import Step
 
 CACHE_BYTES = 2**30
+NEAR = 0.1
+"""How far logits of a padded row may be from its own, relative in the norm: 16 bits round to a few hundredths."""
 LOSS_TOKENS, GPU_LOSS_TOKENS = 2048, 16384
 
 
@@ -23,6 +26,22 @@ def shares_start(model: PreTrainedModel) -> bool:
     layers = DynamicCache(config=model.config).layers
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     return bool(rotary) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@torch.no_grad()
+def hides_left_padding(model: PreTrainedModel) -> bool:
+    """Tell whether a row answers as it does alone beside a longer one; RWKV, for one, reads padding as text."""
+    short, long = [1, 2, 3], [1, 2, 3, 1, 2, 3, 1]
+    alone, beside = (_first_logits(model, rows)[0] for rows in ([short], [short, long]))
+    return bool((alone - beside).norm() <= NEAR * alone.norm())
+
+
+def _first_logits(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    """The logits (B, V) of the first token that a model generates after some rows, centered."""
+    ids, mask = left_padded(rows, model.device)
+    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    logits: torch.Tensor = model.generate(ids, attention_mask=mask, pad_token_id=0, **options).logits[0].float()
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def rows_per_batch(model: PreTrainedModel, rows: int, tokens: int) -> int:
@@ -159,10 +178,13 @@ def _batches(lengths: list[int], fits: Callable[[int, int], bool]) -> Iterator[l
 def _batch_losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], start: DynamicCache | None) -> list[float]:
     targets = batch["labels"][:, 1:]
     supervised = targets != IGNORED
-    mask, cached = batch["attention_mask"], {}
+    mask, cached = batch["attention_mask"], dict[str, Any]()
     if start is not None:
-        cache = _copies(start, len(mask))
-        mask, cached = functional.pad(mask, (cache.get_seq_length(), 0), value=1), {"past_key_values": cache}
+        cache, shared = _copies(start, len(mask)), start.get_seq_length()
+        # Without positions, vision-language models take those of the rows that they generated for last.
+        positions = torch.arange(shared, shared + mask.shape[1], device=mask.device).expand_as(mask)
+        cached = {"past_key_values": cache, "position_ids": positions}
+        mask = functional.pad(mask, (shared, 0), value=1)
     with limit_head(model, lambda hidden: hidden[:, :-1][supervised]):
         logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=start is not None, **cached).logits
     losses = functional.cross_entropy(logits.float(), targets[supervised], reduction="none")
@@ -189,9 +211,9 @@ def _copies(start: DynamicCache, rows: int) -> DynamicCache:
     return cache
 
 
-def left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, LongTensors (B, T) padded on the left with zeros."""
     width = max(map(len, rows))
-    ids = [[0] * (width - len(row)) + row for row in rows]
+    ids = [[*[0] * (width - len(row)), *row] for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

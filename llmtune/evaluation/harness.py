@@ -4,7 +4,7 @@ import contextlib
 import logging
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy
@@ -18,7 +18,7 @@ from llmtune.errors import ProofError
 from llmtune.evaluation.aggregates import Aggregation, is_row_mean, resample, row_mean_stderr
 from llmtune.evaluation.boundary import failures_named
 from llmtune.evaluation.generate import rows_per_batch
-from llmtune.evaluation.held_out import HeldOut
+from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.loaded_model import LoadedModel, StandIn
 from llmtune.evaluation.metrics import finite, spread
 from llmtune.evaluation.results import Result
@@ -35,19 +35,20 @@ def score_tasks(
     tasks: list[Task],
     shots: int = 0,
     limit: int | None = None,
-    chat_template: bool = False,
+    template: Mapping[str, Any] | None = None,
     name: str = "model",
 ) -> dict[str, Result]:
     """Score a model on tasks and return the results by task; its modes and all random states stay as they were.
 
+    `template` holds values for the chat template through which questions of lm-eval's tasks go; None for no template.
     Raises ProofError, naming model and task, for one that lm-eval cannot score; MachineError where memory is full.
     """
     results: dict[str, Result] = {}
     for task in tasks:
         title = f"{name}, {_title(task)}"
         with failures_named(title, "leave this task out of the suite"), _undisturbed(model), quiet(), working(title):
-            built = _load(model, tokenizer, task, chat_template, title)
-            results[task.task_name] = _score_task(built, task, shots, limit, chat_template)
+            built = _load(model, tokenizer, task, template, title)
+            results[task.task_name] = _score_task(built, task, shots, limit, template is not None)
     return results
 
 
@@ -76,15 +77,20 @@ def _title(task: Task) -> str:
 
 
 def _load(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, chat_template: bool, title: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    template: Mapping[str, Any] | None,
+    title: str,
 ) -> LoadedModel:
     """Return the model as lm-eval asks it; for held-out rows, with their token ids and batches that fit them."""
     if not isinstance(task, HeldOut):
         # A chat template writes the BOS token itself.
-        return LoadedModel(model, tokenizer, TASK_BATCH, False if chat_template else None, title)
+        return LoadedModel(model, tokenizer, TASK_BATCH, None if template is None else False, title, template)
     built = LoadedModel(model, tokenizer, TASK_BATCH, False, title)
     questions = task.questions
     built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
+    built.special = questions.special
     new_tokens: Any = task.generation["max_gen_toks"]
     longest = max(map(len, questions.prompt_ids))
     built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), longest + new_tokens)

@@ -2,16 +2,18 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.evaluation.generate import greedy, hides_left_padding, left_padded, rows_per_batch, shares_start
 from llmtune.inference.room import fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step, working
 
@@ -59,10 +61,17 @@ class LoadedModel(HFLM):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int, adds_bos: bool | None, name: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: int,
+        adds_bos: bool | None,
+        name: str,
+        template: Mapping[str, Any] | None = None,
     ) -> None:
         self.truncated, self.not_finite, self.requests = 0, 0, 0
-        self.prompt_ids: dict[str, list[int]] = {}
+        self.prompt_ids: Mapping[str, Sequence[int]] = {}
+        self.special = False
         self.name, self._rows = name, rows
         self._step: Step = _uncounted
         super().__init__(
@@ -72,6 +81,7 @@ class LoadedModel(HFLM):
             batch_size=rows,
             add_bos_token=adds_bos,
             softmax_dtype=torch.float32,
+            chat_template_args=dict(template or {}),
         )
         self.set_cache_hook(_Counter(self._count))
 
@@ -132,6 +142,13 @@ class LoadedModel(HFLM):
             ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
         return ids, mask
 
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens; answers to held-out rows keep special tokens where the true ones have some."""
+        if self.special and skip_special_tokens:
+            tokens = [token for token in tokens if token != self.tokenizer.pad_token_id]
+            skip_special_tokens = False
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
@@ -166,9 +183,7 @@ class LoadedModel(HFLM):
         """Return prompts and answers (B, T); held-out rows end at the model's stop tokens, tasks at their own."""
         if stop_ids is None or not shares_start(self.model):
             ends = {} if stop_ids is None else {"eos_token_id": stop_ids}
-            generated: torch.Tensor = super()._model_generate(
-                context, max_length, stop, attention_mask=attention_mask, **ends, **options
-            )
+            generated = self._generate(context, max_length, stop, attention_mask, **ends, **options)
             after = generated[:, context.shape[1] :]
             after[torch.isin(after, torch.tensor(stop_ids or [], device=after.device))] = self.tokenizer.pad_token_id
             return generated
@@ -179,3 +194,24 @@ class LoadedModel(HFLM):
         width = max(map(len, texts))
         padded = [text + [self.tokenizer.pad_token_id] * (width - len(text)) for text in texts]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
+
+    @cached_property
+    def _pads(self) -> bool:
+        return hides_left_padding(self.model)
+
+    def _generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], mask: torch.Tensor, **options: object
+    ) -> torch.Tensor:
+        """Return prompts and answers (B, T): row by row where the model reads padding on the left as text."""
+        generate = super()._model_generate
+        if bool(mask.all()) or self._pads:
+            whole: torch.Tensor = generate(context, max_length, stop, attention_mask=mask, **options)
+            return whole
+        width, answers = context.shape[1], []
+        for row, real in zip(context, mask.bool(), strict=True):
+            prompt = row[real][None]
+            limit = max_length - (width - prompt.shape[1])
+            alone = generate(prompt, limit, stop, attention_mask=torch.ones_like(prompt), **options)
+            answers.append(alone[0, prompt.shape[1] :])
+        padded = pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        return torch.cat([context, padded], dim=1)

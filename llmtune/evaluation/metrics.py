@@ -1,6 +1,5 @@
-"""Scores with their standard errors, paired differences, and the comparison of an answer with the true one."""
+"""Scores with their standard errors, and paired differences."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -123,31 +122,6 @@ def _stderr(values: Sequence[float], weights: Sequence[float], ratio: float) -> 
         return None
     spread = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
     return math.sqrt(spread * rows / (rows - 1)) / sum(weights)
-
-
-def parsed(text: str) -> Any:
-    """Return the JSON object or array that a text is, None for anything else."""
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict | list) else None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def same(output: str, answer: str, as_json: bool) -> bool:
-    """Compare an output with the true answer as stripped text, or as parsed JSON, in which true is not 1."""
-    if not as_json:
-        return output.strip() == answer.strip()
-    value = parsed(output)
-    return value is not None and _canonical(value) == _canonical(parsed(answer))
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
 
 
 def format_score(value: float | None, error: float | None) -> str:

@@ -102,7 +102,7 @@ def _check_delta(delta: Path) -> None:
 def _check_logits(exam: Exam, model: Any, name: str) -> None:
     """Raise ProofError for a model whose logits are not finite numbers on the first question."""
     rows = exam.held_out.get(HELD_OUT)
-    tokens = rows.prompt_ids[0] if rows else exam.tokenizer(_PROBE).input_ids
+    tokens = list(rows.prompt_ids[0]) if rows else exam.tokenizer(_PROBE).input_ids
     if not has_finite_logits(model, tokens[-context_length(model.config) :]):
         dtype = str(model.dtype).removeprefix("torch.")
         remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"

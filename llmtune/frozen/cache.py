@@ -18,13 +18,12 @@ import transformers
 from torch import nn
 
 from llmtune.errors import FieldError, MachineError, TrainingError
-from llmtune.files import digest_of
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete
 from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
 from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
-from llmtune.frozen.store import entry_name, make_room
+from llmtune.frozen.store import digest_of_rows, entry_name, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
 from llmtune.frozen.weights import free_weights
 from llmtune.machine import processes
@@ -234,7 +233,7 @@ class FrozenBlocks:
 
     @cached_property
     def _rows_digest(self) -> str:
-        return digest_of("\n".join(" ".join(map(str, row)) for row in self._rows))
+        return digest_of_rows(self._rows)
 
 
 def _summary(built: set[int], reused: set[int], size: int, policy: CachePolicy, notes: list[str]) -> list[str]:

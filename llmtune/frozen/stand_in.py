@@ -9,9 +9,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from llmtune.data.store.encoded import TokenIds
 from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
-from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
@@ -39,7 +40,7 @@ class StubbedDecoder:
         self._whole, self.sharded = model, isinstance(model, FSDPModule)
         self.inner: PreTrainedModel = unwrap(model)
         self.blocks: list[nn.Module] = list(blocks(model))
-        self.lengths = [len(row) for row in rows]
+        self.lengths = list(rows.lengths) if isinstance(rows, TokenIds) else [len(row) for row in rows]
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
         self._cached: torch.Tensor | None = None
@@ -128,7 +129,7 @@ class StubbedDecoder:
         training = self.inner.training
         self.inner.eval()
         with self._autocast():
-            run = self._run_whole if self.sharded else self.inner.base_model
+            run = self._run_whole if self.sharded else decoder(self.inner)
             hidden = run(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
         self.inner.train(training)
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
@@ -137,9 +138,9 @@ class StubbedDecoder:
     def _run_whole(self, **inputs: Any) -> list[torch.Tensor]:
         """The last hidden states, from a pass through a sharded model, of which no part can run alone."""
         hidden: list[torch.Tensor] = []
-        decoder, head = self.inner.base_model, self.inner.get_output_embeddings()
+        below_head, head = decoder(self.inner), self.inner.get_output_embeddings()
         hooks = [
-            decoder.register_forward_hook(lambda module, arguments, output: hidden.append(output[0])),
+            below_head.register_forward_hook(lambda module, arguments, output: hidden.append(output[0])),
             head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
         ]
         self._whole(**inputs)

@@ -29,6 +29,15 @@ def entry_name(facts: Mapping[str, object]) -> str:
     return digest_of(facts)[:32]
 
 
+def digest_of_rows(rows: Sequence[Sequence[int]]) -> str:
+    """The SHA-256 of rows of token ids, each read when its turn comes."""
+    digest = hashlib.sha256()
+    for number in range(len(rows)):
+        line_break = "\n" if number else ""
+        digest.update(f"{line_break}{' '.join(map(str, rows[number]))}".encode())
+    return digest.hexdigest()
+
+
 class OutputWriter:
     """Appends rows of outputs, in `longest_first` order, to a file."""
 

@@ -13,6 +13,9 @@ def quiet_libraries() -> None:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\.")
+    # PEFT compares the patterns of ranks with layers alone: tensors of experts have them too.
+    unmatched = r"The following (rank|alpha)_pattern keys did not match any targeted module"
+    warnings.filterwarnings("ignore", message=unmatched, category=RuntimeWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

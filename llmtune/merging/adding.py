@@ -17,6 +17,7 @@ from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_config, load_model
 from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.stored import stored_tensors
+from llmtune.model.kinds import auto_class
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -31,7 +32,8 @@ def load_compact(base: Base, ids: Ids) -> tuple[PreTrainedModel, torch.Tensor]:
         kinds = {"BF16"}  # what they are dequantized to
     if kinds <= {"BF16"} or kinds <= {"F16"}:
         try:
-            weights = widen_buffers(load_model(base, _DTYPES[kinds.pop()]))
+            weights = load_model(base, _DTYPES[kinds.pop()])
+            weights = widen_buffers(weights, auto_class(weights.config))
             return weights, fp32_logits(weights, ids)
         except (RuntimeError, KeyError) as error:  # a model whose blocks read weights of other blocks
             if lacks_memory(error):
@@ -117,8 +119,8 @@ def refuse_tied(tuned: Tuned) -> None:
     if not isinstance(tuned, PeftModel):
         return
     base = tuned.get_base_model()
-    if base.config.get_text_config().tie_word_embeddings:
-        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
+    tied = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if tied[0].weight is tied[1].weight:
         adapted = [
             name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
         ]
@@ -132,3 +134,10 @@ def round_weights(weights: nn.Module, dtype: torch.dtype) -> None:
     """Put every weight into `dtype`."""
     for parameter in weights.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def round_buffers(weights: nn.Module, dtype: torch.dtype) -> None:
+    """Put every buffer of real numbers into `dtype`; complex ones, such as rotations, are never stored."""
+    for buffer in weights.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)

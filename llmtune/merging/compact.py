@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+Auto = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
+"""What loads a model."""
 Change = Callable[[int, torch.Tensor], None]
 """Changes a widened parameter in place; it is told by its number in the model."""
 
@@ -67,10 +69,10 @@ def in_fp32(model: nn.Module, change: Change | None = None) -> Iterator[None]:
         restore(model)
 
 
-def widen_buffers(model: PreTrainedModel) -> PreTrainedModel:
+def widen_buffers(model: PreTrainedModel, auto: Auto) -> PreTrainedModel:
     """Put a model's floating-point buffers into fp32: what no file holds is made anew, as its dtype rounded it."""
     with init_empty_weights(include_buffers=False):
-        twin = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32, trust_remote_code=False)
+        twin = auto.from_config(model.config, dtype=torch.float32, trust_remote_code=False)
     stored, anew = set(model.state_dict()), dict(twin.named_buffers())
     for module_name, module in model.named_modules():
         for name, buffer in list(module.named_buffers(recurse=False)):

@@ -15,6 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from llmtune.data.first_rows import first_rows
+from llmtune.data.row import Row
 from llmtune.errors import MachineError, ProofError
 from llmtune.merging import compact
 from llmtune.recipe.sections import Recipe
@@ -27,12 +29,15 @@ TEXTS = (
 )
 TOKENS = 40
 """How many tokens at the end of a text the models read."""
+_ROWS, _CHARACTERS = 3, 400
+"""Rows of the data that are such texts too, and how much of each."""
 
 STOCK = """
-import json, sys
+import json, sys, transformers
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-folder, tokens, out, texts, epsilon, dtype = json.load(sys.stdin)
+folder, tokens, out, texts, epsilon, dtype, auto = json.load(sys.stdin)
+auto = getattr(transformers, auto)
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 ids = [tokenizer(text).input_ids for text in texts]
 batch = torch.zeros(len(ids), tokens, dtype=torch.long)
@@ -40,7 +45,7 @@ for row, one in zip(batch, ids):
     row[:len(one[-tokens:])] = torch.tensor(one[-tokens:])
 mask = torch.arange(tokens) < torch.tensor([[len(one)] for one in ids])
 def load(dtype):
-    return AutoModelForCausalLM.from_pretrained(
+    return auto.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
 def jitter(number, weight):
     torch.manual_seed(number)
@@ -54,7 +59,7 @@ def compute(model, change=None):
 model, loading = load(getattr(torch, dtype))
 model.eval()
 try:
-    logits = {"stored": compute(widen_buffers(model))}
+    logits = {"stored": compute(widen_buffers(model, auto))}
 except (RuntimeError, KeyError):  # a model whose blocks read weights of other blocks
     model = load(torch.float32)[0].eval()
     logits = {"stored": compute(model)}
@@ -62,17 +67,19 @@ if epsilon:
     logits["jittered"] = compute(model, jitter)
 save_file(logits, out)
 mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
-print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched": mismatched}))
+print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched": mismatched,
+    "name": type(model).__name__}))
 """
 
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What stock transformers reads from a folder: token ids, chat template, missing or unexpected tensors, logits.
+    """What stock transformers reads from a folder: class, token ids, template, missing or unexpected tensors, logits.
 
     `rounding` is how far the logits move when every weight changes at random by less than its rounding error.
     """
 
+    name: str
     ids: list[list[int]]
     template: str | None
     mismatched: list[str]
@@ -81,13 +88,15 @@ class Reloaded:
 
 
 def probes(settings: Recipe) -> list[str]:
-    """Return the texts that models are compared on: fixed ones, and three lines of the data if it is a text file."""
-    sources = [Path(part.source) for name in ("test", "eval", "train") for part in settings.data.sources(name)]
-    files = [source for source in sources if source.suffix in (".jsonl", ".csv") and source.is_file()]
-    if not files:
-        return list(TEXTS)
-    with files[0].open(encoding="utf-8", errors="replace") as lines:
-        return [*TEXTS, *(line.strip()[-400:] for line, _ in zip(lines, range(3), strict=False) if line.strip())]
+    """Return the texts that models are compared on: fixed ones, and three rows of the data if it can be read."""
+    parts = (first_rows(settings.data, part, _ROWS)[:_ROWS] for part in ("test", "eval", "train"))
+    rows = next(filter(None, parts), [])
+    return [*TEXTS, *(_text(row)[-_CHARACTERS:] for row in rows)]
+
+
+def _text(row: Row) -> str:
+    """Return a row as one text; a conversation as JSON, whatever its turns hold."""
+    return row.text or json.dumps(row.messages, ensure_ascii=False)
 
 
 def logits(model: PreTrainedModel | PeftModel, ids: list[list[int]]) -> torch.Tensor:
@@ -108,13 +117,16 @@ def within(what: str, actual: torch.Tensor, expected: torch.Tensor, bound: float
     return gap
 
 
-def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dtype) -> Reloaded:
-    """Read a folder with stock transformers, offline, in a fresh process elsewhere; raises ProofError if it cannot."""
+def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dtype, auto: str) -> Reloaded:
+    """Read a folder with stock transformers, offline, in a fresh process elsewhere; raises ProofError if it cannot.
+
+    `auto` names the class of transformers that loads it.
+    """
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"
         epsilon = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
         name = str(dtype).removeprefix("torch.")
-        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon, name])
+        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon, name, auto])
         script = inspect.getsource(compact) + STOCK
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with working("reading the merged folder with stock transformers in a fresh process"):
@@ -128,4 +140,6 @@ def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dt
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
         answer, tensors = json.loads(child.stdout.splitlines()[-1]), load_file(out)
         rounding = float((tensors.get("jittered", tensors["stored"]) - tensors["stored"]).abs().max())
-        return Reloaded(answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding)
+        return Reloaded(
+            answer["name"], answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding
+        )

@@ -12,7 +12,7 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.files import read_json, remove_leftovers, write_folder, write_json
 from llmtune.machine.memory import trim_heap
-from llmtune.merging.adding import add_delta, fp32_logits, load_compact
+from llmtune.merging.adding import add_delta, fp32_logits, load_compact, round_buffers
 from llmtune.merging.checks import (
     LESS_MEMORY,
     check_disk,
@@ -24,11 +24,14 @@ from llmtune.merging.checks import (
 )
 from llmtune.merging.digests import digests
 from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes, within
+from llmtune.merging.untouched import beyond_text, count_kept, left_out
 from llmtune.model.base import Base, build_skeleton, load_config
+from llmtune.model.blocks import distances
 from llmtune.model.check import check_same_shapes
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base, locate_original
 from llmtune.model.files.quantization import HOW_QUANTIZED, dequantized_format, kept_bits, stored_quantization
+from llmtune.model.kinds import auto_class
 from llmtune.model.mlp import with_widths
 from llmtune.model.quantize import bits_of
 from llmtune.model.tokens import load_tokenizer
@@ -133,10 +136,14 @@ def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> 
     if not changed:
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
     with working(f"writing the merged weights in {name}"):
-        save_folder(merged.to(dtype), base.folder, folder, name, into.folder)
+        round_buffers(merged, dtype)
+        unloaded = left_out(merged, into, dtype)
+        save_folder(merged, base.folder, folder, name, unloaded, into.folder)
+    loaded_by = auto_class(merged.config).__name__, type(merged).__name__
+    rest = [*beyond_text(merged, distances(build_skeleton(into))), *unloaded]
     del weights, tuned, merged
     trim_heap()
-    reloaded = _reload(folder, texts, dtype, tokenizer)
+    reloaded = _reload(folder, texts, dtype, tokenizer, loaded_by)
     rounding_bound = max(_ROUNDING_BOUND[0] * reloaded.rounding, _ROUNDING_BOUND[1] * scale)
     bound = fp32_bound if dtype == torch.float32 else rounding_bound
     on_disk = within("writing and reading the weights", reloaded.logits, rounded, fp32_bound)
@@ -150,6 +157,7 @@ def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> 
         "shift": float((live - untuned).abs().max()),
         "largest_logit": scale,
         "changed": changed,
+        "kept": count_kept(rest, into, folder, dtype),
         "texts": len(texts),
         "base": {"name": into.name, "revision": into.revision, "hub_id": into.hub_id},
         **headers(folder, name),
@@ -157,9 +165,17 @@ def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> 
     return facts, live
 
 
-def _reload(folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> Reloaded:
-    """Read the merged folder with stock transformers; raises ProofError if tensors, tokens or template differ."""
-    reloaded = load_with_stock_transformers(folder, texts, dtype)
+def _reload(
+    folder: Path, texts: list[str], dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, loaded_by: tuple[str, str]
+) -> Reloaded:
+    """Read the merged folder with stock transformers; raises ProofError if class, tensors, tokens or template differ.
+
+    `loaded_by` names the class that people load it with, and the class that they get.
+    """
+    auto, kind = loaded_by
+    reloaded = load_with_stock_transformers(folder, texts, dtype, auto)
+    if reloaded.name != kind:
+        raise ProofError(f"the merged folder is read as a {reloaded.name} by {auto}, and what was trained is a {kind}")
     ids = [tokenizer(text).input_ids for text in texts]
     if reloaded.mismatched or reloaded.ids != ids or reloaded.template != tokenizer.chat_template:
         difference = (reloaded.mismatched or ["tokens or chat template"])[0]
@@ -188,16 +204,25 @@ def _trained_bits(settings: Recipe, base: Base) -> int | None:
     return bits_of(settings.model.quantize) or kept_bits(load_config(base))
 
 
-def save_folder(weights: PreTrainedModel, base: Path, folder: Path, dtype: str, original: Path | None = None) -> None:
+def save_folder(
+    weights: PreTrainedModel,
+    base: Path,
+    folder: Path,
+    dtype: str,
+    unloaded: dict[str, torch.Tensor] | None = None,
+    original: Path | None = None,
+) -> None:
     """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base.
 
-    The config is that of the `original`, where the weights are not the base's.
+    `unloaded` are tensors of the base's files that the model does not have. The config is that of the `original`, where
+    the weights are not the base's.
     """
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.parameters())
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise MachineError(f"{folder.parent}: merging needs {size(needed)} of disk, but only {size(free)} is free")
-    weights.save_pretrained(folder, max_shard_size="5GB")
+    tensors = {**weights.state_dict(), **unloaded} if unloaded else None
+    weights.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = with_widths(_with_dtype(read_json((original or base) / "config.json"), dtype), weights)
     config = {key: value for key, value in config.items() if key not in HOW_QUANTIZED}

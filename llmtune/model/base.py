@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtune.machine.device import run_device
 from llmtune.model.dequantize import load_dequantized
@@ -14,7 +14,7 @@ from llmtune.model.files.converted import Converted
 from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import refuse_damaged
-from llmtune.model.kinds import check_causal, check_kind
+from llmtune.model.kinds import auto_class, check_causal, check_kind
 from llmtune.model.reading import bounded, reading
 from llmtune.plan.stages import Facts
 
@@ -123,8 +123,9 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=keep,
         )
+    config = load_config(base)
     with reading(base.name, "its weights"):
-        model, loaded = _read(base, dtype, options)
+        model, loaded = _read(base, config, dtype, options)
     refuse_differences(base.name, loaded)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -134,12 +135,13 @@ def load_model(
     return checked
 
 
-def _read(base: Base, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _read(
+    base: Base, config: PreTrainedConfig, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' report on its tensors."""
-    config = load_config(base)
     if dequantized_format(config):
         return load_dequantized(base.folder, config, dtype, options)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = auto_class(config).from_pretrained(
         base.folder,
         config=config,
         dtype=dtype,
@@ -159,7 +161,7 @@ def build_skeleton(base: Base) -> PreTrainedModel:
         check_kind(config, base.name)
         run_device()  # a driver that starts within the bound of memory fails, and the GPU is not found
         with bounded(120, 8 << 30), torch.device("meta"):
-            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            skeleton: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
         check_causal(skeleton, base.name)
     return skeleton
 

@@ -1,6 +1,7 @@
 """Finds a model's transformer blocks, and each parameter's distance from the output, by module structure."""
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +31,19 @@ def text_model(model: nn.Module) -> PreTrainedModel:
     return next((m for m in whole.modules() if isinstance(m, PreTrainedModel) and m.config is text), whole)
 
 
+def decoder(model: nn.Module) -> nn.Module:
+    """The part of a model that computes the last hidden states from token ids: all of it but the head."""
+    whole = unwrap(model)
+    part: PreTrainedModel = whole.base_model
+    if part is not whole:
+        return part
+    # Llama 4 hides it under another name than its class says.
+    ends, head = blocks(whole), whole.get_output_embeddings()
+    parts = (one for one in text_model(whole).modules() if isinstance(one, PreTrainedModel))
+    inside = ((one, set(one.modules())) for one in parts)
+    return next((one for one, modules in inside if ends in modules and head not in modules), whole)
+
+
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The model without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -51,6 +65,13 @@ def distances(model: nn.Module) -> dict[str, int]:
     by_id |= dict.fromkeys(around.after, 0) | dict.fromkeys(around.before, count + 1)
     named = {name: by_id.get(id(parameter)) for name, parameter in model.named_parameters()}
     return {name: distance for name, distance in named.items() if distance is not None}
+
+
+def renamed_by_peft(model: nn.Module, names: list[str]) -> list[str]:
+    """The layers that PEFT would not adapt by their names: in some models it puts experts in their place."""
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return [name for name in names if name not in config.target_modules]
 
 
 def _outermost_lists(module: nn.Module) -> list[nn.ModuleList]:

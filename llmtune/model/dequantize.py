@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config, PreTrainedConfig, PreTrainedModel
+from transformers import FineGrainedFP8Config, Mxfp4Config, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.model.files.quantization import stored_quantization, without_quantization
+from llmtune.model.kinds import auto_class
 
 _CONFIGS = {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}
 
@@ -20,7 +21,7 @@ def load_dequantized(
     They are bf16 first, whatever `dtype` they are put into, so that there is one base in every precision.
     """
     method = (stored_quantization(config) or {})["quant_method"]
-    stored, report = AutoModelForCausalLM.from_pretrained(
+    stored, report = auto_class(config).from_pretrained(
         folder,
         config=config,
         dtype=torch.bfloat16,

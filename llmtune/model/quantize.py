@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from llmtune.errors import FieldError, TrainingError
 from llmtune.machine.memory import trim_heap
 from llmtune.model.base import Base, load_model
-from llmtune.model.blocks import blocks, distances
+from llmtune.model.blocks import blocks, distances, renamed_by_peft
 from llmtune.plan.stages import Plan
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -29,12 +29,15 @@ def bits_of(quantize: str) -> int | None:
 def split_linear_layers(skeleton: nn.Module, plan: Plan, adapted: bool) -> tuple[list[str], list[str]]:
     """Names of the linear layers to quantize, and of those to keep: outside the blocks, or trained.
 
-    Where the model is `adapted`, none of its own layers trains.
+    Where the model is `adapted`, none of its own layers trains; kept are those that PEFT adapts as tensors.
     """
     linear = [name for name, m in skeleton.named_modules() if isinstance(m, Conv1D) or type(m) is nn.Linear]
     inside = {id(module) for block in blocks(skeleton) for module in block.modules()}
     frozen = [name for name in linear if id(skeleton.get_submodule(name)) in inside]
-    if not adapted:
+    if adapted:
+        tensors = set(renamed_by_peft(skeleton, frozen))
+        frozen = [name for name in frozen if name not in tensors]
+    else:
         distance = distances(skeleton)
         frozen = [name for name in frozen if plan.peak(distance[f"{name}.weight"]) == 0]
     return frozen, [name for name in linear if name not in set(frozen)]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
-from llmtune.evaluation.results import base_note
-from llmtune.evaluation.results import table as results
+from llmtune.evaluation.tables import base_note, comparison_note
+from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
@@ -42,7 +42,14 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
 
 def without_paths(settings: Recipe) -> Recipe:
     """Return the recipe with file names in place of paths on this machine."""
-    return Recipe.model_validate(strip_paths(settings.model_dump()))
+    values = strip_paths(settings.model_dump())
+    values["data"] |= settings.data.model_dump(include={"map", "template"})  # texts that may start as paths do
+    seen: dict[str, int] = {}
+    for source in values["data"]["train"] if not isinstance(settings.data.train, str) else ():
+        name = source["source"]
+        seen[name] = seen.get(name, 0) + 1
+        source["source"] = f"{name} ({seen[name]})" if seen[name] > 1 else name  # a mixture names each source once
+    return Recipe.model_validate(values)
 
 
 def _opening(settings: Recipe, base: dict[str, Any], merged: dict[str, Any]) -> str:
@@ -88,8 +95,8 @@ def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
     rows = results(run)
-    note = base_note(run)
-    return table(list(rows[0]), [list(row.values()) for row in rows]) + (f"\n\n{note}" if note else "")
+    notes = [note for note in (comparison_note(run), base_note(run)) if note]
+    return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 
 
 def _training(run: Run, settings: Recipe) -> str:

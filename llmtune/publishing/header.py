@@ -9,8 +9,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from llmtune.data.sources import HubName
+from llmtune.data.sources.files import reader_of
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of, read_json
+from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
@@ -117,9 +119,10 @@ def _tags(settings: Recipe) -> list[str]:
 
 
 def _datasets(settings: Recipe) -> list[str]:
+    """The names of the Hub data sets among the sources; a file or folder is none, even one that is gone."""
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
-    named = [HubName.parse(source) for source in sources]
-    return sorted({one.name for one in named if one})
+    names = {hub.name for source in sources if not exists(source) and (hub := HubName.parse(source))}
+    return sorted(name for name in names if not (exists(name) or reader_of(name)))
 
 
 def _scores(run: Run) -> Iterator[EvalResult]:
@@ -127,7 +130,7 @@ def _scores(run: Run) -> Iterator[EvalResult]:
     if not run.done("eval"):
         return
     for task, result in read_json(run.eval / "tuned.json")["results"].items():
-        name = "held-out rows" if task == "held_out" else task
+        name = {"held_out": "held-out rows", "held_out_texts": "held-out texts"}.get(task, task)
         for metric, score in result.get("metrics", {}).items():
             if isinstance(score.get("value"), int | float):
                 yield EvalResult(

@@ -1,6 +1,7 @@
 """The code on a model card: how the weights are loaded, and on which base."""
 
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 from llmtune import __version__
@@ -39,18 +40,41 @@ def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
 
 
 def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
-    """The code that loads what is published."""
-    repo = repository(settings)
+    """The code that loads what is published, and renders a prompt as in training where the template has values."""
+    return _loading(settings, base) + _rendering(settings.data.template)
+
+
+def _rendering(template: Mapping[str, Any]) -> str:
+    """The code that gives the chat template its values; "" where it has none."""
+    if not template:
+        return ""
+    names = all(name.isidentifier() and not iskeyword(name) for name in template)
+    values = ", ".join(f"{name}={value!r}" for name, value in template.items()) if names else f"**{dict(template)!r}"
+    lines = [
+        "",
+        "",
+        "messages = [{'role': 'user', 'content': 'Hello!'}]",
+        "inputs = tokenizer.apply_chat_template(",
+        f"    messages, add_generation_prompt=True, return_tensors='pt', return_dict=True, {values}",
+        ")",
+        "output = model.generate(**inputs, max_new_tokens=200)",
+        "print(tokenizer.decode(output[0, inputs['input_ids'].shape[1]:], skip_special_tokens=True))",
+    ]
+    return "\n".join(lines)
+
+
+def _loading(settings: Recipe, base: Mapping[str, Any]) -> str:
+    repo, auto = repository(settings), base.get("loaded_by", "AutoModelForCausalLM")
     if is_merged(settings):
         return "\n".join(
             [
-                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                f"from transformers import {auto}, AutoTokenizer",
                 "",
-                f"model = AutoModelForCausalLM.from_pretrained({repo!r})",
+                f"model = {auto}.from_pretrained({repo!r})",
                 f"tokenizer = AutoTokenizer.from_pretrained({repo!r})",
             ]
         )
-    imports, arguments, tokenizer = _origin(base)
+    imports, arguments, tokenizer = _origin(base, auto)
     added = base.get("added")
     if added:
         tokenizer = repr(repo)
@@ -58,20 +82,20 @@ def usage(settings: Recipe, base: Mapping[str, Any]) -> str:
         module = KINDS[base["adapter"]].registered_by
         lines = [f"import {module}"] if module else []
         lines += ["from peft import PeftModel", *imports, ""]
-        lines += [f"base = AutoModelForCausalLM.from_pretrained({arguments})"]
+        lines += [f"base = {auto}.from_pretrained({arguments})"]
         lines += [f"base.resize_token_embeddings({added['rows']})"] if added else []
         lines += [f"model = PeftModel.from_pretrained(base, {repo!r})"]
     else:
         lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file"]
         lines += [*imports, ""]
-        lines += [f"model = AutoModelForCausalLM.from_pretrained({_in_fp32(arguments)})"]
+        lines += [f"model = {auto}.from_pretrained({_in_fp32(arguments)})"]
         lines += [f"model.resize_token_embeddings({added['rows']})"] if added else []
         lines += [f"trained = load_file(hf_hub_download({repo!r}, {TENSORS!r}))"]
         lines += ["model.load_state_dict(trained, strict=False)"]
     return "\n".join([*lines, f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"])
 
 
-def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
+def _origin(base: Mapping[str, Any], auto: str) -> tuple[list[str], str, str]:
     """Imports, and the arguments with which the base and its tokenizer are loaded."""
     if base.get("converted"):
         module, file = base["base"].removeprefix("package:").replace("-", "_"), Converted(**base["converted"]).file
@@ -87,7 +111,7 @@ def _origin(base: Mapping[str, Any]) -> tuple[list[str], str, str]:
         return imports, '**source, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"', "**source"
     name, commit = base["hub_id"], base["revision"] if base["hub_id"] == base["base"] else None
     origin = f"{name!r}, revision={commit!r}" if commit else repr(name)
-    return ["from transformers import AutoModelForCausalLM, AutoTokenizer"], origin, origin
+    return [f"from transformers import {auto}, AutoTokenizer"], origin, origin
 
 
 def _in_fp32(arguments: str) -> str:

@@ -101,6 +101,11 @@ class Data(Closed):
         return self.model_copy(update=changed)
 
     @property
+    def held_out_part(self) -> str:
+        """The key that names the rows on which base and tuned model are compared: test, else eval, else train."""
+        return "test" if self.test else "eval" if self.eval else "train"
+
+    @property
     def held_out(self) -> tuple[Source, ...]:
         """The sources that base and tuned model are compared on: test, else eval, else train."""
-        return self.sources("test") or self.sources("eval") or self.sources("train")
+        return self.sources(self.held_out_part)

@@ -89,6 +89,7 @@ HERE = {
     "lora_target_modules": "method.adapter.targets",
     "lora_target_linear": "method.adapter.targets: all-linear",
     "target_modules": "method.adapter.targets",
+    "target_parameters": "method.adapter.targets",
     "lora_layers": "method.adapter.layers",
     "peft_layers_to_transform": "method.adapter.layers",
     "layers_to_transform": "method.adapter.layers",

@@ -58,6 +58,7 @@ def _result(fields: JSON) -> Result:
     counts = {key: whole(fields.get(key)) or 0 for key in ("shots", "truncated", "not_finite")}
     better = {name: one for name, one in mapping(fields.get("higher_is_better")).items() if isinstance(one, bool)}
     known = {"n": rows, "of": rows if of is None else of, "metrics": metrics, "higher_is_better": better}
+    known |= {"compared": text(fields.get("compared"))}
     return cast(Result, counts | known)
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from llmtune.reporting.evaluations import Evaluations
 from llmtune.reporting.html import Html, free, join, section, tag
-from llmtune.reporting.values import JSON, text
+from llmtune.reporting.values import JSON, number, text
 
 SHOWN, SHOWN_WRONG = 100, 60
 PREVIEW_CHARACTERS, PREVIEW_LINES, MOST_CHARACTERS = 300, 4, 2000
@@ -33,6 +33,8 @@ class Example:
     truth: str
     of_base: list[Answer]
     of_tuned: Answer
+    is_text: bool = False
+    """Whether it is a plain text, which a model only reads."""
 
     @property
     def groups(self) -> list[str]:
@@ -59,6 +61,7 @@ def read_examples(evaluations: Evaluations) -> list[Example]:
             text(row.get("answer")) or "",
             [_answer(name, rows[key]) for name, rows in bases if key in rows],
             _answer("tuned", row),
+            row.get("kind") == "text",
         )
         for place, (key, row) in enumerate(_keyed(evaluations.tuned_rows).items(), 1)
     ]
@@ -71,6 +74,10 @@ def _keyed(rows: list[JSON]) -> dict[object, JSON]:
 
 
 def _answer(model: str, row: JSON) -> Answer:
+    if row.get("kind") == "text":
+        loss = number(row.get("loss"))
+        model = model.partition(",")[0]
+        return Answer(model, "no finite loss" if loss is None else f"loss {loss:.3f} per token", None)
     right = row.get("exact_match")
     return Answer(model, text(row.get("output")) or "", right if isinstance(right, bool) else None)
 
@@ -92,7 +99,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def examples_section(evaluations: Evaluations | None) -> Html | None:
-    """Show held-out rows: the question, the true answer, and those of base and tuned model, with filters."""
+    """Show held-out rows with filters: question, true answer, and those of base and tuned; of a text the losses."""
     examples = read_examples(evaluations) if evaluations else []
     if not examples:
         return None
@@ -126,7 +133,8 @@ def _key(prefix: str, name: str) -> str:
 
 def _case(example: Example) -> Html:
     head = tag("header", tag("small", example.id, class_="id"), _text(example.question))
-    answers = [Answer("true answer", example.truth, None), *example.of_base, example.of_tuned]
+    truth = [] if example.is_text else [Answer("true answer", example.truth, None)]
+    answers = [*truth, *example.of_base, example.of_tuned]
     pairs = (join(tag("dt", _title(one)), tag("dd", _text(one.output))) for one in answers)
     groups = " ".join(_key("in", name) for name in example.groups)
     return tag("article", head, tag("dl", *pairs), class_=f"case {groups}".strip())

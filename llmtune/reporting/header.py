@@ -7,7 +7,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.reporting.evaluations import Evaluations
 from llmtune.reporting.history import History
 from llmtune.reporting.html import Html, facts, tag
-from llmtune.reporting.results import best_exact_match
+from llmtune.reporting.results import best_exact_match, best_perplexity
 from llmtune.reporting.values import JSON, mapping, moment, number, read_object, text, whole
 from llmtune.run import Run
 
@@ -89,6 +89,9 @@ def tiles(evaluations: Evaluations | None, plan: PlanTable | None, history: Hist
     match = best_exact_match(evaluations)
     if match:
         pairs.append((f"{match[0]:.3f}", f"exact match; {match[1]}: {match[2]:.3f}"))
+    perplexity = best_perplexity(evaluations)
+    if perplexity:
+        pairs.append((f"{perplexity[0]:.2f}", f"perplexity of held-out texts; base: {perplexity[1]:.2f}"))
     if history.validations:
         pairs.append(_validation([number(record["eval_loss"]) for record in history.validations]))
     if history.seconds:

@@ -1,10 +1,11 @@
 """The report on results: base against tuned with standard errors, paired differences, and how they were computed."""
 
 from llmtune.evaluation.metrics import Difference, format_difference
-from llmtune.evaluation.results import FEW_SHOT, TITLES, compare_models, task_title
+from llmtune.evaluation.results import FEW_SHOT
+from llmtune.evaluation.tables import TITLES, compare_models, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
-from llmtune.reporting.evaluations import Evaluations
+from llmtune.reporting.evaluations import Evaluations, Results
 from llmtune.reporting.html import Html, section, table, tag
 from llmtune.reporting.values import mapping, text, whole
 
@@ -30,6 +31,19 @@ def best_exact_match(evaluations: Evaluations | None) -> tuple[float, str, float
     return tuned, best, finite[best]
 
 
+def best_perplexity(evaluations: Evaluations | None) -> tuple[float, float] | None:
+    """Return the perplexity of tuned and base on held-out texts; None where questions were asked, or without them."""
+    if evaluations is None or best_exact_match(evaluations) is not None:
+        return None
+    tuned, base = (_perplexity(results) for results in (evaluations.tuned, evaluations.base))
+    return None if tuned is None or base is None else (tuned, base)
+
+
+def _perplexity(results: Results) -> float | None:
+    metrics = results[HELD_OUT]["metrics"] if HELD_OUT in results else {}
+    return metrics["perplexity"]["value"] if "perplexity" in metrics else None
+
+
 def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     """Compare base and tuned model on the same rows: scores with standard errors, and paired differences."""
     if evaluations is None:
@@ -44,7 +58,8 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
         [tag("b", row[title]) if row["model"] == "tuned" and title in row else row.get(title) for title in titles]
         for row in rows
     ]
-    note = f"Greedy answers under the same settings; suite {settings.eval.suite}. ± is one standard error."
+    asked = "Loss and perplexity by token" if best_perplexity(evaluations) else "Greedy answers"
+    note = f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error."
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
@@ -117,6 +132,8 @@ def _how(evaluations: Evaluations) -> Html | None:
     shots = whole(held_out.get("shots"))
     if shots:
         parts.append(f"The few-shot base saw {shots} worked example{'s' * (shots > 1)}{f' as {way}' if way else ''}.")
+    compared = {text(mapping(one).get("compared")) for one in evaluations.tuned.values()} - {None, "text"}
+    parts += [f"Compared: {words}." for words in sorted(map(str, compared))]
     versions = ", ".join(f"{name} {one}" for name, one in mapping(settings.get("versions")).items() if text(one))
     parts += [f"Versions: {versions}."] if versions else []
     return tag("p", " ".join(parts), class_="note") if parts else None

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import TrainingArguments
 
-from llmtune.data.encoding.encode import Example
 from llmtune.machine.precision import computing_dtype
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
@@ -69,12 +67,6 @@ def resolved_arguments(args: TrainingArguments, passes: RunPasses) -> dict[str, 
     """Every argument of transformers with its default, less what names this machine's folders, and the passes."""
     theirs = {key: value for key, value in sorted(args.to_dict().items()) if not key.endswith(("_dir", "_token"))}
     return {**theirs, "passes": passes.to_json()}
-
-
-def to_rows(examples: list[Example], first: int = 0) -> list[dict[str, Any]]:
-    """Examples as the trainer's rows, numbered from `first` on: input_ids and labels, as arrays, and index."""
-    numbered = enumerate(examples, first)
-    return [{"input_ids": np.array(e.input_ids), "labels": np.array(e.labels), "index": index} for index, e in numbered]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from llmtune.kernels import device
 from llmtune.kernels.attention import AttentionRouter, JoinError
 from llmtune.kernels.cpu.attention import SHORT
 from llmtune.kernels.rows import JoinedRows
-from llmtune.model.blocks import blocks, unwrap
+from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
 
 EXACT, ROUNDED = 1e-5, 2**-6
@@ -166,13 +166,13 @@ class RowJoiner:
 
     def _hidden(self, inputs: Inputs) -> torch.Tensor:
         """The hidden states (B, T, H) of the last block, normed."""
-        decoder: nn.Module = self._model.base_model
+        below_head = decoder(self._model)
         if not self._is_sharded():
-            states: torch.Tensor = decoder(**inputs, use_cache=False)[0]
+            states: torch.Tensor = below_head(**inputs, use_cache=False)[0]
             return states
         # Weights are gathered by the outermost module alone.
         outputs: list[torch.Tensor] = []
-        hook = decoder.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
+        hook = below_head.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
         known = signature(type(self._model).forward).parameters
         try:
             self._outer(**inputs, use_cache=False, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}))

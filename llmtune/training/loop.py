@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
-from llmtune.data.encoding.encode import Example
+from llmtune.data.batches.rows import ExampleRows
 from llmtune.data.findings import Findings, check_same_data
 from llmtune.data.gate import gate
 from llmtune.data.mixture import source_notes
+from llmtune.data.store.encoded import TokenIds, lengths_of
 from llmtune.errors import Interrupted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
@@ -33,7 +34,7 @@ from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.tracking.tracking import tracked
-from llmtune.training.arguments import ARGUMENTS, resolved_arguments, to_rows, training_arguments
+from llmtune.training.arguments import ARGUMENTS, resolved_arguments, training_arguments
 from llmtune.training.bases.base import bind_base, check_model
 from llmtune.training.bases.find import find_start, start_note
 from llmtune.training.bases.start import Start, add_rest, load_start
@@ -83,7 +84,7 @@ def _train(
     dtype = computing_dtype(recipe.model.precision, state.device)
     with working("checking the checkpoints"):
         done = complete_checkpoints(run.checkpoints)
-    longest = max(len(example.input_ids) for example in data.train)
+    longest = max(lengths_of(data.train))
     passes = choose_passes(recipe, layout, state, longest, done[-1] if done else None)
     with working("loading the base model"):
         weights, offloaded = _load(base, recipe, layout, dtype, state.device)
@@ -118,12 +119,14 @@ def _train(
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(recipe, base, layout, [*data.train, *data.eval], offloaded, dtype, start),
+            frozen_blocks=_frozen_blocks(
+                recipe, base, layout, TokenIds(data.train, data.eval), offloaded, dtype, start
+            ),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
-            train_dataset=to_rows(data.train),
-            eval_dataset=to_rows(data.eval, len(data.train)) if data.eval else None,
+            train_dataset=ExampleRows(data.train),
+            eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             answers=answer_score(recipe, data.eval, tokenizer, stop_ids(base), state),
@@ -204,7 +207,7 @@ def _frozen_blocks(
     recipe: Recipe,
     base: Base,
     layout: Layout,
-    examples: list[Example],
+    rows: Sequence[list[int]],
     offloaded: OffloadedBlocks | None,
     dtype: torch.dtype,
     start: Start | None,
@@ -230,7 +233,7 @@ def _frozen_blocks(
         memory.frozen_blocks == "cache",
         offloaded,
     )
-    return FrozenBlocks([example.input_ids for example in examples], policy)
+    return FrozenBlocks(rows, policy)
 
 
 def _weights_digest(base: Base) -> str:

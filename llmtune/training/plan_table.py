@@ -6,8 +6,8 @@ import math
 import torch
 from transformers import PreTrainedModel
 
-from llmtune.adapters.adaptable import notes_on_rest
 from llmtune.adapters.insert import count_adapted, insert, trained_tensors
+from llmtune.adapters.targets.coverage import notes_on_adapted, notes_on_rest
 from llmtune.errors import FieldError, PlanError
 from llmtune.estimate.memory import fixed_bytes
 from llmtune.estimate.passes import setting_of
@@ -126,7 +126,8 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
             *_tied_note(layout),
-            *notes_on_rest(layout.skeleton, adapted=not adapter.trains_base),
+            *notes_on_rest(layout.skeleton),
+            *_adapter_notes(recipe, layout),
             *_draw_note(schedule, layout),
         ],
         in_words=recipe.method_words,
@@ -201,6 +202,12 @@ def _tied_note(layout: Layout) -> list[str]:
         return []
     message = "the head is the embeddings' matrix and trains with it: a stage that stops below them"
     return [f"{message} trains the final norm alone at distance 0"]
+
+
+def _adapter_notes(recipe: Recipe, layout: Layout) -> list[str]:
+    """Lines on the layers that an adapter leaves as they are."""
+    adapter = recipe.method.adapter
+    return [] if adapter.trains_base else notes_on_adapted(layout.skeleton, layout.tuned, adapter.takes_all)
 
 
 def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:

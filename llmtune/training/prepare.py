@@ -5,8 +5,8 @@ from pathlib import Path
 
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
-from llmtune.data.mixture import training_rows
 from llmtune.data.near.texts import suite_documents
+from llmtune.data.store.read import training_rows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -132,7 +132,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
         context = context_length(load_config(base))
         checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    tokens = sum(len(example.input_ids) for example in [*checked.train, *checked.eval])
+    tokens = sum(counted(examples).tokens for examples in (checked.train, checked.eval))
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     check_disk(recipe, table.frozen_blocks, world)

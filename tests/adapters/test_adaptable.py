@@ -1,21 +1,23 @@
 """Which linear layers adapters go to in every architecture, and what a plan says of the rest."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from llmtune import recipe as recipes
-from llmtune.adapters.adaptable import linear_layers, notes_on_rest
-from llmtune.adapters.insert import count_adapted, insert
+from llmtune.adapters.insert import insert
+from llmtune.adapters.targets.coverage import coverage, notes_on_adapted, notes_on_rest
+from llmtune.adapters.targets.experts import expert_tensors
 from llmtune.errors import FieldError
 from llmtune.model.base import model_facts
 from llmtune.training.prepare import plan_alone
 from tests.support import architectures, tiny, training
 
-MLP = ("down_proj", "gate_proj", "up_proj")
 LEFT: dict[str, dict[str, str]] = {
     "mamba": {
         "dt_proj": "MambaMixer reads its weight without calling it",
@@ -26,16 +28,25 @@ LEFT: dict[str, dict[str, str]] = {
     "bamba": {"out_proj": "BambaMixer reads its weight without calling it"},
     "falcon_h1": {"out_proj": "FalconH1Mixer reads its weight without calling it"},
     "nemotron_h": {"out_proj": "NemotronHMamba2Mixer reads its weight without calling it"},
+    "granitemoehybrid": {"out_proj": "GraniteMoeHybridMambaLayer reads its weight without calling it"},
+    "deepseek_v32": dict.fromkeys(("wq_b", "wk", "weights_proj"), "DeepseekV32Indexer passes no gradient"),
     "jamba": {"dt_proj": "JambaMambaMixer reads its weight without calling it"},
     "zamba2": {
         "out_proj": "Zamba2MambaMixer reads its weight without calling it",
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "0", "1"), "several blocks share its weight"),
         **dict.fromkeys(("gate_up_proj", "down_proj"), "several blocks share its weight"),
     },
-    "deepseek_v3": dict.fromkeys(MLP, "PEFT takes its name for the weights of experts"),
-    "qwen3_next": dict.fromkeys(MLP, "PEFT takes its name for the weights of experts"),
-    "llama4_text": {"router": "a Llama4Router returns more than a linear layer does"},
-    "phimoe": {"router": "a PhimoeTopKRouter returns more than a linear layer does"},
+}
+"""What stays beside the routers of experts, and why."""
+ROUTERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32"), ("mlp.gate",)),
+    **dict.fromkeys(("glm4_moe", "ernie4_5_moe", "minimax", "minimax_m2"), ("mlp.gate",)),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), ("mlp.gate", "mlp.shared_expert_gate")),
+    **dict.fromkeys(("gpt_oss", "phimoe"), ("mlp.router",)),
+    **dict.fromkeys(("llama4_text", "jamba"), ("feed_forward.router",)),
+    "lfm2_moe": ("feed_forward.gate",),
+    "hunyuan_v1_moe": ("mlp.gate.wg",),
+    "granitemoehybrid": ("block_sparse_moe.router",),
 }
 
 
@@ -50,34 +61,53 @@ def backward(model: nn.Module) -> None:
     model(torch.arange(3, 11)[None], use_cache=False).logits.float().pow(2).sum().backward()
 
 
-@pytest.mark.parametrize("kind", architectures.KINDS)
+@pytest.mark.parametrize("kind", [*architectures.KINDS, *architectures.RECENT])
 def test_every_adapted_layer_learns(kind: str) -> None:
     model = architectures.model(kind)
-    layers = linear_layers(model)
-    left = {name.rsplit(".", 1)[-1]: why for name, why in layers.items() if why}
+    tuned = lora(architectures.model(kind))
+    covered = coverage(model, tuned)
+    routers = {name.split(".", 3)[-1] for name, why in covered.left.items() if why == "a router"}
+    assert routers == set(ROUTERS.get(kind, ()))
+    left = {name.rsplit(".", 1)[-1]: why for name, why in covered.left.items() if why != "a router"}
     assert left == LEFT.get(kind, {})
+    assert len(covered.adapted) + len(covered.left) == sum(1 for _ in expected(model))
     backward(model)
-    learns = {name: bool(model.get_submodule(name).weight.grad.any()) for name, why in layers.items() if why is None}
-    tuned = lora(model)
-    assert sum(count_adapted(tuned).values()) == len(learns)
+    weights = {
+        name: model.get_parameter(name if name in expert_tensors(model) else f"{name}.weight")
+        for name in covered.adapted
+    }
+    learns = {name: bool(weight.grad is not None and weight.grad.any()) for name, weight in weights.items()}
     backward(tuned)
     gradients = {name: p.grad for name, p in tuned.named_parameters() if ".lora_B." in name}
-    names = {name.split(".lora_B.")[0].removeprefix("base_model.model."): g for name, g in gradients.items()}
+    assert len(gradients) == len(learns)
     # Some layers start without effect, such as those behind a factor of zero.
-    assert {name: g is not None and bool(g.any()) for name, g in names.items()} == learns
+    assert sum(g is not None and bool(g.any()) for g in gradients.values()) == sum(learns.values())
+
+
+def expected(model: nn.Module) -> Iterator[str]:
+    """What people would have adapted: every matrix inside the blocks that multiplies hidden states."""
+    for name, module in model.named_modules():
+        if not any(part.isdigit() for part in name.split(".")):
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.Linear | Conv1D) or ("Router" in type(module).__name__ and own):
+            yield name
+        elif type(module).__name__.endswith("Experts"):
+            yield from (f"{name}.{leaf}" for leaf, tensor in own.items() if tensor.ndim == 3)
 
 
 def test_says_what_stays_as_it_is() -> None:
-    assert notes_on_rest(architectures.model("llama"), adapted=True) == []
-    assert notes_on_rest(architectures.model("mamba2"), adapted=False) == []
-    notes = notes_on_rest(architectures.model("mamba2"), adapted=True)
-    assert notes == ["out_proj is not adapted: Mamba2Mixer reads its weight without calling it"]
-    model = architectures.model("mixtral")
+    leaves = "2 x mixer.out_proj (Mamba2Mixer reads its weight without calling it)"
+    for kind, notes in (("llama", []), ("mamba2", [f"adapts 2 of 4 linear layers; leaves 2: {leaves}"])):
+        model, tuned = architectures.model(kind), lora(architectures.model(kind))
+        assert notes_on_rest(model) == []
+        assert notes_on_adapted(model, tuned, takes_all=True) == notes
+    model, tuned = architectures.model("mixtral"), lora(architectures.model("mixtral"), targets=["q_proj"])
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     share = experts / sum(p.numel() for p in model.parameters())
     assert share > 0.8
-    (note,) = notes_on_rest(model, adapted=True)
-    assert note == f"experts, {share:.0%} of the parameters, are not adapted: they are no linear layers"
+    (note,) = notes_on_adapted(model, tuned, takes_all=False)
+    assert note == f"experts, {share:.0%} of the parameters, are not adapted: left as it is by this adapter"
 
 
 def test_says_that_a_vision_tower_stays_as_it_is(tmp_path: Path) -> None:

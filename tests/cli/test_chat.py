@@ -16,6 +16,7 @@ from llmtune.cli.chat import HELP, talk
 from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encoding.encode import prompt_ids
 from llmtune.errors import MachineError, ProofError, RecipeError
+from llmtune.files import read_json, write_json
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
@@ -152,11 +153,52 @@ def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
-    assert speakers.system_prompt(settings) == "Add."
+    assert speakers.shared_opening(settings)[0] == "Add."
     tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
-    assert speakers.system_prompt(settings) is None
+    assert speakers.shared_opening(settings)[0] is None
     file.unlink()
-    assert speakers.system_prompt(settings) is None
+    assert speakers.shared_opening(settings)[0] is None
+
+
+def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    turns = [SYSTEM, {"role": "user", "content": "1 plus 1?"}, {"role": "assistant", "content": "2"}]
+    chats = tiny.write_rows(tmp_path / "chats.jsonl", [{"messages": turns, "tools": [tool]}] * 400)
+    with chats.open("a") as file:
+        file.write("no row, which nobody reads")
+    texts = tiny.write_rows(tmp_path / "texts.jsonl", [{"text": "A text."}])
+    base = tiny.save_base(tmp_path / "base")
+    mixture = [{"source": str(chats), "fraction": 0.5}, {"source": str(texts), "fraction": 0.5}]
+    for data in ({"train": mixture}, {"train": str(texts), "test": str(chats)}, {"train": str(texts)}):
+        settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, texts, data=data))
+        system, tools = speakers.shared_opening(settings)
+        assert (system, [one["function"]["name"] for one in tools]) == (
+            (None, []) if data == {"train": str(texts)} else ("Add.", ["add"])
+        )
+
+
+def test_prompts_get_the_tools_and_the_values_of_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{{ mode }}:{{ tools | tojson if tools }};" + tiny.CHATML
+    base = tiny.save_base(tmp_path / "base")
+    tiny.tokenizer(template).save_pretrained(base)
+    rows = tiny.write_rows(tmp_path / "some.jsonl", tiny.sums(20))
+    data = {"train": str(rows), "eval_fraction": 0.2, "template": {"mode": "brief"}}
+    run = runs.trained(tmp_path, base=base, data=data)
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    write_json(run.data_file, {**read_json(run.data_file), "thinking_block": "<think></think>"})
+    monkeypatch.setattr(speakers, "shared_opening", lambda settings: (None, (tool,)))
+    prompts: list[str] = []
+
+    def generate(model: Any, input_ids: torch.Tensor, **_: Any) -> None:
+        prompts.append(load_tokenizer(locate_base(run.recipe().model)).decode(input_ids[0]))
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.generate", generate)
+    pair, screen = speakers.load_speakers(run), io.StringIO()
+    talk(pair, ["hello"], Console(file=screen))
+    (prompt,) = {*prompts}
+    assert prompt.startswith('brief:[{"type": "function", "function": {"name": "add"')
+    assert prompt.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n<think></think>")
+    assert "Tools that the models are told of: add. None is run here.\n" in screen.getvalue()
 
 
 def test_reports_full_context_and_leaves_the_conversation_as_it_was(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llmtune.data.encoding import template
 from llmtune.data.encoding.encode import encode
 from llmtune.data.encoding.rules import Rules
-from llmtune.data.encoding.template import last_turn
+from llmtune.data.encoding.template import Renderer, Request
 from llmtune.data.row import Row
 from llmtune.errors import RecipeError
 from tests.support import tiny
-from tests.support.templates import TEMPLATES, label_slowly, special_tokens
+from tests.support.templates import TEMPLATES, find_answers, label_slowly, special_tokens
 
 TEXTS = [
     "hi",
@@ -93,16 +92,17 @@ def test_encodes_as_the_slow_way_does(name: str, kind: str) -> None:
         for thoughts in (False, True):
             row = talk(draw, answers, thoughts)
             try:
-                (example,) = encode([row], tokenizer, stop, Rules(100_000, "drop")).examples
+                examples = encode([row], tokenizer, stop, Rules(100_000, "drop")).examples
             except RecipeError as error:
                 refused.append((row, str(error)))
                 continue
-            assert example.labels == label_slowly(row, example.input_ids, tokenizer, stop), f"{answers} answers"
+            labels = [example.labels for example in examples]
+            assert labels == label_slowly(row, examples, tokenizer, stop), f"{answers} answers"
             compared += 1
     for row, words in refused:
         if "the tokenizer joins" not in words:
             with pytest.raises(RecipeError, match=re.escape(words)):
-                last_turn(row, tokenizer, [str(tokenizer.eos_token)])
+                find_answers(tokenizer, stop).last(row)
     assert compared >= 4 or name == "names the length"
 
 
@@ -114,20 +114,19 @@ def test_learns_an_answer_that_the_template_takes_apart_and_writes_as_it_was() -
     row = Row("r", tuple(message for turn in turns for message in turn), "t.jsonl:1")
     encoded = encode([row], tokenizer, {tokenizer.eos_token_id}, Rules(100_000, "drop"))
     (example,) = encoded.examples
-    assert example.labels == label_slowly(row, example.input_ids, tokenizer, {tokenizer.eos_token_id})
+    assert [example.labels] == label_slowly(row, [example], tokenizer, {tokenizer.eos_token_id})
     assert encoded.partly_learned == []
 
 
 def test_the_quick_way_is_taken_where_the_template_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     renders: list[int] = []
-    render = template.render
+    apply = Renderer._apply
 
-    def counted(tokenizer: Any, messages: Any, where: str, generation_prompt: bool = False) -> str:
-        renders.append(len(messages))
-        return render(tokenizer, messages, where, generation_prompt)
+    def counted(renderer: Renderer, request: Request) -> str:
+        renders.append(len(request.messages))
+        return apply(renderer, request)
 
-    monkeypatch.setattr(template, "render", counted)
-    monkeypatch.setattr("llmtune.data.encoding.conversation.render", counted)
+    monkeypatch.setattr(Renderer, "_apply", counted)
     for name in ("chatml", "llama3", "gemma", "mistral", "llama2", "system in the first question", "default system"):
         renders.clear()
         tokenizer = make_tokenizer("bytes", TEMPLATES[name])

@@ -182,21 +182,40 @@ def test_refuses_a_template_that_ends_an_answer_with_nothing() -> None:
         encode_one(chat("hi", "ho"), tokenizer)
 
 
-def test_skips_and_counts_an_earlier_turn_that_the_template_rewrites() -> None:
+def test_an_earlier_answer_that_the_template_rewrites_becomes_an_example() -> None:
     tokenizer = make_tokenizer(THINKING, SPECIAL[THINKING])
-    rows = [chat("a", "<think>\nx\n</think>\n\nb", "c", "<think>\ny\n</think>\n\nd"), chat("a", "b")]
-    encoded = encode([rows[0]], tokenizer, {1}, Rules(4096, "drop"))
-    assert learned_text(encoded.examples[0], tokenizer) == "<think>\ny\n</think>\n\nd<|im_end|>"
-    assert encoded.partly_learned == ["r"]
-    prompt = prompt_ids(rows[0].prompt, tokenizer)
-    assert encoded.examples[0].input_ids[: len(prompt)] == prompt
-    short = encode([rows[1]], tokenizer, {1}, Rules(4096, "drop"))
-    assert (short.partly_learned, short.template_adds) == ([], "<think>\n\n</think>")
-    assert (
-        learned_text(short.examples[0], tokenizer) == "<think>\n\n</think>\n\nb<|im_end|>"
-    )  # what generation must say
-    same = encode_one(chat("a", "think"), tokenizer)
-    assert learned_text(same, tokenizer) == "<think>\n\n</think>\n\nthink<|im_end|>"
+    row = chat("a", "<think>\nx\n</think>\n\nb", "c", "<think>\ny\n</think>\n\nd")
+    encoded = encode([row], tokenizer, {1}, Rules(4096))
+    first, last = encoded.examples
+    assert (first.id, last.id) == ("r#1", "r#2")
+    assert learned_text(first, tokenizer) == "<think>\nx\n</think>\n\nb<|im_end|>"
+    assert learned_text(last, tokenizer) == "<think>\ny\n</think>\n\nd<|im_end|>"
+    assert (encoded.partly_learned, encoded.split_rows, encoded.split_examples) == ([], ["r"], 2)
+    assert encoded.split_tokens == len(first.input_ids)
+    (note,) = encoded.notes()
+    assert note.startswith("1 conversations become 2 examples, since the template drops or rewrites earlier turns: 1.")
+    for example, turns in ((first, 1), (last, 3)):
+        prompt = prompt_ids([*row.messages[:turns]], tokenizer)
+        assert example.input_ids[: example.prompt_size] == prompt
+    alone = encode([row], tokenizer, {1}, Rules(4096, learn="last_answer"))
+    assert [example.input_ids for example in alone.examples] == [last.input_ids]
+
+
+@pytest.mark.parametrize("texts", [("a", "b"), ("a", "think"), ("a", "b", "c", "d")])
+def test_an_empty_thinking_block_of_the_template_is_context(texts: tuple[str, ...]) -> None:
+    tokenizer = make_tokenizer(THINKING, SPECIAL[THINKING])
+    row, block = chat(*texts), "<think>\n\n</think>\n\n"
+    encoded = encode([row], tokenizer, {1}, Rules(4096))
+    (example,) = encoded.examples
+    assert learned_text(example, tokenizer) == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
+    assert (encoded.template_adds, encoded.thinking_block, encoded.with_block) == ("", block, 1)
+    assert repr(block) in encoded.notes()[0]
+    assert encoded.served_block == block
+    reasoned = chat(*texts[:-1], f"<think>\nhm\n</think>\n\n{texts[-1]}")
+    assert encode([row, reasoned], tokenizer, {1}, Rules(4096)).served_block == ""
+    prompt = tokenizer.decode(example.input_ids[: example.prompt_size])
+    assert prompt.endswith("<|im_start|>assistant\n" + block)
+    assert prompt_ids(row.prompt, tokenizer, block=block) == example.input_ids[: example.prompt_size]
 
 
 def test_refuses_a_last_turn_that_the_template_rewrites() -> None:
@@ -238,10 +257,10 @@ def test_splits_a_token_that_spans_prompt_and_answer() -> None:
     assert example.input_ids[: len(prompt)] == prompt
     assert learned_text(example, tokenizer) == "\nho<|im_end|>"
     twice = encode([chat("hi", "\nho", "and", "so")], tokenizer, {1}, Rules(4096, "drop"))
-    assert (
-        learned_text(twice.examples[0], tokenizer) == "so<|im_end|>"
-    )  # generation would see the joined token before it
-    assert twice.partly_learned == ["r"]
+    # In the longer text, generation would see the joined token before the first answer.
+    assert [learned_text(each, tokenizer) for each in twice.examples] == ["\nho<|im_end|>", "so<|im_end|>"]
+    assert twice.examples[0].input_ids == example.input_ids
+    assert twice.partly_learned == []
     plain = make_tokenizer(None, merges=((space, h),))
     assert mark_learned(encode_one(chat("say ", "hi"), plain), plain) == "say ⟦hi</s>⟧"
 

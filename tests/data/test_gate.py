@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
+from llmtune.data.checks import check_bos, check_stop
 from llmtune.data.encoding.encode import IGNORED, Example
-from llmtune.data.gate import Gate, check_bos, check_stop, check_supervised, gate
-from llmtune.data.overlap import dedup_keys, find_overlap
+from llmtune.data.gate import Gate, check_supervised, gate
+from llmtune.data.overlap import dedup_key, find_overlap
 from llmtune.data.rows import read
+from llmtune.data.store.read import read_part
 from llmtune.errors import RecipeError
 from llmtune.files import shipped_folder
+from llmtune.recipe.data import Data
 from llmtune.run import locates_mistakes
 from tests.support import tiny
 
@@ -201,9 +204,9 @@ def test_leaves_rows_to_train_on_when_there_are_few(tmp_path: Path) -> None:
     assert len(run_gate(tmp_path, {"train": tiny.sums(3)}, eval_fraction=0.9).train) == 1
     assert len(run_gate(tmp_path, {"train": tiny.sums(3)}, eval_fraction=0.01).eval) == 1
     alone = run_gate(tmp_path, {"train": tiny.sums(1)})
-    assert (len(alone.train), alone.eval, alone.test) == (1, [], [])
+    assert (len(alone.train), len(alone.eval), len(alone.test)) == (1, 0, 0)
     assert "no validation rows" in notes_of(alone)
-    assert run_gate(tmp_path, {"train": tiny.sums(9)}, eval_fraction=0).eval == []
+    assert run_gate(tmp_path, {"train": tiny.sums(9)}, eval_fraction=0).eval[:] == []
 
 
 def test_names_unused_columns_and_special_tokens(tmp_path: Path) -> None:
@@ -249,19 +252,23 @@ def test_names_bad_rows_in_every_part(tmp_path: Path) -> None:
 )
 def test_ignores_case_punctuation_and_space_in_comparing_rows(tmp_path: Path, one: str, other: str, same: bool) -> None:
     rows = read(str(tiny.write_rows(tmp_path / "t.jsonl", [pair(one, "x"), pair(other, "x")])))
-    left, right = dedup_keys(rows)
+    left, right = map(dedup_key, rows)
     assert (left == right) is same
-    assert dedup_keys(rows[:1])[0].prompt != left.content
+    assert left.prompt != left.content
 
 
 def test_finds_overlap_across_files(tmp_path: Path) -> None:
-    chat = {"prompt": [{"role": "user", "content": "PLAY jazz"}], "completion": "ok!"}
     train = [*tiny.sums(40), pair("Play some jazz, please.", "{play: jazz}"), pair("play jazz", "OK")]
-    test = [*tiny.sums(6, 37), pair("play some JAZZ please", "{play: blues}"), chat, pair("new", "new")]
+    test = [
+        *tiny.sums(6, 37),
+        pair("play some JAZZ please", "{play: blues}"),
+        {"prompt": [{"role": "user", "content": "PLAY jazz"}], "completion": "ok!"},
+        pair("new", "new"),
+    ]
     sides = ((tmp_path / "train.jsonl", train), (tmp_path / "test.jsonl", test))
-    train_keys, test_keys = (dedup_keys(read(str(tiny.write_rows(*side)))) for side in sides)
-    assert find_overlap(test_keys, train_keys) == ([0, 1, 2, 7], [6])
-    assert find_overlap(train_keys, test_keys) == ([37, 38, 39, 41], [40])
+    train_rows, test_rows = (read_part(Data(train=str(tiny.write_rows(*side))), "train") for side in sides)
+    assert [list(places) for places in find_overlap(test_rows, train_rows)] == [[0, 1, 2, 7], [6]]
+    assert [list(places) for places in find_overlap(train_rows, test_rows)] == [[37, 38, 39, 41], [40]]
 
 
 def test_finds_no_overlap_in_the_sample(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ import unicodedata
 
 import pytest
 
-from llmtune.data.overlap import dedup_keys
+from llmtune.data.overlap import dedup_key
 from llmtune.data.row import Row
 
 
 def key(text: str) -> str:
     """The content key of a row whose answer is this text."""
-    (made,) = dedup_keys([Row("r", ({"role": "user", "content": "q"}, {"role": "assistant", "content": text}), "t:1")])
-    return made.content
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": text})
+    return dedup_key(Row("r", turns, "t:1")).content
 
 
 DIFFERENT_WORDS = {

@@ -14,8 +14,8 @@ from llmtune.errors import LlmtuneError, MachineError, ProofError, RecipeError
 from llmtune.evaluation import asking, loaded_model, step, tasks
 from llmtune.evaluation.boundary import failures_named, lacks_named
 from llmtune.evaluation.harness import score_tasks
-from llmtune.evaluation.results import difference_table, table
 from llmtune.evaluation.step import evaluate
+from llmtune.evaluation.tables import difference_table, table
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.files import write_json
 from llmtune.launch.guard import guarded_step

@@ -9,22 +9,24 @@ import pytest
 import torch
 
 from llmtune.data.encoding.encode import prompt_ids
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.rows import read
-from llmtune.evaluation.generate import shares_start
+from llmtune.evaluation.generate import hides_left_padding, shares_start
 from llmtune.evaluation.harness import score_tasks
-from llmtune.evaluation.held_out import HeldOut
+from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.questions import questions
 from llmtune.evaluation.tasks import load_tasks
-from tests.support import tiny
+from tests.support import architectures, tiny
 from tests.support.suites import load
 
 STOP = {2}
+RULES = Rules(512, "drop", "last_answer")
 
 
 def held_out(folder: Path, rows: list[dict[str, Any]], shots: int = 0, tokenizer: Any = None) -> HeldOut:
     """Make a task of rows, with the first few of them as worked examples."""
     loaded = read(str(tiny.write_rows(folder / "rows.jsonl", rows)))
-    encoded = questions(loaded[shots:], loaded[:shots], None, tokenizer or tiny.tokenizer(), STOP, 512)
+    encoded = questions(loaded[shots:], loaded[:shots], None, tokenizer or tiny.tokenizer(), STOP, RULES)
     return HeldOut("held_out", encoded, STOP, 6)
 
 
@@ -37,6 +39,19 @@ def test_answers_equal_model_generate(tmp_path: Path, kind: str) -> None:
         ids = model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
         assert output == tokenizer.decode(ids[0, len(start) :], skip_special_tokens=True)
     assert shares_start(model) == (kind == "llama"), "both ways of generating are meant to be tested"
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "qwen3_5_text", "granitemoehybrid"])
+def test_answers_of_models_that_carry_a_state_equal_those_of_single_rows(tmp_path: Path, kind: str) -> None:
+    model, tokenizer = architectures.model(kind).eval(), tiny.tokenizer()
+    for parameter in model.parameters():
+        parameter.data.mul_(4 if parameter.ndim > 1 else 1)  # else every row gets one answer
+    assert hides_left_padding(model) == (kind != "rwkv")
+    task = held_out(tmp_path, [{"id": str(n), "prompt": "a" * n, "completion": "b"} for n in (1, 9, 4)])
+    outputs = score_tasks(model, tokenizer, [task])["held_out"]["outputs"]
+    for start, output in zip(task.questions.prompt_ids, outputs, strict=True):
+        ids = model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)
+        assert output == tokenizer.decode(ids[0, len(start) :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -168,10 +183,17 @@ def test_sample_task_file_asks_the_same_as_held_out_rows(tmp_path: Path) -> None
     rows = read(str(Path(llmtune.__file__).parent / "sample" / "test.jsonl"))[:2]
     tokenizer, model = tiny.tokenizer(), tiny.model()
     (task,) = load_tasks(load(tmp_path, "tasks: [orders]\nchat_template: true"))
-    score_tasks(model, tokenizer, [task], limit=2, chat_template=True)
-    expected = questions(rows, [], None, tokenizer, STOP, 512)
+    score_tasks(model, tokenizer, [task], limit=2, template={})
+    expected = questions(rows, [], None, tokenizer, STOP, RULES)
     assert [instance.args[0] for instance in task.instances] == expected.prompts
     assert [task.doc_to_target(instance.doc) for instance in task.instances] == [row.answer for row in rows]
+
+
+def test_tasks_get_the_values_of_the_template(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer("{{ mode }};" + tiny.CHATML)
+    (task,) = load_tasks(load(tmp_path, "tasks: [orders]\nchat_template: true"))
+    score_tasks(tiny.model(), tokenizer, [task], limit=1, template={"mode": "brief"})
+    assert task.instances[0].args[0].startswith("brief;<|im_start|>")
 
 
 def test_scores_json_answers_as_json(tmp_path: Path) -> None:

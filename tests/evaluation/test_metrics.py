@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy
 import pytest
 
-from llmtune.evaluation import metrics as metrics_module
+from llmtune.evaluation.held_out import truth
 from llmtune.evaluation.metrics import (
     Difference,
     difference,
@@ -69,12 +69,12 @@ def test_mcnemar_equals_exact_two_sided_binomial(won: int, lost: int, p: float) 
     ],
 )
 def test_compares_json_answers_as_parsed_json(output: str, same: bool) -> None:
-    assert metrics_module.same(output, '{"a":true,"b":[1]}', as_json=True) is same
+    assert truth.same(output, '{"a":true,"b":[1]}', "JSON") is same
 
 
 def test_compares_other_answers_as_stripped_text() -> None:
-    assert metrics_module.same(" yes\n", "yes", as_json=False)
-    assert not metrics_module.same("Yes", "yes", as_json=False)
+    assert truth.same(" yes\n", "yes", "text")
+    assert not truth.same("Yes", "yes", "text")
 
 
 def test_score_that_is_not_finite_is_told() -> None:

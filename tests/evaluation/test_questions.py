@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
+from llmtune.data.encoding.rules import Rules
 from llmtune.data.row import Row
 from llmtune.errors import RecipeError
-from llmtune.evaluation.questions import answer_room, few_shot_questions, fitting_shots, questions
+from llmtune.evaluation.questions import Survey, answer_room, few_shot_questions, fitting_shots, questions
 from llmtune.training.prepare import examine
 from tests.support import tiny
 
 CONTEXT = 512
+RULES = Rules(CONTEXT, "drop", "last_answer")
 
 
 def rows_of(sizes: list[int], start: int = 0) -> list[Row]:
@@ -35,25 +37,26 @@ def rows_of(sizes: list[int], start: int = 0) -> list[Row]:
 )
 def test_uses_as_many_worked_examples_as_fit(size: int, kept: int, words: str | None) -> None:
     tokenizer = tiny.tokenizer()
-    zero_shot = questions(rows_of([size, 5]), [], None, tokenizer, {2}, CONTEXT)
-    shots, notes = fitting_shots(rows_of([size] * 5, 10), zero_shot, tokenizer, CONTEXT)
+    zero_shot = questions(rows_of([size, 5]), [], None, tokenizer, {2}, RULES)
+    survey = Survey().add(zero_shot)
+    shots, notes = fitting_shots(rows_of([size] * 5, 10), survey, tokenizer, RULES)
     assert len(shots) == kept
     assert [words in note for note in notes if words] == [True] * bool(words)
-    few_shot = few_shot_questions(zero_shot, shots, tokenizer, {2}, CONTEXT)
+    few_shot = few_shot_questions(zero_shot, shots, tokenizer, {2}, RULES)
     assert len(few_shot.examples) == 2
-    assert max(map(len, few_shot.prompt_ids)) + answer_room(zero_shot, CONTEXT) <= CONTEXT
+    assert max(map(len, few_shot.prompt_ids)) + answer_room(survey, CONTEXT) <= CONTEXT
     assert few_shot.shots == [row.id for row in shots]
 
 
 def test_the_longest_worked_example_goes_first() -> None:
     tokenizer = tiny.tokenizer()
-    zero_shot = questions(rows_of([50]), [], None, tokenizer, {2}, CONTEXT)
-    shots, _ = fitting_shots(rows_of([50, 400, 60], 10), zero_shot, tokenizer, CONTEXT)
+    zero_shot = questions(rows_of([50]), [], None, tokenizer, {2}, RULES)
+    shots, _ = fitting_shots(rows_of([50, 400, 60], 10), Survey().add(zero_shot), tokenizer, RULES)
     assert [row.id for row in shots] == ["r10", "r12"]
 
 
 def test_rows_longer_than_the_context_are_not_asked() -> None:
-    asked = questions(rows_of([50, 600, 70, 480]), [], None, tiny.tokenizer(), {2}, CONTEXT)
+    asked = questions(rows_of([50, 600, 70, 480]), [], None, tiny.tokenizer(), {2}, RULES)
     assert (asked.not_asked, [row.id for row in asked.rows], asked.of) == (["r1"], ["r0", "r2", "r3"], 4)
     assert [example.id for example in asked.examples] == ["r0", "r2", "r3"]
 
@@ -102,7 +105,7 @@ def test_check_refuses_a_test_row_that_the_template_refuses(tmp_path: Path) -> N
     for suite in ("quick", "none"):
         folder = tmp_path / suite
         with pytest.raises(RecipeError, match=r"test\.jsonl:4: the chat template rejects .*no system turns"):
-            check(folder, [*tiny.sums(3, 20), {"messages": chat}], suite, template)
+            check(folder, [{"messages": one} for one in (chat[1:], chat[1:], chat[1:], chat)], suite, template)
 
 
 def test_notes_are_part_of_the_findings(tmp_path: Path) -> None:

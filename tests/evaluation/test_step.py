@@ -19,8 +19,9 @@ from llmtune.data.encoding.rules import Rules
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.generate import answer_losses
-from llmtune.evaluation.results import Result, compare, difference_table, table
+from llmtune.evaluation.results import Result, compare
 from llmtune.evaluation.step import evaluate
+from llmtune.evaluation.tables import difference_table, table
 from llmtune.files import read_json
 from llmtune.model.base import load_model, model_facts
 from llmtune.model.files.locate import locate_base
@@ -53,7 +54,7 @@ def learned(run: Run, steps: int) -> Run:
     torch.manual_seed(0)
     tuned = insert(weights, settings.method.adapter, plan, base)
     tensors = trained_tensors(tuned, plan)
-    examples = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, Rules(512, "drop")).examples
+    examples = encode(list(gate(settings, tokenizer, stop).test), tokenizer, stop, Rules(512, "drop")).examples
     batch = Collator(0)([{"input_ids": example.input_ids, "labels": example.labels} for example in examples])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     optimizer = torch.optim.AdamW(list(tensors.values()), lr=0.03)
@@ -123,7 +124,7 @@ def test_loss_equals_tuned_model_on_held_out_answers(tmp_path: Path) -> None:
     base = locate_base(settings.model)
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     tuned = runs.load_tuned(run)
-    examples = encode(gate(settings, tokenizer, stop).test, tokenizer, stop, Rules(512, "drop")).examples
+    examples = encode(list(gate(settings, tokenizer, stop).test), tokenizer, stop, Rules(512, "drop")).examples
     expected = answer_losses(tuned, examples, 0)
     assert stored["scores"]["loss"] == pytest.approx(expected, rel=1e-5)
     tokens = sum(example.supervised for example in examples)

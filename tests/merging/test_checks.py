@@ -1,6 +1,8 @@
 """A merge knows before it works what it needs, shows what it does, and says in one line what it lacks."""
 
 import errno
+import gzip
+import json
 import shutil
 import signal
 import subprocess
@@ -191,3 +193,30 @@ def test_merges_again_in_another_data_type(tmp_path: Path, quick: None) -> None:
     from safetensors.torch import load_file
 
     assert {tensor.dtype for tensor in load_file(run.merged / "model.safetensors").values()} == {torch.float32}
+
+
+def test_compares_logits_on_rows_of_any_source(tmp_path: Path) -> None:
+    rows = tiny.sums(9)
+    files = {"rows.json": json.dumps(rows), "rows.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "rows.jsonl").write_text(files["rows.jsonl"])
+    (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time"}\n')
+    chat = [*map(str, (tmp_path / name for name in (*files, "rows.json.gz", "folder", "folder/*.jsonl")))]
+    mixture = [{"source": str(tmp_path / name), "fraction": 0.5} for name in ("rows.jsonl", "rows.json.gz")]
+    for train in (*chat, mixture):
+        settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", tmp_path, tmp_path, data={"train": train}))
+        texts = proof.probes(settings)
+        assert [*map(json.loads, texts[3:])] == [
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+            for row in rows[:3]
+        ]
+    for train, more in (
+        (str(tmp_path / "text.jsonl"), ["Once upon a time"]),
+        (str(tmp_path / "gone.jsonl"), []),
+        ("acme/no-such-rows", []),
+    ):
+        settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", tmp_path, tmp_path, data={"train": train}))
+        assert proof.probes(settings) == [*proof.TEXTS, *more]

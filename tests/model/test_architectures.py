@@ -20,9 +20,9 @@ BEFORE = {
 """What computes before the first block beside the embeddings, where architectures have such parameters."""
 
 
-@pytest.mark.parametrize("kind", architectures.KINDS)
+@pytest.mark.parametrize("kind", [*architectures.KINDS, *architectures.RECENT])
 def test_distances_follow_what_computes_before_and_after_the_blocks(kind: str, tmp_path: Path) -> None:
-    config = tiny.config(kind, tied=False, **architectures.KINDS[kind])
+    config = tiny.config(kind, tied=False, **architectures.settings(kind))
     model = build_skeleton(architectures.config_folder(tmp_path, config))
     listed, distance = blocks(model), distances(model)
     assert set(distance) == set(dict(model.named_parameters()))
@@ -76,12 +76,15 @@ def test_distances_leave_weights_mode_and_random_numbers_alone() -> None:
         ("bert", "BertLMHeadModel", {}, "whose tokens see those after them"),
         ("llama", "LlamaForSequenceClassification", {}, "stores a LlamaForSequenceClassification"),
         ("llama", "LlamaModel", {}, "stores a LlamaModel, no causal language model"),
-        ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", {}, "no causal language model"),
-        ("llava", "LlavaForConditionalGeneration", {}, "no causal language model"),
+        ("qwen2_audio", "Qwen2AudioForConditionalGeneration", {}, "no causal language model"),
+        ("qwen2_5_vl", "Qwen2_5_VLModel", {}, "is that of a Qwen2_5_VLForConditionalGeneration"),
+        ("mllama", "MllamaForConditionalGeneration", {}, "text does not pass its cross-attention layers"),
+        ("cohere2_vision", "Cohere2VisionForConditionalGeneration", {}, "computes its logits without their scale"),
+        ("paligemma", "PaliGemmaForConditionalGeneration", {}, "tokens of its prompts see those after them"),
+        ("fuyu", "FuyuForCausalLM", {}, "not proved for this type"),
         ("whisper", "WhisperForConditionalGeneration", {}, "is an encoder-decoder model"),
         ("siglip", "SiglipModel", {}, "is a SiglipModel, no causal language model"),
-        ("qwen3_5", "Qwen3_5ForConditionalGeneration", {}, "merged weights would lack vision_config"),
-        ("llama4", "Llama4ForConditionalGeneration", {}, "merged weights would lack vision_config"),
+        ("qwen3_5", "Qwen3_5ForCausalLM", {}, "is that of a Qwen3_5ForConditionalGeneration"),
         ("xlm", "XLMWithLMHeadModel", {"n_layers": 2, "emb_dim": 32, "n_heads": 4}, "has 4 lists of 2 layers"),
     ],
 )

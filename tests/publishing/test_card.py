@@ -20,7 +20,7 @@ from llmtune.publishing.header import front_matter, is_ours, sign, strip_paths
 from llmtune.publishing.markdown import code, indented, table
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
-from tests.support import runs
+from tests.support import runs, tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "me/my-model"
@@ -68,6 +68,39 @@ def test_header_names_base_license_and_datasets(write_card: Callable[..., str]) 
         "tags": ["llmtune", "lora"],
         "datasets": ["acme/rows"],
     }
+
+
+def test_header_names_each_hub_data_set_once_and_no_file(write_card: Callable[..., str]) -> None:
+    sources = ["acme/rows:main:train", "acme/more", "old/gone.jsonl", "/home/me/rows.jsonl", "/home/you/rows.jsonl"]
+    mixture = [{"source": source, "fraction": 0.2} for source in sources]
+    text = write_card({"data": {"train": mixture, "test": "acme/rows:main:test", "template": {"way": "/brief"}}})
+    assert front_matter(text)["datasets"] == ["acme/more", "acme/rows"]
+    assert "/home" not in text
+    assert "way: /brief" in text
+
+
+def test_code_on_the_card_gives_the_template_its_values(
+    write_card: Callable[..., str], trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = {"publish": {"weights": "merged"}}
+    assert "apply_chat_template" not in write_card(merged)
+    base = Path(trained.recipe().model.base)
+    shown = tiny.tokenizer("{{ mode }}{{ thinks }};" + tiny.CHATML)
+    for values, start in (
+        ({"mode": "brief", "thinks": False}, "briefFalse;"),
+        ({"no-name": 1, "mode": "it's"}, "it's;"),
+    ):
+        code = use(write_card(merged | {"data": {"template": values}})).replace(repr(REPO), repr(str(base)))
+        scope: dict[str, Any] = {}
+        exec(
+            code.replace("max_new_tokens=200", "max_new_tokens=2").replace(
+                "\n\nmessages", "\n\nset_template(tokenizer)\nmessages"
+            ),
+            scope | {"set_template": lambda tokenizer: setattr(tokenizer, "chat_template", shown.chat_template)},
+            scope,
+        )
+        assert shown.decode(scope["inputs"]["input_ids"][0]).startswith(f"{start}<|im_start|>user\nHello!")
+    assert capsys.readouterr().out
 
 
 def test_header_of_merged_weights_says_finetune(write_card: Callable[..., str]) -> None:
@@ -166,6 +199,14 @@ def test_card_shows_plan_recipe_and_usage(write_card: Callable[..., str], traine
     assert "    method:\n      kind: full\n" in text
     sums = trained.manifest()["steps"]["train"]["files"]["delta/adapter_model.safetensors"]
     assert f"| `adapter_model.safetensors` | {sums['bytes']:,} | `{sums['sha256']}` |" in text
+
+
+def test_code_on_the_card_names_the_class_that_loads_the_base(write_card: Callable[..., str]) -> None:
+    named = {"base": "acme/tiny", "revision": COMMIT, "hub_id": "acme/tiny"}
+    text = write_card(base={**named, "loaded_by": "AutoModelForImageTextToText"})
+    assert "from transformers import AutoModelForImageTextToText, AutoTokenizer" in text
+    assert f"base = AutoModelForImageTextToText.from_pretrained('acme/tiny', revision='{COMMIT}')" in text
+    assert "AutoModelForCausalLM" not in text
 
 
 def test_card_holds_no_path_and_no_data(write_card: Callable[..., str], trained: Run) -> None:

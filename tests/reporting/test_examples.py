@@ -77,6 +77,14 @@ def test_base_counts_as_right_if_one_of_its_answers_is() -> None:
     assert [article["class"] for article in found.all("article")] == ["case in-both-right"]
 
 
+def test_plain_texts_are_shown_with_their_losses() -> None:
+    texts = [row(1, None, kind="text", question="Once upon", answer="", output="", loss=2.5)]
+    shown = section([{**texts[0], "loss": 1.25}], texts).text
+    assert re.search(r"Once upon\s*base\s*loss 2\.500 per token\s*tuned\s*loss 1\.250 per token", shown)
+    assert "true answer" not in shown
+    assert "no finite loss" in section([{**texts[0], "loss": None}], texts).text
+
+
 def test_search_is_hidden_without_its_script() -> None:
     (search,) = rows_of([(True, True)]).all("input", type="search")
     assert "hidden" in search

@@ -6,7 +6,7 @@ import re
 from html import unescape
 from pathlib import Path
 
-from llmtune.evaluation.results import table
+from llmtune.evaluation.tables import table
 from llmtune.files import read_json, write_json
 from llmtune.numbers import size
 from llmtune.plan.distances import Everything, Top

@@ -17,6 +17,9 @@ _LINEAR |= {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 _LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+_ROUTED |= {"n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _CALM = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -48,18 +51,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "cohere2": _GROUPED,
     "mixtral": _HEADS,
     "qwen3_moe": {**_HEADS, **_EXPERTS},
-    "gpt_oss": {**_HEADS, **_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**_HEADS, **_SLIDING, **_LOCAL},
     "llama4_text": {**_HEADS, "num_local_experts": 2, "intermediate_size_mlp": 64},
     "phimoe": {**_GROUPED, "num_local_experts": 4, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
-    "deepseek_v3": {
-        **_LATENT,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-    },
+    "deepseek_v3": {**_LATENT, **_ROUTED},
     "qwen3_5_text": {**_HEADS, **_LINEAR},
     "qwen3_next": {**_HEADS, **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16},
     "bamba": {**_GROUPED, **_MAMBA, "attn_layer_indices": [1], "mamba_expand": 2},
@@ -108,14 +103,60 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """Causal language models by model type, and what their configuration needs to be tiny."""
 
-_TEXT = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **_HEADS}
-_TEXT |= {"intermediate_size": 64, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
-_TEXT |= {"pad_token_id": 0}
+RECENT: dict[str, dict[str, Any]] = {
+    "smollm3": _GROUPED,
+    "olmo3": {**_GROUPED, **_SLIDING},
+    "ernie4_5": _HEADS,
+    "exaone4": _HEADS,
+    "seed_oss": {**_HEADS, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    "glm4": _HEADS,
+    "phi": {**_GROUPED, **_CALM},
+    "qwen3_5_moe_text": {**_HEADS, **_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 16},
+    "glm4_moe": {**_HEADS, **_ROUTED},
+    "deepseek_v2": {**_LATENT, **_ROUTED},
+    "deepseek_v32": {**_LATENT, **_ROUTED, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8},
+    "ernie4_5_moe": {
+        **_GROUPED,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 16,
+        "moe_layer_start_index": 0,
+    },
+    "minimax": {**_HEADS, **_LOCAL, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    "minimax_m2": {**_HEADS, **_LOCAL},
+    "hunyuan_v1_moe": {**_HEADS, "num_experts": 4, "moe_topk": 2},
+    "granitemoehybrid": {
+        **_GROUPED,
+        **_MAMBA,
+        **_LOCAL,
+        "mamba_expand": 2,
+        "shared_intermediate_size": 32,
+        "layer_types": ["mamba", "attention"],
+    },
+    "olmo_hybrid": {**_GROUPED, **_LINEAR},
+    "lfm2_moe": {**_GROUPED, **_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+}
+"""More of them, of this year and the last."""
+
+_LISTS = ("layer_types", "layers_block_type", "block_types")
+"""The keys of configurations that name each block's kind."""
+
+TEXT = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **_HEADS}
+TEXT |= {"intermediate_size": 64, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
+TEXT |= {"pad_token_id": 0}
+
+
+def settings(kind: str, blocks: int = 2) -> dict[str, Any]:
+    """What the configuration of a type needs to be tiny with so many blocks, or those that its settings name."""
+    own = (KINDS | RECENT)[kind]
+    blocks = own.get("num_hidden_layers", blocks)
+    lists = {key: [value[index % len(value)] for index in range(blocks)] for key, value in own.items() if key in _LISTS}
+    return {"blocks": blocks, **{key: value for key, value in own.items() if key != "num_hidden_layers"}, **lists}
 
 
 def model(kind: str, seed: int = 0, **more: Any) -> PreTrainedModel:
     """A randomly initialised fp32 model of a causal language model's type."""
-    built: PreTrainedModel = tiny.model(kind, seed, **KINDS[kind] | more)
+    built: PreTrainedModel = tiny.model(kind, seed, **settings(kind) | more)
     return built
 
 
@@ -131,7 +172,7 @@ def vision_config(**more: Any) -> PreTrainedConfig:
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 28, "patch_size": 14}
     tokens = {"image_token_index": 5, "boi_token_index": 7, "eoi_token_index": 8}
-    return AutoConfig.for_model("gemma3", text_config=_TEXT, vision_config=vision, **tokens, **more)
+    return AutoConfig.for_model("gemma3", text_config=TEXT, vision_config=vision, **tokens, **more)
 
 
 def save_vision_base(folder: Path) -> Path:

@@ -8,22 +8,42 @@ import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import FieldError, PlanError
 from llmtune.merging.adding import add_delta
 from llmtune.model.base import Base, load_model
 from llmtune.plan.stages import Facts
-from tests.support import ROOT, tiny, training
+from tests.support import ROOT, architectures, tiny, training
 
 DOCUMENT = ROOT / "docs" / "methods.md"
-KINDS = ("llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt", "mixtral")
+BOTH = ("llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt", "mixtral")
+"""Types that are tried with tied embeddings and with others."""
+RECENT = (
+    "phi3",
+    "gemma4_text",
+    "qwen3_5_text",
+    "qwen3_moe",
+    "qwen3_next",
+    "gpt_oss",
+    "phimoe",
+    "deepseek_v3",
+    "bamba",
+    "falcon_h1",
+    "nemotron_h",
+    "jamba",
+    "zamba2",
+    *architectures.RECENT,
+)
+"""Types that are tried as their configuration ties them."""
+KINDS = (*BOTH, *RECENT)
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
     "frozen": {"kind": "frozen", "reach": 1},
@@ -71,15 +91,35 @@ class Cell:
         return f"{self.kind}-{'tied' if self.tied else 'untied'}-{self.adapter}-{self.method}"
 
 
-CELLS = [Cell(*values) for values in product(KINDS, (True, False), ADAPTERS, METHODS)]
+def embeddings(kind: str) -> tuple[bool, ...]:
+    """Whether the cells of a type have tied embeddings: first those that do."""
+    return (True, False) if kind in BOTH else (bool(AutoConfig.for_model(kind).tie_word_embeddings),)
+
+
+ROWS = [(kind, tied) for kind in KINDS for tied in embeddings(kind)]
+CELLS = [Cell(kind, tied, *rest) for (kind, tied), *rest in product(ROWS, ADAPTERS, METHODS)]
+
+
+def spread() -> list[Cell]:
+    """Cells that have, with each type, every adapter and every method once, and every pair of those among them."""
+    methods = list(METHODS)
+    cells = []
+    for number, kind in enumerate(KINDS):
+        tied = cycle(embeddings(kind)[:: 1 if number % 2 else -1])
+        for index, adapter in enumerate(ADAPTERS):
+            cells.append(Cell(kind, next(tied), adapter, methods[(number + index) % len(methods)]))
+    return cells
 
 
 def base_of(cell: Cell, folder: Path) -> Base:
     """The cell's base model, written on first use."""
     path = folder / f"base-{cell.kind}-{cell.tied}"
     if not path.exists():
-        widths = {"ffn_dim": 64, "intermediate_size": 96} if cell.kind == "opt" else {}
-        tiny.save_base(path, cell.kind, blocks=3, tied=cell.tied, **widths)
+        if cell.kind in BOTH:
+            size = {"blocks": 3, **({"ffn_dim": 64, "intermediate_size": 96} if cell.kind == "opt" else {})}
+        else:
+            size = architectures.settings(cell.kind, blocks=3)
+        tiny.save_base(path, cell.kind, tied=cell.tied, **size)
     return Base(path, "base", None, None)
 
 
@@ -121,7 +161,7 @@ def reload(folder: Path, cells: Iterable[Cell]) -> None:
 def results(cells: list[Cell], folder: Path) -> dict[Cell, str]:
     """What each cell came to, each delta loaded in a fresh process."""
     outcomes = {cell: fill(cell, folder) for cell in cells}
-    names = [cell.name for cell in cells]
+    names = [cell.name for cell, words in outcomes.items() if words == GOOD]
     subprocess.run(
         [sys.executable, "-m", "tests.support.matrix", "reload", folder, *names], check=True, cwd=DOCUMENT.parents[1]
     )
@@ -129,26 +169,35 @@ def results(cells: list[Cell], folder: Path) -> dict[Cell, str]:
 
 
 def table(outcomes: dict[Cell, str]) -> str:
-    """The Markdown table of all results, refusals numbered below it."""
+    """The Markdown table of all results: a row a model, what differs between methods named, refusals numbered below."""
     notes: dict[str, int] = {}
-    lines = ["| model | embedding | adapter | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
-    for kind, tied, adapter in product(KINDS, (True, False), ADAPTERS):
-        row = [outcomes[Cell(kind, tied, adapter, method)] for method in METHODS]
-        shown = [one if one == GOOD else f"refused [{notes.setdefault(one, len(notes) + 1)}]" for one in row]
-        lines.append(f"| {kind} | {'tied' if tied else 'untied'} | {adapter} | " + " | ".join(shown) + " |")
+    lines = ["| model | embedding | " + " | ".join(ADAPTERS) + " |", "|---" * (2 + len(ADAPTERS)) + "|"]
+    for kind, tied in ROWS:
+        row = []
+        for adapter in ADAPTERS:
+            words = [outcomes[Cell(kind, tied, adapter, method)].replace(f" {kind};", " TYPE;") for method in METHODS]
+            shown = [one if one == GOOD else f"refused [{notes.setdefault(one, len(notes) + 1)}]" for one in words]
+            most = max(shown, key=shown.count)
+            others = [f"{method}: {one}" for method, one in zip(METHODS, shown, strict=True) if one != most]
+            row.append(", ".join([most, *others]))
+        lines.append(f"| {kind} | {'tied' if tied else 'untied'} | " + " | ".join(row) + " |")
     return "\n".join([*lines, "", *(f"[{number}] `{words}`\n" for words, number in notes.items())]).rstrip()
 
 
 def parse(text: str) -> dict[Cell, str]:
     """The outcome of each cell by a document's table."""
-    notes = {number: words for number, words in re.findall(r"^\[(\d+)\] `(.*)`$", text, re.M)}
+    notes = {f"refused [{number}]": words for number, words in re.findall(r"^\[(\d+)\] `(.*)`$", text, re.M)}
+    notes[GOOD] = GOOD
     outcomes = {}
     for line in text.splitlines():
         row = [part.strip() for part in line.strip("|").split("|")]
-        if len(row) == 3 + len(METHODS) and row[0] in KINDS:
-            for method, shown in zip(METHODS, row[3:], strict=True):
-                number = re.fullmatch(r"refused \[(\d+)\]", shown)
-                outcomes[Cell(row[0], row[1] == "tied", row[2], method)] = notes[number[1]] if number else shown
+        if len(row) == 2 + len(ADAPTERS) and row[0] in KINDS:
+            for adapter, shown in zip(ADAPTERS, row[2:], strict=True):
+                most, *others = shown.split(", ")
+                by_method = dict.fromkeys(METHODS, most) | dict(one.split(": ") for one in others)
+                for method, one in by_method.items():
+                    words = notes[one].replace(" TYPE;", f" {row[0]};")
+                    outcomes[Cell(row[0], row[1] == "tied", adapter, method)] = words
     return outcomes
 
 
@@ -174,29 +223,33 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["reload"]:
         reload(Path(arguments[1]), [cell for cell in CELLS if cell.name in set(arguments[2:])])
         return
-    if arguments[:1] == ["kind"]:
+    if arguments[:1] == ["fill"]:
         gc.freeze()  # every trainer collects garbage, and what the imports made takes longer than training does
-        cells = [cell for cell in CELLS if cell.kind == arguments[1]]
-        lines = [f"{cell.name}\t{words}\n" for cell, words in results(cells, Path(arguments[2])).items()]
-        (Path(arguments[2]) / "results").write_text("".join(lines), encoding="utf-8")
+        folder = Path(arguments[1])
+        names = set((folder / "cells").read_text(encoding="utf-8").splitlines())
+        outcomes = results([cell for cell in CELLS if cell.name in names], folder)
+        lines = [f"{cell.name}\t{words}\n" for cell, words in outcomes.items()]
+        (folder / "results").write_text("".join(lines), encoding="utf-8")
         return
-    text = between(DOCUMENT.read_text(encoding="utf-8"), "matrix", table(everything()))
+    text = between(DOCUMENT.read_text(encoding="utf-8"), "matrix", table(fill_all(CELLS)))
     DOCUMENT.write_text(between(text, "rates", default_rates()), encoding="utf-8")
 
 
-def everything() -> dict[Cell, str]:
-    """Every cell, two architectures at a time, each in a process of its own."""
+def fill_all(cells: list[Cell]) -> dict[Cell, str]:
+    """What many cells came to: a half of the types in each of two processes."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
-        def fill_kind(kind: str) -> dict[str, str]:
-            out = Path(folder) / kind
+        def fill_half(number: int) -> dict[str, str]:
+            out = Path(folder) / str(number)
             out.mkdir()
-            command = [sys.executable, "-m", "tests.support.matrix", "kind", kind, str(out)]
+            half = [cell for cell in cells if KINDS.index(cell.kind) % 2 == number]
+            (out / "cells").write_text("\n".join(cell.name for cell in half), encoding="utf-8")
+            command = [sys.executable, "-m", "tests.support.matrix", "fill", str(out)]
             subprocess.run(command, check=True, cwd=DOCUMENT.parents[1], capture_output=True)
             return dict(line.split("\t") for line in (out / "results").read_text(encoding="utf-8").splitlines())
 
-        outcomes = {name: words for part in pool.map(fill_kind, KINDS) for name, words in part.items()}
-    return {cell: outcomes[cell.name] for cell in CELLS}
+        outcomes = {name: words for part in pool.map(fill_half, range(2)) for name, words in part.items()}
+    return {cell: outcomes[cell.name] for cell in cells}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.encoding.encode import IGNORED
-from llmtune.data.encoding.template import Turn, last_turn, turn_at
+from llmtune.data.encoding.rules import Rules
+from llmtune.data.encoding.template import Renderer
+from llmtune.data.encoding.turns import Answers
+from llmtune.data.example import Example
 from llmtune.data.row import Row
 from tests.support import tiny
 
@@ -95,21 +98,39 @@ def special_tokens(template: str) -> tuple[str, ...]:
     return SPECIAL.get(template) or (("<|im_start|>", "<|im_end|>") if "<|im_end|>" in template else ("<s>", "</s>"))
 
 
-def label_slowly(row: Row, ids: list[int], tokenizer: PreTrainedTokenizerBase, stop: set[int]) -> list[int]:
-    """The labels of a row's ids, each turn rendered and tokenized alone; raises RecipeError as the last turn does."""
-    stops = [text for text in (tokenizer.decode([token]) for token in sorted(stop)) if text]
-    indices = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
-    turns: list[Turn | None] = [turn_at(row, index, tokenizer, stops) for index in indices[:-1]]
-    last = last_turn(row, tokenizer, stops)
-    prompt = _ids(tokenizer, last.prompt)
-    assert ids[: len(prompt)] == prompt
-    assert tokenizer.decode(ids) == tokenizer.decode(_ids(tokenizer, last.end))
-    labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-    for turn in turns:
-        start, end = (_ids(tokenizer, text) for text in (turn.prompt, turn.end)) if turn else ([-1], [])
-        if ids[: len(start)] == start and ids[: len(end)] == end:
-            labels[len(start) : len(end)] = ids[len(start) : len(end)]
-    return labels
+def find_answers(tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules | None = None) -> Answers:
+    """What finds answers with a tokenizer's template."""
+    stops = tuple(text for text in (tokenizer.decode([token]) for token in sorted(stop)) if text)
+    return Answers(Renderer(tokenizer), stops, rules or Rules(1 << 30))
+
+
+def label_slowly(
+    row: Row, examples: list[Example], tokenizer: PreTrainedTokenizerBase, stop: set[int]
+) -> list[list[int]]:
+    """The labels of a row's examples, each turn rendered and tokenized alone; raises RecipeError as the last turn does."""
+    answers = find_answers(tokenizer, stop)
+    left = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    turns = {index: answers.at(row, index) for index in left[:-1]} | {left[-1]: answers.last(row)}
+    labels = []
+    for example in reversed(examples):
+        last, ids = turns[left.pop()], example.input_ids
+        assert last is not None
+        prompt = _ids(tokenizer, last.end[: last.prompt])
+        assert ids[: len(prompt)] == prompt
+        assert example.prompt_size == len(prompt)
+        assert tokenizer.decode(ids) == tokenizer.decode(_ids(tokenizer, last.end))
+        labels.append([IGNORED] * len(prompt) + ids[len(prompt) :])
+        for index in list(left):
+            turn = turns[index]
+            texts = [] if turn is None else [(turn.end[: turn.learned], turn.end)]
+            if turn is not None and turn.prompt > turn.generation:  # as a template writes it without an empty block
+                before = turn.end[: turn.generation]
+                texts.append((before, before + turn.end[turn.prompt :]))
+            for start, end in ((_ids(tokenizer, before), _ids(tokenizer, text)) for before, text in texts):
+                if index in left and prompt[: len(start)] == start and prompt[: len(end)] == end:
+                    labels[-1][len(start) : len(end)] = end[len(start) :]
+                    left.remove(index)
+    return labels[::-1]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llmtune import recipe as recipes
 from llmtune.errors import FieldError
 from llmtune.evaluation.generate import greedy
+from llmtune.evaluation.held_out.truth import Truth
 from llmtune.files import read_json
 from llmtune.reporting.page import render
 from llmtune.run import Run
@@ -116,7 +117,8 @@ def test_score_is_of_the_answers_that_the_model_gives_alone(tmp_path: Path, adap
         seen.append((result, self.count))
         for prompt, true in zip(self._prompts, self._true, strict=True):
             (alone,) = greedy(model, [prompt], self._stop, self._new_tokens)
-            self._true = [self._text(alone) if text is true else text for text in self._true]
+            own = Truth.of_text(self._text(alone))
+            self._true = [own if truth is true else truth for truth in self._true]
         assert right(self, model) == len(self._prompts)  # the answers that it gives are the true ones now
         return result
 

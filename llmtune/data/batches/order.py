@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -45,9 +45,24 @@ def shared_batches(
     rows: Sequence[dict[str, Any]], rank: int, world: int, size: int, collate: Callable[[list[dict[str, Any]]], Any]
 ) -> DataLoader[dict[str, Any]]:
     """A process's batches of its share of the rows, in order; what evens out their number has no label."""
-    unlabelled = rows[0] | {"labels": [IGNORED] * len(rows[0]["labels"])}
-    own = [unlabelled if index is None else rows[index] for index in share(len(rows), rank, world)]
-    return DataLoader(cast(Dataset[dict[str, Any]], own), batch_size=size, collate_fn=collate)
+    return DataLoader(_Share(rows, share(len(rows), rank, world)), batch_size=size, collate_fn=collate)
+
+
+class _Share(Dataset[dict[str, Any]]):
+    """The rows with these indices, each made when it is asked for; None is a row without labels."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], indices: Sequence[int | None]) -> None:
+        self._rows, self._indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = self._indices[place]
+        if index is not None:
+            return self._rows[index]
+        first = self._rows[0]
+        return first | {"labels": [IGNORED] * len(first["labels"])}
 
 
 class EpochSampler(Sampler[int]):

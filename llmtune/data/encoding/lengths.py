@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from llmtune.data.encoding.conversation import Conversation
+from llmtune.data.encoding.conversation import Conversation, Span
 
 Tokenize = Callable[[str], list[int]]
 
@@ -38,7 +38,7 @@ def cut_start(conversation: Conversation, max_length: int, tokenize: Tokenize) -
     Its last `max_length` tokens are those of the complete text. None where the first answer would be cut, or where
     tokens depend on text far before them.
     """
-    text, first = conversation.text, conversation.spans[0][0]
+    text, first = conversation.text, conversation.first
     if is_long(text[first:], max_length) and least_tokens(text[first:], max_length, tokenize) is not None:
         return None
     size = 8 * max_length
@@ -62,5 +62,13 @@ def _agrees(text: str, start: int, ids: list[int], max_length: int, tokenize: To
 
 
 def _from(conversation: Conversation, start: int) -> Conversation:
-    spans = tuple((span[0] - start, span[1] - start) for span in conversation.spans)
-    return replace(conversation, text=conversation.text[start:], spans=spans)
+    earlier = tuple((index, Span(*(place - start for place in span))) for index, span in conversation.earlier)
+    masked = tuple((max(0, begin - start), end - start) for begin, end in conversation.masked if end > start)
+    return replace(
+        conversation,
+        text=conversation.text[start:],
+        prompt=conversation.prompt - start,
+        learned=conversation.learned - start,
+        earlier=earlier,
+        masked=masked,
+    )

@@ -1,104 +1,124 @@
-"""Renders a conversation with the chat template, and finds an answer that is its last turn in the rendered text."""
+"""Renders conversations with the chat template and the values that a recipe gives it."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, meta, nodes
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.data.row import Message, Row
-from llmtune.errors import RecipeError
+from llmtune.data.row import Message, Tool
+from llmtune.errors import FieldError, RecipeError, nearest
 from llmtune.files import digest_of
 from llmtune.model.reading import TooMuch, bounded, one_line
 from llmtune.model.tokens import RENDER_BYTES, RENDER_SECONDS
 
-_SPACE = re.compile(r"\s*")
+_OWN = {
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "raise_exception",
+    "strftime_now",
+    "namespace",
+    "dict",
+    "range",
+} | {
+    "documents",
+    "chat_template",
+    "tokenize",
+    "continue_final_message",
+}
+"""Variables of a template that no recipe gives."""
+_GENERATION_TAG = re.compile(r"\{%-?\+?\s*(end)?generation\s*-?\+?%\}")
 
 
 @dataclass(frozen=True)
-class Turn:
-    """An assistant turn in the rendered conversation."""
+class Request:
+    """A conversation to render."""
 
-    prompt: str
-    """The text before the answer, from which generation starts."""
-    end: str
-    """The text up to the end of the turn's stop token; it starts with `prompt`."""
-    adds: str = ""
-    """What the template itself puts before the answer, such as an empty think block."""
+    messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
+    generation_prompt: bool = False
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], where: str, generation_prompt: bool = False
-) -> str:
-    """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer's chat template, with the values of `data.template`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self, request: Request, where: str) -> str:
+        """Render a conversation as text; raises RecipeError that names `where` if the template rejects it."""
+        try:
+            with bounded(RENDER_SECONDS, RENDER_BYTES):
+                return self._apply(request)
+        except TemplateError as error:
+            raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
+        except (Exception, TooMuch) as error:
+            # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
+            raise RecipeError(f"{where}: the chat template fails on this conversation: {one_line(error)}") from error
+
+    def render_all(self, requests: Sequence[Request]) -> list[str | None]:
+        """Render conversations within the bounds of one; None for each where one fails: alone, it says why."""
+        try:
+            with bounded(RENDER_SECONDS, RENDER_BYTES):
+                return [self._apply(request) for request in requests]
+        except (Exception, TooMuch):
+            return [None] * len(requests)
+
+    def _apply(self, request: Request) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(request.messages),
+                tools=list(request.tools) or None,
+                tokenize=False,
+                add_generation_prompt=request.generation_prompt,
+                **self.values,
+            )
+        )
+
+    def check_values(self) -> None:
+        """Raise FieldError for a value of `data.template` that the template does not use."""
+        if not self.values:
+            return
+        if not self.tokenizer.chat_template:
+            raise FieldError("data.template", "the tokenizer has no chat template, so nothing uses it")
+        special = self.tokenizer.special_tokens_map
+        known = sorted(variables(str(self.tokenizer.chat_template)) - _OWN - set(special))
+        takes = f"it takes {', '.join(known)}" if known else "it takes no values"
+        for key in self.values:
+            if key not in known:
+                message = f"the chat template does not use {key!r} ({takes}){nearest(key, known)}"
+                raise FieldError(f"data.template.{key}", message)
+
+
+@lru_cache(maxsize=16)
+def variables(template: str) -> frozenset[str]:
+    """Return the names that a chat template expects from outside."""
+    # transformers' tag for what an assistant says is none of Jinja's.
+    plain = _GENERATION_TAG.sub("", template)
     try:
-        with bounded(RENDER_SECONDS, RENDER_BYTES):
-            conversation = list(messages)
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation_prompt)
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateError as error:
-        raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
-    except (Exception, TooMuch) as error:
-        # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
-        raise RecipeError(f"{where}: the chat template fails on this conversation: {one_line(error)}") from error
-    return str(text)
+        raise RecipeError(f"the chat template cannot be read: {one_line(error)}") from error
+    return frozenset(meta.find_undeclared_variables(parsed) - _set_inside(parsed))
 
 
-def last_turn(row: Row, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> Turn:
-    """Find a row's last turn; raises RecipeError that says why the model could not learn it."""
-    prompt = render(tokenizer, row.messages[:-1], row.where, True)
-    rendered = render(tokenizer, row.messages, row.where)
-    turn = _find(prompt, rendered, row.answer, stops)
-    if turn is None:
-        raise RecipeError(f"{row.where}: {_reason(prompt, rendered, row.answer.strip(), tokenizer, stops)}")
-    return turn
-
-
-def turn_at(row: Row, index: int, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> Turn | None:
-    """Find the turn of message `index` in the text of the conversation that ends with it; None if it is not there."""
-    prompt = render(tokenizer, row.messages[:index], row.where, True)
-    rendered = render(tokenizer, row.messages[: index + 1], row.where)
-    return _find(prompt, rendered, row.messages[index]["content"], stops)
-
-
-def stop_end(text: str, start: int, stops: list[str]) -> int | None:
-    """Return where the stop token ends that follows `start`; only white space may stand between them."""
-    space = _SPACE.match(text, start)
-    assert space is not None
-    ends = [at + len(stop) for stop in stops for at in (start, space.end()) if text.startswith(stop, at)]
-    return max(ends) if ends else None
+def _set_inside(template: nodes.Template) -> set[str]:
+    """Return the variables that a template sets itself, whatever it is given; Jinja counts those set in a branch."""
+    tested = {test.node.name for test in template.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+    tested |= {use.node.name for use in template.find_all(nodes.Filter) if isinstance(use.node, nodes.Name)}
+    names = set()
+    for assign in template.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name):
+            used = {name.name for name in assign.node.find_all(nodes.Name)} | {getattr(assign.node, "name", None)}
+            names |= {assign.target.name} - used
+    return names - tested
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the SHA-256 of the chat template, None without one; named templates are hashed together."""
     return digest_of(tokenizer.chat_template) if tokenizer.chat_template else None
-
-
-def _find(prompt: str, rendered: str, answer: str, stops: list[str]) -> Turn | None:
-    """Find the turn at the end of a text: prompt, answer (some templates strip it), stop token; else None."""
-    if not rendered.startswith(prompt):
-        return None
-    for text in (answer, answer.strip()):
-        at = rendered.find(text, len(prompt))
-        while at >= 0:
-            end = stop_end(rendered, at + len(text), stops)
-            if end is not None:
-                return Turn(prompt, rendered[:end], rendered[len(prompt) : at].strip())
-            at = rendered.find(text, at + 1)
-    return None
-
-
-def _reason(prompt: str, rendered: str, answer: str, tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> str:
-    """Say why the model could not learn the last turn."""
-    if not rendered.startswith(prompt):
-        at = next((i for i, (a, b) in enumerate(zip(prompt, rendered, strict=False)) if a != b), len(rendered))
-        before, after = prompt[at : at + 30], rendered[at : at + 30]
-        return f"the chat template changes the text before an answer: {before!r} becomes {after!r} once it is given"
-    at = rendered.find(answer, len(prompt))
-    if at < 0:
-        return f"the chat template changes the answer: the rendered text does not contain {answer[:30]!r}"
-    rest = rendered[at + len(answer) :][:200].strip()
-    first = tokenizer.decode(tokenizer(rest, add_special_tokens=False)["input_ids"][:1]) if rest else ""
-    ends = f"ends an answer with {first!r}" if first else "puts nothing after an answer"
-    stop = " or ".join(repr(stop) for stop in stops)
-    return f"the chat template {ends}, but the model stops at {stop}: the tuned model would not stop"

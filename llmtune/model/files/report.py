@@ -6,7 +6,7 @@ from typing import Any
 
 from llmtune.errors import FieldError
 
-_COMPUTED = re.compile(
+COMPUTED = re.compile(
     r"\.(masked_bias|causal_mask|inv_freq|cos_cached|sin_cached)$|\.(attn|attention|self_attn)\.bias$"
 )
 """What older versions of an architecture stored and newer ones compute: causal masks and rotary frequencies."""
@@ -28,7 +28,7 @@ def refuse_differences(name: str, report: Mapping[str, Any]) -> None:
     not in it.
     """
     missing = report.get("missing_keys") or ()
-    unexpected = [key for key in report.get("unexpected_keys") or () if not _COMPUTED.search(key)]
+    unexpected = [key for key in report.get("unexpected_keys") or () if not COMPUTED.search(key)]
     mismatched = sorted(report.get("mismatched_keys") or (), key=str)
     if missing and unexpected:
         raise FieldError("model.base", f"{name}: {_renamed(missing, unexpected)}")

@@ -8,7 +8,8 @@ from typing import Any
 from accelerate import PartialState
 
 from llmtune.data.batches.passes import PassLimits, rows_per_pass
-from llmtune.data.encoding.encode import Example
+from llmtune.data.example import Example
+from llmtune.data.store.encoded import lengths_of
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import choose_pass_size
 from llmtune.files import read_json
@@ -44,7 +45,7 @@ class RunPasses:
         if not examples:
             return None
         rows = rows_per_pass(rows_per_process(train, world), train.micro_batch_size, on_cpu=True) or 1
-        longest = max(len(example.input_ids) for example in examples)
+        longest = max(lengths_of(examples))
         return max(1, min(rows, (self.limits.tokens or rows * longest) // longest))
 
 

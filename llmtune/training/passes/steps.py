@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, TypedDict
 
-import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from llmtune.data.batches.order import EpochSampler
 from llmtune.data.batches.passes import PassLimits, split
+from llmtune.data.batches.rows import Row, row_lengths, row_targets
 from llmtune.data.encoding.encode import IGNORED
 
-Row = dict[str, Any]
 Collated = dict[str, Any]
 """A pass's rows as the collator gives them."""
 Collate = Callable[[list[Row]], Collated]
@@ -48,8 +47,8 @@ class StepSampler(Sampler[list[Pass]]):
     ) -> None:
         """A batch is `share` rows of each of `world` processes, of which this is number `rank`."""
         self.sampler = sampler
-        self._lengths = [len(row["input_ids"]) for row in rows]
-        self._supervised = [int((np.asarray(row["labels"])[1:] != IGNORED).sum()) for row in rows]
+        self._lengths = row_lengths(rows)
+        self._supervised = row_targets(rows)
         self._limits, self._rows, self._rank, self._world = limits, share * world, rank, world
 
     def __iter__(self) -> Iterator[list[Pass]]:

@@ -12,6 +12,7 @@ from torch import nn
 from llmtune.data.batches.collate import TokenCounts
 from llmtune.data.batches.order import EpochSampler
 from llmtune.data.batches.passes import PassLimits
+from llmtune.data.batches.rows import row_lengths
 from llmtune.kernels.cpu.autocast import PendingGradients
 from llmtune.training.passes.choice import RunPasses
 from llmtune.training.passes.steps import Batch, PassRows, StepSampler, join_passes
@@ -36,8 +37,7 @@ class SplitSteps(Planned):
     def get_train_dataloader(self) -> DataLoaderShard:
         """Batches of this process, in an order that follows from seed and epoch alone; each is made one ahead."""
         args, rows = self.args, self.train_dataset
-        lengths = [len(row["input_ids"]) for row in rows]
-        sampler = EpochSampler(lengths, self._rows_per_step(), args.seed, self._grouped)
+        sampler = EpochSampler(row_lengths(rows), self._rows_per_step(), args.seed, self._grouped)
         process = (args.process_index, args.world_size)
         batches = StepSampler(rows, sampler, self._limits, args.train_batch_size, *process)
         options = {"collate_fn": join_passes, "pin_memory": args.dataloader_pin_memory}

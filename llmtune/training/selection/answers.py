@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.data.example import Example
 from llmtune.errors import FieldError
 from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
-from llmtune.evaluation.metrics import parsed, same
+from llmtune.evaluation.held_out.truth import Kind, Truth, kinds_of, same
 from llmtune.model.sharded import is_sharded_run
 from llmtune.recipe.sections import Recipe
 from llmtune.training.selection.best import SCORE, SHARDED, measure_of
@@ -32,9 +32,10 @@ class AnswerScore:
         self._prompts = [list(example.input_ids[: example.prompt_size]) for example in mine]
         answers = [list(example.input_ids[example.prompt_size :]) for example in examples]
         self._new_tokens = int(_ROOM * max(map(len, answers), default=1)) + 1
-        texts = [self._text(answer) for answer in answers]
-        self._as_json = all(parsed(text) is not None for text in texts)
-        self._true = texts[process::world]
+        truths = [Truth.of_text(self._text(answer)) for answer in answers]
+        kinds = kinds_of(truths)
+        self._kind: Kind = kinds[0] if kinds else "text"
+        self._true = truths[process::world]
 
     @torch.no_grad()
     def right(self, model: PreTrainedModel) -> int:
@@ -48,7 +49,9 @@ class AnswerScore:
             for start in range(0, len(self._prompts), size):
                 answers = self._answer(model, self._prompts[start : start + size])
                 true = self._true[start : start + size]
-                right += sum(same(self._text(a), text, self._as_json) for a, text in zip(answers, true, strict=True))
+                texts = (truth.compared(self._text(ids)) for truth, ids in zip(true, answers, strict=True))
+                pairs = zip(texts, true, strict=True)
+                right += sum(same(text, truth.final, self._kind) for text, truth in pairs)
                 step(len(answers))
         return right
 
@@ -89,4 +92,7 @@ def answer_score(
         return None
     if is_sharded_run():
         raise FieldError("train.keep_best", SHARDED)
-    return AnswerScore(examples[: recipe.eval.rows], tokenizer, stop, (state.process_index, state.num_processes))
+    questions = [example for example in examples[: recipe.eval.rows] if not example.is_text]
+    if not questions:
+        raise FieldError("train.keep_best", "score needs questions, and the validation rows are plain texts; try loss")
+    return AnswerScore(questions, tokenizer, stop, (state.process_index, state.num_processes))

@@ -8,15 +8,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from llmtune.model.blocks import blocks, distances
+from llmtune.adapters.targets.experts import routers
+from llmtune.model.blocks import blocks, renamed_by_peft
 from llmtune.model.mlp import features
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ROUTER = "a router"
+RENAMED = "PEFT takes its name for the weights of experts"
 
 
 def linear_layers(model: nn.Module) -> dict[str, str | None]:
@@ -27,34 +27,9 @@ def linear_layers(model: nn.Module) -> dict[str, str | None]:
     layers = {name: _obstacle(owner, leaf, layer) for name, owner, leaf, layer in linear}
     shared = [name for name, _, _, layer in linear if times[id(layer.get_parameter("weight"))] > 1]
     layers |= dict.fromkeys(shared, "several blocks share its weight")
-    renamed = _renamed_by_peft(model, [name for name, obstacle in layers.items() if obstacle is None])
-    return layers | dict.fromkeys(renamed, "PEFT takes its name for the weights of experts")
-
-
-def notes_on_rest(model: nn.Module, adapted: bool) -> list[str]:
-    """What stays as it is though everything was to train, or to be `adapted`: lines for a plan's notes."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    named, distance = dict(model.named_parameters()), distances(model)
-    beyond = [name for name in named if name not in distance]
-    notes = []
-    if beyond:
-        share = sum(named[name].numel() for name in beyond) / total
-        places = ", ".join(dict.fromkeys(_place(name, distance) for name in beyond))
-        notes.append(f"{places}, {share:.0%} of the parameters, stay as they are: text does not pass them")
-    if not adapted:
-        return notes
-    reasons = {f"{name.rsplit('.', 1)[-1]} is not adapted: {why}" for name, why in linear_layers(model).items() if why}
-    experts = sum(parameter.numel() for parameter in _stacked_matrices(model))
-    if experts:
-        notes.append(f"experts, {experts / total:.0%} of the parameters, are not adapted: they are no linear layers")
-    return [*notes, *sorted(reasons)]
-
-
-def _renamed_by_peft(model: nn.Module, names: list[str]) -> list[str]:
-    """The layers that PEFT would not adapt by their names: in some models it puts experts in their place."""
-    config = LoraConfig(target_modules=list(names))
-    convert_peft_config_for_transformers(config, model, None)
-    return [name for name in names if name not in config.target_modules]
+    layers |= dict.fromkeys(layers.keys() & routers(model).keys(), ROUTER)
+    renamed = renamed_by_peft(model, [name for name, obstacle in layers.items() if obstacle is None])
+    return layers | dict.fromkeys(renamed, RENAMED)
 
 
 def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
@@ -71,9 +46,21 @@ def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
     kind: Any = type(owner)
     if leaf in _read_weights(kind):
         return f"{type(owner).__name__} reads its weight without calling it"
+    if _passes_no_gradient(kind):
+        return f"{type(owner).__name__} passes no gradient"
     if not _returns_features(layer):
         return f"a {type(layer).__name__} returns more than a linear layer does"
     return None
+
+
+@cache
+def _passes_no_gradient(kind: Any) -> bool:
+    """Whether a module computes without gradients, as those that choose which tokens to attend to."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        return False
+    return re.search(r"@torch\.(no_grad|inference_mode)(\(\))?\s+def forward\b", source) is not None
 
 
 @cache
@@ -106,20 +93,3 @@ def _returns_features(layer: nn.Module) -> bool:
     except Exception:
         return False
     return isinstance(output, torch.Tensor) and output.shape == (1, 2, outputs)
-
-
-def _stacked_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters inside the blocks that hold a matrix for each expert."""
-    modules = [module for block in blocks(model) for module in block.modules() if not isinstance(module, _CONVOLUTIONS)]
-    own = {id(p): p for module in modules for p in module.parameters(recurse=False) if p.ndim == 3 and min(p.shape) > 1}
-    return list(own.values())
-
-
-def _place(name: str, distance: dict[str, int]) -> str:
-    """The outermost module of a parameter outside the text model that has no part of the text model."""
-    parts = name.split(".")
-    for end in range(1, len(parts)):
-        prefix = ".".join(parts[:end]) + "."
-        if not any(other.startswith(prefix) for other in distance):
-            return parts[end - 1]
-    return parts[-1]

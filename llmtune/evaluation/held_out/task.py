@@ -7,19 +7,23 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
-from llmtune.evaluation.metrics import parsed, same
+from llmtune.evaluation.held_out.truth import comparison, kinds_of, parsed, same
 from llmtune.evaluation.questions import Questions
 
 
 class HeldOut(Task):
-    """Greedy answers, scored by exact match; if every true answer is JSON, outputs are compared as parsed JSON."""
+    """Greedy answers, scored by exact match: of text, of parsed JSON if every true answer is JSON, of tool calls."""
 
     VERSION = 1
     OUTPUT_TYPE = "generate_until"
 
     def __init__(self, name: str, questions: Questions, stop: set[int], new_tokens: int) -> None:
         self.questions = questions
-        self.as_json = all(parsed(row.answer) is not None for row in questions.rows)
+        kinds = kinds_of(questions.truths)
+        self.kinds = dict(zip((row.where for row in questions.rows), kinds, strict=True))
+        self.truths = dict(zip(self.kinds, questions.truths, strict=True))
+        self.as_json = set(kinds) == {"JSON"}
+        self.comparison = comparison(questions.truths)
         self.generation = {"until": [], "do_sample": False, "max_gen_toks": new_tokens, "stop_ids": sorted(stop)}
         super().__init__()
         self._config = TaskConfig(task=name, num_fewshot=0, generation_kwargs=dict(self.generation))
@@ -40,9 +44,9 @@ class HeldOut(Task):
         return True
 
     def test_docs(self) -> list[dict[str, str]]:
-        """Return one document a row: its id, prompt text and true answer."""
-        pairs = zip(self.questions.rows, self.questions.prompts, strict=True)
-        return [{"id": row.id, "prompt": prompt, "answer": row.answer} for row, prompt in pairs]
+        """Return one document a row: its place, prompt text and true answer."""
+        asked = zip(self.questions.rows, self.questions.prompts, self.questions.truths, strict=True)
+        return [{"where": row.where, "prompt": prompt, "answer": truth.text} for row, prompt, truth in asked]
 
     def doc_to_text(self, doc: dict[str, str]) -> str:
         """Return the prompt, to which the chat template is applied already."""
@@ -64,8 +68,10 @@ class HeldOut(Task):
 
     def process_results(self, doc: dict[str, str], results: list[str]) -> dict[str, float]:
         """Score an answer: exact match, and if all true answers are JSON, whether it is valid JSON."""
-        scores = {"exact_match": float(same(results[0], doc["answer"], self.as_json))}
-        return scores | ({"valid_json": float(parsed(results[0]) is not None)} if self.as_json else {})
+        truth = self.truths[doc["where"]]
+        answer = truth.compared(results[0])
+        scores = {"exact_match": float(same(answer, truth.final, self.kinds[doc["where"]]))}
+        return scores | ({"valid_json": float(parsed(answer) is not None)} if self.as_json else {})
 
     def aggregation(self) -> dict[str, Any]:
         """Average both metrics over the rows."""

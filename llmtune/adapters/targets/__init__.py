@@ -1,0 +1,1 @@
+"""Which layers and tensors an adapter goes to, and what it leaves."""

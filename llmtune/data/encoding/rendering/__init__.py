@@ -1,0 +1,1 @@
+"""What a chat template makes of the parts of a row."""

@@ -1,0 +1,102 @@
+"""Reads a part of a recipe's data into a table, once for the same files."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llmtune.data.mixture import draw_places
+from llmtune.data.row import Row
+from llmtune.data.rows import Form, iterate
+from llmtune.data.sources import source_files
+from llmtune.data.store.build import code_digest
+from llmtune.data.store.entries import Entry, cache_root, explained
+from llmtune.data.store.rows import NO_ROWS, StoredRows, store_rows
+from llmtune.errors import RecipeError
+from llmtune.files import digest_of, fingerprint
+from llmtune.recipe.data import Data
+
+SPLITS = {"train": "train", "eval": "validation", "test": "test"}
+"""The split of a Hub data set that a part is read from where the recipe names none."""
+
+
+def read_part(data: Data, part: str) -> StoredRows:
+    """All rows of the sources of train, eval or test; of a mixture, each with its source.
+
+    Raises RecipeError at the first bad row, MachineError where a disk has no room for many rows.
+    """
+    sources = data.source_keys(part)
+    if not sources:
+        return NO_ROWS
+    files = fingerprints(data, part)
+    form = Form.of(data)
+    facts: dict[str, object] = {
+        "sources": files,
+        "split": SPLITS[part],
+        "mixture": not isinstance(getattr(data, part), str),
+        "form": [form.format, dict(form.map)],
+        "code": code_digest(),
+        "versions": {name: version(name) for name in ("datasets", "pyarrow")},
+    }
+    unknown = any(found is None for found in files.values())
+    entry = Entry("rows", facts | ({"read": secrets.token_hex(16)} if unknown else {}))
+    rows = store_rows(_iterate(data, part), entry)
+    if fingerprints(data, part) != files:
+        raise RecipeError(f"{next(iter(sources.values()))}: was changed while it was read; start again")
+    return _by_content(entry, rows) if unknown and rows.stored.file else rows
+
+
+def training_rows(data: Data, seed: int) -> StoredRows:
+    """The rows of data.train, drawn by `seed` where it names a mixture."""
+    rows = read_part(data, "train")
+    return rows.take(draw_places(data, rows.labels("source"), seed))
+
+
+def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
+    """Size and SHA-256 of each source of a part, of all its files together; None for a Hub data set."""
+    return {source: _of_files(source_files(source, SPLITS[part])) for source in data.source_keys(part).values()}
+
+
+def _of_files(files: list[Path]) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; of several, the size of all, and the SHA-256 of their names and own digests."""
+    measured = [_fingerprint(file) for file in files]
+    if len(measured) < 2:
+        return measured[0] if measured else None
+    digest = digest_of([[file.name, one["sha256"]] for file, one in zip(files, measured, strict=True)])
+    return {"files": len(files), "bytes": sum(one["bytes"] for one in measured), "sha256": digest}
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return dict(_measured(path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@cache
+def _measured(path: Path, *state: int) -> dict[str, Any]:
+    return fingerprint(path)
+
+
+def _iterate(data: Data, part: str) -> Iterator[Row]:
+    form, split = Form.of(data), SPLITS[part]
+    if isinstance(getattr(data, part), str):
+        yield from iterate(getattr(data, part), split, form)
+        return
+    for one in data.sources(part):
+        for row in iterate(one.source, split, form):
+            yield replace(row, source=one.source)
+
+
+def _by_content(entry: Entry, rows: StoredRows) -> StoredRows:
+    """The same rows under the name of their content: those of a Hub data set lie on disk once, however often read."""
+    known = Entry("rows", {"content": rows.stored.sha256})
+    with explained(cache_root()), known.locked():
+        if known.open() is None:
+            shutil.rmtree(known.folder, ignore_errors=True)
+            known.adopt(entry)
+        else:
+            shutil.rmtree(entry.folder)
+    return StoredRows(known.reopen())

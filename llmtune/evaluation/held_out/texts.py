@@ -1,0 +1,113 @@
+"""Plain texts that are held out: how well a model predicts them, without a question."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtune.data.encoding.boundaries import missing_bos, tokenize
+from llmtune.data.encoding.plain import slices
+from llmtune.data.example import IGNORED, Example
+from llmtune.data.row import Row
+from llmtune.evaluation.generate import answer_losses
+from llmtune.evaluation.metrics import Score, finite, score
+from llmtune.evaluation.results import Answer, Result
+from llmtune.working import Step
+
+SHOWN_CHARACTERS = 2000
+"""Of a text, that results keep."""
+_BATCH = 64
+"""Texts that are tokenized at one time."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Held-out texts, of which a model reads `window` tokens at a time."""
+
+    rows: list[Row]
+    of: int
+    """Texts that there are; the recipe may limit how many are used."""
+    window: int
+
+
+def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
+    """Cut a text, with BOS and EOS as in training, into windows of `size` tokens that share one with the next.
+
+    So every token but the first is predicted once.
+    """
+    inside = [token for part in tokenize(tokenizer, list(slices(text, tokenizer))) for token in part]
+    ids = [*missing_bos(tokenizer, inside), *inside, tokenizer.eos_token_id]
+    return [ids[start : start + size] for start in range(0, max(1, len(ids) - 1), size - 1)]
+
+
+def score_texts(
+    model: PreTrainedModel, texts: Texts, tokenizer: PreTrainedTokenizerBase, limit: int | None, step: Step
+) -> tuple[Result, list[Answer]]:
+    """Return loss and perplexity on held-out texts, by token, and each text's start with its loss."""
+    losses: list[float | None] = []
+    tokens: list[int] = []
+    for batch in _batches(texts.rows):
+        examples = [
+            Example(row.id, row.where, ids, [IGNORED, *ids[1:]])
+            for row in batch
+            for ids in windows(row.text or "", tokenizer, texts.window)
+            if len(ids) > 1
+        ]
+        sums = dict.fromkeys((row.where for row in batch), 0.0)
+        counts = dict.fromkeys(sums, 0)
+        values = answer_losses(model, examples, int(tokenizer.pad_token_id))
+        for example, loss in zip(examples, values, strict=True):
+            sums[example.where] += loss
+            counts[example.where] += example.supervised
+        losses += map(finite, sums.values())
+        tokens += counts.values()
+        step(len(batch))
+    return _result(texts, losses, tokens, limit), _answers(texts.rows, losses, tokens)
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH))
+
+
+def _result(texts: Texts, losses: list[float | None], tokens: list[int], limit: int | None) -> Result:
+    loss = score([math.nan if loss is None else loss for loss in losses] if any(tokens) else [], tokens)
+    return {
+        "shots": 0,
+        "n": len(losses),
+        "of": texts.of,
+        "limit": limit if len(losses) < texts.of else None,
+        "version": 1,
+        "truncated": 0,
+        "not_finite": sum(loss is None for loss in losses),
+        "metrics": {"loss": loss, "perplexity": _perplexity(loss)},
+        "scores": {"loss": losses},
+        "higher_is_better": {"loss": False, "perplexity": False},
+        "resamples": {},
+        "tokens": tokens,
+        "compared": "every token of plain texts",
+    }
+
+
+def _perplexity(loss: Score) -> Score:
+    """Return e to the loss, and its standard error to the first order; None where it is too large for a number."""
+    if loss["value"] is None or loss["value"] > 700:
+        return {"value": None, "stderr": None, "n": loss["n"]}
+    value = math.exp(loss["value"])
+    return {"value": value, "stderr": None if loss["stderr"] is None else value * loss["stderr"], "n": loss["n"]}
+
+
+def _answers(rows: list[Row], losses: list[float | None], tokens: list[int]) -> list[Answer]:
+    """Return what results keep of each text."""
+    return [
+        {
+            "kind": "text",
+            "id": row.id,
+            "question": (row.text or "")[:SHOWN_CHARACTERS],
+            "prompt": "",
+            "answer": "",
+            "output": "",
+            "loss": None if loss is None or not count else loss / count,
+        }
+        for row, loss, count in zip(rows, losses, tokens, strict=True)
+    ]

@@ -1,0 +1,94 @@
+"""Results as tables for people: a row for each model, and the differences in words."""
+
+from llmtune.evaluation.metrics import Difference, format_difference, format_score
+from llmtune.evaluation.results import FEW_SHOT, TEXTS, Result, TunedEvaluation
+from llmtune.files import read_json
+from llmtune.recipe.suite import HELD_OUT
+from llmtune.run import Run
+
+TITLES = {"valid_json": "valid JSON", "exact_match": "exact match", "loss": "loss", "perplexity": "perplexity"}
+
+
+def table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each model, by column title: every score with its standard error and its n."""
+    return compare_models(*(read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned")))
+
+
+def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+    """Return the cells of `table` for the results of two models by task."""
+    tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
+    by_model = {"base, zero-shot": base, "tuned": tuned}
+    if HELD_OUT not in base:
+        return [{"model": model} | _task_cells(results, tasks) for model, results in by_model.items()]
+    held_out = {"base, zero-shot": base[HELD_OUT]}
+    if FEW_SHOT in base:
+        held_out[f"base, {base[FEW_SHOT]['shots']}-shot"] = base[FEW_SHOT]
+    held_out["tuned"] = tuned[HELD_OUT]
+    return [
+        {"model": model} | _held_out_cells(result) | _task_cells(by_model.get(model, {}), tasks)
+        for model, result in held_out.items()
+    ]
+
+
+def base_note(run: Run) -> str | None:
+    """Say over which base both models answered where that was not the whole one."""
+    quantize = (read_json(run.eval / "tuned.json").get("settings") or {}).get("quantize") or "none"
+    if quantize == "none":
+        return None
+    return f"Base and tuned model answered over the {quantize.replace('bit', '-bit')} base that was trained."
+
+
+def comparison_note(run: Run) -> str | None:
+    """Say what exact match compares where that is not the answers as they are."""
+    compared = read_json(run.eval / "tuned.json")["results"].get(HELD_OUT, {}).get("compared", "text")
+    return None if compared == "text" else f"Compared: {compared}."
+
+
+def difference_table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
+    stored: TunedEvaluation = read_json(run.eval / "tuned.json")
+    shots = (stored["settings"].get("held_out") or {}).get("shots")
+    names = {"base, few-shot": f"base, {shots}-shot"}
+    return [
+        {"tuned against": names.get(other, other), "metric": _metric_title(stored["results"][task], task, metric)}
+        | _gap_cells(gap)
+        for other, tasks in stored["differences"].items()
+        for task, metrics in tasks.items()
+        for metric, gap in metrics.items()
+    ]
+
+
+def _metric_title(result: Result, task: str, metric: str) -> str:
+    """Name a metric for people, with its task and with which direction is better."""
+    name = TITLES.get(metric, metric) if task == HELD_OUT else f"{task}: {metric}"
+    return f"{name} (lower is better)" if result.get("higher_is_better", {}).get(metric) is False else name
+
+
+def _gap_cells(gap: Difference) -> dict[str, str]:
+    return {"difference": format_difference(gap), "verdict": gap.get("verdict", ""), "n": str(gap["n"])}
+
+
+def task_title(task: str, result: Result) -> str:
+    """Name a task for people: held-out rows by their number of shots, as zero-shot or 2-shot."""
+    titles = {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot", TEXTS: "held-out texts"}
+    return "held-out texts" if "perplexity" in result["metrics"] and task == HELD_OUT else titles.get(task, task)
+
+
+def _rows(result: Result) -> str:
+    """Say how many rows were scored, and of how many if not all were."""
+    return str(result["n"]) if result["n"] == result["of"] else f"{result['n']} of {result['of']}"
+
+
+def _held_out_cells(result: Result) -> dict[str, str]:
+    scores = {title: result["metrics"][metric] for metric, title in TITLES.items() if metric in result["metrics"]}
+    return {**{title: format_score(one["value"], one["stderr"]) for title, one in scores.items()}, "n": _rows(result)}
+
+
+def _task_cells(results: dict[str, Result], tasks: list[str]) -> dict[str, str]:
+    """Return the first metric of each task with its n; a dash for a task that the model was not given."""
+    return {task: _task_cell(results[task]) if task in results else "-" for task in tasks}
+
+
+def _task_cell(result: Result) -> str:
+    metric, score = next(iter(result["metrics"].items()))
+    return f"{metric} {format_score(score['value'], score['stderr'])} (n {_rows(result)})"
