@@ -27,6 +27,8 @@ class AdapterSpec(Closed):
     """What people call it."""
     registered_by: ClassVar[str | None] = None
     """The module to import before PEFT can load this adapter; None for what PEFT itself has."""
+    peft_names: ClassVar[dict[str, str]] = {}
+    """The settings that PEFT's configuration keeps, and their names there."""
 
     @abstractmethod
     def default_rate(self, facts: Facts, share: float) -> float:

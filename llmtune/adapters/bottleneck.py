@@ -23,6 +23,7 @@ class Bottleneck(AdapterSpec):
     """A narrow MLP beside or behind each block's own (Houlsby 2019, He 2021)."""
 
     name: ClassVar[str] = "bottleneck adapters"
+    peft_names: ClassVar[dict[str, str]] = {"size": "size", "form": "form"}
 
     kind: Literal["bottleneck"]
     """Bottleneck adapter."""

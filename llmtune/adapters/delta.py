@@ -4,6 +4,7 @@ import importlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -18,6 +19,7 @@ from llmtune.files import write_folder, write_json
 from llmtune.model.base import Base, load_config, vocabulary
 from llmtune.model.blocks import unwrap
 from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
+from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.kinds import auto_class
 
 TENSORS = "trained.safetensors"
@@ -25,10 +27,17 @@ ADAPTER = "adapter_model.safetensors"
 BASE = "base.json"
 
 
-def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, base: Base, kind: str) -> None:
+def save_delta(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    base: Base,
+    kind: str,
+    start: dict[str, Any] | None = None,
+) -> None:
     """Write what was trained and what it was trained on, completely or not at all; `tensors` are the trained ones.
 
-    `kind` is the adapter's.
+    `kind` is the adapter's; `start` says what training went on from, if anything.
     """
     # safetensors writes beside a file before it renames: a killed process would leave that in the delta.
     with write_folder(folder) as partial:
@@ -37,8 +46,10 @@ def save_delta(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path,
         converted = {"converted": asdict(base.converted)} if base.converted else {}
         added = {"added": _copy_tokenizer(base, partial)} if base.added else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
+        form = dequantized_format(load_config(base))
+        before = ({"start": start} if start else {}) | ({"dequantized": form} if form else {})
         named = {"loaded_by": auto_class(unwrap(model).config).__name__, "kind": stored, "adapter": kind}
-        write_json(partial / BASE, {**facts, **converted, **added, **named})
+        write_json(partial / BASE, {**facts, **converted, **added, **before, **named})
 
 
 def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:

@@ -58,6 +58,14 @@ class Lora(AdapterSpec):
     """Low-rank updates beside linear layers (Hu 2021)."""
 
     name: ClassVar[str] = "LoRA"
+    peft_names: ClassVar[dict[str, str]] = {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "rslora": "use_rslora",
+        "dora": "use_dora",
+        "ranks": "rank_pattern",
+        "alphas": "alpha_pattern",
+    }
 
     kind: Literal["lora"]
     """Low-rank adapter."""
@@ -204,10 +212,12 @@ class Lora(AdapterSpec):
 
     @property
     def unquantizable(self) -> FieldError | None:
-        """Why a start that takes weight out of the base does not fit a 4-bit one."""
+        """Why a start that takes weight out of the base does not fit a quantized one."""
         if not self.takes_weight:
             return None
-        return FieldError("method.adapter.init", "takes weight out of the base, which 4bit rounds; try default")
+        return FieldError(
+            "method.adapter.init", "takes weight out of the base, which model.quantize rounds; try default"
+        )
 
     def move_weight(self, tuned: "nn.Module", folder: Path, resumes: bool, device: "torch.device | str") -> None:
         """Move the start's share of the base weights into A and B, and keep it in `folder` for a resumed run."""

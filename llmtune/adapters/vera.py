@@ -20,6 +20,11 @@ class Vera(AdapterSpec):
     """Vectors that scale one frozen random low-rank update, shared by all layers (Kopiczko 2024)."""
 
     name: ClassVar[str] = "VeRA"
+    peft_names: ClassVar[dict[str, str]] = {
+        "rank": "r",
+        "d_initial": "d_initial",
+        "projection_seed": "projection_prng_key",
+    }
 
     kind: Literal["vera"]
     """Vector-based random matrix adaptation."""

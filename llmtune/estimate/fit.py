@@ -169,7 +169,7 @@ def changes(recipe: Recipe) -> Iterator[list[str]]:
     if recipe.method.adapter.trains_base:
         lighter = [*lighter, "method=lora"]
         yield lighter
-    if recipe.model.quantize == "none":
+    if recipe.model.quantize != "4bit":
         yield [*lighter, "model.quantize=4bit"]
 
 

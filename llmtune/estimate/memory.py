@@ -13,7 +13,7 @@ from llmtune.estimate.trace import Trace
 from llmtune.kernels.head import HEAD_CHUNK_BYTES, LOGIT_BYTES
 from llmtune.model.blocks import blocks
 from llmtune.model.layout import Layout
-from llmtune.model.quantize import NF4_BYTES
+from llmtune.model.quantize import WEIGHT_BYTES
 
 ANSWERS = 2 * 2**30
 """Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
@@ -178,7 +178,7 @@ class _Counted:
         buffers = sum(buffer.numel() * buffer.element_size() for buffer in layout.tuned.buffers())
         quantized = sum(_weight(layout.skeleton, name).numel() for name in layout.linear[0])
         whole = 4 * trained + width * (frozen - quantized)
-        return round(whole / self._shares + NF4_BYTES * quantized) + buffers
+        return round(whole / self._shares + _bytes(layout, width) * quantized) + buffers
 
     def _gathered(self) -> int:
         """What is whole at one time of sharded weights: all outside the blocks, two blocks, the gradients of one."""
@@ -190,10 +190,15 @@ class _Counted:
         return self._setting.dtype.itemsize * (outside + 2 * max(inside)) + 6 * max(trained)
 
     def _passing(self, now: set[str]) -> int:
-        """The gradient of the largest matrix before it is added, in both precisions; a matrix unpacked from 4 bits."""
+        """The gradient of the largest matrix before it is added, in both precisions; an unpacked matrix."""
         width = 4 if self._setting.dtype == torch.float32 else 6
         unpacked = [_weight(self._layout.skeleton, name).numel() for name in self._layout.linear[0]]
         return width * max((self._size[name] for name in now), default=0) + 2 * max(unpacked, default=0)
+
+
+def _bytes(layout: Layout, width: int) -> float:
+    """Bytes of a number in a quantized layer, `width` where none is quantized."""
+    return WEIGHT_BYTES[layout.bits] if layout.bits else width
 
 
 def _weight(model: nn.Module, name: str) -> torch.Tensor:
@@ -209,20 +214,20 @@ class StepMemory:
 
 
 def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
-    """Base and tuned model, one after the other, on the device; the least is the base in the 4 bits of the training."""
+    """Base and tuned model, one after the other, on the device; the least is the base as it was trained."""
     parameters = layout.facts.parameters
     adapter = sum(one.numel() for one in layout.tuned.parameters()) - parameters
     parts = dict(layout.skeleton.named_parameters())
     quantized = sum(parts[f"{name}.weight"].numel() for name in layout.linear[0])
     width = setting.dtype.itemsize
     rest = width * (parameters - quantized) + 4 * adapter + ANSWERS
-    return StepMemory(rest + width * quantized, round(rest + (NF4_BYTES if quantized else width) * quantized))
+    return StepMemory(rest + width * quantized, round(rest + _bytes(layout, width) * quantized))
 
 
 def merge_memory(layout: Layout, dtype: torch.dtype) -> StepMemory:
     """Main memory of the merge: the weights as they are stored, and the largest part of the model in fp32, twice.
 
-    A 4-bit run is compared with its base dequantized to fp32.
+    A quantized run is compared with its base dequantized to fp32.
     """
     skeleton = layout.skeleton
     parts: list[nn.Module] = [*blocks(skeleton), skeleton.get_input_embeddings()]

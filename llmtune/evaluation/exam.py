@@ -140,7 +140,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "template": dict(recipe.data.template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
-        "quantize": "4bit" if placement.is_4bit else "none",
+        "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -32,8 +32,10 @@ def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[di
 
 def base_note(run: Run) -> str | None:
     """Say over which base both models answered where that was not the whole one."""
-    is_4bit = (read_json(run.eval / "tuned.json").get("settings") or {}).get("quantize") == "4bit"
-    return "Base and tuned model answered over the 4-bit base that was trained." if is_4bit else None
+    quantize = (read_json(run.eval / "tuned.json").get("settings") or {}).get("quantize") or "none"
+    if quantize == "none":
+        return None
+    return f"Base and tuned model answered over the {quantize.replace('bit', '-bit')} base that was trained."
 
 
 def comparison_note(run: Run) -> str | None:

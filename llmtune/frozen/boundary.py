@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitsandbytes.nn import Linear8bitLt
 from torch import nn
 
 WORTH = 0.05
@@ -38,11 +39,16 @@ def choose_boundaries(spans: list[Span], kept: set[int], rows: int, size: int, l
 
 
 def find_randomness(model: nn.Module, above: Sequence[nn.Module]) -> str | None:
-    """What makes the part outside the blocks `above` random in training: a dropout above 0, by name, or None."""
+    """What makes the part outside the blocks `above` differ from pass to pass: a dropout above 0, by name, or None.
+
+    LLM.int8 computes whole columns apart where any row of a pass has a large number in them.
+    """
     ignored = {id(module) for block in above for module in block.modules()}
     for name, module in model.named_modules():
         if id(module) in ignored:
             continue
+        if isinstance(module, Linear8bitLt):
+            return f"{name} is in 8 bits, whose outputs for a row depend on the rows beside it"
         rates = {key: value for key, value in vars(module).items() if "drop" in key or "jitter" in key}
         if isinstance(module, nn.Dropout):
             rates = {"p": module.p}

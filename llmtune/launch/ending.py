@@ -61,7 +61,7 @@ def _killed(recipe: Recipe | None) -> str:
 def less_memory(recipe: Recipe) -> str:
     """The settings that lower the memory of a recipe's training, those that cost least first, in words."""
     train, model, adapter = recipe.train, recipe.model, recipe.method.adapter
-    may_be_4bit = model.quantize == "none" and not adapter.trains_base and adapter.unquantizable is None
+    may_be_4bit = model.quantize != "4bit" and not adapter.trains_base and adapter.unquantizable is None
     tokens = train.micro_batch_tokens
     options = {
         "train.activation_checkpointing: on": train.activation_checkpointing is not True,

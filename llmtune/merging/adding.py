@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from llmtune.errors import ProofError, lacks_memory
 from llmtune.merging.compact import in_fp32, units, widen_buffers, widened_units
 from llmtune.merging.proof import logits
-from llmtune.model.base import Base, load_model
+from llmtune.model.base import Base, load_config, load_model
+from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.stored import stored_tensors
 from llmtune.model.kinds import auto_class
 
@@ -27,6 +28,8 @@ Tuned: TypeAlias = PreTrainedModel | PeftModel
 def load_compact(base: Base, ids: Ids) -> tuple[PreTrainedModel, torch.Tensor]:
     """Load a base in the dtype of its files, and compute its logits in fp32; in fp32 where it cannot compute so."""
     kinds = {tensor.dtype for tensor in stored_tensors(base.folder, base.name).values()}
+    if dequantized_format(load_config(base)):
+        kinds = {"BF16"}  # what they are dequantized to
     if kinds <= {"BF16"} or kinds <= {"F16"}:
         try:
             weights = load_model(base, _DTYPES[kinds.pop()])

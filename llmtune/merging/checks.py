@@ -57,16 +57,19 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def memory_words(base: Base, weights: int, dtype: str, is_4bit: bool = False) -> tuple[int, str]:
+def memory_words(base: Base, weights: int, dtype: str, bits: int | None = None) -> tuple[int, str]:
     """Return the bytes of memory that merging so many numbers takes, and what for.
 
-    A 4-bit run is compared with its base dequantized to float32.
+    A quantized run is compared with its base dequantized to float32.
     """
     itemsize = getattr(torch, dtype).itemsize
     largest = max(sum(one.numel() for one in unit.parameters()) for unit in units(build_skeleton(base)))
     needed = weights * itemsize + _WIDE * largest
-    if is_4bit and 4 * weights > needed:
-        return 4 * weights, f"comparing with the trained 4-bit model holds the weights in float32, {size(4 * weights)}"
+    if bits and 4 * weights > needed:
+        return (
+            4 * weights,
+            f"comparing with the trained {bits}-bit model holds the weights in float32, {size(4 * weights)}",
+        )
     return needed, f"merging holds the weights in {dtype} and a block of them in float32, {size(needed)}"
 
 
@@ -77,19 +80,21 @@ def check_memory(needed: int, words: str) -> None:
         raise FullMemoryError(f"{words}, and {size(free)} of memory is free; {LESS_MEMORY}")
 
 
-def compare_with_4bit(run: Run, settings: Recipe, base: Base, original: torch.Tensor) -> dict[str, Any]:
-    """Return logit gaps between the trained 4-bit model and the delta on the original and on a dequantized base.
+def compare_with_quantized(run: Run, settings: Recipe, base: Base, bits: int, original: torch.Tensor) -> dict[str, Any]:
+    """Return logit gaps between the trained quantized model and the delta on the original and a dequantized base.
 
     `original` are the logits of the delta on the original base. All is computed on the CPU, one model at a time.
     """
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in probes(settings)]
-    _, keep = linear_layers(settings, build_skeleton(base))
-    trained = logits(load_delta(load_model(base, keep=keep, device=CPU), run.delta), ids)
-    back: Any = load_model(base, keep=keep, device=CPU).dequantize()
+    options: dict[str, Any] = {"device": CPU}
+    if settings.model.quantize != "none":
+        options |= {"keep": linear_layers(settings, build_skeleton(base))[1], "bits": bits}
+    trained = logits(load_delta(load_model(base, **options), run.delta), ids)
+    back: Any = load_model(base, **options).dequantize()
     dequantized = logits(load_delta(back.float(), run.delta), ids)
     gaps = {"original": (original - trained).abs(), "dequantized": (dequantized - trained).abs()}
     return {
-        "gap_to_4bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
+        f"gap_to_{bits}bit": {name: {"max": float(gap.max()), "mean": float(gap.mean())} for name, gap in gaps.items()},
         "merged_into": "original",
     }

@@ -17,7 +17,7 @@ from llmtune.merging.checks import (
     LESS_MEMORY,
     check_disk,
     check_memory,
-    compare_with_4bit,
+    compare_with_quantized,
     count_weights,
     headers,
     memory_words,
@@ -27,11 +27,13 @@ from llmtune.merging.proof import Reloaded, load_with_stock_transformers, probes
 from llmtune.merging.untouched import beyond_text, count_kept, left_out
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import distances
-from llmtune.model.check import stored_quantization
+from llmtune.model.check import check_same_shapes
 from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
-from llmtune.model.files.locate import locate_base
+from llmtune.model.files.locate import locate_base, locate_original
+from llmtune.model.files.quantization import HOW_QUANTIZED, dequantized_format, kept_bits, stored_quantization
 from llmtune.model.kinds import auto_class
 from llmtune.model.mlp import with_widths
+from llmtune.model.quantize import bits_of
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
@@ -61,16 +63,21 @@ def merge(run: Run) -> dict[str, Any]:
         raise ProofError(settings.method.adapter.unmergeable.message)
     with lacks_named("merge"), working("checking what is merged"):
         base = locate_base(settings.model)
+        into = (
+            locate_original(settings.model.merge_into, settings.model.add_tokens) if settings.model.merge_into else base
+        )
         run.verify("train")
         _check_base(run.delta, base)
         refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
-        weights = count_weights(base)
+        if into is not base:
+            check_same_shapes(base, build_skeleton(base), into)
+        weights = count_weights(into)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
         check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
-        needed, words = memory_words(base, weights, settings.merge.dtype, settings.model.quantize == "4bit")
+        needed, words = memory_words(into, weights, settings.merge.dtype, _trained_bits(settings, base))
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
-        facts = _replace_merged(run, settings, base)
+        facts = _replace_merged(run, settings, base, into)
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
         f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; {max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} "
@@ -82,24 +89,28 @@ def merge(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _replace_merged(run: Run, settings: Recipe, base: Base) -> dict[str, Any]:
+def _replace_merged(run: Run, settings: Recipe, base: Base, into: Base) -> dict[str, Any]:
     """Remove what an earlier merge wrote, merge, and record the step; returns its facts."""
     run.forget("merge")
     shutil.rmtree(run.merged, ignore_errors=True)
     with write_folder(run.merged) as folder:
-        facts, live = _write(run, settings, base, folder)
-        if settings.model.quantize == "4bit":
-            with working("comparing with the trained 4-bit model"):
-                facts |= compare_with_4bit(run, settings, base, live)
+        facts, live = _write(run, settings, base, into, folder)
+        bits = _trained_bits(settings, base)
+        if bits:
+            with working(f"comparing with the trained {bits}-bit model"):
+                facts |= compare_with_quantized(run, settings, base, bits, live)
+        if into is not base:
+            facts["merged_into"] = into.hub_id or into.folder.name
     with working("hashing the merged folder"):
         run.mark("merge", [run.merged], **facts)
     return facts
 
 
-def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
+def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """Merge in fp32, round, write, read again in a fresh process; compare each step's logits with the live model's.
 
-    Returns the facts of the proof, and the live model's logits.
+    The delta goes `into` the base, or the 16-bit model that it was made from. Returns the facts of the proof, and the
+    live model's logits.
     """
     name = settings.merge.dtype
     dtype = getattr(torch, name)
@@ -107,8 +118,8 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
     texts = probes(settings)
     ids = [tokenizer(text).input_ids for text in texts]
     with working("loading the base model"):
-        _refuse_quantized(base)
-        weights, untuned = load_compact(base, ids)
+        _refuse_quantized(into)
+        weights, untuned = load_compact(into, ids)
     before = digests(weights, dtype, "the base")
     with working("loading the delta"):
         tuned = load_delta(weights, run.delta, as_stored=True)
@@ -126,10 +137,10 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
         raise ProofError(f"{run.delta}: merged in {name}, every tensor equals the base's; try merge.dtype: float32")
     with working(f"writing the merged weights in {name}"):
         round_buffers(merged, dtype)
-        unloaded = left_out(merged, base, dtype)
-        save_folder(merged, base.folder, folder, name, unloaded)
+        unloaded = left_out(merged, into, dtype)
+        save_folder(merged, base.folder, folder, name, unloaded, into.folder)
     loaded_by = auto_class(merged.config).__name__, type(merged).__name__
-    rest = [*beyond_text(merged, distances(build_skeleton(base))), *unloaded]
+    rest = [*beyond_text(merged, distances(build_skeleton(into))), *unloaded]
     del weights, tuned, merged
     trim_heap()
     reloaded = _reload(folder, texts, dtype, tokenizer, loaded_by)
@@ -146,9 +157,9 @@ def _write(run: Run, settings: Recipe, base: Base, folder: Path) -> tuple[dict[s
         "shift": float((live - untuned).abs().max()),
         "largest_logit": scale,
         "changed": changed,
-        "kept": count_kept(rest, base, folder, dtype),
+        "kept": count_kept(rest, into, folder, dtype),
         "texts": len(texts),
-        "base": {"name": base.name, "revision": base.revision, "hub_id": base.hub_id},
+        "base": {"name": into.name, "revision": into.revision, "hub_id": into.hub_id},
         **headers(folder, name),
     }
     return facts, live
@@ -183,16 +194,28 @@ def _check_base(delta: Path, base: Base) -> None:
 
 def _refuse_quantized(base: Base) -> None:
     """Raise ProofError for a base that is stored quantized."""
-    if stored_quantization(load_config(base)) is not None:
+    config = load_config(base)
+    if stored_quantization(config) is not None and not dequantized_format(config):
         raise ProofError(f"{base.name} is stored quantized; a delta is merged into a 16- or 32-bit base only")
 
 
+def _trained_bits(settings: Recipe, base: Base) -> int | None:
+    """The bits that the linear layers had in training; None where they had 16 or 32."""
+    return bits_of(settings.model.quantize) or kept_bits(load_config(base))
+
+
 def save_folder(
-    weights: PreTrainedModel, base: Path, folder: Path, dtype: str, unloaded: dict[str, torch.Tensor] | None = None
+    weights: PreTrainedModel,
+    base: Path,
+    folder: Path,
+    dtype: str,
+    unloaded: dict[str, torch.Tensor] | None = None,
+    original: Path | None = None,
 ) -> None:
     """Write weights in shards of 5 GB, config with its new dtype, and tokenizer and template from the base.
 
-    `unloaded` are tensors of the base's files that the model does not have.
+    `unloaded` are tensors of the base's files that the model does not have. The config is that of the `original`, where
+    the weights are not the base's.
     """
     needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.parameters())
     free = shutil.disk_usage(folder.parent).free
@@ -201,7 +224,8 @@ def save_folder(
     tensors = {**weights.state_dict(), **unloaded} if unloaded else None
     weights.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
-    config = with_widths(_with_dtype(read_json(base / "config.json"), dtype), weights)
+    config = with_widths(_with_dtype(read_json((original or base) / "config.json"), dtype), weights)
+    config = {key: value for key, value in config.items() if key not in HOW_QUANTIZED}
     write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})
     for file in {file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}:
         # A file of the Hub's cache is a link to the blobs beside it; any other link could carry a private file along.

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtune.machine.device import run_device
+from llmtune.model.dequantize import load_dequantized
 from llmtune.model.files.converted import Converted
+from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import refuse_damaged
 from llmtune.model.kinds import auto_class, check_causal, check_kind
@@ -34,6 +36,8 @@ class Base:
     """The model on the Hub that a card names."""
     converted: Converted | None = None
     """The .gguf file that the weights in the folder were converted from, where they were."""
+    start: str | None = None
+    """The adapter that was named as the base, and of which this is the base: a folder, or a Hub id at a commit."""
     added: tuple[int, ...] = ()
     """The ids of tokens that the model did not have: the folder is a copy with longer embeddings."""
 
@@ -96,9 +100,13 @@ def vocabulary(config: PreTrainedConfig) -> int:
 
 
 def load_model(
-    base: Base, dtype: torch.dtype = torch.float32, keep: list[str] | None = None, device: torch.device | None = None
+    base: Base,
+    dtype: torch.dtype = torch.float32,
+    keep: list[str] | None = None,
+    device: torch.device | None = None,
+    bits: int = 4,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode; with `keep`, linear layers are quantized to NF4 except these modules.
+    """The base model in evaluation mode; with `keep`, linear layers but these are quantized: to NF4, or to 8 bits.
 
     Each weight goes straight to `device`. Without one, it goes to the CPU, or where bitsandbytes would have it.
     Raises FieldError where the files are not exactly the tensors of the model.
@@ -108,7 +116,8 @@ def load_model(
         options["device_map"] = {"": str(device)}
     if keep is not None:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
@@ -116,16 +125,7 @@ def load_model(
         )
     config = load_config(base)
     with reading(base.name, "its weights"):
-        model, loaded = auto_class(config).from_pretrained(
-            base.folder,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, loaded = _read(base, config, dtype, options)
     refuse_differences(base.name, loaded)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -133,6 +133,25 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     checked: PreTrainedModel = model.eval()
     return checked
+
+
+def _read(
+    base: Base, config: PreTrainedConfig, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' report on its tensors."""
+    if dequantized_format(config):
+        return load_dequantized(base.folder, config, dtype, options)
+    model, report = auto_class(config).from_pretrained(
+        base.folder,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    return model, report
 
 
 def build_skeleton(base: Base) -> PreTrainedModel:

@@ -1,6 +1,5 @@
 """Compares a base's files with the model that its configuration describes, before any weight or row is read."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,8 +7,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import FieldError
-from llmtune.model.base import Base
+from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.files.fingerprints import base_files
+from llmtune.model.files.locate import INTO
+from llmtune.model.files.quantization import (
+    dequantized_format,
+    dequantized_tensors,
+    kept_bits,
+    refuse_unscaled,
+    stored_quantization,
+    without_quantization,
+)
 from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import INDEX, SINGLE, StoredTensor, refuse_damaged, stored_tensors, weight_files
 from llmtune.model.reading import reading
@@ -18,7 +26,9 @@ _QUANTIZED = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".
 """What bitsandbytes stores beside a weight in 4 bits."""
 
 
-_HOW_QUANTIZED = ("quantization_config", "compression_config")
+_BESIDE = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".quant_state.", ".SCB", ".weight_format")
+"""What bitsandbytes stores beside a weight in 4 or 8 bits."""
+_PACKED = ("U8", "I8")
 
 
 class UnreadTensor:
@@ -47,7 +57,10 @@ def check_base(base: Base, skeleton: PreTrainedModel) -> None:
         refuse_damaged(file, base.name)
     if has_weights(base):
         tensors = stored_tensors(base.folder, base.name)
-        if stored_quantization(skeleton.config) is not None:
+        if dequantized_format(skeleton.config):
+            refuse_unscaled(tensors, base.name)
+            tensors = dequantized_tensors(tensors, base.name)
+        elif kept_bits(skeleton.config):
             tensors = _as_before_quantization(tensors, skeleton)
         refuse_differences(base.name, _report(base, skeleton, tensors))
 
@@ -60,41 +73,62 @@ def has_weights(base: Base) -> bool:
     return named and all(file.is_file() for file in weight_files(base.folder, base.name))
 
 
-def stored_quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """How the weights of a base are quantized in its files, as its configuration says; None where they are not."""
-    named = (getattr(config, key, None) for key in _HOW_QUANTIZED)
-    stored = next((how for how in named if how is not None), None)
-    if stored is None:
-        return None
-    return dict(stored) if isinstance(stored, Mapping) else dict(stored.to_dict())
-
-
-def check_stored(name: str, stored: dict[str, Any], wants: dict[str, bool]) -> None:
+def check_stored(name: str, config: PreTrainedConfig, wants: dict[str, bool]) -> None:
     """Raise FieldError for weights that are stored quantized and cannot be trained on so, or not as the recipe wants.
 
     `wants` tells by key of the recipe whether it wants what such a base cannot give.
     """
-    method = str(stored.get("quant_method"))
-    if method != "bitsandbytes" or not stored.get("load_in_4bit"):
-        message = f"{name} is stored quantized ({method}); only 16 and 32 bits, and 4 bits of bitsandbytes, train"
-        raise FieldError("model.base", f"{message}; name the model that it was made from")
-    reasons = {
-        "method.adapter": "its weights cannot train; add an adapter, such as lora",
-        "model.quantize": "it needs no quantize; remove that key",
-        "memory.frozen_blocks": "its blocks cannot be streamed; try auto",
-        "merge.enabled": "no delta can be merged into it; set false, or name the model that it was made from",
-    }
+    stored, bits, dequantized = stored_quantization(config), kept_bits(config), dequantized_format(config)
+    if stored is None:
+        reasons = {"model.merge_into": "is for a base that is stored quantized, and {base} is not; remove that key"}
+    elif bits:
+        words = f"{{base}} is stored in {bits} bits (bitsandbytes), so "
+        reasons = {
+            "method.adapter": words + "its weights cannot train; add an adapter, such as lora",
+            "model.quantize": words + "it needs no quantize; remove that key",
+            "memory.frozen_blocks": words + "its blocks cannot be streamed; try auto",
+            "merge.enabled": words + "no delta can be merged into it; set false, or name the 16-bit model that it was "
+            "made from in model.merge_into",
+        }
+    elif dequantized:
+        words = f"{{base}} is stored in {dequantized} and dequantized as it is loaded, so "
+        reasons = {
+            "model.quantize": words + "it cannot be quantized again; remove that key, or name its 16-bit model",
+            "memory.frozen_blocks": words + "its blocks cannot be streamed; try auto",
+        }
+    else:
+        message = f"{name} is stored quantized ({stored.get('quant_method')}); only 16 and 32 bits, fp8, MXFP4, and 4 "
+        raise FieldError(
+            "model.base", f"{message}or 8 bits of bitsandbytes, train; name the model that it was made from"
+        )
     for key, reason in reasons.items():
         if wants[key]:
-            raise FieldError(key, f"{name} is stored in 4 bits (bitsandbytes), so {reason}")
+            raise FieldError(key, reason.format(base=name))
+
+
+def check_same_shapes(base: Base, skeleton: PreTrainedModel, original: Base) -> None:
+    """Raise FieldError where the model that a delta is to be merged into is not what the base was made from."""
+    try:
+        config = load_config(original)
+        other = build_skeleton(original)
+        check_base(original, other)
+    except FieldError as error:
+        raise FieldError(INTO, error.message, error.kind) from error
+    if stored_quantization(config) is not None:
+        raise FieldError(INTO, f"{original.name} is stored quantized itself; name the 16-bit model")
+    ours, theirs = ({name: list(one.shape) for name, one in model.state_dict().items()} for model in (skeleton, other))
+    for name in (*ours, *theirs):
+        if ours.get(name) != theirs.get(name):
+            one, two = (f"{name} {shapes[name]}" if name in shapes else f"no {name}" for shapes in (ours, theirs))
+            message = f"{original.name} is not the model that {base.name} was made from: it has {two}, the base {one}"
+            raise FieldError(INTO, message)
 
 
 def _report(base: Base, skeleton: PreTrainedModel, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
     """What transformers reports of loading tensors of these names and shapes."""
     config = skeleton.config
     if stored_quantization(config) is not None:
-        plain = {key: value for key, value in config.to_dict().items() if key not in _HOW_QUANTIZED}
-        config = type(config).from_dict(plain)
+        config = without_quantization(config)
     try:
         _, report = type(skeleton).from_pretrained(
             None,
@@ -126,7 +160,9 @@ def _as_before_quantization(tensors: dict[str, StoredTensor], skeleton: PreTrain
     """The tensors without what bitsandbytes stores beside a weight, each packed weight in its original shape."""
     shapes = {key: list(tensor.shape) for key, tensor in skeleton.state_dict().items()}
     return {
-        key: StoredTensor(tensor.file, shapes.get(key, tensor.shape), tensor.dtype) if tensor.dtype == "U8" else tensor
+        key: StoredTensor(tensor.file, shapes.get(key, tensor.shape), tensor.dtype)
+        if tensor.dtype in _PACKED
+        else tensor
         for key, tensor in tensors.items()
-        if not any(mark in key for mark in _QUANTIZED)
+        if not any(mark in key for mark in _BESIDE)
     }

@@ -25,7 +25,9 @@ class Layout:
     trained: dict[str, nn.Parameter]
     """The parameters that ever train, by name."""
     linear: tuple[list[str], list[str]]
-    """The base's linear layers that 4 bits are for, and those that stay; empty without model.quantize."""
+    """The base's linear layers that are quantized, and those that stay; empty without model.quantize."""
+    bits: int | None = None
+    """The bits that those are quantized to."""
     forecasts: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
     """Predictions of memory that were computed from it, by their setting."""
 

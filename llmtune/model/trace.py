@@ -49,7 +49,9 @@ def _run(model: PreTrainedModel) -> None:
     device = model.get_input_embeddings().weight.device
     # Stubbed blocks give no router's logits.
     quiet = {"output_router_logits": False} if hasattr(model.config.get_text_config(), "output_router_logits") else {}
-    model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=False, **quiet)
+    mixed = len({one.dtype for one in model.parameters() if one.is_floating_point()}) > 1 and device.type != "meta"
+    with torch.autocast("cpu" if device.type == "meta" else device.type, torch.bfloat16, enabled=mixed):
+        model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=False, **quiet)
 
 
 @contextmanager

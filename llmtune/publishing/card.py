@@ -10,7 +10,7 @@ from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
-from llmtune.publishing.header import card_data, is_merged, repository, sign, strip_paths, write_card
+from llmtune.publishing.header import card_data, is_merged, merge_facts, repository, sign, strip_paths, write_card
 from llmtune.publishing.markdown import code, indented, table
 from llmtune.publishing.usage import needs, usage
 from llmtune.recipe.sections import Recipe, dump
@@ -24,7 +24,7 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
     title = repository(settings).rsplit("/", 1)[-1]
     parts = [
         f"# {title}",
-        _opening(settings, base),
+        _opening(settings, base, merge_facts(run, settings)),
         "## Use",
         *needs(settings, base),
         indented(usage(settings, base)),
@@ -52,13 +52,25 @@ def without_paths(settings: Recipe) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _opening(settings: Recipe, base: dict[str, Any]) -> str:
+def _opening(settings: Recipe, base: dict[str, Any], merged: dict[str, Any]) -> str:
     content = {
         "merged": "Full weights: the base and what was trained, merged.",
         "adapter": f"An adapter ({base['adapter']}) to load on top of the base.",
         "tensors": "The tensors that were trained, to put in place of the base's.",
     }["merged" if is_merged(settings) else base["kind"]]
-    return f"{content} {_origin(base)} Fine-tuned by {code(settings.method_words)} with llmtune {__version__}."
+    method = code(settings.method_words)
+    return f"{content} {_origin(base)}{_way(base, merged)} Fine-tuned by {method} with llmtune {__version__}."
+
+
+def _way(base: dict[str, Any], merged: dict[str, Any]) -> str:
+    """How the weights came from the base by another way than one training on it as it is; "" for that."""
+    text = f" It is stored in {base['dequantized']} and was dequantized to bf16." if base.get("dequantized") else ""
+    start = base.get("start")
+    if start:
+        text += f" Training went on from {code(start['name'])} (SHA-256 {code(start['sha256'])}), which is included."
+    if merged.get("merged_into") not in (None, "original"):
+        text += f" What was trained was merged into {code(merged['merged_into'])}, which the base was made from."
+    return text
 
 
 def _origin(base: dict[str, Any]) -> str:

@@ -79,6 +79,11 @@ def is_merged(settings: Recipe) -> bool:
     return settings.publish is not None and settings.publish.weights == "merged"
 
 
+def merge_facts(run: Run, settings: Recipe) -> dict[str, Any]:
+    """What the merge recorded, where merged weights are published; nothing otherwise."""
+    return dict(run.manifest()["steps"].get("merge") or {}) if is_merged(settings) else {}
+
+
 def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapping[str, str]) -> ModelCardData:
     """The card's header: `base` is the delta's base.json, `license` the base's license, license_name, license_link.
 
@@ -86,6 +91,8 @@ def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapp
     """
     merged, is_adapter = is_merged(settings), base["kind"] == "adapter"
     origin = base["hub_id"] if merged or not base.get("converted") else None
+    if settings.model.merge_into:
+        origin = (merge_facts(run, settings).get("base") or base)["hub_id"]
     relation = "adapter" if is_adapter and not merged else "finetune"
     results = list(_scores(run))
     more: dict[str, Any] = {"base_model_relation": relation} if origin else {}

@@ -24,6 +24,12 @@ def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
             f"PEFT itself has no {base['adapter']} adapters: {code(f'import {module}')} adds them, so llmtune has to "
             f"be installed ({__version__} or newer) and imported before the adapter is loaded."
         ]
+    if base.get("dequantized"):
+        config = {"MXFP4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}[base["dequantized"]]
+        lines += [
+            f"The base is stored in {base['dequantized']}, and what was trained fits its dequantized weights: load it "
+            f"with {code(f'quantization_config={config}(dequantize=True)')} of transformers."
+        ]
     if base.get("converted"):
         package = base["base"].removeprefix("package:")
         lines += [

@@ -20,7 +20,7 @@ class Model(Closed):
     """Precision of computation; trained tensors are always kept in fp32. auto: bf16 where the machine has it, else fp16
     on a GPU and fp32 on a CPU. fp16, for GPUs alone, scales the loss."""
     start: str | None = None
-    """A run or an adapter folder whose adapter goes on training, on the base that it was trained on."""
+    """A run, an adapter's folder or its Hub id (owner/name@revision): training goes on from it, on the same base."""
     merge_into: str | None = None
     """The 16-bit model that the delta is merged into, where the base is stored quantized: a Hub id or a folder."""
     add_tokens: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()

@@ -18,6 +18,7 @@ HERE = {
     "metric_for_best_model": "train.keep_best: loss, or score",
     "early_stopping_patience": "train.patience",
     "load_in_4bit": "model.quantize: 4bit",
+    "load_in_8bit": "model.quantize: 8bit",
     "quantization_bit": "model.quantize: 4bit",
     "quantization": "model.quantize: 4bit",
     "bnb_4bit_quant_type": "model.quantize: 4bit, which is NF4",
@@ -157,7 +158,6 @@ _PASSES = (
 
 NOT_HERE = {
     "tf32": "no key; model.precision says bf16, fp16 or fp32, which is exact",
-    "load_in_8bit": "there is no 8-bit base; model.quantize: 4bit is there",
     "gradient_accumulation_steps": _PASSES,
     "gradient_accumulation": _PASSES,
     "auto_find_batch_size": _PASSES,
@@ -192,7 +192,8 @@ NOT_HERE = {
     "overwrite_output_dir": "no key: llmtune run RECIPE --overwrite",
     "resume_from_checkpoint": "no key: llmtune run RUN goes on from the newest checkpoint",
     "auto_resume_from_checkpoints": "no key: llmtune run RUN goes on from the newest checkpoint",
-    "adapter_name_or_path": "no key: a run starts from a base; merge an adapter into its base first",
+    "adapter_name_or_path": "model.start",
+    "lora_model_dir": "model.start",
     "trust_remote_code": "no key: code that comes with a model or a data set is never run",
     "flash_attention": "no key: PyTorch's scaled_dot_product_attention is used",
     "flash_attn": "no key: PyTorch's scaled_dot_product_attention is used",

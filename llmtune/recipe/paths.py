@@ -8,6 +8,8 @@ from llmtune.recipe.located_yaml import Key, Located
 
 PATH_KEYS: tuple[Key, ...] = (
     ("model", "base"),
+    ("model", "start"),
+    ("model", "merge_into"),
     ("eval", "suite"),
     ("launch", "accelerate"),
 )

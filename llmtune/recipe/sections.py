@@ -154,6 +154,8 @@ class Recipe(Document):
         words = self.method.in_words
         if self.model.quantize == "none":
             return words
+        if self.model.quantize == "8bit":
+            return f"{words}, over an 8-bit base"
         return f"Q{words}" if words.startswith("LoRA") else f"{words}, over a 4-bit base"
 
     def plan(self, facts: Facts) -> Plan:

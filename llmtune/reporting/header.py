@@ -43,12 +43,19 @@ def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, h
     pairs: list[tuple[str, object]] = [
         ("base", name),
         ("trained on", conversion_in_words(stored)),
+        ("goes on from", _start(run)),
         ("training", _training(settings, plan, findings)),
         ("finished", _progress(run, plan, history)),
         ("weights", _kept(run)),
     ]
     lede = tag("p", method_in_words(settings, plan), class_="lede")
     return [tag("h1", title(run, settings, plan), dir="auto"), lede, facts(pairs)]
+
+
+def _start(run: Run) -> str | None:
+    """What training went on from, with the beginning of its SHA-256."""
+    start = mapping(run.manifest().get("start"))
+    return f"{start.get('name')} (SHA-256 {str(start.get('sha256'))[:12]})" if start else None
 
 
 def _training(settings: Recipe, plan: PlanTable | None, findings: JSON) -> str | None:

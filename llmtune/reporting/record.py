@@ -16,7 +16,6 @@ _PROOF = {
     "gap_on_disk": "largest gap after writing and reading",
     "rounding": "largest gap after random changes as small as rounding",
     "largest_logit": "largest logit",
-    "gap_to_4bit": "gap to the model with the 4-bit base",
 }
 """Numbers of the merge's proof that are shown behind a fold."""
 

@@ -126,7 +126,8 @@ def _how(evaluations: Evaluations) -> Html | None:
         text(one) for one in (settings.get("dtype"), settings.get("device"), held_out.get("shots_as"))
     )
     place = [f"in {precision}"] * bool(precision) + [f"on {device}"] * bool(device)
-    base = ["over the 4-bit base that was trained"] * (settings.get("quantize") == "4bit")
+    quantize = text(settings.get("quantize")) or "none"
+    base = [f"over the {quantize.replace('bit', '-bit')} base that was trained"] * (quantize != "none")
     parts = [f"Computed {' '.join(place + base)}."] if place else []
     shots = whole(held_out.get("shots"))
     if shots:

@@ -35,12 +35,15 @@ from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, training_arguments
+from llmtune.training.bases.base import bind_base, check_model
+from llmtune.training.bases.find import find_start, start_note
+from llmtune.training.bases.start import Start, add_rest, load_start
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.passes.choice import RunPasses, choose_passes
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
-from llmtune.training.prepare import Prepared, bind_base, check_model
+from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.selection.answers import answer_score
 from llmtune.training.selection.best import SCORE, best_checkpoint, measure_of, tensors_of
@@ -88,6 +91,9 @@ def _train(
         model = insert(weights, recipe.method.adapter, plan, base)
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
+    start = find_start(recipe)
+    if start is not None:
+        load_start(model, start, tensors)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
@@ -105,14 +111,17 @@ def _train(
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
-        _record_start(record, progress.start_step, card_lines, data.findings["sources"], passes)
+        lines = [*card_lines, *start_note(recipe)]
+        _record_start(record, progress.start_step, lines, data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(recipe, base, layout, TokenIds(data.train, data.eval), offloaded, dtype),
+            frozen_blocks=_frozen_blocks(
+                recipe, base, layout, TokenIds(data.train, data.eval), offloaded, dtype, start
+            ),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
@@ -139,7 +148,8 @@ def _train(
         delta = trainer.trained_state()
         if state.is_main_process:
             delta = tensors_of(run.checkpoints, choice, delta)
-            save_delta(model, delta, run.delta, base, recipe.method.adapter.kind)
+            whole = add_rest(delta, start) if start else delta
+            save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
             facts = {"best": choice.to_json()} if choice else {}
             run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
         processes.wait()
@@ -176,7 +186,7 @@ def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> L
     """The plan laid over the base of a run that was prepared before; raises RecipeError for another base."""
     skeleton = check_model(recipe, base)
     # No barrier: a process that prepared the run does not come here, and the others would wait for it.
-    bind_base(run, base, write=state.is_main_process)
+    bind_base(run, recipe, base, write=state.is_main_process)
     return build_layout(recipe, base, skeleton)
 
 
@@ -190,7 +200,7 @@ def _load(
     to = None if device.type == "cpu" or is_sharded_run() else device
     if recipe.model.quantize == "none":
         return load_model(base, dtype, device=to), None
-    return load_quantized(base, layout.linear, dtype, to), None
+    return load_quantized(base, layout.linear, dtype, to, layout.bits or 4), None
 
 
 def _frozen_blocks(
@@ -200,6 +210,7 @@ def _frozen_blocks(
     rows: Sequence[list[int]],
     offloaded: OffloadedBlocks | None,
     dtype: torch.dtype,
+    start: Start | None,
 ) -> FrozenBlocks | None:
     """The cache of frozen blocks' outputs, where the recipe allows it and some blocks are frozen."""
     memory = recipe.memory
@@ -211,6 +222,8 @@ def _frozen_blocks(
         "quantize": recipe.model.quantize,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if start is not None:
+        facts["start"] = start.facts()["sha256"]
     adapter = recipe.method.adapter
     policy = CachePolicy(
         cache_folder() / "frozen-blocks",

@@ -17,15 +17,17 @@ from llmtune.launch.devices import launch_device, uses_cpu
 from llmtune.launch.engine import check_config
 from llmtune.machine.device import run_device
 from llmtune.machine.precision import computing_dtype
-from llmtune.model.base import Base, model_facts
+from llmtune.model.base import Base, load_config, model_facts
 from llmtune.model.blocks import distances
+from llmtune.model.files.quantization import dequantized_format, kept_bits
 from llmtune.model.layout import Layout
-from llmtune.model.quantize import check_quantized, split_linear_layers
+from llmtune.model.quantize import bits_of, check_quantized, split_linear_layers
 from llmtune.plan.schedule import Schedule
 from llmtune.plan.stages import Plan
 from llmtune.plan.table import BaseName, CacheSize, PlanTable, StageRow
 from llmtune.recipe.sections import Recipe, Train
 from llmtune.tracking.kinds import check_installed
+from llmtune.training.bases.find import check_layout, rest_size, start_note
 from llmtune.training.selection.best import check_selection
 
 
@@ -76,9 +78,10 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
     facts, adapter = model_facts(skeleton), recipe.method.adapter
     plan = recipe.plan(facts)
     linear: tuple[list[str], list[str]] = ([], [])
-    if recipe.model.quantize != "none":
+    bits = bits_of(recipe.model.quantize) or kept_bits(skeleton.config)
+    if bits:
         linear = split_linear_layers(skeleton, plan, adapted=not adapter.trains_base)
-        check_quantized(linear[0])
+        check_quantized(linear[0], recipe.model.quantize)
     # An adapter starts from the random state, and takes the same start when it is trained; a plan takes no memory.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         tuned = insert(copy.deepcopy(skeleton), adapter, plan, base)
@@ -89,16 +92,17 @@ def build_layout(recipe: Recipe, base: Base, skeleton: PreTrainedModel) -> Layou
         limited = plan.limited_to({distance[name] for name in trained})
     except PlanError as error:
         raise FieldError(f"method.{error.key}", str(error)) from error
-    return Layout(facts, limited, skeleton, tuned, distance, trained, linear)
+    return Layout(facts, limited, skeleton, tuned, distance, trained, linear, bits)
 
 
 def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int) -> PlanTable:
     """What trains when and at which rate, over that many rows and processes; raises FieldError for what cannot be."""
-    _refuse(recipe)
+    _refuse(recipe, layout.bits)
     steps = total_steps(recipe.train, rows, world)
     schedule = lay_out(recipe.train, layout.plan, steps)
     stages = stage_rows(schedule, layout)
     check_offloaded(recipe, layout)
+    check_layout(recipe, layout)
     adapter = recipe.method.adapter
     return PlanTable(
         base=BaseName(base.name, base.revision, base.hub_id),
@@ -109,13 +113,15 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
         trained=count_trained(schedule, layout),
         adapted=count_adapted(layout.tuned),
         quantized=len(layout.linear[0]),
-        delta_bytes=4 * adapter.count_stored(layout.tuned, layout.trained),
+        delta_bytes=4 * (adapter.count_stored(layout.tuned, layout.trained) + rest_size(recipe, layout)),
         states_bytes=fixed_bytes(layout, setting_of(recipe, world, run_device().type)),
         frozen_blocks=cache_size(recipe, layout),
         steps=steps,
         stages=stages,
         notes=[
             *_converted_note(base),
+            *_stored_note(base),
+            *start_note(recipe),
             *check_selection(recipe),
             *steps_note(recipe.train, rows, world),
             *adapter.rate_notes(max(stage.lr for stage in layout.plan.stages)),
@@ -179,6 +185,16 @@ def _converted_note(base: Base) -> list[str]:
     return [f"the base is {base.converted.words}: a quantized copy{of}, not its 16-bit weights"]
 
 
+def _stored_note(base: Base) -> list[str]:
+    """A line on a base whose weights are not in 16 or 32 bits in its files."""
+    config = load_config(base)
+    if form := dequantized_format(config):
+        return [f"the base is stored in {form}: it is dequantized to bf16 as it is loaded, and that is what trains"]
+    if bits := kept_bits(config):
+        return [f"the base is stored in {bits} bits: it stays in them, and the adapter alone trains"]
+    return []
+
+
 def _tied_note(layout: Layout) -> list[str]:
     """A line on a head that is the embeddings' matrix, where a stage trains neither."""
     embeddings = layout.facts.blocks + 1
@@ -203,15 +219,18 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     return [f"{message}; outputs of blocks that may be drawn are not cached"]
 
 
-def _refuse(recipe: Recipe) -> None:
+def _refuse(recipe: Recipe, bits: int | None) -> None:
     adapter = recipe.method.adapter
     check_installed(recipe.track)
-    if recipe.model.quantize == "4bit" and adapter.unquantizable:
+    if recipe.model.quantize != "none" and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable
     if recipe.launch.accelerate != "auto":
-        check_config(read_config(recipe.launch.accelerate), recipe.train.optimizer)
+        config = read_config(recipe.launch.accelerate)
+        check_config(config, recipe.train.optimizer)
+        if bits == 8 and config["distributed_type"] == "FSDP":
+            raise FieldError("launch.accelerate", "weights in 8 bits cannot be sharded; try ddp, or a base in 4 bits")
     if recipe.model.precision == "fp16" and uses_cpu(recipe.launch):
         message = f"fp16 is for GPUs, and launch.accelerate: {recipe.launch.accelerate} uses none; try auto"
         raise FieldError("model.precision", message)

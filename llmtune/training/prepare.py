@@ -3,13 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.near.texts import suite_documents
 from llmtune.data.store.read import training_rows
-from llmtune.errors import FieldError, LlmtuneError, RecipeError
+from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.files import read_json, user_path, write_json
@@ -17,19 +15,18 @@ from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes, with_absolute_config
 from llmtune.launch.engine import needs_sharding
 from llmtune.machine.gpus import smallest_gpu
-from llmtune.model.base import Base, build_skeleton, load_config
-from llmtune.model.check import check_base, check_stored, stored_quantization
-from llmtune.model.files.fingerprints import describe_base, refuse_other_base
-from llmtune.model.files.locate import HUB_ID, locate_base
+from llmtune.model.base import Base, load_config
 from llmtune.model.layout import Layout
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
-from llmtune.recipe.paths import absolute_source, describe_places, exists
+from llmtune.recipe.paths import absolute_source, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
+from llmtune.training.bases.base import bind_base, check_model, locate
+from llmtune.training.bases.find import refuse_own_folder
 from llmtune.training.plan_table import build_layout, plan_table
 from llmtune.working import working
 
@@ -75,10 +72,11 @@ def prepare(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Ru
 @locates_mistakes
 def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -> Prepared:
     """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
-    base = _locate_base(recipe)
+    recipe, base = locate(recipe)
+    refuse_own_folder(recipe, out)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
-    bind_base(run, base)
+    bind_base(run, run.recipe(), base)
     if _training_begun(run):
         check_same_data(run, examination.data.findings)
     _record(run, examination)
@@ -121,7 +119,8 @@ def _is_json(file: Path) -> bool:
 @locates_mistakes
 def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     """Check a recipe's data, plan and suite; raises RecipeError for the first thing that cannot be."""
-    base = base or _locate_base(recipe, weights=False)
+    if base is None:
+        recipe, base = locate(recipe, weights=False)
     suite = load_suite(recipe.eval.suite, recipe.folders("eval.suite")) if recipe.eval.suite != "none" else None
     layout = build_layout(recipe, base, check_model(recipe, base))
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
@@ -152,7 +151,7 @@ def plan_alone(recipe: Recipe, gpus: int) -> PlanTable:
 @locates_mistakes
 def outline(recipe: Recipe, gpus: int) -> Outline:
     """The plan of a recipe whose training rows are counted but not tokenized, and their lengths by their characters."""
-    base = _locate_base(recipe, weights=False)
+    recipe, base = locate(recipe, weights=False)
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
@@ -165,7 +164,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
 @locates_mistakes
 def layout_of(recipe: Recipe) -> Layout:
     """A recipe's plan laid over its base."""
-    base = _locate_base(recipe, weights=False)
+    recipe, base = locate(recipe, weights=False)
     return build_layout(recipe, base, check_model(recipe, base))
 
 
@@ -196,54 +195,20 @@ def _launch_notes(recipe: Recipe, table: PlanTable, gpus: int) -> list[str]:
     return [f"launch: fsdp2, which shards the model: {sizes}"]
 
 
-def check_model(recipe: Recipe, base: Base) -> PreTrainedModel:
-    """The base's skeleton; raises FieldError where its files are not that model's, or the recipe cannot train them."""
-    adapter, stored = recipe.method.adapter, stored_quantization(load_config(base))
-    if stored is not None:
-        check_stored(
-            base.name,
-            stored,
-            {
-                "method.adapter": adapter.trains_base,
-                "model.quantize": recipe.model.quantize != "none",
-                "memory.frozen_blocks": recipe.memory.frozen_blocks == "stream",
-                "merge.enabled": recipe.merge.enabled,
-            },
-        )
-    skeleton = build_skeleton(base)
-    check_base(base, skeleton)
-    return skeleton
-
-
-def bind_base(run: Run, base: Base, write: bool = True) -> None:
-    """Record the base in a new run, with `write`; raises RecipeError for another base than a begun run recorded."""
-    if run.done("train") or any(run.checkpoints.glob("step-*")):
-        refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-    if write and (run.manifest().get("base") is None or not run.done("train")):
-        write_json(run.manifest_file, {**run.manifest(), "base": describe_base(base)})
-
-
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
     resolved = recipe.resolved(facts, revision)
+    into = recipe.model.merge_into
     changed = {
-        "model": resolved.model.model_copy(update={"base": _absolute(base.name)}),
+        "model": resolved.model.model_copy(
+            update={"base": _absolute(base.name), "merge_into": _absolute(into) if into else None}
+        ),
         "data": recipe.data.renamed(lambda _, source: absolute_source(source)),
         "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
         "launch": with_absolute_config(recipe.launch),
     }
     return resolved.model_copy(update=changed)
-
-
-def _locate_base(recipe: Recipe, weights: bool = True) -> Base:
-    """Locate the recipe's base model; raises FieldError that names every place where a path was looked for."""
-    name = recipe.model.base
-    is_path = name.endswith(".gguf") or not (HUB_ID.fullmatch(name) or name.startswith("package:"))
-    if is_path and not exists(name):
-        places = describe_places(name, recipe.folders("model.base"))
-        raise FieldError("model.base", f"no file or folder {name} ({places})")
-    return locate_base(recipe.model, weights)
 
 
 def _absolute(source: str) -> str:

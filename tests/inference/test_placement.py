@@ -100,9 +100,9 @@ def test_4bit_run_chats_on_one_4bit_base_where_the_whole_one_does_not_fit(
 
 def test_whole_base_answers_where_it_fits(over_4bit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     base = locate_base(over_4bit.recipe().model)
-    for number, is_4bit in ((660_000 + placement.ROOM, False), (650_000 + placement.ROOM, True)):
+    for number, bits in ((660_000 + placement.ROOM, None), (650_000 + placement.ROOM, 4)):
         free(monkeypatch, number, GPU)
-        assert place(over_4bit.recipe(), base).is_4bit == is_4bit
+        assert place(over_4bit.recipe(), base).bits == bits
 
 
 def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +115,14 @@ def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatc
         return real(*arguments, **{**named, "device_map": None})
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
-    for number, is_4bit in ((2 * placement.ROOM, False), (500_000, True)):
+    for number, bits in ((2 * placement.ROOM, None), (500_000, 4)):
         free(monkeypatch, number, GPU)
         chosen = place(settings, base)
-        assert (chosen.device, chosen.dtype, chosen.is_4bit) == (GPU, torch.bfloat16, is_4bit)
+        assert (chosen.device, chosen.dtype, chosen.bits) == (GPU, torch.bfloat16, bits)
         load_placed(base, settings, chosen)
         assert options[-1]["device_map"] == {"": "cuda:0"}
         assert options[-1]["dtype"] == torch.bfloat16
-        assert (options[-1]["quantization_config"] is not None) == is_4bit
+        assert (options[-1]["quantization_config"] is not None) == (bits == 4)
     load_model(base, device=CPU)
     assert options[-1]["device_map"] is None
     load_model(base, keep=["lm_head"], device=CPU)

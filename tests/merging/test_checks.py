@@ -20,6 +20,7 @@ from llmtune.merging import checks, proof, step
 from llmtune.merging.checks import count_weights
 from llmtune.merging.step import merge
 from llmtune.model.files.locate import locate_base
+from llmtune.recipe.sections import Model
 from llmtune.run import Run
 from llmtune.working import Work
 from tests.support import runs, tiny
@@ -38,7 +39,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize("tied", [True, False])
 def test_counts_every_weight_once(tmp_path: Path, tied: bool) -> None:
     folder = tiny.save_base(tmp_path / "base", tied=tied)
-    assert count_weights(locate_base(SimpleNamespace(base=str(folder), revision=None, add_tokens=()))) == sum(
+    assert count_weights(locate_base(Model(base=str(folder)))) == sum(
         tensor.numel() for tensor in tiny.model(tied=tied).parameters()
     )
 
@@ -80,7 +81,7 @@ def test_refuses_too_little_memory_before_any_work(
     monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
-    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", is_4bit=True)
+    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", bits=4)
     assert compared == (
         4 * 10**9,
         "comparing with the trained 4-bit model holds the weights in float32, 4.0 GB",

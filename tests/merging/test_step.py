@@ -318,9 +318,9 @@ def test_merges_4bit_run_into_original_base(tmp_path: Path, quick: None, monkeyp
     run = runs.trained(tmp_path, hidden=128, model=section)
     loads: list[tuple[bool, torch.device]] = []
 
-    def read(base: Any, *, keep: list[str] | None = None, device: torch.device) -> Any:
+    def read(base: Any, *, keep: list[str] | None = None, device: torch.device, bits: int) -> Any:
         loads.append((keep is not None, device))
-        return load_model(base, keep=keep, device=device)
+        return load_model(base, keep=keep, device=device, bits=bits)
 
     monkeypatch.setattr(checks, "load_model", read)
     facts = merge(run)

@@ -268,7 +268,7 @@ def test_refuses_an_adapter_beside_the_weights(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "mxfp4", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "fbgemm_fp8", "compressed-tensors"])
 def test_refuses_weights_stored_quantized_by_name(tmp_path: Path, method: str) -> None:
     folder = tiny.save_base(tmp_path / "base")
     set_config(folder, quantization_config={"quant_method": method, "bits": 4})

@@ -7,36 +7,42 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError, TrainingError
+from llmtune.estimate.memory import Setting, forecast
 from llmtune.files import read_json
 from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model, model_facts
 from llmtune.model.files.locate import locate_base
-from llmtune.model.quantize import load_quantized, split_linear_layers
+from llmtune.model.quantize import INT8_BYTES, load_quantized, split_linear_layers
 from llmtune.run import Run
 from llmtune.training.loop import train
 from llmtune.training.objective import SupervisedTrainer
-from llmtune.training.prepare import prepare
-from tests.support import tiny, training
+from llmtune.training.prepare import layout_of, prepare
+from tests.support import runs, tiny, training
 
 LORA = {"kind": "lora", "rank": 4}
 TOP = {"kind": "gradual", "reaches": [1, 2], "lr": 0.01}
 
 
 def quantized_run(
-    tmp_path: Path, method: dict[str, Any], kind: str = "llama", name: str = "run", **sections: Any
+    tmp_path: Path,
+    method: dict[str, Any],
+    kind: str = "llama",
+    name: str = "run",
+    quantize: str = "4bit",
+    **sections: Any,
 ) -> Run:
-    """A prepared run with quantize: 4bit on a tiny base."""
+    """A prepared run with quantized layers on a tiny base."""
     base = tmp_path / "base"
     if not base.exists():
         tiny.save_base(base, kind, blocks=3, hidden=64)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
-    section = {"base": str(base), "precision": "fp32", "quantize": "4bit"}
+    section = {"base": str(base), "precision": "fp32", "quantize": quantize}
     file = tiny.write_recipe(tmp_path / f"{name}.yaml", base, data, method, model=section, **sections)
     return prepare(recipe.load(file), tmp_path / name, gpus=0)
 
@@ -155,3 +161,46 @@ def test_unmaps_what_was_read_to_be_quantized(tmp_path: Path) -> None:
     gc.collect()
     assert not mapped()
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
+def test_trains_over_8_bits_and_merges_into_the_original_base(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(monkeypatch)
+    section = {"max_steps": 1, "batch_size": 4}
+    method = {"kind": "frozen", "reach": 1, "lr": 0.01, "adapter": LORA}
+    done = quantized_run(tmp_path, method, kind, quantize="8bit", train=section, merge={"dtype": "float32"})
+    assert done.recipe().method_words == "LoRA (rank 4) under a frozen extractor, over an 8-bit base"
+    if kind == "gpt2":
+        runs.perturbed(done)
+    else:
+        train(done)
+        packed = {n for n, m in seen[0].model.named_modules() if isinstance(m, Linear8bitLt)}
+        assert len(packed) == read_json(done.plan_file)["quantized"] == 21
+        assert {seen[0].model.get_submodule(name).weight.dtype for name in packed} == {torch.int8}
+        assert "is in 8 bits, whose outputs for a row depend" in done.log_file.read_text()
+    runs.reload_here(monkeypatch)
+    facts = merge(done)
+    assert facts["merged_into"] == "original"
+    assert 0 < facts["gap_to_8bit"]["original"]["max"] < 0.1
+    base = locate_base(done.recipe().model)
+    ids = torch.arange(3, 40)[None]
+    tuned = load_delta(load_model(base), done.delta)(ids).logits
+    torch.testing.assert_close(load_model(Base(done.merged, "m", None, None))(ids).logits, tuned, rtol=0, atol=1e-4)
+    layout = layout_of(done.recipe())
+    whole = layout_of(
+        done.recipe().model_copy(update={"model": done.recipe().model.model_copy(update={"quantize": "none"})})
+    )
+    setting = Setting("cuda", torch.bfloat16)
+    count = sum(layout.skeleton.get_submodule(name).weight.numel() for name in layout.linear[0])
+    saved = (
+        forecast(whole, setting, 8).stages[0].parts["weights"] - forecast(layout, setting, 8).stages[0].parts["weights"]
+    )
+    assert saved == pytest.approx((2 - INT8_BYTES) * count, abs=1)
+
+
+def test_refuses_to_shard_8_bits_before_weights_load(tmp_path: Path) -> None:
+    method = {"kind": "full", "lr": 0.01, "adapter": LORA}
+    with pytest.raises(RecipeError, match=r"launch\.accelerate: weights in 8 bits cannot be sharded; try ddp"):
+        quantized_run(tmp_path, method, quantize="8bit", launch={"accelerate": "fsdp2"})

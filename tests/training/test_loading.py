@@ -22,6 +22,7 @@ class _Layout:
 
     boundaries: list[int] = field(default_factory=lambda: [2])
     linear: tuple[list[str], list[str]] = ([], [])
+    bits: int | None = 4
 
 
 def a_recipe(folder: Path, **sections: Any) -> recipes.Recipe:
@@ -43,7 +44,7 @@ def test_weights_go_straight_to_the_gpu_but_where_they_are_sharded(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
     monkeypatch.setattr(loop, "load_model", lambda base, dtype, device: device)
-    monkeypatch.setattr(loop, "load_quantized", lambda base, linear, dtype, device: device)
+    monkeypatch.setattr(loop, "load_quantized", lambda base, linear, dtype, device, bits: device)
     section = {"base": str(tmp_path), "quantize": quantize}
     recipe = a_recipe(tmp_path, model=section, method={"kind": "frozen", "reach": 1, "lr": 0.1})
     layout: Any = _Layout()
@@ -54,7 +55,7 @@ def frozen_blocks(tmp_path: Path, layout: _Layout, revision: str | None = None, 
     """The cache of frozen blocks that a training would use."""
     laid: Any = layout
     base = Base(tmp_path, "base", revision, None)
-    return loop._frozen_blocks(a_recipe(tmp_path, **sections), base, laid, [], None, torch.float32)
+    return loop._frozen_blocks(a_recipe(tmp_path, **sections), base, laid, [], None, torch.float32, None)
 
 
 def test_hashes_weights_only_where_outputs_may_be_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a base's safetensors files hold, by their headers: names, shapes and dtypes; no weight is read."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +33,29 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        message = f"{name} holds neither {SINGLE} nor {INDEX}; pickled weights are refused"
-        raise FieldError("model.base", message)
+        raise FieldError("model.base", f"{name} holds neither {SINGLE} nor {INDEX}; {_conversion(folder, name)}")
     refuse_damaged(folder / INDEX, name)
     with reading(name, INDEX):
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         if not shards or not all(isinstance(shard, str) and shard == Path(shard).name for shard in shards):
             raise ValueError("its weight_map names no files beside it")
     return [folder / shard for shard in sorted(shards)]
+
+
+def _conversion(folder: Path, name: str) -> str:
+    """How pickled weights become safetensors, by a command that the user runs: reading pickles can run code."""
+    source = name.removeprefix("the folder ")
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"a, b = {source!r}, {f'{Path(source).name}-safetensors'!r}; "
+        "M.from_pretrained(a, dtype='auto').save_pretrained(b); T.from_pretrained(a).save_pretrained(b)"
+    )
+    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or source != str(folder)
+    return (
+        f"pickled weights are refused; convert them with: python -c {shlex.quote(code)}"
+        if pickled
+        else "it has no weights"
+    )
 
 
 def stored_tensors(folder: Path, name: str) -> dict[str, StoredTensor]:
