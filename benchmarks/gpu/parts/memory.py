@@ -18,8 +18,8 @@ from llmtune.estimate.memory import forecast
 from llmtune.estimate.passes import setting_of
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
-from llmtune.training.plan_table import build_layout
 from llmtune.training.bases.base import check_model
+from llmtune.training.plan_table import build_layout
 
 CLOSE = 0.10
 """How far a prediction may be from what was allocated, relative."""
