@@ -12,6 +12,9 @@ from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import FieldError, RecipeError
 from llmtune.recipe.data import Data
 
+SPLITS = {"train": "train", "eval": "validation", "test": "test"}
+"""The split of a data set that a part is read from where the recipe names none."""
+
 
 @dataclass(frozen=True)
 class Form:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune import recipe as recipes
+from llmtune.data.example import Example
 from llmtune.errors import FieldError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.held_out.truth import Truth
@@ -19,7 +21,7 @@ from llmtune.run import Run
 from llmtune.training.checkpoint import TENSORS
 from llmtune.training.loop import train
 from llmtune.training.prepare import plan_alone
-from llmtune.training.selection.answers import AnswerScore
+from llmtune.training.selection.answers import AnswerScore, answer_score
 from llmtune.training.selection.best import BestCheckpoint
 from tests.support import tiny
 from tests.support.training import prepare_run
@@ -129,6 +131,18 @@ def test_score_is_of_the_answers_that_the_model_gives_alone(tmp_path: Path, adap
     scores = [entry["eval_score"] for entry in map(json.loads, run.log_file.open()) if "eval_score" in entry]
     assert scores == [result / rows for result, rows in seen]
     assert len(scores) == 2
+
+
+def test_score_takes_questions_that_follow_plain_texts() -> None:
+    texts = [Example(f"t{n}", f"t:{n}", [5, 6], [5, 6], is_text=True) for n in range(3)]
+    chats = [Example(f"c{n}", f"c:{n}", [5, 6, 2], [-100, 6, 2], 1) for n in range(3)]
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=2))
+    state: Any = SimpleNamespace(process_index=0, num_processes=1)
+    score = answer_score(recipe, [*texts, *chats], tiny.tokenizer(), {2}, state)
+    assert score is not None
+    assert score.count == 2
+    with pytest.raises(FieldError, match="plain texts; try loss"):
+        answer_score(recipe, texts, tiny.tokenizer(), {2}, state)
 
 
 @pytest.mark.parametrize(

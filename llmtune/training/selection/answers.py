@@ -1,6 +1,7 @@
 """The held-out score while training goes on: greedy answers to validation rows, compared with the true ones."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from accelerate import PartialState
@@ -92,7 +93,7 @@ def answer_score(
         return None
     if is_sharded_run():
         raise FieldError("train.keep_best", SHARDED)
-    questions = [example for example in examples[: recipe.eval.rows] if not example.is_text]
+    questions = list(islice((example for example in examples if not example.is_text), recipe.eval.rows))
     if not questions:
         raise FieldError("train.keep_best", "score needs questions, and the validation rows are plain texts; try loss")
     return AnswerScore(questions, tokenizer, stop, (state.process_index, state.num_processes))
