@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmtune import recipe as recipes
 from llmtune.data.example import Example
-from llmtune.errors import FieldError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.held_out.truth import Truth
 from llmtune.files import read_json
@@ -141,8 +141,17 @@ def test_score_takes_questions_that_follow_plain_texts() -> None:
     score = answer_score(recipe, [*texts, *chats], tiny.tokenizer(), {2}, state)
     assert score is not None
     assert score.count == 2
-    with pytest.raises(FieldError, match="plain texts; try loss"):
-        answer_score(recipe, texts, tiny.tokenizer(), {2}, state)
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows", "words"),
+    [("score", [{"text": f"text {n}"} for n in range(9)], "plain texts; try loss"), (True, tiny.sums(1), "no valid")],
+    ids=["texts", "one row"],
+)
+def test_refuses_rows_that_choose_nothing_before_training(tmp_path: Path, keep: Any, rows: Any, words: str) -> None:
+    source = tiny.write_rows(tmp_path / "few.jsonl", rows)
+    with pytest.raises(RecipeError, match=f"keep_best: .*{words}"):
+        prepare_run(tmp_path, FULL, data={"train": str(source)}, train={**TRAIN, "keep_best": keep})
 
 
 @pytest.mark.parametrize(
