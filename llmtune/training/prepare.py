@@ -1,8 +1,11 @@
 """Recipe -> a run folder in which everything is resolved: pinned base, learning rates, plan table, data findings."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
+from llmtune.data.encoding.dates import DATE, NOW, day_notes, with_day
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import Gate, check_sources, gate
 from llmtune.data.near.texts import suite_documents
@@ -16,13 +19,14 @@ from llmtune.launch.command import choose_config, count_processes, with_absolute
 from llmtune.launch.engine import needs_sharding
 from llmtune.machine.gpus import smallest_gpu
 from llmtune.model.base import Base, load_config
+from llmtune.model.files.fingerprints import TOKENIZER, named_like
 from llmtune.model.layout import Layout
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.paths import absolute_source, exists
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Recipe, load
 from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.bases.base import bind_base, check_model, locate
@@ -75,6 +79,7 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
     recipe, base = locate(recipe)
     refuse_own_folder(recipe, out)
+    recipe = _with_day(recipe, base, out)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)
     bind_base(run, run.recipe(), base)
@@ -82,6 +87,19 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
         check_same_data(run, examination.data.findings)
     _record(run, examination)
     return Prepared(run, base, examination.data, examination.layout)
+
+
+def _with_day(recipe: Recipe, base: Base, out: Path) -> Recipe:
+    """The recipe with the day that the chat template would write, or the one that the run in `out` began on."""
+    files = [file for file in named_like(base.folder, TOKENIZER) if file.suffix in (".jinja", ".json")]
+    if not any(NOW in file.read_text(encoding="utf-8", errors="replace") for file in files):
+        return recipe
+    values = dict(recipe.data.template)
+    with suppress(LlmtuneError):
+        began = load(out / "recipe.yaml").data.template
+        values |= {DATE: began[DATE]} if DATE in began and DATE not in values else {}
+    dated = with_day(load_tokenizer(base).chat_template, values, date.today())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"template": dated})})
 
 
 @locates_mistakes
@@ -128,6 +146,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     with working("reading and checking the data"):
         checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton), suite_documents(suite))
     check_validation(recipe, checked.eval)
+    checked.findings["notes"] += day_notes(tokenizer.chat_template, recipe.data.template)
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):

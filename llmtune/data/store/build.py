@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmtune import data
+from llmtune.data.encoding.dates import writes_day
 from llmtune.data.encoding.encode import Encoded
 from llmtune.data.store.batches import SPECIAL, Job, encode_batch, find_parts, read_part, write_part
 from llmtune.data.store.encoded import SCHEMA, EncodedRows, Summary, add_summary, notes_of, summary_of
@@ -29,8 +30,6 @@ ROWS_PER_PROCESS = 10_000
 """Rows that pay for the seconds that a process takes to start."""
 GROWTH = 3
 """Bytes of disk for each byte of text that is encoded, at most, for the parts and the table made of them."""
-_NOW = "strftime_now"
-"""The function by which chat templates write the day into rows."""
 _COMPARED = 4
 """Rows that this process encodes too, to compare."""
 
@@ -81,7 +80,7 @@ def _facts(rows: StoredRows, job: Job, tokenizer: Path) -> dict[str, object]:
         "tokenizer": _digest_of_files(tokenizer, "*"),
         "code": code_digest(),
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
-        "day": date.today().isoformat() if _NOW in str(job.tokenizer.chat_template) else "",
+        "day": date.today().isoformat() if writes_day(job.tokenizer.chat_template, job.rules.template) else "",
     }
 
 
