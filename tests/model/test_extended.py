@@ -1,5 +1,6 @@
 """New tokens: the base that has them, what trains of it, and what is saved, merged and published with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
 from llmtune.run import Run
-from llmtune.training.loop import train
-from llmtune.training.prepare import plan_alone, prepare
+from llmtune.training.loop import _frozen_blocks, train
+from llmtune.training.prepare import layout_of, plan_alone, prepare
 from tests.support import runs, tiny
 
 TOKENS = ("<order>", "zwiebelrostbraten")
 LORA = {"kind": "full", "lr": 0.05, "adapter": {"kind": "lora", "rank": 4}}
 FULL = {"kind": "full", "lr": 0.05}
+GRADUAL = {"kind": "gradual", "reaches": [1, "all"], "lr": 0.05}
 STOCK = """
 import torch
 from peft import PeftModel
@@ -104,6 +106,21 @@ def test_new_token_starts_as_the_mean_of_what_it_was_read_as(tmp_path: Path) -> 
     name = next(name for name in load_file(plain.folder / "model.safetensors") if "layers.0" in name)
     assert torch.equal(load_model(plain).get_parameter(name), load_model(longer).get_parameter(name))
     assert locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS)) == longer
+
+
+def test_cached_outputs_are_of_the_same_new_tokens(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(8))
+    facts = []
+    for token in ("<a>", "<b>"):
+        model = {"base": str(base), "add_tokens": [token]}
+        file = tiny.write_recipe(tmp_path / "r.yaml", base, rows, GRADUAL, model=model)
+        recipe = recipes.load(file)
+        located = replace(locate_base(recipe.model), revision="a commit")  # of the base without new tokens
+        blocks = _frozen_blocks(recipe, located, layout_of(recipe), [[1]], None, torch.float32, None)
+        assert blocks is not None
+        facts.append(blocks._policy.facts)
+    assert facts[0] != facts[1]
 
 
 @pytest.mark.parametrize(
