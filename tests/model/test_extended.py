@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmtune import recipe as recipes
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import RecipeError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.merging.step import merge
 from llmtune.model.base import load_model
+from llmtune.model.files.extended import _with_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
 from llmtune.run import Run
 from llmtune.training.loop import _frozen_blocks, train
 from llmtune.training.prepare import layout_of, plan_alone, prepare
-from tests.support import runs, tiny
+from tests.support import runs, tiny, wrappers
 
 TOKENS = ("<order>", "zwiebelrostbraten")
 LORA = {"kind": "full", "lr": 0.05, "adapter": {"kind": "lora", "rank": 4}}
@@ -121,6 +122,22 @@ def test_cached_outputs_are_of_the_same_new_tokens(tmp_path: Path) -> None:
         assert blocks is not None
         facts.append(blocks._policy.facts)
     assert facts[0] != facts[1]
+
+
+def test_length_that_a_configuration_leaves_open_is_written_into_its_text_model() -> None:
+    config = AutoConfig.for_model("gemma3")
+    open_ = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    assert _with_rows(open_, config, 300_000)["text_config"]["vocab_size"] == 300_000
+    rows = config.text_config.vocab_size
+    named = {"vocab_size": rows, "text_config": {"vocab_size": rows}, "vision_config": {"vocab_size": 7}}
+    longer = _with_rows(named, config, 300_000)
+    assert longer == {"vocab_size": 300_000, "text_config": {"vocab_size": 300_000}, "vision_config": {"vocab_size": 7}}
+
+
+def test_refuses_new_tokens_of_a_model_with_a_second_table_of_them(tmp_path: Path) -> None:
+    base = wrappers.save_base(tmp_path / "base", "gemma4")
+    with pytest.raises(FieldError, match=r"model\.add_tokens: .* has a second table of tokens \(.*embed_tokens_per"):
+        locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS))
 
 
 @pytest.mark.parametrize(
