@@ -100,7 +100,7 @@ def _replace_merged(run: Run, settings: Recipe, base: Base, into: Base) -> dict[
             with working(f"comparing with the trained {bits}-bit model"):
                 facts |= compare_with_quantized(run, settings, base, bits, live)
         if into is not base:
-            facts["merged_into"] = into.hub_id or into.folder.name
+            facts["merged_into"] = into.hub_id or Path(into.name).name  # its folder may be a copy with new tokens
     with working("hashing the merged folder"):
         run.mark("merge", [run.merged], **facts)
     return facts

@@ -22,10 +22,6 @@ from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import INDEX, SINGLE, StoredTensor, refuse_damaged, stored_tensors, weight_files
 from llmtune.model.reading import reading
 
-_QUANTIZED = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".quant_state.")
-"""What bitsandbytes stores beside a weight in 4 bits."""
-
-
 _BESIDE = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".quant_state.", ".SCB", ".weight_format")
 """What bitsandbytes stores beside a weight in 4 or 8 bits."""
 _PACKED = ("U8", "I8")
@@ -158,7 +154,8 @@ def _reshaped(expected: dict[str, torch.Tensor], tensors: dict[str, StoredTensor
 
 def _as_before_quantization(tensors: dict[str, StoredTensor], skeleton: PreTrainedModel) -> dict[str, StoredTensor]:
     """The tensors without what bitsandbytes stores beside a weight, each packed weight in its original shape."""
-    shapes = {key: list(tensor.shape) for key, tensor in skeleton.state_dict().items()}
+    state = skeleton.state_dict()
+    shapes = {key: list(one.shape) for key, one in {**state, **revert_weight_conversion(skeleton, state)}.items()}
     return {
         key: StoredTensor(tensor.file, shapes.get(key, tensor.shape), tensor.dtype)
         if tensor.dtype in _PACKED
