@@ -134,6 +134,22 @@ def test_length_that_a_configuration_leaves_open_is_written_into_its_text_model(
     assert longer == {"vocab_size": 300_000, "text_config": {"vocab_size": 300_000}, "vision_config": {"vocab_size": 7}}
 
 
+def test_takes_along_what_belongs_to_a_base_and_no_file_from_elsewhere(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    (base / "consolidated.pth").write_text("weights of another library")
+    (base / "README.md").write_text("license: mit")
+    (tmp_path / "private.txt").write_text("private")
+    (base / "LICENSE").symlink_to(tmp_path / "private.txt")
+    section = recipes.sections.Model(base=str(base), add_tokens=TOKENS)
+    with pytest.raises(FieldError, match="LICENSE is a link to a file outside the base's folder; replace it"):
+        locate_base(section)
+    (base / "LICENSE").unlink()
+    (base / "LICENSE").write_text("MIT")
+    names = {file.name for file in locate_base(section).folder.iterdir()}
+    assert {"LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors"} <= names
+    assert "consolidated.pth" not in names
+
+
 def test_refuses_new_tokens_of_a_model_with_a_second_table_of_them(tmp_path: Path) -> None:
     base = wrappers.save_base(tmp_path / "base", "gemma4")
     with pytest.raises(FieldError, match=r"model\.add_tokens: .* has a second table of tokens \(.*embed_tokens_per"):

@@ -15,7 +15,8 @@ from llmtune.errors import FieldError
 from llmtune.files import cache_folder, digest_of, remove_leftovers, write_folder, write_json
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.blocks import text_model
-from llmtune.model.files.stored import INDEX, SINGLE, stored_tensors, weight_files
+from llmtune.model.files.fingerprints import COPIED, leads_outside, named_like
+from llmtune.model.files.stored import INDEX, holds_weights, stored_tensors
 from llmtune.model.reading import reading
 from llmtune.working import working
 
@@ -73,20 +74,25 @@ def _write(base: Base, tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[st
     needed = max(rows, max(ids) + 1)
     if needed > rows:
         _refuse_other_tables(base, rows)
-    for file in base.folder.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copyfile(file, folder / file.name)
+    _copy_small_files(base, folder)
     _write_tokenizer(tokenizer, folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", _with_rows(settings, config, needed))
-    has_weights = all(file.is_file() for file in weight_files(base.folder, base.name)) if _names(base) else False
-    if has_weights:
+    if holds_weights(base.folder, base.name):
         _write_weights(base, folder, rows, needed, dict(zip(ids, pieces, strict=True)))
     write_json(folder / RECORD, {"tokens": list(tokens), "ids": ids, "rows": needed})
 
 
-def _names(base: Base) -> bool:
-    return any((base.folder / name).is_file() for name in (SINGLE, INDEX))
+def _copy_small_files(base: Base, folder: Path) -> None:
+    """Copy what a base is made of beside its weights; raises FieldError for a link to a file elsewhere."""
+    names = ("config.json", INDEX, "README.md", *COPIED)  # a model card names the license
+    for file in (file for file in named_like(base.folder, names) if file.is_file()):
+        if leads_outside(file, base.folder):
+            message = f"{base.name}: {file.name} is a link to a file outside the base's folder"
+            raise FieldError("model.base", f"{message}; replace it by the file itself")
+        target = folder / file.relative_to(base.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def _write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
