@@ -81,6 +81,9 @@ def merge(run: Run) -> dict[str, Any]:
         f"without rounding; training moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
+    if bits := _trained_bits(settings, base):
+        gap = facts[f"gap_to_{bits}bit"]["original"]["max"]
+        print(f"the largest logit gap to the model with the {bits}-bit base that was trained is {gap:.2g}")
     if facts["gap"] > facts["shift"] / 2:
         print("rounding undid much of what training changed; try merge.dtype: float32")
     return facts

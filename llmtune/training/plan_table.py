@@ -131,6 +131,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
             *_draw_note(schedule, layout),
         ],
         in_words=recipe.method_words,
+        bits=layout.bits,
     )
 
 

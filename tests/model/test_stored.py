@@ -19,8 +19,10 @@ from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.check import check_base
 from llmtune.model.files.locate import locate_base, locate_original
+from llmtune.plan.table import PlanTable
 from llmtune.publishing.card import card
 from llmtune.run import Run
+from llmtune.terminal import plan
 from llmtune.training.loop import train
 from llmtune.training.prepare import examine, prepare
 from tests.support import runs, tiny, wrappers
@@ -201,7 +203,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", ["4bit", pytest.param("8bit", marks=pytest.mark.slow), "fp8"])
 def test_merges_an_adapter_on_a_stored_base_into_the_original(
-    tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, stored = originals / "plain", originals / form
     sections = {"merge": {"dtype": "float32"}, "publish": {"repo": "me/tuned", "weights": "merged"}}
@@ -219,6 +221,9 @@ def test_merges_an_adapter_on_a_stored_base_into_the_original(
     torch.testing.assert_close(merged, live, rtol=0, atol=1e-4)
     assert (live - load_model(original)(IDS).logits).abs().max() > 1e-3
     if form != "fp8":
+        assert f"gap to the model with the {form[0]}-bit base that was trained is 0." in capsys.readouterr().out
+        plan(PlanTable.read(run.plan_file))
+        assert f"14 linear layers that never train are in {form[0]} bits" in capsys.readouterr().out
         assert facts[f"gap_to_{form}"]["original"]["max"] > 0
         assert f"{stored} is stored in {form[0]} bits (bitsandbytes), so no delta" in mistake(tmp_path / "b", stored)
 
