@@ -223,7 +223,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 def _refuse(recipe: Recipe, bits: int | None) -> None:
     adapter = recipe.method.adapter
     check_installed(recipe.track)
-    if recipe.model.quantize != "none" and adapter.unquantizable:
+    if bits and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable

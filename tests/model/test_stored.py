@@ -225,6 +225,9 @@ def test_merges_an_adapter_on_a_stored_base_into_the_original(
         plan(PlanTable.read(run.plan_file))
         assert f"14 linear layers that never train are in {form[0]} bits" in capsys.readouterr().out
         assert facts[f"gap_to_{form}"]["original"]["max"] > 0
+        pissa = {**LORA, "adapter": {"kind": "lora", "rank": 4, "init": "pissa"}}
+        said = mistake(tmp_path / "b", stored, pissa, model={"merge_into": str(plain)})
+        assert "method.adapter.init: takes weight out of the base, which is rounded to few bits" in said
         assert f"{stored} is stored in {form[0]} bits (bitsandbytes), so no delta" in mistake(tmp_path / "b", stored)
 
 
