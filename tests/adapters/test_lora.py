@@ -142,6 +142,7 @@ def test_resumed_run_with_a_start_ends_bit_equal(tmp_path: Path, start: str, mon
     assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
 
 
+@pytest.mark.slow
 def test_refuses_to_resume_without_its_start(tmp_path: Path) -> None:
     stopped = prepared(tmp_path, "run", {"init": "pissa"})
     train(stopped)
