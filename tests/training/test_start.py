@@ -196,7 +196,12 @@ def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: 
         train(run)
 
 
-EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "mlp_only_layers": [0]}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 32,
+    "mlp_only_layers": [0],
+}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 
 def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: str, adapter: Any) -> None:
     has_experts = kind == "qwen3_moe"  # and new tokens too, in embeddings and head
     base = tiny.save_base(tmp_path / "base", kind, blocks=3, **({**EXPERTS, "tied": False} if has_experts else {}))
-    model_section = {"add_tokens": ["<a>", "<b>"]} if has_experts else {}
+    model_section: dict[str, Any] = {"add_tokens": ["<a>", "<b>"]} if has_experts else {}
     method = {"kind": "full", "lr": 0.01}
     first = runs.perturbed(a_run(tmp_path, base, {**method, "adapter": adapter}, "first", **model_section))
     open_ = adapter if adapter == "none" else {"kind": adapter["kind"]}
