@@ -40,7 +40,7 @@ def plan(table: PlanTable) -> None:
     if table.adapted:
         console.print(f"adapts {sum(table.adapted.values())} layers: {', '.join(table.adapted)}", markup=False)
     if table.quantized:
-        console.print(f"puts {table.quantized} linear layers that never train into 4 bits")
+        console.print(f"{table.quantized} linear layers that never train are in {table.bits or 4} bits")
     rows = Table(box=None, pad_edge=False)
     for title in ("stage", "steps", "trains"):
         rows.add_column(title)

@@ -81,7 +81,7 @@ class AdapterSpec(Closed):
 
     @property
     def unquantizable(self) -> FieldError | None:
-        """Why it cannot train on a 4-bit base, at the key that decides it; None where it can."""
+        """Why it cannot train on a base in 4 or 8 bits, at the key that decides it; None where it can."""
         return None
 
     def move_weight(self, tuned: "nn.Module", folder: Path, resumes: bool, device: "torch.device | str") -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from llmtune.adapters.base import AdapterSpec
 from llmtune.errors import FieldError, first_line
 from llmtune.model.base import Base
-from llmtune.model.blocks import blocks, distances, unwrap
+from llmtune.model.blocks import blocks, distances, is_tied, unwrap
 from llmtune.plan.stages import Plan
 
 
@@ -39,10 +39,9 @@ def _train_tokens(config: PeftConfig | None, model: PreTrainedModel, plan: Plan,
         return
     if not isinstance(config, LoraConfig):
         raise FieldError("model.add_tokens", "PEFT trains new tokens under LoRA alone; try lora, or no adapter")
-    words, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is None or head.weight is words.weight
     names = {module: name for name, module in model.named_modules()}
-    config.trainable_token_indices = {names[one]: list(base.added) for one in (words, *(() if tied else (head,)))}
+    matrices = [model.get_input_embeddings(), *([] if is_tied(model) else [model.get_output_embeddings()])]
+    config.trainable_token_indices = {names[one]: list(base.added) for one in matrices}
 
 
 def count_adapted(model: nn.Module) -> dict[str, int]:

@@ -216,7 +216,7 @@ class Lora(AdapterSpec):
         if not self.takes_weight:
             return None
         return FieldError(
-            "method.adapter.init", "takes weight out of the base, which model.quantize rounds; try default"
+            "method.adapter.init", "takes weight out of the base, which is rounded to few bits; try default"
         )
 
     def move_weight(self, tuned: "nn.Module", folder: Path, resumes: bool, device: "torch.device | str") -> None:

@@ -133,7 +133,7 @@ def check_offloaded(recipe: Recipe, layout: Layout) -> None:
     if recipe.memory.frozen_blocks != "stream":
         return
     if recipe.model.quantize != "none":
-        raise FieldError(KEY, "stream reads no block into 4 bits; try cache, or model.quantize: none")
+        raise FieldError(KEY, "stream quantizes no block that it reads; try cache, or model.quantize: none")
     low, high = min(layout.boundaries), max(layout.boundaries)
     if low == 0 and layout.plan.redrawn:
         raise FieldError(KEY, "stream needs blocks that never train, and here any block may be drawn; try auto")

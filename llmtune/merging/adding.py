@@ -15,6 +15,7 @@ from llmtune.errors import ProofError, lacks_memory
 from llmtune.merging.compact import in_fp32, units, widen_buffers, widened_units
 from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_config, load_model
+from llmtune.model.blocks import is_tied
 from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.stored import stored_tensors
 from llmtune.model.kinds import auto_class
@@ -119,8 +120,8 @@ def refuse_tied(tuned: Tuned) -> None:
     if not isinstance(tuned, PeftModel):
         return
     base = tuned.get_base_model()
-    tied = [base.get_input_embeddings(), base.get_output_embeddings()]
-    if tied[0].weight is tied[1].weight:
+    if is_tied(base):
+        tied = [base.get_input_embeddings(), base.get_output_embeddings()]
         adapted = [
             name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer) and module in tied
         ]

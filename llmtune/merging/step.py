@@ -28,7 +28,7 @@ from llmtune.merging.untouched import beyond_text, count_kept, left_out
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import distances
 from llmtune.model.check import check_same_shapes
-from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
+from llmtune.model.files.fingerprints import COPIED, leads_outside, refuse_other_base
 from llmtune.model.files.locate import locate_base, locate_original
 from llmtune.model.files.quantization import HOW_QUANTIZED, dequantized_format, kept_bits, stored_quantization
 from llmtune.model.kinds import auto_class
@@ -39,9 +39,6 @@ from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.working import working
-
-COPIED = (*TOKENIZER, "*processor_config.json", "LICENSE*", "NOTICE*")
-"""The files that a merged folder copies from its base."""
 
 # Measured on SmolLM2-135M, whose logits reach 40: merging LoRA in fp32 moves them by 1.1e-4, rounding the merged
 # weights to bfloat16 by 0.18, random changes of every weight by no more than rounding by 0.50. On tiny models of
@@ -84,6 +81,9 @@ def merge(run: Run) -> dict[str, Any]:
         f"without rounding; training moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
+    if bits := _trained_bits(settings, base):
+        gap = facts[f"gap_to_{bits}bit"]["original"]["max"]
+        print(f"the largest logit gap to the model with the {bits}-bit base that was trained is {gap:.2g}")
     if facts["gap"] > facts["shift"] / 2:
         print("rounding undid much of what training changed; try merge.dtype: float32")
     return facts
@@ -100,7 +100,7 @@ def _replace_merged(run: Run, settings: Recipe, base: Base, into: Base) -> dict[
             with working(f"comparing with the trained {bits}-bit model"):
                 facts |= compare_with_quantized(run, settings, base, bits, live)
         if into is not base:
-            facts["merged_into"] = into.hub_id or into.folder.name
+            facts["merged_into"] = into.hub_id or Path(into.name).name  # its folder may be a copy with new tokens
     with working("hashing the merged folder"):
         run.mark("merge", [run.merged], **facts)
     return facts
@@ -228,8 +228,7 @@ def save_folder(
     config = {key: value for key, value in config.items() if key not in HOW_QUANTIZED}
     write_json(folder / "config.json", config if "torch_dtype" in config else {**config, "dtype": dtype})
     for file in {file for pattern in COPIED for file in base.glob(pattern) if file.is_file()}:
-        # A file of the Hub's cache is a link to the blobs beside it; any other link could carry a private file along.
-        if not any(file.resolve().is_relative_to(root.resolve()) for root in (base, base.parent.parent / "blobs")):
+        if leads_outside(file, base):
             raise ProofError(f"{file}: is a link to a file outside the base's folder; replace it by the file itself")
         target = folder / file.relative_to(base)
         target.parent.mkdir(exist_ok=True)

@@ -44,6 +44,12 @@ def decoder(model: nn.Module) -> nn.Module:
     return next((one for one, modules in inside if ends in modules and head not in modules), whole)
 
 
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the embeddings' matrix."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The model without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -19,12 +19,8 @@ from llmtune.model.files.quantization import (
     without_quantization,
 )
 from llmtune.model.files.report import refuse_differences
-from llmtune.model.files.stored import INDEX, SINGLE, StoredTensor, refuse_damaged, stored_tensors, weight_files
+from llmtune.model.files.stored import StoredTensor, holds_weights, refuse_damaged, stored_tensors
 from llmtune.model.reading import reading
-
-_QUANTIZED = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".quant_state.")
-"""What bitsandbytes stores beside a weight in 4 bits."""
-
 
 _BESIDE = (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".quant_state.", ".SCB", ".weight_format")
 """What bitsandbytes stores beside a weight in 4 or 8 bits."""
@@ -67,10 +63,7 @@ def check_base(base: Base, skeleton: PreTrainedModel) -> None:
 
 def has_weights(base: Base) -> bool:
     """Whether the base's weights are on this machine; of a Hub id, all but them may be."""
-    if base.name != base.hub_id:
-        return True
-    named = any((base.folder / name).is_file() for name in (SINGLE, INDEX))
-    return named and all(file.is_file() for file in weight_files(base.folder, base.name))
+    return base.name != base.hub_id or holds_weights(base.folder, base.name)
 
 
 def check_stored(name: str, config: PreTrainedConfig, wants: dict[str, bool]) -> None:
@@ -158,7 +151,8 @@ def _reshaped(expected: dict[str, torch.Tensor], tensors: dict[str, StoredTensor
 
 def _as_before_quantization(tensors: dict[str, StoredTensor], skeleton: PreTrainedModel) -> dict[str, StoredTensor]:
     """The tensors without what bitsandbytes stores beside a weight, each packed weight in its original shape."""
-    shapes = {key: list(tensor.shape) for key, tensor in skeleton.state_dict().items()}
+    state = skeleton.state_dict()
+    shapes = {key: list(one.shape) for key, one in {**state, **revert_weight_conversion(skeleton, state)}.items()}
     return {
         key: StoredTensor(tensor.file, shapes.get(key, tensor.shape), tensor.dtype)
         if tensor.dtype in _PACKED

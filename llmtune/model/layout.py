@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmtune.model.blocks import is_tied
 from llmtune.plan.stages import Facts, Plan, boundaries
 
 
@@ -44,5 +45,4 @@ class Layout:
     @property
     def tied(self) -> bool:
         """Whether the head is the embeddings' matrix."""
-        head = self.skeleton.get_output_embeddings()
-        return head.weight is self.skeleton.get_input_embeddings().weight
+        return is_tied(self.skeleton)

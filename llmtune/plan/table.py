@@ -105,7 +105,7 @@ class PlanTable:
     adapted: dict[str, int]
     """How many layers of each name carry an adapter."""
     quantized: int
-    """How many linear layers are put into 4 bits."""
+    """How many linear layers are in 4 or 8 bits."""
     delta_bytes: int
     states_bytes: int
     """On one device: weights, gradients and states of the optimizer in use, in the stage that holds the most."""
@@ -115,6 +115,8 @@ class PlanTable:
     notes: list[str]
     in_words: str = ""
     """The method as people call it: LoRA (rank 16)."""
+    bits: int | None = None
+    """The bits of quantized layers; an older plan.json does not name them, and means 4."""
 
     def with_tokens(self, tokens: int) -> Self:
         """The table of a run over that many tokens."""

@@ -13,10 +13,9 @@ from huggingface_hub import ModelInfo, get_token
 
 from llmtune.errors import FieldError, LlmtuneError, PublishError
 from llmtune.files import home_folder, read_json, write_folder
-from llmtune.merging.step import COPIED
 from llmtune.model.base import Base
 from llmtune.model.check import has_weights
-from llmtune.model.files.fingerprints import TOKENIZER, refuse_other_base
+from llmtune.model.files.fingerprints import COPIED, TOKENIZER, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.numbers import size
 from llmtune.publishing import hub as hub_module

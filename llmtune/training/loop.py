@@ -224,6 +224,8 @@ def _frozen_blocks(
     }
     if start is not None:
         facts["start"] = start.facts()["sha256"]
+    if base.added:
+        facts["added"] = list(recipe.model.add_tokens)
     adapter = recipe.method.adapter
     policy = CachePolicy(
         cache_folder() / "frozen-blocks",

@@ -131,6 +131,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
             *_draw_note(schedule, layout),
         ],
         in_words=recipe.method_words,
+        bits=layout.bits,
     )
 
 
@@ -222,7 +223,7 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
 def _refuse(recipe: Recipe, bits: int | None) -> None:
     adapter = recipe.method.adapter
     check_installed(recipe.track)
-    if recipe.model.quantize != "none" and adapter.unquantizable:
+    if bits and adapter.unquantizable:
         raise adapter.unquantizable
     if recipe.merge.enabled and adapter.unmergeable:
         raise adapter.unmergeable

@@ -142,7 +142,7 @@ class Planned(Trainer):
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """The batches of the next step, and how many tokens they teach; none after the last step."""
         # Trainer looks for the end after a step alone: resumed from the last checkpoint, it would take one step more.
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 

@@ -199,5 +199,5 @@ def test_refuses_layers_beyond_the_plans_reach(tmp_path: Path) -> None:
 
 def test_refuses_weight_start_on_4bit_base(tmp_path: Path) -> None:
     model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
-    with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which model.quantize rounds"):
+    with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which is rounded to few bits"):
         prepared(tmp_path, "run", {"init": "pissa"}, model=model)

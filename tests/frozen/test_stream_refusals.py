@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "4bit": (
         {"quantize": "4bit", "method": {**FROZEN, "adapter": LORA}},
-        "stream reads no block into 4 bits; try cache",
+        "stream quantizes no block that it reads; try cache",
     ),
     "several processes": (
         {"launch": {"accelerate": "multi_cpu", "processes": 2}},

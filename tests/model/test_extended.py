@@ -1,28 +1,31 @@
 """New tokens: the base that has them, what trains of it, and what is saved, merged and published with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmtune import recipe as recipes
 from llmtune.adapters.delta import load_delta
-from llmtune.errors import RecipeError
+from llmtune.errors import FieldError, RecipeError
 from llmtune.merging.step import merge
 from llmtune.model.base import load_model
+from llmtune.model.files.extended import _with_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
 from llmtune.run import Run
-from llmtune.training.loop import train
-from llmtune.training.prepare import plan_alone, prepare
-from tests.support import runs, tiny
+from llmtune.training.loop import _frozen_blocks, train
+from llmtune.training.prepare import layout_of, plan_alone, prepare
+from tests.support import runs, tiny, wrappers
 
 TOKENS = ("<order>", "zwiebelrostbraten")
 LORA = {"kind": "full", "lr": 0.05, "adapter": {"kind": "lora", "rank": 4}}
 FULL = {"kind": "full", "lr": 0.05}
+GRADUAL = {"kind": "gradual", "reaches": [1, "all"], "lr": 0.05}
 STOCK = """
 import torch
 from peft import PeftModel
@@ -104,6 +107,53 @@ def test_new_token_starts_as_the_mean_of_what_it_was_read_as(tmp_path: Path) -> 
     name = next(name for name in load_file(plain.folder / "model.safetensors") if "layers.0" in name)
     assert torch.equal(load_model(plain).get_parameter(name), load_model(longer).get_parameter(name))
     assert locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS)) == longer
+
+
+def test_cached_outputs_are_of_the_same_new_tokens(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(8))
+    facts = []
+    for token in ("<a>", "<b>"):
+        model = {"base": str(base), "add_tokens": [token]}
+        file = tiny.write_recipe(tmp_path / "r.yaml", base, rows, GRADUAL, model=model)
+        recipe = recipes.load(file)
+        located = replace(locate_base(recipe.model), revision="a commit")  # of the base without new tokens
+        blocks = _frozen_blocks(recipe, located, layout_of(recipe), [[1]], None, torch.float32, None)
+        assert blocks is not None
+        facts.append(blocks._policy.facts)
+    assert facts[0] != facts[1]
+
+
+def test_length_that_a_configuration_leaves_open_is_written_into_its_text_model() -> None:
+    config = AutoConfig.for_model("gemma3")
+    open_ = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    assert _with_rows(open_, config, 300_000)["text_config"]["vocab_size"] == 300_000
+    rows = config.text_config.vocab_size
+    named = {"vocab_size": rows, "text_config": {"vocab_size": rows}, "vision_config": {"vocab_size": 7}}
+    longer = _with_rows(named, config, 300_000)
+    assert longer == {"vocab_size": 300_000, "text_config": {"vocab_size": 300_000}, "vision_config": {"vocab_size": 7}}
+
+
+def test_takes_along_what_belongs_to_a_base_and_no_file_from_elsewhere(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    (base / "consolidated.pth").write_text("weights of another library")
+    (base / "README.md").write_text("license: mit")
+    (tmp_path / "private.txt").write_text("private")
+    (base / "LICENSE").symlink_to(tmp_path / "private.txt")
+    section = recipes.sections.Model(base=str(base), add_tokens=TOKENS)
+    with pytest.raises(FieldError, match="LICENSE is a link to a file outside the base's folder; replace it"):
+        locate_base(section)
+    (base / "LICENSE").unlink()
+    (base / "LICENSE").write_text("MIT")
+    names = {file.name for file in locate_base(section).folder.iterdir()}
+    assert {"LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors"} <= names
+    assert "consolidated.pth" not in names
+
+
+def test_refuses_new_tokens_of_a_model_with_a_second_table_of_them(tmp_path: Path) -> None:
+    base = wrappers.save_base(tmp_path / "base", "gemma4")
+    with pytest.raises(FieldError, match=r"model\.add_tokens: .* has a second table of tokens \(.*embed_tokens_per"):
+        locate_base(recipes.sections.Model(base=str(base), add_tokens=TOKENS))
 
 
 @pytest.mark.parametrize(

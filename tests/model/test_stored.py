@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from llmtune import recipe
 from llmtune.adapters.delta import load_delta
@@ -18,12 +18,14 @@ from llmtune.inference.placement import place
 from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.check import check_base
-from llmtune.model.files.locate import locate_base
+from llmtune.model.files.locate import locate_base, locate_original
+from llmtune.plan.table import PlanTable
 from llmtune.publishing.card import card
 from llmtune.run import Run
+from llmtune.terminal import plan
 from llmtune.training.loop import train
 from llmtune.training.prepare import examine, prepare
-from tests.support import runs, tiny
+from tests.support import runs, tiny, wrappers
 
 IDS = torch.arange(3, 40)[None]
 LORA = {"kind": "full", "adapter": {"kind": "lora", "rank": 4}}
@@ -201,24 +203,49 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("form", ["4bit", pytest.param("8bit", marks=pytest.mark.slow), "fp8"])
 def test_merges_an_adapter_on_a_stored_base_into_the_original(
-    tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, originals: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, stored = originals / "plain", originals / form
     sections = {"merge": {"dtype": "float32"}, "publish": {"repo": "me/tuned", "weights": "merged"}}
-    run = a_run(tmp_path, stored, LORA, model={"merge_into": str(plain)}, **sections)
+    tokens = ("<a>", "<b>") if form == "4bit" else ()
+    run = a_run(tmp_path, stored, LORA, model={"merge_into": str(plain), "add_tokens": list(tokens)}, **sections)
     assert run.recipe().model.merge_into == str(plain)
     runs.perturbed(run)
     runs.reload_here(monkeypatch)
     facts = merge(run)
     assert (facts["merged_into"], facts["base"]["name"]) == ("plain", str(plain))
     assert "What was trained was merged into `plain`, which the base was made from." in card(run)
-    live = load_delta(load_model(Base(plain, "p", None, None)), run.delta)(IDS).logits
+    original = locate_original(str(plain), tokens)
+    live = load_delta(load_model(original), run.delta)(IDS).logits
     merged = AutoModelForCausalLM.from_pretrained(run.merged)(IDS).logits
     torch.testing.assert_close(merged, live, rtol=0, atol=1e-4)
-    assert (live - load_model(Base(plain, "p", None, None))(IDS).logits).abs().max() > 1e-3
+    assert (live - load_model(original)(IDS).logits).abs().max() > 1e-3
     if form != "fp8":
+        assert f"gap to the model with the {form[0]}-bit base that was trained is 0." in capsys.readouterr().out
+        plan(PlanTable.read(run.plan_file))
+        assert f"14 linear layers that never train are in {form[0]} bits" in capsys.readouterr().out
         assert facts[f"gap_to_{form}"]["original"]["max"] > 0
+        pissa = {**LORA, "adapter": {"kind": "lora", "rank": 4, "init": "pissa"}}
+        said = mistake(tmp_path / "b", stored, pissa, model={"merge_into": str(plain)})
+        assert "method.adapter.init: takes weight out of the base, which is rounded to few bits" in said
         assert f"{stored} is stored in {form[0]} bits (bitsandbytes), so no delta" in mistake(tmp_path / "b", stored)
+
+
+def test_a_vision_language_model_in_4_bits_is_checked_under_the_names_in_its_files(tmp_path: Path) -> None:
+    plain = wrappers.save_base(tmp_path / "plain", "gemma3")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForImageTextToText.from_pretrained(plain, quantization_config=config).save_pretrained(tmp_path / "4bit")
+    base = Base(tmp_path / "4bit", "b", None, None)
+    skeleton = build_skeleton(base)
+    file = tmp_path / "4bit" / "model.safetensors"
+    stored = load_file(file)
+    name = next(name for name, one in stored.items() if one.dtype == torch.uint8 and name.endswith("q_proj.weight"))
+    assert name not in skeleton.state_dict()
+    check_base(base, skeleton)
+    del stored[name]
+    save_file(stored, file, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"its files lack .*q_proj\.weight, which would start at random"):
+        check_base(base, skeleton)
 
 
 def test_refuses_another_model_to_merge_into(tmp_path: Path, originals: Path) -> None:

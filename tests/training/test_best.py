@@ -97,6 +97,22 @@ def test_patience_ends_training_and_a_resumed_run_goes_on_counting(tmp_path: Pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize(("patience", "end"), [(None, 8), (2, 6)])
+def test_run_that_ended_before_its_delta_still_gives_the_best(
+    tmp_path: Path, losses: Any, patience: int | None, end: int
+) -> None:
+    losses(1.0, 2.0, 3.0, 4.0)
+    run = prepare_run(tmp_path, FULL, train={**TRAIN, "keep_best": True, "patience": patience})
+    with pytest.raises(KeyboardInterrupt):
+        train(run, callbacks=[EndsAfter(end)])
+    train(run)
+    delta, best = (load_file(file) for file in (run.delta / TENSORS, run.checkpoints / "step-000002" / TENSORS))
+    assert all(torch.equal(delta[name], best[name]) for name in best)
+    entry = run.manifest()["steps"]["train"]
+    assert (entry["steps"], entry["best"]["step"], steps_of(run)[-1]) == (end, 2, end)
+    assert entry["best"]["in_words"] == f"best: step 2, validation loss 1, is the result; step {end} ended the training"
+
+
 def test_patience_waits_for_the_last_stage(tmp_path: Path, losses: Any) -> None:
     losses(1.0, 2.0, 3.0, 4.0)
     gradual = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01}

@@ -83,7 +83,7 @@ def test_refuses_a_method_that_makes_no_sense(
         ({"method": {"kind": "full", "adapter": LORA | {"trainable_token_indices": [3]}}}, "trainable_token", ""),
     ],
 )
-def test_refuses_to_add_tokens(
+def test_refuses_tokens_under_other_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], section: dict[str, Any], key: str, line: str
 ) -> None:
     message = check(tmp_path, capsys, section.pop("method", {"kind": "full"}), **section)

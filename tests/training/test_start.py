@@ -196,9 +196,18 @@ def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: 
         train(run)
 
 
+EXPERTS: dict[str, Any] = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 32,
+    "mlp_only_layers": [0],
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "adapter"),
     [
+        ("qwen3_moe", {"kind": "lora", "rank": 4}),
         ("gpt2", {"kind": "ia3"}),
         pytest.param("llama", {"kind": "vera", "rank": 8, "d_initial": 0.2}, marks=pytest.mark.slow),
         ("llama", {"kind": "lora", "rank": 4, "dora": True, "ranks": {"q_proj": 8}, "alphas": {"k_proj": 4}}),
@@ -207,21 +216,22 @@ def test_a_start_that_changed_ends_a_resume_in_one_line(tmp_path: Path, firsts: 
     ids=str,
 )
 def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: str, adapter: Any) -> None:
-    base = tiny.save_base(tmp_path / "base", kind, blocks=3)
+    has_experts = kind == "qwen3_moe"  # and new tokens too, in embeddings and head
+    base = tiny.save_base(tmp_path / "base", kind, blocks=3, **({**EXPERTS, "tied": False} if has_experts else {}))
+    model_section: dict[str, Any] = {"add_tokens": ["<a>", "<b>"]} if has_experts else {}
     method = {"kind": "full", "lr": 0.01}
-    first = runs.perturbed(a_run(tmp_path, base, {**method, "adapter": adapter}, "first"))
+    first = runs.perturbed(a_run(tmp_path, base, {**method, "adapter": adapter}, "first", **model_section))
     open_ = adapter if adapter == "none" else {"kind": adapter["kind"]}
-    run = a_run(tmp_path, base, {**method, "adapter": open_}, start=str(first.path), precision="bf16")
-    settings = run.recipe()
+    named = {**model_section, "start": str(first.path), "precision": "bf16"}
+    settings = a_run(tmp_path, base, {**method, "adapter": open_}, **named).recipe()
     start = find_start(settings)
     assert start is not None
-    plan = layout_of(settings).plan
+    plan, extended = layout_of(settings).plan, locate_base(settings.model)
+    ids = torch.cat([IDS, torch.tensor([extended.added], dtype=torch.long)], 1)
     for dtype in (torch.float32, torch.bfloat16):
-        model = insert(
-            load_model(locate_base(settings.model), dtype), settings.method.adapter, plan, locate_base(settings.model)
-        )
+        model = insert(load_model(extended, dtype), settings.method.adapter, plan, extended)
         load_start(model, start, trained_tensors(model, plan))
         tensors = trained_tensors(model, plan)  # finds distances in a model of two precisions
         assert {one.dtype for one in tensors.values()} == {torch.float32}
         if dtype is torch.float32:
-            assert torch.equal(model.eval()(IDS).logits, runs.load_tuned(first)(IDS).logits)
+            assert torch.equal(model.eval()(ids).logits, runs.load_tuned(first)(ids).logits)

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from torch import nn
 
 from llmtune.errors import FieldError
 from llmtune.files import cache_folder, digest_of, remove_leftovers, write_folder, write_json
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
-from llmtune.model.files.stored import INDEX, SINGLE, stored_tensors, weight_files
+from llmtune.model.blocks import text_model
+from llmtune.model.files.fingerprints import COPIED, leads_outside, named_like
+from llmtune.model.files.stored import INDEX, holds_weights, stored_tensors
 from llmtune.model.reading import reading
 from llmtune.working import working
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 KEY = "model.add_tokens"
 RECORD = "added.json"
@@ -69,20 +72,27 @@ def _write(base: Base, tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[st
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
     needed = max(rows, max(ids) + 1)
-    for file in base.folder.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copyfile(file, folder / file.name)
+    if needed > rows:
+        _refuse_other_tables(base, rows)
+    _copy_small_files(base, folder)
     _write_tokenizer(tokenizer, folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", _with_rows(settings, rows, needed))
-    has_weights = all(file.is_file() for file in weight_files(base.folder, base.name)) if _names(base) else False
-    if has_weights:
+    write_json(folder / "config.json", _with_rows(settings, config, needed))
+    if holds_weights(base.folder, base.name):
         _write_weights(base, folder, rows, needed, dict(zip(ids, pieces, strict=True)))
     write_json(folder / RECORD, {"tokens": list(tokens), "ids": ids, "rows": needed})
 
 
-def _names(base: Base) -> bool:
-    return any((base.folder / name).is_file() for name in (SINGLE, INDEX))
+def _copy_small_files(base: Base, folder: Path) -> None:
+    """Copy what a base is made of beside its weights; raises FieldError for a link to a file elsewhere."""
+    names = ("config.json", INDEX, "README.md", *COPIED)  # a model card names the license
+    for file in (file for file in named_like(base.folder, names) if file.is_file()):
+        if leads_outside(file, base.folder):
+            message = f"{base.name}: {file.name} is a link to a file outside the base's folder"
+            raise FieldError("model.base", f"{message}; replace it by the file itself")
+        target = folder / file.relative_to(base.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def _write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -92,16 +102,35 @@ def _write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None
         (folder / name).write_bytes(content)
 
 
-def _with_rows(settings: dict[str, Any], rows: int, needed: int) -> dict[str, Any]:
-    """A configuration with longer embeddings, in its text model too."""
+def _with_rows(settings: dict[str, Any], config: "PreTrainedConfig", needed: int) -> dict[str, Any]:
+    """What a config.json holds for longer embeddings, in its text model too, and where it left their length open."""
+    longer = _renumbered(settings, vocabulary(config), needed)
+    text = config.get_text_config()
+    key = next((key for key in config.sub_configs if getattr(config, key, None) is text), None)
+    (longer if key is None else longer.setdefault(key, {})).setdefault("vocab_size", needed)
+    return longer
+
+
+def _renumbered(settings: dict[str, Any], rows: int, needed: int) -> dict[str, Any]:
     return {
         key: needed
         if key == "vocab_size" and value == rows
-        else _with_rows(value, rows, needed)
+        else _renumbered(value, rows, needed)
         if isinstance(value, dict)
         else value
         for key, value in settings.items()
     }
+
+
+def _refuse_other_tables(base: Base, rows: int) -> None:
+    """Raise FieldError for a model that reads tokens from more tables than its embeddings, which no adapter trains."""
+    skeleton = build_skeleton(base)
+    words = skeleton.get_input_embeddings()
+    tables = (each for each in text_model(skeleton).named_modules() if isinstance(each[1], nn.Embedding))
+    other = next((name for name, table in tables if table is not words and table.num_embeddings == rows), None)
+    if other:
+        message = f"{base.name} has a second table of tokens ({other}), so it cannot get more of them"
+        raise FieldError(KEY, f"{message}; write a token that it has and does not use in your rows")
 
 
 def _write_weights(base: Base, folder: Path, rows: int, needed: int, pieces: dict[int, list[int]]) -> None:

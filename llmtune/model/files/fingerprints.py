@@ -28,6 +28,8 @@ TOKENIZER = (
     "generation_config.json",
 )
 """The small files that decide what a base reads and when it stops."""
+COPIED = (*TOKENIZER, "*processor_config.json", "LICENSE*", "NOTICE*")
+"""The files that go with a base's weights, or with weights that were made from them."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Files = dict[str, dict[str, Any]]
@@ -51,6 +53,15 @@ def named_like(folder: Path, patterns: Sequence[str]) -> set[Path]:
     """What is in a folder under names like these, links to nowhere too."""
     wild = {file for pattern in patterns if "*" in pattern for file in folder.glob(pattern)}
     return wild | {folder / name for name in patterns if "*" not in name and os.path.lexists(folder / name)}
+
+
+def leads_outside(file: Path, folder: Path) -> bool:
+    """Whether a file of a base's folder is a link to a file elsewhere, which may be private.
+
+    The Hub's cache links to the blobs beside its folder.
+    """
+    roots = (folder, folder.parent.parent / "blobs")
+    return not any(file.resolve().is_relative_to(root.resolve()) for root in roots)
 
 
 def fingerprint_base(base: Base) -> Files:

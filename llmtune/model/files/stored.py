@@ -42,6 +42,12 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     return [folder / shard for shard in sorted(shards)]
 
 
+def holds_weights(folder: Path, name: str) -> bool:
+    """Whether all the files that transformers loads weights from are there."""
+    named = any((folder / file).is_file() for file in (SINGLE, INDEX))
+    return named and all(file.is_file() for file in weight_files(folder, name))
+
+
 def _conversion(folder: Path, name: str) -> str:
     """How pickled weights become safetensors, by a command that the user runs: reading pickles can run code."""
     source = name.removeprefix("the folder ")

@@ -83,9 +83,10 @@ def _refuse_other_base(start: Start, base: Base) -> None:
     recorded = start.base
     if not recorded or not has_weights(base):
         return
-    if (recorded.get("added") or {}).get("ids", []) != list(base.added):
-        message = f"are not those that {start.name} was trained with"
-        raise FieldError("model.add_tokens", f"{message}; write the same tokens in the same order, or none")
+    added = (recorded.get("added") or {}).get("ids", [])
+    if added != list(base.added):
+        remedy = f"write its {len(added)} tokens in the same order" if added else "remove that key"
+        raise FieldError("model.add_tokens", f"are not those that {start.name} was trained with; {remedy}")
     before, now = recorded.get("files") or {}, fingerprint_base(base)
     decisive = sorted(name for name in {*before, *now} if name.endswith(".safetensors") or name == "config.json")
     other = next((name for name in decisive if before.get(name) != now.get(name)), None)

@@ -107,11 +107,28 @@ def settle(adapter: AdapterSpec, start: Start, blocks: int) -> AdapterSpec:
 
 
 def _targets(start: Start, blocks: int) -> list[str]:
-    """The adapted layers: by their names in a block where each block has one of each, else by their whole names."""
-    names = [name.removeprefix("base_model.model.") for name in start.shapes()]
-    layers = sorted({name.split(".lora_")[0].split(".ia3_")[0].split(".vera_lambda_")[0] for name in names} - _SHARED)
-    ends = [_OUTSIDE.sub("", layer) for layer in layers]
-    return sorted(set(ends)) if all(ends.count(end) == blocks for end in set(ends)) else layers
+    """What is adapted: by its names in a block where each block has one of each, else by whole names."""
+    targets = sorted(_adapted(start))
+    ends = [_OUTSIDE.sub("", name) for name in targets]
+    return sorted(set(ends)) if all(ends.count(end) == blocks for end in set(ends)) else targets
+
+
+def _adapted(start: Start) -> set[str]:
+    """The whole names of the layers and tensors of experts that a stored adapter goes to."""
+    names = [name.removeprefix("base_model.model.") for name in start.shapes() if ".token_adapter." not in name]
+    layers = {name.split(".lora_")[0].split(".ia3_")[0].split(".vera_lambda_")[0] for name in names} - _SHARED
+    # PEFT stores the adapters of a module's tensors under the module's name, with one .base_layer after another.
+    paths = {layer.replace(".base_layer", "") for layer in layers}
+    tensors = [name.rpartition(".") for name in start.config.get("target_parameters") or ()]
+    adapted = {
+        path: {f"{path}.{leaf}".removesuffix(".weight") for module, _, leaf in tensors if _is_at(path, module)}
+        for path in paths
+    }
+    return {name for path, inner in adapted.items() for name in inner or {path}}
+
+
+def _is_at(path: str, module: str) -> bool:
+    return path == module or path.endswith(f".{module}")
 
 
 def check_start(start: Start, tuned: nn.Module, quantized: Collection[str]) -> None:

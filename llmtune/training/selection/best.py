@@ -28,7 +28,9 @@ class Choice:
     step: int
     value: float
     last_step: int
-    last_value: float
+    """The step after which training ended."""
+    last_value: float | None
+    """Its validation; None where an earlier process computed it."""
 
     @property
     def in_words(self) -> str:
@@ -36,7 +38,8 @@ class Choice:
         chosen = f"step {self.step:,}, {_WORDS[self.by]} {self.value:.4g}"
         if self.step == self.last_step:
             return f"best: the last step, {chosen}"
-        return f"best: {chosen}, is the result; step {self.last_step:,}, the last one, has {self.last_value:.4g}"
+        last = "ended the training" if self.last_value is None else f"the last one, has {self.last_value:.4g}"
+        return f"best: {chosen}, is the result; step {self.last_step:,}{' ' if self.last_value is None else ', '}{last}"
 
     def to_json(self) -> dict[str, object]:
         """The choice as the manifest holds it."""
@@ -90,8 +93,8 @@ class BestCheckpoint(TrainerCallback):
         """Choose and record the best checkpoint; None where no validation gave a number."""
         if state.best_metric is None or not state.best_global_step:
             return None
-        last_step, last_value = self._latest or (state.best_global_step, state.best_metric)
-        choice = Choice(self.by, state.best_global_step, state.best_metric, last_step, last_value)
+        last_value = self._latest[1] if self._latest and self._latest[0] == state.global_step else None
+        choice = Choice(self.by, state.best_global_step, state.best_metric, state.global_step, last_value)
         record({"step": state.global_step, "best": choice.in_words})
         return choice
 
