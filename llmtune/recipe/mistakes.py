@@ -70,7 +70,8 @@ def _message(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
     first = group[0]
     kind, value, loc = first["type"], first["input"], first["loc"]
     if kind == "missing":
-        needed = [name for section in _sections(schema, loc) for name in _required(section)]
+        sections = [] if _may_be_text(schema, loc) else _sections(schema, loc)
+        needed = [name for section in sections for name in _required(section)]
         return f"is missing; it needs {', '.join(dict.fromkeys(needed))}" if needed else "is missing and has no default"
     if kind == "union_tag_not_found":
         return f"needs a kind: {', '.join(_kinds(schema, loc))}"
@@ -187,6 +188,12 @@ def _kinds(schema: type[BaseModel], loc: Loc) -> list[str]:
 
 def _required(section: type[BaseModel]) -> list[str]:
     return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _may_be_text(schema: type[BaseModel], loc: Loc) -> bool:
+    """Whether the value at a location may be a text, too."""
+    members = (member for field in _fields(schema, loc) for member in get_args(field.annotation))
+    return any(str in (member, *get_args(member)[:1]) for member in members)
 
 
 def _everywhere(schema: type[BaseModel], prefix: str = "") -> dict[str, str]:

@@ -142,6 +142,8 @@ def check_engine(recipe: Recipe, state: PartialState) -> None:
     names = [name for name in os.environ if name.startswith("FSDP_")]
     settings = {name.removeprefix("FSDP_").lower(): os.environ[name].lower() for name in names}
     check_sharding({"version": "1", **settings}, recipe.train.optimizer)
+    if recipe.model.add_tokens:
+        raise FieldError("model.add_tokens", "PEFT's rows of new tokens were not tried under fsdp2; try ddp")
     if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise MachineError("fsdp2 shards over GPUs, and there is none; accelerate_configs/multi_cpu.yaml runs on CPUs")
 

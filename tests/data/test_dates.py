@@ -40,9 +40,8 @@ def test_run_keeps_the_day_that_it_began_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Day, "chosen", date(2026, 2, 1))
     again = prepare(recipes.load(file), tmp_path / "run", 0)
     assert again.recipe().data.template == {"date_string": "31 Jan 2026"}
-    named = recipes.load(
-        tiny.write_recipe(tmp_path / "n.yaml", base, rows, data={"template": {"date_string": "today"}})
-    )
+    data = {"train": str(rows), "template": {"date_string": "today"}}
+    named = recipes.load(tiny.write_recipe(tmp_path / "n.yaml", base, rows, data=data))
     assert prepare(named, tmp_path / "other", 0).recipe().data.template == {"date_string": "today"}
 
 

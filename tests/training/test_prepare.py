@@ -125,6 +125,7 @@ FSDP2 = {**FSDP1, "FSDP_VERSION": "2"}
             2,
         ),
         (FSDP2, {}, "fsdp2 shards over GPUs, and there is none", 3),
+        (FSDP2, {"model": {"add_tokens": ["<new>"]}}, "new tokens were not tried under fsdp2", 2),
         (FSDP2, {"train": {"optimizer": "adafactor"}}, "adafactor cannot hold its state sharded", 2),
         ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "every process reads the base", 2),
         ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "train.activation_checkpointing to true", 2),
@@ -141,6 +142,8 @@ def test_training_itself_refuses_an_engine_that_cannot_follow(
 ) -> None:
     tiny.save_base(tmp_path / "base", blocks=3)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))
+    if "model" in sections:
+        sections = {**sections, "model": {"base": str(tmp_path / "base"), **sections["model"]}}
     file = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", data, **sections)
     made = prepare(recipe.load(file), tmp_path / "run", gpus=0)
     monkeypatch.setattr(
