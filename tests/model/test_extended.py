@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune import recipe as recipes
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import RecipeError
-from llmtune.merging.step import merge
 from llmtune.evaluation.loaded_model import LoadedModel
+from llmtune.merging.step import merge
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
