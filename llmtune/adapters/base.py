@@ -2,8 +2,9 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from llmtune.errors import FieldError
 from llmtune.fields import Closed
@@ -43,6 +44,11 @@ class AdapterSpec(Closed):
         """What people call it, with its rank where it has one: LoRA (rank 16)."""
         rank = getattr(self, "rank", None)
         return f"{self.name} (rank {rank})" if rank else self.name
+
+    @property
+    def takes_weight(self) -> bool:
+        """Whether it starts with a part of the base's weights, which the base then lacks."""
+        return False
 
     @property
     def tags(self) -> list[str]:
@@ -87,6 +93,27 @@ class AdapterSpec(Closed):
     @classmethod
     def rebase(cls, tuned: "PeftModel", file: Path) -> None:
         """Rewrite a saved adapter that took weight from the base so that it fits the original base."""
+
+    def continued(self, kind: str, stored: Mapping[str, Any], targets: list[str], name: str) -> Self:
+        """Return the adapter with what it leaves open as it is in a stored one, which goes on training.
+
+        `stored` is PEFT's configuration of the one called `name`, `targets` are its layers. Raises FieldError where
+        the two contradict.
+        """
+        if kind != self.kind:
+            message = f"{name} is an adapter of the kind {kind}, not {self.kind}; write adapter: {kind}"
+            raise FieldError("method.adapter", message)
+        if self.takes_weight:
+            message = f"takes weight out of the base, and {name} has values of its own; remove it"
+            raise FieldError("method.adapter.init", message)
+        taken = {key: stored[theirs] for key, theirs in self.peft_names.items() if theirs in stored}
+        for key in self.model_fields_set & set(taken):
+            if getattr(self, key) != taken[key]:
+                message = f"{getattr(self, key)!r} contradicts {name}, which was trained with {taken[key]!r}"
+                raise FieldError(f"method.adapter.{key}", f"{message}; write that, or remove the key")
+        if "targets" in type(self).model_fields and not {"targets", "layers"} & self.model_fields_set:
+            taken["targets"] = targets
+        return type(self).model_validate({**taken, **self.model_dump(exclude_unset=True)})
 
     def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
         """Return how many numbers the delta holds; `tensors` are those that train."""

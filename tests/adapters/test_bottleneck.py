@@ -152,7 +152,13 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
         small(kind).save_pretrained(folder / "base")
         tuned = shaken(adapted(small(kind), form, plan))
         live[f"{folder.name}/live"] = logits(tuned)
-        save_delta(tuned, dict(tuned.named_parameters()), folder / "delta", training.BASE, "bottleneck")
+        save_delta(
+            tuned,
+            dict(tuned.named_parameters()),
+            folder / "delta",
+            Base(folder / "base", "tiny", None, None),
+            "bottleneck",
+        )
         if form == "parallel":
             tuned.merge_and_unload().save_pretrained(folder / "merged")
         folders.append((str(folder), form))
@@ -201,7 +207,8 @@ def test_refuses_to_merge_sequential_adapter_before_and_after_training(tmp_path:
 def test_load_delta_registers_the_method_in_a_fresh_process(tmp_path: Path) -> None:
     small("llama").save_pretrained(tmp_path / "base")
     tuned = shaken(adapted(small("llama")))
-    save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
+    base = Base(tmp_path / "base", "tiny", None, None)
+    save_delta(tuned, dict(tuned.named_parameters()), tmp_path / "delta", base, "bottleneck")
     script = (
         "import sys\nfrom pathlib import Path\nfrom transformers import AutoModelForCausalLM\n"
         "from llmtune.adapters.delta import load_delta\n"
@@ -231,17 +238,19 @@ def test_adapters_have_the_distance_of_their_block() -> None:
 
 @pytest.mark.parametrize("harm", ["missing", "unexpected", "renamed", "shape"])
 def test_refuses_delta_that_does_not_fit(tmp_path: Path, harm: str) -> None:
+    small("llama").save_pretrained(tmp_path / "base")
+    base, delta = Base(tmp_path / "base", "tiny", None, None), tmp_path / "delta"
     tuned = shaken(adapted(small("llama")))
-    save_delta(tuned, dict(tuned.named_parameters()), tmp_path, training.BASE, "bottleneck")
-    load_delta(small("llama"), tmp_path)
-    stored = load_file(tmp_path / "adapter_model.safetensors")
+    save_delta(tuned, dict(tuned.named_parameters()), delta, base, "bottleneck")
+    load_delta(small("llama"), delta)
+    stored = load_file(delta / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.bottleneck_up.weight"
     tensor = stored[name].clone() if harm == "unexpected" else stored.pop(name)
     if harm != "missing":
         stored[name if harm == "shape" else name.replace("_up", "_upper")] = tensor[:2] if harm == "shape" else tensor
-    save_file(stored, tmp_path / "adapter_model.safetensors")
+    save_file(stored, delta / "adapter_model.safetensors")
     with pytest.raises(ProofError, match=r"bottleneck_up"):
-        load_delta(small("llama"), tmp_path)
+        load_delta(small("llama"), delta)
 
 
 def test_adapters_can_be_switched_and_taken_off() -> None:
@@ -270,7 +279,7 @@ def test_trains_on_4bit_base_and_merges_into_the_original(tmp_path: Path) -> Non
     trainer = training.trainer(tmp_path, {**FULL, "lr": 0.01, "adapter": {"kind": "bottleneck"}}, model=tuned.unload())
     trainer.train()
     assert not torch.equal(logits(trainer.model.eval()), before)
-    save_delta(trainer.model, dict(trainer.model.named_parameters()), tmp_path / "delta", training.BASE, "bottleneck")
+    save_delta(trainer.model, dict(trainer.model.named_parameters()), tmp_path / "delta", base, "bottleneck")
     with pytest.raises(ValueError, match="16- or 32-bit base only"):
         trainer.model.merge_and_unload()
     live = load_delta(load_model(base), tmp_path / "delta")

@@ -142,6 +142,7 @@ def test_resumed_run_with_a_start_ends_bit_equal(tmp_path: Path, start: str, mon
     assert not torch.equal(load_delta(tuned, base)(IDS).logits, before)
 
 
+@pytest.mark.slow
 def test_refuses_to_resume_without_its_start(tmp_path: Path) -> None:
     stopped = prepared(tmp_path, "run", {"init": "pissa"})
     train(stopped)
@@ -198,5 +199,5 @@ def test_refuses_layers_beyond_the_plans_reach(tmp_path: Path) -> None:
 
 def test_refuses_weight_start_on_4bit_base(tmp_path: Path) -> None:
     model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
-    with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which 4bit rounds"):
+    with pytest.raises(RecipeError, match=r"init: takes weight out of the base, which model.quantize rounds"):
         prepared(tmp_path, "run", {"init": "pissa"}, model=model)

@@ -191,6 +191,7 @@ def test_merges_into_the_base_with_proof(tmp_path: Path, quick: None, kind: str)
     assert proof["shift"] > 1e-2
 
 
+@pytest.mark.slow
 def test_trains_on_4bit_base_and_merges_into_the_original(tmp_path: Path, quick: None) -> None:
     model = {"base": str(tmp_path / "base"), "precision": "fp32", "quantize": "4bit"}
     method = {"kind": "full", "lr": 0.05, "adapter": VERA}

@@ -111,6 +111,7 @@ def test_help_takes_little_time() -> None:
     assert min(took) < 0.6, "seconds of CPU time, which others on this machine do not change"
 
 
+@pytest.mark.slow
 def test_completes_commands_options_and_shipped_recipes() -> None:
     def complete(words: str) -> str:
         variables = {"_LLMTUNE_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
@@ -122,6 +123,7 @@ def test_completes_commands_options_and_shipped_recipes() -> None:
     assert '"qwen3-4b/lora"' in complete("llmtune recipes qwen3-4b/lo")
 
 
+@pytest.mark.slow
 def test_json_is_one_object_on_stdout_and_all_else_on_stderr(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     def answer(*arguments: str) -> Any:
         assert main([*arguments, "--json"]) == 0

@@ -43,6 +43,7 @@ def test_cached_path_matches_full_model(tmp_path: Path, method: str, tied: bool)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_cached_path_matches_full_model_in_every_architecture(tmp_path: Path, kind: str) -> None:
     settings: dict[str, Any] = CALM.get(kind, {})
     ours, full = (
@@ -233,6 +234,7 @@ def test_trains_without_a_cache_on_a_full_disk(tmp_path: Path, monkeypatch: pyte
     assert_equal(ours, fit(tmp_path, FROZEN, keep=False))
 
 
+@pytest.mark.slow
 def test_trains_without_a_cache_when_the_disk_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OutputWriter, "add", full_disk)
     ours = fit(tmp_path, FROZEN)

@@ -115,6 +115,7 @@ def test_reads_shards_like_one_file(tmp_path: Path) -> None:
         (folder / "model-0.safetensors").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 def test_reuses_a_cached_boundary_without_building(tmp_path: Path, cache: Path) -> None:
     train(prepared(tmp_path, "cache"))
     (entry,) = cache.iterdir()
@@ -141,6 +142,7 @@ def test_holds_one_block_in_memory_and_two_boundaries_on_disk(
     assert in_memory == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_killed_build_resumes_at_its_last_block(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
 

@@ -36,6 +36,7 @@ def test_ends_a_run_whose_outputs_differ(tmp_path: Path, monkeypatch: pytest.Mon
         train(prepared(tmp_path, "stream"))
 
 
+@pytest.mark.slow
 def test_refuses_outputs_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(prepared(tmp_path, "cache"))
     shutil.rmtree(tmp_path / "base")
@@ -48,6 +49,7 @@ def test_refuses_outputs_of_another_model(tmp_path: Path, monkeypatch: pytest.Mo
         train(prepared(tmp_path, "stream"))
 
 
+@pytest.mark.slow
 def test_rebuilds_a_damaged_entry(tmp_path: Path, cache: Path) -> None:
     train(prepared(tmp_path, "stream"))
     (folder,) = cache.iterdir()

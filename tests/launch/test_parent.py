@@ -62,6 +62,7 @@ def test_training_saves_and_ends_when_what_started_it_is_killed(tmp_path: Path, 
     assert (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_training_that_no_command_started_outlives_its_parent(tmp_path: Path) -> None:
     training = script(tmp_path, "training.py", TRAINING)
     starts = "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]])"

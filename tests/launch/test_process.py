@@ -191,6 +191,7 @@ def test_stop_before_training_begins_ends_it_at_once_and_silently(tmp_path: Path
         (tmp_path / "up").unlink()
 
 
+@pytest.mark.slow
 def test_answers_ctrl_c_at_once_in_the_trainings_words(tmp_path: Path) -> None:
     words = TRAINING.replace(
         "signal.signal(",

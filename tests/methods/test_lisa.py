@@ -158,6 +158,7 @@ def test_fails_when_an_undrawn_block_changed(tmp_path: Path) -> None:
         prove_planned_changes(before, model, names, {name: far(name) for name in before})
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed_of_training(tmp_path: Path) -> None:
     rates = []
     for seed in (0, 1):

@@ -77,6 +77,7 @@ def test_takes_the_default_of_named_templates(tmp_path: Path) -> None:
         ("{% set n = 10**5 %}{{ 'a' * (n * n) }}", "it takes over 1 GB of memory"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_refuses_a_template_that_never_ends(
     tmp_path: Path, template: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

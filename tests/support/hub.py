@@ -115,6 +115,8 @@ def _oid(name: str, data: bytes) -> str:
 class Handler(BaseHTTPRequestHandler):
     """One request; every answer has a length, so connections stay open."""
 
+    disable_nagle_algorithm = True  # an answer of two small parts would wait 40 ms for the first one's receipt
+
     hub: Hub
     mute = False
     protocol_version = "HTTP/1.1"

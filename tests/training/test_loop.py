@@ -218,6 +218,7 @@ def test_resumes_a_killed_run_to_equal_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [GRADUAL, {"kind": "frozen", "reach": 1, "lr": 0.01}], ids=["gradual", "frozen"])
+@pytest.mark.slow
 def test_cache_size_equals_the_plans_prediction(
     tmp_path: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ def test_builds_the_skeleton_once_from_recipe_to_delta(
     assert len(built) == 1
 
 
+@pytest.mark.slow
 def test_run_prepared_elsewhere_ends_as_one_prepared_here(tmp_path: Path) -> None:
     tiny.save_base(tmp_path / "base", blocks=3)
     data = tiny.write_rows(tmp_path / "train.jsonl", tiny.sums(40))

@@ -54,6 +54,7 @@ def test_warns_of_single_tensors_that_never_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "warns"), [(1, False), (2, False), (3, True)])
+@pytest.mark.slow
 def test_judges_a_tensor_by_enough_steps(tmp_path: Path, steps: int, warns: bool) -> None:
     method = {"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4}}
     run = prepare_run(tmp_path, method, train={"epochs": 1, "batch_size": 4, "max_steps": steps})

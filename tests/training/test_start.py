@@ -162,7 +162,7 @@ def test_refuses_a_start_that_does_not_fit(tmp_path: Path, firsts: Path) -> None
     assert said.startswith("/wrong.yaml:")
     assert f"method.adapter.rank: 8 contradicts {lora}, which was trained with 4" in said
     assert "method.adapter.alpha: 16.0 contradicts" in of({"kind": "lora", "alpha": 16})
-    assert "method.adapter.init: pissa starts from the weights" in of({"kind": "lora", "init": "pissa"})
+    assert "method.adapter.init: takes weight out of the base" in of({"kind": "lora", "init": "pissa"})
     assert "is an adapter of the kind lora, not vera; write adapter: lora" in of({"kind": "vera"})
     assert "is an adapter of the kind lora, not none; write adapter: lora" in of("none")
     assert "on which no adapter can go on as one delta" in of({"kind": "lora"}, tensors)

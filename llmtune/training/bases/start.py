@@ -101,31 +101,9 @@ def settle(adapter: AdapterSpec, start: Start, blocks: int) -> AdapterSpec:
             raise FieldError("method.adapter", f"{message}; merge it and name merged/ as model.base, or write none")
         return adapter
     kind = str(start.config.get("peft_type")).lower()
-    if kind != adapter.kind:
-        known = f"write adapter: {kind}" if kind in KINDS else f"llmtune trains {', '.join(KINDS)}"
-        raise FieldError(
-            "method.adapter", f"{start.name} is an adapter of the kind {kind}, not {adapter.kind}; {known}"
-        )
-    if getattr(adapter, "takes_weight", False):
-        message = "starts from the weights, and the start has values of its own; remove it"
-        raise FieldError("method.adapter.init", f"{getattr(adapter, 'init', '')} {message}")
-    taken = _stored_settings(adapter, start, blocks)
-    explicit = adapter.model_fields_set
-    for key, value in taken.items():
-        own = getattr(adapter, key)
-        if key in explicit and key != "targets" and own != value:
-            message = f"{own!r} contradicts {start.name}, which was trained with {value!r}"
-            raise FieldError(f"method.adapter.{key}", f"{message}; write that, or remove the key")
-    return type(adapter).model_validate({**taken, **adapter.model_dump(exclude_unset=True)})
-
-
-def _stored_settings(adapter: AdapterSpec, start: Start, blocks: int) -> dict[str, Any]:
-    """The settings of a stored adapter, by the recipe's keys."""
-    config = start.config
-    settings = {key: config[name] for key, name in adapter.peft_names.items() if name in config}
-    if "targets" in type(adapter).model_fields and not {"targets", "layers"} & adapter.model_fields_set:
-        settings["targets"] = _targets(start, blocks)
-    return settings
+    if kind not in KINDS:
+        raise FieldError(KEY, f"{start.name} is an adapter of the kind {kind}; llmtune trains {', '.join(KINDS)}")
+    return adapter.continued(kind, start.config, _targets(start, blocks), start.name)
 
 
 def _targets(start: Start, blocks: int) -> list[str]:
