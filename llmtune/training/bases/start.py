@@ -43,6 +43,8 @@ _OUTSIDE = re.compile(r"^.*?\.\d+\.")
 """The part of a layer's name up to the number of its block."""
 _SHARED = {"vera_A", "vera_B", "base_model.vera_A", "base_model.vera_B"}
 """VeRA's matrices, which are no layer's."""
+_TOKENS = ".trainable_tokens_delta"
+"""The end of the name of new tokens' rows, which are of the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def settle(adapter: AdapterSpec, start: Start, blocks: int) -> AdapterSpec:
 
 def _targets(start: Start, blocks: int) -> list[str]:
     """The adapted layers: by their names in a block where each block has one of each, else by their whole names."""
-    names = [name.removeprefix("base_model.model.") for name in start.shapes()]
+    stored = [name for name in start.shapes() if not name.endswith(_TOKENS)]
+    names = [name.removeprefix("base_model.model.") for name in stored]
     layers = sorted({name.split(".lora_")[0].split(".ia3_")[0].split(".vera_lambda_")[0] for name in names} - _SHARED)
     ends = [_OUTSIDE.sub("", layer) for layer in layers]
     return sorted(set(ends)) if all(ends.count(end) == blocks for end in set(ends)) else layers
