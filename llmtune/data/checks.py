@@ -1,11 +1,12 @@
 """Checks of single rows and examples: what no model could learn from is refused with the row's place."""
 
+import json
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.example import IGNORED, Example
-from llmtune.data.row import Row
+from llmtune.data.row import Message, Row
 from llmtune.errors import RecipeError
 
 
@@ -49,5 +50,13 @@ def is_learned(example: Example) -> bool:
 def with_special_tokens(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Find rows whose text contains a special token, which the model would read as one; returns their ids."""
     special = [token for token in tokenizer.all_special_tokens if token]
-    texts = ((row, "\n".join([row.text or "", *(str(turn["content"]) for turn in row.messages)])) for row in rows)
+    texts = ((row, "\n".join([row.text or "", *map(_written, row.messages)])) for row in rows)
     return [row.id for row, text in texts if any(token in text for token in special)]
+
+
+def _written(turn: Message) -> str:
+    """Return what a turn gives to the template: content, reasoning and tool calls."""
+    if len(turn) == 2:  # role and content
+        return str(turn["content"])
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+    return "\n".join([str(turn["content"]), turn.get("reasoning_content") or "", calls])

@@ -4,16 +4,14 @@ import contextlib
 import itertools
 
 from llmtune.data.row import Row
-from llmtune.data.rows import Form, iterate
+from llmtune.data.rows import SPLITS, Form, iterate
 from llmtune.errors import LlmtuneError
 from llmtune.recipe.data import Data
-
-_SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
 
 def first_rows(data: Data, part: str, count: int) -> list[Row]:
     """Return at most `count` rows of each source of train, eval or test; none of a source that cannot be read."""
-    return [row for one in data.sources(part) for row in _first(one.source, _SPLITS[part], Form.of(data), count)]
+    return [row for one in data.sources(part) for row in _first(one.source, SPLITS[part], Form.of(data), count)]
 
 
 def _first(source: str, split: str, form: Form, count: int) -> list[Row]:

@@ -15,11 +15,12 @@ from llmtune.data.near.notes import find_near
 from llmtune.data.near.texts import Documents
 from llmtune.data.overlap import find_overlap, hold_out
 from llmtune.data.row import Row
+from llmtune.data.rows import SPLITS
 from llmtune.data.sources import problem
 from llmtune.data.store.batches import Job
 from llmtune.data.store.build import EncodedPart, encode_rows
 from llmtune.data.store.encoded import EncodedRows, supervised_of
-from llmtune.data.store.read import SPLITS, read_part
+from llmtune.data.store.read import read_part
 from llmtune.data.store.rows import StoredRows
 from llmtune.errors import FieldError
 from llmtune.model.tokens import Limits

@@ -44,11 +44,11 @@ def sizes(counts: Sequence[int], fractions: Sequence[float]) -> list[int]:
     """Return how many rows each source gives: the largest whole mixture at which none gives more than it has."""
     shares = _exact(fractions)
     total = _total(counts, shares)
-    given = [math.floor(total * share) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda index: given[index] - total * shares[index])
-    for index in by_remainder[: total - sum(given)]:
-        given[index] += 1
-    return given
+    whole = [math.floor(total * share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda index: whole[index] - total * shares[index])
+    for index in by_remainder[: total - sum(whole)]:
+        whole[index] += 1
+    return whole
 
 
 def check_counts(mixture: Sequence[Source], counts: Sequence[int]) -> None:

@@ -28,6 +28,10 @@ class Row:
     """The source of a mixture that the row is from, as the recipe names it; "" where there is one source."""
     form: str = ""
     """The format that the row was recognised as, with its columns: "alpaca (instruction, output)"."""
+    continues: str = ""
+    """The place of the row before it, where a plain text is a piece of a document that was cut behind that row."""
+    goes_on: bool = False
+    """Whether the document of a plain text goes on in another row."""
 
     @property
     def prompt(self) -> list[Message]:

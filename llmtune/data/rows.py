@@ -1,7 +1,7 @@
 """Reads rows from any source, recognises their format by their columns, and checks each of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmtune.data.formats.base import Content, Format, Record
 from llmtune.data.formats.columns import ColumnMap, hint, named_hint, suggest_map
@@ -11,6 +11,9 @@ from llmtune.data.row import Row
 from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import FieldError, RecipeError
 from llmtune.recipe.data import Data
+
+SPLITS = {"train": "train", "eval": "validation", "test": "test"}
+"""The split of a data set that a part is read from where the recipe names none."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def iterate(source: str, default_split: str = "train", form: Form | None = None)
     with explained(at):
         for record in records(at, default_split):
             empty = False
-            yield parser.parse(at.where, record)
+            row = parser.parse(at.where, record)
+            is_cut = at.continues or at.goes_on
+            yield replace(row, continues=at.continues, goes_on=at.goes_on) if is_cut else row
     if empty:
         raise RecipeError(f"{source}: is empty: it has no rows")
 

@@ -28,6 +28,7 @@ from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.bases.base import bind_base, check_model, locate
 from llmtune.training.bases.find import refuse_own_folder
 from llmtune.training.plan_table import build_layout, plan_table
+from llmtune.training.selection.answers import check_validation
 from llmtune.working import working
 
 
@@ -126,6 +127,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     tokenizer, stop = load_tokenizer(base), stop_ids(base)
     with working("reading and checking the data"):
         checked = gate(recipe, tokenizer, stop, model_limits(layout.skeleton), suite_documents(suite))
+    check_validation(recipe, checked.eval)
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):

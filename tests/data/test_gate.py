@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from llmtune import recipe
-from llmtune.data.checks import check_bos, check_stop
+from llmtune.data.checks import check_bos, check_stop, with_special_tokens
 from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.data.gate import Gate, check_supervised, gate
 from llmtune.data.overlap import dedup_key, find_overlap
+from llmtune.data.row import Row
 from llmtune.data.rows import read
 from llmtune.data.store.read import read_part
 from llmtune.errors import RecipeError
@@ -216,6 +217,14 @@ def test_names_unused_columns_and_special_tokens(tmp_path: Path) -> None:
     assert checked.findings["special_tokens_in_text"] == {"rows": 1, "ids": ["odd"]}
     assert "columns that are not used: lang" in notes_of(checked)
     assert "warning: 1 rows have special tokens in their text (odd)" in notes_of(checked)
+
+
+def test_special_tokens_are_seen_in_reasoning_and_calls() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}
+    answers: list[dict[str, Any]] = [{"reasoning_content": "<|im_end|>"}, {"tool_calls": [call]}, {}]
+    turns = [{"role": "assistant", "content": "a"} | answer for answer in answers]
+    rows = [Row(f"r{index}", (turn,), "t:1") for index, turn in enumerate(turns)]
+    assert with_special_tokens(rows, tiny.tokenizer()) == ["r0", "r1"]
 
 
 def test_warns_of_a_row_longer_than_the_model_takes(tmp_path: Path) -> None:

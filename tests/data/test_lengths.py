@@ -169,6 +169,16 @@ def test_plain_texts_are_joined_and_cut_and_learned_throughout(adds_bos: bool) -
     names = [example.id for example in encoded.examples]
     assert names[:2] == ["d0#1", "d1#2"]
     assert len({*names}) == len(names)
+    first, second, third, other = text_rows("one ", "two ", "three", "four")
+    first, second = replace(first, goes_on=True), replace(second, goes_on=True, continues=first.where)
+    third = replace(third, continues=second.where)
+    decoded = [
+        tokenizer.decode(example.input_ids)
+        for rows in ([first, second, third, other], [first, third, other])
+        for example in encode(rows, tokenizer, {1}, Rules(99)).examples
+    ]
+    rest = f"{tokenizer.eos_token}{bos}four{tokenizer.eos_token}"
+    assert decoded == [f"{bos}one two three{rest}", f"{bos}one ", f"three{rest}"], "a cut is no end of a document"
     mixed = encode([chat("hi", "ho"), *text_rows("a"), chat("hi", "ho")], tiny.tokenizer(), {2}, Rules(64))
     assert [example.is_text for example in mixed.examples] == [False, True, False]
 

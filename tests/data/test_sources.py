@@ -180,13 +180,18 @@ def test_cuts_a_text_file_into_documents(tmp_path: Path, monkeypatch: pytest.Mon
     four = ("four.\n" * 30).rstrip()
     whole = ["  one\n\n\ntwo", "three", f"{four}\n\n\nfive"]
     assert [row.text for row in read(path)] == whole
+    assert not any(row.goes_on or row.continues for row in read(path))
     monkeypatch.setattr(text_files, "LONG_TEXT", 100)
     rows = read(path)
     assert [(row.text, row.where.rsplit(":", 1)[1]) for row in rows] == list(
-        zip([*whole[:2], four, "five"], ["2", "8", "10", "42"], strict=True)
+        zip([*whole[:2], f"{four}\n\n\n", "five"], ["2", "8", "10", "42"], strict=True)
     )
+    assert [(row.goes_on, row.continues) for row in rows] == [(False, "")] * 2 + [(True, ""), (False, rows[2].where)]
     monkeypatch.setattr(text_files, "LONGEST_TEXT", 120)
-    assert [str(row.text).count("four.") for row in read(path)] == [0, 0, 21, 9]
+    rows = read(path)
+    assert [str(row.text).count("four.") for row in rows] == [0, 0, 21, 9]
+    assert "".join(str(row.text) for row in rows[2:]) == whole[2]
+    assert [row.goes_on for row in rows[2:]] == [True, False]
 
 
 def test_reads_folders_and_patterns_in_the_order_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_rows_are_read_and_encoded_once(tmp_path: Path, cache: Path, calls: list
     assert (again.train[:], again.findings) == (first.train[:], first.findings)
 
 
-@pytest.mark.parametrize("change", ["content", "template", "tokenizer", "option", "stop", "vocabulary", "code"])
+@pytest.mark.parametrize("change", ["content", "template", "tokenizer", "option", "stop", "vocabulary", "code", "day"])
 def test_another_key_for_whatever_changes_the_tokens(
     tmp_path: Path, cache: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +156,8 @@ def test_another_key_for_whatever_changes_the_tokens(
         job = replace(JOB, stop=frozenset({2, 3}))
     elif change == "vocabulary":
         job = replace(JOB, vocabulary=499)
+    elif change == "day":
+        monkeypatch.setattr(build, "_NOW", "for")
     else:
         monkeypatch.setattr(build, "code_digest", lambda: "newer")
     build.encode_rows(read_part(data, "train"), job)

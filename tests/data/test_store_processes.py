@@ -99,6 +99,11 @@ def test_processes_that_encode_otherwise_are_not_used(
 
     monkeypatch.setattr(build, "processes_for", lambda rows, least: 2)
     monkeypatch.setattr(build, "encode_in_processes", encode_otherwise)
+    with monkeypatch.context() as stopped:  # before the batches are encoded anew
+        stopped.setattr(build, "write_part", None)
+        with pytest.raises(TypeError):
+            build.encode_rows(rows, JOB)
+    assert not list(cache.glob(".encoded-*.parts/*"))
     examples = build.encode_rows(rows, JOB).examples[:]
     monkeypatch.setattr(build, "IN_MEMORY", 100)
     assert examples == build.encode_rows(rows, JOB).examples[:]

@@ -274,3 +274,11 @@ def test_everything_but_results_is_learned_of_a_long_conversation() -> None:
         said = text.replace(f"  {RESULT}\n", "").replace("<think>\n\n</think>\n\n", "")
         assert learned_text(example, tokenizer) == said
         turns = turns[-4:]
+    whole = encode([Row("r", tuple(turns), "t:1", tools=(TOOL,))], tokenizer, stop, Rules(99_999, learn="all"))
+    size = len(whole.examples[0].input_ids)
+    row = Row("r", tuple(turns * 3), "t:1", tools=(TOOL,))
+    cut = encode([row], tokenizer, stop, Rules(size + 3, "truncate_turns", learn="all"))
+    assert (cut.examples[0].input_ids, cut.examples[0].labels) == (
+        whole.examples[0].input_ids,
+        whole.examples[0].labels,
+    )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,13 @@ def test_survey_keeps_the_longest_questions_and_counts_thoughts_as_answer() -> N
 def test_windows_predict_every_token_of_a_text_but_the_first_once() -> None:
     tokenizer = tiny.tokenizer()
     ids = [*tokenizer("a text of bytes", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    cut = windows("a text of bytes", tokenizer, 5)
+    row = Row("d", (), "t:1", text="a text of bytes")
+    cut = windows(row, tokenizer, 5)
     assert [one for window in cut for one in window[1:]] == ids[1:]
     assert all(1 < len(window) <= 5 for window in cut)
     assert all(a[-1] == b[0] for a, b in itertools.pairwise(cut))
-    assert windows("a text", tokenizer, 100) == [windows("a text", tokenizer, 100)[0]]
+    assert windows(row, tokenizer, 100) == [ids]
+    assert windows(replace(row, goes_on=True), tokenizer, 100) == [ids[:-1]], "a cut is no end"
 
 
 def test_loss_of_texts_is_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +176,7 @@ def test_loss_of_texts_is_the_models_own(monkeypatch: pytest.MonkeyPatch) -> Non
     sums, tokens = [], []
     for row in rows:
         total, count = 0.0, 0
-        for ids in windows(str(row.text), tokenizer, 16):
+        for ids in windows(row, tokenizer, 16):
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0, :-1].double()
             total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))

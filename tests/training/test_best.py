@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune import recipe as recipes
-from llmtune.errors import FieldError
+from llmtune.data.example import Example
+from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.held_out.truth import Truth
 from llmtune.files import read_json
@@ -19,7 +21,7 @@ from llmtune.run import Run
 from llmtune.training.checkpoint import TENSORS
 from llmtune.training.loop import train
 from llmtune.training.prepare import plan_alone
-from llmtune.training.selection.answers import AnswerScore
+from llmtune.training.selection.answers import AnswerScore, answer_score
 from llmtune.training.selection.best import BestCheckpoint
 from tests.support import tiny
 from tests.support.training import prepare_run
@@ -129,6 +131,27 @@ def test_score_is_of_the_answers_that_the_model_gives_alone(tmp_path: Path, adap
     scores = [entry["eval_score"] for entry in map(json.loads, run.log_file.open()) if "eval_score" in entry]
     assert scores == [result / rows for result, rows in seen]
     assert len(scores) == 2
+
+
+def test_score_takes_questions_that_follow_plain_texts() -> None:
+    texts = [Example(f"t{n}", f"t:{n}", [5, 6], [5, 6], is_text=True) for n in range(3)]
+    chats = [Example(f"c{n}", f"c:{n}", [5, 6, 2], [-100, 6, 2], 1) for n in range(3)]
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=2))
+    state: Any = SimpleNamespace(process_index=0, num_processes=1)
+    score = answer_score(recipe, [*texts, *chats], tiny.tokenizer(), {2}, state)
+    assert score is not None
+    assert score.count == 2
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows", "words"),
+    [("score", [{"text": f"text {n}"} for n in range(9)], "plain texts; try loss"), (True, tiny.sums(1), "no valid")],
+    ids=["texts", "one row"],
+)
+def test_refuses_rows_that_choose_nothing_before_training(tmp_path: Path, keep: Any, rows: Any, words: str) -> None:
+    source = tiny.write_rows(tmp_path / "few.jsonl", rows)
+    with pytest.raises(RecipeError, match=f"keep_best: .*{words}"):
+        prepare_run(tmp_path, FULL, data={"train": str(source)}, train={**TRAIN, "keep_best": keep})
 
 
 @pytest.mark.parametrize(

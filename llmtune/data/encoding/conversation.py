@@ -7,7 +7,7 @@ differs, the last turns are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ class RowTurns:
         assert turn is not None
         block = turn.end[turn.generation : turn.prompt]
         if self.answers.rules.learn == "all":
-            return Conversation(turn.end, turn.prompt, turn.learned, (), self._masked(turn), turn.adds, block)
+            return Conversation(turn.end, turn.prompt, turn.learned, (), self._masked(turn, index), turn.adds, block)
         spans = self._spans(earlier, turn) if index == self.indices[-1] and len(earlier) >= RENDERED_ALONE else None
         if spans is None:
             alone = ((i, self._alone(i, turn.end)) for i in self.affordable(earlier))
@@ -124,16 +124,18 @@ class RowTurns:
             return Span(turn.generation, turn.generation, len(short))
         return None
 
-    def _masked(self, last: Turn) -> tuple[tuple[int, int], ...]:
-        """Return what is not learned although all else is: tools' results, empty blocks, and reasoning as context."""
-        row, context = self.row, self.answers.rules.reasoning == "context"
+    def _masked(self, last: Turn, end: int) -> tuple[tuple[int, int], ...]:
+        """Return what is not learned up to answer `end`: tools' results, empty blocks, and reasoning as context."""
+        row = replace(self.row, messages=self.row.messages[: end + 1])
+        context = self.answers.rules.reasoning == "context"
+        indices = [index for index in self.indices if index < end]
         masked = [
             *tool_results(row, last.end[: last.generation], self.answers.renderer),
             (last.generation, last.prompt),
         ]
-        thoughts = [i for i in self.indices if context and split_thought(row.messages[i])[0].strip()]
-        blocks = self.indices[:-1] if last.prompt > last.generation else []
-        needed = sorted({*thoughts, *blocks} - {self.indices[-1]})
+        thoughts = [i for i in indices if context and split_thought(row.messages[i])[0].strip()]
+        blocks = indices if last.prompt > last.generation else []
+        needed = sorted({*thoughts, *blocks})
         if self.affordable(needed) != needed:
             raise RecipeError(f"{row.where}: has too many turns for data.learn: all; use data.learn: answers")
         for index in needed:
@@ -145,7 +147,7 @@ class RowTurns:
                     f"{row.where}: the chat template rewrites an earlier answer, so that its reasoning cannot be told "
                     "from what is learned; use data.learn: answers, or data.reasoning: drop"
                 )
-        return tuple((start, end) for start, end in masked if start < end)
+        return tuple((start, stop) for start, stop in masked if start < stop)
 
     def _spans(self, indices: list[int], last: Turn) -> dict[int, Span] | None:
         """Return the spans of these answers; None where they cannot be proved from the whole text."""

@@ -23,7 +23,8 @@ _TRIED = 16
 def encode_texts(rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Example]:
     """Yield the pieces of documents, each document followed by EOS, and after BOS where the tokenizer adds one.
 
-    A piece is named after the document in which it starts. The last one may be shorter.
+    A document of several rows has them once; where its next row is not there, the piece ends. A piece is named after
+    the row in which it starts. The last one may be shorter.
     """
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"{rows[0].where}: the tokenizer has no EOS token to put between texts")
@@ -31,9 +32,17 @@ def encode_texts(rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_length
     starts: list[tuple[int, Row]] = []  # where the documents of `ids` start
     pieces = 0
     bos = missing_bos(tokenizer, [])
+    cut = ""  # the place of the row before, where its document goes on
     for row, document in _documents(rows, tokenizer):
+        if ids and cut not in ("", row.continues):
+            pieces += 1
+            yield _piece(starts[0][1], pieces, ids)
+            ids = []
+        cut = row.where if row.goes_on else ""
+        if not ids:
+            starts.clear()
         starts.append((len(ids), row))
-        ids += [*(bos if document[:1] != bos else []), *document, tokenizer.eos_token_id]
+        ids += with_ends(row, document, bos, tokenizer.eos_token_id)
         while len(ids) >= max_length:
             piece, ids = ids[:max_length], ids[max_length:]
             pieces, first = pieces + 1, starts[0][1]
@@ -42,6 +51,12 @@ def encode_texts(rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_length
             starts = moved[max((i for i, (at, _) in enumerate(moved) if at <= 0), default=0) :]
     if ids:
         yield _piece(starts[0][1], pieces + 1, ids)
+
+
+def with_ends(row: Row, ids: list[int], bos: list[int], eos: int) -> list[int]:
+    """Return a text's ids after BOS, if the tokenizer adds `bos`, and before EOS; a cut is neither start nor end."""
+    begin = [] if row.continues or ids[:1] == bos else bos
+    return [*begin, *ids, *([] if row.goes_on else [eos])]
 
 
 def _documents(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, list[int]]]:

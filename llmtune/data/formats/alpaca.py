@@ -10,10 +10,10 @@ from llmtune.errors import RecipeError
 def _parse(where: str, record: Record) -> Content:
     """Parse a record: the input follows the instruction on a line of its own."""
     texts = [optional_text(where, record, key) for key in ("instruction", "input")]
-    asked = "\n".join(text for text in texts if text)
-    if not asked:
+    question = "\n".join(text for text in texts if text)
+    if not question:
         check_text(where, "instruction", record["instruction"])
-    content = parse_pair(where, record | {"instruction": asked}, "instruction", "output")
+    content = parse_pair(where, record | {"instruction": question}, "instruction", "output")
     earlier = _history(where, record.get("history"))
     at = 1 if content.messages[0]["role"] == "system" else 0
     messages = (*content.messages[:at], *earlier, *content.messages[at:])

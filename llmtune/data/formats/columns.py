@@ -93,9 +93,9 @@ def suggest_map(columns: Collection[str], fields: tuple[str, str] = ("prompt", "
     """Return the map that makes a question and an answer of columns with other usual names; {} if they do not tell."""
     there = [str(column) for column in columns]
     answer = _alike(there, _ANSWERS, fields[1])
-    asked = _alike([name for name in there if name not in answer], _QUESTIONS, fields[0])
-    beside = [name for name in there if name.lower() in _BESIDE_QUESTIONS and name not in (*answer, *asked)]
-    question = sorted({*asked[:1], *beside}, key=there.index)
+    questions = _alike([name for name in there if name not in answer], _QUESTIONS, fields[0])
+    beside = [name for name in there if name.lower() in _BESIDE_QUESTIONS and name not in (*answer, *questions)]
+    question = sorted({*questions[:1], *beside}, key=there.index)
     if not question or not answer:
         return {}
     joined = question[0] if len(question) == 1 else "\n".join(f"{{{name}}}" for name in question)

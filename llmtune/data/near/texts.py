@@ -74,8 +74,8 @@ def _files(task: Path | None) -> list[Path]:
     files = options.get("data_files") if isinstance(options, dict) else None
     if not isinstance(files, dict):
         return []
-    asked = [files.get(config.get(split)) for split in ("test_split", "validation_split")]
-    names = [name for name in asked if isinstance(name, str)]
+    listed = [files.get(config.get(split)) for split in ("test_split", "validation_split")]
+    names = [name for name in listed if isinstance(name, str)]
     places = (folder / name for name in names for folder in (Path(), shipped_folder("sample").parents[1]))
     return [place for place in places if place.is_file()][:1]
 

@@ -18,6 +18,10 @@ class Cursor:
     """The line of a text file, the row of another source, both from 1; 0 before the first."""
     file: str = ""
     """The file of a folder, or of a pattern, that is read."""
+    continues: str = ""
+    """The place of the record before, where a document was cut between the two."""
+    goes_on: bool = False
+    """Whether the record's document goes on in the next one."""
 
     @property
     def where(self) -> str:
@@ -27,7 +31,7 @@ class Cursor:
 
     def enter(self, file: str) -> None:
         """Go to the start of another file of the source."""
-        self.file, self.line = file, 0
+        self.file, self.line, self.continues, self.goes_on = file, 0, "", False
 
 
 @contextlib.contextmanager

@@ -91,29 +91,34 @@ def table(delimiter: str) -> Reader:
 def plain_text(path: Path, at: Cursor) -> Iterator[dict[str, str]]:
     """Read a text as a document; a line with a form feed or <|endoftext|> ends one, and a long one is cut.
 
-    The cut is at the first blank line after `LONG_TEXT` characters, or after `LONGEST_TEXT` at the end of any line.
-    The cursor is put on the line on which a document starts.
+    The cut is behind the blank lines after `LONG_TEXT` characters, or after `LONGEST_TEXT` at the end of any line; the
+    pieces together are the document. The cursor is put on the line on which a piece starts, and told of the cuts.
     """
     parts: list[str] = []
     size = start = 0
     for line, text in enumerate(lines(path, at), 1):
         ends = text.strip(" \r\n") in _SEPARATORS
-        if not ends and (parts or not text.isspace()):
+        is_blank = text.isspace()
+        if not ends and not is_blank and (size > LONGEST_TEXT or (size > LONG_TEXT and parts[-1].isspace())):
+            yield from _piece("".join(parts), at, start, line, goes_on=True)
+            parts, size = [], 0
+        if not ends and (size <= LONGEST_TEXT if parts and is_blank else not is_blank):
             start = start if parts else line
             parts.append(text)
             size += len(text)
-        if ends or size > LONGEST_TEXT or (size > LONG_TEXT and text.isspace()):
-            yield from _document(parts, at, start)
+        if ends:
+            yield from _piece("".join(parts).rstrip(), at, start, line)
             parts, size = [], 0
-            at.line = line
-    yield from _document(parts, at, start)
+    yield from _piece("".join(parts).rstrip(), at, start, at.line)
 
 
-def _document(parts: list[str], at: Cursor, start: int) -> Iterator[dict[str, str]]:
-    text = "".join(parts).rstrip()
+def _piece(text: str, at: Cursor, start: int, line: int, goes_on: bool = False) -> Iterator[dict[str, str]]:
+    """Yield a text that starts on a line; afterwards the cursor is on the line that was read last."""
     if text:
-        at.line = start
+        at.line, at.goes_on = start, goes_on
         yield {"text": text}
+        at.continues = at.where if goes_on else ""
+        at.line, at.goes_on = line, False
 
 
 def _split_at_returns(lines: Iterator[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ ROWS_PER_PROCESS = 10_000
 """Rows that pay for the seconds that a process takes to start."""
 GROWTH = 3
 """Bytes of disk for each byte of text that is encoded, at most, for the parts and the table made of them."""
+_NOW = "strftime_now"
+"""The function by which chat templates write the day into rows."""
 _COMPARED = 4
 """Rows that this process encodes too, to compare."""
 
@@ -78,6 +81,7 @@ def _facts(rows: StoredRows, job: Job, tokenizer: Path) -> dict[str, object]:
         "tokenizer": _digest_of_files(tokenizer, "*"),
         "code": code_digest(),
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
+        "day": date.today().isoformat() if _NOW in str(job.tokenizer.chat_template) else "",
     }
 
 
@@ -136,8 +140,16 @@ def _run(entry: Entry, missing: list[Batch], rows: StoredRows, job: Job, folder:
                     yield batch, file
         except NoStartError:
             pass
+        _remove_parts(entry, {number for number, *_ in missing} - {number for number, *_ in done})
     for number, start, end in (batch for batch in missing if batch not in done):
         yield (number, start, end), write_part(encode_batch(rows[start:end], start, job), entry.parts, number)
+
+
+def _remove_parts(entry: Entry, numbers: set[int]) -> None:
+    """Remove the parts with these numbers: processes that encode otherwise may have written some."""
+    for file in entry.parts.glob("*.arrow") if numbers else ():
+        if int(file.stem.partition("-")[0]) in numbers:
+            file.unlink()
 
 
 def _is_plain(job: Job) -> bool:

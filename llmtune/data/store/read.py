@@ -11,7 +11,7 @@ from typing import Any
 
 from llmtune.data.mixture import draw_places
 from llmtune.data.row import Row
-from llmtune.data.rows import Form, iterate
+from llmtune.data.rows import SPLITS, Form, iterate
 from llmtune.data.sources import source_files
 from llmtune.data.store.build import code_digest
 from llmtune.data.store.entries import Entry, cache_root, explained
@@ -19,9 +19,6 @@ from llmtune.data.store.rows import NO_ROWS, StoredRows, store_rows
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of, fingerprint
 from llmtune.recipe.data import Data
-
-SPLITS = {"train": "train", "eval": "validation", "test": "test"}
-"""The split of a Hub data set that a part is read from where the recipe names none."""
 
 
 def read_part(data: Data, part: str) -> StoredRows:
@@ -42,7 +39,7 @@ def read_part(data: Data, part: str) -> StoredRows:
         "code": code_digest(),
         "versions": {name: version(name) for name in ("datasets", "pyarrow")},
     }
-    unknown = any(found is None for found in files.values())
+    unknown = None in files.values()
     entry = Entry("rows", facts | ({"read": secrets.token_hex(16)} if unknown else {}))
     rows = store_rows(_iterate(data, part), entry)
     if fingerprints(data, part) != files:

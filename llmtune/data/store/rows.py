@@ -76,14 +76,19 @@ class StoredRows(Sequence[Row]):
 
     def labels(self, name: str) -> npt.NDArray[Any]:
         """A field that many rows share, `source` or `form`, of each row."""
-        labels = self.stored.table.column(name).combine_chunks().dictionary_encode()
-        return np.array(labels.dictionary.to_pylist(), object)[labels.indices.to_numpy()[self.indices]]
+        values, codes = self._coded(name)
+        return values[codes]
 
     def counts(self, name: str) -> dict[str, int]:
         """How many rows have each value of such a field, the first one's first."""
-        values, first, counts = np.unique(self.labels(name).astype(str), return_index=True, return_counts=True)
-        order = np.argsort(first)
-        return {str(values[at]): int(counts[at]) for at in order}
+        values, codes = self._coded(name)
+        there, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        return {str(values[there[at]]): int(counts[at]) for at in np.argsort(first)}
+
+    def _coded(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+        """The values of such a field, and the place among them of each row's."""
+        labels = self.stored.table.column(name).combine_chunks().dictionary_encode()
+        return np.array(labels.dictionary.to_pylist(), object), labels.indices.to_numpy()[self.indices]
 
     @property
     def exacts(self) -> Digests:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.encoding.boundaries import missing_bos, tokenize
-from llmtune.data.encoding.plain import slices
+from llmtune.data.encoding.plain import slices, with_ends
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.row import Row
 from llmtune.evaluation.generate import answer_losses
@@ -31,13 +31,13 @@ class Texts:
     window: int
 
 
-def windows(text: str, tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
-    """Cut a text, with BOS and EOS as in training, into windows of `size` tokens that share one with the next.
+def windows(row: Row, tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
+    """Cut a row's text, with BOS and EOS as in training, into windows of `size` tokens that share one with the next.
 
     So every token but the first is predicted once.
     """
-    inside = [token for part in tokenize(tokenizer, list(slices(text, tokenizer))) for token in part]
-    ids = [*missing_bos(tokenizer, inside), *inside, tokenizer.eos_token_id]
+    inside = [token for part in tokenize(tokenizer, list(slices(row.text or "", tokenizer))) for token in part]
+    ids = with_ends(row, inside, missing_bos(tokenizer, []), int(tokenizer.eos_token_id))
     return [ids[start : start + size] for start in range(0, max(1, len(ids) - 1), size - 1)]
 
 
@@ -51,7 +51,7 @@ def score_texts(
         examples = [
             Example(row.id, row.where, ids, [IGNORED, *ids[1:]])
             for row in batch
-            for ids in windows(row.text or "", tokenizer, texts.window)
+            for ids in windows(row, tokenizer, texts.window)
             if len(ids) > 1
         ]
         sums = dict.fromkeys((row.where for row in batch), 0.0)

@@ -1,6 +1,7 @@
 """The held-out score while training goes on: greedy answers to validation rows, compared with the true ones."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from accelerate import PartialState
@@ -77,6 +78,23 @@ class AnswerScore:
         return str(self._tokenizer.decode([token for token in tokens if token not in self._stop])).strip()
 
 
+def check_validation(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """Raise FieldError where the best checkpoint is chosen by validation rows, and none of these can tell."""
+    by = measure_of(recipe)
+    if by and not examples:
+        raise FieldError("train.keep_best", "there is no validation row to choose by; set data.eval")
+    if by == SCORE:
+        _questions(recipe, examples)
+
+
+def _questions(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    """Return the first eval.rows examples that are no plain texts; raises FieldError for none."""
+    questions = list(islice((example for example in examples if not example.is_text), recipe.eval.rows))
+    if not questions:
+        raise FieldError("train.keep_best", "score needs questions, and the validation rows are plain texts; try loss")
+    return questions
+
+
 def answer_score(
     recipe: Recipe,
     examples: Sequence[Example],
@@ -92,7 +110,4 @@ def answer_score(
         return None
     if is_sharded_run():
         raise FieldError("train.keep_best", SHARDED)
-    questions = [example for example in examples[: recipe.eval.rows] if not example.is_text]
-    if not questions:
-        raise FieldError("train.keep_best", "score needs questions, and the validation rows are plain texts; try loss")
-    return AnswerScore(questions, tokenizer, stop, (state.process_index, state.num_processes))
+    return AnswerScore(_questions(recipe, examples), tokenizer, stop, (state.process_index, state.num_processes))
