@@ -41,7 +41,7 @@ def _uncounted(amount: float = 1) -> None:
 @contextlib.contextmanager
 def _left_as_tied(model: PreTrainedModel) -> Iterator[None]:
     """Keep lm-eval from tying a loaded model's weights again: embeddings with new tokens are a layer of PEFT's."""
-    model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]
+    model.tie_weights = lambda *_, **__: None
     try:
         yield
     finally:
