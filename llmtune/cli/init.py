@@ -14,6 +14,7 @@ from llmtune.cli.shipped import refuse_existing, relative, schema_line
 from llmtune.cli.summary import DataSummary, summarize
 from llmtune.data.formats.columns import write_map
 from llmtune.data.rows import Form, iterate
+from llmtune.data.sources.locate import source_files
 from llmtune.errors import LlmtuneError, RecipeError, nearest, one_line
 from llmtune.files import shipped_folder, write_text
 from llmtune.methods.kinds import METHODS
@@ -29,6 +30,7 @@ _LONGEST = 255
 
 # Usual names of a data set's other files; the first that exists is used.
 _NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
+_SPLITS = {"eval": "validation", "test": "test"}
 
 
 def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> tuple[Path, list[str]]:
@@ -46,7 +48,12 @@ def write_recipe(data: Path | None, model: str | None, method: str | None, out: 
 
 
 def _other_files(train: Path, form: Form) -> dict[str, str]:
-    """Find validation and test files beside train.* that are readable in its form, by the recipe's key."""
+    """Find validation and test files beside train.* that are readable in its form, by the recipe's key.
+
+    Of a folder, those are its files of other splits.
+    """
+    if train.is_dir():
+        return {key: f"{train}:{split}" for key, split in _SPLITS.items() if _has_split(str(train), split)}
     stem, dot, ending = train.name.partition(".")
     if stem != "train" or not train.is_file():
         return {}
@@ -55,6 +62,13 @@ def _other_files(train: Path, form: Form) -> dict[str, str]:
         key: next((file for file in files if _is_readable(file, form)), None) for key, files in candidates.items()
     }
     return {key: str(file) for key, file in readable.items() if file is not None}
+
+
+def _has_split(folder: str, split: str) -> bool:
+    try:
+        return source_files(folder, split) != source_files(folder)
+    except RecipeError:
+        return False
 
 
 def _is_readable(file: Path, form: Form) -> bool:

@@ -107,7 +107,8 @@ class _Parser:
             self._format, self._first = format, where
         if format is not self._format:
             names = f"is {format.name}, but {self._first} is {self._format.name}"
-            advice = f"make two files of them, or write data.format: {self._format.name}"
+            serves = not self._format.missing(record)
+            advice = f"make two files of them{f', or write data.format: {self._format.name}' if serves else ''}"
             raise RecipeError(f"{where}: {names}; {advice}")
         return format
 

@@ -38,6 +38,16 @@ def _uncounted(amount: float = 1) -> None:
     """Count nothing."""
 
 
+@contextlib.contextmanager
+def _left_as_tied(model: PreTrainedModel) -> Iterator[None]:
+    """Keep lm-eval from tying a loaded model's weights again: embeddings with new tokens are a layer of PEFT's."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
 class StandIn(LM):
     """Gives every request the same answer, where a task is to be scored without a model."""
 
@@ -74,15 +84,16 @@ class LoadedModel(HFLM):
         self.special = False
         self.name, self._rows = name, rows
         self._step: Step = _uncounted
-        super().__init__(
-            pretrained=model,
-            backend="causal",
-            tokenizer=tokenizer,
-            batch_size=rows,
-            add_bos_token=adds_bos,
-            softmax_dtype=torch.float32,
-            chat_template_args=dict(template or {}),
-        )
+        with _left_as_tied(model):
+            super().__init__(
+                pretrained=model,
+                backend="causal",
+                tokenizer=tokenizer,
+                batch_size=rows,
+                add_bos_token=adds_bos,
+                softmax_dtype=torch.float32,
+                chat_template_args=dict(template or {}),
+            )
         self.set_cache_hook(_Counter(self._count))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:

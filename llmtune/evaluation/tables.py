@@ -38,6 +38,14 @@ def base_note(run: Run) -> str | None:
     return f"Base and tuned model answered over the {quantize.replace('bit', '-bit')} base that was trained."
 
 
+def selection_note(run: Run) -> str | None:
+    """Say that the weights were chosen by the rows that the results are told on, where that is so."""
+    recipe = run.recipe()
+    if not recipe.train.keep_best or recipe.data.test:
+        return None
+    return "The best checkpoint was chosen on these rows too, so the tuned model's results may be a little too good."
+
+
 def comparison_note(run: Run) -> str | None:
     """Say what exact match compares where that is not the answers as they are."""
     compared = read_json(run.eval / "tuned.json")["results"].get(HELD_OUT, {}).get("compared", "text")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
-from llmtune.evaluation.tables import base_note, comparison_note
+from llmtune.evaluation.tables import base_note, comparison_note, selection_note
 from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
@@ -95,7 +95,7 @@ def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
     rows = results(run)
-    notes = [note for note in (comparison_note(run), base_note(run)) if note]
+    notes = [note for note in (comparison_note(run), base_note(run), selection_note(run)) if note]
     return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 
 

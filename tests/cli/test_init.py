@@ -97,6 +97,8 @@ def test_uses_readable_files_beside_train(tmp_path: Path) -> None:
     (tmp_path / "validation.jsonl").unlink()
     loaded = recipe.load(write_recipe(tmp_path / "train.jsonl", None, None, tmp_path / "b.yaml"))
     assert (loaded.data.eval, loaded.data.test) == (str(tmp_path / "dev.jsonl"), None)
+    folder = recipe.load(write_recipe(tmp_path, None, None, tmp_path / "folder.yaml"))
+    assert (folder.data.eval, folder.data.test) == (f"{tmp_path}:validation", f"{tmp_path}:test")
     other = recipe.load(write_recipe(tmp_path / "dev.jsonl", None, None, tmp_path / "c.yaml"))
     assert (other.data.eval, other.data.eval_fraction) == (None, 0.2)
 

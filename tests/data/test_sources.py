@@ -104,7 +104,8 @@ def test_refuses_a_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: py
         ("t.txt.zst", zstd((b" " * 32767 + b"\n") * 64)),
     ):
         assert "unpack to over" in refuse(write(tmp_path / name, content))
-    assert f"{tmp_path}/t.txt:1: the line is longer than 1 MiB" in refuse(write(tmp_path / "t.txt", b"x" * (2 << 20)))
+    huge = refuse(write(tmp_path / "t.txt", b"x" * (2 << 20)))
+    assert huge == f"{tmp_path}/t.txt:1: the line is longer than 1 MiB; divide it into shorter ones"
 
 
 def zstd(content: bytes) -> bytes:
@@ -215,7 +216,10 @@ def test_reads_folders_and_patterns_in_the_order_of_names(tmp_path: Path, monkey
     assert "is a folder without a file that ends in .jsonl" in refuse(tmp_path)
     assert f"write {tmp_path}/**/*.jsonl for the files below it" in refuse(tmp_path)
     write(folder / "b.jsonl", b'{"messages": []}')
-    assert refuse("*.jsonl").startswith("b.jsonl:1: is chat, but a.jsonl:1 is prompt_completion")
+    two = "b.jsonl:1: is chat, but a.jsonl:1 is prompt_completion; make two files of them"
+    assert refuse("*.jsonl") == two
+    write(folder / "b.jsonl", b'{"messages": [], "prompt": "a", "completion": "b"}')
+    assert refuse("*.jsonl") == f"{two}, or write data.format: prompt_completion"
 
 
 def test_a_recipe_finds_patterns_and_splits_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,10 @@ def test_card_shows_results_with_n_and_error(write_card: Callable[..., str]) -> 
     text = write_card(change=evaluate)
     assert "| model | exact match | n |\n| --- | --- | --- |\n| base, zero-shot | 0.100 ± 0.070 | 20 of 120 |" in text
     assert "4-bit" not in text
+    chosen = "The best checkpoint was chosen on these rows too"
+    assert chosen not in text
+    assert chosen in write_card({"train": {"keep_best": True}}, change=evaluate)
+    assert chosen not in write_card({"train": {"keep_best": True}, "data": {"test": "t.jsonl"}}, change=evaluate)
 
     def evaluate_in_4bit(run: Run) -> None:
         evaluate(run)

@@ -235,3 +235,15 @@ def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: st
         assert {one.dtype for one in tensors.values()} == {torch.float32}
         if dtype is torch.float32:
             assert torch.equal(model.eval()(ids).logits, runs.load_tuned(first)(ids).logits)
+
+
+def test_new_tokens_go_on_too(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    first = a_run(tmp_path, base, LORA, "a", add_tokens=["plus"])
+    train(first)
+    second = a_run(tmp_path, base, LORA, start=str(first.path), add_tokens=["plus"])
+    train(second)
+    before, after = (load_file(run.delta / "adapter_model.safetensors") for run in (first, second))
+    (name,) = (name for name in before if "trainable_tokens" in name)
+    assert 0 < (after[name] - before[name]).abs().max() < 0.1
+    assert before.keys() == after.keys()

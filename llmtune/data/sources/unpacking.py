@@ -26,7 +26,8 @@ def lines(path: Path, at: Cursor) -> Iterator[str]:
         while raw := file.readline(LONGEST_LINE + 1):
             at.line += 1
             if len(raw) > LONGEST_LINE:
-                raise RecipeError(f"{at.where}: the line is longer than {LONGEST_LINE >> 20} MiB; no row is")
+                size = f"{LONGEST_LINE >> 20} MiB"
+                raise RecipeError(f"{at.where}: the line is longer than {size}; divide it into shorter ones")
             growth.add(len(raw))
             yield (raw.removeprefix(b"\xef\xbb\xbf") if at.line == 1 else raw).decode("utf-8")
 
