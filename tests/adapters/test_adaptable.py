@@ -62,6 +62,7 @@ def backward(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", [*architectures.KINDS, *architectures.RECENT])
+@pytest.mark.slow
 def test_every_adapted_layer_learns(kind: str) -> None:
     model = architectures.model(kind)
     tuned = lora(architectures.model(kind))

@@ -251,6 +251,7 @@ def test_copies_a_shipped_recipe_that_works_where_it_lies(
         assert message in printed(capsys, "recipes", *arguments, code=2)[1]
 
 
+@pytest.mark.slow
 def test_init_takes_the_file_by_place_or_by_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

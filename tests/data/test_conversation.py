@@ -137,6 +137,7 @@ def test_the_quick_way_is_taken_where_the_template_allows_it(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "no special tokens"])
+@pytest.mark.slow
 def test_time_grows_with_the_length_alone(name: str) -> None:
     tokenizer = make_tokenizer("trimmed", TEMPLATES[name])
     row = talk(random.Random(1), 2000)

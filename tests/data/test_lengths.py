@@ -42,6 +42,7 @@ def write(folder: Path, prompt: str, completion: str) -> list[dict[str, str]]:
     ids=["prompt", "one word", "answer", "stop tokens", "spaces"],
 )
 @pytest.mark.parametrize("overlength", ["drop", "truncate_prompt"])
+@pytest.mark.slow
 def test_a_row_of_ten_megabytes_takes_no_time(tmp_path: Path, prompt: str, completion: str, overlength: str) -> None:
     began = time.process_time()
     checked = run_gate(

@@ -63,6 +63,7 @@ def test_parts_are_given_as_they_are_finished(tmp_path: Path, answer: Callable[[
         ("os._exit(7)", MachineError, "exit code 7"),
     ],
 )
+@pytest.mark.slow
 def test_first_bad_row_is_told_whatever_process_fails_first(
     tmp_path: Path, answer: Callable[[str], None], failure: str, kind: type[Exception], words: str
 ) -> None:

@@ -114,6 +114,7 @@ def test_prediction_matches_what_a_real_pass_keeps(kind: str, adapter: str) -> N
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.slow
 def test_prediction_matches_for_every_adapter(adapter: str) -> None:
     check("qwen3", adapter, torch.float32)
 

@@ -107,6 +107,7 @@ def test_zero_adapter_scores_exactly_as_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [runs.LORA, DORA, IA3, BOTTLENECK, {"kind": "full", "lr": 1e-3}])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.slow
 def test_evaluates_every_kind_of_delta_in_both_precisions(tmp_path: Path, method: Any, precision: str) -> None:
     base = tiny.save_base(tmp_path / "base")
     run = with_held_out_rows(

@@ -36,6 +36,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_cached_path_matches_full_model(tmp_path: Path, method: str, tied: bool) -> None:
     ours = fit(tmp_path, METHODS[method], model=tiny.model(blocks=4, tied=tied))
     assert ours[0].startswith("frozen blocks: cached below block " + ("2, 3" if "all" in str(METHODS[method]) else ""))
@@ -63,6 +64,7 @@ def test_cached_path_matches_full_model_in_every_architecture(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.slow
 def test_cached_path_matches_full_model_with_accumulated_and_grouped_batches(
     tmp_path: Path, checkpointing: bool
 ) -> None:

@@ -22,6 +22,7 @@ CASES = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.slow
 def test_two_steps_equal_the_plain_ones(
     tmp_path: Path, kind: str, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def counting(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
+@pytest.mark.slow
 def test_a_step_reads_the_device_once(tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_for_gpu(monkeypatch)
     reads, log = Reads(), list[dict[str, Any]]()

@@ -16,6 +16,7 @@ ERROR = (
 
 
 @pytest.mark.parametrize(("part", "safe"), [("training_step", "training is safe up to step 2; "), ("evaluate", "")])
+@pytest.mark.slow
 def test_full_memory_in_a_step_or_a_validation_is_one_line_and_exit_3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str, safe: str
 ) -> None:

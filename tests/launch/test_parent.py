@@ -48,6 +48,7 @@ def gone(pid: int) -> bool:
     [(False, "command"), (True, "command"), (True, "launcher")],
     ids=["alone", "command", "launcher"],
 )
+@pytest.mark.slow
 def test_training_saves_and_ends_when_what_started_it_is_killed(tmp_path: Path, launched: bool, victim: str) -> None:
     words = [sys.executable, script(tmp_path, "training.py", TRAINING), str(tmp_path)]
     if launched:

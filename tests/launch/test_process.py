@@ -99,6 +99,7 @@ def test_returns_128_plus_the_signal_of_a_killed_child() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 4, 130])
+@pytest.mark.slow
 def test_keeps_the_exit_code_through_a_launcher_that_returns_1(tmp_path: Path, code: int) -> None:
     leave = script(tmp_path, "leave.py", f"from llmtune.launch.process import exit_process\nexit_process({code})")
     assert execute(LAUNCHER, leave) == code
@@ -170,6 +171,7 @@ def test_stop_waits_for_the_checkpoint(tmp_path: Path, number: signal.Signals, w
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "launched"])
+@pytest.mark.slow
 def test_third_stop_kills_a_training_that_does_not_end(tmp_path: Path, alone: bool) -> None:
     started = stoppable(tmp_path, "stubborn", alone)
     for count in (1, 2):

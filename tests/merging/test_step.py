@@ -232,6 +232,7 @@ def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: st
         (step, "save_folder", save_other_weights, "moved logits by .* over the bound"),
     ],
 )
+@pytest.mark.slow
 def test_refuses_merge_over_the_bound(
     tmp_path: Path,
     quick: None,

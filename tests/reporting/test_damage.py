@@ -107,6 +107,7 @@ def test_any_wrong_value_in_a_log_leaves_a_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00", '{"steps": 1}'], ids=repr)
 @pytest.mark.parametrize("name", ["plan.json", "data.json", "eval/base.json", "eval/tuned.json", "log.jsonl"])
+@pytest.mark.slow
 def test_a_file_that_is_no_json_object_leaves_a_page(copy: Run, name: str, content: str) -> None:
     file = copy.path / name
     before, manifest = file.read_bytes(), copy.manifest_file.read_bytes()

@@ -98,6 +98,7 @@ def test_patience_ends_training_and_a_resumed_run_goes_on_counting(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("patience", "end"), [(None, 8), (2, 6)])
+@pytest.mark.slow
 def test_run_that_ended_before_its_delta_still_gives_the_best(
     tmp_path: Path, losses: Any, patience: int | None, end: int
 ) -> None:

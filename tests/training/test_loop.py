@@ -36,6 +36,7 @@ from tests.support.training import GRADUAL, prepare_run
 
 
 @pytest.mark.parametrize("adapter", ["none", {"kind": "lora", "rank": 4}], ids=["none", "lora"])
+@pytest.mark.slow
 def test_leaves_the_delta_log_and_manifest_as_promised(
     tmp_path: Path, adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

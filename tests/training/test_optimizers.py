@@ -139,6 +139,7 @@ class Optimizers(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "adafactor", "sgd", "paged_adamw_8bit"])
+@pytest.mark.slow
 def test_trains_with_the_recipes_optimizer(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save_base(tmp_path / "base", hidden=64)
     section = {"epochs": 1, "batch_size": 4, "optimizer": name}

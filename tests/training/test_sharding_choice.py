@@ -58,6 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch, file: Path, out: Path) -> str:
         (2, 10**5, {"method": LORA, "model": {"quantize": "4bit"}}, "auto"),
     ],
 )
+@pytest.mark.slow
 def test_check_plan_and_run_agree_on_sharding(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -215,6 +215,7 @@ EXPERTS: dict[str, Any] = {
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: str, adapter: Any) -> None:
     has_experts = kind == "qwen3_moe"  # and new tokens too, in embeddings and head
     base = tiny.save_base(tmp_path / "base", kind, blocks=3, **({**EXPERTS, "tied": False} if has_experts else {}))
@@ -237,6 +238,7 @@ def test_takes_what_a_recipe_leaves_open_from_the_start(tmp_path: Path, kind: st
             assert torch.equal(model.eval()(ids).logits, runs.load_tuned(first)(ids).logits)
 
 
+@pytest.mark.slow
 def test_new_tokens_go_on_too(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     first = a_run(tmp_path, base, LORA, "a", add_tokens=["plus"])
