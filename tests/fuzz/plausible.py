@@ -59,7 +59,9 @@ def _lists(rule: Rule) -> Strategy:
 
 
 def _mappings(rule: Rule) -> Strategy:
-    return st.dictionaries(st.sampled_from(_NAMES), _values(rule["additionalProperties"]), max_size=2)
+    inner = rule["additionalProperties"]
+    values = _values(inner) if isinstance(inner, dict) else st.sampled_from([1, "a", True])
+    return st.dictionaries(st.sampled_from(_NAMES), values, max_size=2)
 
 
 _TYPES: dict[str, Any] = {

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llmtune.data import sources
 from llmtune.data.mixture import draw_places
 from llmtune.data.row import Row
 from llmtune.data.rows import SPLITS, Form, iterate
-from llmtune.data.sources import source_files
 from llmtune.data.store.build import code_digest
 from llmtune.data.store.entries import Entry, cache_root, explained
 from llmtune.data.store.rows import NO_ROWS, StoredRows, store_rows
@@ -26,8 +26,8 @@ def read_part(data: Data, part: str) -> StoredRows:
 
     Raises RecipeError at the first bad row, MachineError where a disk has no room for many rows.
     """
-    sources = data.source_keys(part)
-    if not sources:
+    named = data.source_keys(part)
+    if not named:
         return NO_ROWS
     files = fingerprints(data, part)
     form = Form.of(data)
@@ -43,7 +43,7 @@ def read_part(data: Data, part: str) -> StoredRows:
     entry = Entry("rows", facts | ({"read": secrets.token_hex(16)} if unknown else {}))
     rows = store_rows(_iterate(data, part), entry)
     if fingerprints(data, part) != files:
-        raise RecipeError(f"{next(iter(sources.values()))}: was changed while it was read; start again")
+        raise RecipeError(f"{next(iter(named.values()))}: was changed while it was read; start again")
     return _by_content(entry, rows) if unknown and rows.stored.file else rows
 
 
@@ -55,7 +55,11 @@ def training_rows(data: Data, seed: int) -> StoredRows:
 
 def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
     """Size and SHA-256 of each source of a part, of all its files together; None for a Hub data set."""
-    return {source: _of_files(source_files(source, SPLITS[part])) for source in data.source_keys(part).values()}
+    measured = {}
+    for source in data.source_keys(part).values():
+        with sources.explained(sources.Cursor(source)):
+            measured[source] = _of_files(sources.source_files(source, SPLITS[part]))
+    return measured
 
 
 def _of_files(files: list[Path]) -> dict[str, Any] | None:
