@@ -10,9 +10,10 @@ from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
-from llmtune.publishing.header import card_data, is_merged, merge_facts, repository, sign, strip_paths, write_card
+from llmtune.publishing.header import card_data, is_merged, merge_facts, repository, sign, write_card
 from llmtune.publishing.markdown import code, indented, table
 from llmtune.publishing.usage import needs, usage
+from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 

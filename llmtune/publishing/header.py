@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -50,16 +49,6 @@ def is_ours(text: str) -> bool:
     """Tell whether llmtune wrote a README.md and nobody has edited it."""
     signature = _SIGNATURE.search(text)
     return signature is not None and signature[1] == digest_of(text[: signature.start()])
-
-
-def strip_paths(value: Any) -> Any:
-    """Replace every text that is an absolute path by its last part, in lists and mappings too."""
-    if isinstance(value, dict):
-        return {key: strip_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(strip_paths(item) for item in value)
-    is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
-    return PurePath(value.replace("\\", "/")).name if is_path else value
 
 
 def publish_section(settings: Recipe) -> Publish:

@@ -8,7 +8,8 @@ from huggingface_hub import ModelInfo
 
 from llmtune.errors import PublishError
 from llmtune.model.base import Base
-from llmtune.publishing.header import front_matter, strip_paths
+from llmtune.publishing.header import front_matter
+from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish
 
 

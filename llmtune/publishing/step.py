@@ -20,9 +20,10 @@ from llmtune.model.files.locate import locate_base
 from llmtune.numbers import size
 from llmtune.publishing import hub as hub_module
 from llmtune.publishing.card import card, without_paths
-from llmtune.publishing.header import publish_section, strip_paths
+from llmtune.publishing.header import publish_section
 from llmtune.publishing.hub import Content, Sleep
 from llmtune.publishing.license import read_license
+from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run, locates_mistakes
 

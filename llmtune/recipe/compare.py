@@ -11,7 +11,7 @@ DEFINING = ("model", "data", "method", "train")
 
 def difference(old: Recipe, new: Recipe) -> str:
     """Name the first key in which two recipes are different runs, with both values; "" for the same run."""
-    before, after = (dict(_flatten(_defining(one))) for one in (old, new))
+    before, after = (dict(flatten(_defining(one))) for one in (old, new))
     key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
     return f"{key} is {_shown(before.get(key))} there and {_shown(after.get(key))} here" if key else ""
 
@@ -24,10 +24,10 @@ def _shown(value: object) -> object:
     return "not set" if value is None else value
 
 
-def _flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+def flatten(value: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield dotted keys and values of nested mappings."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _flatten(inner, f"{key}.{name}" if key else name)
+            yield from flatten(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value

@@ -2,7 +2,9 @@
 
 import glob
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePath
+from typing import Any
 
 from llmtune.recipe.located_yaml import Key, Located
 
@@ -76,3 +78,13 @@ def describe_places(value: str, places: tuple[Path, ...]) -> str:
     """Name the absolute paths that a value was looked for at: "looked for /a/x and /b/x"."""
     paths = dict.fromkeys(os.path.abspath(folder / os.path.expanduser(value)) for folder in places)
     return f"looked for {' and '.join(paths)}"
+
+
+def strip_paths(value: Any) -> Any:
+    """Replace every text that is an absolute path by its last part, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {key: strip_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(strip_paths(item) for item in value)
+    is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
+    return PurePath(value.replace("\\", "/")).name if is_path else value

@@ -16,8 +16,9 @@ import llmtune
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
 from llmtune.publishing.card import card
-from llmtune.publishing.header import front_matter, is_ours, sign, strip_paths
+from llmtune.publishing.header import front_matter, is_ours, sign
 from llmtune.publishing.markdown import code, indented, table
+from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Recipe, dump
 from llmtune.run import Run
 from tests.support import runs, tiny
