@@ -114,27 +114,27 @@ class JsonStream:
 
 def items(stream: JsonStream, at: Cursor) -> Iterator[Any]:
     """Take the items of a list one by one; the cursor counts them."""
-    stream.take("[")
-    if stream.peek() == "]":
-        stream.take("]")
-        return
-    mark = ","
-    while mark == ",":
+    for _ in _each(stream, "[", "]"):
         at.line += 1
         yield stream.value()
-        mark = stream.take(",]")
 
 
 def members(stream: JsonStream) -> Iterator[str]:
     """Take an object's keys one by one; the caller takes each value before it asks for the next key."""
-    stream.take("{")
-    if stream.peek() == "}":
-        stream.take("}")
-        return
-    mark = ","
-    while mark == ",":
+    for _ in _each(stream, "{", "}"):
         stream.peek()
         key = stream.value()
         stream.take(":")
         yield str(key)
-        mark = stream.take(",}")
+
+
+def _each(stream: JsonStream, opening: str, closing: str) -> Iterator[None]:
+    """Stop before each of what stands between two brackets, with commas between; the caller takes it."""
+    stream.take(opening)
+    if stream.peek() == closing:
+        stream.take(closing)
+        return
+    mark = ","
+    while mark == ",":
+        yield
+        mark = stream.take(f",{closing}")
