@@ -15,7 +15,7 @@ from llmtune.errors import FieldError
 from llmtune.files import cache_folder, digest_of, remove_leftovers, write_folder, write_json
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.blocks import text_model
-from llmtune.model.files.fingerprints import COPIED, leads_outside, named_like
+from llmtune.model.files.fingerprints import COPIED, leads_outside, named_like, stamp
 from llmtune.model.files.stored import INDEX, holds_weights, stored_tensors
 from llmtune.model.reading import reading
 from llmtune.working import working
@@ -38,7 +38,7 @@ def extend(base: Base, tokens: Sequence[str]) -> Base:
     with reading(base.name, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False, local_files_only=True)
     _check(tokenizer, tokens)
-    stamps = {file.name: _stamp(file) for file in sorted(base.folder.iterdir()) if file.is_file()}
+    stamps = {file.name: stamp(file) for file in sorted(base.folder.iterdir()) if file.is_file()}
     digest = digest_of([str(base.folder.resolve()), stamps, list(tokens)])[:16]
     folder, locks = cache_folder() / "extended" / digest, cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -172,8 +172,3 @@ def _longer(matrix: "torch.Tensor", needed: int, pieces: dict[int, list[int]]) -
     for token, parts in pieces.items():
         result[token] = (matrix[parts] if parts else matrix).float().mean(0).to(matrix.dtype)
     return result
-
-
-def _stamp(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns]

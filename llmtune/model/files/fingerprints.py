@@ -74,7 +74,7 @@ def fingerprint_base(base: Base) -> Files:
         files = [file for file in files if file.suffix == ".safetensors"]
     memo_file = cache_folder() / "fingerprints" / f"{digest_of(str(base.folder.resolve()))[:32]}.json"
     memo = _read_memo(memo_file)
-    stamps = {file.relative_to(base.folder).as_posix(): _stamp(file) for file in files}
+    stamps = {file.relative_to(base.folder).as_posix(): stamp(file) for file in files}
     known = {name: facts for name, (stamp, facts) in memo.items() if stamps.get(name) == stamp}
     known |= {name: facts for name in stamps if (facts := _by_hub(base.folder / name))}
     new = [name for name in stamps if name not in known]
@@ -120,7 +120,7 @@ def refuse_other_base(recorded: dict[str, Any] | None, base: Base, where: Path, 
             )
 
 
-def _stamp(file: Path) -> list[int]:
+def stamp(file: Path) -> list[int]:
     """What changes when a file's content does."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
