@@ -22,7 +22,7 @@ from llmtune.evaluation.held_out.truth import Truth, TruthReader
 from llmtune.recipe.data import Data
 from llmtune.recipe.sections import Recipe
 
-_ANSWER_ROOM = 1.5
+ANSWER_ROOM = 1.5
 """How much longer than the longest true answer an answer may be."""
 _LONGEST_ROWS = 8
 """The longest questions, which must fit into the context together with the worked examples."""
@@ -181,7 +181,7 @@ def check_questions(
 
 def answer_room(survey: Survey, context: int) -> int:
     """Return how many tokens of the context are for the answer: 1.5 times the longest true one, at most half of it."""
-    return min(math.ceil(_ANSWER_ROOM * survey.answer_tokens), context // 2)
+    return min(math.ceil(ANSWER_ROOM * survey.answer_tokens), context // 2)
 
 
 def context_length(config: PreTrainedConfig) -> int:

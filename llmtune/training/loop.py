@@ -1,6 +1,7 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -29,6 +30,7 @@ from llmtune.model.layout import Layout
 from llmtune.model.quantize import load_quantized
 from llmtune.model.sharded import is_sharded_run
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
+from llmtune.plan.schedule import Schedule
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
@@ -76,8 +78,8 @@ def _train(
     watch = MemoryWatch(state.device)
     base = prepared.base if prepared else locate_base(recipe.model)
     layout = prepared.layout if prepared else _check_again(run, recipe, base, state)
-    tokenizer = load_tokenizer(base)
-    data = prepared.data if prepared else gate(recipe, tokenizer, stop_ids(base), model_limits(layout.skeleton))
+    tokenizer, ends = load_tokenizer(base), stop_ids(base)
+    data = prepared.data if prepared else gate(recipe, tokenizer, ends, model_limits(layout.skeleton))
     check_same_data(run, data.findings)
     plan = layout.plan
     check_engine(recipe, state)
@@ -97,22 +99,14 @@ def _train(
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
-    progress = Progress(
-        steps,
-        None,
-        run.log_file,
-        start_step=checkpoint_step(done[-1]) if done else 0,
-        stage_starts=schedule.starts,
-        rank=state.process_index,
-    )
+    progress = _progress(run, schedule, done, state.process_index)
     stop, record = Stop(), step_recorder(progress, watch)
     best = best_checkpoint(recipe, schedule.starts[-1])
     if state.is_main_process:
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
-        lines = [*card_lines, *start_note(recipe)]
-        _record_start(record, progress.start_step, lines, data.findings["sources"], passes)
+        _record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -129,7 +123,7 @@ def _train(
             eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            answers=answer_score(recipe, data.eval, tokenizer, stop_ids(base), state),
+            answers=answer_score(recipe, data.eval, tokenizer, ends, state),
             callbacks=[stop, *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
@@ -147,13 +141,25 @@ def _train(
     with working("saving the trained weights"):
         delta = trainer.trained_state()
         if state.is_main_process:
-            delta = tensors_of(run.checkpoints, choice, delta)
-            whole = add_rest(delta, start) if start else delta
-            save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
+            _save(run, recipe, model, tensors_of(run.checkpoints, choice, delta), base, start)
             facts = {"best": choice.to_json()} if choice else {}
             run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
         processes.wait()
     state.destroy_process_group()
+
+
+def _save(
+    run: Run, recipe: Recipe, model: PreTrainedModel, trained: dict[str, torch.Tensor], base: Base, start: Start | None
+) -> None:
+    """Write the delta, with what the training went on from where that is trained tensors."""
+    whole = add_rest(trained, start) if start else trained
+    save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
+
+
+def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Progress:
+    """The display and the log of a training that goes on from the newest checkpoint."""
+    start_step = checkpoint_step(done[-1]) if done else 0
+    return Progress(schedule.steps, None, run.log_file, start_step=start_step, stage_starts=schedule.starts, rank=rank)
 
 
 def _record_start(

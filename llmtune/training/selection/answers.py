@@ -11,13 +11,11 @@ from llmtune.data.example import Example
 from llmtune.errors import FieldError
 from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
 from llmtune.evaluation.held_out.truth import Kind, Truth, kinds_of, same
+from llmtune.evaluation.questions import ANSWER_ROOM
 from llmtune.model.sharded import is_sharded_run
 from llmtune.recipe.sections import Recipe
 from llmtune.training.selection.best import SCORE, SHARDED, measure_of
 from llmtune.working import working
-
-_ROOM = 1.5
-"""How much longer than the longest true answer an answer may be."""
 
 
 class AnswerScore:
@@ -32,7 +30,7 @@ class AnswerScore:
         mine = [examples[index] for index in range(process, len(examples), world)]
         self._prompts = [list(example.input_ids[: example.prompt_size]) for example in mine]
         answers = [list(example.input_ids[example.prompt_size :]) for example in examples]
-        self._new_tokens = int(_ROOM * max(map(len, answers), default=1)) + 1
+        self._new_tokens = int(ANSWER_ROOM * max(map(len, answers), default=1)) + 1
         truths = [Truth.of_text(self._text(answer)) for answer in answers]
         kinds = kinds_of(truths)
         self._kind: Kind = kinds[0] if kinds else "text"
