@@ -54,11 +54,15 @@ def as_text_model(model: PreTrainedModel) -> PreTrainedModel | None:
     return alone
 
 
-def prove(kind: str, folder: Path) -> None:
-    """Text gives the text model's logits, sees no later token, and a merged LoRA keeps all that text does not pass."""
+FAST = "qwen2_5_vl"
+EVERY = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != FAST)) for kind in WRAPPERS]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_text_trains_inside_the_wrapper_and_merging_keeps_the_rest(kind: str, tmp_path: Path) -> None:
     original = wrappers.model(kind)
-    original.save_pretrained(folder / "base")
-    base = Base(folder / "base", "tiny", None, None)
+    original.save_pretrained(tmp_path / "base")
+    base = Base(tmp_path / "base", "tiny", None, None)
     skeleton, model = build_skeleton(base), load_model(base)
     assert type(skeleton) is type(model) is type(original)
     expected, alone = logits(model), as_text_model(model)
@@ -83,33 +87,22 @@ def prove(kind: str, folder: Path) -> None:
             tensor.add_(torch.full_like(tensor, 0.05))
     live = logits(tuned)
     assert not torch.equal(live, expected)
-    save_delta(tuned, dict(tensors), folder / "delta", base, "lora")
-    assert read_json(folder / "delta" / "base.json")["loaded_by"] == "AutoModelForImageTextToText"
+    save_delta(tuned, dict(tensors), tmp_path / "delta", base, "lora")
+    assert read_json(tmp_path / "delta" / "base.json")["loaded_by"] == "AutoModelForImageTextToText"
     stock = AutoModelForImageTextToText.from_pretrained(base.folder, dtype=torch.float32)
-    torch.testing.assert_close(logits(PeftModel.from_pretrained(stock, folder / "delta").eval()), live)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(stock, tmp_path / "delta").eval()), live)
     merged = add_delta(tuned, torch.float32, IDS.tolist())[0]
-    (folder / "merged").mkdir()
-    merging.save_folder(merged, base.folder, folder / "merged", "float32")
-    reloaded = AutoModelForImageTextToText.from_pretrained(folder / "merged")
+    (tmp_path / "merged").mkdir()
+    merging.save_folder(merged, base.folder, tmp_path / "merged", "float32")
+    reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert type(reloaded) is type(original)
     torch.testing.assert_close(logits(reloaded), live, rtol=0, atol=1e-4)
-    assert count_kept(beyond_text(merged, distances(merged)), base, folder / "merged", torch.float32) > 0
-    before, after = load_file(folder / "base/model.safetensors"), load_file(folder / "merged/model.safetensors")
+    assert count_kept(beyond_text(merged, distances(merged)), base, tmp_path / "merged", torch.float32) > 0
+    before, after = load_file(tmp_path / "base/model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
     assert set(before) == set(after)
     assert sum(not torch.equal(after[name], tensor) for name, tensor in before.items()) >= 4
     kept = original.state_dict()
     assert all(torch.equal(reloaded.state_dict()[name], kept[name]) for name in outside)
-
-
-@pytest.mark.parametrize("kind", ["qwen2_5_vl"])
-def test_text_trains_inside_the_wrapper_and_merging_keeps_the_rest(kind: str, tmp_path: Path) -> None:
-    prove(kind, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted({*WRAPPERS} - {"qwen2_5_vl"}))
-def test_every_wrapper_trains_and_merges_whole(kind: str, tmp_path: Path) -> None:
-    prove(kind, tmp_path)
 
 
 def test_every_type_is_in_the_documents() -> None:
