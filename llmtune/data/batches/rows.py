@@ -1,18 +1,19 @@
 """Examples as the trainer's rows, made one by one: any number of them takes no memory."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from llmtune.data.example import IGNORED, Example
+from llmtune.data.lazy import LazySequence
 from llmtune.data.store.encoded import EncodedRows, lengths_of
 
 Row = dict[str, Any]
 """`input_ids` and `labels` of equal length, and maybe an `index`."""
 
 
-class ExampleRows(Sequence[Row]):
+class ExampleRows(LazySequence[Row]):
     """Rows of input_ids and labels, as arrays, and index, which counts from `first`."""
 
     def __init__(self, examples: Sequence[Example], first: int = 0) -> None:
@@ -21,14 +22,8 @@ class ExampleRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def item(self, place: int) -> Row:
+        """Make the row at a place."""
         if isinstance(self._examples, EncodedRows):
             ids, labels = self._examples.tokens(place), self._examples.labels(place)
         else:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from llmtune.data.example import IGNORED, Encoded, Example
+from llmtune.data.lazy import LazySequence
 
 Tokens = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
@@ -31,7 +32,7 @@ Summary = dict[str, Any]
 """What is known of encoded rows beside their examples: the other fields of Encoded, by name, and more."""
 
 
-class EncodedRows(Sequence[Example]):
+class EncodedRows(LazySequence[Example]):
     """The examples of a table."""
 
     def __init__(self, table: pa.Table) -> None:
@@ -43,14 +44,8 @@ class EncodedRows(Sequence[Example]):
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def item(self, place: int) -> Example:
+        """Make the example at a place."""
         plain = {field.name: self._table.column(field.name)[place].as_py() for field in _PLAIN}
         return Example(input_ids=self.tokens(place).tolist(), labels=self.labels(place).tolist(), **plain)
 
@@ -108,7 +103,7 @@ class EncodedRows(Sequence[Example]):
         return np.asarray(self._table.column(column).to_numpy(), np.int64)
 
 
-class TokenIds(Sequence[list[int]]):
+class TokenIds(LazySequence[list[int]]):
     """The token ids of examples, one part's after the other's."""
 
     def __init__(self, *parts: Sequence[Example]) -> None:
@@ -119,19 +114,13 @@ class TokenIds(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[list[int]]: ...
-    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def item(self, place: int) -> list[int]:
+        """Read the token ids of the row at a place."""
         for part in self._parts:
             if place < len(part):
                 return part.tokens(place).tolist() if isinstance(part, EncodedRows) else part[place].input_ids
             place -= len(part)
-        raise IndexError(index)
+        raise IndexError(place)
 
 
 def lengths_of(examples: Sequence[Example]) -> list[int]:

@@ -4,12 +4,13 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmtune.data.lazy import LazySequence
 from llmtune.data.overlap import Digests, Places, RowHashes, hash_row
 from llmtune.data.row import Row
 from llmtune.data.store.entries import Entry, StoredTable
@@ -31,7 +32,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class StoredRows(Sequence[Row]):
+class StoredRows(LazySequence[Row]):
     """Rows of a table: those at `indices`, in that order, else all."""
 
     def __init__(self, stored: StoredTable, indices: Places | None = None) -> None:
@@ -41,15 +42,9 @@ class StoredRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        column = self.stored.table.column("row")
-        if isinstance(index, slice):
-            return [_from_bytes(column[int(place)].as_py()) for place in self.indices[index]]
-        return _from_bytes(column[int(self.indices[index])].as_py())
+    def item(self, place: int) -> Row:
+        """Read the row at a place."""
+        return _from_bytes(self.stored.table.column("row")[int(self.indices[place])].as_py())
 
     def take(self, places: Places) -> "StoredRows":
         """The rows at these places among these rows."""
