@@ -10,6 +10,7 @@ import yaml
 
 import llmtune
 from llmtune import api, recipe
+from llmtune.api.steps import open_with
 from llmtune.errors import LlmtuneError, RecipeError, TrainingError
 from llmtune.launch import process
 from llmtune.launch.ending import Exit
@@ -128,7 +129,7 @@ def test_refuses_settings_that_make_another_run(tmp_path: Path, override: str) -
 def test_resolves_a_suite_file_from_the_working_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.path.parent)
     Path("mine.yaml").write_text("tasks: [held_out]")
-    assert api.open_with(run, ["eval.suite=mine.yaml"]).recipe().eval.suite == str(run.path.parent / "mine.yaml")
+    assert open_with(run, ["eval.suite=mine.yaml"]).recipe().eval.suite == str(run.path.parent / "mine.yaml")
 
 
 def test_trained_run_stays_unless_it_is_to_be_overwritten(run: Run, untrained: list[list[str]]) -> None:

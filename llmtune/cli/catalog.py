@@ -3,20 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llmtune.cli.commands import (
-    chat,
-    check,
-    evaluate,
-    init,
-    merge,
-    plan,
-    print_schema,
-    publish,
-    recipes,
-    report,
-    run,
-    train,
-)
+from llmtune.cli.commands.after import chat, evaluate, merge, publish, report
+from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
+from llmtune.cli.commands.training import run, train
 
 PANELS = {"start": "To start", "train": "To train", "after": "After training", "other": "Other"}
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -52,10 +52,19 @@ def is_ours(text: str) -> bool:
 
 
 def publish_section(settings: Recipe) -> Publish:
-    """The recipe's publish section; raises FieldError without one."""
+    """The recipe's publish section with what it leaves open; raises FieldError without one."""
     if settings.publish is None:
         raise FieldError("publish", "is missing; add publish: {repo: owner/name} to the recipe")
-    return settings.publish
+    return settings.publish.model_copy(update={"weights": published_weights(settings)})
+
+
+def published_weights(settings: Recipe) -> Literal["delta", "merged"]:
+    """What goes to the Hub: what the recipe says, else the delta where PEFT itself loads it, else full weights."""
+    if settings.publish and settings.publish.weights:
+        return settings.publish.weights
+    adapter = settings.method.adapter
+    by_peft = not adapter.trains_base and not adapter.registered_by
+    return "delta" if by_peft or adapter.unmergeable or not settings.merge.enabled else "merged"
 
 
 def repository(settings: Recipe) -> str:
@@ -65,7 +74,7 @@ def repository(settings: Recipe) -> str:
 
 def is_merged(settings: Recipe) -> bool:
     """Whether merged weights are published, not the delta."""
-    return settings.publish is not None and settings.publish.weights == "merged"
+    return settings.publish is not None and published_weights(settings) == "merged"
 
 
 def merge_facts(run: Run, settings: Recipe) -> dict[str, Any]:

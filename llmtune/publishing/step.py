@@ -50,9 +50,9 @@ _CONFIGS = {"adapter_config.json", "base.json", "config.json", "generation_confi
 @locates_mistakes
 def preflight(settings: Recipe, sleep: Sleep = time.sleep) -> None:
     """Raise PublishError, MachineError or RecipeError before training if the result could not be published."""
-    publish = settings.publish
-    if publish is None:
+    if settings.publish is None:
         return
+    publish = publish_section(settings)
     if publish.weights == "merged" and not settings.merge.enabled:
         raise FieldError("publish.weights", "merged needs merge.enabled: true; set that, or try delta")
     target = hub_module.target(publish, sleep)
@@ -174,9 +174,10 @@ def _check_base(publish: Publish, base: Base) -> None:
 
 def _weights(run: Run, publish: Publish, base: Base) -> dict[str, Content]:
     """Return the allowed files of delta/ or merged/, as the step left them, but configs without private paths."""
-    step, folder = ("merge", run.merged) if publish.weights == "merged" else ("train", run.delta)
+    weights = publish.weights or "delta"
+    step, folder = ("merge", run.merged) if weights == "merged" else ("train", run.delta)
     names = [(run.path / file).relative_to(folder).as_posix() for file in run.verify(step, PublishError)]
-    allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in ALLOWED[publish.weights])]
+    allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in ALLOWED[weights])]
     files: dict[str, Content] = {name: folder / name for name in allowed}
     for name in _CONFIGS & set(files):
         stored, clean = folder / name, _clean(name, read_json(folder / name), base)

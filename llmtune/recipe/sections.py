@@ -37,6 +37,13 @@ __all__ = [
 ]
 
 
+MetricName = Annotated[
+    Literal["exact_match", "json", "labels", "rouge", "chrf", "perplexity"]
+    | Annotated[str, Field(pattern=r"^regex:.+$")],
+    Field(examples=["regex:^[A-Z]+$"]),
+]
+
+
 class Memory(Closed):
     """What frozen blocks may cost in time, memory and disk."""
 
@@ -85,6 +92,13 @@ class Eval(Closed):
     """Worked examples in the prompt of the few-shot base model."""
     rows: Count = 64
     """Validation rows that are answered for train.keep_best: score."""
+    metrics: Annotated[tuple[MetricName, ...] | None, BeforeValidator(listed)] = None
+    """What is measured on held-out rows: exact_match, json, labels, rouge, chrf, perplexity, regex:PATTERN; by the
+    data where not given."""
+    forgetting: bool = True
+    """Ask both models a small fixed set of general questions and texts, which shows what the training cost."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What runs the models."""
 
 
 class Merge(Closed):
@@ -92,7 +106,7 @@ class Merge(Closed):
 
     enabled: bool = True
     """Write merged/."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The data type in which merged weights are stored."""
 
 
@@ -103,8 +117,10 @@ class Publish(Closed):
     """owner/name on the Hub."""
     visibility: Literal["private", "public"] = "private"
     """public only where written out."""
-    weights: Literal["delta", "merged"] = "delta"
-    """Upload what was trained, or the full weights."""
+    weights: Literal["delta", "merged"] | None = None
+    """Upload what was trained, or the full weights; delta for adapters that PEFT itself loads, else merged."""
+    collection: Annotated[str | None, Field(min_length=1)] = None
+    """The title of a collection of the owner's that the repository is added to."""
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]

@@ -12,15 +12,14 @@ from typing import Any, TypeVar, cast
 from llmtune import __version__, recipe
 from llmtune.errors import FieldError, LlmtuneError, ProofError, RecipeError
 from llmtune.files import ERROR_FILE, are_fingerprints, delete, fingerprint, hold, read_json, write_json, write_text
-from llmtune.recipe.compare import difference
 from llmtune.recipe.sections import values
 
 LOCK, TRAINING_LOCK = ".lock", ".training.lock"
 UNOWNED = (LOCK, TRAINING_LOCK, ERROR_FILE)
 """Files that say nothing about what a folder holds."""
-FOLDERS = ("delta", "merged")
+FOLDERS = ("delta", "merged", "exported")
 FILES = ("recipe.yaml", "plan.json", "data.json", "log.jsonl", "manifest.json", "arguments.json", "report.html")
-STEPS = ("train", "eval", "merge", "publish", "report")
+STEPS = ("train", "eval", "merge", "export", "publish", "report")
 _OWN = ("eval", "merge", "publish")
 """Steps that have a section of their own, which the manifest keeps."""
 HEADER = "# The resolved recipe of an llmtune run: every default, pinned revision and rate written out.\n"
@@ -75,6 +74,11 @@ class Run:
     def merged(self) -> Path:
         """Full weights that stock transformers loads."""
         return self.path / "merged"
+
+    @property
+    def exported(self) -> Path:
+        """Files for other programs, a folder for each form."""
+        return self.path / "exported"
 
     @property
     def report_file(self) -> Path:
@@ -167,7 +171,7 @@ class Run:
 
         What a killed process had begun to write is removed.
         """
-        _refuse_file(self.path)
+        refuse_file(self.path)
         with hold(self.path / LOCK, self._busy):
             with self.training():
                 for partial in partials(self.path):
@@ -177,7 +181,7 @@ class Run:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Keep other trainings out of this run, for as long as this process lives, whatever becomes of its command."""
-        _refuse_file(self.path)
+        refuse_file(self.path)
         with hold(self.path / TRAINING_LOCK, self._busy):
             yield
 
@@ -200,39 +204,6 @@ def locates_mistakes(step: Step) -> Step:
     return cast(Step, located)
 
 
-def open_run(path: Path) -> Run:
-    """The run in an existing folder; raises RecipeError where there is none."""
-    run = Run(path)
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        usual = Path("runs") / path.stem
-        raise RecipeError(f"{path}: is a recipe; give the folder of its run, such as {usual}")
-    if not run.recipe_file.is_file():
-        raise RecipeError(f"{path}: holds no run (no recipe.yaml); give the folder that `llmtune run` wrote")
-    return run
-
-
-def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
-    """The run folder for a resolved recipe: new, or that of the same run, which takes the recipe's other settings.
-
-    Raises RecipeError for a folder that holds another run, or something else.
-    """
-    run = Run(path, resolved)
-    _refuse_file(path)
-    unowned = [*partials(path), *(path / name for name in UNOWNED)]
-    files = sorted(file for file in path.iterdir() if file not in unowned) if path.is_dir() else []
-    if files and not _holds_run(run):
-        raise RecipeError(f"{path}: is not empty and holds no run ({files[0].name}); choose another with --out")
-    if files and overwrite:
-        for file in sorted(files, key=run.recipe_file.__eq__):  # last, as it marks the folder as a run's
-            delete(file)
-    elif files:
-        change = difference(recipe.load(run.recipe_file), resolved)
-        if change:
-            raise RecipeError(f"{path}: holds another run ({change}); choose another with --out, or --overwrite it")
-    run.keep_settings()
-    return Run(path)
-
-
 def partials(path: Path) -> list[Path]:
     """What killed processes had begun to write in a run's folder, by the names that a run gives to files."""
     inside = [*(path / "checkpoints").glob(".step-*.partial*"), *(path / "eval").glob(".*.partial*")]
@@ -240,11 +211,7 @@ def partials(path: Path) -> list[Path]:
     return [*inside, *linked, *(file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))]
 
 
-def _refuse_file(path: Path) -> None:
+def refuse_file(path: Path) -> None:
+    """Raise RecipeError for a file where a run's folder should be."""
     if path.exists() and not path.is_dir():
         raise RecipeError(f"{path}: is a file, not a folder for a run; choose another with --out")
-
-
-def _holds_run(run: Run) -> bool:
-    """Whether `create` wrote the folder's recipe.yaml: --overwrite must not empty a user's own folder."""
-    return run.recipe_file.is_file() and run.recipe_file.read_bytes().startswith(HEADER.encode())

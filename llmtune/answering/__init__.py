@@ -1,0 +1,1 @@
+"""Rows answered in batches by base and tuned model, to a file."""

@@ -1,0 +1,54 @@
+"""The Python API, which the command line uses too: train, evaluate, merge, publish and report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtune.api.job import begin
+from llmtune.api.steps import Folder, Overrides, do, ready_run, step_function
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+
+if TYPE_CHECKING:
+    from llmtune.evaluation.results import Evaluations
+
+__all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
+
+
+def train(
+    recipe: Recipe | Folder, out: Path | str | None = None, *, overwrite: bool = False, set: Overrides = ()
+) -> Run:
+    """Train a recipe in the run folder `out`, or go on with the run in a folder, in child processes; gives the run.
+
+    A run that is trained already is left as it is, unless `overwrite`. Raises LlmtuneError for what ends it early.
+    """
+    job = begin(recipe, out, overwrite=overwrite, set=set)
+    with job.run.locked():
+        job.train()
+    return Run(job.run.path)
+
+
+def evaluate(run: Folder, *, set: Overrides = ()) -> "Evaluations":
+    """Evaluate base and tuned model of a trained run; gives what eval/ holds. Raises ProofError, RecipeError."""
+    with ready_run(run, "eval", set) as ready:
+        return do(ready, "eval")
+
+
+def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
+    """Write full weights to the run's merged/ and prove them; gives the proof's facts. Raises ProofError."""
+    with ready_run(run, "merge", set) as ready:
+        return do(ready, "merge")
+
+
+def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:
+    """Upload what the run's recipe says to the Hub; gives where it is. Raises PublishError.
+
+    With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
+    """
+    with ready_run(run, "publish", set) as ready:
+        return step_function("preview")(ready) if dry_run else do(ready, "publish")
+
+
+def report(run: Folder, *, set: Overrides = ()) -> Path:
+    """Write the page on what the run has done so far; gives its path."""
+    with ready_run(run, "report", set) as ready:
+        return do(ready, "report")

@@ -1,0 +1,118 @@
+"""A training, in child processes, and every step after it that its recipe asks for."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llmtune.api.steps import Folder, Overrides, do, open_with, path_of
+from llmtune.errors import Interrupted, LlmtuneError, RecipeError
+from llmtune.files import write_text
+from llmtune.machine.gpus import count_gpus
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+from llmtune.working import importing
+
+
+class Job:
+    """A training that is about to start: the run, and what its child processes are told."""
+
+    def __init__(self, run: Run, settings: Recipe, overwrite: bool, is_new: bool) -> None:
+        self.run, self.settings, self.overwrite, self.is_new = run, settings, overwrite, is_new
+
+    def train(self) -> None:
+        """Train in child processes; the caller holds the run's lock."""
+        if not self.is_new:
+            self._continue()
+        elif self.settings.file:
+            # The child prepares the run too: preparing here would import torch in two processes, one after the other.
+            words = [f"--set={override}" for override in self.settings.overrides]
+            options = [f"--out={self.run.path}", *(["--overwrite"] if self.overwrite else [])]
+            self._start([str(self.settings.file), *words, *options])
+        else:
+            self._prepare()
+            self._continue()
+
+    def _start(self, arguments: list[str]) -> None:
+        from llmtune.launch.process import train_in_children
+
+        settings = self.settings
+        if settings.launch.is_open and count_gpus() > 1:
+            with importing():
+                from llmtune.training.prepare import choose_launch
+            settings = choose_launch(settings, count_gpus())
+        train_in_children(settings, self.run, arguments)
+
+    def _continue(self) -> None:
+        if self.overwrite and not self.is_new:
+            self.run.forget("train")
+            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        with _kept(self.run):
+            if not self.run.done("train"):
+                self._start([str(self.run.path)])
+
+    def _prepare(self) -> None:
+        from llmtune import terminal
+        from llmtune.training.prepare import prepare
+
+        terminal.prepared(prepare(self.settings, self.run.path, count_gpus(), self.overwrite))
+
+
+def begin(
+    recipe: Recipe | Folder, out: Path | str | None = None, *, overwrite: bool = False, set: Overrides = ()
+) -> Job:
+    """The training of a recipe, of a recipe's file, or of a run's folder; raises RecipeError for what fits none."""
+    if isinstance(recipe, Run) or (not isinstance(recipe, Recipe) and Path(recipe).is_dir()):
+        if out is not None:
+            raise RecipeError(f"--out {out}: is for a recipe; {path_of(recipe)} is a run already and stays where it is")
+        run = open_with(recipe, set)
+        return Job(run, run.recipe(), overwrite, is_new=False)
+    if not isinstance(recipe, Recipe):
+        settings = Recipe.load(recipe, set)
+    elif set:
+        raise RecipeError("set: is for a file or a run's folder; give overrides to Recipe.load")
+    else:
+        settings = recipe
+    if out is None and settings.file is None:
+        raise RecipeError("out: a recipe without a file needs the run's folder, as in train(recipe, 'runs/mine')")
+    return Job(Run(Path(out or Path("runs") / Path(settings.file or "").stem)), settings, overwrite, is_new=True)
+
+
+def complete(job: Job, heading: Callable[[str], None]) -> Run:
+    """Take a run through every step that its recipe asks for and that is not done yet, each after its heading."""
+    settings = job.settings
+    if settings.publish and job.is_new:
+        with importing():
+            from llmtune.publishing.step import preflight
+
+        preflight(settings)
+    with job.run.locked():
+        job.train()
+        run = Run(job.run.path, job.run.settings)
+        wanted = {"eval": settings.eval.suite != "none", "merge": settings.merge.enabled, "publish": settings.publish}
+        for name in (name for name, is_wanted in wanted.items() if is_wanted and not run.done(name)):
+            _finish(run, name, heading)
+        _finish(run, "report", heading)
+    return Run(run.path)
+
+
+def _finish(run: Run, name: str, heading: Callable[[str], None]) -> None:
+    """Do a step after training; whatever ends it, say that the delta is safe and how to continue."""
+    from llmtune.launch.guard import guarded_step
+
+    heading(name)
+    with guarded_step(run, name):
+        do(run, name)
+
+
+@contextlib.contextmanager
+def _kept(run: Run) -> Iterator[None]:
+    """Give child processes a run's other settings through its recipe; an error puts the old ones back."""
+    before = run.recipe_file.read_text(encoding="utf-8")
+    run.keep_settings()
+    try:
+        yield
+    except LlmtuneError as error:
+        if not isinstance(error, Interrupted):
+            write_text(run.recipe_file, before)
+        raise

@@ -1,0 +1,98 @@
+"""A run opened for one of its steps after training, and the step done."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmtune.errors import FieldError, RecipeError, TrainingError
+from llmtune.launch.command import with_absolute_config
+from llmtune.recipe.compare import DEFINING
+from llmtune.recipe.sections import Recipe
+from llmtune.recipe.suite import resolve_suite
+from llmtune.run import Run, open_run
+from llmtune.working import importing
+
+Folder = Run | Path | str
+Overrides = Sequence[str]
+
+
+@contextlib.contextmanager
+def ready_run(folder: Folder, name: str, overrides: Overrides) -> Iterator[Run]:
+    """The run in a folder, locked, for one step; what ends the block becomes an error of that step."""
+    from llmtune.launch.guard import guarded_step
+
+    run = open_with(folder, overrides)
+    if name == "publish" and run.recipe().publish is None:
+        raise RecipeError(f"{run.recipe_file}: publish: is missing; add --set publish.repo=owner/name")
+    with run.locked():
+        if name != "report":
+            require_trained(run)
+        with guarded_step(run, name, say_safe=False):
+            yield run
+
+
+def require_trained(run: Run) -> None:
+    """Raise TrainingError where a run has no complete delta."""
+    if not run.done("train"):
+        raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
+
+
+def do(run: Run, name: str) -> Any:
+    """Do one step of a run whose lock the caller holds, and keep the settings that it followed."""
+    step = step_function(name)
+    if name == "report":
+        run.keep_settings()  # the page shows the recipe
+    result = step(run)
+    if name != "report":
+        run.keep_settings()
+    return result
+
+
+def step_function(name: str) -> Callable[[Run], Any]:
+    """The function that does a step, or shows what it would do; importing it imports torch, but for the report's."""
+    with importing():
+        if name == "eval":
+            from llmtune.evaluation import step as evaluation
+
+            return evaluation.evaluate
+        if name == "merge":
+            from llmtune.merging import step as merging
+
+            return merging.merge
+        if name in ("publish", "preview"):
+            from llmtune.publishing import step as publishing
+
+            return publishing.publish if name == "publish" else publishing.preview
+        from llmtune.reporting import page
+
+        return page.report
+
+
+def open_with(folder: Folder, overrides: Overrides) -> Run:
+    """The run in a folder, with other settings for its steps; raises RecipeError for one that makes another run."""
+    path = path_of(folder)
+    run = open_run(path)
+    for override in overrides:
+        section = override.partition("=")[0].partition(".")[0]
+        if section in DEFINING:
+            message = f"{section} is part of what the run in {path} is; that is another run"
+            raise RecipeError(f"--set {override}: {message}: llmtune run RECIPE --set {override} --out OTHER")
+    if not overrides:
+        run.recipe()  # a mistake in it is told before torch is imported
+        return run
+    settings = Recipe.load(run.recipe_file, overrides)
+    settings = settings.model_copy(update={"launch": with_absolute_config(settings.launch)})
+    if any(override.startswith("eval") for override in overrides):
+        try:
+            suite = resolve_suite(settings.eval.suite)
+        except FieldError as error:
+            raise settings.located(error) from error
+        settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"suite": suite})})
+    return replace(run, settings=settings)
+
+
+def path_of(folder: Folder | Recipe) -> Path:
+    """The folder of a run, however it is named."""
+    return folder.path if isinstance(folder, Run) else Path(str(folder))

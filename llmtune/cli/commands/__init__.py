@@ -1,0 +1,1 @@
+"""The commands: one function each; whatever is heavy is imported inside the function that needs it."""

@@ -1,0 +1,64 @@
+"""Commands of a trained run: eval, merge, publish, report and chat."""
+
+from llmtune import api
+from llmtune.api.steps import open_with, require_trained
+from llmtune.cli.options import DryRun, Folder, Json, MaxNewTokens, Seed, SetAgain, Temperature, TopP, Verbose
+from llmtune.cli.output import results, scores
+from llmtune.errors import RecipeError
+from llmtune.run import open_run
+from llmtune.working import importing
+
+
+def evaluate(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Evaluate base and tuned model."""
+    with results(as_json) as give:
+        api.evaluate(run, set=set or [])
+        from llmtune import terminal
+
+        done = open_run(run)
+        give({"run": run, **scores(done)} if as_json else None, lambda: terminal.scores(done))
+
+
+def merge(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Write full weights."""
+    with results(as_json) as give:
+        facts = api.merge(run, set=set or [])
+        merged = open_run(run).merged
+        give({"run": run, "merged": merged, **facts}, lambda: print(f"merged  {merged}"))
+
+
+def publish(
+    run: Folder, set: SetAgain = None, dry_run: DryRun = False, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Upload to the Hub, or show what would be uploaded."""
+    with results(as_json) as give:
+        facts = api.publish(run, set=set or [], dry_run=dry_run)
+        give({"run": run, **facts}, lambda: None)
+
+
+def report(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Write the report page."""
+    with results(as_json) as give:
+        page = api.report(run, set=set or [])
+        give({"run": run, "report": page}, lambda: print(page))
+
+
+def chat(
+    run: Folder,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    seed: Seed = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Talk to base and tuned model."""
+    folder = open_with(run, [])
+    require_trained(folder)
+    with importing():
+        from llmtune.cli import chat as conversation
+        from llmtune.cli.speakers import Sampling
+    try:
+        sampling = Sampling(temperature, top_p, max_new_tokens, seed)
+    except ValueError as error:
+        raise RecipeError(f"--{str(error).replace('_', '-')}") from error
+    conversation.chat(folder, sampling=sampling)

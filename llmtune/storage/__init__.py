@@ -1,0 +1,1 @@
+"""A run's folder kept on a store that fsspec reaches."""
