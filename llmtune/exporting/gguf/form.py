@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.errors import FullMemoryError, MachineError
+from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import converter, llama_cpp
 from llmtune.exporting.gguf.architecture import architecture_name
@@ -16,7 +17,6 @@ from llmtune.exporting.gguf.rows import prompts_of
 from llmtune.exporting.gguf.types import stored_bytes
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre, read_pre
 from llmtune.exporting.gguf.write import write_gguf
-from llmtune.evaluation.questions import context_length
 from llmtune.machine.device import free_bytes
 from llmtune.merging.checks import CPU
 from llmtune.merging.proof import probes
@@ -81,8 +81,8 @@ def summary(folder: Path, facts: dict[str, Any]) -> list[str]:
 def proof_words(facts: dict[str, Any]) -> str:
     """What was proved of a GGUF file, in words."""
     return (
-        f"read back by transformers, {facts['type']}: {facts['equal']} of {facts['rows']} greedy answers are the merged "
-        f"model's; largest logit gap {facts['gap']:.2g} (bound {facts['bound']:.2g}); it stops at "
+        f"read back by transformers, {facts['type']}: {facts['equal']} of {facts['rows']} greedy answers are the "
+        f"merged model's; largest logit gap {facts['gap']:.2g} (bound {facts['bound']:.2g}); it stops at "
         f"{', '.join(facts['stops'])}"
     )
 
@@ -123,8 +123,8 @@ def _check_room(export: Export, base: Base) -> None:
     memory, available = 4 * weights, free_bytes(CPU)
     if available < memory:
         raise FullMemoryError(
-            f"the export is proved with the weights in float32, {size(memory)}, and {size(available)} of memory is free; "
-            "free some memory, or export on a larger machine"
+            f"the export is proved with the weights in float32, {size(memory)}, and {size(available)} of memory is "
+            "free; free some memory, or export on a larger machine"
         )
 
 

@@ -1,5 +1,6 @@
 """llama.cpp itself, where llama-cpp-python is installed: its tokens, and its greedy answers to the same rows."""
 
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ def compare(
     file: Path, tokenizer: PreTrainedTokenizerBase, texts: list[str], prompts: Prompts, merged: list[list[int]]
 ) -> dict[str, Any]:
     """Count the answers that are the merged model's; raises ProofError for other tokens, or for too few answers."""
-    import llama_cpp
-
+    library: Any = import_module("llama_cpp")
     longest = max(map(len, prompts.ids), default=0) + prompts.new_tokens
     with working(f"reading {file.name} with llama.cpp"):
-        model: Any = llama_cpp.Llama(str(file), n_ctx=max(512, longest), n_gpu_layers=0, verbose=False)
+        model: Any = library.Llama(str(file), n_ctx=max(512, longest), n_gpu_layers=0, verbose=False)
     for text in texts:
         expected, ids = tokenizer(text).input_ids, model.tokenize(text.encode(), add_bos=True, special=True)
         if ids != expected:
@@ -39,10 +39,10 @@ def compare(
         row = differing[0]
         ours, other = (tokenizer.decode(one[row])[:_SHOWN] for one in (merged, others))
         raise ProofError(
-            f"llama.cpp answers {len(differing)} of {len(merged)} rows otherwise than the merged model: row {row + 1} has "
-            f"{other!r}, and the merged model answers {ours!r}; nothing was exported"
+            f"llama.cpp answers {len(differing)} of {len(merged)} rows otherwise than the merged model: "
+            f"row {row + 1} has {other!r}, and the merged model answers {ours!r}; nothing was exported"
         )
-    return {"version": llama_cpp.__version__, "equal": equal}
+    return {"version": library.__version__, "equal": equal}
 
 
 def _answer(model: Any, prompt: list[int], prompts: Prompts) -> list[int]:

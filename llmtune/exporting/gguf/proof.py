@@ -113,6 +113,6 @@ def _differences(
             with torch.inference_mode():
                 last = model(input_ids=context).logits[0, -1].float()
             margin = float(last[merged[row][place]] - last[others[row][place]])
-        texts = (tokenizer.decode(answer) for answer in (merged[row], others[row]))
-        differences.append(Difference(row + 1, *texts, margin))
+        ours, other = (str(tokenizer.decode(answer)) for answer in (merged[row], others[row]))
+        differences.append(Difference(row + 1, ours, other, margin))
     return differences

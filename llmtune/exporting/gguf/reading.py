@@ -1,4 +1,4 @@
-"""Reads a GGUF file back by transformers' reader, which is not the writer, and compares its tokens with a tokenizer's."""
+"""Reads a GGUF file back by transformers, which did not write it, and compares its tokens with a tokenizer's."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def read_model(file: Path, config: PreTrainedConfig) -> PreTrainedModel:
             if "not supported" in str(error):
                 raise MachineError(
                     f"transformers cannot read this GGUF file, so nothing proves it: {first_line(error)}"
-                )
+                ) from error
             raise ProofError(f"{file.name} cannot be read back: {first_line(error)}") from error
     return model.eval()
 
@@ -69,7 +69,7 @@ def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: 
         read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         tokens = fields["tokenizer.ggml.tokens"].contents()
 
-    def number(name: str) -> object:
+    def number(name: str) -> int | None:
         field = fields.get(f"tokenizer.ggml.{name}_token_id")
         return None if field is None else int(field.contents())
 
