@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llmtune.errors import MachineError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Model types of transformers, and llama.cpp's names for them: those that were tried with llama.cpp itself."""
+LLAMA3 = "llama3"
+"""Rotary positions that are stretched, some more than others: the file holds by how much."""
 HOW = (
     "llama.cpp's own converter may: git clone https://github.com/ggml-org/llama.cpp, "
     "pip install -r llama.cpp/requirements.txt, then add --llama-cpp llama.cpp"
@@ -30,7 +33,7 @@ def architecture_name(config: PreTrainedConfig) -> str:
         raise MachineError(f"the gguf package alone writes {known}, not {config.model_type}; {HOW}")
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     special = {
-        f"rotary positions of kind {rope.get('rope_type')}": rope.get("rope_type", "default") != "default",
+        f"rotary positions of kind {rope.get('rope_type')}": rope.get("rope_type") not in (None, "default", LLAMA3),
         f"rotary positions on {rope.get('partial_rotary_factor')} of a head": rope.get("partial_rotary_factor", 1) != 1,
         f"the activation {config.hidden_act}": config.hidden_act != "silu",
         f"a window of {getattr(config, 'sliding_window', None)} tokens": bool(getattr(config, "sliding_window", None)),
@@ -60,6 +63,15 @@ def add_sizes(writer: "GGUFWriter", config: PreTrainedConfig) -> None:
     writer.add_rope_dimension_count(head_size(config))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def rope_factors(config: PreTrainedConfig) -> np.ndarray | None:
+    """By how much each rotary frequency is slowed (float32, half a head); None where none is."""
+    if (config.rope_parameters or {}).get("rope_type", "default") == "default":
+        return None
+    slowed = ROPE_INIT_FUNCTIONS[LLAMA3](config, "cpu")[0].double().numpy()
+    plain = config.rope_parameters["rope_theta"] ** (-np.arange(0, head_size(config), 2) / head_size(config))
+    return (plain / slowed).astype(np.float32)
 
 
 def row_order(architecture: str, config: PreTrainedConfig, name: str, rows: int) -> np.ndarray | None:

@@ -11,18 +11,20 @@ from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import converter, llama_cpp
 from llmtune.exporting.gguf.architecture import architecture_name
+from llmtune.exporting.gguf.converter import converter_folder
 from llmtune.exporting.gguf.proof import prove_equal
 from llmtune.exporting.gguf.reading import check_sizes, check_tokens
 from llmtune.exporting.gguf.rows import prompts_of
 from llmtune.exporting.gguf.types import stored_bytes
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre, read_pre
-from llmtune.exporting.gguf.write import write_gguf
+from llmtune.exporting.gguf.write import named_tensors, write_gguf
 from llmtune.machine.device import free_bytes
 from llmtune.merging.checks import CPU
 from llmtune.merging.proof import probes
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.files.converted import find_gguf
 from llmtune.model.files.locate import locate_base
+from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.numbers import size
 from llmtune.run import Run
@@ -31,11 +33,15 @@ from llmtune.run import Run
 def check(export: Export) -> None:
     """Raise MachineError for an architecture, a tokenizer or a converter that is missing, and for too little room."""
     base = locate_base(export.run.recipe().model)
-    if export.llama_cpp is None:
-        architecture_name(load_config(base))
-        _pre(base)
+    llama = converter_folder(export.llama_cpp)
+    if llama:
+        converter.check(llama, export.kind)
     else:
-        converter.check(export.llama_cpp, export.kind)
+        config = load_config(base)
+        architecture_name(config)
+        if not dequantized_format(config):
+            named_tensors(base.folder, config, base.name)
+        _pre(base)
     _check_room(export, base)
 
 
@@ -44,8 +50,8 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
     merged = export.merged()
     file = folder / f"{file_stem(export.run)}-{export.kind.upper()}.gguf"
     base = Base(merged, str(merged), None, None)
-    if export.llama_cpp is not None:
-        converter.convert(export.llama_cpp, merged, file, export.kind)
+    if llama := converter_folder(export.llama_cpp):
+        converter.convert(llama, merged, file, export.kind)
         return {"file": file.name, "type": export.kind, "written_by": "llama.cpp's converter"}
     tensors = write_gguf(merged, file, export.kind, file_stem(export.run), load_config(base), _vocabulary(export, base))
     return {"file": file.name, "type": export.kind, "written_by": "the gguf package", "tensors": tensors}

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from llmtune.errors import MachineError, ProofError, first_line, lacks_memory
-from llmtune.exporting.gguf.architecture import head_size
+from llmtune.exporting.gguf.architecture import head_size, rope_factors
 from llmtune.exporting.gguf.vocabulary import Vocabulary
+from llmtune.exporting.gguf.write import ROPE
 from llmtune.working import working
 
 
@@ -18,9 +20,8 @@ def read_model(file: Path, config: PreTrainedConfig) -> PreTrainedModel:
 
     Raises ProofError where transformers cannot read the file, MachineError where it does not know the architecture.
     """
-    options: dict[str, Any] = {}
-    if getattr(config, "head_dim", None):  # not read for each architecture; the file's is compared in `check_sizes`
-        options["head_dim"] = head_size(config)
+    # What the reader does not read for each architecture; `check_sizes` compares what the file has.
+    options = {key: getattr(config, key) for key in ("head_dim", "rope_parameters") if getattr(config, key, None)}
     with working(f"reading {file.name} with transformers"):
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -44,8 +45,9 @@ def read_model(file: Path, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_sizes(file: Path, config: PreTrainedConfig) -> None:
-    """Raise ProofError where a file names another head size or rotary base than the weights have."""
-    fields = GGUFReader(file).fields
+    """Raise ProofError where a file names another head size or context or rotary base than the weights have."""
+    content = GGUFReader(file)
+    fields, factors = content.fields, rope_factors(config)
     architecture = str(fields["general.architecture"].contents())
     expected = {
         "attention.key_length": head_size(config),
@@ -56,6 +58,9 @@ def check_sizes(file: Path, config: PreTrainedConfig) -> None:
         field = fields.get(f"{architecture}.{key}")
         if field is not None and float(field.contents()) != float(value):
             raise ProofError(f"{file.name}: {architecture}.{key} is {field.contents()}, but should be {value}")
+    stored = [tensor.data for tensor in content.tensors if tensor.name == ROPE]
+    if factors is not None and not (stored and np.allclose(stored[0], factors, rtol=1e-4)):
+        raise ProofError(f"{file.name}: {ROPE}, by which rotary positions are stretched, is missing or another")
 
 
 def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: list[list[int]]) -> list[str]:

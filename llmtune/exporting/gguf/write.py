@@ -5,13 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf import (
+    GGML_QUANT_VERSION,
+    MODEL_ARCH_NAMES,
+    MODEL_TENSOR,
+    TENSOR_NAMES,
+    GGMLQuantizationType,
+    GGUFWriter,
+    get_tensor_name_map,
+)
 from gguf.quants import quant_shape_to_byte_shape
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from llmtune.errors import MachineError, ProofError
-from llmtune.exporting.gguf.architecture import HOW, add_sizes, architecture_name, row_order
+from llmtune.exporting.gguf.architecture import HOW, add_sizes, architecture_name, rope_factors, row_order
 from llmtune.exporting.gguf.types import file_type, stored, stored_bytes, type_of
 from llmtune.exporting.gguf.vocabulary import Vocabulary
 from llmtune.model.files.report import COMPUTED
@@ -19,6 +27,7 @@ from llmtune.model.files.stored import StoredTensor, stored_tensors
 from llmtune.working import working
 
 HEAD = "lm_head.weight"
+ROPE = f"{TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS]}.weight"
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,15 @@ def write_gguf(
         writer.add_file_type(file_type(kind))
         writer.add_quantization_version(GGML_QUANT_VERSION)
         vocabulary.add(writer)
+        if (factors := rope_factors(config)) is not None:
+            writer.add_tensor_info(ROPE, list(factors.shape), factors.dtype, factors.nbytes)
         for tensor in tensors:
             _announce(writer, tensor, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
         with working(f"writing {file.name}", len(tensors), "tensors") as step:
             for tensor in tensors:
                 writer.write_tensor_data(_values(tensor, kind, config))
