@@ -112,7 +112,7 @@ def _pre(base: Base) -> str:
         file = find_gguf(base.name.removeprefix("package:")) if package else Path(base.name).expanduser()
         if pre := read_pre(file):
             return pre
-    return find_pre(base.folder, base.name)
+    return find_pre(load_tokenizer(base), base.name)
 
 
 def _check_room(export: Export, base: Base) -> None:

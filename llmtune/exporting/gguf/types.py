@@ -28,7 +28,8 @@ def stored_bytes(kind: str, shape: list[int]) -> int:
 
 def stored(values: np.ndarray, kind: str) -> np.ndarray:
     """Values (float32) as a file of `kind` stores them: floats, or bytes of blocks."""
-    return quantize(np.ascontiguousarray(values), type_of(kind, list(values.shape)))
+    with np.errstate(over="ignore"):  # what f16 cannot hold is told by the caller
+        return quantize(np.ascontiguousarray(values), type_of(kind, list(values.shape)))
 
 
 def rounded(values: np.ndarray, kind: str) -> np.ndarray:

@@ -80,16 +80,16 @@ def read_pre(file: Path) -> str | None:
     return str(pre.contents()) if kind and pre and kind.contents() == "gpt2" else None
 
 
-def find_pre(folder: Path, name: str) -> str:
-    """llama.cpp's name for how a tokenizer splits text, by its tokenizer.json.
+def find_pre(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """llama.cpp's name for how a tokenizer splits text, by what it does once it is loaded.
 
-    Raises MachineError for a tokenizer that the gguf package alone cannot write.
+    Raises MachineError for a tokenizer that the gguf package alone cannot write; `name` is the model's.
     """
-    file = folder / "tokenizer.json"
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # the class may split otherwise than tokenizer.json says
+    content: dict[str, Any] = json.loads(backend.to_str()) if backend else {}
     model, normalizer = content.get("model") or {}, content.get("normalizer")
     if model.get("type") != "BPE" or model.get("byte_fallback") or not model.get("merges"):
-        kind = model.get("type") or "no tokenizer.json"
+        kind = model.get("type") or type(tokenizer).__name__
         raise MachineError(
             f"{name}: the gguf package alone writes tokenizers of bytes with merges, not this {kind}; {HOW}"
         )
