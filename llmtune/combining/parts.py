@@ -17,7 +17,7 @@ from llmtune.run import Run
 
 JOINED = ("lora", "ia3", "none")
 """The kinds of adapters whose deltas can be joined."""
-_NEEDS_ONE_RANK = "joins adapters of one rank in every layer; --how linear joins any"
+_NEEDS_ONE_RANK = "needs one rank in every layer; --how linear joins any"
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,14 @@ class Part:
     """A trained run that goes into a combination."""
 
     run: Run
+    name: str
+    """Its folder's name; of several with one name, the later ones with their place."""
     settings: Recipe
     weight: float
     base: dict[str, Any]
     """What its delta records of its base."""
     files: dict[str, dict[str, Any]]
     """Size and SHA-256 of its delta's files."""
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return self.run.path.resolve().name
 
     @property
     def kind(self) -> str:
@@ -62,8 +59,11 @@ class Part:
 
 def read_parts(runs: Sequence[Run], request: Request) -> list[Part]:
     """The runs with their weights; raises RecipeError for what cannot be joined, ProofError for a changed delta."""
-    pairs = zip(runs, request.weights, strict=True)
-    parts = [Part(run, run.recipe(), weight, read_json(run.delta / BASE), run.verify("train")) for run, weight in pairs]
+    named = zip(runs, _names(runs), request.weights, strict=True)
+    parts = [
+        Part(run, name, run.recipe(), weight, read_json(run.delta / BASE), run.verify("train"))
+        for run, name, weight in named
+    ]
     first, seen = parts[0], {parts[0].sha256: parts[0]}
     _check_kind(first, request.how)
     for part in parts[1:]:
@@ -77,6 +77,11 @@ def read_parts(runs: Sequence[Run], request: Request) -> list[Part]:
     if first.kind == "lora" and request.how != "linear":
         _refuse_other_ranks(parts, request.how)
     return parts
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    folders = [run.path.resolve().name for run in runs]
+    return [f"{name} ({place + 1})" if name in folders[:place] else name for place, name in enumerate(folders)]
 
 
 def _refuse_other_base(first: Part, other: Part) -> None:
@@ -135,10 +140,9 @@ def _check_kind(part: Part, how: str) -> None:
 
 def _refuse_other_ranks(parts: Sequence[Part], how: str) -> None:
     """Raise RecipeError where layers have LoRA of several ranks."""
-    first = parts[0]
+    ranks: set[int] = set()
     for part in parts:
-        ranks = part.ranks() | first.ranks()
+        ranks |= part.ranks()
         if len(ranks) > 1:
-            raise RecipeError(
-                f"{part.run.path}: has ranks {sorted(ranks)} with {first.run.path}; {how} {_NEEDS_ONE_RANK}"
-            )
+            words = ", ".join(map(str, sorted(ranks)))
+            raise RecipeError(f"{part.run.path}: the ranks {words} are to be joined, and {how} {_NEEDS_ONE_RANK}")

@@ -119,7 +119,8 @@ class Run:
     @property
     def combined(self) -> dict[str, Any] | None:
         """From which runs its delta was combined, and how; None for a run that was trained."""
-        return (self.manifest()["steps"].get("train") or {}).get("combined")
+        combined = self.manifest()["steps"].get("train", {}).get("combined")
+        return combined if isinstance(combined, dict) and combined.get("runs") else None
 
     def done(self, step: str) -> bool:
         """Whether a step finished under the recipe's settings and its files are there with the recorded sizes."""
