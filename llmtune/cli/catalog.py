@@ -7,6 +7,7 @@ from typer.core import TyperCommand
 
 from llmtune.cli.commands.after import chat, evaluate, merge, publish, report
 from llmtune.cli.commands.combine import Weighted, combine
+from llmtune.cli.commands.export import export
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
 
@@ -99,6 +100,13 @@ COMMANDS = (
             "llmtune combine runs/a runs/b --how ties --density 0.3 --out runs/both",
         ),
         Weighted,
+    ),
+    Command(
+        "export",
+        export,
+        "after",
+        "Write the tuned model for llama.cpp or Ollama, with proof.",
+        ("llmtune export runs/recipe --to gguf", "llmtune export runs/recipe --to ollama:q8_0"),
     ),
     Command(
         "publish",

@@ -136,9 +136,10 @@ def _weights(run: Run, settings: Recipe) -> str:
     text = table(["file", "bytes", "SHA-256"], rows)
     merge = steps.get("merge")
     if merge and is_merged(settings):
+        made, mover = ("combined", "the combination") if run.combined else ("trained", "training")
         text += (
             f"\n\nStored in {merge['dtype']}. The largest logit gap between these weights, loaded by stock "
-            f"transformers, and the model that was trained is {merge['gap']:.2g} (bound {merge['bound']:.2g}); "
-            f"training moved logits by up to {merge['shift']:.2g}."
+            f"transformers, and the model that was {made} is {merge['gap']:.2g} (bound {merge['bound']:.2g}); "
+            f"{mover} moved logits by up to {merge['shift']:.2g}."
         )
     return text

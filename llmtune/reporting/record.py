@@ -124,9 +124,10 @@ def merge_section(manifest: JSON) -> Html:
     gap, bound, shift = (number(done.get(key)) for key in ("gap", "bound", "shift"))
     changed, tensors = whole(done.get("changed")), whole(done.get("tensors"))
     allowed = f" (allowed: {numbers.number(bound)})" if bound is not None else ""
+    mover = "the combination" if "combined" in manifest["steps"].get("train", {}) else "training"
     pairs: list[tuple[str, object]] = [
         ("largest logit gap", None if gap is None else f"{numbers.number(gap)}{allowed}"),
-        ("for comparison", None if shift is None else f"training moved logits by up to {numbers.number(shift)}"),
+        ("for comparison", None if shift is None else f"{mover} moved logits by up to {numbers.number(shift)}"),
         ("changed", None if changed is None else f"{changed:,}{'' if tensors is None else f' of {tensors:,}'} tensors"),
         ("stored in", text(done.get("dtype"))),
         ("size", _size(done)),

@@ -239,7 +239,14 @@ def test_a_combination_is_a_run_that_nothing_trained(
     text = card(Run(run.path, run.recipe().model_validate(_publishing(run))))
     assert "`combined from run-lora-a (weight 0.75)" in text
     assert "- merge" in text
-    for claim in ("Training by", "No training step", "What trained when", "Fine-tuned by", "How it was trained"):
+    for claim in (
+        "Training by",
+        "No training step",
+        "What trained when",
+        "Fine-tuned by",
+        "How it was trained",
+        "training moved",
+    ):
         assert claim not in page + text
     for options in ([], ["--overwrite"]):
         (run.delta / "adapter_model.safetensors").write_bytes(b"")
