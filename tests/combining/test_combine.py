@@ -13,6 +13,7 @@ from llmtune import api, cli, recipe
 from llmtune.adapters.delta import load_delta
 from llmtune.cli.commands.combine import spread
 from llmtune.combining import adapters
+from llmtune.combining.parts import Part
 from llmtune.errors import LlmtuneError, ProofError, RecipeError
 from llmtune.files import read_json
 from llmtune.model.base import load_model
@@ -81,7 +82,7 @@ def weights(run: Run, delta: Path | None = None) -> dict[str, torch.Tensor]:
 
 
 PAIRS = {
-    "lora": (lora(), lora(rank=6, rslora=True, targets=["q_proj", "down_proj"], ranks={"down_proj": 2}), (0.7, -0.3)),
+    "lora": (lora(rslora=True), lora(rank=6, targets=["q_proj", "down_proj"], ranks={"down_proj": 2}), (0.7, -0.3)),
     "bf16": (lora(init="pissa"), lora(alpha=3), (0.7, 0.3)),
     "ia3": (IA3, {**IA3, "adapter": {"kind": "ia3", "targets": ["k_proj"]}}, (0.7, 0.7)),
     "tensors": (FULL, HEAD, (0.5, 2.0)),
@@ -149,38 +150,38 @@ def test_refuses_a_delta_that_is_not_the_live_combination(
 ) -> None:
     monkeypatch.setitem(adapters._LORA, "linear", "linear")  # PEFT's own: it sums A and B apart
     with pytest.raises(ProofError, match=r"from those of the live combination, over the bound .* nothing was written"):
-        api.combine([train("lora-a", lora()), train("other", lora(), step=0.2)], out=tmp_path / "out")
+        api.combine([train("plain", lora()), train("other", lora(), step=0.2)], out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 REFUSED = {
-    "one run": (["lora-a"], {}, 2, "needs two runs or more"),
-    "same": (["lora-a", "lora-a"], {}, 2, "holds the same delta as .*run-lora-a; name each run once"),
-    "no run": (["lora-a", "nothing"], {}, 2, "holds no run"),
-    "untrained": (["lora-a", "untrained"], {}, 4, "nothing is trained yet"),
+    "one run": (["plain"], {}, 2, "needs two runs or more"),
+    "same": (["plain", "plain"], {}, 2, "holds the same delta as .*run-plain; name each run once"),
+    "no run": (["plain", "nothing"], {}, 2, "holds no run"),
+    "untrained": (["plain", "untrained"], {}, 4, "nothing is trained yet"),
     "base": (
-        ["lora-a", "base"],
+        ["plain", "base"],
         {},
         2,
         r"was trained on .*base-1, and .* on .*base-0, whose model.safetensors differs",
     ),
-    "kind": (["lora-a", "tensors-a"], {}, 2, "trained the model's own tensors, and .* an adapter \\(LoRA\\)"),
-    "dora": (["dora", "lora-a"], {}, 2, "DoRA's magnitudes do not add up"),
-    "vera": (["vera", "lora-a"], {}, 2, "VeRA does not add up .* LoRA, IA3 and trained tensors do"),
+    "kind": (["plain", "tensors-a"], {}, 2, "trained the model's own tensors, and .* an adapter \\(LoRA\\)"),
+    "dora": (["dora", "plain"], {}, 2, "DoRA's magnitudes do not add up"),
+    "vera": (["vera", "plain"], {}, 2, "VeRA does not add up .* LoRA, IA3 and trained tensors do"),
     "ranks": (
-        ["lora-a", "rank6"],
+        ["plain", "rank6"],
         {"how": "ties"},
         2,
         "the ranks 4, 6 are to be joined.*--how linear joins any",
     ),
     "ia3": (["ia3-a", "ia3-b"], {"how": "ties"}, 2, "PEFT has no ties for IA3; try --how linear"),
-    "weights": (["lora-a", "rank6"], {"weights": [1.0]}, 2, "1 for 2 runs; give one for each"),
-    "nan": (["lora-a", "rank6"], {"weights": [1.0, float("nan")]}, 2, "--weights nan: is not a finite number"),
-    "zero": (["lora-a", "rank6"], {"weights": [0.0, 0.0]}, 2, "are all 0"),
-    "how": (["lora-a", "rank6"], {"how": "tie"}, 2, "did you mean 'ties'"),
-    "density": (["lora-a", "rank6"], {"how": "dare", "density": 0.0}, 2, "should be above 0 and at most 1"),
-    "unused": (["lora-a", "rank6"], {"density": 0.5}, 2, "linear keeps every value"),
-    "changed": (["lora-a", "changed"], {}, 5, "adapter_config.json: was changed after `llmtune train`"),
+    "weights": (["plain", "rank6"], {"weights": [1.0]}, 2, "1 for 2 runs; give one for each"),
+    "nan": (["plain", "rank6"], {"weights": [1.0, float("nan")]}, 2, "--weights nan: is not a finite number"),
+    "zero": (["plain", "rank6"], {"weights": [0.0, 0.0]}, 2, "are all 0"),
+    "how": (["plain", "rank6"], {"how": "tie"}, 2, "did you mean 'ties'"),
+    "density": (["plain", "rank6"], {"how": "dare", "density": 0.0}, 2, "should be above 0 and at most 1"),
+    "unused": (["plain", "rank6"], {"density": 0.5}, 2, "linear keeps every value"),
+    "changed": (["plain", "changed"], {}, 5, "adapter_config.json: was changed after `llmtune train`"),
 }
 
 
@@ -188,7 +189,7 @@ REFUSED = {
 def folders(train: Train) -> dict[str, Path]:
     """The folders of runs by name, among them some that cannot be combined."""
     methods = {
-        "lora-a": lora(),
+        "plain": lora(),
         "rank6": lora(rank=6),
         "dora": lora(dora=True),
         "vera": {**FULL, "adapter": {"kind": "vera", "rank": 4}},
@@ -216,28 +217,40 @@ def test_refuses_what_cannot_be_combined_in_one_line(case: str, folders: dict[st
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("target_parameters", "experts that are one tensor"), ("trainable_token_indices", "adapters with new tokens")],
+)
+def test_refuses_adapters_that_peft_cannot_join(
+    key: str, reason: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Part, "config", {key: ["one"]})
+    with pytest.raises(RecipeError, match=reason):
+        api.combine([folders["plain"], folders["rank6"]], out=tmp_path / "out")
+
+
 def test_writes_over_no_folder_that_holds_something(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RecipeError, match=r"is not empty \(mine.txt\)"):
-        api.combine([folders["lora-a"], folders["rank6"]], out=tmp_path)
+        api.combine([folders["plain"], folders["rank6"]], out=tmp_path)
 
 
 def test_a_combination_is_a_run_that_nothing_trained(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.reload_here(monkeypatch)
-    first, second = train("lora-a", lora()), train("rank6", lora(rank=6))
+    first, second = train("plain", lora()), train("rank6", lora(rank=6))
     words = ["combine", str(first.path), str(second.path), "--weights", "0.75", "-0.25", "--out", str(tmp_path / "ab")]
     assert cli.main(words) == 0
-    assert "combined from run-lora-a (weight 0.75) and run-rank6 (weight -0.25)" in capsys.readouterr().out
+    assert "combined from run-plain (weight 0.75) and run-rank6 (weight -0.25)" in capsys.readouterr().out
     run = Run(tmp_path / "ab")
     assert sorted(file.name for file in run.path.iterdir()) == ["data.json", "delta", "manifest.json", "recipe.yaml"]
-    assert "# Nothing trained by it: run-lora-a was combined with run-rank6." in run.recipe_file.read_text()
+    assert "# Nothing trained by it: run-plain was combined with run-rank6." in run.recipe_file.read_text()
     assert api.merge(run, set=["merge.dtype=float32"])["gap"] < 1e-5
     page = api.report(run).read_text()
-    assert "Combined from run-lora-a (weight 0.75) and run-rank6 (weight -0.25) by the weighted sum" in page
+    assert "Combined from run-plain (weight 0.75) and run-rank6 (weight -0.25) by the weighted sum" in page
     text = card(Run(run.path, run.recipe().model_validate(_publishing(run))))
-    assert "`combined from run-lora-a (weight 0.75)" in text
+    assert "`combined from run-plain (weight 0.75)" in text
     assert "- merge" in text
     for claim in (
         "Training by",
