@@ -198,7 +198,7 @@ def test_takes_the_way_to_split_text_from_the_file_that_a_base_came_from(exporte
 
 def test_refuses_a_disk_that_is_too_small_before_it_writes(merged: MakeMerged, monkeypatch: pytest.MonkeyPatch) -> None:
     run = merged()
-    monkeypatch.setattr(form.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(MachineError, match=r"exporting needs .* kB of disk, but only 1\.0 kB is free"):
         step.export(run, "gguf:q8_0")
     assert nothing_exported(run)

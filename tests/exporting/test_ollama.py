@@ -9,6 +9,7 @@ import pytest
 from llmtune.exporting import ollama, step
 from llmtune.exporting.chat_format import ChatFormat, chat_format
 from llmtune.files import write_json
+from llmtune.model.base import Base
 from llmtune.run import Run
 from tests.support import tiny
 from tests.support.public_templates import CHATML, PUBLIC
@@ -60,7 +61,7 @@ def test_modelfile_has_the_system_prompt_that_the_rows_share_or_the_templates_ow
     data = {"test": str(tiny.write_rows(tmp_path / "test.jsonl", rows))}
     (run.merged / "chat_template.jinja").write_text(BRINGS_A_PROMPT)
     write_json(run.data_file, {"thinking_block": "<think></think>"})
-    base = ollama.Base(run.merged, "", None, None)
+    base = Base(run.merged, "", None, None)
     assert ollama.modelfile(run, base, "a.gguf")[0].endswith('"""\nSYSTEM """Be kind."""\n')
     settings = run.recipe()
     shared = Run(run.path, settings.model_copy(update={"data": settings.data.model_copy(update=data)}))

@@ -64,8 +64,9 @@ class Vocabulary:
         writer.add_token_list(tokens)
         writer.add_token_types(types)
         special = SpecialVocab(self.folder, load_merges=True, n_vocab=self.size)
-        special.special_token_ids |= {name: index for name, index in self.ends.items() if name == "eos"}
-        special.add_special_token = {"bos": self.adds_bos, "eos": False}
+        special.special_token_ids.update({name: index for name, index in self.ends.items() if name == "eos"})
+        special.add_special_token.clear()
+        special.add_special_token.update(bos=self.adds_bos, eos=False)
         special.chat_template = self.tokenizer.chat_template
         special.add_to_gguf(writer, quiet=True)
         for name, index in self.ends.items():
