@@ -14,10 +14,11 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GgufConfig
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from llmtune.errors import MachineError, ProofError
 from llmtune.exporting import step
-from llmtune.exporting.gguf import architecture, converter, form, llama_cpp, types, vocabulary, write
+from llmtune.exporting.gguf import architecture, converter, form, llama_cpp, types, write
 from llmtune.exporting.gguf.rows import Prompts
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre
 from llmtune.model.base import Base
@@ -176,7 +177,7 @@ def test_names_how_a_tokenizer_splits_text_or_refuses_it(changes: dict[str, Any]
     }
     for key, value in changes.items():
         if key == "pattern":
-            pattern = {"Regex": vocabulary.GGUF_PRE_TOKENIZER_SPLITS[value]}
+            pattern = {"Regex": GGUF_PRE_TOKENIZER_SPLITS[value]}
             steps = [{**SPLIT, "pattern": pattern}, {**BYTES, "use_regex": False}]
             content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         elif key in ("ignore_merges", "byte_fallback", "merges"):
