@@ -18,13 +18,14 @@ FULL = {"kind": "full", "lr": 1e-3}
 MakeMerged = Callable[..., Run]
 
 
-def give_merges(base: Path) -> None:
-    """Give a base's tokenizer two merges, and the way of GPT-2 to split text."""
+def give_merges(base: Path, *before: dict[str, Any]) -> None:
+    """Give a tokenizer two merges, and the way of GPT-2 to split text, after the steps `before` it."""
     file = base / "tokenizer.json"
     content = json.loads(file.read_text())
     content["model"]["vocab"] |= {"pl": 259, "12": 260}
     content["model"]["merges"] = [["p", "l"], ["1", "2"]]
-    content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*before, last]} if before else last
     file.write_text(json.dumps(content))
 
 

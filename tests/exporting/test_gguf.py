@@ -24,7 +24,7 @@ from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre
 from llmtune.model.base import Base
 from llmtune.model.files.converted import Converted
 from llmtune.run import Run
-from tests.exporting.conftest import MakeMerged
+from tests.exporting.conftest import FULL, MakeMerged, give_merges
 from tests.support import runs, tiny
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
@@ -95,6 +95,15 @@ def test_file_holds_vocabulary_template_and_stop_tokens(exported: Run) -> None:
     assert fields["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
     assert fields["tokenizer.ggml.token_type"][-1] == 5
     assert fields["tokenizer.chat_template"] == (exported.merged / "chat_template.jinja").read_text()
+
+
+def test_text_is_split_as_training_split_it_where_transformers_does_not_know_the_name(merged: MakeMerged) -> None:
+    run = merged()
+    for folder in (run.merged, Path(run.recipe().model.base)):
+        give_merges(folder, DIGITS)
+    run.mark("merge", [run.merged])
+    assert step.export(run, "gguf:q8_0")["pre"] == "smollm"
+    give_merges(Path(run.recipe().model.base))
 
 
 def test_weights_in_another_order_are_refused_with_both_answers(
@@ -213,6 +222,14 @@ def test_refuses_a_number_that_f16_cannot_hold(merged: MakeMerged) -> None:
     run.mark("merge", [run.merged])
     with pytest.raises(ProofError, match=r"up_proj\.weight holds 9.98e\+04, which f16 cannot; export gguf:bf16"):
         step.export(run, "gguf:f16")
+    assert nothing_exported(run)
+
+
+def test_refuses_an_adapter_that_cannot_be_merged(tmp_path: Path) -> None:
+    adapter = {"kind": "bottleneck", "size": 4, "form": "sequential"}
+    run = runs.trained(tmp_path, {**FULL, "adapter": adapter}, merge={"enabled": False})
+    with pytest.raises(ProofError, match="a sequential bottleneck cannot be merged"):
+        step.export(run, "gguf")
     assert nothing_exported(run)
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import FullMemoryError, MachineError
+from llmtune.errors import FullMemoryError, MachineError, ProofError
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import converter, llama_cpp
@@ -31,8 +31,14 @@ from llmtune.run import Run
 
 
 def check(export: Export) -> None:
-    """Raise MachineError for an architecture, a tokenizer or a converter that is missing, and for too little room."""
-    base = locate_base(export.run.recipe().model)
+    """Raise MachineError for an architecture, a tokenizer or a converter that is missing, and for too little room.
+
+    Raises ProofError for an adapter that cannot be merged.
+    """
+    settings = export.run.recipe()
+    if settings.method.adapter.unmergeable:
+        raise ProofError(settings.method.adapter.unmergeable.message)
+    base = locate_base(settings.model)
     llama = converter_folder(export.llama_cpp)
     if llama:
         converter.check(llama, export.kind)
@@ -126,11 +132,11 @@ def _check_room(export: Export, base: Base) -> None:
     if free < needed:
         raise MachineError(f"{export.run.path}: exporting needs {size(needed)} of disk, but only {size(free)} is free")
     weights = sum(map(_numel, shapes))
-    memory, available = 4 * weights, free_bytes(CPU)
+    memory, available = 8 * weights, free_bytes(CPU)
     if available < memory:
         raise FullMemoryError(
-            f"the export is proved with the weights in float32, {size(memory)}, and {size(available)} of memory is "
-            "free; free some memory, or export on a larger machine"
+            f"the export is proved in float32, which takes {size(memory)} while the file is read back, and "
+            f"{size(available)} of memory is free; free some memory, or export on a larger machine"
         )
 
 

@@ -45,8 +45,9 @@ def prove_equal(
     `ids` are the texts whose logits are compared. Both models compute in fp32 on the CPU, one after the other. Raises
     ProofError with both answers where the file's differ.
     """
-    model = load_model(base)
-    expected = logits(model, ids)
+    with working("loading the merged weights"):
+        model = load_model(base)
+        expected = logits(model, ids)
     with working(f"measuring what rounding to {kind} does"):
         effect = float((_with_errors(model, kind, ids) - expected).abs().max())
     merged = answers(model, prompts, "the merged model")
@@ -54,7 +55,8 @@ def prove_equal(
     del model
     trim_heap()
     read = read_model(file, config)
-    gap = float((logits(read, ids) - expected).abs().max())
+    with working(f"comparing {file.name} with the merged weights"):
+        gap = float((logits(read, ids) - expected).abs().max())
     others = answers(read, prompts, file.name)
     del read
     trim_heap()

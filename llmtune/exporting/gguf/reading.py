@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from llmtune.errors import MachineError, ProofError, first_line, lacks_memory
 from llmtune.exporting.gguf.architecture import head_size, rope_factors
-from llmtune.exporting.gguf.vocabulary import Vocabulary
+from llmtune.exporting.gguf.vocabulary import GPT2, Vocabulary, read_pre
 from llmtune.exporting.gguf.write import ROPE
 from llmtune.working import working
 
@@ -73,6 +74,8 @@ def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: 
         own = vocabulary.tokenizer
         read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         tokens = fields["tokenizer.ggml.tokens"].contents()
+        if read_pre(file) not in (GPT2, *GGUF_PRE_TOKENIZER_SPLITS):  # transformers knows the rest of the file alone
+            read.backend_tokenizer.pre_tokenizer = own.backend_tokenizer.pre_tokenizer
 
     def number(name: str) -> int | None:
         field = fields.get(f"tokenizer.ggml.{name}_token_id")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WHOLE_PIECES = {"llama-bpe": True, "tekken": True, "qwen2": False, "qwen35": False}
 """llama.cpp's ways to split text by a pattern, and whether it takes a piece that is a token before any merge."""
+GPT2 = "gpt-2"
 _PRE = "tokenizer.ggml.pre"
 
 
@@ -101,7 +102,7 @@ def find_pre(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
         bytes_alone = bool(steps) and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space")
         by_pattern = bytes_alone and steps[-1].get("use_regex", True)
         if by_pattern and not whole and kinds == ["ByteLevel"]:
-            return "gpt-2"
+            return GPT2
         if by_pattern and not whole and kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
             return "smollm"
         if bytes_alone and not by_pattern and kinds == ["Split", "ByteLevel"]:
