@@ -212,8 +212,8 @@ def _fields(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
 
 
 def _around(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
-    """The fields for the key of a location that may end in the tag of a union's member."""
-    return _fields(schema, loc) or _fields(schema, loc[:-1])
+    """The fields for the key of a location that may end in a place in a list and the tag of a union's member."""
+    return _fields(schema, loc) or _fields(schema, loc[:-1]) or _fields(schema, loc[:-2])
 
 
 def _example(schema: type[BaseModel], loc: Loc) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import regex
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Closed, Count, listed
@@ -37,11 +38,19 @@ __all__ = [
 ]
 
 
-MetricName = Annotated[
+def _compiled(name: str) -> str:
+    """Return regex:PATTERN; raises ValueError for a pattern that is none."""
+    try:
+        regex.compile(name.removeprefix("regex:"))
+    except regex.error as error:
+        raise ValueError(f"{name} is no regular expression: {error}") from error
+    return name
+
+
+MetricName = (
     Literal["exact_match", "json", "labels", "rouge", "chrf", "perplexity"]
-    | Annotated[str, Field(pattern=r"^regex:.+$")],
-    Field(examples=["regex:^[A-Z]+$"]),
-]
+    | Annotated[str, Field(pattern=r"^regex:.+$"), AfterValidator(_compiled)]
+)
 
 
 class Memory(Closed):
@@ -92,9 +101,11 @@ class Eval(Closed):
     """Worked examples in the prompt of the few-shot base model."""
     rows: Count = 64
     """Validation rows that are answered for train.keep_best: score."""
-    metrics: Annotated[tuple[MetricName, ...] | None, BeforeValidator(listed)] = None
-    """What is measured on held-out rows: exact_match, json, labels, rouge, chrf, perplexity, regex:PATTERN; by the
-    data where not given."""
+    metrics: Annotated[
+        tuple[MetricName, ...] | None, BeforeValidator(listed), Field(examples=["regex:^[A-Z]+$"])
+    ] = None
+    """What is measured on held-out rows beside exact match and loss: json, labels, rouge, chrf, perplexity,
+    regex:PATTERN; by the data where not given."""
     forgetting: bool = True
     """Ask both models a small fixed set of general questions and texts, which shows what the training cost."""
     backend: Literal["transformers", "vllm"] = "transformers"
