@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import regex
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
@@ -40,6 +39,8 @@ __all__ = [
 
 def _compiled(name: str) -> str:
     """Return regex:PATTERN; raises ValueError for a pattern that is none."""
+    import regex
+
     try:
         regex.compile(name.removeprefix("regex:"))
     except regex.error as error:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmtune import recipe as recipes
 from llmtune.data.example import Example
+from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.held_out.truth import Truth
@@ -136,7 +137,8 @@ def test_score_is_of_the_answers_that_the_model_gives_alone(tmp_path: Path, adap
         seen.append((result, self.count))
         for prompt, true in zip(self._prompts, self._true, strict=True):
             (alone,) = greedy(model, [prompt], self._stop, self._new_tokens)
-            own = Truth.of_text(self._text(alone))
+            text = self._reader.text(alone)
+            own = (Truth(text, text), true[1])
             self._true = [own if truth is true else truth for truth in self._true]
         assert right(self, model) == len(self._prompts)  # the answers that it gives are the true ones now
         return result
@@ -155,7 +157,9 @@ def test_score_takes_questions_that_follow_plain_texts() -> None:
     chats = [Example(f"c{n}", f"c:{n}", [5, 6, 2], [-100, 6, 2], 1) for n in range(3)]
     recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=2))
     state: Any = SimpleNamespace(process_index=0, num_processes=1)
-    score = answer_score(recipe, [*texts, *chats], tiny.tokenizer(), {2}, state)
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": ""})
+    rows = [*(Row(one.id, (), one.where, text="a") for one in texts), *(Row(one.id, turns, one.where) for one in chats)]
+    score = answer_score(recipe, [*texts, *chats], rows, tiny.tokenizer(), {2}, state)
     assert score is not None
     assert score.count == 2
 

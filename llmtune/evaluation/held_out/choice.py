@@ -60,6 +60,12 @@ class AnswerFacts:
         if len(self.samples) < _SAMPLES:
             self.samples.append(answer)
 
+    def add_row(self, row: Row) -> None:
+        """Count the last answer of a conversation."""
+        last = row.messages[-1]
+        has_thought = bool(last.get("reasoning_content")) or "</think>" in row.answer
+        self.add(row.answer, bool(last.get("tool_calls")), has_thought)
+
     @property
     def labels(self) -> list[str]:
         """The different answers, sorted, where they may be labels."""
@@ -86,9 +92,7 @@ def facts_of(rows: Iterable[Row]) -> AnswerFacts:
     with working("looking for labels in the training rows"):
         for row in rows:
             if row.messages:
-                last = row.messages[-1]
-                has_thought = bool(last.get("reasoning_content")) or "</think>" in row.answer
-                facts.add(row.answer, bool(last.get("tool_calls")), has_thought)
+                facts.add_row(row)
             if not facts.may_be_labels:
                 break
     return facts
