@@ -9,7 +9,7 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.harness import quiet, score_tasks
-from llmtune.evaluation.held_out.choice import EXACT_MATCH, LABELS, PERPLEXITY
+from llmtune.evaluation.held_out.choice import EXACT_MATCH, PERPLEXITY
 from llmtune.evaluation.held_out.labels import LabelTexts, add_labels, likeliest
 from llmtune.evaluation.held_out.losses import add_losses
 from llmtune.evaluation.held_out.task import HeldOut
@@ -91,7 +91,7 @@ def _answers(rows: Questions, result: Result, outputs: list[str], losses: list[f
             "answer": truth.text,
             "output": output,
             **{name: bool(result["scores"][name][index]) for name in yes_or_no},  # type: ignore[typeddict-item]
-            **({"scores": {name: result["scores"][name][index] for name in others}} if others else {}),  # type: ignore[typeddict-item]
+            **({"scores": {name: result["scores"][name][index] for name in others}} if others else {}),
             "loss": loss,
         }
         for index, (row, prompt, truth, output, loss) in enumerate(

@@ -95,7 +95,12 @@ def _metric_title(result: Result, task: str, metric: str) -> str:
 
 def _gap_cells(gap: Difference) -> dict[str, str]:
     bounds = format_interval(gap.get("interval"), "+")
-    return {"difference": format_difference(gap), INTERVAL: bounds, "verdict": gap.get("verdict", ""), "n": str(gap["n"])}
+    return {
+        "difference": format_difference(gap),
+        INTERVAL: bounds,
+        "verdict": gap.get("verdict", ""),
+        "n": str(gap["n"]),
+    }
 
 
 def task_title(task: str, result: Result) -> str:

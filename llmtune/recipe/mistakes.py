@@ -217,7 +217,15 @@ def _around(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
 
 
 def _example(schema: type[BaseModel], loc: Loc) -> str:
-    return next(str(field.examples[0]) for field in _around(schema, loc) if field.examples)
+    return next(
+        str(one) for field in _around(schema, loc) for one in (field.examples or _inner_examples(field.annotation))
+    )
+
+
+def _inner_examples(annotation: Any) -> list[Any]:
+    """Return the examples of the members of an annotation, such as the texts of a list."""
+    own = annotation.examples if isinstance(annotation, FieldInfo) else None
+    return own or [one for member in get_args(annotation) for one in _inner_examples(member)]
 
 
 def _default(schema: type[BaseModel], loc: Loc) -> str:

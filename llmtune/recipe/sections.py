@@ -48,10 +48,11 @@ def _compiled(name: str) -> str:
     return name
 
 
-MetricName = (
+MetricName = Annotated[
     Literal["exact_match", "json", "labels", "rouge", "chrf", "perplexity"]
-    | Annotated[str, Field(pattern=r"^regex:.+$"), AfterValidator(_compiled)]
-)
+    | Annotated[str, Field(pattern=r"^regex:.+$"), AfterValidator(_compiled)],
+    Field(examples=["regex:^[A-Z]+$"]),
+]
 
 
 class Memory(Closed):
@@ -102,9 +103,7 @@ class Eval(Closed):
     """Worked examples in the prompt of the few-shot base model."""
     rows: Count = 64
     """Validation rows that are answered for train.keep_best: score."""
-    metrics: Annotated[
-        tuple[MetricName, ...] | None, BeforeValidator(listed), Field(examples=["regex:^[A-Z]+$"])
-    ] = None
+    metrics: Annotated[tuple[MetricName, ...] | None, BeforeValidator(listed)] = None
     """What is measured on held-out rows beside exact match and loss: json, labels, rouge, chrf, perplexity,
     regex:PATTERN; by the data where not given."""
     forgetting: bool = True

@@ -88,6 +88,11 @@ def _differences(tasks: JSON) -> Differences:
 def _difference(fields: JSON) -> Difference:
     value, error = number(fields.get("difference")), number(fields.get("stderr"))
     counts = {key: whole(fields.get(key)) for key in ("won", "lost")}
-    more = {**counts, "interval": _interval(fields), "p": number(fields.get("p")), "verdict": text(fields.get("verdict"))}
+    more = {
+        **counts,
+        "interval": _interval(fields),
+        "p": number(fields.get("p")),
+        "verdict": text(fields.get("verdict")),
+    }
     gap = {"difference": value, "stderr": error, "n": whole(fields.get("n")) or 0}
     return cast(Difference, gap | {key: one for key, one in more.items() if one is not None})

@@ -61,7 +61,9 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
         for row in rows
     ]
     asked = "Loss and perplexity by token" if best_perplexity(evaluations) else "Greedy answers"
-    note = f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error, [ ] the 95% interval."
+    note = (
+        f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error, [ ] the 95% interval."
+    )
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",

@@ -164,6 +164,31 @@ def test_score_takes_questions_that_follow_plain_texts() -> None:
     assert score.count == 2
 
 
+def test_score_compares_answers_as_the_evaluation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"type": "function", "function": {"name": "warmth", "arguments": {"city": "Ulm", "days": [1, 2]}}}
+    earlier, last = (
+        {"role": "assistant", "content": "Warm."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    )
+    user = {"role": "user", "content": "a"}
+    rows = [Row("r", (user, earlier, user, last), "t:1"), Row("s", (user, earlier), "t:2")]
+    texts = ["Warm.", '{"name": "warmth", "arguments": {"city": "Ulm", "days": [1, 2]}}', "Warm."]
+    tokenizer = tiny.tokenizer()
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    examples = [
+        Example("r", where, [5, *answer, 2], [-100, *answer, 2], 1)
+        for where, answer in zip(("t:1", "t:1", "t:2"), ids, strict=True)
+    ]
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=3))
+    state: Any = SimpleNamespace(process_index=0, num_processes=1)
+    score = answer_score(recipe, examples, rows, tokenizer, {2}, state)
+    assert score is not None
+    given = [" Warm. ", '{"arguments":{"days":[1,2],"city":"Ulm"},"name":"warmth"}', "Warm, warm."]
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given]
+    monkeypatch.setattr(score, "_answer", lambda *_: answers)
+    assert score.right(tiny.model().eval()) == 2
+
+
 @pytest.mark.parametrize(
     ("keep", "rows", "words"),
     [("score", [{"text": f"text {n}"} for n in range(9)], "plain texts; try loss"), (True, tiny.sums(1), "no valid")],

@@ -24,7 +24,7 @@ class Scorer:
     aggregations: dict[str, Aggregation]
     """By metric, in the order in which they are shown."""
     score: Callable[[str, Truth, Kind], dict[str, Any]]
-    """The part of an answer that is compared, the true answer and how it is compared in; one item for each metric out."""
+    """Takes what is compared of an answer, the true answer and how they are compared; gives an item by metric."""
 
 
 def scorer(name: str) -> Scorer | None:
@@ -36,7 +36,9 @@ def scorer(name: str) -> Scorer | None:
 
 
 def _exact_match() -> Scorer:
-    return Scorer({EXACT_MATCH: mean}, lambda answer, truth, kind: {EXACT_MATCH: float(same(answer, truth.final, kind))})
+    return Scorer(
+        {EXACT_MATCH: mean}, lambda answer, truth, kind: {EXACT_MATCH: float(same(answer, truth.final, kind))}
+    )
 
 
 def _json() -> Scorer:
@@ -59,9 +61,9 @@ def _rouge() -> Scorer:
 
 
 def _chrf() -> Scorer:
-    from sacrebleu.metrics.chrf import CHRF as Library
+    from sacrebleu.metrics import chrf
 
-    library = Library()
+    library = chrf.CHRF()
 
     def values(sums: Array) -> Array:
         return numpy.array([library._compute_score_from_stats(row).score for row in sums.tolist()])

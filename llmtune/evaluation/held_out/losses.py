@@ -13,9 +13,7 @@ LOSS = "loss"
 _LARGEST = math.log(numpy.finfo(float).max)
 
 
-def add_losses(
-    result: Result, losses: Sequence[float | None], tokens: list[int], with_perplexity: bool = True
-) -> None:
+def add_losses(result: Result, losses: Sequence[float | None], tokens: list[int], with_perplexity: bool = True) -> None:
     """Add the summed losses of rows, in nats, None where not finite, and how many tokens each is of."""
     known = [math.nan if loss is None else loss for loss in losses] if any(tokens) else []
     result["metrics"][LOSS] = loss = score(known, tokens)

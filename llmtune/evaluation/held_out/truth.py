@@ -62,7 +62,7 @@ class TruthReader:
         return Truth(text, final if text.endswith(final) else after, end, bool(row.messages[-1].get("tool_calls")))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer's tokens, without its stop token; with special ones where true answers have some."""
+        """Return the text of an answer without its stop token; with special tokens where true answers have some."""
         kept = list(self._without_stop(ids))
         return str(self.tokenizer.decode(kept, skip_special_tokens=not self.keeps_special))
 
