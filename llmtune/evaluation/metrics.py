@@ -47,6 +47,8 @@ RESAMPLES, SEED = 1000, 1234
 """How often rows are drawn again, and the seed by which."""
 _DRAWN = 200_000_000
 """Rows that are drawn at most, but for 200 times."""
+_TOGETHER = 1 << 20
+"""Rows that are drawn in one call."""
 Array = numpy.typing.NDArray[numpy.float64]
 
 
@@ -103,8 +105,13 @@ def resampled_sums(statistics: Array) -> Array:
     rows = len(statistics)
     generator = numpy.random.default_rng(SEED)
     times = max(200, min(RESAMPLES, _DRAWN // max(1, rows)))
-    drawn = (numpy.bincount(generator.integers(0, rows, rows), minlength=rows) for _ in range(times))
-    return numpy.stack([counts.astype(float) @ statistics for counts in drawn])
+    sums = []
+    for start in range(0, times, (together := max(1, _TOGETHER // max(1, rows)))):
+        number = min(together, times - start)
+        drawn = generator.integers(0, rows, (number, rows)) + rows * numpy.arange(number)[:, None]
+        counts = numpy.bincount(drawn.ravel(), minlength=number * rows).reshape(number, rows)
+        sums.append(counts.astype(float) @ statistics)
+    return numpy.concatenate(sums)
 
 
 def resampled_ratios(values: Sequence[float], weights: Sequence[float]) -> list[float | None]:
