@@ -52,16 +52,17 @@ def likeliest(model: PreTrainedModel, rows: Questions, texts: LabelTexts, step: 
 
     One pass reads a row's prompt, and its labels share it.
     """
-    pad = int(texts.tokenizer.pad_token_id)
-    answers: list[str | None] = []
     known = _alike(rows, texts)
-    for row, example in zip(rows.rows, rows.examples, strict=True):
+
+    def answer(asked: tuple[Row, Example]) -> str | None:
+        row, example = asked
         candidates = _appended(example, known, texts.rules.max_length) if known else texts.examples(row)
-        losses = answer_losses(model, list(candidates.values()), pad)
+        losses = answer_losses(model, list(candidates.values()), int(texts.tokenizer.pad_token_id))
         finite = [(loss, label) for loss, label in zip(losses, candidates, strict=True) if math.isfinite(loss)]
-        answers.append(min(finite)[1] if finite else None)
         step()
-    return answers
+        return min(finite)[1] if finite else None
+
+    return list(map(answer, zip(rows.rows, rows.examples, strict=True)))
 
 
 def add_labels(result: Result, name: str, given: Sequence[str | None], true: Sequence[str]) -> None:
