@@ -63,6 +63,7 @@ def test_file_is_the_merged_model_to_transformers(merged: MakeMerged, name: str)
     pre = "qwen2" if name == "qwen2" else "gpt-2"  # whose class splits text by itself
     assert (facts["rows"], facts["stops"], facts["pre"]) == (20, ["<|im_end|>"], pre)
     assert facts["gap"] <= facts["bound"]
+    assert facts["gap_read"] < 1e-6
     if not quantized.startswith("q"):
         assert facts["equal"] == 20
         assert facts["gap"] < 1e-6
@@ -114,9 +115,10 @@ def test_weights_in_another_order_are_refused_with_both_answers(
 ) -> None:
     run = merged()
     monkeypatch.setattr(write, "row_order", lambda *_: None)
-    message = r"largest logit gap is .* \(bound 0\.0001\), and its answers differ on \d+ of 20 rows: row \d+ has '.+', "
-    with pytest.raises(ProofError, match=message + "and the merged model answers '.+'; nothing was exported"):
-        step.export(run, "gguf")
+    gap = r"the largest gap of its logits to those of its weights in q4_0 is .* \(bound 0\.0001\)"
+    answers = r"its answers differ on \d+ of 20 rows: row \d+ has '.+', and the merged model answers '.+'"
+    with pytest.raises(ProofError, match=f"{gap}, and {answers}; nothing was exported"):
+        step.export(run, "gguf:q4_0")
     assert nothing_exported(run)
 
 

@@ -74,7 +74,8 @@ def prove(export: Export, folder: Path) -> dict[str, Any]:
     check_sizes(file, config)
     stops = check_tokens(file, words, texts, prompts.ids)
     ids = [words.tokenizer(text).input_ids for text in texts]
-    facts, answers = prove_equal(file, export.kind, base, words.tokenizer, ids, prompts)
+    own = converter_folder(export.llama_cpp) is None
+    facts, answers = prove_equal(file, export.kind, base, words.tokenizer, ids, prompts, own)
     facts |= {"stops": stops, "pre": read_pre(file)}
     if importlib.util.find_spec("llama_cpp"):
         facts["llama_cpp"] = llama_cpp.compare(file, words.tokenizer, texts, prompts, answers)
@@ -85,6 +86,8 @@ def summary(folder: Path, facts: dict[str, Any]) -> list[str]:
     """What was written, what was proved, and how to run it."""
     file = folder / facts["file"]
     lines = [f"exported  {file}  ({size(file.stat().st_size)})", proof_words(facts)]
+    if 2 * facts["equal"] < facts["rows"]:
+        lines.append(f"{facts['type']} changes most of the answers; gguf:q8_0 keeps more of them")
     if own := facts.get("llama_cpp"):
         lines.append(f"llama.cpp itself gives {own['equal']} of {facts['rows']} of these answers")
     return [*lines, f"run it: llama-cli -m {shlex.quote(str(file))}"]
@@ -94,8 +97,8 @@ def proof_words(facts: dict[str, Any]) -> str:
     """What was proved of a GGUF file, in words."""
     return (
         f"read back by transformers, {facts['type']}: {facts['equal']} of {facts['rows']} greedy answers are the "
-        f"merged model's; largest logit gap {facts['gap']:.2g} (bound {facts['bound']:.2g}); it stops at "
-        f"{', '.join(facts['stops'])}"
+        f"merged model's; largest logit gap {facts['gap']:.2g} (bound {facts['bound']:.2g}; {facts['gap_read']:.2g} to "
+        f"the same weights in {facts['type']}); it stops at {', '.join(facts['stops'])}"
     )
 
 

@@ -38,43 +38,71 @@ class Difference:
 
 
 def prove_equal(
-    file: Path, kind: str, base: Base, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], prompts: Prompts
+    file: Path,
+    kind: str,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[list[int]],
+    prompts: Prompts,
+    own: bool,
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """The facts of the proof that a file of `kind` is the merged model `base`, and the merged model's answers.
 
     `ids` are the texts whose logits are compared. Both models compute in fp32 on the CPU, one after the other. Raises
-    ProofError with both answers where the file's differ.
+    ProofError with both answers where the file's differ. `own` tells that llmtune wrote the file.
     """
     with working("loading the merged weights"):
         model = load_model(base)
         expected = logits(model, ids)
     with working(f"measuring what rounding to {kind} does"):
-        effect = float((_with_errors(model, kind, ids) - expected).abs().max())
+        effect = float((_with_errors(model, kind, ids, at_random=True) - expected).abs().max())
+        as_stored = _with_errors(model, kind, ids, at_random=False)
     merged = answers(model, prompts, "the merged model")
     config = model.config
     del model
     trim_heap()
     read = read_model(file, config)
     with working(f"comparing {file.name} with the merged weights"):
-        gap = float((logits(read, ids) - expected).abs().max())
+        actual = logits(read, ids)
+    gap, reading_gap = (float((actual - other).abs().max()) for other in (expected, as_stored))
     others = answers(read, prompts, file.name)
     del read
     trim_heap()
     scale = float(expected.abs().max())
-    bound = max(FP32_BOUND[0], FP32_BOUND[1] * scale, TIMES * effect)
+    fp32_bound = max(FP32_BOUND[0], FP32_BOUND[1] * scale)
+    bound = max(fp32_bound, TIMES * effect)
+    # llmtune's own file holds these very values; a converter may choose other types for some tensors.
+    reading_bound = fp32_bound if own else bound
     differences = _differences(base, tokenizer, prompts, merged, others)
-    _judge(file.name, kind, gap, bound, differences, len(merged))
-    facts = {"gap": gap, "bound": bound, "rounding": effect, "largest_logit": scale, "texts": len(ids)}
+    gaps = [(gap, bound, "the merged model's"), (reading_gap, reading_bound, f"those of its weights in {kind}")]
+    _judge(file.name, kind, gaps, differences, len(merged))
+    facts = {
+        "gap": gap,
+        "bound": bound,
+        "gap_read": reading_gap,
+        "rounding": effect,
+        "largest_logit": scale,
+        "texts": len(ids),
+    }
     return facts | {"rows": len(merged), "equal": len(merged) - len(differences)}, merged
 
 
-def _judge(name: str, kind: str, gap: float, bound: float, differences: list[Difference], rows: int) -> None:
-    """Raise ProofError where logits are over the bound, or answers differ without a near tie."""
-    far = [one for one in differences if not one.margin <= bound]
+def _judge(
+    name: str, kind: str, gaps: list[tuple[float, float, str]], differences: list[Difference], rows: int
+) -> None:
+    """Raise ProofError where logits are over a bound, or answers differ without a near tie.
+
+    `gaps` are the largest gaps, to what, with their bounds; the first is to the merged model's logits.
+    """
+    over = [one for one in gaps if not one[0] <= one[1]]
+    far = [one for one in differences if not one.margin <= gaps[0][1]]
     share = LEAST_EQUAL.get(kind, 0.0)
-    if gap <= bound and not far and rows - len(differences) >= share * rows:
+    if not over and not far and rows - len(differences) >= share * rows:
         return
-    reason = f"{name} is not the merged model: its largest logit gap is {gap:.3g} (bound {bound:.3g})"
+    gap, bound, other = (over or gaps)[0]
+    reason = (
+        f"{name} is not the merged model: the largest gap of its logits to {other} is {gap:.3g} (bound {bound:.3g})"
+    )
     if not differences:
         raise ProofError(f"{reason}; nothing was exported")
     worst = max(differences, key=lambda one: one.margin)
@@ -84,14 +112,17 @@ def _judge(name: str, kind: str, gap: float, bound: float, differences: list[Dif
     )
 
 
-def _with_errors(model: PreTrainedModel, kind: str, ids: list[list[int]]) -> torch.Tensor:
-    """Logits with each weight moved by as much as the type's rounding moves it, up or down at random."""
+def _with_errors(model: PreTrainedModel, kind: str, ids: list[list[int]], at_random: bool) -> torch.Tensor:
+    """Logits with each weight as the type rounds it, or `at_random` moved as far, up or down."""
 
     def change(number: int, weight: torch.Tensor) -> None:
         values = weight.numpy()
-        error = torch.from_numpy(rounded(values, kind).reshape(values.shape)) - weight
-        signs = torch.randint(0, 2, weight.shape, generator=torch.Generator().manual_seed(number))
-        weight += error * (2 * signs - 1)
+        stored = torch.from_numpy(rounded(values, kind).reshape(values.shape))
+        if at_random:
+            signs = torch.randint(0, 2, weight.shape, generator=torch.Generator().manual_seed(number))
+            weight += (stored - weight) * (2 * signs - 1)
+        else:
+            weight.copy_(stored)
 
     with in_fp32(model, change):
         return logits(model, ids)
