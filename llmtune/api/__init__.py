@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtune.api.job import begin
-from llmtune.api.steps import Folder, Overrides, do, ready_run, step_function
+from llmtune.api.steps import Folder, Overrides, at_work, do, ready_run, step_function
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
@@ -22,7 +22,7 @@ def train(
     A run that is trained already is left as it is, unless `overwrite`. Raises LlmtuneError for what ends it early.
     """
     job = begin(recipe, out, overwrite=overwrite, set=set)
-    with job.run.locked():
+    with at_work(job.run):
         job.train()
     return Run(job.run.path)
 

@@ -5,11 +5,18 @@ from typing import Annotated
 
 import typer
 
+from llmtune.storage.urls import run_folder
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file.", show_default=False)]
 Either = Annotated[
-    Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe's file, or a run's folder.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=run_folder, metavar="RECIPE|RUN", help="A recipe's file, or a run's folder or URL.", show_default=False
+    ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(parser=run_folder, metavar="RUN", help="A run's folder or URL.", show_default=False)
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a value of the recipe; again for more.")
 ]
@@ -21,7 +28,13 @@ SetAgain = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<recipe's name>"),
+    typer.Option(
+        "--out",
+        parser=run_folder,
+        metavar="DIR",
+        help="The run's folder, or a URL such as s3://bucket/run.",
+        show_default="runs/<recipe's name>",
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Remove what the folder holds and start again.")
