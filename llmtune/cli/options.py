@@ -77,7 +77,8 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="FORM[:TYPE]",
-        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0; vllm, of type lora or merged; "
+        "mlx.",
         show_default=False,
     ),
 ]
