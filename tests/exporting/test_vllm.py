@@ -92,7 +92,7 @@ def test_serves_merged_weights_and_names_what_vllm_would_lose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3})
-    with pytest.raises(ProofError, match="vLLM would lose trained tensors of the model itself.*--to vllm:merged"):
+    with pytest.raises(ProofError, match=r"vLLM would lose trained tensors of the model itself.*--to vllm:merged"):
         step.export(run, "vllm:lora")
     assert not run.exported.exists()
     monkeypatch.setattr(step, "_merged", lambda run: run.merged)
