@@ -8,6 +8,34 @@ import typer
 from llmtune.storage.urls import run_folder
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file.", show_default=False)]
+Folders = Annotated[
+    list[Path],
+    typer.Argument(
+        parser=run_folder, metavar="RUN", help="Folders or URLs of trained runs, two or more.", show_default=False
+    ),
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--weights",
+        metavar="W ...",
+        help="A weight for each run, in their order, as in --weights 0.7 0.3.",
+        show_default="the same for each, 1 in sum",
+    ),
+]
+How = Annotated[
+    str,
+    typer.Option(
+        "--how",
+        metavar="HOW",
+        help="linear: the weighted sum. ties: the largest values of each, where their signs agree. dare: values drawn "
+        "at random, the rest scaled up.",
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", metavar="D", help="The share of values that ties and dare keep.", show_default="0.5"),
+]
 Either = Annotated[
     Path,
     typer.Argument(
@@ -34,6 +62,12 @@ Out = Annotated[
         metavar="DIR",
         help="The run's folder, or a URL such as s3://bucket/run.",
         show_default="runs/<recipe's name>",
+    ),
+]
+NewFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", parser=run_folder, metavar="DIR", help="The new run's folder or URL.", show_default="runs/<a>+<b>"
     ),
 ]
 Overwrite = Annotated[

@@ -38,6 +38,10 @@ class Mirror:
         self._store = self._store or Store(self.url)
         return self._store
 
+    def is_there(self) -> bool:
+        """Whether the store holds a run."""
+        return self.store.read_index() is not None
+
     def bring(self) -> None:
         """Make the folder as the store is, unless this folder was the last to write there.
 

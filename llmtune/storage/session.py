@@ -28,10 +28,11 @@ def fetch(folder: Path, must_exist: bool = False) -> None:
     url = stored_at(folder)
     if url is None:
         return
-    run = Run(folder)
+    run, mirror = Run(folder), Mirror(folder, url)
     try:
-        with run.locked():
-            Mirror(folder, url).bring()
+        if mirror.is_there():
+            with run.locked():
+                mirror.bring()
     except RecipeError:
         if not run.recipe_file.is_file():
             raise
