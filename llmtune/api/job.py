@@ -4,7 +4,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeGuard
 
 from llmtune.api.steps import Folder, Overrides, at_work, do, open_with, path_of
 from llmtune.errors import Interrupted, LlmtuneError, RecipeError
@@ -67,7 +66,7 @@ def begin(
     recipe: Recipe | Folder, out: Path | str | None = None, *, overwrite: bool = False, set: Overrides = ()
 ) -> Job:
     """The training of a recipe, of a recipe's file, or of a run's folder; raises RecipeError for what fits none."""
-    if is_run(recipe):
+    if isinstance(recipe, Run) or (not isinstance(recipe, Recipe) and is_run(recipe)):
         if out is not None:
             raise RecipeError(f"--out {out}: is for a recipe; {path_of(recipe)} is a run already and stays where it is")
         run = open_with(recipe, set)
@@ -85,10 +84,8 @@ def begin(
     return Job(Run(folder), settings, overwrite, is_new=True)
 
 
-def is_run(place: Recipe | Folder) -> TypeGuard[Folder]:
+def is_run(place: Path | str) -> bool:
     """Whether a run is named, and not a recipe; a folder here belongs to a URL, whatever is in it so far."""
-    if isinstance(place, (Recipe, Run)):
-        return isinstance(place, Run)
     folder = path_of(place)
     return folder.is_dir() or stored_at(folder) is not None
 
@@ -105,6 +102,8 @@ def complete(job: Job, heading: Callable[[str], None]) -> Run:
         job.train()
         run = Run(job.run.path, job.run.settings)
         wanted = {"eval": settings.eval.suite != "none", "merge": settings.merge.enabled, "publish": settings.publish}
+        if settings.eval.backend == "vllm":  # it may ask the merged weights
+            wanted = {"merge": wanted.pop("merge"), **wanted}
         for name in (name for name, is_wanted in wanted.items() if is_wanted and not run.done(name)):
             _finish(run, name, heading)
         _finish(run, "report", heading)

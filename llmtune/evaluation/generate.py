@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import IGNORED, Example
+from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step
 
@@ -123,6 +124,8 @@ def answer_losses(
     """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32."""
     if not examples:
         return []
+    if isinstance(model, VllmModel):
+        return model.losses(examples)
     first = min(next(place for place, label in enumerate(row.labels) if label != IGNORED) for row in examples)
     common = _common_length([example.input_ids for example in examples])
     # The last prompt token stays with the rows: its output predicts the answer's first token.
@@ -143,6 +146,8 @@ def answer_losses(
 @torch.no_grad()
 def has_finite_logits(model: PreTrainedModel, tokens: list[int]) -> bool:
     """Tell whether the model's answer to some tokens is one: logits without NaN, the largest of them finite."""
+    if isinstance(model, VllmModel):
+        return model.is_finite(tokens)
     with limit_head(model, lambda hidden: hidden[:, -1:]):
         logits = model(input_ids=torch.tensor([tokens], device=model.device)).logits.float()
     return bool(torch.isfinite(logits.max()))

@@ -264,7 +264,7 @@ def test_preempted_run_ends_on_another_machine_with_the_same_weights(
     bucket: Any, machine: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, rows = tiny.save_base(tmp_path / "base"), tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(40))
-    sections = {"train": {"epochs": 2, "batch_size": 4, "save_every": 0.1}, "eval": {"suite": "none"}}
+    sections: dict[str, Any] = {"train": {"epochs": 2, "batch_size": 4, "save_every": 0.1}, "eval": {"suite": "none"}}
     file = tiny.write_recipe(tmp_path / "recipe.json", base, rows, **sections)
     settings = llmtune.Recipe.load(file)
     train(prepare(settings, tmp_path / "whole", 0))
