@@ -50,7 +50,7 @@ def evaluate(run: Run) -> Evaluations:
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
-            model = _load_base(run, base, recipe, placement)
+            model = _load_base(base, recipe, placement)
             exam = make_exam(run, suite, tasks, getattr(model, "skeleton", model), base)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
@@ -72,10 +72,10 @@ def evaluate(run: Run) -> Evaluations:
     return stored
 
 
-def _load_base(run: Run, base: Base, recipe: Recipe, placement: Placement) -> Any:
+def _load_base(base: Base, recipe: Recipe, placement: Placement) -> Any:
     """Load the base where a placement says; says where it is not the whole one that answers."""
     if recipe.eval.backend == "vllm":
-        return models.load_base(run, base, placement, context_length(load_config(base)))
+        return models.load_base(base, placement, context_length(load_config(base)))
     if placement.note:
         print(f"evaluation: {placement.note}", flush=True)
     with working("loading the base model"):

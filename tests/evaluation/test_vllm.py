@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from llmtune.api.steps import open_with
 from llmtune.errors import MachineError, RecipeError
@@ -48,8 +47,6 @@ class Engine:
     @torch.no_grad()
     def generate(self, prompts: list[dict[str, Any]], parameters: Parameters, **options: Any) -> list[Any]:
         """Answer each prompt."""
-        if options["lora_request"] and not isinstance(self.model, PeftModel):
-            self.model = PeftModel.from_pretrained(self.model, options["lora_request"][2]).eval()
         return [self._answer(prompt["prompt_token_ids"], parameters) for prompt in prompts]
 
     def _answer(self, ids: list[int], parameters: Parameters) -> Any:
@@ -73,26 +70,21 @@ class Engine:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     """vLLM, as if it were installed."""
-    package, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    package = ModuleType("vllm")
     vars(package).update(LLM=Engine, SamplingParams=Parameters, TokensPrompt=dict)
-    vars(request).update(LoRARequest=lambda *facts: facts)
-    for module in (package, lora, request):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setattr(engines, "find_spec", lambda name: name)
     monkeypatch.setattr("llmtune.evaluation.exam._backend", lambda recipe: ())
     Engine.started.clear()
     return Engine
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_vllm_gives_the_figures_of_transformers(
-    tmp_path: Path, vllm: type[Engine], kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, vllm: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.with_held_out_rows(tmp_path, method={"kind": kind, "lr": 1e-3}, step=0.2, merge={"dtype": "float32"})
-    if kind == "full":
-        runs.load_tuned(run).save_pretrained(run.merged)
-        run.mark("merge", [run.merged])
-        monkeypatch.setattr("llmtune.run.Run.verify", lambda run, step: {})
+    run = runs.with_held_out_rows(tmp_path, method={"kind": "full", "lr": 1e-3}, step=0.2, merge={"dtype": "float32"})
+    runs.load_tuned(run).save_pretrained(run.merged)
+    run.mark("merge", [run.merged])
     folder = tmp_path / "suite"
     folder.mkdir()
     mine(folder)
@@ -102,15 +94,14 @@ def test_vllm_gives_the_figures_of_transformers(
     stored = evaluate(open_with(run, [suite, "eval.backend=vllm", "eval.limit=2"]))
     assert stored["base"]["settings"]["backend"] == "vllm"
     for name in ("base", "tuned"):
-        ours, plain = stored[name], expected[name]  # type: ignore[literal-required]
+        ours, plain = stored[name], expected[name]
         assert [row["output"] for row in ours["rows"]] == [row["output"] for row in plain["rows"]]
         for task, result in plain["results"].items():
             for metric, score in result["metrics"].items():
                 assert ours["results"][task]["metrics"][metric]["value"] == pytest.approx(score["value"], abs=1e-5)
-    assert len(vllm.started) == (1 if kind == "lora" else 2)
-    lora = {"enable_lora": True, "max_lora_rank": 16} if kind == "lora" else {}
+    assert len(vllm.started) == 2
     fixed = {"dtype": "float32", "max_model_len": 512, "trust_remote_code": False, "seed": 0}
-    assert vllm.started[0].options == fixed | lora
+    assert all(engine.options == fixed for engine in vllm.started)
 
 
 def test_names_what_vllm_lacks_before_the_base_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,5 +111,5 @@ def test_names_what_vllm_lacks_before_the_base_is_asked(tmp_path: Path, monkeypa
     with pytest.raises(MachineError, match="vllm is not installed; pip install vllm"):
         evaluate(with_vllm)
     monkeypatch.setattr(engines, "find_spec", lambda name: name)
-    with pytest.raises(RecipeError, match=r"would lose trained tensors of the model itself.*first: llmtune merge"):
+    with pytest.raises(RecipeError, match=r"vllm asks the merged weights; first: llmtune merge"):
         evaluate(with_vllm)

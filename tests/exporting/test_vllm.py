@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from llmtune.errors import ProofError
 from llmtune.exporting import step
+from llmtune.exporting.vllm.adapter import read_adapter
 from llmtune.files import read_json, write_json
-from llmtune.inference.vllm_adapter import read_adapter
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run

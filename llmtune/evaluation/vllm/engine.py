@@ -29,11 +29,11 @@ def check_installed() -> None:
 class VllmModel(nn.Module):
     """A model whose weights vLLM holds; here are its configuration, and the functions that ask it."""
 
-    def __init__(self, skeleton: PreTrainedModel, engine: Any, dtype: torch.dtype, adapter: Path | None = None) -> None:
-        """`engine` is a vllm.LLM; `adapter` is the folder of a LoRA adapter that it puts on its weights."""
+    def __init__(self, skeleton: PreTrainedModel, engine: Any, dtype: torch.dtype) -> None:
+        """`engine` is a vllm.LLM."""
         super().__init__()
         self.__dict__["skeleton"] = skeleton  # no submodule: its weights are nowhere
-        self.engine, self.dtype, self.adapter = engine, dtype, adapter
+        self.engine, self.dtype = engine, dtype
         self.config, self.device = skeleton.config, torch.device("cpu")
 
     def scores(self, rows: Sequence[Sequence[int]]) -> list[Scores]:
@@ -75,21 +75,18 @@ class VllmModel(nn.Module):
 
     def _ask(self, rows: Sequence[Sequence[int]], **options: Any) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
-        from vllm.lora.request import LoRARequest
 
-        lora = LoRARequest("tuned", 1, str(self.adapter.absolute())) if self.adapter else None
         prompts = [TokensPrompt(prompt_token_ids=list(row)) for row in rows]
         parameters = SamplingParams(temperature=0.0, **options)
-        return list(self.engine.generate(prompts, parameters, lora_request=lora, use_tqdm=False))
+        return list(self.engine.generate(prompts, parameters, use_tqdm=False))
 
 
-def start_engine(folder: Path, dtype: torch.dtype, context: int, max_rank: int | None = None) -> Any:
-    """Start vLLM on a folder of weights; `max_rank` is that of the adapters that it may put on them."""
+def start_engine(folder: Path, dtype: torch.dtype, context: int) -> Any:
+    """Start vLLM on a folder of weights."""
     from vllm import LLM
 
-    lora = {"enable_lora": True, "max_lora_rank": max_rank} if max_rank else {}
     name = str(dtype).removeprefix("torch.")
-    return LLM(model=str(folder), dtype=name, max_model_len=context, trust_remote_code=False, seed=0, **lora)
+    return LLM(model=str(folder), dtype=name, max_model_len=context, trust_remote_code=False, seed=0)
 
 
 def _score(token: int, found: Any) -> tuple[float, bool]:

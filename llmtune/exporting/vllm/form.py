@@ -8,8 +8,8 @@ from typing import Any
 from llmtune.errors import ProofError
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
+from llmtune.exporting.vllm.adapter import Served, read_adapter
 from llmtune.files import write_text
-from llmtune.inference.vllm_adapter import Served, read_adapter
 from llmtune.model.base import Base, load_config
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
