@@ -30,8 +30,8 @@ def plan_image(plan: PlanTable) -> str:
     parts = list(_heads(plan))
     for index, run in enumerate(runs):
         y = TOP + index * height
-        if not dense or index % 5 == 0 or index == len(runs) - 1:
-            name = f"{spans(run)}  {names_of(run, plan)}"
+        if not dense or index == len(runs) - 1 or (index % 5 == 0 and index < len(runs) - 2):
+            name = f"{spans(run)}: {names_of(run, plan)}"
             parts.append(tag("text", name, x=8, y=y + height / 2, dy="0.32em"))
         parts += _cells(plan, run, y, height - GAP, not dense)
     return image(WIDTH, TOP + len(runs) * height + 8, plan_words(plan), *parts)
