@@ -29,6 +29,8 @@ class HardwareRecorder(TrainerCallback):
         self._meter.start()
 
     def on_train_end(self, args: object, state: TrainerState, *_: object, **named: object) -> None:
+        if state.global_step == self._first:
+            return  # nothing was trained
         counted = self._device.type == "cuda" or processes.is_first_here()
         own = {
             "device": device_name(self._device) if counted else None,
