@@ -46,5 +46,7 @@ def loss_picture(run: Run) -> Picture | None:
 
 
 def pictures(run: Run) -> list[Picture]:
-    """Draw every picture of a run's card."""
+    """Draw every picture of a run's card; none of a combination, which nothing trained."""
+    if run.combined:
+        return []
     return [one for one in (loss_picture(run), plan_picture(run)) if one]
