@@ -11,8 +11,6 @@ from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
-from llmtune.publishing.gguf import gguf_facts, gguf_section
-from llmtune.publishing.hardware import footprint
 from llmtune.publishing.header import (
     card_data,
     is_merged,
@@ -23,7 +21,9 @@ from llmtune.publishing.header import (
     write_card,
 )
 from llmtune.publishing.markdown import code, indented, table
-from llmtune.publishing.pictures import pictures
+from llmtune.publishing.parts.gguf import gguf_facts, gguf_section
+from llmtune.publishing.parts.hardware import footprint
+from llmtune.publishing.parts.pictures import pictures
 from llmtune.publishing.usage import needs, usage
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Recipe, dump

@@ -11,9 +11,9 @@ from llmtune.files import fingerprint, read_json
 from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import COPIED, TOKENIZER
 from llmtune.publishing.card import without_paths
-from llmtune.publishing.gguf import gguf_facts
 from llmtune.publishing.hub import Content
-from llmtune.publishing.pictures import pictures
+from llmtune.publishing.parts.gguf import gguf_facts
+from llmtune.publishing.parts.pictures import pictures
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from llmtune.errors import FieldError, PublishError
 from llmtune.files import digest_of
-from llmtune.publishing.hardware import footprint
-from llmtune.publishing.scores import hub_name, scores
+from llmtune.publishing.parts.hardware import footprint
+from llmtune.publishing.parts.scores import hub_name, scores
 from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 

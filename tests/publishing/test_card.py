@@ -20,7 +20,7 @@ from llmtune.files import read_json, write_json
 from llmtune.publishing.card import card
 from llmtune.publishing.header import delta_note, front_matter, is_ours, published_weights, sign
 from llmtune.publishing.markdown import code, indented, table
-from llmtune.publishing.pictures import loss_picture, plan_picture
+from llmtune.publishing.parts.pictures import loss_picture, plan_picture
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run
@@ -143,7 +143,8 @@ def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}, {"kind": "vera"}])
 def test_code_on_the_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
-    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
+    publish = {"repo": REPO, "weights": "delta"}
+    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish=publish)
     facts = read_json(done.delta / "base.json")
     write_json(done.delta / "base.json", {**facts, "base": "acme/tiny", "hub_id": "acme/tiny", "revision": COMMIT})
     code = use(card(done)).replace(f"'acme/tiny', revision='{COMMIT}'", repr(facts["base"]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmtune.publishing.hardware import footprint
+from llmtune.publishing.parts.hardware import footprint
 from llmtune.run import Run
 
 H100 = {"devices": {"NVIDIA H100": 2}, "kind": "GPU"}
