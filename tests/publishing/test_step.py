@@ -199,7 +199,14 @@ def test_fresh_process_publishes_and_loads_merged_model(world: World, monkeypatc
     assert f"published: {world.address}/{REPO} (private), " in done.stdout
     assert (torch.load(out, weights_only=True) - tuned_logits(run)).abs().max() <= 1e-4
     copied = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert set(world.files()) == {".gitattributes", "README.md", "recipe.yaml", "model.safetensors", *copied}
+    assert set(world.files()) == {
+        ".gitattributes",
+        "README.md",
+        "recipe.yaml",
+        "figures/plan.svg",
+        "model.safetensors",
+        *copied,
+    }
     assert front_matter(world.files()["README.md"].decode())["library_name"] == "transformers"
 
 
