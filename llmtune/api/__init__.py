@@ -72,7 +72,7 @@ def export(run: Folder, to: str, *, llama_cpp: Path | str | None = None, set: Ov
 def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:
     """Upload what the run's recipe says to the Hub; gives where it is. Raises PublishError.
 
-    With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
+    With `dry_run` nothing is sent: what would go lies in the run's publish/, weights as links; gives the files' sizes.
     """
     with ready_run(run, "publish", set) as ready:
         return step_function("preview")(ready) if dry_run else do(ready, "publish")

@@ -73,7 +73,9 @@ NewFolder = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Remove what the folder holds and start again.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show what would be uploaded; send nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", metavar="", help="Write what would go to RUN/publish; send nothing.")
+]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and all else on stderr.")
 ]
