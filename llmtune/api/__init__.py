@@ -1,17 +1,19 @@
-"""The Python API, which the command line uses too: train, evaluate, merge, publish and report."""
+"""The Python API, which the command line uses too: train, evaluate, infer, merge, publish and report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtune.answering.request import Request
 from llmtune.api.job import begin
-from llmtune.api.steps import Folder, Overrides, do, ready_run, step_function
+from llmtune.api.steps import Folder, Overrides, do, open_with, ready_run, require_trained, step_function
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.working import importing
 
 if TYPE_CHECKING:
     from llmtune.evaluation.results import Evaluations
 
-__all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
+__all__ = ["Recipe", "evaluate", "infer", "merge", "publish", "report", "train"]
 
 
 def train(
@@ -31,6 +33,20 @@ def evaluate(run: Folder, *, set: Overrides = ()) -> "Evaluations":
     """Evaluate base and tuned model of a trained run; gives what eval/ holds. Raises ProofError, RecipeError."""
     with ready_run(run, "eval", set) as ready:
         return do(ready, "eval")
+
+
+def infer(run: Folder, rows: Path | str, out: Path | str, *, set: Overrides = (), **options: Any) -> dict[str, Any]:
+    """Answer the rows of a file with a run's models, into the .jsonl `out`; gives the summary that lies beside it.
+
+    `options` are those of the command: `model`, `temperature`, `top_p`, `top_k`, `max_new_tokens`, `samples`, `seed`,
+    `system` and `overwrite`. Raises RecipeError, TrainingError, ProofError, MachineError, Interrupted.
+    """
+    request = Request(str(rows), Path(out), **options)
+    ready = open_with(run, set)
+    require_trained(ready)
+    with importing():
+        from llmtune.answering.step import infer as answer
+    return answer(ready, request)
 
 
 def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("test", "benchmark"), "eval"),
     **dict.fromkeys(("export", "merge-lora", "merge_lora"), "merge"),
     **dict.fromkeys(("push", "upload"), "publish"),
-    **dict.fromkeys(("inference", "infer", "generate", "predict"), "chat"),
+    **dict.fromkeys(("inference", "generate", "predict"), "infer"),
     **dict.fromkeys(("list", "examples", "fetch"), "recipes"),
 }
 """What users of other tools type, and the command that does it."""

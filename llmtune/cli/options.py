@@ -58,5 +58,15 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 always takes the likeliest token; 1 draws as the model was trained.")
 ]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 for all.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="The system prompt; an empty one for none.",
+        show_default="the one that the run's rows share",
+    ),
+]
