@@ -30,6 +30,8 @@ class Journal:
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self._file = path, file
         self.answers: dict[str, dict[Ask, Answer]] = {}
+        self.is_ours = False
+        """Whether it is one of these very answers: `begin` has said so."""
 
     def of(self, model: str) -> dict[Ask, Answer]:
         """The answers of a model."""
@@ -54,6 +56,7 @@ class Journal:
         whole = b"" if afresh else whole
         self._file.truncate(len(whole))  # a line that a killed command left half-written
         if not whole:
+            self.is_ours = True
             self._write(json.dumps({_MARK: settings}) + "\n")
             return
         first, *lines = whole.decode().splitlines()
@@ -65,6 +68,7 @@ class Journal:
                 self.of(one["model"])[Ask(one["row"], one["sample"])] = Answer(one["text"], one["tokens"])
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"{self.path}: is damaged; start again with --overwrite") from error
+        self.is_ours = True
 
     def _write(self, text: str) -> None:
         try:
@@ -77,7 +81,7 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
-    """Open a journal, which no other process may have open.
+    """Open a journal, which no other process may have open; one that holds no answer in the end is removed.
 
     Raises RecipeError where one has, MachineError where its folder cannot be written to.
     """
@@ -93,7 +97,12 @@ def open_journal(path: Path) -> Iterator[Journal]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 message = f"{path}: another llmtune process writes to it; wait, or give another -o"
                 raise RecipeError(message) from error
-        yield Journal(path, file)
+        journal = Journal(path, file)
+        try:
+            yield journal
+        finally:
+            if not any(journal.answers.values()) and (journal.is_ours or not path.stat().st_size):
+                path.unlink()
 
 
 def refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

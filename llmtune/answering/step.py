@@ -16,7 +16,7 @@ from llmtune.answering.sampling import Sampling
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.rows import Form
 from llmtune.errors import Interrupted, ProofError, RecipeError
-from llmtune.evaluation.boundary import failures_named
+from llmtune.evaluation.boundary import failures_named, lacks_named
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import asking_rules, context_length
 from llmtune.files import digest_of, fingerprint, read_json
@@ -26,6 +26,7 @@ from llmtune.run import Run, locates_mistakes
 from llmtune.working import working
 
 _KEPT = "the answers so far are kept, and the same command goes on"
+_LESS_MEMORY = "free some memory, or ask for shorter answers with --max-new-tokens"
 
 
 @locates_mistakes
@@ -35,7 +36,7 @@ def infer(run: Run, request: Request) -> dict[str, Any]:
     Raises RecipeError for rows or a file that cannot be taken, ProofError for a delta that changed, MachineError for
     what this machine lacks, Interrupted where the user stops it: the same command then goes on.
     """
-    with failures_named("infer", _KEPT):
+    with failures_named("infer", _KEPT), lacks_named("infer", f"{_LESS_MEMORY}; {_KEPT}"):
         work = Work(run, request)
         if request.out.exists() and not request.overwrite:
             return work.done_before()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from llmtune.answering.request import Request
 from llmtune.api.job import begin
 from llmtune.api.steps import Folder, Overrides, do, open_with, ready_run, require_trained, step_function
+from llmtune.data.sources import problem
+from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from llmtune.working import importing
@@ -44,6 +46,8 @@ def infer(run: Folder, rows: Path | str, out: Path | str, *, set: Overrides = ()
     request = Request(str(rows), Path(out), **options)
     ready = open_with(run, set)
     require_trained(ready)
+    if reason := problem(request.rows):
+        raise RecipeError(reason)
     with importing():
         from llmtune.answering.step import infer as answer
     return answer(ready, request)
