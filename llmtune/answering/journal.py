@@ -39,7 +39,10 @@ class Journal:
 
     def add(self, model: str, answers: Mapping[Ask, Answer]) -> None:
         """Write some answers of a model; they are on disk when this returns."""
-        lines = [json.dumps({"model": model, **ask._asdict(), **one._asdict()}) for ask, one in answers.items()]
+        lines = [
+            json.dumps({"model": model, "row": ask.row, "sample": ask.sample, "text": one.text, "tokens": one.tokens})
+            for ask, one in answers.items()
+        ]
         self._write("".join(f"{line}\n" for line in lines))
         self.of(model).update(answers)
 

@@ -118,7 +118,7 @@ COMMANDS = (
         (
             "llmtune chat runs/recipe",
             "llmtune chat runs/recipe --tuned --temperature 0.7 --top-p 0.9",
-            "llmtune chat runs/recipe --system 'Answer in one word.' < lines.txt",
+            "llmtune chat runs/recipe --system Translate. --max-new-tokens 64",
         ),
     ),
     Command(

@@ -66,7 +66,7 @@ System = Annotated[
     typer.Option(
         "--system",
         metavar="TEXT",
-        help="The system prompt; an empty one for none.",
+        help="The system prompt, in infer that of rows without one; an empty one for none.",
         show_default="the one that the run's rows share",
     ),
 ]

@@ -90,7 +90,7 @@ def test_rows_keep_their_order_form_and_columns(run: Run, tmp_path: Path, capsys
 def test_an_interrupted_file_goes_on(
     run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = {"temperature": 1.5, "max_new_tokens": 4, "seed": 3}
+    drawn: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 4, "seed": 3}
     llmtune.infer(run, rows, tmp_path / "whole.jsonl", **drawn)
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.partial.jsonl"
     real, asked = batches.greedy, list[int]()
@@ -143,7 +143,8 @@ def test_a_full_disk_keeps_what_was_answered(
 
 
 def test_takes_no_file_that_is_not_its_own(run: Run, rows: Path, tmp_path: Path) -> None:
-    out, few = tmp_path / "out.jsonl", {"max_new_tokens": 2}
+    out = tmp_path / "out.jsonl"
+    few: dict[str, Any] = {"max_new_tokens": 2}
     out.write_text("mine\n")
     with pytest.raises(RecipeError, match=r"out\.jsonl: was not written by llmtune infer; give another -o"):
         llmtune.infer(run, rows, out)

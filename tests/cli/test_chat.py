@@ -14,7 +14,7 @@ from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.answering import models, speakers
 from llmtune.answering.sampling import Sampling
 from llmtune.answering.speakers import Show, Speaker
-from llmtune.cli import chat
+from llmtune.cli import chat, main
 from llmtune.cli.chat import HELP, talk
 from llmtune.data.encoding.encode import prompt_ids
 from llmtune.errors import MachineError, ProofError, RecipeError
@@ -220,7 +220,7 @@ def test_draws_by_temperature_and_seed(tmp_path: Path) -> None:
     assert answer(temperature=2.0, seed=1) == answer(temperature=2.0, seed=1)
     assert len({answer(temperature=2.0, seed=seed) for seed in range(4)}) > 1
     assert answer() == answer(seed=3)
-    assert answer(temperature=2.0, top_p=1e-9) == answer()
+    assert answer(temperature=2.0, top_p=1e-9) == answer(temperature=2.0, top_k=1) == answer()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -278,6 +278,7 @@ def test_commands_change_the_conversation() -> None:
         ("/set temperature=hot", "temperature=hot: a number is expected"),
         ("/set temperature=-1", "temperature is a number from 0 on, not -1.0"),
         ("/set temperature=nan", "temperature is a number from 0 on, not nan"),
+        ("/set top_k=-1", "top_k is a whole number from 0 on, 0 for all tokens, not -1"),
         ("/set top_p=0", "top_p is a number above 0, up to 1, not 0.0"),
         ("/set max_new_tokens=1.5", "max_new_tokens=1.5: a whole number is expected"),
         ("/set seed", "seed=: a whole number is expected"),
@@ -287,6 +288,28 @@ def test_never_sends_a_command_to_the_models(line: str, answer: str) -> None:
     out, base, tuned = talk_to_both([line])
     assert out.splitlines()[-1].startswith(answer)
     assert base.asked == tuned.asked == []
+
+
+def test_options_open_a_conversation_with_lines_of_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    monkeypatch.setattr("llmtune.cli.commands.infer.open_with", lambda *_: run)
+    monkeypatch.setattr("llmtune.cli.commands.infer.require_trained", lambda _: None)
+    for words, system in ((["--tuned", "--system", "Be brief."], "Be brief."), (["--tuned", "--system", ""], None)):
+        base, tuned = Script("base"), Script("tuned")
+        pair = [Speaker("base", base, "Add."), Speaker("tuned", tuned, "Add.")]
+        monkeypatch.setattr(chat, "load_speakers", lambda _, pair=pair: pair)
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\n/tuned\ntwo\n"))
+        assert main(["chat", str(run.path), *words, "--temperature", "1", "--top-k", "4"]) == 0
+        assert [asked[-1]["content"] for asked in tuned.asked] == ["one", "two"]
+        assert [asked[-1]["content"] for asked in base.asked] == ["two"]
+        assert (tuned.sampling, pair[1].system) == (Sampling(1.0, top_k=4), system)
+        out = capsys.readouterr().out
+        assert out.startswith("Only the tuned model answers; /tuned brings the other one back.\n")
+        assert ("System prompt: Be brief." in out) == (system is not None)
+    assert main(["chat", str(run.path), "--top-p", "0"]) == 2
+    assert capsys.readouterr().err == "llmtune: --top-p is a number above 0, up to 1, not 0.0\n"
 
 
 def test_sends_a_line_with_a_space_before_its_slash() -> None:
