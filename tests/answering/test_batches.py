@@ -12,6 +12,7 @@ from llmtune.answering.batches import Answerer, Ask
 from llmtune.answering.draw import drawn
 from llmtune.answering.models import Models, Prompts
 from llmtune.answering.sampling import Sampling
+from llmtune.evaluation.generate import greedy
 from tests.support import tiny
 
 ROWS = {Ask(0, 0): [40, 41, 42], Ask(1, 0): [40, 50], Ask(1, 1): [40, 50], Ask(2, 0): list(range(40, 57))}
@@ -38,7 +39,7 @@ def test_an_answer_depends_on_no_other_row(kind: str, temperature: float, monkey
     assert (together[Ask(1, 0)] != together[Ask(1, 1)]) == bool(temperature)
     if temperature:
         assert answers(model, Sampling(temperature, top_k=20, max_new_tokens=6, seed=1)) != together
-    real = batches.greedy
+    real = greedy
 
     def small(model: Any, prompts: Any, *others: Any) -> Any:
         if len(prompts) > 1:

@@ -12,6 +12,7 @@ import llmtune
 from llmtune.answering import batches
 from llmtune.cli import main
 from llmtune.errors import Interrupted, MachineError, RecipeError, TrainingError
+from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.step import evaluate
 from llmtune.run import Run
 from tests.support import runs, tiny
@@ -44,7 +45,12 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_answers_and_scores_are_those_of_the_evaluation(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_answers_and_scores_are_those_of_the_evaluation(run: Run, tmp_path: Path, is_extended: bool) -> None:
+    if is_extended:  # new tokens, and a model whose rows are generated for by transformers
+        base = tiny.save_base(tmp_path / "base", "gpt2", initializer_range=0.3)
+        model = {"base": str(base), "precision": "fp32", "add_tokens": ["<|go|>"]}
+        run = runs.with_held_out_rows(tmp_path, base=base, model=model, step=0.5)
     stored = evaluate(run)
     out = tmp_path / "out.jsonl"
     summary = llmtune.infer(run, run.path.parent / "test.jsonl", out, model="both")
@@ -93,7 +99,7 @@ def test_an_interrupted_file_goes_on(
     drawn: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 4, "seed": 3}
     llmtune.infer(run, rows, tmp_path / "whole.jsonl", **drawn)
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.partial.jsonl"
-    real, asked = batches.greedy, list[int]()
+    real, asked = greedy, list[int]()
 
     def stopped(model: Any, prompts: Any, *others: Any) -> Any:
         if len(asked) == 4:
