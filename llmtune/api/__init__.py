@@ -1,4 +1,4 @@
-"""The Python API, which the command line uses too: train, evaluate, infer, merge, combine, export, publish and report."""
+"""The Python API, which the command line uses too: each function is a command."""
 
 from collections.abc import Sequence
 from pathlib import Path
