@@ -107,6 +107,7 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 always takes the likeliest token; 1 draws as the model was trained.")
 ]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 for all.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
 To = Annotated[
     str,
@@ -128,3 +129,12 @@ LlamaCpp = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="The system prompt, in infer that of rows without one; an empty one for none.",
+        show_default="the one that the run's rows share",
+    ),
+]

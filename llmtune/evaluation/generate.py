@@ -70,13 +70,23 @@ def limit_head(model: PreTrainedModel, select: Callable[[torch.Tensor], torch.Te
         hook.remove()
 
 
+Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""Chooses the next tokens (B,) by logits (B, V) of the rows at these places in a batch."""
+
+
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Step | None = None
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    stop: set[int],
+    new_tokens: int,
+    step: Step | None = None,
+    choose: Choose | None = None,
 ) -> list[list[int]]:
     """Return the likeliest tokens after each prompt, at most `new_tokens`, the first stop token included.
 
     The model has to satisfy `shares_start`. `step` is told how many prompts are done, with shares of the others.
+    `choose` takes other tokens than the likeliest ones.
     """
     shared = min(_common_length(prompts), min(map(len, prompts)) - 1)
     start = _key_value_cache(model, prompts[0][:shared])
@@ -93,7 +103,8 @@ def greedy(
             output = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
-            tokens = output.logits[:, -1].argmax(-1)
+            logits = output.logits[:, -1]
+            tokens = choose(logits, live) if choose else logits.argmax(-1)
             for row, token in zip(live, tokens.tolist(), strict=True):
                 if row not in ended:
                     answers[row].append(token)
