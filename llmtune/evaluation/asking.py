@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 from llmtune.errors import ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
+from llmtune.evaluation.forgetting.general import General, ask_general
 from llmtune.evaluation.generate import answer_losses
+from llmtune.evaluation.groups.scores import group_result
 from llmtune.evaluation.harness import quiet, score_tasks
 from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.held_out.texts import Texts, score_texts
@@ -40,6 +42,12 @@ def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
         values = exam.rules.template if suite.chat_template else None
         results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, values, name)
         _report(name, task.task_name, results[task.task_name], began)
+    for group in exam.groups:
+        results[group.name] = group_result(group, results)
+        for task in group.get_all_tasks():
+            results[task.task_name]["group"] = group.name
+    if exam.general is not None:
+        results |= _ask_general(exam, exam.general, model, name)
     answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, [])}
     if FEW_SHOT in rows:
         answers["few_shot_rows"] = rows[FEW_SHOT]
@@ -86,6 +94,17 @@ def _read_texts(exam: Exam, model: PreTrainedModel, texts: Texts, name: str) -> 
     if result["not_finite"] == result["n"]:
         raise ProofError(f"{name}: no text has a finite loss, so nothing can be scored")
     return result, answers
+
+
+def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> dict[str, Result]:
+    """Score a model on the general questions and texts."""
+    title, began = f"{name}, general questions and texts", time.monotonic()
+    requests = len(general.texts) + sum(map(len, general.questions))
+    with lacks_named(title), working(title, requests, "requests") as step:
+        results = ask_general(general, model, exam.tokenizer, step)
+    rows = sum(result["n"] for result in results.values())
+    print(f"{title}: {rows} rows in {time.monotonic() - began:.0f} s", flush=True)
+    return results
 
 
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:

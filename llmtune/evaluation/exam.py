@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from llmtune.data.findings import check_same_data
 from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
+from llmtune.evaluation.forgetting.general import General, load_general
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import (
     Questions,
@@ -55,6 +57,10 @@ class Exam:
     """Tokens that an answer to a held-out row may have."""
     rules: Rules
     """By which held-out rows are encoded, with the values for the chat template."""
+    groups: list[Group] = field(default_factory=list)
+    """Groups of the tasks, each with a score of its own."""
+    general: General | None = None
+    """The general questions and texts that show what the training cost."""
 
 
 def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
@@ -78,7 +84,8 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
             texts = Texts(others.rows, others.of, min(context, recipe.data.max_length))
     new_tokens = answer_room(Survey().add(held_out[HELD_OUT]), context) if held_out else 0
     limit = recipe.eval.limit or suite.limit
-    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules)
+    general = load_general(tokenizer, context) if recipe.eval.forgetting else None
+    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules, general=general)
 
 
 @dataclass
@@ -136,6 +143,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "held_out": _held_out_settings(recipe, exam) if exam.held_out else None,
         "texts": _text_settings(recipe, exam.texts) if exam.texts else None,
         "tasks": tasks if exam.tasks else None,
+        "general": exam.general.sha256 if exam.general else None,
         "chat_template_sha256": template_sha256(tokenizer),
         "template": dict(recipe.data.template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},

@@ -17,6 +17,8 @@ from llmtune.recipe.suite import HELD_OUT
 FEW_SHOT = "held_out_few_shot"
 TEXTS = "held_out_texts"
 """The task of held-out rows that are plain texts, where others are questions."""
+GENERAL_QUESTIONS, GENERAL_TEXTS = "general_questions", "general_texts"
+"""What shows the cost of a training: the fixed questions and texts of eval/general."""
 
 
 class Result(TypedDict):
@@ -44,6 +46,8 @@ class Result(TypedDict):
     """Answer tokens of each row: the weights of the loss."""
     compared: NotRequired[str]
     """What the metrics of held-out rows compare, in words."""
+    group: NotRequired[str]
+    """The group that a task belongs to, whose score stands for those of its tasks."""
     outputs: NotRequired[list[str]]
     """What the model answered to each held-out row."""
 

@@ -1,6 +1,7 @@
 """evaluate(run): base and tuned model on the same questions under the same settings, with everything to repeat it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llmtune.evaluation.exam import Exam, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
-from llmtune.evaluation.tasks import load_tasks
+from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
 from llmtune.model.base import Base
@@ -43,12 +44,12 @@ def evaluate(run: Run) -> Evaluations:
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
             suite = load_suite(recipe.eval.suite)
-            tasks = load_tasks(suite)
+            tasks, groups = load_tasks_and_groups(suite)
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
             model = _load_base(base, recipe, placement)
-            exam = make_exam(run, suite, tasks, model, base)
+            exam = replace(make_exam(run, suite, tasks, model, base), groups=groups)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
