@@ -47,6 +47,8 @@ class Job:
         if self.overwrite and not self.is_new:
             self.run.forget("train")
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        elif not self.run.done("train"):
+            _check_scored_rows(self.run, self.settings)
         with _kept(self.run):
             if not self.run.done("train"):
                 self._start([str(self.run.path)])
@@ -103,6 +105,14 @@ def _finish(run: Run, name: str, heading: Callable[[str], None]) -> None:
     heading(name)
     with guarded_step(run, name):
         do(run, name)
+
+
+def _check_scored_rows(run: Run, settings: Recipe) -> None:
+    """Raise RecipeError where checkpoints that are there were scored on another number of rows than the next will."""
+    before = Run(run.path).recipe().eval.rows
+    if settings.train.keep_best == "score" and settings.eval.rows != before and any(run.checkpoints.glob("step-*")):
+        message = f"the checkpoints in {run.path} were scored on {before} rows, and scores on {settings.eval.rows}"
+        raise RecipeError(f"eval.rows: {message} cannot be compared; keep {before}, or add --overwrite to train again")
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ def score_tasks(
 ) -> dict[str, Result]:
     """Score a model on tasks and return the results by task; its modes and all random states stay as they were.
 
-    Without `shots`, each task has its own number of worked examples. `template` holds values for the chat template through which questions of lm-eval's tasks go; None for no template.
+    Without `shots`, each task has its own number of worked examples. `template` holds values for the chat template
+    through which questions of lm-eval's tasks go; None for no template.
     Raises ProofError, naming model and task, for one that lm-eval cannot score; MachineError where memory is full.
     """
     results: dict[str, Result] = {}

@@ -21,7 +21,7 @@ from llmtune.evaluation.boundary import kind_and_line, machine_lacks
 from llmtune.evaluation.groups.members import local_group, member_names
 from llmtune.evaluation.harness import quiet, rehearse
 from llmtune.recipe.located_yaml import Key
-from llmtune.recipe.suite import ROWS, HELD_OUT, LocalTask, Suite, local_examples, local_rows, row_files, task_file
+from llmtune.recipe.suite import HELD_OUT, ROWS, LocalTask, Suite, local_examples, local_rows, row_files, task_file
 from llmtune.working import working
 
 _EXAMPLES = "examples"
@@ -59,9 +59,7 @@ def load_tasks_and_groups(suite: Suite) -> tuple[list[Task], list[Group]]:
         return tasks, groups
 
 
-def _load(
-    suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
-) -> tuple[list[Task], Group | None]:
+def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager) -> tuple[list[Task], Group | None]:
     key = ("tasks", index)
     name = entry.task if isinstance(entry, LocalTask) else entry
     file = None if isinstance(entry, LocalTask) else task_file(suite, entry)
@@ -181,16 +179,15 @@ def _member_file(suite: Suite, index: int, folder: Path | None, name: str) -> Pa
     return file
 
 
-def _with_rows(
-    suite: Suite, index: int, manager: TaskManager, name: str, files: list[Path | None]
-) -> dict[str, Any]:
+def _with_rows(suite: Suite, index: int, manager: TaskManager, name: str, files: list[Path | None]) -> dict[str, Any]:
     """Return a task's own configuration with its questions, and its worked examples if any, read from local files."""
     file = manager.task_index[name].yaml_path
     config = {} if file is None else load_task_yaml(file)
     split = config.get("test_split") or config.get("validation_split")
     if split is None:
         raise suite.error(("tasks", index, "task"), f"{name!r} is a task of Python code, which reads no local rows")
-    data = {place: _not_empty(suite, index, rows) for place, rows in zip((split, _EXAMPLES), files, strict=True) if rows}
+    places = zip((split, _EXAMPLES), files, strict=True)
+    data = {place: _not_empty(suite, index, rows) for place, rows in places if rows}
     readers = {_READERS.get(rows.suffix, "json") for rows in data.values()}
     if len(readers) > 1:
         raise suite.error(("tasks", index, "examples"), "is of another format than rows; give both in one")

@@ -74,10 +74,11 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def _question(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Example]:
     """Encode a question with each of its ends, of which the tokens that the question does not start with are scored."""
     question = row["question"]
-    start, *complete = tokenize(tokenizer, [question, *(f"{question} {end}" for end in [row["answer"], *row["others"]])])
+    complete = [f"{question} {end}" for end in (row["answer"], *row["others"])]
+    start, *encoded = tokenize(tokenizer, [question, *complete])
     bos = missing_bos(tokenizer, start)
     examples = []
-    for ids in complete:
+    for ids in encoded:
         same = next((place for place, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), len(start))
         labels = [*[IGNORED] * (len(bos) + same), *ids[same:]]
         if not (bos or same):
