@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 
 from transformers import PreTrainedModel
 
@@ -17,6 +18,7 @@ from llmtune.evaluation.held_out.texts import Texts, score_texts
 from llmtune.evaluation.metrics import finite, score
 from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
+from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.evaluation.tables import task_title
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working
@@ -101,7 +103,7 @@ def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str
     title, began = f"{name}, general questions and texts", time.monotonic()
     requests = len(general.texts) + sum(map(len, general.questions))
     with lacks_named(title), working(title, requests, "requests") as step:
-        results = ask_general(general, model, exam.tokenizer, step)
+        results = ask_general(general, model, exam.tokenizer, of_all(step))
     rows = sum(result["n"] for result in results.values())
     print(f"{title}: {rows} rows in {time.monotonic() - began:.0f} s", flush=True)
     return results
@@ -110,7 +112,8 @@ def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
     """Return each row's loss, None for one that is not finite; raises ProofError where none is."""
     with lacks_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
-        losses = [finite(loss) for loss in answer_losses(model, rows.examples, int(exam.tokenizer.pad_token_id), step)]
+        ask = partial(answer_losses, model, pad_id=int(exam.tokenizer.pad_token_id), step=of_all(step))
+        losses = [finite(loss) for loss in spread(rows.examples, ask, lambda row: len(row.input_ids))]
     if losses and all(loss is None for loss in losses):
         raise ProofError(f"{name}: no row has a finite loss, so nothing can be scored")
     return losses

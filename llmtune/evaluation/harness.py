@@ -113,6 +113,7 @@ def _score_task(built: LoadedModel, task: Task, shots: int | None, limit: int | 
         apply_chat_template=held_out or chat_template,
         fewshot_as_multiturn=chat_template,
     )
+    built.join_counts()
     if built.requests and built.not_finite == built.requests:
         raise ProofError(f"{built.name}: no log-likelihood is a finite number, so nothing can be scored")
     return _result(task, answers, limit, built)

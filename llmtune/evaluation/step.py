@@ -17,9 +17,11 @@ from llmtune.evaluation.exam import Exam, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
+from llmtune.evaluation.spread.children import evaluate_in_children, wants_children
 from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.machine import processes
 from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
@@ -35,16 +37,23 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 def evaluate(run: Run) -> Evaluations:
     """Evaluate base and tuned model on the recipe's suite; writes eval/base.json, tuned.json and settings.json.
 
-    Raises RecipeError for a bad suite, MachineError for what this machine lacks, ProofError for a changed delta or for
-    what cannot be scored.
+    Where the launch section means several processes, they share the questions out. Raises RecipeError for a bad suite,
+    MachineError for what this machine lacks, ProofError for a changed delta or for what cannot be scored.
     """
+    return evaluate_in_children(run) if wants_children(run.recipe().launch) else evaluate_here(run)
+
+
+@locates_mistakes
+def evaluate_here(run: Run) -> Evaluations:
+    """Evaluate as `evaluate` does, in this process and those that it has joined; the first one writes."""
     recipe = run.recipe()
     with lacks_named("evaluation"):
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
             suite = load_suite(recipe.eval.suite)
-            tasks, groups = load_tasks_and_groups(suite)
+            with processes.ahead(processes.rank() == 0):  # the others find in the cache what it fetches
+                tasks, groups = load_tasks_and_groups(suite)
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
@@ -65,6 +74,8 @@ def evaluate(run: Run) -> Evaluations:
             "settings": settings | {"eval": _as_json(recipe.eval.model_dump()), "base": origin, "delta": delta},
         }
         stored["settings"]["configs"] = {task.task_name: _as_json(task.dump_config()) for task in tasks}
+        if processes.rank():
+            return stored
         _write(run, stored)
     run.mark("eval", [run.eval / f"{name}.json" for name in stored], suite=recipe.eval.suite, limit=exam.limit)
     return stored

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llmtune.data.example import IGNORED, Example
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.metrics import finite, score
 from llmtune.evaluation.results import GENERAL_QUESTIONS, GENERAL_TEXTS, Result
+from llmtune.evaluation.spread.share import spread
 from llmtune.files import digest_of, shipped_folder
 from llmtune.working import Step
 
@@ -51,7 +53,8 @@ def ask_general(
 ) -> dict[str, Result]:
     """Return a model's accuracy on the questions, by the likelihood per character, and its loss on the texts."""
     ends = [example for question in general.questions for example in question]
-    losses = answer_losses(model, [*ends, *general.texts], int(tokenizer.pad_token_id), step)
+    ask = partial(answer_losses, model, pad_id=int(tokenizer.pad_token_id), step=step)
+    losses = spread([*ends, *general.texts], ask, lambda example: len(example.input_ids))
     of_ends, of_texts = losses[: len(ends)], [finite(loss) for loss in losses[len(ends) :]]
     right = [
         _is_right([of_ends[4 * number + place] / length for place, length in enumerate(lengths)])
