@@ -9,7 +9,8 @@ from llmtune import terminal
 from llmtune.errors import ProofError
 from llmtune.evaluation.forgetting.general import ask_general, load_general
 from llmtune.evaluation.forgetting.words import forgetting_notes, is_chance
-from llmtune.evaluation.results import GENERAL_QUESTIONS, GENERAL_TEXTS, Score
+from llmtune.evaluation.metrics import Score
+from llmtune.evaluation.results import GENERAL_QUESTIONS, GENERAL_TEXTS
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tables import table
 from llmtune.files import read_json, write_json
@@ -26,7 +27,7 @@ def test_cost_of_a_training_is_told_with_its_results_and_other_settings_are_refu
 ) -> None:
     run = with_held_out_rows(tmp_path, eval={**QUICK, "forgetting": True}, publish={"repo": "me/mine"})
     stored = evaluate(run)
-    base, tuned = (stored[name]["results"] for name in ("base", "tuned"))  # type: ignore[literal-required]
+    base, tuned = (stored[name]["results"] for name in ("base", "tuned"))
     gaps = stored["tuned"]["differences"]["base, zero-shot"]
     assert (base[GENERAL_QUESTIONS]["n"], base[GENERAL_TEXTS]["n"]) == (60, 20)
     assert gaps[GENERAL_QUESTIONS]["acc"]["n"] == 60
