@@ -39,18 +39,18 @@ def require_trained(run: Run) -> None:
         raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
 
 
-def do(run: Run, name: str) -> Any:
-    """Do one step of a run whose lock the caller holds, and keep the settings that it followed."""
+def do(run: Run, name: str, **options: Any) -> Any:
+    """Do one step, with its options, of a run whose lock the caller holds, and keep the settings that it followed."""
     step = step_function(name)
     if name == "report":
         run.keep_settings()  # the page shows the recipe
-    result = step(run)
+    result = step(run, **options)
     if name != "report":
         run.keep_settings()
     return result
 
 
-def step_function(name: str) -> Callable[[Run], Any]:
+def step_function(name: str) -> Callable[..., Any]:
     """The function that does a step, or shows what it would do; importing it imports torch, but for the report's."""
     with importing():
         if name == "eval":
@@ -61,6 +61,10 @@ def step_function(name: str) -> Callable[[Run], Any]:
             from llmtune.merging import step as merging
 
             return merging.merge
+        if name == "export":
+            from llmtune.exporting import step as exporting
+
+            return exporting.export
         if name in ("publish", "preview"):
             from llmtune.publishing import step as publishing
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmtune.cli.commands.after import chat, evaluate, merge, publish, report
+from llmtune.cli.commands.export import export
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
 
@@ -82,6 +83,13 @@ COMMANDS = (
         "after",
         "Write base + delta as full weights, with proof.",
         ("llmtune merge runs/recipe", "llmtune merge runs/recipe --set merge.dtype=float32"),
+    ),
+    Command(
+        "export",
+        export,
+        "after",
+        "Write the tuned model for llama.cpp or Ollama, with proof.",
+        ("llmtune export runs/recipe --to gguf", "llmtune export runs/recipe --to ollama:q8_0"),
     ),
     Command(
         "publish",

@@ -59,4 +59,22 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="FORM[:TYPE]",
+        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+        show_default=False,
+    ),
+]
+LlamaCpp = Annotated[
+    Path | None,
+    typer.Option(
+        "--llama-cpp",
+        metavar="DIR",
+        help="The folder with llama.cpp's convert_hf_to_gguf.py, for models that the gguf package alone cannot write.",
+        show_default="$LLAMA_CPP",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]

@@ -118,17 +118,19 @@ class Run:
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)
 
     def verify(self, step: str, error: type[LlmtuneError] = ProofError) -> dict[str, dict[str, Any]]:
-        """Fingerprints of the files in `delta/` (step train) or `merged/` (step merge), named as in the manifest.
+        """Fingerprints of the files that step train, merge or export left in its folder, named as in the manifest.
 
-        Raises `error` for a file that was changed, removed or added since the step finished.
+        Raises `error` for a file that was changed or removed since the step finished, or added to delta/ or merged/.
         """
-        folder = {"train": self.delta, "merge": self.merged}[step]
+        folder = {"train": self.delta, "merge": self.merged, "export": self.exported}[step]
         command = f"llmtune {step} {shlex.quote(str(self.path))}"
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         entry = self.manifest()["steps"].get(step)
         if entry is None or not files:
             raise error(f"{folder}: is missing or not finished; first: {command}")
         expected = entry["files"]
+        if step == "export":  # what other programs made of the files may lie beside them
+            files = [file for file in files if file.relative_to(self.path).as_posix() in expected]
         actual = {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
         for name in sorted({*expected, *actual}):
             if actual.get(name) != expected.get(name):
@@ -208,7 +210,9 @@ def partials(path: Path) -> list[Path]:
     """What killed processes had begun to write in a run's folder, by the names that a run gives to files."""
     inside = [*(path / "checkpoints").glob(".step-*.partial*"), *(path / "eval").glob(".*.partial*")]
     linked = [file for name in FOLDERS for file in (path / name).glob(f".{name}.partial*")]
-    return [*inside, *linked, *(file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))]
+    exported = [file for file in (path / "exported").glob(".*.partial*") if file not in linked]
+    own = (file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))
+    return [*inside, *linked, *exported, *own]
 
 
 def refuse_file(path: Path) -> None:
