@@ -123,8 +123,11 @@ def compare(new: Evaluation, old: Evaluation) -> Differences:
 
 
 def require_same_settings(new: object, old: object, where: str = "") -> None:
-    """Raise ProofError, naming the first setting that differs, for settings whose results cannot be compared."""
-    mismatch = _first_mismatch(new, old)
+    """Raise ProofError, naming the first setting that differs, for settings whose results cannot be compared.
+
+    Results that hold no settings are taken as they are.
+    """
+    mismatch = None if new is None or old is None else _first_mismatch(new, old)
     if mismatch:
         raise ProofError(f"{where}results with different settings cannot be compared: {mismatch}")
 

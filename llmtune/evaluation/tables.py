@@ -79,7 +79,8 @@ def is_shown(task: str, result: Result) -> bool:
 def forgetting_lines(run: Run) -> list[str]:
     """Say what the training cost on general questions and texts, where they were asked."""
     base, tuned = read_evaluation(run)
-    return forgetting_notes(base["results"], tuned["results"], tuned["differences"].get("base, zero-shot", {}))
+    gaps = tuned.get("differences", {}).get("base, zero-shot", {})
+    return forgetting_notes(base["results"], tuned["results"], gaps)
 
 
 def base_note(run: Run) -> str | None:
