@@ -8,7 +8,7 @@ from llmtune.api.steps import Folder, Overrides, do, open_with, path_of
 from llmtune.errors import RecipeError
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run, kept_for_children
+from llmtune.run import Run, kept_for_children, refuse_combined
 from llmtune.working import importing
 
 
@@ -42,6 +42,9 @@ class Job:
         train_in_children(settings, self.run, arguments)
 
     def _continue(self) -> None:
+        trains = self.overwrite or not self.run.done("train")
+        if trains and not self.is_new:
+            refuse_combined(self.run)
         if self.overwrite and not self.is_new:
             self.run.forget("train")
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)

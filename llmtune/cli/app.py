@@ -85,9 +85,13 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True, help=_INTRODUCTION)(_llmtune)
     for command in COMMANDS:
         examples = "\n\n".join(["[bold]Examples[/bold]", *command.examples])
-        app.command(command.name, help=command.text, epilog=examples, rich_help_panel=PANELS[command.panel])(
-            command.function
-        )
+        app.command(
+            command.name,
+            cls=command.parser,
+            help=command.text,
+            epilog=examples,
+            rich_help_panel=PANELS[command.panel],
+        )(command.function)
     return app
 
 
