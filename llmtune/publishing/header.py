@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from llmtune.data.sources import HubName
 from llmtune.data.sources.files import reader_of
 from llmtune.errors import FieldError, PublishError
+from llmtune.evaluation.tables import is_shown
 from llmtune.files import digest_of, read_json
 from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Publish, Recipe
@@ -127,7 +128,8 @@ def _scores(run: Run) -> Iterator[EvalResult]:
     """The tuned model's scores, as the Hub shows them beside the card."""
     if not run.done("eval"):
         return
-    for task, result in read_json(run.eval / "tuned.json")["results"].items():
+    results = read_json(run.eval / "tuned.json")["results"]
+    for task, result in ((task, one) for task, one in results.items() if is_shown(task, one)):
         name = {"held_out": "held-out rows", "held_out_texts": "held-out texts"}.get(task, task)
         for metric, score in result.get("metrics", {}).items():
             if isinstance(score.get("value"), int | float):
