@@ -1,9 +1,9 @@
 """The report on results: base against tuned with standard errors, paired differences, and how they were computed."""
 
 from llmtune.evaluation.forgetting.words import forgetting_notes
-from llmtune.evaluation.metrics import Difference, format_difference
-from llmtune.evaluation.results import FEW_SHOT
-from llmtune.evaluation.tables import TITLES, compare_models, compare_tasks, is_shown, task_title
+from llmtune.evaluation.metrics import Difference, format_difference, format_interval
+from llmtune.evaluation.results import FEW_SHOT, TEXTS_COMPARED
+from llmtune.evaluation.tables import INTERVAL, TITLES, compare_models, compare_tasks, is_shown, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.evaluations import Evaluations, Results
@@ -41,8 +41,10 @@ def best_perplexity(evaluations: Evaluations | None) -> tuple[float, float] | No
 
 
 def _perplexity(results: Results) -> float | None:
-    metrics = results[HELD_OUT]["metrics"] if HELD_OUT in results else {}
-    return metrics["perplexity"]["value"] if "perplexity" in metrics else None
+    result = results.get(HELD_OUT)
+    if result is None or result.get("compared") != TEXTS_COMPARED or "perplexity" not in result["metrics"]:
+        return None
+    return result["metrics"]["perplexity"]["value"]
 
 
 def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
@@ -57,10 +59,12 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     if not (evaluations.base and evaluations.tuned):
         return section("Base and tuned", note="The stored evaluation holds no scores that this version can read.")
     models = (evaluations.base, evaluations.tuned)
-    tables = [_scores(rows) for rows in (compare_models(*models), compare_tasks(*models)) if rows]
+    tables = [_scores(rows) for rows in (compare_models(*models, with_intervals=True), compare_tasks(*models)) if rows]
     gaps = evaluations.differences.get("base, zero-shot", {})
     asked = "Loss and perplexity by token" if best_perplexity(evaluations) else "Greedy answers"
-    note = f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error."
+    note = (
+        f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error, [ ] the 95% interval."
+    )
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
@@ -116,8 +120,8 @@ def _differences(evaluations: Evaluations) -> Html | None:
         if task not in evaluations.tuned or is_shown(task, evaluations.tuned[task])
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", "which is", "won", "lost"]
-    return table([*head, "p (McNemar)"], rows, {2, 4, 5, 6}) if rows else None
+    head: list[object] = ["tuned minus", "metric", "difference", INTERVAL, "which is", "won", "lost"]
+    return table([*head, "p (McNemar)"], rows, {2, 3, 5, 6, 7}) if rows else None
 
 
 def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
@@ -129,7 +133,8 @@ def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
 
 def _difference(gap: Difference) -> list[object]:
     p = f"{gap['p']:.2g}" if "p" in gap else None
-    return [format_difference(gap), gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
+    bounds = format_interval(gap.get("interval"), "+")
+    return [format_difference(gap), bounds, gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
 
 
 def _how(evaluations: Evaluations) -> Html | None:
