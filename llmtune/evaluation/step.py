@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError, RecipeError
@@ -19,10 +18,12 @@ from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.spread.children import evaluate_in_children, wants_children
 from llmtune.evaluation.tasks import load_tasks_and_groups
+from llmtune.evaluation.vllm import models
+from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
 from llmtune.machine import processes
-from llmtune.model.base import Base
+from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Recipe
@@ -40,7 +41,10 @@ def evaluate(run: Run) -> Evaluations:
     Where the launch section means several processes, they share the questions out. Raises RecipeError for a bad suite,
     MachineError for what this machine lacks, ProofError for a changed delta or for what cannot be scored.
     """
-    return evaluate_in_children(run) if wants_children(run.recipe().launch) else evaluate_here(run)
+    recipe = run.recipe()
+    # vLLM starts processes of its own.
+    several = recipe.eval.backend != "vllm" and wants_children(recipe.launch)
+    return evaluate_in_children(run) if several else evaluate_here(run)
 
 
 @locates_mistakes
@@ -51,6 +55,8 @@ def evaluate_here(run: Run) -> Evaluations:
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
+            if recipe.eval.backend == "vllm":
+                models.check_run(run, recipe)
             suite = load_suite(recipe.eval.suite)
             with processes.ahead(processes.rank() == 0):  # the others find in the cache what it fetches
                 tasks, groups = load_tasks_and_groups(suite)
@@ -58,7 +64,8 @@ def evaluate_here(run: Run) -> Evaluations:
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
             model = _load_base(base, recipe, placement)
-            exam = replace(make_exam(run, suite, tasks, model, base), groups=groups)
+            exam = make_exam(run, suite, tasks, getattr(model, "skeleton", model), base)
+            exam = replace(exam, groups=groups)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
@@ -81,16 +88,20 @@ def evaluate_here(run: Run) -> Evaluations:
     return stored
 
 
-def _load_base(base: Base, recipe: Recipe, placement: Placement) -> PreTrainedModel:
+def _load_base(base: Base, recipe: Recipe, placement: Placement) -> Any:
     """Load the base where a placement says; says where it is not the whole one that answers."""
+    if recipe.eval.backend == "vllm":
+        return models.load_base(base, placement, context_length(load_config(base)))
     if placement.note:
         print(f"evaluation: {placement.note}", flush=True)
     with working("loading the base model"):
         return load_placed(base, recipe, placement)
 
 
-def _load_tuned(live: PreTrainedModel, run: Run, recipe: Recipe, dtype: torch.dtype) -> Any:
+def _load_tuned(live: Any, run: Run, recipe: Recipe, dtype: torch.dtype) -> Any:
     """Return the tuned model, with the adapter in the precision in which training multiplied it."""
+    if isinstance(live, VllmModel):
+        return models.load_tuned(live, run, context_length(live.config))
     tuned = load_delta(live, run.delta)
     recipe.method.adapter.match_precision(tuned, dtype)
     return tuned
