@@ -32,6 +32,7 @@ from llmtune.evaluation.questions import (
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
 from llmtune.inference.placement import Placement
+from llmtune.machine.processes import world
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
@@ -162,6 +163,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
+        "processes": world(),  # with other batches, 16 bits round otherwise and a greedy answer may turn
         "backend": recipe.eval.backend,
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},
     }
