@@ -1,0 +1,110 @@
+"""Merges part by part: base, tuned, merged and rounded model run block by block, then the files are written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from llmtune.errors import ProofError
+from llmtune.merging.adding import add_adapters, refuse_tied
+from llmtune.merging.folder import save_small_files
+from llmtune.merging.outcome import STATE_BOUND, Outcome
+from llmtune.merging.proof import jitter
+from llmtune.merging.shards.hollow import Weights, build_hollow
+from llmtune.merging.shards.passes import Change, Tuned, run_pass, same_states
+from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
+from llmtune.merging.shards.write import Part, find_parts, rounded, write_weights
+from llmtune.model.base import Base, build_skeleton, load_config
+from llmtune.model.blocks import distances
+from llmtune.model.files.quantization import dequantized_format
+from llmtune.model.kinds import auto_class
+from llmtune.working import working
+
+
+@dataclass
+class ShardMerge:
+    """A merge that is computed and proved in memory, and not written yet."""
+
+    outcome: Outcome
+    tuned: Tuned
+    weights: Weights
+    parts: list[Part]
+    into: Base
+    dtype: torch.dtype
+
+    def write(self, folder: Path, base: Base) -> int:
+        """Write a merged folder with the tokenizer of the `base`; returns how many parameters changed."""
+        changed = write_weights(self.tuned, self.weights, self.parts, folder, self.dtype)
+        save_small_files(folder, base.folder, str(self.dtype).removeprefix("torch."), self.into.folder)
+        return changed
+
+    def beyond_text(self) -> list[str]:
+        """The stored tensors that text does not pass, and that no delta changes."""
+        reached = distances(build_skeleton(self.into))
+        stored: StoredWeights = self.weights.stored
+        kept = (key for key in stored.tensors if not stored.dropped(key))
+        parameters = set(self.weights.names.values())
+        return [key for key in kept if (name := stored.owner.get(key)) is None or name in parameters - {*reached}]
+
+
+def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.dtype) -> ShardMerge:
+    """Compute what merging a delta gives, a block at a time; raises UnsupportedError for models that need it whole.
+
+    Raises ProofError where the delta is not one of this base, or adding it does not give the tuned model.
+    """
+    if dequantized_format(load_config(into)):
+        raise UnsupportedError("its weights are dequantized as they are loaded")
+    model, stored = build_hollow(into)
+    weights = Weights(model, stored)
+    with working("running the base model, a block at a time"):
+        base = run_pass(model, weights, ids)
+    if not torch.isfinite(base.logits).all():
+        raise UnsupportedError("its blocks read weights of other blocks")
+    with working("loading the delta"):
+        tuned = weights.tune(model, delta)
+        refuse_tied(tuned)
+        parts = find_parts(tuned, weights)
+    with working("running the tuned model, a block at a time"):
+        live = run_pass(tuned, weights, ids)
+    if not torch.isfinite(live.logits).all():
+        raise ProofError(f"{delta}: the tuned model's logits are not finite; train again at a lower rate")
+    with working("adding the delta to the weights, a block at a time"):
+        exact = run_pass(tuned, weights, ids, _add)
+        same_states("adding the delta to the weights", exact, live, STATE_BOUND)
+    if exact.idle:
+        raise ProofError(f"{exact.idle[0]} is adapted, but the model does not run it; adapt other layers")
+    with working("rounding the merged weights, a block at a time"):
+        narrow = run_pass(tuned, weights, ids, _rounding(dtype)).logits
+        jittered = None
+        if dtype != torch.float32:
+            jittered = run_pass(tuned, weights, ids, _rounding(dtype, [*weights.names.values()])).logits
+    kinds = type(model).__name__, auto_class(model.config).__name__
+    outcome = Outcome(base.logits, live.logits, exact.logits, narrow, jittered, *kinds)
+    return ShardMerge(outcome, tuned, weights, parts, into, dtype)
+
+
+def _add(unit: nn.Module, own: dict[str, nn.Parameter]) -> None:
+    """Add the adapters in a unit; an adapted layer that holds others comes after them."""
+    add_adapters(unit)
+
+
+def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Change:
+    """What adds and rounds; with the `names` of all parameters it also changes each at random below its rounding."""
+    number = {name: index for index, name in enumerate(names or [])}
+
+    def change(unit: nn.Module, own: dict[str, nn.Parameter]) -> None:
+        add_adapters(unit)
+        for name, parameter in own.items():
+            parameter.data = rounded(name, parameter.data, dtype).float()
+            if names:
+                jitter(number[name], parameter.data, torch.finfo(dtype).eps)
+
+    return change
+
+
+def widens(tuned: nn.Module) -> bool:
+    """Whether an adapter becomes new rows and columns, for which PEFT's merge of a layer has no place."""
+    layers = (module for module in tuned.modules() if isinstance(module, BaseTunerLayer))
+    return any(type(layer).merge is BaseTunerLayer.merge for layer in layers)

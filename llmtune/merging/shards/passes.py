@@ -1,0 +1,85 @@
+"""A model runs on a few texts with one of its blocks in memory at a time; two such passes are compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmtune.errors import LlmtuneError, ProofError, lacks_memory
+from llmtune.merging.compact import widened_units
+from llmtune.merging.proof import logits
+from llmtune.merging.shards.hollow import Weights, forget_merge
+from llmtune.merging.shards.stored import UnsupportedError
+from llmtune.model.blocks import blocks, unwrap
+
+Tuned: TypeAlias = PreTrainedModel | PeftModel
+Change: TypeAlias = Callable[[nn.Module, dict[str, nn.Parameter]], None]
+"""Changes a part of a model that is in memory in fp32, and its own parameters, by name."""
+
+
+@dataclass
+class Pass:
+    """What a model computes on texts."""
+
+    logits: torch.Tensor
+    """(tokens of all texts, vocabulary)"""
+    states: list[torch.Tensor]
+    """The hidden states after each block."""
+    idle: list[str] = field(default_factory=list)
+    """The adapted layers that did not run."""
+
+
+def run_pass(model: Tuned, weights: Weights, ids: list[list[int]], change: Change | None = None) -> Pass:
+    """Run a model on texts, each part of it in memory while it computes, after `change`.
+
+    Raises UnsupportedError where a part reads the weights of another one.
+    """
+    states: list[torch.Tensor] = []
+    ran: set[nn.Module] = set()
+
+    def open_unit(unit: nn.Module) -> None:
+        own = weights.fill(unit.parameters())
+        ran.update(unit.modules())
+        if change:
+            change(unit, own)
+
+    def close_unit(unit: nn.Module) -> None:
+        weights.empty(unit.parameters())
+        forget_merge(unit)
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output).float())
+
+    hooks = [block.register_forward_hook(keep) for block in blocks(unwrap(model))]
+    try:
+        with widened_units(model, open_unit, close_unit):
+            computed = logits(model, ids)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        if isinstance(error, LlmtuneError) or lacks_memory(error):
+            raise
+        raise UnsupportedError(f"its blocks do not compute one by one ({type(error).__name__})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return Pass(computed, states, [name for name, layer in layers.items() if layer not in ran])
+
+
+def same_states(what: str, actual: Pass, expected: Pass, bound: tuple[float, float]) -> None:
+    """Raise ProofError with the first block after which two passes differ by more than the bound.
+
+    `bound` is absolute, and a share of the largest number; the larger one counts.
+    """
+    for number, (one, other) in enumerate(zip(actual.states, expected.states, strict=True)):
+        gap = float((one - other).abs().max())
+        limit = max(bound[0], bound[1] * float(other.abs().max()))
+        if not gap <= limit:
+            raise ProofError(
+                f"{what} moved hidden states after block {number} by {gap:.3g}, over the bound of {limit:.3g}; "
+                "nothing was merged"
+            )
