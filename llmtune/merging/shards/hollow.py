@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -69,6 +68,7 @@ class Weights:
         """Know a hollow model's parameters by name."""
         self.stored = stored
         self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self._shapes = {parameter: parameter.shape for parameter in self.names}
         self.replaced: dict[str, Path] = {}
         """The parameters that a delta replaces, and its file."""
         self.empty(self.names)
@@ -95,7 +95,7 @@ class Weights:
         """Free the numbers of the model's own parameters among these; whoever reads them computes no number."""
         for parameter in parameters:
             if parameter in self.names:
-                parameter.data = _without_memory(parameter.shape, math.nan)
+                parameter.data = _without_memory(self._shapes[parameter], math.nan)
 
     def _replacements(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -105,10 +105,3 @@ class Weights:
                 if name in self.replaced:
                     tensors[name] = files[self.replaced[name]].get_tensor(name).float()
         return tensors
-
-
-def forget_merge(module: nn.Module) -> None:
-    """Let the adapters in a module be unmerged again, whose weights are about to be freed."""
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.merged_adapters.clear()

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from llmtune.errors import ProofError
-from llmtune.merging.adding import add_adapters, refuse_tied
+from llmtune.merging.adding import refuse_tied
 from llmtune.merging.folder import save_small_files
 from llmtune.merging.outcome import STATE_BOUND, Outcome
 from llmtune.merging.proof import jitter
+from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights, build_hollow
-from llmtune.merging.shards.passes import Change, Tuned, run_pass, same_states
+from llmtune.merging.shards.passes import Finish, run_pass, same_states
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
-from llmtune.merging.shards.write import Part, find_parts, rounded, write_weights
+from llmtune.merging.shards.write import Merger, Part, find_parts, rounded, write_weights
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import distances
 from llmtune.model.files.quantization import dequantized_format
@@ -30,14 +30,17 @@ class ShardMerge:
     outcome: Outcome
     tuned: Tuned
     weights: Weights
+    change: Change
     parts: list[Part]
     into: Base
     dtype: torch.dtype
 
     def write(self, folder: Path, base: Base) -> int:
         """Write a merged folder with the tokenizer of the `base`; returns how many parameters changed."""
-        changed = write_weights(self.tuned, self.weights, self.parts, folder, self.dtype)
-        save_small_files(folder, base.folder, str(self.dtype).removeprefix("torch."), self.into.folder)
+        stock = self.change.stock(self.tuned)
+        changed = write_weights(Merger(self.tuned, self.weights, self.change, stock, self.dtype), self.parts, folder)
+        wider = stock if self.change.wide else None
+        save_small_files(folder, base.folder, str(self.dtype).removeprefix("torch."), self.into.folder, wider)
         return changed
 
     def beyond_text(self) -> list[str]:
@@ -65,46 +68,35 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
     with working("loading the delta"):
         tuned = weights.tune(model, delta)
         refuse_tied(tuned)
-        parts = find_parts(tuned, weights)
+        change = Change(tuned)
+        parts = find_parts(tuned, weights, change)
     with working("running the tuned model, a block at a time"):
         live = run_pass(tuned, weights, ids)
     if not torch.isfinite(live.logits).all():
         raise ProofError(f"{delta}: the tuned model's logits are not finite; train again at a lower rate")
     with working("adding the delta to the weights, a block at a time"):
-        exact = run_pass(tuned, weights, ids, _add)
+        exact = run_pass(tuned, weights, ids, change)
         same_states("adding the delta to the weights", exact, live, STATE_BOUND)
     if exact.idle:
         raise ProofError(f"{exact.idle[0]} is adapted, but the model does not run it; adapt other layers")
     with working("rounding the merged weights, a block at a time"):
-        narrow = run_pass(tuned, weights, ids, _rounding(dtype)).logits
+        narrow = run_pass(tuned, weights, ids, change, _rounding(dtype)).logits
         jittered = None
         if dtype != torch.float32:
-            jittered = run_pass(tuned, weights, ids, _rounding(dtype, [*weights.names.values()])).logits
+            jittered = run_pass(tuned, weights, ids, change, _rounding(dtype, [*weights.names.values()])).logits
     kinds = type(model).__name__, auto_class(model.config).__name__
     outcome = Outcome(base.logits, live.logits, exact.logits, narrow, jittered, *kinds)
-    return ShardMerge(outcome, tuned, weights, parts, into, dtype)
+    return ShardMerge(outcome, tuned, weights, change, parts, into, dtype)
 
 
-def _add(unit: nn.Module, own: dict[str, nn.Parameter]) -> None:
-    """Add the adapters in a unit; an adapted layer that holds others comes after them."""
-    add_adapters(unit)
-
-
-def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Change:
-    """What adds and rounds; with the `names` of all parameters it also changes each at random below its rounding."""
+def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Finish:
+    """What rounds; with the `names` of all parameters it also changes each at random by less than its rounding."""
     number = {name: index for index, name in enumerate(names or [])}
 
-    def change(unit: nn.Module, own: dict[str, nn.Parameter]) -> None:
-        add_adapters(unit)
+    def finish(own: dict[str, nn.Parameter]) -> None:
         for name, parameter in own.items():
             parameter.data = rounded(name, parameter.data, dtype).float()
             if names:
                 jitter(number[name], parameter.data, torch.finfo(dtype).eps)
 
-    return change
-
-
-def widens(tuned: nn.Module) -> bool:
-    """Whether an adapter becomes new rows and columns, for which PEFT's merge of a layer has no place."""
-    layers = (module for module in tuned.modules() if isinstance(module, BaseTunerLayer))
-    return any(type(layer).merge is BaseTunerLayer.merge for layer in layers)
+    return finish

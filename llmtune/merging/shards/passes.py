@@ -5,21 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
 
 from llmtune.errors import LlmtuneError, ProofError, lacks_memory
 from llmtune.merging.compact import widened_units
 from llmtune.merging.proof import logits
-from llmtune.merging.shards.hollow import Weights, forget_merge
+from llmtune.merging.shards.change import Change, Tuned
+from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import UnsupportedError
 from llmtune.model.blocks import blocks, unwrap
 
-Tuned: TypeAlias = PreTrainedModel | PeftModel
-Change: TypeAlias = Callable[[nn.Module, dict[str, nn.Parameter]], None]
-"""Changes a part of a model that is in memory in fp32, and its own parameters, by name."""
+Finish: TypeAlias = Callable[[dict[str, nn.Parameter]], None]
+"""Changes parameters in memory, given by name, after adapters were added to them."""
 
 
 @dataclass
@@ -34,8 +32,10 @@ class Pass:
     """The adapted layers that did not run."""
 
 
-def run_pass(model: Tuned, weights: Weights, ids: list[list[int]], change: Change | None = None) -> Pass:
-    """Run a model on texts, each part of it in memory while it computes, after `change`.
+def run_pass(
+    model: Tuned, weights: Weights, ids: list[list[int]], change: Change | None = None, finish: Finish | None = None
+) -> Pass:
+    """Run a model on texts, each part of it in memory while it computes, its adapters added by `change`.
 
     Raises UnsupportedError where a part reads the weights of another one.
     """
@@ -46,11 +46,14 @@ def run_pass(model: Tuned, weights: Weights, ids: list[list[int]], change: Chang
         own = weights.fill(unit.parameters())
         ran.update(unit.modules())
         if change:
-            change(unit, own)
+            change.add([unit])
+        if finish:
+            finish(own)
 
     def close_unit(unit: nn.Module) -> None:
         weights.empty(unit.parameters())
-        forget_merge(unit)
+        if change:
+            change.forget([unit])
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
         states.append((output[0] if isinstance(output, tuple) else output).float())

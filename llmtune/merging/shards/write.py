@@ -9,13 +9,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import ProofError
 from llmtune.files import write_json
-from llmtune.merging.adding import add_adapters
-from llmtune.merging.shards.hollow import Weights, forget_merge
-from llmtune.merging.shards.passes import Tuned
+from llmtune.merging.shards.change import Change, Tuned
+from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
 from llmtune.model.blocks import unwrap
 from llmtune.model.files.stored import INDEX, SHARD_BYTES, SINGLE
@@ -30,22 +30,23 @@ class Part:
     layers: list[nn.Module]
 
 
-def find_parts(tuned: Tuned, weights: Weights) -> list[Part]:
+def find_parts(tuned: Tuned, weights: Weights, change: Change) -> list[Part]:
     """What a delta changes, a layer at a time; raises UnsupportedError for what cannot be written so."""
     parts: list[Part] = []
-    for layer in _outermost(tuned):
-        own = {weights.names[one]: one for one in layer.parameters() if one in weights.names}
+    layers = [wide.layers for wide in change.wide.values()] or [[layer] for layer in _outermost(tuned)]
+    for group in layers:
+        own = {weights.names[one]: one for layer in group for one in layer.parameters() if one in weights.names}
         shared = next((part for part in parts if part.parameters.keys() & own.keys()), None)
         if shared is None:
-            parts.append(Part(own, [layer]))
+            parts.append(Part(own, list(group)))
         else:
             shared.parameters |= own
-            shared.layers.append(layer)
+            shared.layers += group
     parameter = {name: one for one, name in weights.names.items()}
     parts += [Part({name: parameter[name]}, []) for name in weights.replaced]
     for part in parts:
         for name in part.parameters:
-            _check_names(tuned, weights.stored, name, part.parameters[name])
+            _check_names(tuned, weights.stored, name, part.parameters[name], bool(change.wide))
     return parts
 
 
@@ -57,8 +58,10 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outermost(child)
 
 
-def _check_names(tuned: Tuned, stored: StoredWeights, name: str, parameter: nn.Parameter) -> None:
+def _check_names(tuned: Tuned, stored: StoredWeights, name: str, parameter: nn.Parameter, widens: bool = False) -> None:
     """Raise UnsupportedError where a parameter would be written under other names or shapes than the base's."""
+    if name in stored.converted and widens:
+        raise UnsupportedError(f"{name} becomes wider, and is not stored in its own shape")
     if name in stored.converted:
         empty = revert_weight_conversion(unwrap(tuned), {name: torch.empty(parameter.shape, device="meta")})
         written = {key: list(tensor.shape) for key, tensor in empty.items()}
@@ -66,12 +69,54 @@ def _check_names(tuned: Tuned, stored: StoredWeights, name: str, parameter: nn.P
             raise UnsupportedError(f"{name} is not written as it is read")
 
 
-def write_weights(tuned: Tuned, weights: Weights, parts: list[Part], folder: Path, dtype: torch.dtype) -> int:
-    """Write every tensor of the base to files like the base's, in `dtype`; returns how many parameters changed.
+@dataclass
+class Merger:
+    """What merges parts of a model and rounds them."""
 
-    One file of at most 5 GB is in memory at a time, and one part. Raises ProofError for a number that `dtype` lacks.
+    tuned: Tuned
+    weights: Weights
+    change: Change
+    stock: PreTrainedModel
+    """The merged model without its weights."""
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        """Know the shapes that the merged model has."""
+        self._shapes = {name: tensor.shape for name, tensor in self.stock.state_dict().items()}
+
+    def merge(self, part: Part) -> dict[str, dict[str, torch.Tensor]]:
+        """What a part's changed parameters become: stored tensors, by the parameters' names."""
+        own = self.weights.fill(part.parameters.values())
+        self.change.add(part.layers)
+        before = self.weights.stored.read(list(own))
+        changed = {}
+        for name, parameter in own.items():
+            if parameter.shape != self._shapes[name] or not bool(torch.isfinite(parameter.data).all()):
+                reason = "is not finite" if parameter.shape == self._shapes[name] else "has another shape in the model"
+                raise ProofError(f"{name}: {reason}; the delta is damaged, or its training diverged")
+            narrow = rounded(name, parameter.data, self.dtype)
+            if narrow.shape != before[name].shape or not torch.equal(narrow, before[name].to(self.dtype)):
+                changed[name] = self._as_stored(name, parameter.data)
+        self.weights.empty(part.parameters.values())
+        self.change.forget(part.layers)
+        return changed
+
+    def _as_stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        stored = self.weights.stored
+        if name not in stored.converted:
+            first, *others = stored.keys[name]
+            narrow = rounded(first, tensor, self.dtype)
+            return {first: narrow, **{key: narrow.clone() for key in others}}
+        reverted = revert_weight_conversion(unwrap(self.tuned), {name: tensor})
+        return {key: rounded(key, one, self.dtype).contiguous() for key, one in reverted.items()}
+
+
+def write_weights(merger: Merger, parts: list[Part], folder: Path) -> int:
+    """Write every tensor of the base to files like the base's, merged and rounded; returns how many parameters changed.
+
+    One file of at most 5 GB is in memory at a time, and one part. Raises ProofError for a number that the dtype lacks.
     """
-    stored, changed = weights.stored, 0
+    stored, dtype, changed = merger.weights.stored, merger.dtype, 0
     part_of = {name: part for part in parts for name in part.parameters}
     ready: dict[str, torch.Tensor] = {}
     files = ShardWriter(folder)
@@ -83,7 +128,7 @@ def write_weights(tuned: Tuned, weights: Weights, parts: list[Part], folder: Pat
                 for key in (key for key in kept if kept[key] == file):
                     part = part_of.get(stored.owner.get(key, ""))
                     if part:
-                        tensors = merged_part(tuned, weights, part, dtype)
+                        tensors = merger.merge(part)
                         part_of = {name: other for name, other in part_of.items() if other is not part}
                         changed += len(tensors)
                         ready |= {key: one for name in tensors for key, one in tensors[name].items()}
@@ -94,34 +139,6 @@ def write_weights(tuned: Tuned, weights: Weights, parts: list[Part], folder: Pat
     if ready or part_of:
         raise ProofError(f"{next(iter([*ready, *part_of]))} is in the delta, and was not merged; nothing was merged")
     return changed
-
-
-def merged_part(tuned: Tuned, weights: Weights, part: Part, dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
-    """What a part's changed parameters become: stored tensors in `dtype`, by the parameters' names."""
-    own = weights.fill(part.parameters.values())
-    for layer in part.layers:
-        add_adapters(layer)
-    before = weights.stored.read(list(own))
-    changed = {}
-    for name, parameter in own.items():
-        if not bool(torch.isfinite(parameter.data).all()):
-            raise ProofError(f"{name}: is not finite; the delta is damaged, or its training diverged")
-        if not torch.equal(rounded(name, parameter.data, dtype), before[name].to(dtype)):
-            changed[name] = _as_stored(tuned, weights.stored, name, parameter.data, dtype)
-    weights.empty(part.parameters.values())
-    for layer in part.layers:
-        forget_merge(layer)
-    return changed
-
-
-def _as_stored(
-    tuned: Tuned, stored: StoredWeights, name: str, tensor: torch.Tensor, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    if name not in stored.converted:
-        first, *others = stored.keys[name]
-        return {first: rounded(first, tensor, dtype), **{key: rounded(key, tensor, dtype).clone() for key in others}}
-    reverted = revert_weight_conversion(unwrap(tuned), {name: tensor})
-    return {key: rounded(key, one, dtype).contiguous() for key, one in reverted.items()}
 
 
 def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
