@@ -17,7 +17,8 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_json
 from llmtune.merging import checks
 from llmtune.merging.adding import add_adapters
-from llmtune.merging.shards import merge as shards
+from llmtune.merging.shards import change
+from llmtune.merging.shards import merge as steps
 from llmtune.merging.shards.write import ShardWriter, rounded
 from llmtune.merging.step import merge
 from llmtune.model.base import load_model
@@ -232,10 +233,10 @@ def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: st
 @pytest.mark.parametrize(
     ("place", "part", "broken", "message"),
     [
-        (shards, "add_adapters", forget_delta, "adding the delta to the weights moved hidden states after block 0"),
-        (shards, "add_adapters", drop_one_tensor, "adding the delta to the weights moved hidden states after block 0"),
-        (shards, "add_adapters", double_alpha, "adding the delta to the weights moved hidden states after block 0"),
-        (shards, "rounded", round_to_fp8, "rounding the weights to .* moved logits"),
+        (change, "add_adapters", forget_delta, "adding the delta to the weights moved hidden states after block 0"),
+        (change, "add_adapters", drop_one_tensor, "adding the delta to the weights moved hidden states after block 0"),
+        (change, "add_adapters", double_alpha, "adding the delta to the weights moved hidden states after block 0"),
+        (steps, "rounded", round_to_fp8, "rounding the weights to .* moved logits"),
         (ShardWriter, "add", write_other_weights, "writing and reading the weights moved logits by .* over the bound"),
     ],
 )
