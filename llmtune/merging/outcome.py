@@ -17,16 +17,18 @@ _ROUNDING_BOUND = (4, 0.05)
 
 @dataclass
 class Outcome:
-    """Logits on the same texts at each step of a merge, and what it changed."""
+    """What a merge in memory computed on texts, and how far its steps are from each other."""
 
-    base: torch.Tensor
     tuned: torch.Tensor
-    exact: torch.Tensor
-    """Of base and delta added in fp32."""
+    """Logits of base and delta."""
     rounded: torch.Tensor
-    """Of the same, rounded."""
-    jittered: torch.Tensor | None
-    """Of the rounded model whose every weight changed at random by less than its rounding error; None in fp32."""
+    """Logits of the merged model, rounded."""
+    shift: float
+    """How far training moved the logits."""
+    in_memory: float
+    """How far adding base and delta in fp32 moved them."""
+    rounding: float | None
+    """How far they move when every weight changes at random by less than its rounding error; None in fp32."""
     kind: str
     """The class of the model."""
     loaded_by: str
@@ -42,16 +44,21 @@ class Outcome:
     @property
     def fp32_bound(self) -> float:
         """How far logits may differ that are computed in fp32."""
-        return max(FP32_BOUND[0], FP32_BOUND[1] * self.scale)
-
-    @property
-    def rounding(self) -> float:
-        """How far the logits move when every weight changes at random by less than its rounding error."""
-        return 0.0 if self.jittered is None else float((self.jittered - self.rounded).abs().max())
+        return fp32_bound(self.tuned)
 
     @property
     def bound(self) -> float:
         """How far the merged model's logits may be from the tuned model's."""
-        if self.jittered is None:
+        if self.rounding is None:
             return self.fp32_bound
         return max(_ROUNDING_BOUND[0] * self.rounding, _ROUNDING_BOUND[1] * self.scale)
+
+
+def fp32_bound(logits: torch.Tensor) -> float:
+    """How far logits may differ that are computed in fp32."""
+    return max(FP32_BOUND[0], FP32_BOUND[1] * float(logits.abs().max()))
+
+
+def largest_gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference between two sets of logits."""
+    return float((one - other).abs().max())

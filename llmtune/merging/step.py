@@ -107,7 +107,6 @@ def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> 
     merging = _compute(run, into, [tokenizer(text).input_ids for text in texts], getattr(torch, name))
     outcome = merging.outcome
     live, bound = outcome.tuned, outcome.bound
-    in_memory = within("adding the delta to the weights", outcome.exact, live, outcome.fp32_bound)
     within(f"rounding the weights to {name}", outcome.rounded, live, bound)
     changed = merging.write(folder, base)
     if not changed:
@@ -118,10 +117,10 @@ def _write(run: Run, settings: Recipe, base: Base, into: Base, folder: Path) -> 
         "gap": within(f"rounding the weights to {name}", reloaded.logits, live, bound),
         "bound": bound,
         "mean_gap": float((reloaded.logits - live).abs().mean()),
-        "gap_in_memory": in_memory,
+        "gap_in_memory": outcome.in_memory,
         "gap_on_disk": on_disk,
-        "rounding": outcome.rounding,
-        "shift": float((live - outcome.base).abs().max()),
+        "rounding": outcome.rounding or 0.0,
+        "shift": outcome.shift,
         "largest_logit": outcome.scale,
         "changed": changed,
         "kept": count_kept(merging.beyond_text(), into, folder, getattr(torch, name)),

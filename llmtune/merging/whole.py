@@ -14,8 +14,8 @@ from llmtune.merging.adding import add_delta, fp32_logits, load_compact, round_b
 from llmtune.merging.compact import in_fp32
 from llmtune.merging.digests import digests
 from llmtune.merging.folder import save_small_files
-from llmtune.merging.outcome import Outcome
-from llmtune.merging.proof import jitter, logits
+from llmtune.merging.outcome import Outcome, fp32_bound, largest_gap
+from llmtune.merging.proof import jitter, logits, within
 from llmtune.merging.untouched import beyond_text, left_out
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import distances
@@ -65,12 +65,15 @@ def merge_in_memory(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
         raise ProofError(f"{delta}: the tuned model's logits are not finite; train again at a lower rate")
     with working("adding the delta to the weights"):
         merged, exact = add_delta(tuned, dtype, ids)
+        in_memory = within("adding the delta to the weights", exact, live, fp32_bound(live))
         _refuse_infinite(merged, dtype)
         narrow = fp32_logits(merged, ids)
-        jittered = None if dtype == torch.float32 else _jittered_logits(merged, ids, torch.finfo(dtype).eps)
+        rounding = None
+        if dtype != torch.float32:
+            rounding = largest_gap(_jittered_logits(merged, ids, torch.finfo(dtype).eps), narrow)
     changed = sum(before[name] != digest for name, digest in digests(merged, dtype, "the merged model").items())
     kinds = type(merged).__name__, auto_class(merged.config).__name__
-    outcome = Outcome(untuned, live, exact, narrow, jittered, *kinds, by="memory")
+    outcome = Outcome(live, narrow, largest_gap(live, untuned), in_memory, rounding, *kinds, by="memory")
     unloaded = left_out(merged, into, dtype)
     rest = [*beyond_text(merged, distances(build_skeleton(into))), *unloaded]
 

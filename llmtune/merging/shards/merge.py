@@ -9,11 +9,11 @@ from torch import nn
 from llmtune.errors import ProofError
 from llmtune.merging.adding import refuse_tied
 from llmtune.merging.folder import save_small_files
-from llmtune.merging.outcome import STATE_BOUND, Outcome
-from llmtune.merging.proof import jitter
+from llmtune.merging.outcome import STATE_BOUND, Outcome, fp32_bound, largest_gap
+from llmtune.merging.proof import jitter, within
 from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights, build_hollow
-from llmtune.merging.shards.passes import Finish, run_pass, same_states
+from llmtune.merging.shards.passes import Finish, Pass, run_pass, same_states
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
 from llmtune.merging.shards.write import Merger, Part, find_parts, rounded, write_weights
 from llmtune.model.base import Base, build_skeleton, load_config
@@ -62,8 +62,8 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
     model, stored = build_hollow(into)
     weights = Weights(model, stored)
     with working("running the base model, a block at a time"):
-        base = run_pass(model, weights, ids)
-    if not torch.isfinite(base.logits).all():
+        base = run_pass(model, weights, ids).logits
+    if not torch.isfinite(base).all():
         raise UnsupportedError("its blocks read weights of other blocks")
     with working("loading the delta"):
         tuned = weights.tune(model, delta)
@@ -74,19 +74,30 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
         live = run_pass(tuned, weights, ids)
     if not torch.isfinite(live.logits).all():
         raise ProofError(f"{delta}: the tuned model's logits are not finite; train again at a lower rate")
-    with working("adding the delta to the weights, a block at a time"):
-        exact = run_pass(tuned, weights, ids, change)
-        same_states("adding the delta to the weights", exact, live, STATE_BOUND)
-    if exact.idle:
-        raise ProofError(f"{exact.idle[0]} is adapted, but the model does not run it; adapt other layers")
+    shift = largest_gap(live.logits, base)
+    del base
+    in_memory = _compare_added(tuned, weights, ids, change, live)
+    live.states.clear()
     with working("rounding the merged weights, a block at a time"):
         narrow = run_pass(tuned, weights, ids, change, _rounding(dtype)).logits
-        jittered = None
+        rounding = None
         if dtype != torch.float32:
-            jittered = run_pass(tuned, weights, ids, change, _rounding(dtype, [*weights.names.values()])).logits
+            finish = _rounding(dtype, [*weights.names.values()])
+            rounding = largest_gap(run_pass(tuned, weights, ids, change, finish).logits, narrow)
     kinds = type(model).__name__, auto_class(model.config).__name__
-    outcome = Outcome(base.logits, live.logits, exact.logits, narrow, jittered, *kinds)
+    outcome = Outcome(live.logits, narrow, shift, in_memory, rounding, *kinds)
     return ShardMerge(outcome, tuned, weights, change, parts, into, dtype)
+
+
+def _compare_added(tuned: Tuned, weights: Weights, ids: list[list[int]], change: Change, live: Pass) -> float:
+    """Compare the model whose adapters are added in fp32 with the live one; returns the largest gap of logits."""
+    what = "adding the delta to the weights"
+    with working(f"{what}, a block at a time"):
+        exact = run_pass(tuned, weights, ids, change)
+    same_states(what, exact, live, STATE_BOUND)
+    if exact.idle:
+        raise ProofError(f"{exact.idle[0]} is adapted, but the model does not run it; adapt other layers")
+    return within(what, exact.logits, live.logits, fp32_bound(live.logits))
 
 
 def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Finish:
@@ -95,7 +106,8 @@ def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Finish:
 
     def finish(own: dict[str, nn.Parameter]) -> None:
         for name, parameter in own.items():
-            parameter.data = rounded(name, parameter.data, dtype).float()
+            if dtype != torch.float32:
+                parameter.data.copy_(rounded(name, parameter.data, dtype))
             if names:
                 jitter(number[name], parameter.data, torch.finfo(dtype).eps)
 

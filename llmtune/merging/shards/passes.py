@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from llmtune.errors import LlmtuneError, ProofError, lacks_memory
+from llmtune.machine.memory import trim_heap
 from llmtune.merging.compact import widened_units
 from llmtune.merging.proof import logits
 from llmtune.merging.shards.change import Change, Tuned
@@ -69,6 +70,7 @@ def run_pass(
     finally:
         for hook in hooks:
             hook.remove()
+        trim_heap()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     return Pass(computed, states, [name for name, layer in layers.items() if layer not in ran])
 

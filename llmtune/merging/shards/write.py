@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import ProofError
 from llmtune.files import write_json
+from llmtune.machine.memory import trim_heap
 from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
@@ -146,13 +147,18 @@ def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     if not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
     narrow = tensor.to(dtype)
-    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max and bool((narrow.isinf() & tensor.isfinite()).any()):
+    # Extremes take no memory; they are looked at closely only where one is infinite.
+    if narrow.numel() and not all(one.isfinite() for one in narrow.aminmax()) and _overflows(narrow, tensor):
         largest, kind = float(tensor.abs().max()), str(dtype).removeprefix("torch.")
         raise ProofError(
             f"{name}: has a weight of {largest:.6g}, and {kind} ends at {torch.finfo(dtype).max:.6g}; "
             "nothing was merged; try merge.dtype: bfloat16"
         )
     return narrow
+
+
+def _overflows(narrow: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return bool((narrow.isinf() & tensor.isfinite()).any())
 
 
 class ShardWriter:
@@ -180,6 +186,7 @@ class ShardWriter:
             self._files.append(list(self._tensors))
             save_file(self._tensors, self._folder / f"part-{len(self._files)}", metadata={"format": "pt"})
         self._tensors, self._bytes = {}, 0
+        trim_heap()
 
     def finish(self) -> None:
         """Name the files as transformers expects them."""
