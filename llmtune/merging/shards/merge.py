@@ -28,27 +28,24 @@ class ShardMerge:
     """A merge that is computed and proved in memory, and not written yet."""
 
     outcome: Outcome
-    tuned: Tuned
-    weights: Weights
-    change: Change
+    merger: Merger
     parts: list[Part]
     into: Base
-    dtype: torch.dtype
 
     def write(self, folder: Path, base: Base) -> int:
         """Write a merged folder with the tokenizer of the `base`; returns how many parameters changed."""
-        stock = self.change.stock(self.tuned)
-        changed = write_weights(Merger(self.tuned, self.weights, self.change, stock, self.dtype), self.parts, folder)
-        wider = stock if self.change.wide else None
-        save_small_files(folder, base.folder, str(self.dtype).removeprefix("torch."), self.into.folder, wider)
+        changed = write_weights(self.merger, self.parts, folder)
+        wider = self.merger.stock if self.merger.change.wide else None
+        dtype = str(self.merger.dtype).removeprefix("torch.")
+        save_small_files(folder, base.folder, dtype, self.into.folder, wider)
         return changed
 
     def beyond_text(self) -> list[str]:
         """The stored tensors that text does not pass, and that no delta changes."""
         reached = distances(build_skeleton(self.into))
-        stored: StoredWeights = self.weights.stored
+        stored: StoredWeights = self.merger.weights.stored
         kept = (key for key in stored.tensors if not stored.dropped(key))
-        parameters = set(self.weights.names.values())
+        parameters = set(self.merger.weights.names.values())
         return [key for key in kept if (name := stored.owner.get(key)) is None or name in parameters - {*reached}]
 
 
@@ -69,7 +66,8 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
         tuned = weights.tune(model, delta)
         refuse_tied(tuned)
         change = Change(tuned)
-        parts = find_parts(tuned, weights, change)
+        stock = change.stock(tuned)
+        parts = find_parts(tuned, weights, change, stock)
     with working("running the tuned model, a block at a time"):
         live = run_pass(tuned, weights, ids)
     if not torch.isfinite(live.logits).all():
@@ -86,7 +84,7 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
             rounding = largest_gap(run_pass(tuned, weights, ids, change, finish).logits, narrow)
     kinds = type(model).__name__, auto_class(model.config).__name__
     outcome = Outcome(live.logits, narrow, shift, in_memory, rounding, *kinds)
-    return ShardMerge(outcome, tuned, weights, change, parts, into, dtype)
+    return ShardMerge(outcome, Merger(weights, change, stock, dtype), parts, into)
 
 
 def _compare_added(tuned: Tuned, weights: Weights, ids: list[list[int]], change: Change, live: Pass) -> float:

@@ -18,7 +18,6 @@ from llmtune.machine.memory import trim_heap
 from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
-from llmtune.model.blocks import unwrap
 from llmtune.model.files.stored import INDEX, SHARD_BYTES, SINGLE
 from llmtune.working import working
 
@@ -31,8 +30,11 @@ class Part:
     layers: list[nn.Module]
 
 
-def find_parts(tuned: Tuned, weights: Weights, change: Change) -> list[Part]:
-    """What a delta changes, a layer at a time; raises UnsupportedError for what cannot be written so."""
+def find_parts(tuned: Tuned, weights: Weights, change: Change, stock: PreTrainedModel) -> list[Part]:
+    """What a delta changes, a layer at a time; raises UnsupportedError for what cannot be written so.
+
+    `stock` is the merged model without its weights.
+    """
     parts: list[Part] = []
     layers = [wide.layers for wide in change.wide.values()] or [[layer] for layer in _outermost(tuned)]
     for group in layers:
@@ -47,7 +49,7 @@ def find_parts(tuned: Tuned, weights: Weights, change: Change) -> list[Part]:
     parts += [Part({name: parameter[name]}, []) for name in weights.replaced]
     for part in parts:
         for name in part.parameters:
-            _check_names(tuned, weights.stored, name, part.parameters[name], bool(change.wide))
+            _check_names(stock, weights.stored, name, part.parameters[name], bool(change.wide))
     return parts
 
 
@@ -59,12 +61,14 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield from _outermost(child)
 
 
-def _check_names(tuned: Tuned, stored: StoredWeights, name: str, parameter: nn.Parameter, widens: bool = False) -> None:
+def _check_names(
+    stock: PreTrainedModel, stored: StoredWeights, name: str, parameter: nn.Parameter, widens: bool
+) -> None:
     """Raise UnsupportedError where a parameter would be written under other names or shapes than the base's."""
     if name in stored.converted and widens:
         raise UnsupportedError(f"{name} becomes wider, and is not stored in its own shape")
     if name in stored.converted:
-        empty = revert_weight_conversion(unwrap(tuned), {name: torch.empty(parameter.shape, device="meta")})
+        empty = revert_weight_conversion(stock, {name: torch.empty(parameter.shape, device="meta")})
         written = {key: list(tensor.shape) for key, tensor in empty.items()}
         if written != {key: stored.tensors[key].shape for key in stored.keys[name]}:
             raise UnsupportedError(f"{name} is not written as it is read")
@@ -74,7 +78,6 @@ def _check_names(tuned: Tuned, stored: StoredWeights, name: str, parameter: nn.P
 class Merger:
     """What merges parts of a model and rounds them."""
 
-    tuned: Tuned
     weights: Weights
     change: Change
     stock: PreTrainedModel
@@ -108,7 +111,7 @@ class Merger:
             first, *others = stored.keys[name]
             narrow = rounded(first, tensor, self.dtype)
             return {first: narrow, **{key: narrow.clone() for key in others}}
-        reverted = revert_weight_conversion(unwrap(self.tuned), {name: tensor})
+        reverted = revert_weight_conversion(self.stock, {name: tensor})
         return {key: rounded(key, one, self.dtype).contiguous() for key, one in reverted.items()}
 
 
