@@ -74,12 +74,12 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
         raise ProofError(f"{delta}: the tuned model's logits are not finite; train again at a lower rate")
     shift = largest_gap(live.logits, base)
     del base
-    in_memory = _compare_added(tuned, weights, ids, change, live)
+    exact, in_memory = _compare_added(tuned, weights, ids, change, live)
     live.states.clear()
-    with working("rounding the merged weights, a block at a time"):
-        narrow = run_pass(tuned, weights, ids, change, _rounding(dtype)).logits
-        rounding = None
-        if dtype != torch.float32:
+    narrow, rounding = exact, None
+    if dtype != torch.float32:
+        with working("rounding the merged weights, a block at a time"):
+            narrow = run_pass(tuned, weights, ids, change, _rounding(dtype)).logits
             finish = _rounding(dtype, [*weights.names.values()])
             rounding = largest_gap(run_pass(tuned, weights, ids, change, finish).logits, narrow)
     kinds = type(model).__name__, auto_class(model.config).__name__
@@ -87,15 +87,17 @@ def merge_by_shards(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
     return ShardMerge(outcome, Merger(weights, change, stock, dtype), parts, into)
 
 
-def _compare_added(tuned: Tuned, weights: Weights, ids: list[list[int]], change: Change, live: Pass) -> float:
-    """Compare the model whose adapters are added in fp32 with the live one; returns the largest gap of logits."""
+def _compare_added(
+    tuned: Tuned, weights: Weights, ids: list[list[int]], change: Change, live: Pass
+) -> tuple[torch.Tensor, float]:
+    """The logits of the model whose adapters are added in fp32, and their largest gap to the live model's."""
     what = "adding the delta to the weights"
     with working(f"{what}, a block at a time"):
         exact = run_pass(tuned, weights, ids, change)
     same_states(what, exact, live, STATE_BOUND)
     if exact.idle:
         raise ProofError(f"{exact.idle[0]} is adapted, but the model does not run it; adapt other layers")
-    return within(what, exact.logits, live.logits, fp32_bound(live.logits))
+    return exact.logits, within(what, exact.logits, live.logits, fp32_bound(live.logits))
 
 
 def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Finish:
@@ -104,8 +106,7 @@ def _rounding(dtype: torch.dtype, names: list[str] | None = None) -> Finish:
 
     def finish(own: dict[str, nn.Parameter]) -> None:
         for name, parameter in own.items():
-            if dtype != torch.float32:
-                parameter.data.copy_(rounded(name, parameter.data, dtype))
+            parameter.data.copy_(rounded(name, parameter.data, dtype))
             if names:
                 jitter(number[name], parameter.data, torch.finfo(dtype).eps)
 
