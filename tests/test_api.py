@@ -1,4 +1,4 @@
-"""The Python API: six names, the steps of the commands, and a finished run that is asked again under other settings."""
+"""The Python API: its names, the steps of the commands, and a finished run that is asked again under other settings."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests.support import runs, tiny
 
-NAMES = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
+NAMES = ["Recipe", "combine", "evaluate", "export", "merge", "publish", "report", "train"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def stored(run: Run, *sections: str) -> dict[str, Any]:
     return {section: values[section] for section in sections}
 
 
-def test_exports_six_names_and_the_version() -> None:
+def test_exports_these_names_and_the_version() -> None:
     assert sorted(llmtune.__all__) == NAMES == sorted(api.__all__)
     assert sorted(dir(llmtune)) == sorted([*NAMES, "__version__"])
     for name in NAMES:

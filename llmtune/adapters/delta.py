@@ -34,10 +34,11 @@ def save_delta(
     base: Base,
     kind: str,
     start: dict[str, Any] | None = None,
+    combined: dict[str, Any] | None = None,
 ) -> None:
     """Write what was trained and what it was trained on, completely or not at all; `tensors` are the trained ones.
 
-    `kind` is the adapter's; `start` says what training went on from, if anything.
+    `kind` is the adapter's; `start` says what training went on from, `combined` which runs were combined, if any.
     """
     # safetensors writes beside a file before it renames: a killed process would leave that in the delta.
     with write_folder(folder) as partial:
@@ -47,9 +48,12 @@ def save_delta(
         added = {"added": _copy_tokenizer(base, partial)} if base.added else {}
         stored = "adapter" if isinstance(model, PeftModel) else "tensors"
         form = dequantized_format(load_config(base))
-        before = ({"start": start} if start else {}) | ({"dequantized": form} if form else {})
+        before = {"start": start, "combined": combined, "dequantized": form}
         named = {"loaded_by": auto_class(unwrap(model).config).__name__, "kind": stored, "adapter": kind}
-        write_json(partial / BASE, {**facts, **converted, **added, **before, **named})
+        write_json(
+            partial / BASE,
+            {**facts, **converted, **added, **{key: value for key, value in before.items() if value}, **named},
+        )
 
 
 def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:
@@ -93,13 +97,18 @@ def load_delta(model: PreTrainedModel, delta: Path, as_stored: bool = False) -> 
         tuned = PeftModel.from_pretrained(model, str(delta), torch_device=str(model.device))
     except RuntimeError as error:  # torch's error for tensors of other shapes
         raise ProofError(f"{delta}: does not fit this base: {str(error).splitlines()[-1].strip()}") from error
-    stored = load_file(delta / ADAPTER)
-    live = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    _same_names(delta / ADAPTER, set(stored), set(live))
-    changed = [name for name, tensor in stored.items() if not torch.equal(tensor, live[name].to(tensor.dtype).cpu())]
-    if changed:
-        raise ProofError(f"{delta / ADAPTER}: {changed[0]} was not loaded as stored")
+    check_loaded(tuned, delta / ADAPTER)
     return tuned.eval()
+
+
+def check_loaded(tuned: PeftModel, file: Path, name: str = "default") -> None:
+    """Raise ProofError where the adapter of that name is not in the model as it is stored in a file."""
+    stored = load_file(file)
+    live = get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
+    _same_names(file, set(stored), set(live))
+    changed = [key for key, tensor in stored.items() if not torch.equal(tensor, live[key].to(tensor.dtype).cpu())]
+    if changed:
+        raise ProofError(f"{file}: {changed[0]} was not loaded as stored")
 
 
 def _load_tensors(model: PreTrainedModel, file: Path, as_stored: bool) -> PreTrainedModel:

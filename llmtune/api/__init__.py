@@ -1,17 +1,19 @@
-"""The Python API, which the command line uses too: train, evaluate, merge, publish and report."""
+"""The Python API, which the command line uses too: train, evaluate, merge, combine, export, publish and report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtune.api.job import begin
-from llmtune.api.steps import Folder, Overrides, do, ready_run, step_function
+from llmtune.api.steps import Folder, Overrides, do, join, ready_run, step_function
+from llmtune.exporting.forms import read_form
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 if TYPE_CHECKING:
     from llmtune.evaluation.results import Evaluations
 
-__all__ = ["Recipe", "evaluate", "merge", "publish", "report", "train"]
+__all__ = ["Recipe", "combine", "evaluate", "export", "merge", "publish", "report", "train"]
 
 
 def train(
@@ -37,6 +39,34 @@ def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
     """Write full weights to the run's merged/ and prove them; gives the proof's facts. Raises ProofError."""
     with ready_run(run, "merge", set) as ready:
         return do(ready, "merge")
+
+
+def combine(
+    runs: Sequence[Folder],
+    weights: Sequence[float] | None = None,
+    how: str = "linear",
+    *,
+    density: float | None = None,
+    out: Path | str | None = None,
+    seed: int = 0,
+) -> Run:
+    """Join the deltas of trained runs of one base, each with its weight, in a new run; gives that run.
+
+    `how` is linear, ties or dare, `density` the share of values that the last two keep, `seed` what dare drops.
+    Raises RecipeError for runs that cannot be joined, ProofError where the result is not their combination.
+    """
+    return join(runs, weights, how, density, out, seed)
+
+
+def export(run: Folder, to: str, *, llama_cpp: Path | str | None = None, set: Overrides = ()) -> dict[str, Any]:
+    """Write the tuned model for another program to the run's exported/, as `to` says; gives facts and files.
+
+    `to` is a form such as gguf:q8_0; `llama_cpp` is the folder with llama.cpp's converter. Raises ProofError,
+    RecipeError for an unknown form, MachineError for what is missing.
+    """
+    read_form(to)
+    with ready_run(run, "export", set) as ready:
+        return do(ready, "export", to=to, llama_cpp=Path(llama_cpp) if llama_cpp else None)
 
 
 def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from llmtune.errors import Interrupted, LlmtuneError, RecipeError
 from llmtune.files import write_text
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run
+from llmtune.run import Run, refuse_combined
 from llmtune.working import importing
 
 
@@ -44,6 +44,9 @@ class Job:
         train_in_children(settings, self.run, arguments)
 
     def _continue(self) -> None:
+        trains = self.overwrite or not self.run.done("train")
+        if trains and not self.is_new:
+            refuse_combined(self.run)
         if self.overwrite and not self.is_new:
             self.run.forget("train")
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import FieldError, RecipeError, TrainingError
+from llmtune.errors import FieldError, ProofError, RecipeError, TrainingError
 from llmtune.launch.command import with_absolute_config
 from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
@@ -39,18 +39,18 @@ def require_trained(run: Run) -> None:
         raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
 
 
-def do(run: Run, name: str) -> Any:
-    """Do one step of a run whose lock the caller holds, and keep the settings that it followed."""
+def do(run: Run, name: str, **options: Any) -> Any:
+    """Do one step, with its options, of a run whose lock the caller holds, and keep the settings that it followed."""
     step = step_function(name)
     if name == "report":
         run.keep_settings()  # the page shows the recipe
-    result = step(run)
+    result = step(run, **options)
     if name != "report":
         run.keep_settings()
     return result
 
 
-def step_function(name: str) -> Callable[[Run], Any]:
+def step_function(name: str) -> Callable[..., Any]:
     """The function that does a step, or shows what it would do; importing it imports torch, but for the report's."""
     with importing():
         if name == "eval":
@@ -61,6 +61,10 @@ def step_function(name: str) -> Callable[[Run], Any]:
             from llmtune.merging import step as merging
 
             return merging.merge
+        if name == "export":
+            from llmtune.exporting import step as exporting
+
+            return exporting.export
         if name in ("publish", "preview"):
             from llmtune.publishing import step as publishing
 
@@ -96,3 +100,27 @@ def open_with(folder: Folder, overrides: Overrides) -> Run:
 def path_of(folder: Folder | Recipe) -> Path:
     """The folder of a run, however it is named."""
     return folder.path if isinstance(folder, Run) else Path(str(folder))
+
+
+def join(
+    folders: Sequence[Folder],
+    weights: Sequence[float] | None,
+    how: str,
+    density: float | None,
+    out: Path | str | None,
+    seed: int,
+) -> Run:
+    """The run that trained runs make together, in the folder `out`; raises RecipeError before torch is imported."""
+    from llmtune.combining.request import check_request, refuse_used
+    from llmtune.launch.faults import told_in_one_line
+
+    request = check_request(len(folders), weights, how, density, seed)
+    runs = [open_with(folder, ()) for folder in folders]
+    for run in runs:
+        require_trained(run)
+    path = Path(out or Path("runs") / "+".join(run.path.resolve().name for run in runs))
+    refuse_used(path)
+    with importing():
+        from llmtune.combining.step import combine
+    with told_in_one_line(ProofError):
+        return combine(runs, request, path)

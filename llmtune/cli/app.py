@@ -28,7 +28,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("finetune", "fine-tune", "sft", "fit", "start"), "run"),
     **dict.fromkeys(("preprocess", "validate"), "check"),
     **dict.fromkeys(("test", "benchmark"), "eval"),
-    **dict.fromkeys(("export", "merge-lora", "merge_lora"), "merge"),
+    **dict.fromkeys(("merge-lora", "merge_lora"), "merge"),
+    **dict.fromkeys(("convert", "gguf", "quantize"), "export"),
     **dict.fromkeys(("push", "upload"), "publish"),
     **dict.fromkeys(("inference", "infer", "generate", "predict"), "chat"),
     **dict.fromkeys(("list", "examples", "fetch"), "recipes"),
@@ -84,9 +85,13 @@ def build() -> typer.Typer:
     app.callback(invoke_without_command=True, help=_INTRODUCTION)(_llmtune)
     for command in COMMANDS:
         examples = "\n\n".join(["[bold]Examples[/bold]", *command.examples])
-        app.command(command.name, help=command.text, epilog=examples, rich_help_panel=PANELS[command.panel])(
-            command.function
-        )
+        app.command(
+            command.name,
+            cls=command.parser,
+            help=command.text,
+            epilog=examples,
+            rich_help_panel=PANELS[command.panel],
+        )(command.function)
     return app
 
 

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from typer.core import TyperCommand
+
 from llmtune.cli.commands.after import chat, evaluate, merge, publish, report
+from llmtune.cli.commands.combine import Weighted, combine
+from llmtune.cli.commands.export import export
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
 
@@ -19,6 +23,8 @@ class Command:
     panel: str
     text: str
     examples: tuple[str, ...]
+    parser: type[TyperCommand] | None = None
+    """What reads its words, where it takes them in a way of its own."""
 
 
 COMMANDS = (
@@ -82,6 +88,25 @@ COMMANDS = (
         "after",
         "Write base + delta as full weights, with proof.",
         ("llmtune merge runs/recipe", "llmtune merge runs/recipe --set merge.dtype=float32"),
+    ),
+    Command(
+        "combine",
+        combine,
+        "after",
+        "Join the deltas of trained runs of one base in a new run, with proof. Nothing is trained; the new run is "
+        "evaluated, merged and published as any other.",
+        (
+            "llmtune combine runs/a runs/b --weights 0.7 0.3",
+            "llmtune combine runs/a runs/b --how ties --density 0.3 --out runs/both",
+        ),
+        Weighted,
+    ),
+    Command(
+        "export",
+        export,
+        "after",
+        "Write the tuned model for llama.cpp or Ollama, with proof.",
+        ("llmtune export runs/recipe --to gguf", "llmtune export runs/recipe --to ollama:q8_0"),
     ),
     Command(
         "publish",

@@ -6,6 +6,31 @@ from typing import Annotated
 import typer
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file.", show_default=False)]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="RUN", help="Folders of trained runs, two or more.", show_default=False)
+]
+Weights = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--weights",
+        metavar="W ...",
+        help="A weight for each run, in their order, as in --weights 0.7 0.3.",
+        show_default="the same for each, 1 in sum",
+    ),
+]
+How = Annotated[
+    str,
+    typer.Option(
+        "--how",
+        metavar="HOW",
+        help="linear: the weighted sum. ties: the largest values of each, where their signs agree. dare: values drawn "
+        "at random, the rest scaled up.",
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option("--density", metavar="D", help="The share of values that ties and dare keep.", show_default="0.5"),
+]
 Either = Annotated[
     Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe's file, or a run's folder.", show_default=False)
 ]
@@ -22,6 +47,10 @@ SetAgain = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<recipe's name>"),
+]
+NewFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The new run's folder.", show_default="runs/<a>+<b>"),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Remove what the folder holds and start again.")
@@ -59,4 +88,22 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="FORM[:TYPE]",
+        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+        show_default=False,
+    ),
+]
+LlamaCpp = Annotated[
+    Path | None,
+    typer.Option(
+        "--llama-cpp",
+        metavar="DIR",
+        help="The folder with llama.cpp's convert_hf_to_gguf.py, for models that the gguf package alone cannot write.",
+        show_default="$LLAMA_CPP",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]

@@ -109,6 +109,15 @@ def check_data(
     return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings)
 
 
+def split_rows(data: Data, seed: int) -> tuple[StoredRows, StoredRows]:
+    """The rows that are trained on, and those that base and tuned model are compared on, as `check_data` has them."""
+    sources = {part: read_part(data, part) for part in SPLITS}
+    kept, _ = remove_overlap(sources, data.overlap)
+    used = kept.take(draw_places(data, kept.labels("source"), seed))
+    train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
+    return train, sources["test"] if data.test else held_out
+
+
 def _split(rows: StoredRows, fraction: float) -> tuple[StoredRows, StoredRows]:
     held_out = hold_out(rows.contents, fraction, rows.labels("source"))
     return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))

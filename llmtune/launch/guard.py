@@ -18,9 +18,20 @@ from llmtune.launch.surroundings import forget_launchers
 if TYPE_CHECKING:
     from llmtune.run import Run
 
-_KINDS: dict[str, type[LlmtuneError]] = {"eval": ProofError, "merge": ProofError, "publish": PublishError}
+_KINDS: dict[str, type[LlmtuneError]] = {
+    "eval": ProofError,
+    "merge": ProofError,
+    "export": ProofError,
+    "publish": PublishError,
+}
 """The kind of a fault in each step after training."""
-_NAMES = {"eval": "evaluation", "merge": "merging", "publish": "publishing", "report": "reporting"}
+_NAMES = {
+    "eval": "evaluation",
+    "merge": "merging",
+    "export": "exporting",
+    "publish": "publishing",
+    "report": "reporting",
+}
 
 
 class Stopped(KeyboardInterrupt):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune import __version__
+from llmtune.combining.words import combined_words, overlap_words
 from llmtune.evaluation.tables import base_note, comparison_note, selection_note
 from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
@@ -31,8 +32,7 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
         indented(usage(settings, base)),
         "## Results on held-out rows",
         _results(run),
-        "## How it was trained",
-        _training(run, settings),
+        *_made(run, settings),
         indented(dump(without_paths(settings))),
         "## What is in this repository",
         _weights(run, settings),
@@ -59,8 +59,9 @@ def _opening(settings: Recipe, base: dict[str, Any], merged: dict[str, Any]) -> 
         "adapter": f"An adapter ({base['adapter']}) to load on top of the base.",
         "tensors": "The tensors that were trained, to put in place of the base's.",
     }["merged" if is_merged(settings) else base["kind"]]
-    method = code(settings.method_words)
-    return f"{content} {_origin(base)}{_way(base, merged)} Fine-tuned by {method} with llmtune {__version__}."
+    combined = base.get("combined")
+    way = f"Fine-tuned by {code(settings.method_words)}" if not combined else f"It is {code(combined_words(combined))},"
+    return f"{content} {_origin(base)}{_way(base, merged)} {way} with llmtune {__version__}."
 
 
 def _way(base: dict[str, Any], merged: dict[str, Any]) -> str:
@@ -100,6 +101,22 @@ def _results(run: Run) -> str:
     return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 
 
+def _made(run: Run, settings: Recipe) -> list[str]:
+    """How the weights were made: trained, or combined from those of several runs."""
+    if run.combined is None:
+        return ["## How it was trained", _training(run, settings)]
+    rows = [[code(one["name"]), one["weight"], one["method"], code(one["sha256"])] for one in run.combined["runs"]]
+    proof = (
+        f"On {run.combined['texts']} texts the logits are within {run.combined['gap']:.2g} of those of the live "
+        f"combination (bound {run.combined['bound']:.2g}); it moves the base's logits by up to "
+        f"{run.combined['shift']:.2g}."
+    )
+    own = f"Nothing was trained for it. Data, evaluation and the rest of this recipe are those of {rows[0][0]}:"
+    lines = [proof, *map(code, overlap_words(run.combined)), own]
+    listed = table(["run", "weight", "method", "SHA-256 of its tensors"], rows)
+    return ["## How it was combined", listed, *lines]
+
+
 def _training(run: Run, settings: Recipe) -> str:
     plan = PlanTable.read(run.plan_file)
     rows = []
@@ -119,9 +136,10 @@ def _weights(run: Run, settings: Recipe) -> str:
     text = table(["file", "bytes", "SHA-256"], rows)
     merge = steps.get("merge")
     if merge and is_merged(settings):
+        made, mover = ("combined", "the combination") if run.combined else ("trained", "training")
         text += (
             f"\n\nStored in {merge['dtype']}. The largest logit gap between these weights, loaded by stock "
-            f"transformers, and the model that was trained is {merge['gap']:.2g} (bound {merge['bound']:.2g}); "
-            f"training moved logits by up to {merge['shift']:.2g}."
+            f"transformers, and the model that was {made} is {merge['gap']:.2g} (bound {merge['bound']:.2g}); "
+            f"{mover} moved logits by up to {merge['shift']:.2g}."
         )
     return text

@@ -1,5 +1,6 @@
 """The top of the page: title, method in words, what a reader needs to name the run, and its key numbers."""
 
+from llmtune.combining.words import combined_words
 from llmtune.model.files.converted import stored_words
 from llmtune.numbers import count, duration, size
 from llmtune.plan.table import BaseName, PlanTable
@@ -48,7 +49,8 @@ def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, h
         ("finished", _progress(run, plan, history)),
         ("weights", _kept(run)),
     ]
-    lede = tag("p", method_in_words(settings, plan), class_="lede")
+    words = combined_words(run.combined) if run.combined else method_in_words(settings, plan)
+    lede = tag("p", words[:1].upper() + words[1:], class_="lede")
     return [tag("h1", title(run, settings, plan), dir="auto"), lede, facts(pairs)]
 
 

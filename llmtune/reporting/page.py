@@ -12,11 +12,11 @@ from llmtune.recipe.sections import Recipe
 from llmtune.reporting.evaluations import read_evaluations
 from llmtune.reporting.examples import examples_section
 from llmtune.reporting.header import header, tiles, title
-from llmtune.reporting.history import read_history
+from llmtune.reporting.history import History, read_history
 from llmtune.reporting.html import Html, section, tag
 from llmtune.reporting.layers import trained_section
 from llmtune.reporting.memory import memory_section
-from llmtune.reporting.record import data_section, files_section, merge_section
+from llmtune.reporting.record import combination_section, data_section, files_section, merge_section
 from llmtune.reporting.results import results_section
 from llmtune.reporting.settings import settings_section
 from llmtune.reporting.training import loss_section, rates_section
@@ -41,10 +41,7 @@ def render(run: Run) -> str:
         *header(run, settings, plan, findings, history),
         tiles(evaluations, plan, history),
         results_section(settings, evaluations),
-        loss_section(history, plan),
-        rates_section(history, plan),
-        trained_section(plan, history.notes),
-        memory_section(history),
+        *([combination_section(run.combined)] if run.combined else _training_sections(history, plan)),
         examples_section(evaluations),
         data_section(findings),
         merge_section(manifest),
@@ -56,6 +53,15 @@ def render(run: Run) -> str:
     page = _page(title(run, settings, plan), body)
     # JSON may hold halves of surrogate pairs, which no UTF-8 file can.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _training_sections(history: History, plan: PlanTable | None) -> list[Html | None]:
+    return [
+        loss_section(history, plan),
+        rates_section(history, plan),
+        trained_section(plan, history.notes),
+        memory_section(history),
+    ]
 
 
 def _read_plan(run: Run) -> PlanTable | None:

@@ -3,6 +3,7 @@
 import re
 
 from llmtune import numbers
+from llmtune.combining.words import overlap_words
 from llmtune.plan.table import PlanTable
 from llmtune.reporting.html import Html, facts, fold, section, table, tag
 from llmtune.reporting.values import JSON, mapping, mappings, number, text, texts, whole
@@ -98,6 +99,23 @@ def _end(pieces: list[str], most: int) -> list[str]:
     return kept[::-1]
 
 
+def combination_section(combined: JSON) -> Html:
+    """Show which runs a delta was combined from, the proof, and which held-out rows one of them trained on."""
+    runs: list[tuple[str, object]] = [
+        (str(one.get("name")), f"weight {one['weight']:g}: {one.get('method')} (SHA-256 {str(one.get('sha256'))[:12]})")
+        for one in combined["runs"]
+    ]
+    gap, bound, shift = (number(combined.get(key)) for key in ("gap", "bound", "shift"))
+    proof: list[tuple[str, object]] = [
+        ("rank", whole(combined.get("rank"))),
+        ("largest logit gap", f"{numbers.number(gap)} (allowed: {numbers.number(bound)})" if gap is not None else None),
+        ("for comparison", f"it moves logits by up to {numbers.number(shift)}" if shift is not None else None),
+    ]
+    warnings = [tag("p", line, class_="warn") for line in overlap_words(combined)]
+    note = f"Nothing was trained here: data and settings are those of {combined['runs'][0]['name']}."
+    return section("Combination", facts([*runs, *proof]), *warnings, note=note)
+
+
 def merge_section(manifest: JSON) -> Html:
     """Show the largest logit gap between the live tuned model and the merged one, and the rest of the proof."""
     done = manifest["steps"].get("merge")
@@ -106,9 +124,10 @@ def merge_section(manifest: JSON) -> Html:
     gap, bound, shift = (number(done.get(key)) for key in ("gap", "bound", "shift"))
     changed, tensors = whole(done.get("changed")), whole(done.get("tensors"))
     allowed = f" (allowed: {numbers.number(bound)})" if bound is not None else ""
+    mover = "the combination" if "combined" in manifest["steps"].get("train", {}) else "training"
     pairs: list[tuple[str, object]] = [
         ("largest logit gap", None if gap is None else f"{numbers.number(gap)}{allowed}"),
-        ("for comparison", None if shift is None else f"training moved logits by up to {numbers.number(shift)}"),
+        ("for comparison", None if shift is None else f"{mover} moved logits by up to {numbers.number(shift)}"),
         ("changed", None if changed is None else f"{changed:,}{'' if tensors is None else f' of {tensors:,}'} tensors"),
         ("stored in", text(done.get("dtype"))),
         ("size", _size(done)),
@@ -125,12 +144,12 @@ def merge_section(manifest: JSON) -> Html:
 def files_section(manifest: JSON, plan: PlanTable | None, findings: JSON) -> Html:
     """Count the files of the finished steps; behind a fold, list each with its hash, and the inputs with theirs."""
     rows: list[list[object]] = [
-        [tag("code", name), step, _size(one), _hash(one["sha256"])]
+        [tag("code", name), "combine" if "combined" in done else step, _size(one), _hash(one["sha256"])]
         for step, done in manifest["steps"].items()
         if step != "report"
         for name, one in done["files"].items()
     ]
-    steps = ", ".join(step for step in manifest["steps"] if step != "report")
+    steps = ", ".join(dict.fromkeys(str(row[1]) for row in rows))
     note = f"{len(rows):,} files of the finished steps: {steps}." if rows else "No step has finished yet."
     for part, one in _sources(findings):
         rows.append([f"{_part(part)} rows", "input", _size(one), _hash(one.get("sha256"))])

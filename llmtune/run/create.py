@@ -6,7 +6,7 @@ from llmtune import recipe
 from llmtune.errors import RecipeError
 from llmtune.files import delete
 from llmtune.recipe.compare import difference
-from llmtune.run.folder import HEADER, UNOWNED, Run, partials, refuse_file
+from llmtune.run.folder import HEADER, UNOWNED, Run, partials, refuse_combined, refuse_file
 
 
 def open_run(path: Path) -> Run:
@@ -35,6 +35,7 @@ def create(resolved: recipe.Recipe, path: Path, overwrite: bool = False) -> Run:
         for file in sorted(files, key=run.recipe_file.__eq__):  # last, as it marks the folder as a run's
             delete(file)
     elif files:
+        refuse_combined(run)
         change = difference(recipe.load(run.recipe_file), resolved)
         if change:
             raise RecipeError(f"{path}: holds another run ({change}); choose another with --out, or --overwrite it")

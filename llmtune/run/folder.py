@@ -97,7 +97,14 @@ class Run:
     def keep_settings(self) -> None:
         """Write the recipe that the steps follow into the folder."""
         if self.settings:
-            write_text(self.recipe_file, HEADER + recipe.dump(self.settings))
+            write_text(self.recipe_file, HEADER + self._origin() + recipe.dump(self.settings))
+
+    def _origin(self) -> str:
+        """A comment in the recipe of a combination, which nothing trained; "" in any other."""
+        if self.combined is None:
+            return ""
+        first, *others = (str(one["name"]) for one in self.combined["runs"])
+        return ascii(f"# Nothing trained by it: {first} was combined with {', '.join(others)}.")[1:-1] + "\n"
 
     def manifest(self) -> dict[str, Any]:
         """The manifest; without a file, one with no finished step. A step whose entry is damaged is not finished."""
@@ -109,6 +116,12 @@ class Run:
         finished = {step: one for step, one in entries if isinstance(one, dict) and are_fingerprints(one.get("files"))}
         return {**fields, "steps": finished}
 
+    @property
+    def combined(self) -> dict[str, Any] | None:
+        """From which runs its delta was combined, and how; None for a run that was trained."""
+        combined = self.manifest()["steps"].get("train", {}).get("combined")
+        return combined if isinstance(combined, dict) and combined.get("runs") else None
+
     def done(self, step: str) -> bool:
         """Whether a step finished under the recipe's settings and its files are there with the recorded sizes."""
         entry = self.manifest()["steps"].get(step)
@@ -118,24 +131,28 @@ class Run:
         return all(path.is_file() and path.stat().st_size == facts["bytes"] for path, facts in files)
 
     def verify(self, step: str, error: type[LlmtuneError] = ProofError) -> dict[str, dict[str, Any]]:
-        """Fingerprints of the files in `delta/` (step train) or `merged/` (step merge), named as in the manifest.
+        """Fingerprints of the files that step train, merge or export left in its folder, named as in the manifest.
 
-        Raises `error` for a file that was changed, removed or added since the step finished.
+        Raises `error` for a file that was changed or removed since the step finished, or added to delta/ or merged/.
         """
-        folder = {"train": self.delta, "merge": self.merged}[step]
-        command = f"llmtune {step} {shlex.quote(str(self.path))}"
+        folder = {"train": self.delta, "merge": self.merged, "export": self.exported}[step]
+        is_combined = step == "train" and self.combined is not None
+        name = "combine" if is_combined else step
+        command = f"llmtune {name} {'RUN_A RUN_B' if is_combined else shlex.quote(str(self.path))}"
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         entry = self.manifest()["steps"].get(step)
         if entry is None or not files:
             raise error(f"{folder}: is missing or not finished; first: {command}")
         expected = entry["files"]
+        if step == "export":  # what other programs made of the files may lie beside them
+            files = [file for file in files if file.relative_to(self.path).as_posix() in expected]
         actual = {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
-        for name in sorted({*expected, *actual}):
-            if actual.get(name) != expected.get(name):
-                if name not in expected:
-                    raise error(f"{self.path / name}: was added after `llmtune {step}`; remove it")
-                change = "changed" if name in actual else "removed"
-                raise error(f"{self.path / name}: was {change} after `llmtune {step}`; run it again: {command}")
+        for file in sorted({*expected, *actual}):
+            if actual.get(file) != expected.get(file):
+                if file not in expected:
+                    raise error(f"{self.path / file}: was added after `llmtune {name}`; remove it")
+                change = "changed" if file in actual else "removed"
+                raise error(f"{self.path / file}: was {change} after `llmtune {name}`; run it again: {command}")
         return actual
 
     def mark(self, step: str, outputs: list[Path], **facts: Any) -> None:
@@ -208,7 +225,17 @@ def partials(path: Path) -> list[Path]:
     """What killed processes had begun to write in a run's folder, by the names that a run gives to files."""
     inside = [*(path / "checkpoints").glob(".step-*.partial*"), *(path / "eval").glob(".*.partial*")]
     linked = [file for name in FOLDERS for file in (path / name).glob(f".{name}.partial*")]
-    return [*inside, *linked, *(file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))]
+    exported = [file for file in (path / "exported").glob(".*.partial*") if file not in linked]
+    own = (file for name in (*FILES, *FOLDERS) for file in path.glob(f".{name}.partial*"))
+    return [*inside, *linked, *exported, *own]
+
+
+def refuse_combined(run: Run) -> None:
+    """Raise RecipeError for a run that was combined from others, where one is to be trained."""
+    if run.combined is not None:
+        raise RecipeError(
+            f"{run.path}: was combined from other runs, and nothing trains there; choose another with --out"
+        )
 
 
 def refuse_file(path: Path) -> None:
