@@ -145,15 +145,17 @@ class WideMlp:
         """Make the MLP wider, whose weights are in memory; its adapter adds nothing more."""
         self._features = [features(layer) for layer in self.layers]
         widen_mlp(self.mlp, self.layer.parts(self.adapter) if self.layer else {}, self.size)
-        if self.layer:
-            self.layer.merged_adapters.append(self.adapter)
+        self._mark([self.adapter])
 
     def narrow(self) -> None:
         """Take the MLP for what it was, whose weights are about to be freed."""
         for layer, (inputs, outputs) in zip(self.layers, self._features, strict=False):
             set_features(layer, inputs, outputs)
-        if self.layer:
-            self.layer.merged_adapters.clear()
+        self._mark([])
+
+    def _mark(self, merged: list[str]) -> None:
+        names: Any = self.layer.merged_adapters if self.layer else []
+        names[:] = merged
 
 
 class BottleneckModel(BaseTuner):

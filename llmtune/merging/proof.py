@@ -110,8 +110,8 @@ def jitter(number: int, weight: torch.Tensor, epsilon: float) -> None:
     `number` is the weight's in its model, which makes the changes the same each time; `epsilon` is that of its dtype.
     """
     generator = torch.Generator().manual_seed(number)
-    weight = torch.atleast_1d(weight)
-    for part in weight.split(max(1, 2**20 * len(weight) // max(1, weight.numel()))):
+    rows = weight if weight.dim() else weight[None]
+    for part in torch.split(rows, max(1, 2**20 * len(rows) // max(1, rows.numel()))):
         half = torch.exp2(torch.frexp(part).exponent) * epsilon / 4 * (part != 0)
         part += half * (2 * torch.rand(part.shape, generator=generator) - 1)
 

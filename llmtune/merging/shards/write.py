@@ -194,7 +194,8 @@ class ShardWriter:
     def finish(self) -> None:
         """Name the files as transformers expects them."""
         self.flush()
-        count, index = len(self._files), {}
+        count = len(self._files)
+        index: dict[str, str] = {}
         for number, keys in enumerate(self._files, 1):
             name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             (self._folder / f"part-{number}").rename(self._folder / name)
