@@ -1,5 +1,6 @@
 """What is checked around a merge: disk and memory before it, the written files and a 4-bit run's gaps after it."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from llmtune.machine.device import free_bytes
 from llmtune.merging.proof import logits, probes
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.model.files.quantization import dequantized_format
+from llmtune.model.files.stored import stored_tensors
+from llmtune.model.parts import converted_keys
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
@@ -27,6 +30,16 @@ LESS_MEMORY = "free some memory, merge on a larger machine, or go without with m
 def count_weights(base: Base) -> int:
     """Return how many numbers the base's weights are, each counted once where matrices are tied."""
     return sum(tensor.numel() for tensor in build_skeleton(base).parameters())
+
+
+def disk_bytes(base: Base, dtype: str) -> int:
+    """Return the bytes of disk that merging into a base takes: the weights, and what the proof puts beside them.
+
+    Stock transformers writes experts that it joins as it loads them to disk in fp32, and removes them.
+    """
+    skeleton, stored = build_skeleton(base), stored_tensors(base.folder, base.name)
+    joined = sum(math.prod(stored[key].shape) for key in converted_keys(skeleton, list(stored)))
+    return count_weights(base) * getattr(torch, dtype).itemsize + torch.float32.itemsize * joined
 
 
 def check_disk(run: Run, needed: int) -> None:

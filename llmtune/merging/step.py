@@ -16,7 +16,7 @@ from llmtune.merging.checks import (
     check_disk,
     check_memory,
     compare_with_quantized,
-    count_weights,
+    disk_bytes,
     headers,
     memory_words,
 )
@@ -57,9 +57,8 @@ def merge(run: Run) -> dict[str, Any]:
         refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
         if into is not base:
             check_same_shapes(base, build_skeleton(base), into)
-        weights = count_weights(into)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
-        check_disk(run, weights * getattr(torch, settings.merge.dtype).itemsize)
+        check_disk(run, disk_bytes(into, settings.merge.dtype))
         needed, words = memory_words(into, settings.merge.dtype, _trained_bits(settings, base))
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):

@@ -18,7 +18,7 @@ from llmtune.errors import MachineError, ProofError
 from llmtune.estimate.memory import merge_bytes
 from llmtune.launch.guard import guarded_step
 from llmtune.merging import checks, proof, step
-from llmtune.merging.checks import count_weights
+from llmtune.merging.checks import count_weights, disk_bytes
 from llmtune.merging.step import merge
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.files.locate import locate_base
@@ -38,12 +38,13 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise AssertionError("work began")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_counts_every_weight_once(tmp_path: Path, tied: bool) -> None:
-    folder = tiny.save_base(tmp_path / "base", tied=tied)
-    assert count_weights(locate_base(Model(base=str(folder)))) == sum(
-        tensor.numel() for tensor in tiny.model(tied=tied).parameters()
-    )
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("mixtral", False)])
+def test_counts_every_weight_once_on_disk_and_experts_again_in_fp32(tmp_path: Path, kind: str, tied: bool) -> None:
+    base = locate_base(Model(base=str(tiny.save_base(tmp_path / "base", kind, tied=tied))))
+    numbers = {name: one.numel() for name, one in tiny.model(kind, tied=tied).named_parameters()}
+    assert count_weights(base) == sum(numbers.values())
+    experts = sum(count for name, count in numbers.items() if "experts" in name)
+    assert disk_bytes(base, "bfloat16") == 2 * count_weights(base) + 4 * experts
 
 
 def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
@@ -55,11 +56,11 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
     monkeypatch.setattr(step, "merge_by_shards", refuse)
     size = sum(file.stat().st_size for file in run.merged.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(step, "count_weights", lambda base: size)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: 2 * size)
     with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only .*B is free"):
         merge(run)
     assert run.done("merge"), "the earlier merge is as it was"
-    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: size)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
 
@@ -105,7 +106,7 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
     usage = shutil.disk_usage(tmp_path)
     size = sum(file.stat().st_size for file in run.merged.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: size)
     with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only 1\.0 kB is free"):
         merge(run)
 
