@@ -96,7 +96,7 @@ def _origin(base: dict[str, Any]) -> str:
 def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
-    rows = results(run)
+    rows = results(run, with_intervals=True)
     notes = [note for note in (comparison_note(run), base_note(run), selection_note(run)) if note]
     return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 

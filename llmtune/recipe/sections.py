@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
 from llmtune.fields import Closed, Count, listed
@@ -37,9 +37,20 @@ __all__ = [
 ]
 
 
+def _compiled(name: str) -> str:
+    """Return regex:PATTERN; raises ValueError for a pattern that is none."""
+    import regex
+
+    try:
+        regex.compile(name.removeprefix("regex:"))
+    except regex.error as error:
+        raise ValueError(f"{name} is no regular expression: {error}") from error
+    return name
+
+
 MetricName = Annotated[
     Literal["exact_match", "json", "labels", "rouge", "chrf", "perplexity"]
-    | Annotated[str, Field(pattern=r"^regex:.+$")],
+    | Annotated[str, Field(pattern=r"^regex:.+$"), AfterValidator(_compiled)],
     Field(examples=["regex:^[A-Z]+$"]),
 ]
 
@@ -93,8 +104,8 @@ class Eval(Closed):
     rows: Count = 64
     """Validation rows that are answered for train.keep_best: score."""
     metrics: Annotated[tuple[MetricName, ...] | None, BeforeValidator(listed)] = None
-    """What is measured on held-out rows: exact_match, json, labels, rouge, chrf, perplexity, regex:PATTERN; by the
-    data where not given."""
+    """What is measured on held-out rows beside exact match and loss: json, labels, rouge, chrf, perplexity,
+    regex:PATTERN; by the data where not given."""
     forgetting: bool = True
     """Ask both models a small fixed set of general questions and texts, which shows what the training cost."""
     backend: Literal["transformers", "vllm"] = "transformers"

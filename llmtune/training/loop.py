@@ -123,7 +123,7 @@ def _train(
             eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            answers=answer_score(recipe, data.eval, tokenizer, ends, state),
+            answers=answer_score(recipe, data.eval, data.rows.get("eval", ()), tokenizer, ends, state),
             callbacks=[stop, *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
