@@ -153,8 +153,14 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": recipe.eval.backend,
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},
     }
+
+
+def _backend(recipe: Recipe) -> tuple[str, ...]:
+    """Return the package that runs the models beside those that always do."""
+    return () if recipe.eval.backend == "transformers" else (recipe.eval.backend,)
 
 
 def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:

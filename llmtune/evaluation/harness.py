@@ -22,6 +22,8 @@ from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.loaded_model import LoadedModel, StandIn
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.results import Result
+from llmtune.evaluation.vllm.engine import VllmModel
+from llmtune.evaluation.vllm.served import ServedModel
 from llmtune.machine.device import forked_rng
 from llmtune.working import working
 
@@ -84,13 +86,16 @@ def _load(
     title: str,
 ) -> LoadedModel:
     """Return the model as lm-eval asks it; for held-out rows, with their token ids and batches that fit them."""
+    kind: Any = ServedModel if isinstance(model, VllmModel) else LoadedModel
     if not isinstance(task, HeldOut):
         # A chat template writes the BOS token itself.
-        return LoadedModel(model, tokenizer, TASK_BATCH, None if template is None else False, title, template)
-    built = LoadedModel(model, tokenizer, TASK_BATCH, False, title)
+        return kind(model, tokenizer, TASK_BATCH, None if template is None else False, title, template)
+    built = kind(model, tokenizer, TASK_BATCH, False, title)
     questions = task.questions
     built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
     built.special = questions.special
+    if kind is ServedModel:
+        return built
     new_tokens: Any = task.generation["max_gen_toks"]
     longest = max(map(len, questions.prompt_ids))
     built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), longest + new_tokens)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
-from llmtune.fields import Closed, Count, listed
+from llmtune.fields import Closed, Count, Positive, listed
 from llmtune.methods.kinds import Method
 from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.data import Data
@@ -109,7 +109,7 @@ class Eval(Closed):
     forgetting: bool = True
     """Ask both models a small fixed set of general questions and texts, which shows what the training cost."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What runs the models."""
+    """What runs the models: vllm, where it is installed, answers much faster on GPUs, and by kernels of its own."""
 
 
 class Merge(Closed):
@@ -132,6 +132,8 @@ class Publish(Closed):
     """Upload what was trained, or the full weights; delta for adapters that PEFT itself loads, else merged."""
     collection: Annotated[str | None, Field(min_length=1)] = None
     """The title of a collection of the owner's that the repository is added to."""
+    grid_gco2_per_kwh: Positive | None = None
+    """Grams of CO2 per kWh of the grid that trained: with measured energy, the card then states the emissions."""
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]
