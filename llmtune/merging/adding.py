@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError, lacks_memory
 from llmtune.merging.compact import in_fp32, units, widen_buffers, widened_units
-from llmtune.merging.proof import logits
+from llmtune.merging.proof import is_finite, logits
 from llmtune.model.base import Base, load_config, load_model
 from llmtune.model.blocks import is_tied
 from llmtune.model.files.quantization import dequantized_format
@@ -111,7 +111,7 @@ def add_adapters(unit: nn.Module) -> None:
 
 def refuse_infinite(layer: nn.Module, name: str) -> None:
     """Raise ProofError for a weight that is not finite; texts that a proof reads need not reach it."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters()):
+    if not all(is_finite(parameter) for parameter in layer.parameters()):
         raise ProofError(f"{name}: its merged weights are not finite; the delta is damaged, or its training diverged")
 
 

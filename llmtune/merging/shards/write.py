@@ -15,6 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from llmtune.errors import ProofError
 from llmtune.files import write_json
 from llmtune.machine.memory import trim_heap
+from llmtune.merging.proof import is_finite
 from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
@@ -91,25 +92,30 @@ class Merger:
     def merge(self, part: Part) -> dict[str, dict[str, torch.Tensor]]:
         """What a part's changed parameters become: stored tensors, by the parameters' names."""
         own = self.weights.fill(part.parameters.values())
+        before = self._before(own)
         self.change.add(part.layers)
-        before = self.weights.stored.read(list(own))
         changed = {}
         for name, parameter in own.items():
-            if parameter.shape != self._shapes[name] or not bool(torch.isfinite(parameter.data).all()):
+            if parameter.shape != self._shapes[name] or not is_finite(parameter.data):
                 reason = "is not finite" if parameter.shape == self._shapes[name] else "has another shape in the model"
                 raise ProofError(f"{name}: {reason}; the delta is damaged, or its training diverged")
             narrow = rounded(name, parameter.data, self.dtype)
-            if narrow.shape != before[name].shape or not torch.equal(narrow, before[name].to(self.dtype)):
-                changed[name] = self._as_stored(name, parameter.data)
+            if narrow.shape != before[name].shape or not torch.equal(narrow, before[name]):
+                changed[name] = self._as_stored(name, parameter.data, narrow)
         self.weights.empty(part.parameters.values())
         self.change.forget(part.layers)
         return changed
 
-    def _as_stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _before(self, own: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+        """The base's numbers, rounded; they are read again only where a delta's are in memory."""
+        replaced = self.weights.stored.read([name for name in own if name in self.weights.replaced])
+        numbers = {name: replaced.get(name, parameter.data) for name, parameter in own.items()}
+        return {name: one.to(self.dtype, copy=name not in replaced) for name, one in numbers.items()}
+
+    def _as_stored(self, name: str, tensor: torch.Tensor, narrow: torch.Tensor) -> dict[str, torch.Tensor]:
         stored = self.weights.stored
         if name not in stored.converted:
             first, *others = stored.keys[name]
-            narrow = rounded(first, tensor, self.dtype)
             return {first: narrow, **{key: narrow.clone() for key in others}}
         reverted = revert_weight_conversion(self.stock, {name: tensor})
         return {key: rounded(key, one, self.dtype).contiguous() for key, one in reverted.items()}
