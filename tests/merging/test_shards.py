@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError
 from llmtune.merging.compact import units
+from llmtune.merging.proof import is_finite, jitter
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.merge import merge_by_shards
 from llmtune.merging.shards.write import ShardWriter
@@ -112,6 +113,36 @@ def test_new_file_begins_where_the_limit_is_reached(tmp_path: Path) -> None:
     alone.add("layer", torch.ones(3))
     alone.finish()
     assert [file.name for file in (tmp_path / "one").iterdir()] == [SINGLE]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_random_changes_are_as_large_as_rounding_errors_on_the_root_mean_square(dtype: torch.dtype) -> None:
+    exact = torch.randn(600, 700, generator=torch.Generator().manual_seed(1))
+    narrow = exact.to(dtype).float()
+    narrow[3, :5] = 0
+    changed, again = narrow.clone(), narrow.clone().T
+    jitter(4, changed, torch.finfo(dtype).eps)
+    jitter(4, again.T, torch.finfo(dtype).eps)
+    steps = changed - narrow
+    assert torch.equal(changed, again.T)
+    assert not steps[3, :5].any()
+    assert steps.count_nonzero() == steps.numel() - 5
+    apart = narrow.frexp().mantissa.abs() != 0.5  # below a power of two, numbers are half as far apart
+    assert torch.equal(changed.to(dtype).float()[apart], narrow[apart])
+    assert float(steps.square().mean() / (exact - narrow).square().mean()) == pytest.approx(1, rel=0.02)
+    signs = steps.sign()
+    assert float(signs.mean().abs()) < 0.01
+    assert float((signs[1:] * signs[:-1]).mean().abs()) < 0.01
+    assert float((signs.view(-1)[:-8192] * signs.view(-1)[8192:]).mean().abs()) < 0.01  # of one random number's bits
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_seen(number: float) -> None:
+    weight = torch.randn(37, 5)
+    assert is_finite(weight)
+    assert is_finite(torch.empty(0, 5))
+    weight[36, 2] = number
+    assert not is_finite(weight)
 
 
 def test_float16_has_its_own_bound(tmp_path: Path, quick: None) -> None:
