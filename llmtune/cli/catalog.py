@@ -106,8 +106,12 @@ COMMANDS = (
         "export",
         export,
         "after",
-        "Write the tuned model for llama.cpp or Ollama, with proof.",
-        ("llmtune export runs/recipe --to gguf", "llmtune export runs/recipe --to ollama:q8_0"),
+        "Write the tuned model for llama.cpp, Ollama, vLLM or MLX, with proof.",
+        (
+            "llmtune export runs/recipe --to gguf",
+            "llmtune export runs/recipe --to ollama:q8_0",
+            "llmtune export runs/recipe --to vllm",
+        ),
     ),
     Command(
         "publish",
