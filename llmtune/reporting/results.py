@@ -87,7 +87,7 @@ def _scores(rows: list[dict[str, str]]) -> Html:
 
 
 def _score(cell: str, bold: bool = False) -> Html:
-    """A score or a difference, its interval on a line of its own: in one line, three metrics are wider than the page."""
+    """A score or a difference, its interval on a line of its own: in one line, three metrics are wider than a page."""
     value, bracket, bounds = cell.partition("[")
     interval = tag("small", f"[{bounds}", class_="interval") if bracket else None
     return tag("b" if bold else "span", value, interval)
