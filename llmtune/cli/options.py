@@ -66,7 +66,8 @@ Script = Annotated[
 ]
 Slurm = Annotated[bool, typer.Option("--slurm", metavar="", help="Write a job for sbatch; nothing starts.")]
 Rank = Annotated[
-    int | None, typer.Option("--rank", metavar="N", help="Start this machine's part: the first is 0.", show_default=False)
+    int | None,
+    typer.Option("--rank", metavar="N", help="Start this machine's part: the first is 0.", show_default=False),
 ]
 Address = Annotated[
     str | None,
@@ -86,9 +87,7 @@ GpusPerNode = Annotated[
 ]
 TimeLimit = Annotated[
     str | None,
-    typer.Option(
-        "--time", metavar="T", help="The job's time limit, such as 12:00:00.", show_default="the partition's"
-    ),
+    typer.Option("--time", metavar="T", help="The job's time limit, such as 12:00:00.", show_default="the partition's"),
 ]
 Partition = Annotated[
     str | None, typer.Option("--partition", metavar="NAME", help="SLURM's partition.", show_default="the cluster's")

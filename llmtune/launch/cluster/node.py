@@ -60,7 +60,9 @@ def run_node(launch: Launch, machines: Machines, place: Place, arguments: list[s
     """
     if place.rank == 0:
         _refuse_used_port(place.port)
-    words = f"machine {place.rank} of 0 to {machines.count - 1} starts {machines.processes} of {machines.world} processes"
+    words = (
+        f"machine {place.rank} of 0 to {machines.count - 1} starts {machines.processes} of {machines.world} processes"
+    )
     print(f"{words}; they meet at {place.address}:{place.port}, within {PATIENCE // 60} minutes", flush=True)
     options = ["--num_machines", str(machines.count), "--machine_rank", str(place.rank)]
     options += ["--main_process_ip", place.address, "--main_process_port", str(place.port)]

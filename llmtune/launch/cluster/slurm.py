@@ -33,7 +33,7 @@ settings=({settings})
 # What is done so far. A job that was stopped and did nothing more than the last one would be stopped again.
 progress() {{
   ls -- "$run/checkpoints" 2>/dev/null
-  cksum < "$run/manifest.json" 2>/dev/null
+  cksum "$run/manifest.json" 2>/dev/null
 }}
 before=$(progress)
 
@@ -76,9 +76,13 @@ class Request:
     def __post_init__(self) -> None:
         for option, value in (("partition", self.partition), ("account", self.account)):
             if value is not None and not _NAME.fullmatch(value):
-                raise RecipeError(f"--{option} {value!r}: is no name that SLURM takes; `sinfo` and `sacctmgr` show them")
+                raise RecipeError(
+                    f"--{option} {value!r}: is no name that SLURM takes; `sinfo` and `sacctmgr` show them"
+                )
         if self.time is not None and not _TIME.fullmatch(self.time):
-            raise RecipeError(f"--time {self.time!r}: is no time limit; try 12:00:00, 2-00:00:00, or minutes such as 90")
+            raise RecipeError(
+                f"--time {self.time!r}: is no time limit; try 12:00:00, 2-00:00:00, or minutes such as 90"
+            )
 
 
 @dataclass(frozen=True)
