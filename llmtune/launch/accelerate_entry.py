@@ -1,6 +1,7 @@
 """`accelerate launch` without torchrun's long report of a failed process: llmtune reports the error in one line."""
 
 import logging
+import os
 import signal
 import sys
 
@@ -10,10 +11,15 @@ from llmtune.working import use_stdout, working
 
 if __name__ == "__main__":
     use_stdout()
+    # Else torch adds forty lines of C++ frames to a machine that is not reached; read at import, and not for children.
+    hushed = "TORCH_CPP_LOG_LEVEL" not in os.environ
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     with working("loading accelerate and torch"):
         from accelerate.commands.launch import main
         from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    if hushed:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
     logging.disable()
     try:
         main()

@@ -77,6 +77,8 @@ def test_starts_one_machines_share_as_accelerate_understands_it(monkeypatch: pyt
     monkeypatch.setattr(node, "find_gpus", lambda: Gpus(1))
     with pytest.raises(MachineError, match="multi_node needs 2 GPUs and this machine has 1"):
         run_node(launch, machines, Place(3, "10.0.0.7", 1234), ["recipe.yaml"])
+    with pytest.raises(MachineError, match=r"--address no\.such\.host\.invalid: this machine knows no such host"):
+        run_node(launch, machines, Place(3, "no.such.host.invalid", 1234), ["recipe.yaml"])
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -1,5 +1,6 @@
 """SLURM's srun and scontrol on one machine, and what of a training they replace."""
 
+import sys
 from pathlib import Path
 
 SRUN = """#!/bin/bash
@@ -13,8 +14,10 @@ exit $code
 SCONTROL = """#!/bin/bash
 case $1 in show) printf '127.0.0.1\\n127.0.0.1\\n' ;; requeue) echo "$2" >> requeued ;; esac
 """
-RECORDER = """#!/bin/bash
-printf '%s\\n' "${0##*/}" "$@" | paste -sd '\\t' >> "$CALLS"
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + chr(10))
 """
 
 

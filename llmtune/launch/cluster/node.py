@@ -56,14 +56,15 @@ def train_node(recipe: Recipe, machines: Machines, place: Place, run: Run) -> No
 def run_node(launch: Launch, machines: Machines, place: Place, arguments: list[str]) -> Exit:
     """Run llmtune.train with these arguments in this machine's processes, and wait for their end.
 
-    Raises MachineError where the machine has too few GPUs for them, or the first one's port is in use.
+    Raises MachineError where the machine has too few GPUs for them, or the first one's address or port is no good.
     """
     if place.rank == 0:
         _refuse_used_port(place.port)
-    words = (
-        f"machine {place.rank} of 0 to {machines.count - 1} starts {machines.processes} of {machines.world} processes"
+    _refuse_unknown_host(place.address)
+    share = (
+        f"machine {place.rank} of {machines.count}, counted from 0: {machines.processes} of {machines.world} processes"
     )
-    print(f"{words}; they meet at {place.address}:{place.port}, within {PATIENCE // 60} minutes", flush=True)
+    print(f"{share}; they meet at {place.address}:{place.port}, within {PATIENCE // 60} minutes", flush=True)
     options = ["--num_machines", str(machines.count), "--machine_rank", str(place.rank)]
     options += ["--main_process_ip", place.address, "--main_process_port", str(place.port)]
     options += ["--rdzv_backend", "static", "--rdzv_conf", f"timeout={PATIENCE}"]
@@ -80,3 +81,10 @@ def _refuse_used_port(port: int) -> None:
         except OSError as error:
             message = f"port {port} of this machine is in use; give another with --port, the same on every machine"
             raise MachineError(message) from error
+
+
+def _refuse_unknown_host(address: str) -> None:
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as error:
+        raise MachineError(f"--address {address}: this machine knows no such host; give the first machine's") from error
