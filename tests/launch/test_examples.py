@@ -72,8 +72,8 @@ def test_hf_jobs_takes_the_command_of_its_example_and_the_bucket_keeps_the_run(t
     ((program, *words),) = calls(tmp_path, script, "my job", "me/llmtune:cuda", "me/runs", "one", DRY_RUN="1")
     assert (program, words[:3]) == ("hf", ["jobs", "run", "--dry-run"])
     job = jobs_cli.commands["run"].make_context("run", words[2:]).params
-    assert job["secrets"] == ["HF_TOKEN"]
-    assert job["volume"] == ["my job:/job", "hf://buckets/me/runs:/runs"]
+    assert list(job["secrets"]) == ["HF_TOKEN"]
+    assert list(job["volume"]) == ["my job:/job", "hf://buckets/me/runs:/runs"]
     assert job["image"] == "me/llmtune:cuda"
     for place in ("job", "runs"):
         (tmp_path / place).mkdir()
