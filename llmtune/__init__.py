@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmtune.api import Recipe, combine, evaluate, export, merge, publish, report, train
+    from llmtune.api import Recipe, combine, evaluate, export, infer, merge, publish, report, train
 
-__all__ = ["Recipe", "combine", "evaluate", "export", "merge", "publish", "report", "train"]
+__all__ = ["Recipe", "combine", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
 __version__ = "0.1.0"
 
 

@@ -4,4 +4,5 @@ import sys
 
 from llmtune.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that a command spawns import this file again
+    sys.exit(main())

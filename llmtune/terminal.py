@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llmtune.files import read_json
@@ -114,9 +115,9 @@ def _table(rows: list[dict[str, str]], left: set[str]) -> None:
     """Print rows of cells by column title; columns not in `left` are aligned at the right."""
     shown = Table(box=None, pad_edge=False)
     for title in rows[0] if rows else ():
-        shown.add_column(title, justify="left" if title in left else "right")
+        shown.add_column(escape(title), justify="left" if title in left else "right")
     for row in rows:
-        shown.add_row(*row.values())
+        shown.add_row(*map(escape, row.values()))
     if not console.is_terminal:  # then rich takes 80 columns, and would wrap the cells
         console.width = _PIPE_WIDTH
     console.print(shown)

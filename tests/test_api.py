@@ -18,7 +18,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests.support import runs, tiny
 
-NAMES = ["Recipe", "combine", "evaluate", "export", "merge", "publish", "report", "train"]
+NAMES = ["Recipe", "combine", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ COMMANDS = (
     "make ",
     "docker build ",
     "sky ",
-    "launch/",
+    "launch/hf-jobs.sh ",
 )
 FOLDERS = ("accelerate_configs", "benchmarks", "docs", "eval", "launch", "llmtune", "recipes", "tests")
 """What a path in a document starts with where it means a file of this repository and not a user's."""
@@ -129,7 +129,7 @@ def test_commands_parse(file: Path) -> None:
             assert find_spec(words[words.index("-m") + 1]), words
         elif words[0] == "torchrun":
             assert get_args_parser().parse_args(words[1:]).training_script == TRAIN_MODULE, words
-        elif words[0] in ("docker", "sky") or words[0].startswith("launch/hf-jobs.sh "):
+        elif words[0] in ("docker", "sky", "launch/hf-jobs.sh"):
             assert any((ROOT / word).is_file() for word in words), words
         else:
             arguments = words[3:] if words[0] == "python" else words[1:]

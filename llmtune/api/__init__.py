@@ -1,19 +1,33 @@
-"""The Python API, which the command line uses too: train, evaluate, merge, combine, export, publish and report."""
+"""The Python API, which the command line uses too: each function is a command."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtune.answering.request import Request
 from llmtune.api.job import begin
-from llmtune.api.steps import Folder, Overrides, do, join, ready_run, step_function
+from llmtune.api.steps import (
+    Folder,
+    Overrides,
+    at_work,
+    do,
+    join,
+    open_with,
+    ready_run,
+    require_trained,
+    step_function,
+)
+from llmtune.data.sources import problem
+from llmtune.errors import RecipeError
 from llmtune.exporting.forms import read_form
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.working import importing
 
 if TYPE_CHECKING:
     from llmtune.evaluation.results import Evaluations
 
-__all__ = ["Recipe", "combine", "evaluate", "export", "merge", "publish", "report", "train"]
+__all__ = ["Recipe", "combine", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
 
 
 def train(
@@ -24,7 +38,7 @@ def train(
     A run that is trained already is left as it is, unless `overwrite`. Raises LlmtuneError for what ends it early.
     """
     job = begin(recipe, out, overwrite=overwrite, set=set)
-    with job.run.locked():
+    with at_work(job.run):
         job.train()
     return Run(job.run.path)
 
@@ -33,6 +47,22 @@ def evaluate(run: Folder, *, set: Overrides = ()) -> "Evaluations":
     """Evaluate base and tuned model of a trained run; gives what eval/ holds. Raises ProofError, RecipeError."""
     with ready_run(run, "eval", set) as ready:
         return do(ready, "eval")
+
+
+def infer(run: Folder, rows: Path | str, out: Path | str, *, set: Overrides = (), **options: Any) -> dict[str, Any]:
+    """Answer the rows of a file with a run's models, into the .jsonl `out`; gives the summary that lies beside it.
+
+    `options` are those of the command: `model`, `temperature`, `top_p`, `top_k`, `max_new_tokens`, `samples`, `seed`,
+    `system` and `overwrite`. Raises RecipeError, TrainingError, ProofError, MachineError, Interrupted.
+    """
+    request = Request(str(rows), Path(out), **options)
+    ready = open_with(run, set)
+    require_trained(ready)
+    if reason := problem(request.rows):
+        raise RecipeError(reason)
+    with importing():
+        from llmtune.answering.step import infer as answer
+    return answer(ready, request)
 
 
 def merge(run: Folder, *, set: Overrides = ()) -> dict[str, Any]:
@@ -72,7 +102,7 @@ def export(run: Folder, to: str, *, llama_cpp: Path | str | None = None, set: Ov
 def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[str, Any]:
     """Upload what the run's recipe says to the Hub; gives where it is. Raises PublishError.
 
-    With `dry_run` nothing is sent: what would go, but the weights, lies in the run's publish/; gives the files' sizes.
+    With `dry_run` nothing is sent: what would go lies in the run's publish/, weights as links; gives the files' sizes.
     """
     with ready_run(run, "publish", set) as ready:
         return step_function("preview")(ready) if dry_run else do(ready, "publish")

@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llmtune.api.steps import Folder, Overrides, do, open_with, path_of
+from llmtune.api.steps import Folder, Overrides, at_work, do, open_with, path_of
 from llmtune.errors import Interrupted, LlmtuneError, RecipeError
 from llmtune.files import write_text
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, refuse_combined
+from llmtune.storage import fetch, stored_at
 from llmtune.working import importing
 
 
@@ -65,7 +66,7 @@ def begin(
     recipe: Recipe | Folder, out: Path | str | None = None, *, overwrite: bool = False, set: Overrides = ()
 ) -> Job:
     """The training of a recipe, of a recipe's file, or of a run's folder; raises RecipeError for what fits none."""
-    if isinstance(recipe, Run) or (not isinstance(recipe, Recipe) and Path(recipe).is_dir()):
+    if isinstance(recipe, Run) or (not isinstance(recipe, Recipe) and is_run(recipe)):
         if out is not None:
             raise RecipeError(f"--out {out}: is for a recipe; {path_of(recipe)} is a run already and stays where it is")
         run = open_with(recipe, set)
@@ -78,7 +79,15 @@ def begin(
         settings = recipe
     if out is None and settings.file is None:
         raise RecipeError("out: a recipe without a file needs the run's folder, as in train(recipe, 'runs/mine')")
-    return Job(Run(Path(out or Path("runs") / Path(settings.file or "").stem)), settings, overwrite, is_new=True)
+    folder = path_of(out or Path("runs") / Path(settings.file or "").stem)
+    fetch(folder)
+    return Job(Run(folder), settings, overwrite, is_new=True)
+
+
+def is_run(place: Path | str) -> bool:
+    """Whether a run is named, and not a recipe; a folder here belongs to a URL, whatever is in it so far."""
+    folder = path_of(place)
+    return folder.is_dir() or stored_at(folder) is not None
 
 
 def complete(job: Job, heading: Callable[[str], None]) -> Run:
@@ -89,10 +98,12 @@ def complete(job: Job, heading: Callable[[str], None]) -> Run:
             from llmtune.publishing.step import preflight
 
         preflight(settings)
-    with job.run.locked():
+    with at_work(job.run):
         job.train()
         run = Run(job.run.path, job.run.settings)
         wanted = {"eval": settings.eval.suite != "none", "merge": settings.merge.enabled, "publish": settings.publish}
+        if settings.eval.backend == "vllm":  # it may ask the merged weights
+            wanted = {"merge": wanted.pop("merge"), **wanted}
         for name in (name for name, is_wanted in wanted.items() if is_wanted and not run.done(name)):
             _finish(run, name, heading)
         _finish(run, "report", heading)

@@ -12,6 +12,7 @@ from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import resolve_suite
 from llmtune.run import Run, open_run
+from llmtune.storage import fetch, keep_stored, run_folder
 from llmtune.working import importing
 
 Folder = Run | Path | str
@@ -26,11 +27,18 @@ def ready_run(folder: Folder, name: str, overrides: Overrides) -> Iterator[Run]:
     run = open_with(folder, overrides)
     if name == "publish" and run.recipe().publish is None:
         raise RecipeError(f"{run.recipe_file}: publish: is missing; add --set publish.repo=owner/name")
-    with run.locked():
+    with at_work(run):
         if name != "report":
             require_trained(run)
         with guarded_step(run, name, say_safe=False):
             yield run
+
+
+@contextlib.contextmanager
+def at_work(run: Run) -> Iterator[None]:
+    """Keep other processes out of a run while the block works on it; the store that it is on, if any, is kept whole."""
+    with run.locked(), keep_stored(run.path):
+        yield
 
 
 def require_trained(run: Run) -> None:
@@ -77,6 +85,7 @@ def step_function(name: str) -> Callable[..., Any]:
 def open_with(folder: Folder, overrides: Overrides) -> Run:
     """The run in a folder, with other settings for its steps; raises RecipeError for one that makes another run."""
     path = path_of(folder)
+    fetch(path, must_exist=True)
     run = open_run(path)
     for override in overrides:
         section = override.partition("=")[0].partition(".")[0]
@@ -98,8 +107,10 @@ def open_with(folder: Folder, overrides: Overrides) -> Run:
 
 
 def path_of(folder: Folder | Recipe) -> Path:
-    """The folder of a run, however it is named."""
-    return folder.path if isinstance(folder, Run) else Path(str(folder))
+    """The folder of a run, however it is named; of a URL, the folder here in which its run is worked on."""
+    if isinstance(folder, Recipe):
+        return Path(str(folder))
+    return folder.path if isinstance(folder, Run) else run_folder(folder)
 
 
 def join(
@@ -118,9 +129,10 @@ def join(
     runs = [open_with(folder, ()) for folder in folders]
     for run in runs:
         require_trained(run)
-    path = Path(out or Path("runs") / "+".join(run.path.resolve().name for run in runs))
+    path = path_of(out or Path("runs") / "+".join(run.path.resolve().name for run in runs))
+    fetch(path)
     refuse_used(path)
     with importing():
         from llmtune.combining.step import combine
-    with told_in_one_line(ProofError):
+    with keep_stored(path), told_in_one_line(ProofError):
         return combine(runs, request, path)

@@ -31,7 +31,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("merge-lora", "merge_lora"), "merge"),
     **dict.fromkeys(("convert", "gguf", "quantize"), "export"),
     **dict.fromkeys(("push", "upload"), "publish"),
-    **dict.fromkeys(("inference", "infer", "generate", "predict"), "chat"),
+    **dict.fromkeys(("inference", "generate", "predict"), "infer"),
     **dict.fromkeys(("list", "examples", "fetch"), "recipes"),
 }
 """What users of other tools type, and the command that does it."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from typer.core import TyperCommand
 
-from llmtune.cli.commands.after import chat, evaluate, merge, publish, report
+from llmtune.cli.commands.after import evaluate, merge, publish, report
 from llmtune.cli.commands.combine import Weighted, combine
 from llmtune.cli.commands.export import export
+from llmtune.cli.commands.infer import chat, infer
 from llmtune.cli.commands.launch import launch
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
@@ -135,11 +136,27 @@ COMMANDS = (
         ("llmtune report runs/recipe",),
     ),
     Command(
+        "infer",
+        infer,
+        "after",
+        "Let the tuned model answer the rows of a file, in batches, and score the answers where true ones are given. "
+        "The same command goes on with what was interrupted.",
+        (
+            "llmtune infer runs/recipe rows.jsonl -o answers.jsonl",
+            "llmtune infer runs/recipe prompts.txt -o answers.jsonl --model both",
+            "llmtune infer runs/recipe rows.csv -o answers.jsonl --temperature 0.7 --top-p 0.9 --samples 4",
+        ),
+    ),
+    Command(
         "chat",
         chat,
         "after",
         "Talk to base and tuned model side by side.",
-        ("llmtune chat runs/recipe", "llmtune chat runs/recipe --temperature 0.7 --top-p 0.9"),
+        (
+            "llmtune chat runs/recipe",
+            "llmtune chat runs/recipe --tuned --temperature 0.7 --top-p 0.9",
+            "llmtune chat runs/recipe --system Translate. --max-new-tokens 64",
+        ),
     ),
     Command(
         "schema",

@@ -8,8 +8,9 @@ from functools import partial
 
 from rich.console import Console
 
+from llmtune.answering.sampling import Sampling
+from llmtune.answering.speakers import Speaker, load_speakers
 from llmtune.cli.screen import show_answers
-from llmtune.cli.speakers import Sampling, Speaker, load_speakers
 from llmtune.errors import nearest
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.run import Run, locates_mistakes
@@ -18,7 +19,7 @@ OPENING = "Base and tuned model answer each line. /help lists the commands, /qui
 HELP = """/base          only the base model answers; once more: both
 /tuned         only the tuned model answers; once more: both
 /system TEXT   another system prompt, in a new conversation; without TEXT: shows it
-/set A=B ...   temperature=0.7 top_p=0.9 max_new_tokens=100 seed=1; without A=B: shows them
+/set A=B ...   temperature=0.7 top_p=0.9 top_k=50 max_new_tokens=100 seed=1; without A=B: shows them
 /reset         a new conversation
 /help          this list
 /quit          ends the chat
@@ -27,23 +28,42 @@ LESS_MEMORY = "ask for shorter answers with --max-new-tokens, or free some memor
 
 
 @locates_mistakes
-def chat(run: Run, lines: Iterable[str] | None = None, sampling: Sampling | None = None) -> None:
-    """Answer lines, typed ones without `lines`, until /quit, the end of the input or Ctrl-C at the prompt."""
+def chat(
+    run: Run,
+    lines: Iterable[str] | None = None,
+    sampling: Sampling | None = None,
+    system: str | None = None,
+    alone: str | None = None,
+) -> None:
+    """Answer lines, typed ones without `lines`, until /quit, the end of the input or Ctrl-C at the prompt.
+
+    `system` takes the place of the system prompt that the run's rows share; `alone` is base or tuned, None for both.
+    """
     console = Console(highlight=False)
     safe = f"what was trained is safe in {run.delta}"
     with contextlib.suppress(KeyboardInterrupt, EOFError), lacks_named("chat", f"{LESS_MEMORY}; {safe}"):
-        talk(load_speakers(run), _typed_lines(console) if lines is None else lines, console, sampling)
+        speakers = load_speakers(run)
+        for speaker in speakers:
+            speaker.system = speaker.system if system is None else system or None
+        talk(speakers, _typed_lines(console) if lines is None else lines, console, sampling, alone)
     if console.is_terminal:
         console.print()
 
 
-def talk(speakers: list[Speaker], lines: Iterable[str], console: Console, sampling: Sampling | None = None) -> None:
+def talk(
+    speakers: list[Speaker],
+    lines: Iterable[str],
+    console: Console,
+    sampling: Sampling | None = None,
+    alone: str | None = None,
+) -> None:
     """Let the speakers answer each line, and follow the commands, until /quit or the end of the lines."""
-    conversation = Conversation(speakers, console, sampling or Sampling())
+    conversation = Conversation(speakers, console, sampling or Sampling(), alone)
     system, tools = speakers[0].system, [one.get("function", one).get("name") for one in speakers[0].tools]
+    opening = OPENING if alone is None else f"Only the {alone} model answers; /{alone} brings the other one back."
     told = [f"System prompt: {system}"] * bool(system)
     told += [f"Tools that the models are told of: {', '.join(map(str, tools))}. None is run here."] * bool(tools)
-    conversation.tell(OPENING, *told)
+    conversation.tell(opening, *told)
     for line in lines:
         if line.startswith("/"):
             if line.strip() == "/quit":

@@ -122,12 +122,28 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         _line(f"batch_size: {8 if data.rows < 1000 else 16}", "rows per step, over all processes"),
         _line("# micro_batch_tokens: 4096", "tokens at a time, else as many as fit into free memory"),
         _line("# activation_checkpointing: true", "less memory, a third more time; auto where memory is short"),
+        *_eval_lines(data),
         *_COMMON,
     ]
 
 
+def _eval_lines(data: DataSummary) -> list[str]:
+    """Return the section of the evaluation; plain texts have no choice of metrics."""
+    limit = "how many rows both models are asked; suite: none for no evaluation"
+    if not data.metrics:
+        return [f"# eval: {{suite: quick, limit: 200}}   # {limit}"]
+    why = next((words for name, words in _METRICS.items() if name in data.metrics), _OTHER_METRICS)
+    chosen = f"metrics: [{', '.join(data.metrics)}]"
+    return ["eval:", _line(chosen, why), _line("# limit: 200", limit)]
+
+
+_METRICS = {
+    "json": "every answer is JSON: how many are valid, and which fields are right",
+    "labels": "the answers are labels: accuracy and F1, by likelihood",
+    "chrf": "the answers are texts: how much they share with the true ones",
+}
+_OTHER_METRICS = "also: json | labels | rouge | chrf | perplexity | regex:PATTERN"
 _COMMON = (
-    "# eval: {suite: quick, limit: 200}   # how many rows both models are asked; suite: none for no evaluation",
     "# merge: {enabled: false}            # write no full weights, keep the delta alone",
     "# publish: {repo: me/my-model}       # upload the result; private unless it says visibility: public",
     "# launch: {accelerate: fsdp2}        # several GPUs share the model; auto, the default, takes what is there",

@@ -5,9 +5,14 @@ from typing import Annotated
 
 import typer
 
+from llmtune.storage.urls import run_folder
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's file.", show_default=False)]
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="RUN", help="Folders of trained runs, two or more.", show_default=False)
+    list[Path],
+    typer.Argument(
+        parser=run_folder, metavar="RUN", help="Folders or URLs of trained runs, two or more.", show_default=False
+    ),
 ]
 Weights = Annotated[
     list[float] | None,
@@ -32,9 +37,14 @@ Density = Annotated[
     typer.Option("--density", metavar="D", help="The share of values that ties and dare keep.", show_default="0.5"),
 ]
 Either = Annotated[
-    Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe's file, or a run's folder.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=run_folder, metavar="RECIPE|RUN", help="A recipe's file, or a run's folder or URL.", show_default=False
+    ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(parser=run_folder, metavar="RUN", help="A run's folder or URL.", show_default=False)
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a value of the recipe; again for more.")
 ]
@@ -46,16 +56,26 @@ SetAgain = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="The run's folder.", show_default="runs/<recipe's name>"),
+    typer.Option(
+        "--out",
+        parser=run_folder,
+        metavar="DIR",
+        help="The run's folder, or a URL such as s3://bucket/run.",
+        show_default="runs/<recipe's name>",
+    ),
 ]
 NewFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="The new run's folder.", show_default="runs/<a>+<b>"),
+    typer.Option(
+        "--out", parser=run_folder, metavar="DIR", help="The new run's folder or URL.", show_default="runs/<a>+<b>"
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Remove what the folder holds and start again.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Show what would be uploaded; send nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", metavar="", help="Write what would go to RUN/publish; send nothing.")
+]
 Json = Annotated[
     bool, typer.Option("--json", metavar="", help="Print one JSON object on stdout, and all else on stderr.")
 ]
@@ -121,13 +141,15 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="0 always takes the likeliest token; 1 draws as the model was trained.")
 ]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this sum.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 for all.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")]
 To = Annotated[
     str,
     typer.Option(
         "--to",
         metavar="FORM[:TYPE]",
-        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0.",
+        help="gguf or ollama, of type bf16, f16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0; vllm, of type lora or merged; "
+        "mlx.",
         show_default=False,
     ),
 ]
@@ -141,3 +163,12 @@ LlamaCpp = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="The system prompt, in infer that of rows without one; an empty one for none.",
+        show_default="the one that the run's rows share",
+    ),
+]

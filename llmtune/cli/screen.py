@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from llmtune.cli.speakers import Sampling, Speaker
+from llmtune.answering.sampling import Sampling
+from llmtune.answering.speakers import Speaker
 
 NOTHING = "(nothing)"
 _INDENT = " " * 7

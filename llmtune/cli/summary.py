@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmtune.data.row import Row
 from llmtune.data.rows import guess_form, iterate
+from llmtune.evaluation.held_out.choice import AnswerFacts, by_data
 
 _LONGEST_LABEL = 60
 """Characters of an answer that may be a label."""
@@ -28,20 +29,25 @@ class DataSummary:
     """The format of the rows, with its columns."""
     map: Mapping[str, str]
     """The map that names their columns; empty where they need none."""
+    metrics: tuple[str, ...]
+    """What answers such as these are scored by; nothing where the rows are plain texts."""
 
 
 def summarize(source: str) -> DataSummary:
     """Read a source's rows once; raises RecipeError for a bad one."""
     form, count, size, turns = guess_form(source), 0, 0, 0
-    answers, longest_answer, name = set[str](), 0, ""
+    answers, longest_answer, name, facts = set[str](), 0, "", AnswerFacts()
     for row in iterate(source, form=form):
         count, size, turns = count + 1, max(size, _size(row)), max(turns, len(row.messages))
         longest_answer, name = max(longest_answer, len(row.answer)), row.form
         if longest_answer <= _LONGEST_LABEL:
             answers.add(row.answer)
+        if row.messages:
+            facts.add_row(row)
     labels = len(answers) if longest_answer <= _LONGEST_LABEL and len(answers) <= count / 5 else 0
+    metrics = by_data(facts, lambda: facts) if facts.rows else ()
     # Three bytes a token is on the safe side in most languages; the rest is what chat templates add.
-    return DataSummary(source, count, turns, size // 3 + 32 + 8 * turns, labels, name, form.map)
+    return DataSummary(source, count, turns, size // 3 + 32 + 8 * turns, labels, name, form.map, metrics)
 
 
 def _size(row: Row) -> int:

@@ -1,8 +1,8 @@
 """Checks a user's data before anything trains, and writes down what it found."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,8 @@ class Gate:
     shots: list[Row]
     """Worked examples for the few-shot base: rows that are trained on, always the same ones."""
     findings: Findings
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """The rows of the train and eval examples, by part."""
 
 
 @locates_mistakes
@@ -106,7 +108,7 @@ def check_data(
         message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"
         findings["notes"].insert(0, message)
     drawn = draw_shots(train, examples, shots) if tokenizer.chat_template else []
-    return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings)
+    return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings, rows)
 
 
 def split_rows(data: Data, seed: int) -> tuple[StoredRows, StoredRows]:

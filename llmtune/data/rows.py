@@ -37,7 +37,7 @@ def read(source: str, default_split: str = "train", form: Form | None = None) ->
 
 def iterate(source: str, default_split: str = "train", form: Form | None = None) -> Iterator[Row]:
     """Read the rows of a source one by one; raises RecipeError at the first bad one, and for a source without rows."""
-    at, parser, empty = Cursor(source), _Parser(form or Form()), True
+    at, parser, empty = Cursor(source), Parser(form or Form()), True
     with explained(at):
         for record in records(at, default_split):
             empty = False
@@ -58,7 +58,7 @@ def guess_form(source: str, default_split: str = "train") -> Form:
     return Form(map=suggest_map(record))
 
 
-class _Parser:
+class Parser:
     """Parses the records of one source, which are all of one format."""
 
     def __init__(self, form: Form) -> None:

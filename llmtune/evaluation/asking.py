@@ -1,6 +1,5 @@
 """Asks one model everything: the held-out rows with their losses, and each task of the suite."""
 
-import math
 import time
 
 from transformers import PreTrainedModel
@@ -10,9 +9,12 @@ from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.harness import quiet, score_tasks
+from llmtune.evaluation.held_out.choice import EXACT_MATCH, PERPLEXITY
+from llmtune.evaluation.held_out.labels import LabelTexts, add_labels, likeliest
+from llmtune.evaluation.held_out.losses import add_losses
 from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.held_out.texts import Texts, score_texts
-from llmtune.evaluation.metrics import finite, score
+from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
 from llmtune.evaluation.tables import task_title
@@ -51,32 +53,51 @@ def _ask_held_out(
 ) -> tuple[Result, list[Answer]]:
     """Score a model on held-out rows and return its answers."""
     with quiet():
-        task = HeldOut(key, rows, exam.stop, exam.new_tokens)
+        task = HeldOut(key, rows, exam.stop, exam.new_tokens, exam.metrics)
     result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
     outputs = result.pop("outputs")
     result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
     result["compared"] = task.comparison
-    losses = _losses(exam, model, rows, f"{name}, {task_title(key, result)}")
+    title = f"{name}, {task_title(key, result)}"
+    labels = _label_rows(exam, model, rows, result, title) if exam.labels else None
+    losses = _losses(exam, model, rows, title)
     tokens = [example.supervised for example in rows.examples]
-    per_token = [loss and loss / count for loss, count in zip(losses, tokens, strict=True)]
-    answers: list[Answer] = [
+    answers = _answers(rows, result, outputs, [loss and loss / n for loss, n in zip(losses, tokens, strict=True)])
+    for answer, label in zip(answers, labels or (), strict=False):
+        answer["label"] = label
+    add_losses(result, losses, tokens, PERPLEXITY in exam.metrics)
+    return result, answers
+
+
+def _label_rows(exam: Exam, model: PreTrainedModel, rows: Questions, result: Result, name: str) -> list[str | None]:
+    """Add the scores of labels and return the likeliest one of each row."""
+    texts = LabelTexts(exam.labels, exam.tokenizer, exam.stop, exam.rules)
+    title = f"{name}: {len(exam.labels)} labels"
+    with lacks_named(title), working(title, len(rows.rows), "rows") as step:
+        labels = likeliest(model, rows, texts, step)
+    add_labels(result, title, labels, [truth.final.strip() for truth in rows.truths])
+    return labels
+
+
+def _answers(rows: Questions, result: Result, outputs: list[str], losses: list[float | None]) -> list[Answer]:
+    """Return what results keep of each row; `losses` are by token."""
+    yes_or_no = [name for name in (EXACT_MATCH, "valid_json") if name in result["scores"]]
+    others = [name for name in result["scores"] if name not in yes_or_no]
+    return [
         {
             "id": row.id,
             "question": row.messages[-2]["content"],
             "prompt": prompt,
             "answer": truth.text,
             "output": output,
-            **{metric: bool(scores[index]) for metric, scores in result["scores"].items()},  # type: ignore[typeddict-item]
+            **{name: bool(result["scores"][name][index]) for name in yes_or_no},  # type: ignore[typeddict-item]
+            **({"scores": {name: result["scores"][name][index] for name in others}} if others else {}),
             "loss": loss,
         }
         for index, (row, prompt, truth, output, loss) in enumerate(
-            zip(rows.rows, rows.prompts, rows.truths, outputs, per_token, strict=True)
+            zip(rows.rows, rows.prompts, rows.truths, outputs, losses, strict=True)
         )
     ]
-    result["metrics"]["loss"] = score([math.nan if loss is None else loss for loss in losses], tokens)
-    result["scores"]["loss"], result["tokens"], result["higher_is_better"]["loss"] = losses, tokens, False
-    result["not_finite"] = sum(loss is None for loss in losses)
-    return result, answers
 
 
 def _read_texts(exam: Exam, model: PreTrainedModel, texts: Texts, name: str) -> tuple[Result, list[Answer]]:

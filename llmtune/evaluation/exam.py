@@ -14,6 +14,7 @@ from llmtune.data.findings import check_same_data
 from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
+from llmtune.evaluation.held_out.choice import choose
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import (
     Questions,
@@ -55,6 +56,10 @@ class Exam:
     """Tokens that an answer to a held-out row may have."""
     rules: Rules
     """By which held-out rows are encoded, with the values for the chat template."""
+    metrics: tuple[str, ...] = ()
+    """How answers to held-out rows are scored, by names of eval.metrics."""
+    labels: tuple[str, ...] = ()
+    """The answers of which the likeliest is chosen, where labels are scored."""
 
 
 def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
@@ -67,6 +72,9 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
     rules = asking_rules(recipe.data, context)
     held_out: dict[str, Questions] = {}
     texts: Texts | None = None
+    survey = Survey()
+    metrics: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     if HELD_OUT in suite.tasks:
         data = gate(recipe, tokenizer, stop, model_limits(model))
         check_same_data(run, data.findings)
@@ -74,11 +82,14 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
         chats, others = _split(data.test, recipe.eval.limit)
         if chats.of:
             held_out = _held_out_questions(data, chats, tokenizer, stop, rules)
+            survey.add(held_out[HELD_OUT])
+        if chats.of or others.of:
+            metrics, labels = choose(recipe.eval.metrics, survey.answers, data.rows.get("train", ()))
         if others.of:
             texts = Texts(others.rows, others.of, min(context, recipe.data.max_length))
-    new_tokens = answer_room(Survey().add(held_out[HELD_OUT]), context) if held_out else 0
+    new_tokens = answer_room(survey, context) if held_out else 0
     limit = recipe.eval.limit or suite.limit
-    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules)
+    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules, metrics, labels)
 
 
 @dataclass
@@ -142,8 +153,14 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": recipe.eval.backend,
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},
     }
+
+
+def _backend(recipe: Recipe) -> tuple[str, ...]:
+    """Return the package that runs the models beside those that always do."""
+    return () if recipe.eval.backend == "transformers" else (recipe.eval.backend,)
 
 
 def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
@@ -160,6 +177,8 @@ def _held_out_settings(recipe: Recipe, exam: Exam) -> dict[str, Any]:
         "system_prompt": "each row's own, once",
         "chat_template": bool(exam.tokenizer.chat_template),
         "reasoning": recipe.data.reasoning,
+        "metrics": list(exam.metrics),
+        "labels": list(exam.labels),
         "decoding": {"greedy": True, "new_tokens": exam.new_tokens, "stop_ids": sorted(exam.stop)},
     }
 

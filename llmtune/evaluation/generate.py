@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import IGNORED, Example
+from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.room import cache_bytes, fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step
 
@@ -69,13 +70,23 @@ def limit_head(model: PreTrainedModel, select: Callable[[torch.Tensor], torch.Te
         hook.remove()
 
 
+Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""Chooses the next tokens (B,) by logits (B, V) of the rows at these places in a batch."""
+
+
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Step | None = None
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    stop: set[int],
+    new_tokens: int,
+    step: Step | None = None,
+    choose: Choose | None = None,
 ) -> list[list[int]]:
     """Return the likeliest tokens after each prompt, at most `new_tokens`, the first stop token included.
 
     The model has to satisfy `shares_start`. `step` is told how many prompts are done, with shares of the others.
+    `choose` takes other tokens than the likeliest ones.
     """
     shared = min(_common_length(prompts), min(map(len, prompts)) - 1)
     start = _key_value_cache(model, prompts[0][:shared])
@@ -92,7 +103,8 @@ def greedy(
             output = model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
-            tokens = output.logits[:, -1].argmax(-1)
+            logits = output.logits[:, -1]
+            tokens = choose(logits, live) if choose else logits.argmax(-1)
             for row, token in zip(live, tokens.tolist(), strict=True):
                 if row not in ended:
                     answers[row].append(token)
@@ -123,6 +135,8 @@ def answer_losses(
     """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32."""
     if not examples:
         return []
+    if isinstance(model, VllmModel):
+        return model.losses(examples)
     first = min(next(place for place, label in enumerate(row.labels) if label != IGNORED) for row in examples)
     common = _common_length([example.input_ids for example in examples])
     # The last prompt token stays with the rows: its output predicts the answer's first token.
@@ -143,6 +157,8 @@ def answer_losses(
 @torch.no_grad()
 def has_finite_logits(model: PreTrainedModel, tokens: list[int]) -> bool:
     """Tell whether the model's answer to some tokens is one: logits without NaN, the largest of them finite."""
+    if isinstance(model, VllmModel):
+        return model.is_finite(tokens)
     with limit_head(model, lambda hidden: hidden[:, -1:]):
         logits = model(input_ids=torch.tensor([tokens], device=model.device)).logits.float()
     return bool(torch.isfinite(logits.max()))

@@ -15,13 +15,15 @@ from lm_eval.evaluator import evaluate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.errors import ProofError
-from llmtune.evaluation.aggregates import Aggregation, is_row_mean, resample, row_mean_stderr
+from llmtune.evaluation.aggregates import add_metric
 from llmtune.evaluation.boundary import failures_named
 from llmtune.evaluation.generate import rows_per_batch
 from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.loaded_model import LoadedModel, StandIn
-from llmtune.evaluation.metrics import finite, spread
+from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.results import Result
+from llmtune.evaluation.vllm.engine import VllmModel
+from llmtune.evaluation.vllm.served import ServedModel
 from llmtune.machine.device import forked_rng
 from llmtune.working import working
 
@@ -84,13 +86,16 @@ def _load(
     title: str,
 ) -> LoadedModel:
     """Return the model as lm-eval asks it; for held-out rows, with their token ids and batches that fit them."""
+    kind: Any = ServedModel if isinstance(model, VllmModel) else LoadedModel
     if not isinstance(task, HeldOut):
         # A chat template writes the BOS token itself.
-        return LoadedModel(model, tokenizer, TASK_BATCH, None if template is None else False, title, template)
-    built = LoadedModel(model, tokenizer, TASK_BATCH, False, title)
+        return kind(model, tokenizer, TASK_BATCH, None if template is None else False, title, template)
+    built = kind(model, tokenizer, TASK_BATCH, False, title)
     questions = task.questions
     built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
     built.special = questions.special
+    if kind is ServedModel:
+        return built
     new_tokens: Any = task.generation["max_gen_toks"]
     longest = max(map(len, questions.prompt_ids))
     built.batch_size_per_gpu = rows_per_batch(model, len(questions.rows), longest + new_tokens)
@@ -133,40 +138,20 @@ def _result(task: Task, answers: dict[str, Any], limit: int | None, built: Loade
         "resamples": {},
     }
     for key, value in answers["results"][name].items():
-        metric, _, kind = key.partition(",")
+        metric, _, kind = key.rpartition(",")
         aggregation = task.aggregation().get(metric, mean)
-        if not kind or metric.endswith("_stderr") or aggregation is bypass_agg:
+        if not metric or metric.endswith("_stderr") or aggregation is bypass_agg:
             continue
         of_kind = [sample for sample in samples if sample["filter"] == kind]
         items = {row: sample[metric] for row, sample in enumerate(of_kind) if metric in sample}
         title = metric if kind == "none" else f"{metric}:{kind}"
-        _add_metric(result, f"{built.name}, {title}", title, finite(value), aggregation, items, len(of_kind))
+        add_metric(result, f"{built.name}, {title}", title, finite(value), aggregation, items, len(of_kind))
         direction = answers["higher_is_better"][name].get(metric)
         if direction is not None:
             result["higher_is_better"][title] = bool(direction)
     if not result["metrics"]:
         raise ProofError(f"{built.name}: the task gives no score")
     return {**result, "outputs": [row["filtered_resps"][0] for row in samples]} if isinstance(task, HeldOut) else result
-
-
-def _add_metric(
-    result: Result,
-    name: str,
-    title: str,
-    value: float | None,
-    aggregation: Aggregation,
-    items: dict[int, Any],
-    rows: int,
-) -> None:
-    """Add a metric: one that is the mean of its rows with their scores, any other one with its resampled values."""
-    values = list(items.values())
-    if is_row_mean(aggregation, values):
-        stderr = row_mean_stderr(values)
-        result["scores"][title] = [finite(items[row]) if row in items else None for row in range(rows)]
-    else:
-        result["resamples"][title] = resample(aggregation, items, rows, name) if len(items) > 1 else []
-        stderr = spread(result["resamples"][title])
-    result["metrics"][title] = {"value": value, "stderr": None if value is None else stderr, "n": len(items)}
 
 
 @contextlib.contextmanager

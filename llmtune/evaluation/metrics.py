@@ -1,9 +1,12 @@
-"""Scores with their standard errors, and paired differences."""
+"""Scores with their standard errors and intervals, and paired differences."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
+
+import numpy
+import numpy.typing
 
 
 class Score(TypedDict):
@@ -12,13 +15,16 @@ class Score(TypedDict):
     value: float | None
     stderr: float | None
     n: int
+    interval: NotRequired[tuple[float, float]]
+    """Bounds between which 95% of its values lie on rows drawn with replacement (percentile bootstrap)."""
 
 
 class Difference(TypedDict):
     """New minus old over the same `n` rows; for 0/1 scores also rows won, rows lost and McNemar's p.
 
-    For a metric of all rows at once, such as perplexity: the difference of both values, with its standard error and
-    95% interval from resampled rows. None where one of the two is not finite.
+    The 95% interval is of resampled rows, the same ones for both. For a metric of all rows at once, such as
+    perplexity: the difference of both values, with its standard error from resampled rows too. None where one of the
+    two is not finite.
     """
 
     difference: float | None
@@ -37,6 +43,13 @@ TOO_FEW = "too few rows to tell"
 FEWEST_ROWS = 6
 """Below that no test can tell at 5%: five rows that all say the same have p = 0.0625."""
 FEWEST_RESAMPLES = 20
+RESAMPLES, SEED = 1000, 1234
+"""How often rows are drawn again, and the seed by which."""
+_DRAWN = 200_000_000
+"""Rows that are drawn at most, but for 200 times."""
+_TOGETHER = 1 << 20
+"""Rows that are drawn in one call."""
+Array = numpy.typing.NDArray[numpy.float64]
 
 
 def score(values: Sequence[float], weights: Sequence[float] | None = None) -> Score:
@@ -45,7 +58,8 @@ def score(values: Sequence[float], weights: Sequence[float] | None = None) -> Sc
     value = sum(values) / sum(weights) if values else math.nan
     if not math.isfinite(value):
         return {"value": None, "stderr": None, "n": len(values)}
-    return {"value": value, "stderr": _stderr(values, weights, value), "n": len(values)}
+    stderr = _stderr(values, weights, value)
+    return with_interval({"value": value, "stderr": stderr, "n": len(values)}, resampled_ratios(values, weights))
 
 
 def difference(new: Sequence[float], old: Sequence[float], weights: Sequence[float] | None = None) -> Difference:
@@ -53,6 +67,7 @@ def difference(new: Sequence[float], old: Sequence[float], weights: Sequence[flo
     assert len(new) == len(old), "paired scores are of the same rows"
     gap = score([a - b for a, b in zip(new, old, strict=True)], weights)
     result: Difference = {"difference": gap["value"], "stderr": gap["stderr"], "n": gap["n"]}
+    result |= {"interval": gap["interval"]} if "interval" in gap else {}
     if {*new, *old} <= {0, 1}:
         won, lost = (sum(a > b for a, b in zip(x, y, strict=True)) for x, y in ((new, old), (old, new)))
         result |= {"won": won, "lost": lost, "p": mcnemar(won, lost)}
@@ -80,6 +95,39 @@ def _is_measured(gap: Difference, change: float) -> bool:
         low, high = gap["interval"]
         return low > 0 or high < 0
     return abs(change) > 2 * gap["stderr"]
+
+
+def resampled_sums(statistics: Array) -> Array:
+    """Return the sums (R, K) of rows' statistics (N, K) over N rows drawn with replacement, R times.
+
+    The same rows are drawn for every model, so that the differences of two models' values are those of the same rows.
+    """
+    rows = len(statistics)
+    generator = numpy.random.default_rng(SEED)
+    times = max(200, min(RESAMPLES, _DRAWN // max(1, rows)))
+    sums = []
+    for start in range(0, times, (together := max(1, _TOGETHER // max(1, rows)))):
+        number = min(together, times - start)
+        drawn = generator.integers(0, rows, (number, rows)) + rows * numpy.arange(number)[:, None]
+        counts = numpy.bincount(drawn.ravel(), minlength=number * rows).reshape(number, rows)
+        sums.append(counts.astype(float) @ statistics)
+    return numpy.concatenate(sums)
+
+
+def resampled_ratios(values: Sequence[float], weights: Sequence[float]) -> list[float | None]:
+    """Return sum(values) / sum(weights) on rows drawn with replacement; nothing for fewer than two rows."""
+    if len(values) < 2:
+        return []
+    sums = resampled_sums(numpy.array([values, weights], dtype=float).T)
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        ratios = sums[:, 0] / sums[:, 1]
+    return [finite(ratio) for ratio in ratios]
+
+
+def with_interval(score: Score, resampled: Sequence[float | None]) -> Score:
+    """Return a score with the 95% interval of its resampled values, where they give one."""
+    bounds = interval(resampled) if score["value"] is not None else None
+    return {**score, "interval": bounds} if bounds else score
 
 
 def spread(values: Sequence[float | None]) -> float | None:
@@ -124,11 +172,17 @@ def _stderr(values: Sequence[float], weights: Sequence[float], ratio: float) -> 
     return math.sqrt(spread * rows / (rows - 1)) / sum(weights)
 
 
-def format_score(value: float | None, error: float | None) -> str:
-    """Format a score for tables in three decimals: value ± standard error, or that it is not finite."""
+def format_score(value: float | None, error: float | None, bounds: Sequence[float] | None = None) -> str:
+    """Format a score for tables in three decimals: value ± standard error [95% interval], or that it is not finite."""
     if value is None or not math.isfinite(value):
         return NOT_FINITE
-    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    around = f" [{format_interval(bounds)}]" if bounds else ""
+    return f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "") + around
+
+
+def format_interval(bounds: Sequence[float] | None, sign: str = "") -> str:
+    """Format the bounds of an interval, those of a difference with the sign "+"; "" for none."""
+    return " to ".join(f"{bound:{sign}.3f}" for bound in bounds or ())
 
 
 def format_difference(gap: Difference) -> str:

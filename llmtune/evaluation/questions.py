@@ -18,6 +18,7 @@ from llmtune.data.findings import format_ids
 from llmtune.data.gate import Gate
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
+from llmtune.evaluation.held_out.choice import AnswerFacts, choose
 from llmtune.evaluation.held_out.truth import Truth, TruthReader
 from llmtune.recipe.data import Data
 from llmtune.recipe.sections import Recipe
@@ -65,6 +66,8 @@ class Survey:
     """The longest questions: tokens of the prompt, the row's number, the row."""
     tools: set[str] = field(default_factory=set)
     """The lists of tools that questions have, as JSON."""
+    answers: AnswerFacts = field(default_factory=AnswerFacts)
+    """What decides which metrics apply to the true answers."""
 
     @property
     def of(self) -> int:
@@ -80,6 +83,8 @@ class Survey:
             heapq.heappush(self.longest, (len(prompt), -self.asked, row))
             if len(self.longest) > _LONGEST_ROWS:
                 heapq.heappop(self.longest)
+        for truth in questions.truths:
+            self.answers.add(truth.final, truth.is_call, bool(truth.thought_end))
         self.not_asked += questions.not_asked
         return self
 
@@ -106,7 +111,7 @@ def questions(
     not_asked: list[str] = []
     for start in range(0, len(complete), _BATCH):
         encoded = encode(complete[start : start + _BATCH], tokenizer, stop, rules)
-        examples += map(_last_answer_alone, encoded.examples)
+        examples += map(last_answer_alone, encoded.examples)
         not_asked += encoded.dropped
     by_place = {row.where: row for row in complete}
     asked = [by_place[example.where] for example in examples]
@@ -169,13 +174,16 @@ def check_questions(
     chats = (row for row in data.test if row.messages)
     while batch := list(itertools.islice(chats, _BATCH)):
         survey.add(questions(batch, [], None, tokenizer, stop, rules))
-    if recipe.eval.suite == "none" or not survey.of:
+    if recipe.eval.suite == "none" or not len(data.test):
         return []
-    if not survey.asked:
+    if survey.of and not survey.asked:
         reason = f"all {survey.of} held-out rows are longer than the model's context of {context} tokens"
         ids = format_ids(survey.not_asked)
         message = f"{reason} ({ids}); shorten them, or set eval.suite: none"
         raise FieldError(f"data.{recipe.data.held_out_part}", message)
+    choose(recipe.eval.metrics, survey.answers, data.rows.get("train", ()))
+    if not survey.of:
+        return []
     return long_rows_notes(survey, context) + fitting_shots(data.shots, survey, tokenizer, rules)[1]
 
 
@@ -215,7 +223,7 @@ def _within(shots: list[Row], survey: Survey, tokenizer: PreTrainedTokenizerBase
     return kept
 
 
-def _last_answer_alone(example: Example) -> Example:
+def last_answer_alone(example: Example) -> Example:
     """Return an example that learns its last answer alone, in a tenth of the memory: all of them are held."""
     labels = [IGNORED] * example.prompt_size + example.labels[example.prompt_size :]
     ids, labels = (cast("list[int]", array("i", values)) for values in (example.input_ids, labels))

@@ -17,6 +17,8 @@ from llmtune.recipe.suite import HELD_OUT
 FEW_SHOT = "held_out_few_shot"
 TEXTS = "held_out_texts"
 """The task of held-out rows that are plain texts, where others are questions."""
+TEXTS_COMPARED = "every token of plain texts"
+"""What `compared` says of them."""
 
 
 class Result(TypedDict):
@@ -58,6 +60,10 @@ class Answer(TypedDict):
     output: str
     kind: NotRequired[str]
     """text for a plain text, whose start stands as the question, and which has no answer."""
+    scores: NotRequired[dict[str, float]]
+    """Each metric of rows other than exact match and valid JSON."""
+    label: NotRequired[str | None]
+    """The likeliest of the labels; None where none has a finite likelihood."""
     exact_match: NotRequired[bool]
     valid_json: NotRequired[bool]
     loss: float | None

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError, RecipeError
@@ -17,9 +16,11 @@ from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.tasks import load_tasks
+from llmtune.evaluation.vllm import models
+from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
-from llmtune.model.base import Base
+from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Recipe
@@ -42,13 +43,15 @@ def evaluate(run: Run) -> Evaluations:
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
+            if recipe.eval.backend == "vllm":
+                models.check_run(run, recipe)
             suite = load_suite(recipe.eval.suite)
             tasks = load_tasks(suite)
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
             model = _load_base(base, recipe, placement)
-            exam = make_exam(run, suite, tasks, model, base)
+            exam = make_exam(run, suite, tasks, getattr(model, "skeleton", model), base)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
@@ -69,16 +72,20 @@ def evaluate(run: Run) -> Evaluations:
     return stored
 
 
-def _load_base(base: Base, recipe: Recipe, placement: Placement) -> PreTrainedModel:
+def _load_base(base: Base, recipe: Recipe, placement: Placement) -> Any:
     """Load the base where a placement says; says where it is not the whole one that answers."""
+    if recipe.eval.backend == "vllm":
+        return models.load_base(base, placement, context_length(load_config(base)))
     if placement.note:
         print(f"evaluation: {placement.note}", flush=True)
     with working("loading the base model"):
         return load_placed(base, recipe, placement)
 
 
-def _load_tuned(live: PreTrainedModel, run: Run, recipe: Recipe, dtype: torch.dtype) -> Any:
+def _load_tuned(live: Any, run: Run, recipe: Recipe, dtype: torch.dtype) -> Any:
     """Return the tuned model, with the adapter in the precision in which training multiplied it."""
+    if isinstance(live, VllmModel):
+        return models.load_tuned(live, run, context_length(live.config))
     tuned = load_delta(live, run.delta)
     recipe.method.adapter.match_precision(tuned, dtype)
     return tuned

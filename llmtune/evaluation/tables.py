@@ -1,20 +1,41 @@
 """Results as tables for people: a row for each model, and the differences in words."""
 
-from llmtune.evaluation.metrics import Difference, format_difference, format_score
-from llmtune.evaluation.results import FEW_SHOT, TEXTS, Result, TunedEvaluation
+from llmtune.evaluation.metrics import Difference, format_difference, format_interval, format_score
+from llmtune.evaluation.results import FEW_SHOT, TEXTS, TEXTS_COMPARED, Result, TunedEvaluation
 from llmtune.files import read_json
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
 
-TITLES = {"valid_json": "valid JSON", "exact_match": "exact match", "loss": "loss", "perplexity": "perplexity"}
+TITLES = {
+    "valid_json": "valid JSON",
+    "field_f1": "field F1",
+    "exact_match": "exact match",
+    "label_accuracy": "label accuracy",
+    "label_f1": "label F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "loss": "loss",
+    "perplexity": "perplexity",
+}
+"""Metrics of held-out rows, in the order in which they are shown; patterns stand before the loss."""
+_LAST = ("loss", "perplexity")
+INTERVAL = "95% interval"
 
 
-def table(run: Run) -> list[dict[str, str]]:
-    """Return a row of cells for each model, by column title: every score with its standard error and its n."""
-    return compare_models(*(read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned")))
+def table(run: Run, with_intervals: bool = False) -> list[dict[str, str]]:
+    """Return a row of cells for each model, by column title: every score with its standard error and its n.
+
+    With intervals, each score of held-out rows has its 95% interval too.
+    """
+    base, tuned = (read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned"))
+    return compare_models(base, tuned, with_intervals)
 
 
-def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+def compare_models(
+    base: dict[str, Result], tuned: dict[str, Result], with_intervals: bool = False
+) -> list[dict[str, str]]:
     """Return the cells of `table` for the results of two models by task."""
     tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
     by_model = {"base, zero-shot": base, "tuned": tuned}
@@ -25,7 +46,7 @@ def compare_models(base: dict[str, Result], tuned: dict[str, Result]) -> list[di
         held_out[f"base, {base[FEW_SHOT]['shots']}-shot"] = base[FEW_SHOT]
     held_out["tuned"] = tuned[HELD_OUT]
     return [
-        {"model": model} | _held_out_cells(result) | _task_cells(by_model.get(model, {}), tasks)
+        {"model": model} | _held_out_cells(result, with_intervals) | _task_cells(by_model.get(model, {}), tasks)
         for model, result in held_out.items()
     ]
 
@@ -73,13 +94,20 @@ def _metric_title(result: Result, task: str, metric: str) -> str:
 
 
 def _gap_cells(gap: Difference) -> dict[str, str]:
-    return {"difference": format_difference(gap), "verdict": gap.get("verdict", ""), "n": str(gap["n"])}
+    bounds = format_interval(gap.get("interval"), "+")
+    return {
+        "difference": format_difference(gap),
+        INTERVAL: bounds,
+        "verdict": gap.get("verdict", ""),
+        "n": str(gap["n"]),
+    }
 
 
 def task_title(task: str, result: Result) -> str:
     """Name a task for people: held-out rows by their number of shots, as zero-shot or 2-shot."""
     titles = {HELD_OUT: "zero-shot", FEW_SHOT: f"{result['shots']}-shot", TEXTS: "held-out texts"}
-    return "held-out texts" if "perplexity" in result["metrics"] and task == HELD_OUT else titles.get(task, task)
+    is_text = task == HELD_OUT and result.get("compared") == TEXTS_COMPARED
+    return "held-out texts" if is_text else titles.get(task, task)
 
 
 def _rows(result: Result) -> str:
@@ -87,9 +115,17 @@ def _rows(result: Result) -> str:
     return str(result["n"]) if result["n"] == result["of"] else f"{result['n']} of {result['of']}"
 
 
-def _held_out_cells(result: Result) -> dict[str, str]:
-    scores = {title: result["metrics"][metric] for metric, title in TITLES.items() if metric in result["metrics"]}
-    return {**{title: format_score(one["value"], one["stderr"]) for title, one in scores.items()}, "n": _rows(result)}
+def _held_out_cells(result: Result, with_intervals: bool) -> dict[str, str]:
+    known, metrics = [name for name in TITLES if name in result["metrics"]], result["metrics"]
+    patterns = [name for name in metrics if name not in TITLES]
+    names = [*(name for name in known if name not in _LAST), *patterns, *(name for name in known if name in _LAST)]
+    cells = {
+        TITLES.get(name, name): format_score(
+            metrics[name]["value"], metrics[name]["stderr"], metrics[name].get("interval") if with_intervals else None
+        )
+        for name in names
+    }
+    return {**cells, "n": _rows(result)}
 
 
 def _task_cells(results: dict[str, Result], tasks: list[str]) -> dict[str, str]:

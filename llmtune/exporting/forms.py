@@ -65,6 +65,8 @@ class Form:
 FORMS = (
     Form("gguf", "llmtune.exporting.gguf.form", GGUF_TYPES, keeps=True),
     Form("ollama", "llmtune.exporting.ollama", GGUF_TYPES),
+    Form("vllm", "llmtune.exporting.vllm.form", ("auto", "lora", "merged")),
+    Form("mlx", "llmtune.exporting.mlx"),
 )
 
 

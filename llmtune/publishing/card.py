@@ -11,8 +11,19 @@ from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
 from llmtune.plan.table import PlanTable
-from llmtune.publishing.header import card_data, is_merged, merge_facts, repository, sign, write_card
+from llmtune.publishing.header import (
+    card_data,
+    is_merged,
+    merge_facts,
+    publish_section,
+    repository,
+    sign,
+    write_card,
+)
 from llmtune.publishing.markdown import code, indented, table
+from llmtune.publishing.parts.gguf import gguf_facts, gguf_section
+from llmtune.publishing.parts.hardware import footprint
+from llmtune.publishing.parts.pictures import pictures
 from llmtune.publishing.usage import needs, usage
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Recipe, dump
@@ -30,6 +41,7 @@ def card(run: Run, license: Mapping[str, str] | None = None) -> str:
         "## Use",
         *needs(settings, base),
         indented(usage(settings, base)),
+        *gguf_section(run, repository(settings)),
         "## Results on held-out rows",
         _results(run),
         *_made(run, settings),
@@ -96,7 +108,7 @@ def _origin(base: dict[str, Any]) -> str:
 def _results(run: Run) -> str:
     if not run.done("eval"):
         return "Not evaluated."
-    rows = results(run)
+    rows = results(run, with_intervals=True)
     notes = [note for note in (comparison_note(run), base_note(run), selection_note(run)) if note]
     return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
 
@@ -104,7 +116,7 @@ def _results(run: Run) -> str:
 def _made(run: Run, settings: Recipe) -> list[str]:
     """How the weights were made: trained, or combined from those of several runs."""
     if run.combined is None:
-        return ["## How it was trained", _training(run, settings)]
+        return ["## How it was trained", *(one.markdown for one in pictures(run)), _training(run, settings)]
     rows = [[code(one["name"]), one["weight"], one["method"], code(one["sha256"])] for one in run.combined["runs"]]
     proof = (
         f"On {run.combined['texts']} texts the logits are within {run.combined['gap']:.2g} of those of the live "
@@ -125,13 +137,18 @@ def _training(run: Run, settings: Recipe) -> str:
         rows.append([number, *words, stage.count_tensors, f"{stage.trained:,}", stage.rates_in_words])
     header = ["stage", "steps", "trains", "distance from the output", "tensors", "parameters", "rate (top .. bottom)"]
     seed = f"{plan.trained:,} of {plan.parameters:,} parameters trained at some time; seed {settings.train.seed}."
-    return f"{table(header, rows)}\n\n{seed} The whole recipe:"
+    return "\n\n".join([table(header, rows), *_hardware(run, settings), f"{seed} The whole recipe:"])
+
+
+def _hardware(run: Run, settings: Recipe) -> list[str]:
+    trained_on = footprint(run)
+    return [trained_on.in_words(publish_section(settings).grid_gco2_per_kwh)] if trained_on else []
 
 
 def _weights(run: Run, settings: Recipe) -> str:
     steps = run.manifest()["steps"]
     files = steps.get("merge" if is_merged(settings) else "train", {}).get("files", {})
-    weights = {name: facts for name, facts in files.items() if name.endswith(".safetensors")}
+    weights = {name: facts for name, facts in files.items() if name.endswith(".safetensors")} | gguf_facts(run)
     rows = [[code(Path(name).name), f"{facts['bytes']:,}", code(facts["sha256"])] for name, facts in weights.items()]
     text = table(["file", "bytes", "SHA-256"], rows)
     merge = steps.get("merge")

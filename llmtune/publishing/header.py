@@ -1,17 +1,16 @@
 """The header of a model card, through the Hub's own library, and the mark by which llmtune knows its own cards."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from llmtune.data.sources import HubName
-from llmtune.data.sources.files import reader_of
 from llmtune.errors import FieldError, PublishError
-from llmtune.files import digest_of, read_json
-from llmtune.recipe.paths import exists
+from llmtune.files import digest_of
+from llmtune.publishing.parts.hardware import footprint
+from llmtune.publishing.parts.scores import hub_name, scores
 from llmtune.recipe.sections import Publish, Recipe
 from llmtune.run import Run
 
@@ -62,9 +61,25 @@ def published_weights(settings: Recipe) -> Literal["delta", "merged"]:
     """What goes to the Hub: what the recipe says, else the delta where PEFT itself loads it, else full weights."""
     if settings.publish and settings.publish.weights:
         return settings.publish.weights
+    unmergeable = settings.method.adapter.unmergeable or not settings.merge.enabled
+    return "delta" if _loads_with_peft(settings) or unmergeable else "merged"
+
+
+def _loads_with_peft(settings: Recipe) -> bool:
+    """Whether PEFT itself loads the delta: it has the adapter, and no tensor of the base was trained."""
     adapter = settings.method.adapter
-    by_peft = not adapter.trains_base and not adapter.registered_by
-    return "delta" if by_peft or adapter.unmergeable or not settings.merge.enabled else "merged"
+    return not adapter.trains_base and not adapter.registered_by
+
+
+def delta_note(settings: Recipe) -> str | None:
+    """Why a delta that stock libraries do not load is published all the same, where the recipe does not ask for it."""
+    asks = settings.publish is None or settings.publish.weights is not None
+    if asks or published_weights(settings) == "merged" or _loads_with_peft(settings):
+        return None
+    adapter = settings.method.adapter
+    reason = "no full weights can be made of it" if adapter.unmergeable else "merge.enabled is false"
+    needs = "llmtune and the code on its card" if adapter.registered_by else "the code on its card"
+    return f"publish: the delta alone, since {reason}; to load it takes {needs}"
 
 
 def repository(settings: Recipe) -> str:
@@ -92,8 +107,10 @@ def card_data(run: Run, settings: Recipe, base: Mapping[str, Any], license: Mapp
     if settings.model.merge_into:
         origin = (merge_facts(run, settings).get("base") or base)["hub_id"]
     relation = "adapter" if is_adapter and not merged else "finetune"
-    results = list(_scores(run))
+    results, trained_on = scores(run, settings), footprint(run)
     more: dict[str, Any] = {"base_model_relation": relation} if origin else {}
+    emissions = trained_on and trained_on.metadata(publish_section(settings).grid_gco2_per_kwh)
+    more |= {"co2_eq_emissions": emissions} if emissions else {}
     return ModelCardData(
         base_model=origin,
         library_name="transformers" if merged else "peft" if is_adapter else None,
@@ -117,25 +134,6 @@ def _tags(settings: Recipe) -> list[str]:
 
 
 def _datasets(settings: Recipe) -> list[str]:
-    """The names of the Hub data sets among the sources; a file or folder is none, even one that is gone."""
+    """The names of the Hub data sets among the sources."""
     sources = [part.source for name in ("train", "eval", "test") for part in settings.data.sources(name)]
-    names = {hub.name for source in sources if not exists(source) and (hub := HubName.parse(source))}
-    return sorted(name for name in names if not (exists(name) or reader_of(name)))
-
-
-def _scores(run: Run) -> Iterator[EvalResult]:
-    """The tuned model's scores, as the Hub shows them beside the card."""
-    if not run.done("eval"):
-        return
-    for task, result in read_json(run.eval / "tuned.json")["results"].items():
-        name = {"held_out": "held-out rows", "held_out_texts": "held-out texts"}.get(task, task)
-        for metric, score in result.get("metrics", {}).items():
-            if isinstance(score.get("value"), int | float):
-                yield EvalResult(
-                    task_type="text-generation",
-                    dataset_type=task.replace("_", "-"),
-                    dataset_name=name,
-                    metric_type=metric,
-                    metric_name=metric.replace("_", " "),
-                    metric_value=score["value"],
-                )
+    return sorted({hub.name for source in sources if (hub := hub_name(source))})

@@ -19,6 +19,7 @@ from huggingface_hub.hf_api import RepoSibling
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
 from llmtune.model.base import Base
+from llmtune.publishing.endpoint import check_endpoint, hub_words
 from llmtune.publishing.header import is_ours, sign
 from llmtune.recipe.sections import Publish
 
@@ -41,9 +42,10 @@ _PLACEHOLDER = "---\ntags:\n- llmtune\n---\n\nllmtune will put the result of a r
 
 def target(publish: Publish, sleep: Sleep = time.sleep) -> "Target":
     """Return the repository of a recipe; raises MachineError if the Hub is switched off."""
+    check_endpoint()
     if is_offline_mode():
         raise MachineError(
-            f"{publish.repo} cannot be reached: HF_HUB_OFFLINE is set; unset it to publish, "
+            f"{publish.repo} on {hub_words()} cannot be reached: HF_HUB_OFFLINE is set; unset it to publish, "
             "or take publish out of the recipe; llmtune publish RUN --dry-run works offline"
         )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -91,7 +93,7 @@ class Target:
     def check_login(self) -> None:
         """Raise PublishError without a login, or for one that may not write to the namespace."""
         if get_token() is None:
-            raise PublishError("you are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
+            raise PublishError(f"you are not logged in to {hub_words()}; run `hf auth login`, or set HF_TOKEN")
         user = self.ask("logging in for", self.api.whoami)
         names = [user["name"], *(org["name"] for org in user.get("orgs", []))]
         namespace = self.publish.repo.split("/")[0]
@@ -199,9 +201,9 @@ def _retry_after(response: httpx2.Response | None) -> float:
 
 
 def _explain(error: BaseException, status: int | None) -> str:
-    """Describe an error in one line without the login, addresses or request numbers."""
+    """Describe an error in one line without the login or request numbers; of addresses, a private Hub's alone."""
     if status is None and not isinstance(error, ValueError):
-        return f"the connection failed ({type(error.__cause__ or error).__name__})"
+        return f"the connection to {hub_words()} failed ({type(error.__cause__ or error).__name__})"
     meaning = f"{_MEANING.get(status or 0, 'the Hub failed' if status else 'refused')} "
     message = getattr(error, "server_message", None) or ("" if status else str(error))
     message = re.sub(r"\s+", " ", message.replace(get_token() or "\0", "[token]"))[:200]

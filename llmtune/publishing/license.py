@@ -8,6 +8,7 @@ from huggingface_hub import ModelInfo
 
 from llmtune.errors import PublishError
 from llmtune.model.base import Base
+from llmtune.publishing.endpoint import page_of
 from llmtune.publishing.header import front_matter
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish
@@ -52,5 +53,5 @@ def license_fields(fields: Mapping[str, Any], hub_id: str | None) -> dict[str, s
     if len(set(listed)) == 1:
         return {"license": listed[0], **more}
     name = "-and-".join(re.sub(r"[^a-z0-9.]+", "-", one.lower()).strip("-") for one in dict.fromkeys(listed))
-    link = {"license_link": f"https://huggingface.co/{hub_id}"} if hub_id else {}
+    link = {"license_link": page_of(hub_id)} if hub_id else {}
     return {"license": "other", "license_name": name, **link, **more}

@@ -20,3 +20,9 @@ def code(text: str) -> str:
 def indented(text: str) -> str:
     """Format text as a code block that no content can end."""
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def picture(words: str, file: str) -> str:
+    """Format a picture of the repository; nothing in the words that describe it can end them."""
+    plain = re.sub(r"[\s\\\[\]]+", " ", words)
+    return f"![{plain}]({file})"

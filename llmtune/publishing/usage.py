@@ -8,6 +8,7 @@ from llmtune import __version__
 from llmtune.adapters.delta import TENSORS
 from llmtune.adapters.kinds import KINDS
 from llmtune.model.files.converted import Converted
+from llmtune.publishing.endpoint import private_endpoint
 from llmtune.publishing.header import is_merged, repository
 from llmtune.publishing.markdown import code
 from llmtune.recipe.sections import Recipe
@@ -15,9 +16,10 @@ from llmtune.recipe.sections import Recipe
 
 def needs(settings: Recipe, base: Mapping[str, Any]) -> list[str]:
     """What has to be said before the code: where PEFT itself lacks the adapter, and where the base comes from."""
+    endpoint = private_endpoint()
+    lines = [f"The repository is on {code(endpoint)}: set {code(f'HF_ENDPOINT={endpoint}')} first."] if endpoint else []
     if is_merged(settings):
-        return []
-    lines = []
+        return lines
     module = KINDS[base["adapter"]].registered_by
     if module:
         lines += [

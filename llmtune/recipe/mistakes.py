@@ -212,12 +212,20 @@ def _fields(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
 
 
 def _around(schema: type[BaseModel], loc: Loc) -> list[FieldInfo]:
-    """The fields for the key of a location that may end in the tag of a union's member."""
-    return _fields(schema, loc) or _fields(schema, loc[:-1])
+    """The fields for the key of a location that may end in a place in a list and the tag of a union's member."""
+    return _fields(schema, loc) or _fields(schema, loc[:-1]) or _fields(schema, loc[:-2])
 
 
 def _example(schema: type[BaseModel], loc: Loc) -> str:
-    return next(str(field.examples[0]) for field in _around(schema, loc) if field.examples)
+    return next(
+        str(one) for field in _around(schema, loc) for one in (field.examples or _inner_examples(field.annotation))
+    )
+
+
+def _inner_examples(annotation: Any) -> list[Any]:
+    """Return the examples of the members of an annotation, such as the texts of a list."""
+    own = annotation.examples if isinstance(annotation, FieldInfo) else None
+    return own or [one for member in get_args(annotation) for one in _inner_examples(member)]
 
 
 def _default(schema: type[BaseModel], loc: Loc) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from llmtune.errors import FieldError, PlanError
-from llmtune.fields import Closed, Count, listed
+from llmtune.fields import Closed, Count, Positive, listed
 from llmtune.methods.kinds import Method
 from llmtune.plan.stages import Facts, Plan
 from llmtune.recipe.data import Data
@@ -37,9 +37,20 @@ __all__ = [
 ]
 
 
+def _compiled(name: str) -> str:
+    """Return regex:PATTERN; raises ValueError for a pattern that is none."""
+    import regex
+
+    try:
+        regex.compile(name.removeprefix("regex:"))
+    except regex.error as error:
+        raise ValueError(f"{name} is no regular expression: {error}") from error
+    return name
+
+
 MetricName = Annotated[
     Literal["exact_match", "json", "labels", "rouge", "chrf", "perplexity"]
-    | Annotated[str, Field(pattern=r"^regex:.+$")],
+    | Annotated[str, Field(pattern=r"^regex:.+$"), AfterValidator(_compiled)],
     Field(examples=["regex:^[A-Z]+$"]),
 ]
 
@@ -93,12 +104,12 @@ class Eval(Closed):
     rows: Count = 64
     """Validation rows that are answered for train.keep_best: score."""
     metrics: Annotated[tuple[MetricName, ...] | None, BeforeValidator(listed)] = None
-    """What is measured on held-out rows: exact_match, json, labels, rouge, chrf, perplexity, regex:PATTERN; by the
-    data where not given."""
+    """What is measured on held-out rows beside exact match and loss: json, labels, rouge, chrf, perplexity,
+    regex:PATTERN; by the data where not given."""
     forgetting: bool = True
     """Ask both models a small fixed set of general questions and texts, which shows what the training cost."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What runs the models."""
+    """What runs the models: vllm, where it is installed, answers much faster on GPUs, and by kernels of its own."""
 
 
 class Merge(Closed):
@@ -121,6 +132,8 @@ class Publish(Closed):
     """Upload what was trained, or the full weights; delta for adapters that PEFT itself loads, else merged."""
     collection: Annotated[str | None, Field(min_length=1)] = None
     """The title of a collection of the owner's that the repository is added to."""
+    grid_gco2_per_kwh: Positive | None = None
+    """Grams of CO2 per kWh of the grid that trained: with measured energy, the card then states the emissions."""
 
 
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]

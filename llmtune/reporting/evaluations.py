@@ -64,7 +64,16 @@ def _result(fields: JSON) -> Result:
 
 def _score(fields: JSON) -> Score:
     value, error = number(fields.get("value")), number(fields.get("stderr"))
-    return {"value": value, "stderr": error, "n": whole(fields.get("n")) or 0}
+    score: Score = {"value": value, "stderr": error, "n": whole(fields.get("n")) or 0}
+    bounds = _interval(fields)
+    return {**score, "interval": bounds} if bounds else score
+
+
+def _interval(fields: JSON) -> tuple[float, float] | None:
+    """Return the two bounds of an interval, where both are numbers."""
+    bounds = fields.get("interval")
+    low, high = (number(bound) for bound in bounds) if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _differences(tasks: JSON) -> Differences:
@@ -79,6 +88,11 @@ def _differences(tasks: JSON) -> Differences:
 def _difference(fields: JSON) -> Difference:
     value, error = number(fields.get("difference")), number(fields.get("stderr"))
     counts = {key: whole(fields.get(key)) for key in ("won", "lost")}
-    more = {**counts, "p": number(fields.get("p")), "verdict": text(fields.get("verdict"))}
+    more = {
+        **counts,
+        "interval": _interval(fields),
+        "p": number(fields.get("p")),
+        "verdict": text(fields.get("verdict")),
+    }
     gap = {"difference": value, "stderr": error, "n": whole(fields.get("n")) or 0}
     return cast(Difference, gap | {key: one for key, one in more.items() if one is not None})

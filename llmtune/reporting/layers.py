@@ -39,10 +39,7 @@ def _stage_row(number: int, stage: StageRow, plan: PlanTable) -> list[object]:
 
 def _strip(plan: PlanTable) -> Html:
     """A table with a column a stage, as wide as its steps, and a row for each run of distances that trained alike."""
-    stages = plan.stages
-    distances = range(plan.blocks + 2)
-    peak = max(value for stage in stages for value in stage.rates.values())
-    runs = [list(run) for _, run in groupby(distances, key=lambda distance: _profile(stages, distance))]
+    stages, peak, runs = plan.stages, peak_rate(plan), alike(plan)
     total = max(1, stages[-1].end - stages[0].start)
     columns = [tag("col", class_="name"), *(tag("col", style=_width(stage, total)) for stage in stages)]
     head = tag("tr", tag("th", "distance"), *(tag("th", f"stage {index + 1}") for index in range(len(stages))))
@@ -50,12 +47,28 @@ def _strip(plan: PlanTable) -> Html:
     rows = []
     for index, run in enumerate(runs):
         shown = not dense or index % 5 == 0 or index == len(runs) - 1
-        name = tag("th", f"{spans(run)} ", tag("small", _layers(run, plan)) if shown else None, scope="row")
+        name = tag("th", f"{spans(run)} ", tag("small", names_of(run, plan)) if shown else None, scope="row")
         rows.append(tag("tr", name, *(_cell(stage, run, peak, bool(shown)) for stage in stages)))
     parts = (tag("colgroup", *columns), tag("thead", head), tag("tbody", *rows))
     wide = f"min-width:{NAME_PIXELS + STAGE_PIXELS * len(stages)}px"
     body = tag("table", *parts, class_=f"strip{' dense' * dense}", style=wide)
     return scrolling(body, "What trained when, by distance")
+
+
+def alike(plan: PlanTable) -> list[list[int]]:
+    """Return the distances of a model in runs of neighbors that have the same rate in every stage."""
+    distances = range(plan.blocks + 2)
+    return [list(run) for _, run in groupby(distances, key=lambda distance: _profile(plan.stages, distance))]
+
+
+def peak_rate(plan: PlanTable) -> float:
+    """Return the highest rate of a plan."""
+    return max(value for stage in plan.stages for value in stage.rates.values())
+
+
+def depth_of(value: float, peak: float) -> float:
+    """Return how deep a rate is shaded: 1 for the highest, a third less a power of ten, 0 for a frozen layer."""
+    return max(0.12, 1 + math.log10(value / peak) / 3) if value else 0.0
 
 
 def _width(stage: StageRow, total: int) -> str:
@@ -70,15 +83,15 @@ def _cell(stage: StageRow, run: list[int], peak: float, shown: bool) -> Html:
     value = stage.rates.get(run[0])
     if not value:
         return tag("td", "frozen" if shown else None, class_="frozen")
-    depth = max(0.12, 1 + math.log10(value / peak) / 3)
+    depth = depth_of(value, peak)
     number_of = sum(stage.parameters.get(distance, 0) for distance in run)
     title = f"distance {spans(run)}: peak rate {rate(value)}, {count(number_of)} parameters"
     style = f"background:color-mix(in oklab, var(--heat) {100 * depth:.0f}%, var(--page))"
     return tag("td", rate(value) if shown else None, style=style, class_="deep" if depth > 0.55 else None, title=title)
 
 
-def _layers(run: list[int], plan: PlanTable) -> str:
-    """The names of a run of distances in a model: head and final norm, blocks from the first, embeddings."""
+def names_of(run: list[int], plan: PlanTable) -> str:
+    """Return the names of a run of distances in a model: head and final norm, blocks from the first, embeddings."""
     blocks = plan.blocks
     inner = [blocks - distance + 1 for distance in run if 0 < distance <= blocks]
     names = ["head and final norm"] if run[0] == 0 else []

@@ -1,8 +1,8 @@
 """The report on results: base against tuned with standard errors, paired differences, and how they were computed."""
 
-from llmtune.evaluation.metrics import Difference, format_difference
-from llmtune.evaluation.results import FEW_SHOT
-from llmtune.evaluation.tables import TITLES, compare_models, task_title
+from llmtune.evaluation.metrics import Difference, format_difference, format_interval
+from llmtune.evaluation.results import FEW_SHOT, TEXTS_COMPARED
+from llmtune.evaluation.tables import INTERVAL, TITLES, compare_models, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.evaluations import Evaluations, Results
@@ -40,8 +40,10 @@ def best_perplexity(evaluations: Evaluations | None) -> tuple[float, float] | No
 
 
 def _perplexity(results: Results) -> float | None:
-    metrics = results[HELD_OUT]["metrics"] if HELD_OUT in results else {}
-    return metrics["perplexity"]["value"] if "perplexity" in metrics else None
+    result = results.get(HELD_OUT)
+    if result is None or result.get("compared") != TEXTS_COMPARED or "perplexity" not in result["metrics"]:
+        return None
+    return result["metrics"]["perplexity"]["value"]
 
 
 def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
@@ -52,14 +54,16 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
         return section("Base and tuned", note=note)
     if not (evaluations.base and evaluations.tuned):
         return section("Base and tuned", note="The stored evaluation holds no scores that this version can read.")
-    rows = compare_models(evaluations.base, evaluations.tuned)
+    rows = compare_models(evaluations.base, evaluations.tuned, with_intervals=True)
     titles = list(dict.fromkeys(title for row in sorted(rows, key=len, reverse=True) for title in row))
     body: list[list[object]] = [
         [tag("b", row[title]) if row["model"] == "tuned" and title in row else row.get(title) for title in titles]
         for row in rows
     ]
     asked = "Loss and perplexity by token" if best_perplexity(evaluations) else "Greedy answers"
-    note = f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error."
+    note = (
+        f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error, [ ] the 95% interval."
+    )
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
@@ -103,8 +107,8 @@ def _differences(evaluations: Evaluations) -> Html | None:
         for task, metrics in tasks.items()
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", "which is", "won", "lost"]
-    return table([*head, "p (McNemar)"], rows, {2, 4, 5, 6}) if rows else None
+    head: list[object] = ["tuned minus", "metric", "difference", INTERVAL, "which is", "won", "lost"]
+    return table([*head, "p (McNemar)"], rows, {2, 3, 5, 6, 7}) if rows else None
 
 
 def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
@@ -116,7 +120,8 @@ def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
 
 def _difference(gap: Difference) -> list[object]:
     p = f"{gap['p']:.2g}" if "p" in gap else None
-    return [format_difference(gap), gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
+    bounds = format_interval(gap.get("interval"), "+")
+    return [format_difference(gap), bounds, gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
 
 
 def _how(evaluations: Evaluations) -> Html | None:

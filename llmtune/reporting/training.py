@@ -21,14 +21,20 @@ def loss_section(history: History, plan: PlanTable | None) -> Html:
     warnings = [tag("p", warning, class_="warn") for warning in history.warnings]
     if not (points or checks):
         return section("Loss", *warnings, note=None if warnings else "No training step is in the log yet.")
+    chart = loss_chart(history, plan)
+    scale = " The scale is logarithmic." if chart.floor else ""
+    note = f"Mean cross-entropy per answer token.{scale}"
+    return section("Loss", _loss_legend(points, checks), chart.draw(), _list(checks), *warnings, note=note)
+
+
+def loss_chart(history: History, plan: PlanTable | None) -> Chart:
+    """Return the chart of a history that has a loss: each step, the running average, the validations, the stages."""
+    points, checks = history.losses, history.validation_losses
     mean = smooth(points)
     lines = [Line(points, TRAINING, "training loss", faint=True), Line(mean, TRAINING, "running average")]
     lines.append(Line(checks, VALIDATION, "validation loss", marked=True))
     ys = [y for _, y in (*points, *checks)]
-    chart = Chart(lines, _label(mean, checks), _boundaries(plan), floor=log_floor(ys) if spans_decades(ys) else 0.0)
-    scale = " The scale is logarithmic." if chart.floor else ""
-    note = f"Mean cross-entropy per answer token.{scale}"
-    return section("Loss", _loss_legend(points, checks), chart.draw(), _list(checks), *warnings, note=note)
+    return Chart(lines, _label(mean, checks), _boundaries(plan), floor=log_floor(ys) if spans_decades(ys) else 0.0)
 
 
 def _loss_legend(points: list[Point], checks: list[Point]) -> Html:

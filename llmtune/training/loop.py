@@ -35,6 +35,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.run_log import Record
 from llmtune.terminal import heading
+from llmtune.tracking.hardware import HardwareRecorder
 from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, training_arguments
 from llmtune.training.bases.base import bind_base, check_model
@@ -123,8 +124,8 @@ def _train(
             eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
             data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer,
-            answers=answer_score(recipe, data.eval, tokenizer, ends, state),
-            callbacks=[stop, *([best] if best else []), *callbacks],
+            answers=answer_score(recipe, data.eval, data.rows.get("eval", ()), tokenizer, ends, state),
+            callbacks=[stop, HardwareRecorder(record, state.device), *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
         watch.expect(_predicted(recipe, layout, state, longest, passes), schedule.ends)
@@ -184,8 +185,7 @@ def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record
     """Record a warning that names the first of the tensors that should have changed, if any."""
     if unchanged:
         others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
-        message = f"warning: never changed, though to be trained: {unchanged[0]}{others}"
-        record({"step": step, "warning": message})
+        record({"step": step, "warning": f"warning: never changed, though to be trained: {unchanged[0]}{others}"})
 
 
 def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:

@@ -13,6 +13,7 @@ from llmtune.data.store.read import training_rows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
+from llmtune.evaluation.vllm.engine import check_installed
 from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
 from llmtune.launch.command import choose_config, count_processes, with_absolute_config
@@ -157,6 +158,8 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     table = plan_table(recipe, base, layout, len(checked.train), world).with_tokens(tokens)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     check_disk(recipe, table.frozen_blocks, world)
+    if suite and recipe.eval.backend == "vllm":
+        check_installed()
     if suite and needs_lm_eval(suite):
         from llmtune.evaluation.tasks import load_tasks
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from llmtune import terminal
-from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.errors import Interrupted, LlmtuneError, MachineError, RecipeError, TrainingError
 from llmtune.launch.ending import less_memory, resume_words
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.process import EXIT_FILE, report_failure
@@ -18,6 +18,7 @@ from llmtune.machine.gpus import count_gpus
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe import load as load_recipe
 from llmtune.run import Run, open_run
+from llmtune.storage import url_of
 from llmtune.training.distributed import join_processes
 from llmtune.training.loop import train
 from llmtune.training.prepare import complete, prepare_all
@@ -29,6 +30,10 @@ _DELAY = 20.0
 def main(words: list[str]) -> int:
     """Train the run folder, or the recipe, that the words of a command line name; gives the exit code."""
     options = _parser().parse_args(words)
+    for url in filter(None, (url_of(place) for place in (options.recipe, options.out) if place)):
+        return report_failure(
+            RecipeError(f"{url}: is for `llmtune run`; by hand, give a folder that all machines share")
+        )
     is_run = options.recipe.is_dir()
     run = Run(options.recipe if is_run else options.out or Path("runs") / options.recipe.stem)
     try:

@@ -26,7 +26,7 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
-_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best")
+_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best", "hardware")
 """The keys of records that are a line for people."""
 
 

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from llmtune import recipe
 from llmtune.adapters.delta import TENSORS, load_delta
-from llmtune.cli import chat, speakers
+from llmtune.answering import models, speakers
+from llmtune.answering.sampling import Sampling
+from llmtune.answering.speakers import Show, Speaker
+from llmtune.cli import chat, main
 from llmtune.cli.chat import HELP, talk
-from llmtune.cli.speakers import Sampling, Show, Speaker
 from llmtune.data.encoding.encode import prompt_ids
 from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.files import read_json, write_json
@@ -153,11 +155,11 @@ def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
-    assert speakers.shared_opening(settings)[0] == "Add."
+    assert models.shared_opening(settings)[0] == "Add."
     tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
-    assert speakers.shared_opening(settings)[0] is None
+    assert models.shared_opening(settings)[0] is None
     file.unlink()
-    assert speakers.shared_opening(settings)[0] is None
+    assert models.shared_opening(settings)[0] is None
 
 
 def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
     mixture = [{"source": str(chats), "fraction": 0.5}, {"source": str(texts), "fraction": 0.5}]
     for data in ({"train": mixture}, {"train": str(texts), "test": str(chats)}, {"train": str(texts)}):
         settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, texts, data=data))
-        system, tools = speakers.shared_opening(settings)
+        system, tools = models.shared_opening(settings)
         assert (system, [one["function"]["name"] for one in tools]) == (
             (None, []) if data == {"train": str(texts)} else ("Add.", ["add"])
         )
@@ -218,7 +220,7 @@ def test_draws_by_temperature_and_seed(tmp_path: Path) -> None:
     assert answer(temperature=2.0, seed=1) == answer(temperature=2.0, seed=1)
     assert len({answer(temperature=2.0, seed=seed) for seed in range(4)}) > 1
     assert answer() == answer(seed=3)
-    assert answer(temperature=2.0, top_p=1e-9) == answer()
+    assert answer(temperature=2.0, top_p=1e-9) == answer(temperature=2.0, top_k=1) == answer()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -264,7 +266,7 @@ def test_commands_change_the_conversation() -> None:
     out, base, _ = talk_to_both(["/help", "/set temperature=0.7 max_new_tokens=5", "one", "/set"])
     assert HELP in out
     assert base.sampling == Sampling(temperature=0.7, max_new_tokens=5)
-    assert out.splitlines()[-1] == "temperature=0.7 top_p=1 max_new_tokens=5 seed=0"
+    assert out.splitlines()[-1] == "temperature=0.7 top_p=1 top_k=0 max_new_tokens=5 seed=0"
 
 
 @pytest.mark.parametrize(
@@ -272,10 +274,11 @@ def test_commands_change_the_conversation() -> None:
     [
         ("/rest", "there is no /rest; did you mean '/reset'?; /help lists the commands"),
         ("/xyzzy now", "there is no /xyzzy; /help lists the commands"),
-        ("/set heat=1", "there is no heat; temperature, top_p, max_new_tokens, seed"),
+        ("/set heat=1", "there is no heat; temperature, top_p, top_k, max_new_tokens, seed"),
         ("/set temperature=hot", "temperature=hot: a number is expected"),
         ("/set temperature=-1", "temperature is a number from 0 on, not -1.0"),
         ("/set temperature=nan", "temperature is a number from 0 on, not nan"),
+        ("/set top_k=-1", "top_k is a whole number from 0 on, 0 for all tokens, not -1"),
         ("/set top_p=0", "top_p is a number above 0, up to 1, not 0.0"),
         ("/set max_new_tokens=1.5", "max_new_tokens=1.5: a whole number is expected"),
         ("/set seed", "seed=: a whole number is expected"),
@@ -285,6 +288,28 @@ def test_never_sends_a_command_to_the_models(line: str, answer: str) -> None:
     out, base, tuned = talk_to_both([line])
     assert out.splitlines()[-1].startswith(answer)
     assert base.asked == tuned.asked == []
+
+
+def test_options_open_a_conversation_with_lines_of_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    monkeypatch.setattr("llmtune.cli.commands.infer.open_with", lambda *_: run)
+    monkeypatch.setattr("llmtune.cli.commands.infer.require_trained", lambda _: None)
+    for words, system in ((["--tuned", "--system", "Be brief."], "Be brief."), (["--tuned", "--system", ""], None)):
+        base, tuned = Script("base"), Script("tuned")
+        pair = [Speaker("base", base, "Add."), Speaker("tuned", tuned, "Add.")]
+        monkeypatch.setattr(chat, "load_speakers", lambda _, pair=pair: pair)
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\n/tuned\ntwo\n"))
+        assert main(["chat", str(run.path), *words, "--temperature", "1", "--top-k", "4"]) == 0
+        assert [asked[-1]["content"] for asked in tuned.asked] == ["one", "two"]
+        assert [asked[-1]["content"] for asked in base.asked] == ["two"]
+        assert (tuned.sampling, pair[1].system) == (Sampling(1.0, top_k=4), system)
+        out = capsys.readouterr().out
+        assert out.startswith("Only the tuned model answers; /tuned brings the other one back.\n")
+        assert ("System prompt: Be brief." in out) == (system is not None)
+    assert main(["chat", str(run.path), "--top-p", "0"]) == 2
+    assert capsys.readouterr().err == "llmtune: --top-p is a number above 0, up to 1, not 0.0\n"
 
 
 def test_sends_a_line_with_a_space_before_its_slash() -> None:

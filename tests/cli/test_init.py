@@ -72,9 +72,36 @@ def test_hints_at_frozen_for_labels(tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(60, 12))
     text = write_recipe(data, None, None, tmp_path / "a.yaml").read_text()
     assert "# The answers repeat like 12 labels: --method frozen" in text
-    assert "labels" not in write_recipe(data, None, "frozen", tmp_path / "b.yaml").read_text()
+    assert "# The answers repeat" not in write_recipe(data, None, "frozen", tmp_path / "b.yaml").read_text()
     free = tiny.write_rows(tmp_path / "free.jsonl", labelled(60, 60))
-    assert "labels" not in write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
+    assert "# The answers repeat" not in write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
+
+
+LONG = "The river rises in the hills and runs to the sea, past three old towns and a mill."
+
+
+@pytest.mark.parametrize(
+    ("answers", "line"),
+    [
+        ([f'{{"n": {n}}}' for n in range(12)], "metrics: [exact_match, json]      # every answer is JSON"),
+        (["yes", "no"] * 6, "metrics: [exact_match, labels]    # the answers are labels"),
+        ([f"{LONG} {n}" for n in range(12)], "metrics: [exact_match, rouge, chrf]  # the answers are texts"),
+        (["\u0420\u0435\u043a\u0430 " * 20 + str(n % 1) for n in range(12)], "metrics: [exact_match, rouge, chrf]"),
+        (["\u0420\u0435\u043a\u0430 " * 20 for n in range(12)], "metrics: [exact_match, chrf]"),
+        ([f"answer {n}" for n in range(12)], "metrics: [exact_match]            # also: json | labels"),
+    ],
+    ids=["JSON", "labels", "texts", "texts with digits", "texts without Latin letters", "short"],
+)
+def test_writes_the_metrics_that_fit_the_answers(tmp_path: Path, answers: list[str], line: str) -> None:
+    rows = [{"prompt": f"q{n}", "completion": answer} for n, answer in enumerate(answers)]
+    path = write_recipe(tiny.write_rows(tmp_path / "rows.jsonl", rows), None, None, tmp_path / "a.yaml")
+    assert f"  {line}" in path.read_text()
+    assert recipe.load(path).eval.metrics == tuple(re.findall(r"\w+", line.split("[")[1].split("]")[0]))
+
+
+def test_writes_no_metrics_for_plain_texts(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", [{"text": f"text {n}"} for n in range(12)])
+    assert recipe.load(write_recipe(data, None, None, tmp_path / "a.yaml")).eval.metrics is None
 
 
 def test_max_length_covers_longest_row_up_to_a_limit(tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_scores_json_answers_as_json(tmp_path: Path) -> None:
     rows = [{"prompt": f"say {n}", "completion": f'{{"n":{n}}}'} for n in (1, 2)]
     task = held_out(tmp_path, rows)
     doc = task.test_docs()[0]
-    assert task.process_results(doc, ['{"n": 1}']) == {"exact_match": 1.0, "valid_json": 1.0}
-    assert task.process_results(doc, ["{'n': 1}"]) == {"exact_match": 0.0, "valid_json": 0.0}
+    assert task.process_results(doc, ['{"n": 1}']) == {"exact_match": 1.0}
+    assert task.process_results(doc, ["{'n': 1}"]) == {"exact_match": 0.0}
     plain = held_out(tmp_path, [*rows, {"prompt": "say", "completion": "hello"}])
     assert plain.process_results(doc, ['{"n": 1}']) == {"exact_match": 0.0}
 

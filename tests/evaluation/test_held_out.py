@@ -208,7 +208,7 @@ def test_texts_are_evaluated_reported_and_published(
     assert list(tuned) == ["loss", "perplexity"]
     assert tuned["loss"]["value"] != base["loss"]["value"]
     change = stored["tuned"]["differences"]["base, zero-shot"][key]
-    assert list(change) == ["loss"]
+    assert list(change) == ["loss", "perplexity"]
     assert change["loss"]["difference"] == pytest.approx((tuned["loss"]["value"] or 0) - (base["loss"]["value"] or 0))
     assert stored["settings"]["texts"]["window"] == 512
     assert list(stored["base"]["results"]) == (

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llmtune import recipe, terminal
-from llmtune.cli.speakers import Sampling, load_speakers
+from llmtune.answering.sampling import Sampling
+from llmtune.answering.speakers import load_speakers
 from llmtune.evaluation.results import Answer
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json

@@ -75,7 +75,7 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     base, tuned = stored["base"]["results"], stored["tuned"]["results"]["held_out"]
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
     assert base["held_out_few_shot"]["shots"] == 2
-    assert tuned["metrics"]["exact_match"] == {"value": 1.0, "stderr": 0.0, "n": 5}
+    assert tuned["metrics"]["exact_match"] == {"value": 1.0, "stderr": 0.0, "n": 5, "interval": (1.0, 1.0)}
     assert loss(tuned) < 0.2 < loss(base["held_out"])
     assert [row["output"] for row in stored["tuned"]["rows"]] == ["ok"] * 5
     change = stored["tuned"]["differences"]["base, zero-shot"]["held_out"]
@@ -88,6 +88,7 @@ def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
         "tuned against": "base, zero-shot",
         "metric": "exact match",
         "difference": "+1.000 ± 0.000",
+        "95% interval": "+1.000 to +1.000",
         "verdict": "too few rows to tell",
         "n": "5",
     }
@@ -292,7 +293,7 @@ def test_reports_valid_json_for_json_answers(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "prompt": f"say {n}", "completion": f'{{"n":{n}}}'} for n in range(20)]
     run = with_held_out_rows(tmp_path, rows, eval={"suite": "quick", "shots": 0})
     evaluate(run)
-    assert list(table(run)[0]) == ["model", "valid JSON", "exact match", "loss", "n"]
+    assert list(table(run)[0]) == ["model", "valid JSON", "field F1", "exact match", "loss", "n"]
     assert [row["model"] for row in table(run)] == ["base, zero-shot", "tuned"]
 
 

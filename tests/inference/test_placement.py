@@ -8,8 +8,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM
 
-from llmtune.cli import speakers
-from llmtune.cli.speakers import Sampling
+from llmtune.answering import speakers
+from llmtune.answering.sampling import Sampling
 from llmtune.errors import FullMemoryError
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json

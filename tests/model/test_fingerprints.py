@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llmtune import files as file_tools
 from llmtune import recipe
-from llmtune.cli.speakers import load_speakers
+from llmtune.answering.speakers import load_speakers
 from llmtune.errors import LlmtuneError, ProofError, RecipeError
 from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json, write_json

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -16,10 +18,11 @@ import llmtune
 from llmtune.errors import RecipeError
 from llmtune.files import read_json, write_json
 from llmtune.publishing.card import card
-from llmtune.publishing.header import front_matter, is_ours, sign
+from llmtune.publishing.header import delta_note, front_matter, is_ours, published_weights, sign
 from llmtune.publishing.markdown import code, indented, table
+from llmtune.publishing.parts.pictures import loss_picture, plan_picture
 from llmtune.recipe.paths import strip_paths
-from llmtune.recipe.sections import Recipe, dump
+from llmtune.recipe.sections import Publish, Recipe, dump
 from llmtune.run import Run
 from tests.support import runs, tiny
 
@@ -140,7 +143,8 @@ def test_only_bottleneck_card_imports_llmtune(write_card: Callable[..., str]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [{"kind": "bottleneck", "size": 4}, {"kind": "lora", "rank": 4}, {"kind": "vera"}])
 def test_code_on_the_card_loads_the_adapter(tmp_path: Path, adapter: dict[str, Any]) -> None:
-    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish={"repo": REPO})
+    publish = {"repo": REPO, "weights": "delta"}
+    done = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3, "adapter": adapter}, publish=publish)
     facts = read_json(done.delta / "base.json")
     write_json(done.delta / "base.json", {**facts, "base": "acme/tiny", "hub_id": "acme/tiny", "revision": COMMIT})
     code = use(card(done)).replace(f"'acme/tiny', revision='{COMMIT}'", repr(facts["base"]))
@@ -354,21 +358,107 @@ def test_full_is_no_name_for_an_adapter(write_card: Callable[..., str]) -> None:
 
 def test_scores_stand_in_the_header(write_card: Callable[..., str]) -> None:
     def evaluate(run: Run) -> None:
-        result = {"n": 20, "of": 20, "metrics": {"exact_match": {"value": 0.25, "stderr": 0.07, "n": 20}}}
+        metrics = {
+            "exact_match": {"value": 0.25, "stderr": 0.07, "n": 20},
+            "rougeL": {"value": 0.5, "stderr": None, "interval": [0.4, 0.6], "n": 19},
+            "perplexity": {"value": None, "stderr": None, "n": 20},
+        }
+        accuracy = {"acc": {"value": 0.6, "stderr": 0.05, "n": 100}}
+        results = {
+            "held_out": {"shots": 0, "n": 20, "of": 25, "version": 1, "metrics": metrics},
+            "arc_easy": {"shots": 0, "n": 100, "of": 2376, "version": 1.0, "metrics": accuracy},
+        }
         for name in ("base", "tuned"):
-            write_json(run.eval / f"{name}.json", {"results": {"held_out": result}})
+            write_json(run.eval / f"{name}.json", {"results": results})
         run.mark("eval", [run.eval])
 
-    head = front_matter(write_card(change=evaluate))
+    head = front_matter(write_card({"data": {"test": "acme/rows:main:test"}}, change=evaluate))
     assert head["model-index"] == [
         {
             "name": "my-model",
             "results": [
                 {
                     "task": {"type": "text-generation"},
-                    "dataset": {"type": "held-out", "name": "held-out rows"},
-                    "metrics": [{"type": "exact_match", "value": 0.25, "name": "exact match"}],
-                }
+                    "dataset": {
+                        "type": "acme/rows",
+                        "name": "held-out rows",
+                        "config": "main",
+                        "split": "test",
+                        "args": {"num_few_shot": 0, "n": 20, "of": 25},
+                    },
+                    "metrics": [
+                        {
+                            "type": "exact_match",
+                            "value": 0.25,
+                            "name": "exact match",
+                            "args": {"stderr": 0.07, "n": 20},
+                        },
+                        {"type": "rougeL", "value": 0.5, "name": "rougeL", "args": {"interval": [0.4, 0.6], "n": 19}},
+                    ],
+                },
+                {
+                    "task": {"type": "text-generation"},
+                    "dataset": {
+                        "type": "arc-easy",
+                        "name": "arc_easy",
+                        "args": {"num_few_shot": 0, "n": 100, "of": 2376, "version": "1.0"},
+                    },
+                    "metrics": [{"type": "acc", "value": 0.6, "name": "acc", "args": {"stderr": 0.05, "n": 100}}],
+                },
             ],
         }
     ]
+
+
+def test_card_shows_pictures_of_plan_and_loss(write_card: Callable[..., str]) -> None:
+    def train(run: Run) -> None:
+        losses = [{"step": step, "loss": 4.0 / step, "lr": {"1": 1e-3}} for step in range(1, 6)]
+        run.log_file.write_text("".join(json.dumps(one) + "\n" for one in [*losses, {"step": 5, "eval_loss": 0.9}]))
+        plan_, loss = plan_picture(run), loss_picture(run)
+        assert loss is not None
+        for picture, label in ((plan_, "What trains when"), (loss, "Loss by step: training loss from")):
+            root = ElementTree.fromstring(picture.svg)  # an image of its own has to be XML
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert root[0].text == picture.words
+            assert picture.words.startswith(label)
+            used = set(re.findall(r"var\((--\w+)\)", picture.svg))
+            assert used <= set(re.findall(r"(--\w+):", picture.svg))
+            assert "http" not in picture.svg.replace("http://www.w3.org/2000/svg", "")
+
+    assert "figures/loss.svg" not in write_card()
+    text = write_card(change=train)
+    assert "![What trains when, by learning rate: steps 1-" in text
+    assert "one validation, 0.9](figures/loss.svg)\n\nLoss by step, mean cross-entropy per answer token" in text
+
+
+LORA = {"kind": "lora", "rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "enabled", "weights", "note"),
+    [
+        (LORA, True, "delta", None),
+        ({"kind": "vera"}, False, "delta", None),
+        ({"kind": "none"}, True, "merged", None),
+        ({"kind": "none"}, False, "delta", "since merge.enabled is false; to load it takes the code on its card"),
+        ({"kind": "bottleneck", "size": 4, "form": "parallel"}, True, "merged", None),
+        (
+            {"kind": "bottleneck", "size": 4, "form": "sequential"},
+            True,
+            "delta",
+            "since no full weights can be made of it; to load it takes llmtune and the code on its card",
+        ),
+    ],
+)
+def test_publishes_what_stock_libraries_load_unless_it_cannot_be_made(
+    trained: Run, adapter: dict[str, Any], enabled: bool, weights: str, note: str | None
+) -> None:
+    values = trained.recipe().model_dump()
+    values["method"] = {"kind": "full", "lr": 1e-3, "adapter": adapter}
+    values["merge"]["enabled"] = enabled
+    settings = Recipe.model_validate(values)
+    assert published_weights(settings) == weights
+    assert (delta_note(settings) or "").endswith(note or "")
+    assert (delta_note(settings) is None) == (note is None)
+    asked = settings.model_copy(update={"publish": Publish(repo=REPO, weights="delta")})
+    assert (published_weights(asked), delta_note(asked)) == ("delta", None)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from llmtune.publishing.license import license_fields
 
@@ -41,3 +42,9 @@ def test_links_to_no_card_of_a_base_that_is_not_on_the_hub() -> None:
         "license": "other",
         "license_name": "mit-and-ofl-1.1",
     }
+
+
+def test_links_to_the_base_on_the_hub_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example.org")
+    fields = license_fields({"license": ["mit", "apache-2.0"]}, "acme/tiny")
+    assert fields["license_link"] == "https://hub.example.org/acme/tiny"

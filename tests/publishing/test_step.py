@@ -32,7 +32,8 @@ from llmtune.merging.step import merge
 from llmtune.publishing import step as step_module
 from llmtune.publishing.header import front_matter, is_ours, sign
 from llmtune.publishing.hub import WAITS
-from llmtune.publishing.step import check_private, preflight
+from llmtune.publishing.private import check_private
+from llmtune.publishing.step import preflight
 from llmtune.run import Run
 from tests.support import ROOT, runs, tiny
 from tests.support import hub as hub_double
@@ -41,7 +42,8 @@ from tests.support.hub import Account, Fault, Handler, Hub, serve
 TOKEN = "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"
 BASE = "acme/tiny"
 REPO = "me/tuned"
-DELTA = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "recipe.yaml"}
+WEIGHTS = {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+DELTA = WEIGHTS | {".gitattributes", "README.md", "recipe.yaml", "figures/plan.svg"}
 
 
 @dataclass
@@ -137,9 +139,11 @@ def test_dry_run_shows_what_would_go_and_asks_the_hub_nothing(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     shown = step_module.preview(run)
     assert set(shown["bytes"]) == DELTA - {".gitattributes"}  # which the Hub makes
-    assert shown["bytes"]["adapter_model.safetensors"] == (run.delta / "adapter_model.safetensors").stat().st_size
+    weights = run.delta / "adapter_model.safetensors"
+    assert shown["bytes"][weights.name] == weights.stat().st_size
     written = {file.relative_to(run.path / "publish").as_posix() for file in (run.path / "publish").rglob("*.*")}
-    assert written == {"README.md", "adapter_config.json", "base.json", "recipe.yaml"}
+    assert written == set(shown["bytes"])
+    assert weights.samefile(run.path / "publish" / weights.name)
     assert f"would go to {REPO} (private); nothing was sent" in capsys.readouterr().out
     assert world.writes() == 0
     assert not run.done("publish")
@@ -195,7 +199,14 @@ def test_fresh_process_publishes_and_loads_merged_model(world: World, monkeypatc
     assert f"published: {world.address}/{REPO} (private), " in done.stdout
     assert (torch.load(out, weights_only=True) - tuned_logits(run)).abs().max() <= 1e-4
     copied = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert set(world.files()) == {".gitattributes", "README.md", "recipe.yaml", "model.safetensors", *copied}
+    assert set(world.files()) == {
+        ".gitattributes",
+        "README.md",
+        "recipe.yaml",
+        "figures/plan.svg",
+        "model.safetensors",
+        *copied,
+    }
     assert front_matter(world.files()["README.md"].decode())["library_name"] == "transformers"
 
 
@@ -355,7 +366,7 @@ def test_refuses_login_without_write_access_before_training(world: World, change
 def test_refuses_missing_login_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = world.run().recipe()
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(PublishError, match="you are not logged in to the Hub; run `hf auth login`"):
+    with pytest.raises(PublishError, match=r"you are not logged in to the Hub at http://\S+; run `hf auth login`"):
         preflight(settings)
 
 
@@ -614,3 +625,136 @@ def test_names_file_line_and_retry_for_a_base_that_is_gone(world: World) -> None
     ) as raised:
         world.publish(run)
     assert raised.value.exit_code == 3
+
+
+def test_dry_run_across_disks_shows_weights_by_a_link(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    run = world.run()
+    monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):  # the second one replaces the first, and leaves what its links lead to
+        step_module.preview(run)
+    weights = run.path / "publish" / "adapter_model.safetensors"
+    assert weights.is_symlink()
+    assert weights.read_bytes() == (run.delta / weights.name).read_bytes()
+
+
+def test_runs_of_a_comparison_share_one_private_collection(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    section = {"repo": REPO, "collection": "Rate plans", "visibility": "public"}
+    run = world.run(publish=section)
+    step_module.preview(run)
+    assert "would go to me/tuned (public) into the collection 'Rate plans'; nothing was sent" in capsys.readouterr().out
+    assert world.hub.collections == {}
+    preflight(run.recipe())
+    (collection,) = world.hub.collections.values()
+    assert (collection.owner, collection.title, collection.private, collection.items) == ("me", "Rate plans", True, [])
+    facts = world.publish(run)
+    assert facts["collection"]["title"] == "Rate plans"
+    assert facts["collection"]["url"].startswith(f"{world.address}/collections/me/rate-plans-")
+    assert world.publish(run)["collection"] == facts["collection"]
+    other = run.recipe().model_copy(update={"publish": run.recipe().publish.model_copy(update={"repo": "me/other"})})  # type: ignore[union-attr]
+    world.publish(Run(run.path, other))
+    assert world.hub.collections[next(iter(world.hub.collections))].items == [REPO, "me/other"]
+    assert len(world.hub.collections) == 1
+
+
+def test_refused_collection_is_told_before_training_and_after_the_upload(world: World) -> None:
+    run = world.run(publish={"collection": "Rate plans"})
+    world.hub.faults = [Fault("POST", "/api/collections", 9, 403)]
+    with pytest.raises(PublishError, match=r"opening the collection 'Rate plans' for me/tuned: your token may not"):
+        preflight(run.recipe())
+    with pytest.raises(PublishError, match=r"the upload is complete, but opening the collection .* try again with"):
+        world.publish(run)
+    assert not run.done("publish")
+
+
+def test_private_hub_is_named_wherever_a_reader_needs_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run()
+    facts = world.publish(run)
+    card = world.files()["README.md"].decode()
+    assert facts["url"] == f"{world.address}/{REPO}"
+    assert f"set `HF_ENDPOINT={world.address}` first" in card
+    assert "huggingface.co" not in card
+    world.hub.faults = [Fault("GET", "/whoami", 99)]
+    with pytest.raises(PublishError, match=rf"the connection to the Hub at {world.address} failed"):
+        world.publish(run)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MachineError, match=rf"me/tuned on the Hub at {world.address} cannot be reached"):
+        preflight(run.recipe())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("hub.example.org", r"HF_ENDPOINT=hub\.example\.org is no address; write it as https://"),
+        ("https://me:secret@hub.example.org", "HF_ENDPOINT holds a user name or password"),
+    ],
+)
+def test_refuses_an_endpoint_that_is_no_address(
+    world: World, monkeypatch: pytest.MonkeyPatch, endpoint: str, message: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(PublishError, match=message) as raised:
+        preflight(world.run().recipe())
+    assert "secret" not in str(raised.value)
+
+
+def test_exported_gguf_goes_along_until_it_changes(world: World) -> None:
+    run = world.run()
+    file = run.exported / "gguf" / "tuned-q8_0.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF" + bytes(range(256)))
+    run.exported.joinpath("ollama").mkdir()
+    run.exported.joinpath("ollama", "Modelfile").write_text(f"FROM {file}")
+    run.mark("export", [run.exported], forms={"gguf:q8_0": {"gap": 0.0123, "bound": 0.5}})
+    world.publish(run)
+    assert set(world.files()) == DELTA | {file.name}
+    assert world.files()[file.name] == file.read_bytes()
+    card = world.files()["README.md"].decode()
+    assert "`gguf:q8_0` differ from the merged model's by up to 0.012 (bound 0.5)." in card
+    assert f"    hf download {REPO} {file.name} --local-dir .\n    llama-cli -m {file.name}\n" in card
+    assert f"| `{file.name}` | 260 | `" in card
+    file.write_bytes(b"GGUF" + bytes(range(255, -1, -1)))
+    with pytest.raises(PublishError, match=r"q8_0\.gguf: was changed or removed after `llmtune export`; run it again"):
+        world.publish(run)
+
+
+NO_LLMTUNE = """
+import json, sys, torch
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "llmtune":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, adapter, merged, out = sys.argv[1:]
+load = lambda folder: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+models = {"adapter": PeftModel.from_pretrained(load(base), adapter), "merged": load(merged)}
+AutoTokenizer.from_pretrained(merged)
+with torch.inference_mode():
+    torch.save({name: model(input_ids=torch.arange(3, 40)[None]).logits for name, model in models.items()}, out)
+assert "llmtune" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_process_without_llmtune_loads_what_a_dry_run_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.reload_here(monkeypatch)
+    publish, merging = {"repo": REPO}, {"dtype": "float32"}
+    tensors = runs.trained(tmp_path, {"kind": "full", "lr": 1e-3}, publish=publish, merge=merging)
+    merge(tensors)
+    base = tensors.recipe().model.base
+    adapter = runs.trained(tmp_path / "lora", base=base, publish=publish)
+    facts = read_json(adapter.delta / "base.json")
+    (adapter.delta / "base.json").write_text(json.dumps({**facts, "hub_id": "acme/tiny"}))
+    adapter.mark("train", [adapter.delta])
+    monkeypatch.setattr(step_module, "_check_base", lambda *_: None)  # its base lies in a folder
+    folders = [step_module.preview(run)["folder"] for run in (adapter, tensors)]
+    words = [sys.executable, "-I", "-c", NO_LLMTUNE, base, *folders, str(tmp_path / "logits.pt")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.equal(logits["adapter"], tuned_logits(adapter))
+    assert (logits["merged"] - tuned_logits(tensors)).abs().max() <= 1e-4

@@ -66,6 +66,14 @@ WRONG = [
     (GOOD + "train: {schedule: 5}", 4, "train.schedule", "one of cosine, linear, constant is expected, got 5"),
     (GOOD + "train: {activation_checkpointing: 1}", 4, "train.activation_checkpointing", "true or false is expected"),
     (GOOD + "launch: {accelerate: dpp}", 4, "launch.accelerate", "did you mean 'ddp'?"),
+    (
+        GOOD + "eval: {metrics: [json, rogue]}",
+        4,
+        "eval.metrics.1",
+        "text such as regex:^[A-Z]+$ is expected, got 'rogue'",
+    ),
+    (GOOD + "eval: {metrics: [rogue]}", 4, "eval.metrics.0", "did you mean 'rouge'?"),
+    (GOOD + "eval: {metrics: ['regex:(a']}", 4, "eval.metrics.0", "regex:(a is no regular expression: missing )"),
     (GOOD + "publish: {}", 4, "publish.repo", "is missing and has no default"),
     (GOOD + "publish: {repo: me}", 4, "publish.repo", "text such as owner/name is expected, got 'me'"),
     (GOOD + "publish: {repo: a/b, visibility: Public}", 4, "publish.visibility", "did you mean 'public'?"),
@@ -212,7 +220,7 @@ def test_reports_a_wrong_index_of_a_list(tmp_path: Path, override: str, words: s
 
 
 # Rules across keys, and floats that JSON has no word for, are beyond a JSON schema.
-BEYOND = ("lr: [1.0]}", "decay: 0.9", "{until: 0.5}", ".nan", ".inf", "8.0}")
+BEYOND = ("lr: [1.0]}", "decay: 0.9", "{until: 0.5}", ".nan", ".inf", "8.0}", "regex:(a")
 
 
 @pytest.mark.parametrize("text", [text for text, *_ in [*UNKNOWN, *WRONG] if not any(mark in text for mark in BEYOND)])

@@ -69,12 +69,14 @@ def test_escapes_names_of_recipe(tmp_path: Path) -> None:
 
 def test_table_equals_stored_evaluation(finished: Run) -> None:
     shown = page(finished).rows
-    for row in table(finished):
+    for row in table(finished, with_intervals=True):
         assert list(row.values()) in shown
+        assert "] " in row["exact match"] + " "
     stored = read_json(finished.eval / "tuned.json")
     gap = stored["differences"]["base, zero-shot"]["held_out"]["loss"]
     value = f"{'+' if gap['difference'] >= 0 else ''}{gap['difference']:.3f} ± {gap['stderr']:.3f}"
-    assert ["base, zero-shot", "loss (lower is better)", value, gap["verdict"], "", "", ""] in shown
+    bounds = "{:+.3f} to {:+.3f}".format(*gap["interval"])
+    assert ["base, zero-shot", "loss (lower is better)", value, bounds, gap["verdict"], "", "", ""] in shown
 
 
 def test_lists_every_file_with_its_hash(finished: Run) -> None:

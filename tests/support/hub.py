@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = dict[str, bytes]
 
@@ -44,6 +44,16 @@ class Repo:
 
 
 @dataclass
+class Collection:
+    """A collection of repositories: its owner, its title and the ids of its models."""
+
+    owner: str
+    title: str
+    private: bool
+    items: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Fault:
     """The next `times` requests of this method and path go wrong: a status with headers, or a dropped connection.
 
@@ -68,6 +78,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, str]] = []
         self.everything_public = False
+        self.collections: dict[str, Collection] = {}
         self.lock = threading.Lock()
 
     def add(self, repo: str, files: Files, private: bool = False, gated: Any = False) -> Repo:
@@ -105,7 +116,7 @@ def serve() -> Iterator[tuple[Hub, str]]:
 
 
 def _lfs(name: str) -> bool:
-    return name.endswith(".safetensors")
+    return name.endswith((".safetensors", ".gguf"))
 
 
 def _oid(name: str, data: bytes) -> str:
@@ -238,6 +249,54 @@ class Handler(BaseHTTPRequestHandler):
             private = asked.get("visibility") == "private" and not self.hub.everything_public
             self.hub.add(repo, {".gitattributes": b"*.safetensors filter=lfs\n"}, private)
             self._answer(200, {"url": url, "id": repo, "name": repo})
+
+    def list_collections(self, body: bytes) -> None:
+        """The collections of an owner, private ones only for who may see them."""
+        owner = parse_qs(urlsplit(self.path).query)["owner"][0]
+        own = [(slug, one) for slug, one in self.hub.collections.items() if one.owner == owner]
+        seen = [(slug, one) for slug, one in own if not one.private or self._may(owner, False)]
+        listed = [self._collection(slug, one) for slug, one in seen]
+        self._answer(200, [{name: value for name, value in one.items() if name != "position"} for one in listed])
+
+    def create_collection(self, body: bytes) -> None:
+        """A collection of that title; 409 where the owner has one."""
+        asked = json.loads(body)
+        slug = f"{asked['namespace']}/{re.sub(r'[^a-z0-9]+', '-', asked['title'].lower())}-0123456789abcdef01234567"
+        if not self._may(asked["namespace"], True):
+            self._refuse(403, f"You don't have the rights to create a collection for {asked['namespace']}")
+        elif slug in self.hub.collections:
+            self._answer(409, {"error": "exists", "slug": slug})
+        else:
+            self.hub.collections[slug] = Collection(asked["namespace"], asked["title"], asked["private"])
+            self._answer(200, self._collection(slug, self.hub.collections[slug]))
+
+    def add_item(self, body: bytes, slug: str) -> None:
+        """A model in a collection; 409 where it is there."""
+        collection, item = self.hub.collections[slug], json.loads(body)["item"]
+        if not self._may(collection.owner, True):
+            self._refuse(403, "You don't have the rights to change this collection")
+        elif item["id"] in collection.items:
+            self._answer(409, {"error": "exists"})
+        else:
+            collection.items.append(item["id"])
+            self._answer(200, self._collection(slug, collection))
+
+    def read_collection(self, body: bytes, slug: str) -> None:
+        """A collection with its items."""
+        self._answer(200, self._collection(slug, self.hub.collections[slug]))
+
+    def _collection(self, slug: str, collection: Collection) -> dict[str, Any]:
+        items = [{"_id": one, "id": one, "type": "model", "position": at} for at, one in enumerate(collection.items)]
+        facts = {"slug": slug, "title": collection.title, "private": collection.private, "items": items}
+        moment = "2026-01-01T00:00:00.000Z"
+        return {
+            **facts,
+            "owner": {"name": collection.owner},
+            "lastUpdated": moment,
+            "position": 0,
+            "theme": "blue",
+            "upvotes": 0,
+        }
 
     def validate(self, body: bytes) -> None:
         """A card's header begins and ends."""
@@ -374,10 +433,15 @@ def _license(files: Files) -> dict[str, str]:
     return {name: value for name, value in pairs}
 
 
+SLUG = r"(?P<slug>[\w.-]+/[\w.-]+)"
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
+    ("GET", "/api/collections", Handler.list_collections),
+    ("POST", "/api/collections", Handler.create_collection),
+    ("GET", f"/api/collections/{SLUG}", Handler.read_collection),
+    ("POST", f"/api/collections/{SLUG}/items", Handler.add_item),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("POST", f"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", Handler.batch),

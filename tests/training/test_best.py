@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmtune import recipe as recipes
 from llmtune.data.example import Example
+from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.held_out.truth import Truth
@@ -136,7 +137,8 @@ def test_score_is_of_the_answers_that_the_model_gives_alone(tmp_path: Path, adap
         seen.append((result, self.count))
         for prompt, true in zip(self._prompts, self._true, strict=True):
             (alone,) = greedy(model, [prompt], self._stop, self._new_tokens)
-            own = Truth.of_text(self._text(alone))
+            text = self._reader.text(alone)
+            own = (Truth(text, text), true[1])
             self._true = [own if truth is true else truth for truth in self._true]
         assert right(self, model) == len(self._prompts)  # the answers that it gives are the true ones now
         return result
@@ -155,9 +157,36 @@ def test_score_takes_questions_that_follow_plain_texts() -> None:
     chats = [Example(f"c{n}", f"c:{n}", [5, 6, 2], [-100, 6, 2], 1) for n in range(3)]
     recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=2))
     state: Any = SimpleNamespace(process_index=0, num_processes=1)
-    score = answer_score(recipe, [*texts, *chats], tiny.tokenizer(), {2}, state)
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": ""})
+    rows = [*(Row(one.id, (), one.where, text="a") for one in texts), *(Row(one.id, turns, one.where) for one in chats)]
+    score = answer_score(recipe, [*texts, *chats], rows, tiny.tokenizer(), {2}, state)
     assert score is not None
     assert score.count == 2
+
+
+def test_score_compares_answers_as_the_evaluation_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"type": "function", "function": {"name": "warmth", "arguments": {"city": "Ulm", "days": [1, 2]}}}
+    earlier, last = (
+        {"role": "assistant", "content": "Warm."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    )
+    user = {"role": "user", "content": "a"}
+    rows = [Row("r", (user, earlier, user, last), "t:1"), Row("s", (user, earlier), "t:2")]
+    texts = ["Warm.", '{"name": "warmth", "arguments": {"city": "Ulm", "days": [1, 2]}}', "Warm."]
+    tokenizer = tiny.tokenizer()
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    examples = [
+        Example("r", where, [5, *answer, 2], [-100, *answer, 2], 1)
+        for where, answer in zip(("t:1", "t:1", "t:2"), ids, strict=True)
+    ]
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(keep_best="score"), eval=SimpleNamespace(rows=3))
+    state: Any = SimpleNamespace(process_index=0, num_processes=1)
+    score = answer_score(recipe, examples, rows, tokenizer, {2}, state)
+    assert score is not None
+    given = [" Warm. ", '{"arguments":{"days":[1,2],"city":"Ulm"},"name":"warmth"}', "Warm, warm."]
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given]
+    monkeypatch.setattr(score, "_answer", lambda *_: answers)
+    assert score.right(tiny.model().eval()) == 2
 
 
 @pytest.mark.parametrize(

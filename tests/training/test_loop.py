@@ -24,10 +24,12 @@ from llmtune.adapters.delta import TENSORS, load_delta
 from llmtune.errors import MachineError, RecipeError, TrainingError
 from llmtune.files import fingerprint, read_json
 from llmtune.launch.command import WORLD, config_file
+from llmtune.machine.energy import cpu_name
 from llmtune.machine.memory import PRIMITIVES
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
+from llmtune.run_log import read_log
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
@@ -54,7 +56,9 @@ def test_leaves_the_delta_log_and_manifest_as_promised(
     assert steps[-1]["supervised"] == 4 * read_json(run.data_file)["supervised_tokens"]["total"]
     assert not [entry for entry in log if "warning" in entry]
     assert {"tokens_per_s", "seconds", "peak_memory_mb", "grad_norm"} <= set(steps[0])
-    assert log[-1]["eval_loss"] < steps[0]["loss"]
+    assert [entry["eval_loss"] for entry in log if "eval_loss" in entry][-1] < steps[0]["loss"]
+    hardware = log[-1]["measured"]
+    assert (log[-1]["step"], hardware["from"], hardware["devices"]) == (plan["steps"], 0, {cpu_name(): 1})
     file = next(run.delta.glob("*.safetensors"))
     stored = load_file(file)
     assert sum(tensor.numel() for tensor in stored.values()) == plan["trained"]
@@ -193,6 +197,8 @@ def test_resumes_an_interrupted_run_to_equal_weights(tmp_path: Path, number: sig
     assert again.returncode == 0, again.stderr
     expected, resumed = deltas(whole.path), deltas(stopped.path)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+    parts = [(entry["measured"]["from"], entry["step"]) for entry in read_log(stopped.log_file) if "measured" in entry]
+    assert parts == [(0, parts[0][1]), (parts[0][1], read_json(stopped.plan_file)["steps"])]
 
 
 @pytest.mark.slow

@@ -1,12 +1,9 @@
-"""Commands of a trained run: eval, merge, publish, report and chat."""
+"""Commands of a trained run: eval, merge, publish and report."""
 
 from llmtune import api
-from llmtune.api.steps import open_with, require_trained
-from llmtune.cli.options import DryRun, Folder, Json, MaxNewTokens, Seed, SetAgain, Temperature, TopP, Verbose
+from llmtune.cli.options import DryRun, Folder, Json, SetAgain, Verbose
 from llmtune.cli.output import results, scores
-from llmtune.errors import RecipeError
 from llmtune.run import open_run
-from llmtune.working import importing
 
 
 def evaluate(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -41,24 +38,3 @@ def report(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Ve
     with results(as_json) as give:
         page = api.report(run, set=set or [])
         give({"run": run, "report": page}, lambda: print(page))
-
-
-def chat(
-    run: Folder,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = 256,
-    seed: Seed = 0,
-    verbose: Verbose = False,
-) -> None:
-    """Talk to base and tuned model."""
-    folder = open_with(run, [])
-    require_trained(folder)
-    with importing():
-        from llmtune.cli import chat as conversation
-        from llmtune.cli.speakers import Sampling
-    try:
-        sampling = Sampling(temperature, top_p, max_new_tokens, seed)
-    except ValueError as error:
-        raise RecipeError(f"--{str(error).replace('_', '-')}") from error
-    conversation.chat(folder, sampling=sampling)

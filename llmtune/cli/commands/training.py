@@ -2,7 +2,8 @@
 
 import sys
 
-from llmtune.api.job import begin, complete
+from llmtune.api.job import begin, complete, is_run
+from llmtune.api.steps import at_work
 from llmtune.cli.options import Either, Json, Out, Overwrite, Set, Verbose
 from llmtune.cli.output import outcome, results, tell_notes
 from llmtune.errors import RecipeError
@@ -18,7 +19,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Take a recipe, or a run, through every step that is not done yet."""
-    if overwrite and recipe.is_dir():
+    if overwrite and is_run(recipe):
         again = f"llmtune train {recipe} --overwrite"
         raise RecipeError(f"--overwrite: is for a recipe; {recipe} is a run. To train it again: {again}")
     job = begin(recipe, out, overwrite=overwrite, set=set or [])
@@ -45,7 +46,7 @@ def train(
     if not job.is_new and not overwrite and job.run.done("train"):
         print(f"llmtune: {job.run.path}: {again}", file=sys.stderr)
     with results(as_json) as give:
-        with job.run.locked():
+        with at_work(job.run):
             job.train()
         done = Run(job.run.path)
         give(outcome(done) if as_json else None, lambda: print(f"delta   {done.delta}"))

@@ -44,14 +44,15 @@ def prompt_ids(
     template: Mapping[str, Any] | None = None,
     tools: Sequence[Tool] = (),
     block: str = "",
+    reasoning: str = "learn",
 ) -> list[int]:
     """Return the token ids from which generation after `messages` starts, rendered as training renders them.
 
-    `template` are the values of `data.template`; `block` is the empty thinking block behind which the answers start
-    that were trained (`Encoded.thinking_block`).
+    `template` and `reasoning` are the values of `data.template` and `data.reasoning`; `block` is the empty thinking
+    block behind which the answers start that were trained (`Encoded.thinking_block`).
     """
     if tokenizer.chat_template:
-        answers = Answers(Renderer(tokenizer, template or {}), (), Rules(sys.maxsize))
+        answers = Answers(Renderer(tokenizer, template or {}), (), Rules(sys.maxsize, reasoning=reasoning))
         row = answers.prepare(Row("", tuple(messages), "these messages", tools=tuple(tools)))
         text = answers.renderer.render(Request(row.messages, row.tools, generation_prompt=True), row.where)
         return tokenize(tokenizer, [text + block])[0]

@@ -89,6 +89,11 @@ class ColumnMap:
         raise FieldError(f"data.map.{field}", f"{where}: column {column!r} is {describe(value)}; text is expected")
 
 
+def pattern_columns(pattern: str) -> list[str]:
+    """The columns that a value of data.map names: those in its braces, or the one that it is."""
+    return list(dict.fromkeys(_BRACES.findall(pattern))) or [pattern]
+
+
 def suggest_map(columns: Collection[str], fields: tuple[str, str] = ("prompt", "completion")) -> dict[str, str]:
     """Return the map that makes a question and an answer of columns with other usual names; {} if they do not tell."""
     there = [str(column) for column in columns]

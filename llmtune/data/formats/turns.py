@@ -69,6 +69,12 @@ def parse_turns(
     return messages, frozenset(unused)
 
 
+def is_assistant(turn: object, keys: Keys = OPENAI) -> bool:
+    """Whether a turn is the assistant's, by any name of that role."""
+    role = turn.get(keys.role) if isinstance(turn, dict) else None
+    return isinstance(role, str) and _OTHER_ROLES.get(role, role) == "assistant"
+
+
 def check_ends(where: str, column: str, messages: tuple[Message, ...], first_column: str = "") -> None:
     """Raise RecipeError where the first turn is no one's question, or the last one is not the assistant's.
 

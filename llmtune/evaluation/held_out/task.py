@@ -1,28 +1,37 @@
 """The run's own held-out rows as an lm-eval task: zero-shot, or few-shot with worked examples as earlier turns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
-from llmtune.evaluation.held_out.truth import comparison, kinds_of, parsed, same
+from llmtune.evaluation.held_out.answers import scorer
+from llmtune.evaluation.held_out.choice import EXACT_MATCH
+from llmtune.evaluation.held_out.truth import comparison, kinds_of
 from llmtune.evaluation.questions import Questions
 
 
 class HeldOut(Task):
-    """Greedy answers, scored by exact match: of text, of parsed JSON if every true answer is JSON, of tool calls."""
+    """Greedy answers, scored by names of eval.metrics; exact match compares text, parsed JSON or tool calls."""
 
     VERSION = 1
     OUTPUT_TYPE = "generate_until"
 
-    def __init__(self, name: str, questions: Questions, stop: set[int], new_tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        questions: Questions,
+        stop: set[int],
+        new_tokens: int,
+        metrics: Sequence[str] = (EXACT_MATCH,),
+    ) -> None:
         self.questions = questions
+        self.scorers = [one for one in map(scorer, metrics) if one is not None]
         kinds = kinds_of(questions.truths)
         self.kinds = dict(zip((row.where for row in questions.rows), kinds, strict=True))
         self.truths = dict(zip(self.kinds, questions.truths, strict=True))
-        self.as_json = set(kinds) == {"JSON"}
         self.comparison = comparison(questions.truths)
         self.generation = {"until": [], "do_sample": False, "max_gen_toks": new_tokens, "stop_ids": sorted(stop)}
         super().__init__()
@@ -66,17 +75,16 @@ class HeldOut(Task):
         """Request one greedy generation."""
         return Instance("generate_until", doc, (ctx, dict(self.generation)), 0, metadata=metadata)
 
-    def process_results(self, doc: dict[str, str], results: list[str]) -> dict[str, float]:
-        """Score an answer: exact match, and if all true answers are JSON, whether it is valid JSON."""
-        truth = self.truths[doc["where"]]
+    def process_results(self, doc: dict[str, str], results: list[str]) -> dict[str, Any]:
+        """Score an answer by each metric."""
+        truth, kind = self.truths[doc["where"]], self.kinds[doc["where"]]
         answer = truth.compared(results[0])
-        scores = {"exact_match": float(same(answer, truth.final, self.kinds[doc["where"]]))}
-        return scores | ({"valid_json": float(parsed(answer) is not None)} if self.as_json else {})
+        return {name: item for one in self.scorers for name, item in one.score(answer, truth, kind).items()}
 
     def aggregation(self) -> dict[str, Any]:
-        """Average both metrics over the rows."""
-        return dict.fromkeys(("exact_match", "valid_json"), mean)
+        """Return how the scores of rows become the number of each metric."""
+        return {name: one for scorer in self.scorers for name, one in scorer.aggregations.items()}
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Return True for both metrics."""
-        return dict.fromkeys(("exact_match", "valid_json"), True)
+        """Return True for each metric."""
+        return dict.fromkeys(self.aggregation(), True)

@@ -1,6 +1,5 @@
 """Plain texts that are held out: how well a model predicts them, without a question."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,9 @@ from llmtune.data.encoding.plain import slices, with_ends
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.row import Row
 from llmtune.evaluation.generate import answer_losses
-from llmtune.evaluation.metrics import Score, finite, score
-from llmtune.evaluation.results import Answer, Result
+from llmtune.evaluation.held_out.losses import add_losses
+from llmtune.evaluation.metrics import finite
+from llmtune.evaluation.results import TEXTS_COMPARED, Answer, Result
 from llmtune.working import Step
 
 SHOWN_CHARACTERS = 2000
@@ -71,30 +71,22 @@ def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def _result(texts: Texts, losses: list[float | None], tokens: list[int], limit: int | None) -> Result:
-    loss = score([math.nan if loss is None else loss for loss in losses] if any(tokens) else [], tokens)
-    return {
+    result: Result = {
         "shots": 0,
         "n": len(losses),
         "of": texts.of,
         "limit": limit if len(losses) < texts.of else None,
         "version": 1,
         "truncated": 0,
-        "not_finite": sum(loss is None for loss in losses),
-        "metrics": {"loss": loss, "perplexity": _perplexity(loss)},
-        "scores": {"loss": losses},
-        "higher_is_better": {"loss": False, "perplexity": False},
+        "not_finite": 0,
+        "metrics": {},
+        "scores": {},
+        "higher_is_better": {},
         "resamples": {},
-        "tokens": tokens,
-        "compared": "every token of plain texts",
+        "compared": TEXTS_COMPARED,
     }
-
-
-def _perplexity(loss: Score) -> Score:
-    """Return e to the loss, and its standard error to the first order; None where it is too large for a number."""
-    if loss["value"] is None or loss["value"] > 700:
-        return {"value": None, "stderr": None, "n": loss["n"]}
-    value = math.exp(loss["value"])
-    return {"value": value, "stderr": None if loss["stderr"] is None else value * loss["stderr"], "n": loss["n"]}
+    add_losses(result, losses, tokens)
+    return result
 
 
 def _answers(rows: list[Row], losses: list[float | None], tokens: list[int]) -> list[Answer]:

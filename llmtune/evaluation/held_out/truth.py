@@ -3,14 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.data.example import IGNORED, Example
 from llmtune.data.row import Row
+from llmtune.evaluation.held_out.fields import Kind, canonical, parsed, refuse_constant
 
-Kind = Literal["text", "JSON", "tool calls"]
 _THOUGHT_END = "</think>"
 
 
@@ -55,14 +54,15 @@ class TruthReader:
 
     def read(self, row: Row, example: Example) -> Truth:
         """Return the true answer of a row."""
-        whole = self._decode(example.input_ids[example.prompt_size :])
+        whole = self.text(example.input_ids[example.prompt_size :])
         pairs = zip(example.input_ids, example.labels, strict=True)
-        text = self._decode([token for token, label in pairs if label != IGNORED])
+        text = self.text([token for token, label in pairs if label != IGNORED])
         end, final = _thought_end(row, whole, self._special)
         after = text.rpartition(end)[2] if end else text
         return Truth(text, final if text.endswith(final) else after, end, bool(row.messages[-1].get("tool_calls")))
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer without its stop token; with special tokens where true answers have some."""
         kept = list(self._without_stop(ids))
         return str(self.tokenizer.decode(kept, skip_special_tokens=not self.keeps_special))
 
@@ -93,16 +93,7 @@ def same(output: str, truth: str, kind: Kind) -> bool:
     if kind == "text":
         return output.strip() == truth.strip()
     value = parsed(output)
-    return value is not None and _canonical(value) == _canonical(parsed(truth))
-
-
-def parsed(text: str) -> Any:
-    """Return the JSON object or array that a text is, None for anything else."""
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict | list) else None
+    return value is not None and canonical(value) == canonical(parsed(truth))
 
 
 def _thought_end(row: Row, answer: str, special: list[str]) -> tuple[str, str]:
@@ -123,7 +114,7 @@ def _thought_end(row: Row, answer: str, special: list[str]) -> tuple[str, str]:
 
 def _structure(text: str) -> list[str]:
     """Return the JSON objects and arrays in a text in their canonical form, and the words between them."""
-    decoder = json.JSONDecoder(parse_constant=_refuse)
+    decoder = json.JSONDecoder(parse_constant=refuse_constant)
     pieces, words, at = [], "", 0
     while at < len(text):
         if text[at] in "{[":
@@ -132,17 +123,9 @@ def _structure(text: str) -> list[str]:
             except (ValueError, RecursionError):
                 pass
             else:
-                pieces += [*words.split(), _canonical(value)]
+                pieces += [*words.split(), canonical(value)]
                 words, at = "", end
                 continue
         words += text[at]
         at += 1
     return [*pieces, *words.split()]
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

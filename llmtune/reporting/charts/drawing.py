@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from llmtune.numbers import rate
+from llmtune.reporting.charts.image import image
 from llmtune.reporting.charts.scales import Scale, linear_range, log_range
 from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, join, tag
@@ -39,6 +40,10 @@ class Chart:
         """Draw the chart twice; the page's style shows the one that fits the screen."""
         return join(_Frame(self, *WIDE).svg("wide"), _Frame(self, *NARROW).svg("narrow"))
 
+    def image(self) -> str:
+        """Draw the chart as an SVG file."""
+        return image(*WIDE, self.label, *_Frame(self, *WIDE).parts())
+
 
 class _Frame:
     """One drawing: scales from data to pixels, and the parts in drawing order."""
@@ -51,10 +56,13 @@ class _Frame:
         self.x = Scale(0, max([*(x for x, _ in points), 1]), LEFT, width - RIGHT)
         self.y = Scale(low, high, height - BOTTOM, TOP, log=bool(chart.floor))
 
+    def parts(self) -> list[Html]:
+        lines = map(self._path, self.chart.lines)
+        return [*self._y_axis(), *self._x_axis(), *self._marks(), *lines, *self._markers()]
+
     def svg(self, kind: str) -> Html:
-        parts = [*self._y_axis(), *self._x_axis(), *self._marks(), *map(self._path, self.chart.lines), *self._markers()]
         box = f"0 0 {self.width} {self.height}"
-        return tag("svg", *parts, viewBox=box, class_=f"chart {kind}", role="img", aria_label=self.chart.label)
+        return tag("svg", *self.parts(), viewBox=box, class_=f"chart {kind}", role="img", aria_label=self.chart.label)
 
     def _y_axis(self) -> Iterable[Html]:
         for value in self.y.ticks(5):

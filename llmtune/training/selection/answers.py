@@ -1,6 +1,7 @@
 """The held-out score while training goes on: greedy answers to validation rows, compared with the true ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -8,10 +9,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.example import Example
+from llmtune.data.row import Message, Row
 from llmtune.errors import FieldError
 from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
-from llmtune.evaluation.held_out.truth import Kind, Truth, kinds_of, same
-from llmtune.evaluation.questions import ANSWER_ROOM
+from llmtune.evaluation.held_out.truth import TruthReader, kinds_of, same
+from llmtune.evaluation.questions import ANSWER_ROOM, last_answer_alone
 from llmtune.model.sharded import is_sharded_run
 from llmtune.recipe.sections import Recipe
 from llmtune.training.selection.best import SCORE, SHARDED, measure_of
@@ -19,22 +21,27 @@ from llmtune.working import working
 
 
 class AnswerScore:
-    """Exact match of greedy answers to some validation rows; of JSON, where every true answer is JSON."""
+    """Exact match of greedy answers to some validation rows, compared as those to held-out rows are."""
 
     def __init__(
-        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, stop: set[int], share: tuple[int, int]
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        stop: set[int],
+        share: tuple[int, int],
     ) -> None:
-        """`share` is (process, processes): each answers some of the rows."""
+        """`rows` are those of the examples; `share` is (process, processes): each answers some of them."""
         process, world = share
         self._tokenizer, self._stop, self.count = tokenizer, stop, len(examples)
         mine = [examples[index] for index in range(process, len(examples), world)]
         self._prompts = [list(example.input_ids[: example.prompt_size]) for example in mine]
         answers = [list(example.input_ids[example.prompt_size :]) for example in examples]
         self._new_tokens = int(ANSWER_ROOM * max(map(len, answers), default=1)) + 1
-        truths = [Truth.of_text(self._text(answer)) for answer in answers]
-        kinds = kinds_of(truths)
-        self._kind: Kind = kinds[0] if kinds else "text"
-        self._true = truths[process::world]
+        questions = [last_answer_alone(example) for example in examples]
+        self._reader = TruthReader(questions, tokenizer, stop)
+        truths = [self._reader.read(self._asked(*pair), pair[1]) for pair in zip(rows, questions, strict=True)]
+        self._true = list(zip(truths, kinds_of(truths), strict=True))[process::world]
 
     @torch.no_grad()
     def right(self, model: PreTrainedModel) -> int:
@@ -48,9 +55,10 @@ class AnswerScore:
             for start in range(0, len(self._prompts), size):
                 answers = self._answer(model, self._prompts[start : start + size])
                 true = self._true[start : start + size]
-                texts = (truth.compared(self._text(ids)) for truth, ids in zip(true, answers, strict=True))
-                pairs = zip(texts, true, strict=True)
-                right += sum(same(text, truth.final, self._kind) for text, truth in pairs)
+                right += sum(
+                    same(truth.compared(self._reader.text(ids)), truth.final, kind)
+                    for (truth, kind), ids in zip(true, answers, strict=True)
+                )
                 step(len(answers))
         return right
 
@@ -72,8 +80,18 @@ class AnswerScore:
         end = next((place for place, token in enumerate(tokens) if token in self._stop), len(tokens))
         return tokens[:end]
 
-    def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode([token for token in tokens if token not in self._stop])).strip()
+    def _asked(self, row: Row, example: Example) -> Row:
+        """Return a conversation up to the answer that an example ends with: the last one whose words it has."""
+        text = self._reader.text(example.input_ids[example.prompt_size :])
+        turns = [place for place, turn in enumerate(row.messages) if turn["role"] == "assistant"]
+        last = next((place for place in reversed(turns) if _is_in(row.messages[place], text)), turns[-1])
+        return replace(row, messages=row.messages[: last + 1])
+
+
+def _is_in(turn: Message, text: str) -> bool:
+    """Tell whether a text has the words of a turn and the names of what it calls."""
+    names = [call["function"]["name"] for call in turn.get("tool_calls") or ()]
+    return all(words in text for words in (str(turn.get("content") or "").strip(), *names))
 
 
 def check_validation(recipe: Recipe, examples: Sequence[Example]) -> None:
@@ -96,6 +114,7 @@ def _questions(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
 def answer_score(
     recipe: Recipe,
     examples: Sequence[Example],
+    rows: Iterable[Row],
     tokenizer: PreTrainedTokenizerBase,
     stop: set[int],
     state: PartialState,
@@ -108,4 +127,18 @@ def answer_score(
         return None
     if is_sharded_run():
         raise FieldError("train.keep_best", SHARDED)
-    return AnswerScore(_questions(recipe, examples), tokenizer, stop, (state.process_index, state.num_processes))
+    questions = _questions(recipe, examples)
+    of_questions = _rows_of(questions, rows)
+    return AnswerScore(questions, of_questions, tokenizer, stop, (state.process_index, state.num_processes))
+
+
+def _rows_of(examples: Sequence[Example], rows: Iterable[Row]) -> list[Row]:
+    """Return the row of each example, of which a conversation may have several; reads as few rows as it can."""
+    missing, known = {example.where for example in examples}, dict[str, Row]()
+    for row in rows:
+        if row.where in missing:
+            missing.remove(row.where)
+            known[row.where] = row
+        if not missing:
+            break
+    return [known[example.where] for example in examples]

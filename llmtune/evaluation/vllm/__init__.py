@@ -1,0 +1,1 @@
+"""vLLM in the place of transformers: the same prompts, by token ids, and what vLLM answers to them."""

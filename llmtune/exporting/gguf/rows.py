@@ -1,0 +1,59 @@
+"""The rows whose answers are compared, as token ids, and greedy answers to them."""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtune.data.first_rows import first_rows
+from llmtune.evaluation.generate import greedy, shares_start
+from llmtune.evaluation.questions import Survey, answer_room, asking_rules, questions
+from llmtune.recipe.sections import Recipe
+from llmtune.working import working
+
+ROWS = 20
+"""How many rows are answered."""
+_TOKENS, _START = 256, 64
+"""Tokens of an answer at most, and of a plain text's start that is its prompt."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a run's rows as token ids, and how long an answer may be."""
+
+    ids: list[list[int]]
+    new_tokens: int
+    stop: set[int]
+
+
+def prompts_of(settings: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[int], context: int) -> Prompts:
+    """The first 20 rows of the recipe's test rows, else its eval rows, else its training rows, as prompts.
+
+    A plain text is continued after its start. There are none where no row can be read.
+    """
+    data = settings.data
+    rows = list(islice(first_rows(data, data.held_out_part, ROWS), ROWS))
+    chats = [row for row in rows if row.messages]
+    asked = questions(chats, [], None, tokenizer, stop, asking_rules(data, context))
+    ids = [list(prompt) for prompt in asked.prompt_ids]
+    starts = [tokenizer(row.text).input_ids[:_START] for row in rows if row.text is not None]
+    room = answer_room(Survey().add(asked), context) if chats else _START
+    return Prompts([*ids, *filter(None, starts)], min(room, _TOKENS), stop)
+
+
+def answers(model: PreTrainedModel, prompts: Prompts, name: str) -> list[list[int]]:
+    """A model's greedy answers as token ids, each up to its first stop token; `name` says whose."""
+    if not prompts.ids:
+        return []
+    with working(f"answering rows with {name}", len(prompts.ids), "rows") as step, torch.inference_mode():
+        if shares_start(model):
+            return greedy(model, prompts.ids, prompts.stop, prompts.new_tokens, step)
+        return [_answer(model, prompt, prompts) for prompt in prompts.ids]
+
+
+def _answer(model: PreTrainedModel, prompt: list[int], prompts: Prompts) -> list[int]:
+    ids = torch.tensor([prompt])
+    options = {"do_sample": False, "max_new_tokens": prompts.new_tokens, "eos_token_id": sorted(prompts.stop)}
+    output: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    return output[0, len(prompt) :].tolist()
