@@ -24,7 +24,7 @@ from tests.support.recipes import GOOD, write
 WORK = Work(Path("/shared/work"), "/shared/llmtune/.venv/bin/python", Path("recipe.yaml"), Path("runs/recipe"))
 TASK = """#!/bin/bash
 # What `python -P -m llmtune` is in a job: it notes its words, and ends a training as the test says.
-printf '%s ' "${@:4}" >> calls; echo >> calls
+echo "${@:4}" >> calls
 case $4 in
   launch) [[ -n $CHECKPOINT ]] && mkdir -p "$RUN/checkpoints/$CHECKPOINT"; exit "$CODE" ;;
 esac
