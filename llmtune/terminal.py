@@ -85,15 +85,20 @@ def with_shown_marks(text: str, encoding: str) -> str:
 
 def scores(run: Run) -> None:
     """Print the results of the evaluation, a row for each model, and their differences."""
-    from llmtune.evaluation.tables import comparison_note, difference_table, table
+    from llmtune.evaluation.tables import comparison_note, difference_table, forgetting_lines, table, task_table
 
     results = table(run)
     console.print(f"\n[bold]{'held-out rows' if 'n' in results[0] else 'results'}[/bold]")
     _table(results, {"model"})
     if note := comparison_note(run):
         console.print(note, markup=False)
+    if tasks := task_table(run):
+        console.print("\n[bold]public tasks[/bold]")
+        _table(tasks, {"task"})
     console.print("\n[bold]tuned minus base, on the same rows[/bold]")
     _table(difference_table(run), {"tuned against", "metric", "verdict"})
+    for line in forgetting_lines(run):
+        console.print(line, markup=False)
 
 
 def summary(run: Run) -> None:

@@ -64,6 +64,20 @@ def test_imports_no_torch_until_a_step_runs() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_scores_on_other_rows_are_not_compared_with_those_of_checkpoints(
+    tmp_path: Path, untrained: list[list[str]]
+) -> None:
+    run = runs.trained(tmp_path, train={"epochs": 1, "batch_size": 4, "keep_best": "score"})
+    run.forget("train")
+    (run.checkpoints / "step-000002").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="were scored on 64 rows, and scores on 32 cannot be compared; keep 64"):
+        llmtune.train(run, set=["eval.rows=32"])
+    assert not untrained
+    assert stored(run, "eval")["eval"]["rows"] == 64
+    with pytest.raises(LlmtuneError, match="no training"):
+        llmtune.train(run, set=["eval.rows=32"], overwrite=True)
+
+
 @pytest.mark.slow
 def test_trains_and_takes_every_step_from_python(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base", blocks=2)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtune.kernels.device import autocast_dtype
-from llmtune.model.mlp import Mlp, features, mlps, widen
+from llmtune.model.mlp import LinearLayer, Mlp, features, mlps, set_features, widen, widen_mlp
 
 
 def _add_peft_type(name: str) -> None:
@@ -96,7 +96,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """Return the MLP's output plus what the active adapters add: (..., hidden)."""
         tapped, self._input = self._input, None
         out: torch.Tensor = self.base_layer(x, *args, **named)
-        if self.disable_adapters:
+        if self.disable_adapters or self.merged:
             return out
         source = x if tapped is None else tapped
         for name in self.active_adapters:  # type: ignore[union-attr]
@@ -123,6 +123,39 @@ def _spread(layer: nn.Module) -> float:
     """Return the standard deviation of a layer's weights, in 4 bits or not; 0 on the meta device."""
     weight = dequantize_module_weight(layer)
     return 0.0 if weight.is_meta else float(weight.detach().float().std())
+
+
+@dataclass(eq=False)
+class WideMlp:
+    """A block's MLP as it is once an adapter is merged: wider by the adapter's layers, or by zeros without one."""
+
+    mlp: Mlp
+    layer: BottleneckLayer | None
+    adapter: str
+    size: int
+    _features: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[LinearLayer]:
+        """The linear layers that become wider."""
+        return [*(part.layer for part in self.mlp.inputs), self.mlp.down]
+
+    @torch.no_grad()
+    def widen(self) -> None:
+        """Make the MLP wider, whose weights are in memory; its adapter adds nothing more."""
+        self._features = [features(layer) for layer in self.layers]
+        widen_mlp(self.mlp, self.layer.parts(self.adapter) if self.layer else {}, self.size)
+        self._mark([self.adapter])
+
+    def narrow(self) -> None:
+        """Take the MLP for what it was, whose weights are about to be freed."""
+        for layer, (inputs, outputs) in zip(self.layers, self._features, strict=False):
+            set_features(layer, inputs, outputs)
+        self._mark([])
+
+    def _mark(self, merged: list[str]) -> None:
+        names: Any = self.layer.merged_adapters if self.layer else []
+        names[:] = merged
 
 
 class BottleneckModel(BaseTuner):
@@ -161,6 +194,13 @@ class BottleneckModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def wide_mlps(self) -> list[WideMlp]:
+        """The MLP of every block as a merged model has it, one at a time to be made wider."""
+        name = self.active_adapters[0]
+        layers = {layer.mlp.name: layer for layer in self.model.modules() if isinstance(layer, BottleneckLayer)}
+        size = self.peft_config[name].size
+        return [WideMlp(mlp, layers.get(mlp.name), name, size) for mlp in self._mlps.values()]
 
     def _unload_and_optionally_merge(
         self,

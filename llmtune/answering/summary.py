@@ -5,7 +5,8 @@ from typing import Any
 
 from llmtune.answering.journal import Answer
 from llmtune.data.findings import format_ids
-from llmtune.evaluation.held_out.truth import Kind, Truth, kinds_of, same
+from llmtune.evaluation.held_out.fields import Kind
+from llmtune.evaluation.held_out.truth import Truth, kinds_of, same
 
 
 class Scorer:

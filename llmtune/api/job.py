@@ -1,16 +1,14 @@
 """A training, in child processes, and every step after it that its recipe asks for."""
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from llmtune.api.steps import Folder, Overrides, at_work, do, open_with, path_of
-from llmtune.errors import Interrupted, LlmtuneError, RecipeError
-from llmtune.files import write_text
+from llmtune.errors import RecipeError
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
-from llmtune.run import Run, refuse_combined
+from llmtune.run import Run, kept_for_children, refuse_combined
 from llmtune.storage import fetch, stored_at
 from llmtune.working import importing
 
@@ -51,7 +49,9 @@ class Job:
         if self.overwrite and not self.is_new:
             self.run.forget("train")
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
-        with _kept(self.run):
+        elif not self.run.done("train"):
+            _check_scored_rows(self.run, self.settings)
+        with kept_for_children(self.run):
             if not self.run.done("train"):
                 self._start([str(self.run.path)])
 
@@ -119,14 +119,9 @@ def _finish(run: Run, name: str, heading: Callable[[str], None]) -> None:
         do(run, name)
 
 
-@contextlib.contextmanager
-def _kept(run: Run) -> Iterator[None]:
-    """Give child processes a run's other settings through its recipe; an error puts the old ones back."""
-    before = run.recipe_file.read_text(encoding="utf-8")
-    run.keep_settings()
-    try:
-        yield
-    except LlmtuneError as error:
-        if not isinstance(error, Interrupted):
-            write_text(run.recipe_file, before)
-        raise
+def _check_scored_rows(run: Run, settings: Recipe) -> None:
+    """Raise RecipeError where checkpoints that are there were scored on another number of rows than the next will."""
+    before = Run(run.path).recipe().eval.rows
+    if settings.train.keep_best == "score" and settings.eval.rows != before and any(run.checkpoints.glob("step-*")):
+        message = f"the checkpoints in {run.path} were scored on {before} rows, and scores on {settings.eval.rows}"
+        raise RecipeError(f"eval.rows: {message} cannot be compared; keep {before}, or add --overwrite to train again")

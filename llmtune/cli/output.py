@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmtune.files import read_json
-
 if TYPE_CHECKING:
     from llmtune.recipe.sections import Recipe
     from llmtune.run import Run
@@ -65,9 +63,12 @@ def outcome(run: "Run") -> dict[str, Any]:
 
 def scores(run: "Run") -> dict[str, Any]:
     """The stored evaluation without its rows: scores of base and tuned model, and their differences."""
-    stored = {name: read_json(run.eval / f"{name}.json") for name in ("base", "tuned")}
+    from llmtune.evaluation.results import read_evaluation
+
+    base, tuned = read_evaluation(run)
+    stored = {"base": base, "tuned": tuned}
     models = {
         name: {task: {key: result.get(key) for key in _SCORES} for task, result in one["results"].items()}
         for name, one in stored.items()
     }
-    return {"results": models, "differences": stored["tuned"].get("differences")}
+    return {"results": models, "differences": tuned.get("differences")}

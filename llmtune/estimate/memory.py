@@ -6,12 +6,14 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llmtune.estimate.activations import as_trained, trace
 from llmtune.estimate.optimizers import state_bytes
 from llmtune.estimate.trace import Trace
 from llmtune.kernels.head import HEAD_CHUNK_BYTES, LOGIT_BYTES
 from llmtune.model.blocks import blocks
+from llmtune.model.files.stored import SHARD_BYTES
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import WEIGHT_BYTES
 
@@ -225,14 +227,19 @@ def evaluation_memory(layout: Layout, setting: Setting) -> StepMemory:
 
 
 def merge_memory(layout: Layout, dtype: torch.dtype) -> StepMemory:
-    """Main memory of the merge: the weights as they are stored, and the largest part of the model in fp32, twice.
+    """Main memory of the merge."""
+    need = merge_bytes(layout.skeleton, dtype, quantized=bool(layout.linear[0]))
+    return StepMemory(need, need)
+
+
+def merge_bytes(skeleton: PreTrainedModel, dtype: torch.dtype, whole: bool = False, quantized: bool = False) -> int:
+    """Bytes of a merge: the file that is written, or the `whole` model, and the largest part in fp32 with its change.
 
     A quantized run is compared with its base dequantized to fp32.
     """
-    skeleton = layout.skeleton
     parts: list[nn.Module] = [*blocks(skeleton), skeleton.get_input_embeddings()]
     largest = max(sum(parameter.numel() for parameter in part.parameters()) for part in parts)
-    need = dtype.itemsize * layout.facts.parameters + 8 * largest
-    if layout.linear[0]:
-        need = max(need, 4 * layout.facts.parameters)
-    return StepMemory(need, need)
+    weights = sum(parameter.numel() for parameter in skeleton.parameters())
+    written = dtype.itemsize * weights
+    need = (written if whole else min(written, SHARD_BYTES)) + 12 * largest
+    return max(need, 4 * weights) if quantized else need

@@ -1,13 +1,16 @@
 """Asks one model everything: the held-out rows with their losses, and each task of the suite."""
 
 import time
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
+from llmtune.evaluation.forgetting.general import General, ask_general
 from llmtune.evaluation.generate import answer_losses
+from llmtune.evaluation.groups.scores import group_result
 from llmtune.evaluation.harness import quiet, score_tasks
 from llmtune.evaluation.held_out.choice import EXACT_MATCH, PERPLEXITY
 from llmtune.evaluation.held_out.labels import LabelTexts, add_labels, likeliest
@@ -17,6 +20,7 @@ from llmtune.evaluation.held_out.texts import Texts, score_texts
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
+from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.evaluation.tables import task_title
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working
@@ -42,6 +46,12 @@ def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
         values = exam.rules.template if suite.chat_template else None
         results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, values, name)
         _report(name, task.task_name, results[task.task_name], began)
+    for group in exam.groups:
+        results[group.name] = group_result(group, results)
+        for task in group.get_all_tasks():
+            results[task.task_name]["group"] = group.name
+    if exam.general is not None:
+        results |= _ask_general(exam, exam.general, model, name)
     answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, [])}
     if FEW_SHOT in rows:
         answers["few_shot_rows"] = rows[FEW_SHOT]
@@ -109,10 +119,22 @@ def _read_texts(exam: Exam, model: PreTrainedModel, texts: Texts, name: str) -> 
     return result, answers
 
 
+def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> dict[str, Result]:
+    """Score a model on the general questions and texts."""
+    title, began = f"{name}, general questions and texts", time.monotonic()
+    requests = len(general.texts) + sum(map(len, general.questions))
+    with lacks_named(title), working(title, requests, "requests") as step:
+        results = ask_general(general, model, exam.tokenizer, of_all(step))
+    rows = sum(result["n"] for result in results.values())
+    print(f"{title}: {rows} rows in {time.monotonic() - began:.0f} s", flush=True)
+    return results
+
+
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
     """Return each row's loss, None for one that is not finite; raises ProofError where none is."""
     with lacks_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
-        losses = [finite(loss) for loss in answer_losses(model, rows.examples, int(exam.tokenizer.pad_token_id), step)]
+        ask = partial(answer_losses, model, pad_id=int(exam.tokenizer.pad_token_id), step=of_all(step))
+        losses = [finite(loss) for loss in spread(rows.examples, ask, lambda row: len(row.input_ids))]
     if losses and all(loss is None for loss in losses):
         raise ProofError(f"{name}: no row has a finite loss, so nothing can be scored")
     return losses

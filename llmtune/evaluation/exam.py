@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from llmtune.data.findings import check_same_data
 from llmtune.data.gate import FEW_SHOT_SEED, Gate, gate
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
+from llmtune.evaluation.forgetting.general import General, load_general
 from llmtune.evaluation.held_out.choice import choose
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import (
@@ -30,6 +32,7 @@ from llmtune.evaluation.questions import (
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import digest_of, fingerprint
 from llmtune.inference.placement import Placement
+from llmtune.machine.processes import world
 from llmtune.model.base import Base
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.recipe.sections import Recipe
@@ -60,6 +63,10 @@ class Exam:
     """How answers to held-out rows are scored, by names of eval.metrics."""
     labels: tuple[str, ...] = ()
     """The answers of which the likeliest is chosen, where labels are scored."""
+    groups: list[Group] = field(default_factory=list)
+    """Groups of the tasks, each with a score of its own."""
+    general: General | None = None
+    """The general questions and texts that show what the training cost."""
 
 
 def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
@@ -89,7 +96,9 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
             texts = Texts(others.rows, others.of, min(context, recipe.data.max_length))
     new_tokens = answer_room(survey, context) if held_out else 0
     limit = recipe.eval.limit or suite.limit
-    return Exam(suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens, rules, metrics, labels)
+    general = load_general(tokenizer, context) if recipe.eval.forgetting else None
+    asked = (suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens)
+    return Exam(*asked, rules, metrics, labels, general=general)
 
 
 @dataclass
@@ -147,12 +156,14 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "held_out": _held_out_settings(recipe, exam) if exam.held_out else None,
         "texts": _text_settings(recipe, exam.texts) if exam.texts else None,
         "tasks": tasks if exam.tasks else None,
+        "general": exam.general.sha256 if exam.general else None,
         "chat_template_sha256": template_sha256(tokenizer),
         "template": dict(recipe.data.template),
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
         "device": model.device.type,
+        "processes": world(),  # with other batches, 16 bits round otherwise and a greedy answer may turn
         "backend": recipe.eval.backend,
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},
     }

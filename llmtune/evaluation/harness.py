@@ -35,14 +35,15 @@ def score_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[Task],
-    shots: int = 0,
+    shots: int | None = None,
     limit: int | None = None,
     template: Mapping[str, Any] | None = None,
     name: str = "model",
 ) -> dict[str, Result]:
     """Score a model on tasks and return the results by task; its modes and all random states stay as they were.
 
-    `template` holds values for the chat template through which questions of lm-eval's tasks go; None for no template.
+    Without `shots`, each task has its own number of worked examples. `template` holds values for the chat template
+    through which questions of lm-eval's tasks go; None for no template.
     Raises ProofError, naming model and task, for one that lm-eval cannot score; MachineError where memory is full.
     """
     results: dict[str, Result] = {}
@@ -54,7 +55,7 @@ def score_tasks(
     return results
 
 
-def rehearse(task: Task, shots: int) -> bool:
+def rehearse(task: Task, shots: int | None) -> bool:
     """Score two rows of a task with answers of no model, and tell whether that gives a score.
 
     A task that cannot be scored, whatever a model answers, raises lm-eval's error here.
@@ -65,9 +66,11 @@ def rehearse(task: Task, shots: int) -> bool:
     return any("," in key for key in answers["results"][task.task_name])
 
 
-def _set_shots(task: Task, shots: int) -> None:
-    if task.get_config("num_fewshot") != 0:
-        task.set_config("num_fewshot", shots)
+def _set_shots(task: Task, shots: int | None) -> None:
+    """Set the number of worked examples as lm-eval does: a task that sets 0 keeps it, one that sets none has none."""
+    own = task.get_config("num_fewshot")
+    if own is None or (own and shots is not None):
+        task.set_config("num_fewshot", shots or 0)
     task.set_fewshot_seed(SEED)
 
 
@@ -102,7 +105,7 @@ def _load(
     return built
 
 
-def _score_task(built: LoadedModel, task: Task, shots: int, limit: int | None, chat_template: bool) -> Result:
+def _score_task(built: LoadedModel, task: Task, shots: int | None, limit: int | None, chat_template: bool) -> Result:
     held_out = isinstance(task, HeldOut)
     if not held_out:
         _set_shots(task, shots)
@@ -115,6 +118,7 @@ def _score_task(built: LoadedModel, task: Task, shots: int, limit: int | None, c
         apply_chat_template=held_out or chat_template,
         fewshot_as_multiturn=chat_template,
     )
+    built.join_counts()
     if built.requests and built.not_finite == built.requests:
         raise ProofError(f"{built.name}: no log-likelihood is a finite number, so nothing can be scored")
     return _result(task, answers, limit, built)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.evaluation.generate import greedy, hides_left_padding, left_padded, rows_per_batch, shares_start
+from llmtune.evaluation.spread.share import of_all, spread, total
 from llmtune.inference.room import fitting_rows, free_for_batches, row_bytes
 from llmtune.working import Step, working
 
@@ -99,23 +100,28 @@ class LoadedModel(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each continuation."""
         with self._shown(len(requests), "requests"):
-            scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-            return scores
+            ask = partial(super().loglikelihood, disable_tqdm=disable_tqdm)
+            # Ends of one token after the same text are scored by one pass.
+            return spread(requests, ask, lambda request: sum(map(len, request.args)), lambda request: request.args[0])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of each whole text."""
         tokens = [len(self.tok_encode(request.args[0])) for request in requests]
         with self._shown(sum(-(-count // self.max_length) for count in tokens), "windows"):
-            scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-            return scores
+            ask = partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm)
+            return spread(requests, ask, lambda request: len(request.args[0]))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return the greedy answer to each prompt."""
         if not self.prompt_ids and free_for_batches(self.model) is not None:
             self.batch_size_per_gpu = rows_per_batch(self.model, len(requests), self._longest_answer(requests))
         with self._shown(len(requests), "rows"):
-            answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-            return answers
+            ask = partial(super().generate_until, disable_tqdm=disable_tqdm)
+            return spread(requests, ask, lambda request: len(request.args[0]))
+
+    def join_counts(self) -> None:
+        """Add up what each process counted."""
+        self.truncated, self.not_finite, self.requests = map(total, (self.truncated, self.not_finite, self.requests))
 
     def _longest_answer(self, requests: list[Instance]) -> int:
         """Count the tokens of the longest prompt together with the longest answer, as far as the context goes."""
@@ -127,7 +133,7 @@ class LoadedModel(HFLM):
     @contextlib.contextmanager
     def _shown(self, requests: int, unit: str) -> Iterator[None]:
         with working(self.name, requests, unit) as step:
-            self._step = step
+            self._step = of_all(step)
             yield
         self._step = _uncounted
 

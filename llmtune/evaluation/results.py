@@ -12,11 +12,15 @@ from llmtune.evaluation.metrics import (
     spread,
     verdict,
 )
+from llmtune.files import read_json
 from llmtune.recipe.suite import HELD_OUT
+from llmtune.run import Run
 
 FEW_SHOT = "held_out_few_shot"
 TEXTS = "held_out_texts"
 """The task of held-out rows that are plain texts, where others are questions."""
+GENERAL_QUESTIONS, GENERAL_TEXTS = "general_questions", "general_texts"
+"""What shows the cost of a training: the fixed questions and texts of eval/general."""
 TEXTS_COMPARED = "every token of plain texts"
 """What `compared` says of them."""
 
@@ -46,6 +50,8 @@ class Result(TypedDict):
     """Answer tokens of each row: the weights of the loss."""
     compared: NotRequired[str]
     """What the metrics of held-out rows compare, in words."""
+    group: NotRequired[str]
+    """The group that a task belongs to, whose score stands for those of its tasks."""
     outputs: NotRequired[list[str]]
     """What the model answered to each held-out row."""
 
@@ -117,11 +123,26 @@ def differences(tuned: Evaluation, base: Evaluation) -> dict[str, Differences]:
 
 def compare(new: Evaluation, old: Evaluation) -> Differences:
     """Return `new` minus `old`, paired by row; raises ProofError for evaluations under different settings."""
-    mismatch = _first_mismatch(new["settings"], old["settings"])
-    if mismatch:
-        raise ProofError(f"results with different settings cannot be compared: {mismatch}")
+    require_same_settings(new["settings"], old["settings"])
     both = [task for task in new["results"] if task in old["results"]]
     return {task: compare_results(new["results"][task], old["results"][task]) for task in both}
+
+
+def require_same_settings(new: object, old: object, where: str = "") -> None:
+    """Raise ProofError, naming the first setting that differs, for settings whose results cannot be compared.
+
+    Results that hold no settings are taken as they are.
+    """
+    mismatch = None if new is None or old is None else _first_mismatch(new, old)
+    if mismatch:
+        raise ProofError(f"{where}results with different settings cannot be compared: {mismatch}")
+
+
+def read_evaluation(run: Run) -> tuple[Evaluation, TunedEvaluation]:
+    """Read what eval/ holds of base and tuned model; raises ProofError for results under different settings."""
+    base, tuned = (read_json(run.eval / f"{name}.json") for name in ("base", "tuned"))
+    require_same_settings(tuned.get("settings"), base.get("settings"), f"{run.eval}: ")
+    return base, tuned
 
 
 def compare_results(new: Result, old: Result) -> dict[str, Difference]:

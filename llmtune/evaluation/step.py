@@ -1,6 +1,7 @@
 """evaluate(run): base and tuned model on the same questions under the same settings, with everything to repeat it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from llmtune.evaluation.exam import Exam, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
-from llmtune.evaluation.tasks import load_tasks
+from llmtune.evaluation.spread.children import evaluate_in_children, wants_children
+from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.machine import processes
 from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.locate import locate_base
@@ -35,9 +38,18 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 def evaluate(run: Run) -> Evaluations:
     """Evaluate base and tuned model on the recipe's suite; writes eval/base.json, tuned.json and settings.json.
 
-    Raises RecipeError for a bad suite, MachineError for what this machine lacks, ProofError for a changed delta or for
-    what cannot be scored.
+    Where the launch section means several processes, they share the questions out. Raises RecipeError for a bad suite,
+    MachineError for what this machine lacks, ProofError for a changed delta or for what cannot be scored.
     """
+    recipe = run.recipe()
+    # vLLM starts processes of its own.
+    several = recipe.eval.backend != "vllm" and wants_children(recipe.launch)
+    return evaluate_in_children(run) if several else evaluate_here(run)
+
+
+@locates_mistakes
+def evaluate_here(run: Run) -> Evaluations:
+    """Evaluate as `evaluate` does, in this process and those that it has joined; the first one writes."""
     recipe = run.recipe()
     with lacks_named("evaluation"):
         with working("preparing the evaluation"):
@@ -46,12 +58,14 @@ def evaluate(run: Run) -> Evaluations:
             if recipe.eval.backend == "vllm":
                 models.check_run(run, recipe)
             suite = load_suite(recipe.eval.suite)
-            tasks = load_tasks(suite)
+            with processes.ahead(processes.rank() == 0):  # the others find in the cache what it fetches
+                tasks, groups = load_tasks_and_groups(suite)
             base = locate_base(recipe.model)
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
             model = _load_base(base, recipe, placement)
             exam = make_exam(run, suite, tasks, getattr(model, "skeleton", model), base)
+            exam = replace(exam, groups=groups)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
@@ -67,6 +81,8 @@ def evaluate(run: Run) -> Evaluations:
             "settings": settings | {"eval": _as_json(recipe.eval.model_dump()), "base": origin, "delta": delta},
         }
         stored["settings"]["configs"] = {task.task_name: _as_json(task.dump_config()) for task in tasks}
+        if processes.rank():
+            return stored
         _write(run, stored)
     run.mark("eval", [run.eval / f"{name}.json" for name in stored], suite=recipe.eval.suite, limit=exam.limit)
     return stored

@@ -1,7 +1,18 @@
 """Results as tables for people: a row for each model, and the differences in words."""
 
+from collections.abc import Mapping
+
+from llmtune.evaluation.forgetting.words import forgetting_notes
 from llmtune.evaluation.metrics import Difference, format_difference, format_interval, format_score
-from llmtune.evaluation.results import FEW_SHOT, TEXTS, TEXTS_COMPARED, Result, TunedEvaluation
+from llmtune.evaluation.results import (
+    FEW_SHOT,
+    GENERAL_QUESTIONS,
+    GENERAL_TEXTS,
+    TEXTS,
+    TEXTS_COMPARED,
+    Result,
+    read_evaluation,
+)
 from llmtune.files import read_json
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
@@ -23,22 +34,30 @@ TITLES = {
 _LAST = ("loss", "perplexity")
 INTERVAL = "95% interval"
 
+MOST_COLUMNS = 4
+"""Tasks that stand beside the held-out rows; more have a table of their own."""
+GENERAL = (GENERAL_QUESTIONS, GENERAL_TEXTS)
+
 
 def table(run: Run, with_intervals: bool = False) -> list[dict[str, str]]:
     """Return a row of cells for each model, by column title: every score with its standard error and its n.
 
     With intervals, each score of held-out rows has its 95% interval too.
     """
-    base, tuned = (read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned"))
-    return compare_models(base, tuned, with_intervals)
+    base, tuned = read_evaluation(run)
+    return compare_models(base["results"], tuned["results"], with_intervals)
 
 
 def compare_models(
     base: dict[str, Result], tuned: dict[str, Result], with_intervals: bool = False
 ) -> list[dict[str, str]]:
     """Return the cells of `table` for the results of two models by task."""
-    tasks = [task for task in base if task not in (HELD_OUT, FEW_SHOT)]
+    tasks = public_tasks(base)
     by_model = {"base, zero-shot": base, "tuned": tuned}
+    if len(tasks) > MOST_COLUMNS and HELD_OUT in base:
+        tasks = []
+    if HELD_OUT not in base and len(tasks) > MOST_COLUMNS:
+        return _by_task(base, tuned)
     if HELD_OUT not in base:
         return [{"model": model} | _task_cells(results, tasks) for model, results in by_model.items()]
     held_out = {"base, zero-shot": base[HELD_OUT]}
@@ -49,6 +68,41 @@ def compare_models(
         {"model": model} | _held_out_cells(result, with_intervals) | _task_cells(by_model.get(model, {}), tasks)
         for model, result in held_out.items()
     ]
+
+
+def task_table(run: Run) -> list[dict[str, str]]:
+    """Return a row of cells for each task where `table` has no room for them; no rows where it has."""
+    return compare_tasks(*(one["results"] for one in read_evaluation(run)))
+
+
+def compare_tasks(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+    """Return the cells of `task_table` for the results of two models by task."""
+    return _by_task(base, tuned) if HELD_OUT in base and len(public_tasks(base)) > MOST_COLUMNS else []
+
+
+def _by_task(base: dict[str, Result], tuned: dict[str, Result]) -> list[dict[str, str]]:
+    models = {"base, zero-shot": base, "tuned": tuned}
+    return [
+        {"task": task} | {model: _task_cells(results, [task])[task] for model, results in models.items()}
+        for task in public_tasks(base)
+    ]
+
+
+def public_tasks(results: Mapping[str, Result]) -> list[str]:
+    """Return the tasks beside held-out rows and general questions: a group stands for its tasks."""
+    return [task for task, result in results.items() if is_shown(task, result) and task not in (HELD_OUT, FEW_SHOT)]
+
+
+def is_shown(task: str, result: Result) -> bool:
+    """Tell whether a task has a place in the tables: general questions have a line, and a group's tasks have none."""
+    return task not in GENERAL and "group" not in result
+
+
+def forgetting_lines(run: Run) -> list[str]:
+    """Say what the training cost on general questions and texts, where they were asked."""
+    base, tuned = read_evaluation(run)
+    gaps = tuned.get("differences", {}).get("base, zero-shot", {})
+    return forgetting_notes(base["results"], tuned["results"], gaps)
 
 
 def base_note(run: Run) -> str | None:
@@ -75,7 +129,7 @@ def comparison_note(run: Run) -> str | None:
 
 def difference_table(run: Run) -> list[dict[str, str]]:
     """Return a row of cells for each metric, by column title: tuned minus base, and whether that is better or worse."""
-    stored: TunedEvaluation = read_json(run.eval / "tuned.json")
+    _, stored = read_evaluation(run)
     shots = (stored["settings"].get("held_out") or {}).get("shots")
     names = {"base, few-shot": f"base, {shots}-shot"}
     return [
@@ -83,6 +137,7 @@ def difference_table(run: Run) -> list[dict[str, str]]:
         | _gap_cells(gap)
         for other, tasks in stored["differences"].items()
         for task, metrics in tasks.items()
+        if is_shown(task, stored["results"][task])
         for metric, gap in metrics.items()
     ]
 

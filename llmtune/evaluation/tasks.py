@@ -1,5 +1,6 @@
 """The tasks of a suite as lm-eval's own objects: by name, from a task file, or on local rows."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jinja2
 import lm_eval.utils
 from datasets.exceptions import DatasetsError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval.api.group import Group
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -16,11 +18,14 @@ from lm_eval.tasks._yaml_loader import load_yaml as load_task_yaml
 import llmtune
 from llmtune.errors import LlmtuneError, MachineError, nearest
 from llmtune.evaluation.boundary import kind_and_line, machine_lacks
+from llmtune.evaluation.groups.members import local_group, member_names
 from llmtune.evaluation.harness import quiet, rehearse
 from llmtune.recipe.located_yaml import Key
-from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
+from llmtune.recipe.suite import HELD_OUT, ROWS, LocalTask, Suite, local_examples, local_rows, row_files, task_file
 from llmtune.working import working
 
+_EXAMPLES = "examples"
+_READERS = {".csv": "csv", ".parquet": "parquet"}
 # lm-eval renders task files' templates outside a sandbox: a template could reach any Python object.
 _sandbox = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 _sandbox.filters.update(lm_eval.utils.env.filters)
@@ -29,33 +34,44 @@ lm_eval.utils.env = _sandbox
 
 def load_tasks(suite: Suite) -> list[Task]:
     """Load a suite's lm-eval tasks and their rows; raises RecipeError for a bad file, MachineError if offline."""
+    return load_tasks_and_groups(suite)[0]
+
+
+def load_tasks_and_groups(suite: Suite) -> tuple[list[Task], list[Group]]:
+    """Load a suite's lm-eval tasks, those of its groups too, and the groups that have scores of their own.
+
+    Raises as `load_tasks` does.
+    """
     entries = [(index, entry) for index, entry in enumerate(suite.tasks) if entry != HELD_OUT]
     if not entries:
-        return []
+        return [], []
     by_name = any(isinstance(entry, LocalTask) or task_file(suite, entry) is None for _, entry in entries)
     with quiet(), working("loading tasks", len(entries), "tasks") as step:
         # The index of all of lm-eval's tasks takes some ten seconds.
         manager = TaskManager(include_defaults=by_name)
         tasks: list[Task] = []
+        groups: list[Group] = []
         for index, entry in entries:
-            tasks += _load(suite, index, entry, manager)
+            loaded, group = _load(suite, index, entry, manager)
+            tasks += loaded
+            groups += [group] if group is not None and group.has_aggregation else []
             step()
-        return tasks
+        return tasks, groups
 
 
-def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager) -> list[Task]:
+def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager) -> tuple[list[Task], Group | None]:
     key = ("tasks", index)
     name = entry.task if isinstance(entry, LocalTask) else entry
     file = None if isinstance(entry, LocalTask) else task_file(suite, entry)
     if file is None and name not in manager.all_tasks:
         raise suite.error(key, f"{name!r} is not a task of lm-eval{nearest(name, [HELD_OUT, *manager.all_tasks])}")
     try:
-        spec: str | dict[str, Any] = name
+        specs: list[Any] = [name]
         if isinstance(entry, LocalTask):
-            spec = _on_local_rows(suite, index, entry, manager)
+            specs = _on_local_rows(suite, index, entry, manager)
         elif file is not None:
-            spec = _from_file(suite, index, file)
-        loaded = manager.load([spec])
+            specs = [_from_file(suite, index, file)]
+        loaded = manager.load(specs)
     except LlmtuneError:
         raise
     except Exception as error:
@@ -67,7 +83,8 @@ def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager
         for task in tasks:
             _check_rows(suite, key, task)
             _rehearse(suite, key, task)
-    return tasks
+    local = local_group(manager, name, tasks) if isinstance(entry, LocalTask) else None
+    return tasks, local or loaded.get("groups", {}).get(name)
 
 
 def _rehearse(suite: Suite, key: Key, task: Task) -> None:
@@ -110,12 +127,21 @@ def _explained(suite: Suite, key: Key, name: str, error: Exception) -> LlmtuneEr
         reason = f"{name} needs its rows from the Hub, which cannot be reached (offline?)"
         remedy = f"give a local file with {{task: {name}, rows: FILE}}, or set eval.suite: quick"
         return MachineError(str(suite.error(key, f"{reason}; {remedy}")))
-    lack = machine_lacks(error)
+    lack = _package_lacks(name, error) or machine_lacks(error)
     if lack:
         return MachineError(str(suite.error(key, f"lm-eval cannot load {name}: {lack}")))
     while isinstance(error, DatasetsError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # datasets says itself only that something failed
     return suite.error(key, f"lm-eval cannot load {name}: {kind_and_line(error)}")
+
+
+def _package_lacks(name: str, error: Exception) -> str | None:
+    """Say which package a task of lm-eval needs, if it is that, and how to install all that it needs."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    extras = importlib.metadata.metadata("lm_eval").get_all("Provides-Extra") or []
+    package = f'"lm_eval[{name}]"' if name in extras else error.name
+    return f"it needs the Python package {error.name}; pip install {package}"
 
 
 def _is_offline(error: BaseException | None) -> bool:
@@ -127,18 +153,51 @@ def _is_offline(error: BaseException | None) -> bool:
     return False
 
 
-def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskManager) -> dict[str, Any]:
-    """Return the task's own configuration with the rows of its test split read from a local file."""
-    file = manager.task_index[entry.task].yaml_path
+def _on_local_rows(suite: Suite, index: int, entry: LocalTask, manager: TaskManager) -> list[dict[str, Any]]:
+    """Return the configuration of a task, or of each task of a group, with its rows read from local files."""
+    names, rows, examples = member_names(manager, entry.task), local_rows(suite, entry), local_examples(suite, entry)
+    is_group, key = names != [entry.task], ("tasks", index, "rows")
+    if is_group and not rows.is_dir():
+        remedy = "name one of them, or give a folder with a file of rows for each, by its name"
+        raise suite.error(("tasks", index, "task"), f"{entry.task!r} is a group of tasks; {remedy}")
+    if not is_group and rows.is_dir():
+        raise suite.error(key, f"{rows} is a folder, and {entry.task} is one task; give a file")
+    configs = []
+    for name in names:
+        files = [rows, examples] if not is_group else [_member_file(suite, index, at, name) for at in (rows, examples)]
+        configs.append(_with_rows(suite, index, manager, name, files))
+    return configs
+
+
+def _member_file(suite: Suite, index: int, folder: Path | None, name: str) -> Path | None:
+    """Return the file in a folder that is named after a task; raises RecipeError where there is none."""
+    if folder is None:
+        return None
+    file = row_files(folder).get(name)
+    if file is None:
+        raise suite.error(("tasks", index), f"no file {folder / name}.jsonl (or {', '.join(ROWS[1:])})")
+    return file
+
+
+def _with_rows(suite: Suite, index: int, manager: TaskManager, name: str, files: list[Path | None]) -> dict[str, Any]:
+    """Return a task's own configuration with its questions, and its worked examples if any, read from local files."""
+    file = manager.task_index[name].yaml_path
     config = {} if file is None else load_task_yaml(file)
     split = config.get("test_split") or config.get("validation_split")
     if split is None:
-        raise suite.error(("tasks", index, "task"), f"{entry.task!r} is a group of tasks; name one of them")
-    rows = _not_empty(suite, index, local_rows(suite, entry))
-    reader = {".csv": "csv", ".parquet": "parquet"}.get(rows.suffix, "json")
-    splits = {"training_split": None, "validation_split": None, "fewshot_split": None, "test_split": split}
-    source = {"dataset_path": reader, "dataset_name": None, "dataset_kwargs": {"data_files": {split: str(rows)}}}
-    return {**config, **splits, **source}
+        raise suite.error(("tasks", index, "task"), f"{name!r} is a task of Python code, which reads no local rows")
+    places = zip((split, _EXAMPLES), files, strict=True)
+    data = {place: _not_empty(suite, index, rows) for place, rows in places if rows}
+    readers = {_READERS.get(rows.suffix, "json") for rows in data.values()}
+    if len(readers) > 1:
+        raise suite.error(("tasks", index, "examples"), "is of another format than rows; give both in one")
+    has_examples = _EXAMPLES in data
+    writes_examples = (config.get("fewshot_config") or {}).get("samples") is not None
+    splits = {"training_split": None, "validation_split": None, "test_split": split}
+    splits["fewshot_split"] = _EXAMPLES if has_examples else None
+    sources = {place: str(rows) for place, rows in data.items()}
+    source = {"dataset_path": readers.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": sources}}
+    return {**config, **splits, **source, **({} if has_examples or writes_examples else {"num_fewshot": 0})}
 
 
 def _from_file(suite: Suite, index: int, file: Path) -> dict[str, Any]:

@@ -3,27 +3,21 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from llmtune.errors import FieldError
 from llmtune.frozen.boundary import find_randomness
 from llmtune.machine.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.blocks import blocks
-from llmtune.model.check import UnreadTensor
-from llmtune.model.files.report import refuse_differences
 from llmtune.model.files.stored import stored_tensors
 from llmtune.model.layout import Layout
-from llmtune.model.reading import reading
+from llmtune.model.parts import load_partly, parameter_names
 from llmtune.plan.table import CacheSize
 from llmtune.recipe.sections import Recipe
 
@@ -45,7 +39,7 @@ class OffloadedBlocks:
         owner = {
             f"{path}.{index}.{name}": index for index in range(count) for name, _ in listed[index].named_parameters()
         }
-        self._block = {key: owner.get(name) for key, name in _parameter_names(skeleton, list(self._stored)).items()}
+        self._block = {key: owner.get(name) for key, name in parameter_names(skeleton, list(self._stored)).items()}
 
     def load(self) -> PreTrainedModel:
         """The base in evaluation mode, as from `load_model`, but the parameters of the lowest blocks are empty."""
@@ -99,25 +93,7 @@ class OffloadedBlocks:
     def _read(self, chosen: Callable[[int | None], bool]) -> PreTrainedModel:
         """The model with the tensors of the chosen blocks (None: outside the lowest), the others on the meta device."""
         keys = {key for key, block in self._block.items() if chosen(block)}
-        lazy: dict[str, Any] = {
-            key: UnreadTensor(tensor.shape) for key, tensor in self._stored.items() if key not in keys
-        }
-        with ExitStack() as files:
-            for file in sorted({self._stored[key].file for key in keys}):
-                tensors = files.enter_context(safe_open(file, framework="pt"))
-                lazy |= {key: tensors.get_slice(key) for key in keys if self._stored[key].file == file}
-            with reading(self._base.name, "its weights"):
-                model, report = self._class.from_pretrained(
-                    None,
-                    config=self._config,
-                    state_dict=lazy,
-                    dtype=self._dtype,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        refuse_differences(self._base.name, report)
-        loaded: PreTrainedModel = model.eval()
-        return loaded
+        return load_partly(self._base.name, self._class, self._config, self._stored, keys, self._dtype)
 
 
 def load_offloaded(base: Base, layout: Layout, dtype: torch.dtype) -> tuple[PreTrainedModel, OffloadedBlocks]:
@@ -161,14 +137,3 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
 
 def _not_alone() -> FieldError:
     return FieldError(KEY, "stream is for one process with whole weights; try auto")
-
-
-def _parameter_names(skeleton: PreTrainedModel, keys: list[str]) -> dict[str, str]:
-    """Stored tensor -> the parameter that it becomes, or becomes a part of, as transformers loads it."""
-    rules = get_model_conversion_mapping(skeleton)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    own, prefix = skeleton.state_dict(), skeleton.base_model_prefix
-    converted = {key: rename_source_key(key, renamings, converters, prefix, own)[0] for key in keys}
-    direct = {key: rename_source_key(key, [], [], prefix, own)[0] for key in keys}
-    return {key: direct[key] if name not in own and key in own else name for key, name in converted.items()}

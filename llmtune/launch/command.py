@@ -107,21 +107,23 @@ class TrainingProcess:
     launcher: bool
 
 
-def training_process(launch: Launch, arguments: list[str], gpus: Gpus, cores: int) -> TrainingProcess:
+def training_process(
+    launch: Launch, arguments: list[str], gpus: Gpus, cores: int, module: str = TRAIN_MODULE
+) -> TrainingProcess:
     """Build what starts a training on a machine with these GPUs and CPU cores; raises as `training_command`."""
     name = choose_config(launch, gpus.count)
     config, count = read_config(name), count_processes(launch, name, gpus.count)
     single = single_process_environment(config)
     environment = training_environment(count, cores, 0 if config.get("use_cpu") else gpus.count) | single
     environment |= gpu_environment(config, count, environment)
-    return TrainingProcess(training_command(launch, arguments, gpus), environment, launcher=not single)
+    return TrainingProcess(training_command(launch, arguments, gpus, module), environment, launcher=not single)
 
 
-def training_command(launch: Launch, arguments: list[str], gpus: Gpus) -> list[str]:
-    """Build the command line that trains; raises MachineError where the machine has too few GPUs for it.
+def training_command(launch: Launch, arguments: list[str], gpus: Gpus, module: str = TRAIN_MODULE) -> list[str]:
+    """Build the command line that trains, or runs another `module` as a training is run.
 
-    Raises FieldError for a config of several machines. A single process starts without accelerate's launcher, which
-    would import torch only to start the same command.
+    Raises MachineError where the machine has too few GPUs for it, FieldError for a config of several machines. A single
+    process starts without accelerate's launcher, which would import torch only to start the same command.
     """
     name = choose_config(launch, gpus.count)
     config, count = read_config(name), count_processes(launch, name, gpus.count)
@@ -132,8 +134,8 @@ def training_command(launch: Launch, arguments: list[str], gpus: Gpus) -> list[s
         message = f"{KEY}: {name} shards over several GPUs and would find one; try single_gpu, or auto"
         raise MachineError(message)
     if single_process_environment(config):
-        return [sys.executable, "-m", TRAIN_MODULE, *arguments]
-    return _launcher_command(name, count, [], arguments)
+        return [sys.executable, "-m", module, *arguments]
+    return _launcher_command(name, count, [], module, arguments)
 
 
 def node_process(
@@ -149,12 +151,12 @@ def node_process(
         _refuse_too_few(name, here, gpus)
     environment = training_environment(here, cores, 0 if on_cpu else gpus.count) | {WORLD: str(world)}
     environment |= gpu_environment(config, here, environment)
-    return TrainingProcess(_launcher_command(name, world, options, arguments), environment, launcher=True)
+    return TrainingProcess(_launcher_command(name, world, options, TRAIN_MODULE, arguments), environment, launcher=True)
 
 
-def _launcher_command(name: str, world: int, options: list[str], arguments: list[str]) -> list[str]:
+def _launcher_command(name: str, world: int, options: list[str], module: str, arguments: list[str]) -> list[str]:
     launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]
-    return [*launcher, "--num_processes", str(world), *options, "-m", TRAIN_MODULE, *arguments]
+    return [*launcher, "--num_processes", str(world), *options, "-m", module, *arguments]
 
 
 def _refuse_several_machines(config: Mapping[str, Any], name: str) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import psutil  # type: ignore[import-untyped]
 
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
-from llmtune.launch.command import training_process
+from llmtune.launch.command import TRAIN_MODULE, training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT
@@ -40,10 +40,15 @@ def train_in_children(recipe: Recipe, run: Run, arguments: list[str]) -> None:
 
 def run_training(launch: Launch, arguments: list[str]) -> Exit:
     """Run llmtune.train with these arguments in as many processes as launch section and machine give, and wait."""
+    return run_module(TRAIN_MODULE, launch, arguments)
+
+
+def run_module(module: str, launch: Launch, arguments: list[str]) -> Exit:
+    """Run a module of llmtune with these arguments as a training is run."""
     gpus = find_gpus()
     if launch.accelerate == "auto" and gpus.fault:
         print(f"launch: {gpus.fault}; going on with {_devices(gpus.count)}", flush=True)
-    training = training_process(launch, arguments, gpus, len(os.sched_getaffinity(0)))
+    training = training_process(launch, arguments, gpus, len(os.sched_getaffinity(0)), module)
     return execute(training.arguments, training.environment, training.launcher)
 
 

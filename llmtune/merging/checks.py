@@ -1,5 +1,6 @@
 """What is checked around a merge: disk and memory before it, the written files and a 4-bit run's gaps after it."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,36 @@ from safetensors import safe_open
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import FullMemoryError, MachineError, ProofError
+from llmtune.estimate.memory import merge_bytes
 from llmtune.inference.placement import linear_layers
 from llmtune.machine.device import free_bytes
-from llmtune.merging.compact import units
 from llmtune.merging.proof import logits, probes
 from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.files.quantization import dequantized_format
+from llmtune.model.files.stored import stored_tensors
+from llmtune.model.parts import converted_keys
 from llmtune.model.tokens import load_tokenizer
 from llmtune.numbers import size
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
 CPU = torch.device("cpu")
-_WIDE = 8
-"""Bytes for each number of the largest part of a model, of which two copies in fp32 exist at a time."""
 LESS_MEMORY = "free some memory, merge on a larger machine, or go without with merge.enabled: false"
 
 
 def count_weights(base: Base) -> int:
     """Return how many numbers the base's weights are, each counted once where matrices are tied."""
     return sum(tensor.numel() for tensor in build_skeleton(base).parameters())
+
+
+def disk_bytes(base: Base, dtype: str) -> int:
+    """Return the bytes of disk that merging into a base takes: the weights, and what the proof puts beside them.
+
+    Stock transformers writes experts that it joins as it loads them to disk in fp32, and removes them.
+    """
+    skeleton, stored = build_skeleton(base), stored_tensors(base.folder, base.name)
+    joined = sum(math.prod(stored[key].shape) for key in converted_keys(skeleton, list(stored)))
+    return count_weights(base) * getattr(torch, dtype).itemsize + torch.float32.itemsize * joined
 
 
 def check_disk(run: Run, needed: int) -> None:
@@ -44,7 +56,7 @@ def check_disk(run: Run, needed: int) -> None:
 
 def headers(folder: Path, dtype: str) -> dict[str, Any]:
     """Return tensors, bytes and dtype by the safetensors headers; raises ProofError for another dtype or no values."""
-    short = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    short = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     files, count = sorted(folder.glob("*.safetensors")), 0
     for file in files:
         with safe_open(file, framework="pt") as stored:
@@ -57,20 +69,19 @@ def headers(folder: Path, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "tensors": count, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def memory_words(base: Base, weights: int, dtype: str, bits: int | None = None) -> tuple[int, str]:
-    """Return the bytes of memory that merging so many numbers takes, and what for.
+def memory_words(base: Base, dtype: str, bits: int | None = None, whole: bool = False) -> tuple[int, str]:
+    """Return the bytes of memory that merging into a base takes, and what for.
 
-    A quantized run is compared with its base dequantized to float32.
+    A quantized run is compared with its base dequantized to float32; `whole` is for a merge in memory.
     """
-    itemsize = getattr(torch, dtype).itemsize
-    largest = max(sum(one.numel() for one in unit.parameters()) for unit in units(build_skeleton(base)))
-    needed = weights * itemsize + _WIDE * largest
-    if bits and 4 * weights > needed:
-        return (
-            4 * weights,
-            f"comparing with the trained {bits}-bit model holds the weights in float32, {size(4 * weights)}",
-        )
-    return needed, f"merging holds the weights in {dtype} and a block of them in float32, {size(needed)}"
+    skeleton = build_skeleton(base)
+    whole = whole or dequantized_format(skeleton.config) is not None
+    needed = merge_bytes(skeleton, getattr(torch, dtype), whole)
+    compared = merge_bytes(skeleton, getattr(torch, dtype), whole, quantized=bits is not None)
+    if compared > needed:
+        return compared, f"comparing with the trained {bits}-bit model holds the weights in float32, {size(compared)}"
+    held = "the weights" if whole else "a file of weights"
+    return needed, f"merging holds {held} in {dtype} and a block of them in float32, {size(needed)}"
 
 
 def check_memory(needed: int, words: str) -> None:

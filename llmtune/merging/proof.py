@@ -1,6 +1,5 @@
 """Compares two models by their logits on the same texts, one of them read from disk in a fresh process."""
 
-import inspect
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from transformers import PreTrainedModel
 from llmtune.data.first_rows import first_rows
 from llmtune.data.row import Row
 from llmtune.errors import MachineError, ProofError
-from llmtune.merging import compact
 from llmtune.recipe.sections import Recipe
 from llmtune.working import working
 
@@ -33,40 +31,33 @@ _ROWS, _CHARACTERS = 3, 400
 """Rows of the data that are such texts too, and how much of each."""
 
 STOCK = """
-import json, sys, transformers
+import json, shutil, sys, torch, transformers
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-folder, tokens, out, texts, epsilon, dtype, auto = json.load(sys.stdin)
-auto = getattr(transformers, auto)
+folder, tokens, out, texts, auto = json.load(sys.stdin)
+auto, away = getattr(transformers, auto), folder + "/offloaded"
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 ids = [tokenizer(text).input_ids for text in texts]
 batch = torch.zeros(len(ids), tokens, dtype=torch.long)
 for row, one in zip(batch, ids):
     row[:len(one[-tokens:])] = torch.tensor(one[-tokens:])
 mask = torch.arange(tokens) < torch.tensor([[len(one)] for one in ids])
-def load(dtype):
-    return auto.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
-def jitter(number, weight):
-    torch.manual_seed(number)
-    weight = torch.atleast_1d(weight)
-    for part in weight.split(max(1, 2**20 * len(weight) // max(1, weight.numel()))):
-        half = torch.exp2(torch.frexp(part).exponent) * epsilon / 4 * (part != 0)
-        part += half * (2 * torch.rand_like(part) - 1)
-def compute(model, change=None):
-    with torch.inference_mode(), in_fp32(model, change):
-        return model(input_ids=batch, attention_mask=mask.long()).logits[mask]
-model, loading = load(getattr(torch, dtype))
-model.eval()
-try:
-    logits = {"stored": compute(widen_buffers(model, auto))}
-except (RuntimeError, KeyError):  # a model whose blocks read weights of other blocks
-    model = load(torch.float32)[0].eval()
-    logits = {"stored": compute(model)}
-if epsilon:
-    logits["jittered"] = compute(model, jitter)
-save_file(logits, out)
-mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
+def load(**options):
+    return auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+        output_loading_info=True, **options)
+def compute(model):
+    with torch.inference_mode():
+        return model.eval()(input_ids=batch, attention_mask=mask.long()).logits[mask].float()
+try:  # each layer is read when it runs
+    model, loading = load(device_map={"": "disk"}, offload_folder=away)
+    logits = compute(model)
+except (RuntimeError, KeyError, ValueError, AttributeError):  # a model that reads weights of one layer in another
+    model, loading = load()
+    logits = compute(model)
+shutil.rmtree(away, ignore_errors=True)
+save_file({"logits": logits}, out)
+reshaped = {key[0] for key in loading["mismatched_keys"]}
+mismatched = sorted({*loading["missing_keys"], *loading["unexpected_keys"], *reshaped})
 print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched": mismatched,
     "name": type(model).__name__}))
 """
@@ -74,17 +65,13 @@ print(json.dumps({"ids": ids, "template": tokenizer.chat_template, "mismatched":
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What stock transformers reads from a folder: class, token ids, template, missing or unexpected tensors, logits.
-
-    `rounding` is how far the logits move when every weight changes at random by less than its rounding error.
-    """
+    """What stock transformers reads from a folder: class, token ids, template, tensors that do not fit, logits."""
 
     name: str
     ids: list[list[int]]
     template: str | None
     mismatched: list[str]
     logits: torch.Tensor
-    rounding: float
 
 
 def probes(settings: Recipe) -> list[str]:
@@ -117,29 +104,37 @@ def within(what: str, actual: torch.Tensor, expected: torch.Tensor, bound: float
     return gap
 
 
-def load_with_stock_transformers(folder: Path, texts: list[str], dtype: torch.dtype, auto: str) -> Reloaded:
+def jitter(number: int, weight: torch.Tensor, epsilon: float) -> None:
+    """Change each number of a weight in place at random, by less than what rounding it may change.
+
+    `number` is the weight's in its model, which makes the changes the same each time; `epsilon` is that of its dtype.
+    """
+    generator = torch.Generator().manual_seed(number)
+    rows = weight if weight.dim() else weight[None]
+    for part in torch.split(rows, max(1, 2**20 * len(rows) // max(1, rows.numel()))):
+        half = torch.exp2(torch.frexp(part).exponent) * epsilon / 4 * (part != 0)
+        part += half * (2 * torch.rand(part.shape, generator=generator) - 1)
+
+
+def load_with_stock_transformers(folder: Path, texts: list[str], auto: str) -> Reloaded:
     """Read a folder with stock transformers, offline, in a fresh process elsewhere; raises ProofError if it cannot.
 
-    `auto` names the class of transformers that loads it.
+    `auto` names the class of transformers that loads it. It computes in fp32, with one layer in memory at a time where
+    the model allows it.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         out = Path(elsewhere) / "logits.safetensors"
-        epsilon = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
-        name = str(dtype).removeprefix("torch.")
-        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, epsilon, name, auto])
-        script = inspect.getsource(compact) + STOCK
+        task = json.dumps([str(folder.absolute()), TOKENS, str(out), texts, auto])
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with working("reading the merged folder with stock transformers in a fresh process"):
             child = subprocess.run(
-                [sys.executable, "-c", script], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
+                [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
             )
         if child.returncode == -signal.SIGKILL:
             raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")
         if child.returncode:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
-        answer, tensors = json.loads(child.stdout.splitlines()[-1]), load_file(out)
-        rounding = float((tensors.get("jittered", tensors["stored"]) - tensors["stored"]).abs().max())
-        return Reloaded(
-            answer["name"], answer["ids"], answer["template"], answer["mismatched"], tensors["stored"], rounding
-        )
+        answer = json.loads(child.stdout.splitlines()[-1])
+        computed = load_file(out)["logits"]
+        return Reloaded(answer["name"], answer["ids"], answer["template"], answer["mismatched"], computed)

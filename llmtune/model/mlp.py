@@ -160,7 +160,7 @@ def widen(
         raise ValueError("the adapter's weights are not finite")
     with torch.no_grad():
         for mlp in every:
-            _widen(mlp, pieces.get(mlp.name, {}), size)
+            widen_mlp(mlp, pieces.get(mlp.name, {}), size)
     setattr(model.config.get_text_config(), key, every[0].width + size)
     with torch.device("meta"):
         stock = type(model)(model.config)
@@ -171,7 +171,8 @@ def widen(
     return model
 
 
-def _widen(mlp: Mlp, pieces: Mapping[str, nn.Linear], size: int) -> None:
+def widen_mlp(mlp: Mlp, pieces: Mapping[str, nn.Linear], size: int) -> None:
+    """Make one MLP `size` wider, by the layers in `pieces`, else by zeros; its parameters stay the same objects."""
     for layer, parts in ((part.layer, part.parts) for part in mlp.inputs):
         weights, biases = [], []
         weight = _weight(layer)
@@ -195,11 +196,14 @@ def _weight(layer: LinearLayer) -> torch.Tensor:
 
 
 def _replace(layer: LinearLayer, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    stored = weight.T if isinstance(layer, Conv1D) else weight
-    layer.weight = nn.Parameter(stored.contiguous(), requires_grad=layer.weight.requires_grad)
+    layer.weight.data = (weight.T if isinstance(layer, Conv1D) else weight).contiguous()
     if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
-    outputs, inputs = weight.shape
+        layer.bias.data = bias
+    set_features(layer, weight.shape[1], weight.shape[0])
+
+
+def set_features(layer: LinearLayer, inputs: int, outputs: int) -> None:
+    """Say how many inputs and outputs a linear layer has."""
     if isinstance(layer, Conv1D):
         layer.nx, layer.nf = inputs, outputs
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmtune import __version__
 from llmtune.combining.words import combined_words, overlap_words
-from llmtune.evaluation.tables import base_note, comparison_note, selection_note
+from llmtune.evaluation.tables import base_note, comparison_note, forgetting_lines, selection_note, task_table
 from llmtune.evaluation.tables import table as results
 from llmtune.files import read_json
 from llmtune.model.files.converted import Converted
@@ -110,7 +110,12 @@ def _results(run: Run) -> str:
         return "Not evaluated."
     rows = results(run, with_intervals=True)
     notes = [note for note in (comparison_note(run), base_note(run), selection_note(run)) if note]
-    return "\n\n".join([table(list(rows[0]), [list(row.values()) for row in rows]), *notes])
+    tables = [table(list(one[0]), [list(row.values()) for row in one]) for one in (rows, task_table(run)) if one]
+    return "\n\n".join([*tables, *notes, *map(_sentence, forgetting_lines(run))])
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
 
 
 def _made(run: Run, settings: Recipe) -> list[str]:

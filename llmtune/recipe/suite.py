@@ -15,17 +15,22 @@ from llmtune.recipe.paths import describe_places, exists
 
 HELD_OUT = "held_out"
 """The task that evaluates on the run's own rows."""
+ROWS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""How the files of a local task's rows end."""
 # Keys of an lm-eval task that run code, or that name a collection of tasks.
 _FORBIDDEN_KEYS = ("class", "custom_dataset", "group", "task_list", "unsafe_code", "use_prompt")
 
 
 class LocalTask(Closed):
-    """An lm-eval task on a local file of rows, which replaces the task's data set on the Hub."""
+    """An lm-eval task on a local file of rows, or a group on a folder of them, in place of the data set on the Hub."""
 
     task: Annotated[str, Field(min_length=1)]
-    """The task's name in lm-eval."""
+    """The name of a task or group in lm-eval."""
     rows: Annotated[str, Field(min_length=1)]
-    """A .jsonl, .jsonl.gz, .csv or .parquet file with the columns of the task's data set."""
+    """A .jsonl, .jsonl.gz, .csv or .parquet file with the columns of the task's data set; for a group a folder with
+    such a file for each of its tasks, by the task's name."""
+    examples: Annotated[str | None, Field(min_length=1)] = None
+    """The same for the rows that worked examples are taken from; there are none where not given."""
 
 
 class Suite(Document):
@@ -39,8 +44,8 @@ class Suite(Document):
     """held_out (the run's own rows), a task of lm-eval, a task of eval/tasks by name, or a task's YAML file."""
     limit: Count | None = None
     """Rows per lm-eval task where the recipe does not set eval.limit; all where not given."""
-    shots: Annotated[int, Field(ge=0)] = 0
-    """Worked examples before each question of an lm-eval task."""
+    shots: Annotated[int | None, Field(ge=0)] = None
+    """Worked examples before each question of an lm-eval task; the task's own number where not given."""
     chat_template: bool = False
     """Whether questions of lm-eval tasks go through the model's chat template."""
 
@@ -74,8 +79,24 @@ def task_file(suite: Suite, name: str) -> Path | None:
 
 
 def local_rows(suite: Suite, entry: LocalTask) -> Path:
-    """Return the file of a local task's rows; a relative path starts at the suite's folder."""
+    """Return the file or folder of a local task's rows; a relative path starts at the suite's folder."""
     return suite.path.parent / user_path(entry.rows)
+
+
+def local_examples(suite: Suite, entry: LocalTask) -> Path | None:
+    """Return the file or folder of the rows that a local task's worked examples are taken from."""
+    return None if entry.examples is None else suite.path.parent / user_path(entry.examples)
+
+
+def row_files(rows: Path) -> dict[str, Path]:
+    """Return the files of rows in a folder by the tasks that they are named after; a file alone is its own."""
+    if not rows.is_dir():
+        return {rows.name: rows}
+    return {_stem(file): file for file in sorted(rows.iterdir()) if file.name.endswith(ROWS)}
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def needs_lm_eval(suite: Suite) -> bool:
@@ -114,10 +135,13 @@ def _suite_file(name: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
 def _check(suite: Suite, index: int, entry: str | LocalTask) -> None:
     key = ("tasks", index)
     if isinstance(entry, LocalTask):
-        if not local_rows(suite, entry).is_file():
-            raise suite.error((*key, "rows"), f"no such file: {local_rows(suite, entry)}")
-        if suite.shots:
-            raise suite.error(("shots",), "must be 0 with local rows: all of them are questions, none a worked example")
+        places = {"rows": local_rows(suite, entry), "examples": local_examples(suite, entry)}
+        for name, place in places.items():
+            if place is not None and not place.exists():
+                raise suite.error((*key, name), f"no such file: {place}")
+        if suite.shots and not entry.examples:
+            reason = "all of them are questions, none a worked example; or give examples: FILE beside rows"
+            raise suite.error(("shots",), f"must be 0 with local rows: {reason}")
         return
     file = task_file(suite, entry)
     if file is not None:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import cast
 
+from llmtune.errors import ProofError
 from llmtune.evaluation.metrics import Difference, Score
-from llmtune.evaluation.results import FEW_SHOT, Differences, Result
+from llmtune.evaluation.results import FEW_SHOT, Differences, Result, require_same_settings
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.values import JSON, mapping, mappings, number, read_object, text, whole
 from llmtune.run import Run
@@ -24,6 +25,8 @@ class Evaluations:
     base_rows: list[JSON]
     few_shot_rows: list[JSON]
     tuned_rows: list[JSON]
+    refusal: str = ""
+    """Why the stored results are not compared; "" where they are."""
 
     @property
     def few_shot_name(self) -> str:
@@ -36,6 +39,10 @@ def read_evaluations(run: Run) -> Evaluations | None:
     if not run.done("eval"):
         return None
     base, tuned = (read_object(run.eval / f"{name}.json") for name in ("base", "tuned"))
+    try:
+        require_same_settings(tuned.get("settings"), base.get("settings"))
+    except ProofError as error:
+        return Evaluations({}, {}, {}, {}, [], [], [], str(error))
     of_base, of_tuned = _results(base), _results(tuned)
     if HELD_OUT not in of_base or HELD_OUT not in of_tuned:
         for results in (of_base, of_tuned):
@@ -59,6 +66,7 @@ def _result(fields: JSON) -> Result:
     better = {name: one for name, one in mapping(fields.get("higher_is_better")).items() if isinstance(one, bool)}
     known = {"n": rows, "of": rows if of is None else of, "metrics": metrics, "higher_is_better": better}
     known |= {"compared": text(fields.get("compared"))}
+    known |= {"group": group} if (group := text(fields.get("group"))) else {}
     return cast(Result, counts | known)
 
 

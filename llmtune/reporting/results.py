@@ -1,8 +1,9 @@
 """The report on results: base against tuned with standard errors, paired differences, and how they were computed."""
 
+from llmtune.evaluation.forgetting.words import forgetting_notes
 from llmtune.evaluation.metrics import Difference, format_difference, format_interval
 from llmtune.evaluation.results import FEW_SHOT, TEXTS_COMPARED
-from llmtune.evaluation.tables import INTERVAL, TITLES, compare_models, task_title
+from llmtune.evaluation.tables import INTERVAL, TITLES, compare_models, compare_tasks, is_shown, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.evaluations import Evaluations, Results
@@ -52,14 +53,14 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
         skipped = settings.eval.suite == "none"
         note = "eval.suite is none: this run is not evaluated." if skipped else "Not evaluated yet."
         return section("Base and tuned", note=note)
+    if evaluations.refusal:
+        refused = f"{evaluations.refusal[0].upper()}{evaluations.refusal[1:]}."
+        return section("Base and tuned", note=refused)
     if not (evaluations.base and evaluations.tuned):
         return section("Base and tuned", note="The stored evaluation holds no scores that this version can read.")
-    rows = compare_models(evaluations.base, evaluations.tuned, with_intervals=True)
-    titles = list(dict.fromkeys(title for row in sorted(rows, key=len, reverse=True) for title in row))
-    body: list[list[object]] = [
-        [tag("b", row[title]) if row["model"] == "tuned" and title in row else row.get(title) for title in titles]
-        for row in rows
-    ]
+    models = (evaluations.base, evaluations.tuned)
+    tables = [_scores(rows) for rows in (compare_models(*models, with_intervals=True), compare_tasks(*models)) if rows]
+    gaps = evaluations.differences.get("base, zero-shot", {})
     asked = "Loss and perplexity by token" if best_perplexity(evaluations) else "Greedy answers"
     note = (
         f"{asked} under the same settings; suite {settings.eval.suite}. ± is one standard error, [ ] the 95% interval."
@@ -67,12 +68,23 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
-        table([*titles], body, set(range(1, len(titles)))),
+        *tables,
         *warnings,
         _differences(evaluations),
+        *[tag("p", f"{line[0].upper()}{line[1:]}.") for line in forgetting_notes(*models, gaps)],
         _how(evaluations),
         note=note,
     )
+
+
+def _scores(rows: list[dict[str, str]]) -> Html:
+    """Show rows of cells by column title; the tuned model's are bold."""
+    titles = list(dict.fromkeys(title for row in sorted(rows, key=len, reverse=True) for title in row))
+    body: list[list[object]] = [
+        [tag("b", row[title]) if row.get("model") == "tuned" and title in row else row.get(title) for title in titles]
+        for row in rows
+    ]
+    return table([*titles], body, set(range(1, len(titles))))
 
 
 def _warnings(evaluations: Evaluations) -> list[str]:
@@ -105,6 +117,7 @@ def _differences(evaluations: Evaluations) -> Html | None:
         ]
         for other, tasks in evaluations.differences.items()
         for task, metrics in tasks.items()
+        if task not in evaluations.tuned or is_shown(task, evaluations.tuned[task])
         for metric, gap in metrics.items()
     ]
     head: list[object] = ["tuned minus", "metric", "difference", INTERVAL, "which is", "won", "lost"]

@@ -168,13 +168,14 @@ def test_refuses_folder_of_somebody_else(place: Path, capsys: pytest.CaptureFixt
     assert (place / "runs" / "r" / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["eval", "merge", "publish", "report", "chat"])
+@pytest.mark.parametrize("command", ["eval", "merge", "export", "publish", "report", "chat"])
 def test_refuses_step_without_run(place: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert "holds no run" in refusal(capsys, [command, "nowhere"], 2)
+    to = ["--to", "gguf"] if command == "export" else []
+    assert "holds no run" in refusal(capsys, [command, "nowhere", *to], 2)
     assert "no such file" in refusal(capsys, ["train", "nowhere"], 2)
     assert "holds no run" in refusal(capsys, ["train", "base"], 2)
     file = write_recipe(place)
-    assert "is a recipe; give the folder of its run, such as runs/" in refusal(capsys, [command, file], 2)
+    assert "is a recipe; give the folder of its run, such as runs/" in refusal(capsys, [command, file, *to], 2)
 
 
 def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

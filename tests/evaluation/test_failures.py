@@ -151,7 +151,7 @@ def test_names_task_that_lm_eval_cannot_score(tmp_path: Path, keys: dict[str, An
 def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     place = {"greedy": loaded_model, "answer_losses": asking, "load_placed": step}[part]

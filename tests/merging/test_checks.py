@@ -15,10 +15,12 @@ import torch
 
 from llmtune import recipe, working
 from llmtune.errors import MachineError, ProofError
+from llmtune.estimate.memory import merge_bytes
 from llmtune.launch.guard import guarded_step
 from llmtune.merging import checks, proof, step
-from llmtune.merging.checks import count_weights
+from llmtune.merging.checks import count_weights, disk_bytes
 from llmtune.merging.step import merge
+from llmtune.model.base import Base, build_skeleton
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Model
 from llmtune.run import Run
@@ -36,12 +38,13 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise AssertionError("work began")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_counts_every_weight_once(tmp_path: Path, tied: bool) -> None:
-    folder = tiny.save_base(tmp_path / "base", tied=tied)
-    assert count_weights(locate_base(Model(base=str(folder)))) == sum(
-        tensor.numel() for tensor in tiny.model(tied=tied).parameters()
-    )
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("mixtral", False)])
+def test_counts_every_weight_once_on_disk_and_experts_again_in_fp32(tmp_path: Path, kind: str, tied: bool) -> None:
+    base = locate_base(Model(base=str(tiny.save_base(tmp_path / "base", kind, tied=tied))))
+    numbers = {name: one.numel() for name, one in tiny.model(kind, tied=tied).named_parameters()}
+    assert count_weights(base) == sum(numbers.values())
+    experts = sum(count for name, count in numbers.items() if "experts" in name)
+    assert disk_bytes(base, "bfloat16") == 2 * count_weights(base) + 4 * experts
 
 
 def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
@@ -50,14 +53,14 @@ def test_refuses_too_little_disk_before_any_work_and_keeps_the_old_folder(
     run = runs.trained(tmp_path)
     merge(run)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(step, "load_compact", refuse)
+    monkeypatch.setattr(step, "merge_by_shards", refuse)
     size = sum(file.stat().st_size for file in run.merged.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(step, "count_weights", lambda base: size)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: 2 * size)
     with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only .*B is free"):
         merge(run)
     assert run.done("merge"), "the earlier merge is as it was"
-    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: size)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
 
@@ -66,12 +69,16 @@ def test_refuses_too_little_memory_before_any_work(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs.trained(tmp_path)
-    monkeypatch.setattr(step, "load_compact", refuse)
+    monkeypatch.setattr(step, "merge_by_shards", refuse)
+    base = locate_base(run.recipe().model)
     largest = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32  # a block
-    needed = 2 * count_weights(locate_base(run.recipe().model)) + 8 * largest
+    needed = 2 * count_weights(base) + 12 * largest
+    skeleton = build_skeleton(base)
+    assert merge_bytes(skeleton, torch.bfloat16) == merge_bytes(skeleton, torch.bfloat16, whole=True) == needed
     monkeypatch.setattr(checks, "free_bytes", lambda device: needed - 1)
     words = (
-        r"^merging holds the weights in bfloat16 and a block of them in float32, 128 kB, and 128 kB of memory is free; "
+        r"^merging holds a file of weights in bfloat16 and a block of them in float32, 165 kB, and 165 kB of memory "
+        r"is free; "
         r"free .* merge.enabled: false; "
         r"training is safe in .*delta; continue with: llmtune run "
     )
@@ -81,11 +88,12 @@ def test_refuses_too_little_memory_before_any_work(
     monkeypatch.setattr(checks, "free_bytes", lambda device: needed)
     with pytest.raises(AssertionError, match="work began"):
         merge(run)
-    compared = checks.memory_words(locate_base(run.recipe().model), 10**9, "bfloat16", bits=4)
-    assert compared == (
-        4 * 10**9,
-        "comparing with the trained 4-bit model holds the weights in float32, 4.0 GB",
-    )
+    monkeypatch.setattr("llmtune.estimate.memory.SHARD_BYTES", 1000)
+    assert checks.memory_words(base, "bfloat16")[0] == 1000 + 12 * largest
+    tall = Base(tiny.save_base(tmp_path / "tall", blocks=8), "tall", None, None)
+    needed = 4 * count_weights(tall)
+    words = f"comparing with the trained 4-bit model holds the weights in float32, {needed / 1000:.0f} kB"
+    assert checks.memory_words(tall, "bfloat16", bits=4) == (needed, words)
 
 
 def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
@@ -98,7 +106,7 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
     usage = shutil.disk_usage(tmp_path)
     size = sum(file.stat().st_size for file in run.merged.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(step, "count_weights", lambda base: size // 2)
+    monkeypatch.setattr(step, "disk_bytes", lambda base, dtype: size)
     with pytest.raises(MachineError, match=r"run: merging needs .*B of disk, but only 1\.0 kB is free"):
         merge(run)
 
@@ -109,7 +117,7 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
         (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
         (
             MemoryError(),
-            r"merge: out of memory: .*; merging holds the weights in .* float32, [\d.]+ kB; .* merge.enabled: f",
+            r"merge: out of memory: .*; merging holds a file of weights in .* float32, [\d.]+ kB; .* merge.enabled: f",
         ),
     ],
 )
@@ -118,10 +126,10 @@ def test_lack_while_writing_is_one_line_and_leaves_nothing(
 ) -> None:
     run = runs.trained(tmp_path)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(step, "save_folder", fail)
+    monkeypatch.setattr("llmtune.merging.shards.write.save_file", fail)
     with pytest.raises(MachineError, match=message):
         merge(run)
     assert nothing_left(run)
@@ -167,16 +175,18 @@ def test_shows_every_part_of_a_merge(
     assert names[0] == "checking what is merged"
     for part in (
         "merging",
-        "loading the base model",
+        "running the base model, a block at a time",
         "loading the delta",
-        "adding the delta to the weights",
+        "running the tuned model, a block at a time",
+        "adding the delta to the weights, a block at a time",
+        "rounding the merged weights, a block at a time",
         "writing the merged weights in bfloat16",
         "reading the merged folder with stock transformers in a fresh process",
         "hashing the merged folder",
     ):
         assert part in names
-    hashed = [work.share for work in Recorded.every if work.unit == "tensors"]
-    assert hashed == [1, 1]
+    written = [work.share for work in Recorded.every if work.unit == "tensors"]
+    assert written == [1]
     out = capsys.readouterr().out
     assert f"merged, bfloat16: on {facts['texts']} texts, largest logit gap" in out
     assert f"{max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} without rounding" in out

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtune.adapters.delta import ADAPTER, TENSORS, save_delta
 from llmtune.errors import MachineError, ProofError
 from llmtune.files import read_json, write_json
-from llmtune.merging import adding, checks, step
-from llmtune.merging.adding import add_adapters, round_weights
-from llmtune.merging.step import merge, save_folder
+from llmtune.merging import checks
+from llmtune.merging.adding import add_adapters
+from llmtune.merging.shards import change, write
+from llmtune.merging.shards.write import ShardWriter, rounded
+from llmtune.merging.step import merge
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.run import Run
@@ -25,6 +27,7 @@ from tests.support import architectures, runs, tiny
 
 FP32 = {"dtype": "float32"}
 FULL = {"kind": "full", "lr": 1e-3}
+WRITE = ShardWriter.add
 
 
 def adapter(**more: Any) -> dict[str, Any]:
@@ -98,14 +101,9 @@ def test_copies_everything_but_weights_from_base(tmp_path: Path, quick: None, st
     ("method", "more"),
     [
         (adapter(), {}),
-        (adapter(), {"tied": False}),
-        (adapter(targets=["q_proj", "v_proj"]), {}),
         (adapter(rslora=True), {}),
-        (adapter(dora=True), {}),
         ({**FULL, "adapter": {"kind": "ia3"}}, {}),
-        (FULL, {}),
         (FULL, {"tied": False}),
-        ({"kind": "frozen", "reach": 1, "lr": 1e-3}, {}),
         (adapter(), {"kind": "gpt2"}),
         (FULL, {"kind": "mixtral"}),
     ],
@@ -186,17 +184,21 @@ def forget_delta(unit: Any) -> None:
             module.merged_adapters.append("default")
 
 
-def save_other_weights(weights: Any, *rest: Any) -> None:
-    """Save embeddings that are 1.5 times as large."""
-    with torch.no_grad():
-        weights.get_input_embeddings().weight.mul_(1.5)
-    save_folder(weights, *rest)
+def write_other_weights(files: Any, key: str, tensor: torch.Tensor) -> None:
+    """Write embeddings that are 1.01 times as large."""
+    WRITE(files, key, tensor * 1.01 if "embed_tokens" in key else tensor)
+
+
+def lose_a_tensor(files: Any, key: str, tensor: torch.Tensor) -> None:
+    """Write all tensors but one."""
+    if key != "model.layers.1.mlp.down_proj.weight":
+        WRITE(files, key, tensor)
 
 
 def drop_one_tensor(unit: Any) -> None:
     """Add the adapters without one matrix of each block."""
     for name, module in unit.named_modules():
-        if name == "self_attn.q_proj":
+        if name.endswith("q_proj"):
             torch.nn.init.zeros_(module.lora_B["default"].weight)
     add_adapters(unit)
 
@@ -209,9 +211,9 @@ def double_alpha(unit: Any) -> None:
     add_adapters(unit)
 
 
-def round_to_fp8(weights: Any, dtype: Any) -> None:
+def round_to_fp8(name: str, tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
     """Round to fewer bits than the recipe says."""
-    round_weights(weights, torch.float8_e4m3fn)
+    return rounded(name, tensor.to(torch.float8_e4m3fn), dtype)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
@@ -225,11 +227,11 @@ def test_accepts_rounding_within_its_bound(tmp_path: Path, quick: None, kind: st
 @pytest.mark.parametrize(
     ("place", "part", "broken", "message"),
     [
-        (adding, "add_adapters", forget_delta, "adding the delta to the weights moved logits"),
-        (adding, "add_adapters", drop_one_tensor, "adding the delta to the weights moved logits"),
-        (adding, "add_adapters", double_alpha, "adding the delta to the weights moved logits"),
-        (adding, "round_weights", round_to_fp8, "rounding the weights to .* moved logits"),
-        (step, "save_folder", save_other_weights, "moved logits by .* over the bound"),
+        (change, "add_adapters", forget_delta, "adding the delta to the weights moved hidden states after block 0"),
+        (change, "add_adapters", drop_one_tensor, "adding the delta to the weights moved hidden states after block 0"),
+        (change, "add_adapters", double_alpha, "adding the delta to the weights moved hidden states after block 0"),
+        (write, "rounded", round_to_fp8, "writing and reading the weights moved logits"),
+        (ShardWriter, "add", write_other_weights, "writing and reading the weights moved logits by .* over the bound"),
     ],
 )
 @pytest.mark.slow
@@ -255,12 +257,8 @@ def test_refuses_merge_over_the_bound(
 
 
 def test_refuses_lost_tensor_by_name(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose(weights: Any, *rest: Any) -> None:
-        weights.model.layers[1].mlp.down_proj = torch.nn.Identity()
-        save_folder(weights, *rest)
-
     run = runs.trained(tmp_path)
-    monkeypatch.setattr(step, "save_folder", lose)
+    monkeypatch.setattr(ShardWriter, "add", lose_a_tensor)
     with pytest.raises(ProofError, match=r"layers\.1\.mlp\.down_proj\.weight"):
         merge(run)
     assert unmerged(run)

@@ -23,7 +23,7 @@ from llmtune.errors import FieldError, ProofError
 from llmtune.evaluation.generate import answer_losses
 from llmtune.files import read_json
 from llmtune.merging import step as merging
-from llmtune.merging.adding import add_delta
+from llmtune.merging.shards.merge import merge_by_shards
 from llmtune.merging.untouched import beyond_text, count_kept
 from llmtune.model.base import Base, build_skeleton, load_model, model_facts
 from llmtune.model.blocks import decoder, distances, text_model
@@ -76,7 +76,7 @@ def test_text_trains_inside_the_wrapper_and_merging_keeps_the_rest(kind: str, tm
     outside = set(dict(model.named_parameters())) - set(distances(model))
     assert outside == set(dict(skeleton.named_parameters())) - set(distances(skeleton))
     assert outside
-    assert beyond_text(model, distances(model))
+    beyond = beyond_text(model, distances(model))
     method = training.spec({"kind": "full", "lr": 0.01, "adapter": {"kind": "lora", "rank": 4}}).method
     plan = method.plan(model_facts(model))
     tuned = insert(model, method.adapter, plan, base)
@@ -91,13 +91,14 @@ def test_text_trains_inside_the_wrapper_and_merging_keeps_the_rest(kind: str, tm
     assert read_json(tmp_path / "delta" / "base.json")["loaded_by"] == "AutoModelForImageTextToText"
     stock = AutoModelForImageTextToText.from_pretrained(base.folder, dtype=torch.float32)
     torch.testing.assert_close(logits(PeftModel.from_pretrained(stock, tmp_path / "delta").eval()), live)
-    merged = add_delta(tuned, torch.float32, IDS.tolist())[0]
+    merged = merge_by_shards(base, tmp_path / "delta", IDS.tolist(), torch.float32)
     (tmp_path / "merged").mkdir()
-    merging.save_folder(merged, base.folder, tmp_path / "merged", "float32")
+    merged.write(tmp_path / "merged", base)
     reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert type(reloaded) is type(original)
     torch.testing.assert_close(logits(reloaded), live, rtol=0, atol=1e-4)
-    assert count_kept(beyond_text(merged, distances(merged)), base, tmp_path / "merged", torch.float32) > 0
+    assert set(merged.beyond_text()) == set(beyond)
+    assert count_kept(beyond, base, tmp_path / "merged", torch.float32) > 0
     before, after = load_file(tmp_path / "base/model.safetensors"), load_file(tmp_path / "merged/model.safetensors")
     assert set(before) == set(after)
     assert sum(not torch.equal(after[name], tensor) for name, tensor in before.items()) >= 4

@@ -16,8 +16,9 @@ def test_loads_every_shipped_suite_by_name(tmp_path: Path, file: Path) -> None:
     assert suite.path == file.absolute()
 
 
-def test_ships_three_suites() -> None:
-    assert sorted(file.stem for file in shipped_folder("eval").glob("*.yaml")) == ["orders", "quick", "standard"]
+def test_ships_four_suites() -> None:
+    names = sorted(file.stem for file in shipped_folder("eval").glob("*.yaml"))
+    assert names == ["core", "orders", "quick", "standard"]
 
 
 @pytest.mark.parametrize(

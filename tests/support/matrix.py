@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmtune.adapters.delta import load_delta, save_delta
 from llmtune.errors import FieldError, PlanError
-from llmtune.merging.adding import add_delta
+from llmtune.merging.shards.merge import merge_by_shards
 from llmtune.model.base import Base, load_model
 from llmtune.plan.stages import Facts
 from tests.support import ROOT, architectures, tiny, training
@@ -143,9 +143,11 @@ def fill(cell: Cell, folder: Path) -> str:
     save_file({"logits": live}, folder / cell.name / "live.safetensors")
     tuned = load_delta(load_model(base), folder / cell.name)
     torch.testing.assert_close(tuned(IDS).logits, live, rtol=0, atol=1e-5, msg=cell.name)
-    torch.testing.assert_close(
-        add_delta(tuned, torch.float32, IDS.tolist())[0](IDS).logits, live, rtol=0, atol=1e-4, msg=cell.name
-    )
+    merged = folder / f"{cell.name}-merged"
+    merged.mkdir()
+    merge_by_shards(base, folder / cell.name, IDS.tolist(), torch.float32).write(merged, base)
+    stock = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    torch.testing.assert_close(stock(IDS).logits, live, rtol=0, atol=1e-4, msg=cell.name)
     return GOOD
 
 

@@ -67,5 +67,6 @@ def write_recipe(path: Path, base: Path, rows: Path, method: dict[str, Any] | No
         "eval": {"suite": "none"},
         **sections,
     }
+    recipe["eval"] = {"forgetting": False, **recipe["eval"]}  # the tests of it turn it on: 260 requests a model
     path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from llmtune.data.sources import Cursor, explained, records
 from llmtune.errors import LlmtuneError
 from llmtune.files import shipped_folder
 from llmtune.recipe.located_yaml import load_yaml
-from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, task_file
+from llmtune.recipe.suite import HELD_OUT, LocalTask, Suite, local_rows, row_files, task_file
 
 Text = tuple[str, str]
 """An id and a text."""
@@ -57,7 +57,8 @@ def suite_documents(suite: Suite | None) -> Documents:
             continue
         assert suite is not None
         name = entry.task if isinstance(entry, LocalTask) else entry
-        files = [local_rows(suite, entry)] if isinstance(entry, LocalTask) else _files(task_file(suite, entry))
+        local = row_files(local_rows(suite, entry)) if isinstance(entry, LocalTask) else None
+        files = _files(task_file(suite, name)) if local is None else [*local.values()]
         for file in files:
             documents.texts.extend(_task_texts(str(file), name))
         if not files:

@@ -22,6 +22,7 @@ from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.metrics import Array
 from llmtune.evaluation.questions import Questions, last_answer_alone
 from llmtune.evaluation.results import Result
+from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.working import Step
 
 ACCURACY, MACRO_F1 = "label_accuracy", "label_f1"
@@ -59,10 +60,11 @@ def likeliest(model: PreTrainedModel, rows: Questions, texts: LabelTexts, step: 
         candidates = _appended(example, known, texts.rules.max_length) if known else texts.examples(row)
         losses = answer_losses(model, list(candidates.values()), int(texts.tokenizer.pad_token_id))
         finite = [(loss, label) for loss, label in zip(losses, candidates, strict=True) if math.isfinite(loss)]
-        step()
+        of_all(step)()
         return min(finite)[1] if finite else None
 
-    return list(map(answer, zip(rows.rows, rows.examples, strict=True)))
+    asked = list(zip(rows.rows, rows.examples, strict=True))
+    return spread(asked, lambda part: list(map(answer, part)), lambda one: len(one[1].input_ids))
 
 
 def add_labels(result: Result, name: str, given: Sequence[str | None], true: Sequence[str]) -> None:

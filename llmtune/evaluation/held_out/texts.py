@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.held_out.losses import add_losses
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.results import TEXTS_COMPARED, Answer, Result
+from llmtune.evaluation.spread.share import spread
 from llmtune.working import Step
 
 SHOWN_CHARACTERS = 2000
@@ -47,6 +49,7 @@ def score_texts(
     """Return loss and perplexity on held-out texts, by token, and each text's start with its loss."""
     losses: list[float | None] = []
     tokens: list[int] = []
+    pad_id = int(tokenizer.pad_token_id)
     for batch in _batches(texts.rows):
         examples = [
             Example(row.id, row.where, ids, [IGNORED, *ids[1:]])
@@ -56,7 +59,7 @@ def score_texts(
         ]
         sums = dict.fromkeys((row.where for row in batch), 0.0)
         counts = dict.fromkeys(sums, 0)
-        values = answer_losses(model, examples, int(tokenizer.pad_token_id))
+        values = spread(examples, partial(answer_losses, model, pad_id=pad_id), lambda one: len(one.input_ids))
         for example, loss in zip(examples, values, strict=True):
             sums[example.where] += loss
             counts[example.where] += example.supervised

@@ -12,6 +12,8 @@ from llmtune.errors import FieldError
 from llmtune.model.reading import one_line, reading
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+"""The most that a file of weights has when llmtune writes it, unless one tensor is larger."""
 _POINTER = b"version https://git-lfs"
 
 

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult
 from llmtune.data.sources import HubName
 from llmtune.data.sources.files import reader_of
 from llmtune.evaluation.results import FEW_SHOT, TEXTS
+from llmtune.evaluation.tables import is_shown
 from llmtune.files import read_json
 from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Recipe
@@ -22,7 +23,8 @@ def scores(run: Run, settings: Recipe) -> list[EvalResult]:
     if not run.done("eval"):
         return []
     results = read_json(run.eval / "tuned.json")["results"]
-    return [score for task, result in results.items() for score in _task_scores(task, result, settings)]
+    shown = {task: result for task, result in results.items() if is_shown(task, result)}
+    return [score for task, result in shown.items() for score in _task_scores(task, result, settings)]
 
 
 def _task_scores(task: str, result: Mapping[str, Any], settings: Recipe) -> Iterator[EvalResult]:

@@ -1,0 +1,1 @@
+"""What a training cost: a small fixed set of general questions and texts, asked of base and tuned model."""

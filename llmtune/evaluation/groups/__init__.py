@@ -1,0 +1,1 @@
+"""Groups of lm-eval's tasks, such as mmlu: their tasks, and their scores."""

@@ -1,0 +1,97 @@
+"""Ollama: a Modelfile whose template gives what the chat template gives, on a proved GGUF file."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtune.exporting import ollama, step
+from llmtune.exporting.chat_format import ChatFormat, chat_format
+from llmtune.files import write_json
+from llmtune.model.base import Base
+from llmtune.run import Run
+from tests.support import tiny
+from tests.support.public_templates import CHATML, PUBLIC
+from tests.support.templates import TEMPLATES
+
+TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "How many?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "And now?"},
+]
+SYSTEM = {"role": "system", "content": "Count."}
+BRINGS_A_PROMPT = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + tiny.CHATML
+)
+
+
+def form_of(template: str, stops: tuple[str, ...], bos: str = "") -> ChatFormat | None:
+    """The format of a template, whose BOS the tokenizer adds by itself where there is one."""
+    tokenizer = tiny.tokenizer(template)
+    if bos:
+        tokenizer.bos_token = bos
+    return chat_format(tokenizer, list(stops), {}, bool(bos), [])
+
+
+def test_modelfile_has_the_template_in_go_the_rows_prompt_and_every_stop_token(exported: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(exported.path, tmp_path / "Orders")))
+    facts = step.export(run, "ollama:q8_0")
+    folder = run.exported / "ollama"
+    assert (folder / "Modelfile").read_text() == (
+        "FROM ./Orders-Q8_0.gguf\nPARAMETER num_ctx 512\nPARAMETER temperature 0\n"
+        'PARAMETER stop "<|im_start|>"\nPARAMETER stop "<|im_end|>"\nPARAMETER stop "%"\n'
+        'TEMPLATE """{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}'
+        '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
+        '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
+        '{{ else if eq .Role "assistant" }}<|im_start|>assistant\n{{ .Content }}{{ if not $last }}<|im_end|>\n{{ end }}'
+        '{{ end }}{{ if and (ne .Role "assistant") $last }}<|im_start|>assistant\n{{ end }}{{ end }}"""\n'
+    )
+    assert sorted(run.manifest()["steps"]["export"]["forms"]) == ["gguf:q8_0", "ollama"]
+    assert (folder / facts["file"]).stat().st_ino == (run.exported / "gguf" / facts["file"]).stat().st_ino
+    assert ollama.summary(folder, facts)[-1].endswith("ollama && ollama create orders -f Modelfile")
+    assert "it stops at <|im_start|>, <|im_end|>, %" in ollama.summary(folder, facts)[1]
+
+
+def test_modelfile_has_the_system_prompt_that_the_rows_share_or_the_templates_own(
+    exported: Run, tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(exported.path, tmp_path / "run")))
+    rows = [{"messages": [SYSTEM, *TURNS[:2]]}, {"messages": [SYSTEM, *TURNS[2:], TURNS[1]]}]
+    data = {"test": str(tiny.write_rows(tmp_path / "test.jsonl", rows))}
+    (run.merged / "chat_template.jinja").write_text(BRINGS_A_PROMPT)
+    write_json(run.data_file, {"thinking_block": "<think></think>"})
+    base = Base(run.merged, "", None, None)
+    assert ollama.modelfile(run, base, "a.gguf")[0].endswith('"""\nSYSTEM """Be kind."""\n')
+    settings = run.recipe()
+    shared = Run(run.path, settings.model_copy(update={"data": settings.data.model_copy(update=data)}))
+    text, has_template = ollama.modelfile(shared, base, "a.gguf")
+    assert text.endswith('<|im_start|>assistant\n<think></think>{{ end }}{{ end }}"""\nSYSTEM """Count."""\n')
+    assert has_template
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "bos"),
+    [
+        (CHATML, ("<|im_end|>",), ""),
+        (PUBLIC["llama3"].template, ("<|eot_id|>",), "<|begin_of_text|>"),
+        (PUBLIC["qwen3"].template, ("<|im_end|>",), ""),
+        (PUBLIC["deepseek r1"].template, (PUBLIC["deepseek r1"].end,), ""),
+        (BRINGS_A_PROMPT, ("<|im_end|>",), ""),
+    ],
+)
+def test_format_renders_what_the_chat_template_renders(template: str, stops: tuple[str, ...], bos: str) -> None:
+    form = form_of(template, stops, bos)
+    assert form is not None
+    tokenizer = tiny.tokenizer(template)
+    tokenizer.bos_token = bos or None
+    for messages in ([*TURNS], [SYSTEM, *TURNS], [SYSTEM, TURNS[0]], TURNS[:1]):
+        expected = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        assert form.render(messages) == expected.removeprefix(bos)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral"])
+def test_template_that_is_more_than_text_around_turns_is_left_out(name: str) -> None:
+    public = PUBLIC[name]
+    assert form_of(public.template, public.stops or (public.end,)) is None
+    assert form_of(TEMPLATES["chatml"].replace("<|im_end|>", '"""<|im_end|>'), ("<|im_end|>",)) is None
