@@ -87,7 +87,7 @@ class Work:
             self._answer(journal, prepared, sampling)
         except KeyboardInterrupt as stop:
             count = sum(map(len, journal.answers.values()))
-            kept = f"{count} answers are in {journal.path}, and the same command goes on"
+            kept = f"{count} answers are in {journal.path}, and the same command goes on" if count else "no answer yet"
             interrupted = Interrupted(f"infer was stopped; {kept}")
             interrupted.exit_code = 128 + int(getattr(stop, "number", signal.SIGINT))
             raise interrupted from None
