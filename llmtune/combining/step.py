@@ -83,7 +83,7 @@ def _write(run: Run, parts: list[Part], request: Request, base: Base) -> dict[st
         combined["held_out"] = count_trained(parts)
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in probes(first.settings)]
-    join = join_tensors if first.kind == "none" else join_adapters
+    join = join_tensors if first.adapter.trains_base else join_adapters
     proof = join(base, parts, request, run.delta, ids, combined).facts() | {"texts": len(ids)}
     write_json(run.manifest_file, {"llmtune": __version__, "steps": {}, "base": describe_base(base)})
     if first.run.data_file.is_file():
@@ -118,13 +118,11 @@ def _rank(run: Run) -> dict[str, int]:
 
 def _settings(first: Part, run: Run) -> Recipe:
     """The recipe of the first run with the adapter that the combination has, and without what is that run's alone."""
-    settings, adapter = first.settings, first.settings.method.adapter
+    settings = first.settings
+    adapter = settings.method.adapter.joined(_rank(run).get("rank"))
     model: dict[str, Any] = {"start": None}
-    if first.kind == "none":
+    if first.adapter.trains_base:
         model["quantize"] = "none"  # another run may have trained what this one quantized
-    if first.kind == "lora":
-        scale = {"rank": _rank(run)["rank"], "alpha": float(_rank(run)["rank"])}
-        adapter = adapter.model_copy(update={**scale, "ranks": {}, "alphas": {}, "rslora": False, "init": "default"})
     changed = {
         "model": settings.model.model_copy(update=model),
         "method": settings.method.model_copy(update={"adapter": adapter}),

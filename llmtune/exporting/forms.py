@@ -18,7 +18,7 @@ class Export:
     """What one export works on."""
 
     run: Run
-    kind: str
+    type: str
     """The type after the form's name, such as q8_0; "" for a form without types."""
     merged: Callable[[], Path]
     """Gives the folder of the merged weights, verified; merges first where that is not done."""

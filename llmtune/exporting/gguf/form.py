@@ -41,7 +41,7 @@ def check(export: Export) -> None:
     base = locate_base(settings.model)
     llama = converter_folder(export.llama_cpp)
     if llama:
-        converter.check(llama, export.kind)
+        converter.check(llama, export.type)
     else:
         config = load_config(base)
         architecture_name(config)
@@ -54,13 +54,13 @@ def check(export: Export) -> None:
 def write(export: Export, folder: Path) -> dict[str, Any]:
     """Write the merged weights as one file, by llama.cpp's converter where its folder is given."""
     merged = export.merged()
-    file = folder / f"{file_stem(export.run)}-{export.kind.upper()}.gguf"
+    file = folder / f"{file_stem(export.run)}-{export.type.upper()}.gguf"
     base = Base(merged, str(merged), None, None)
     if llama := converter_folder(export.llama_cpp):
-        converter.convert(llama, merged, file, export.kind)
-        return {"file": file.name, "type": export.kind, "written_by": "llama.cpp's converter"}
-    tensors = write_gguf(merged, file, export.kind, file_stem(export.run), load_config(base), _vocabulary(export, base))
-    return {"file": file.name, "type": export.kind, "written_by": "the gguf package", "tensors": tensors}
+        converter.convert(llama, merged, file, export.type)
+        return {"file": file.name, "type": export.type, "written_by": "llama.cpp's converter"}
+    tensors = write_gguf(merged, file, export.type, file_stem(export.run), load_config(base), _vocabulary(export, base))
+    return {"file": file.name, "type": export.type, "written_by": "the gguf package", "tensors": tensors}
 
 
 def prove(export: Export, folder: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def prove(export: Export, folder: Path) -> dict[str, Any]:
     stops = check_tokens(file, words, texts, prompts.ids)
     ids = [words.tokenizer(text).input_ids for text in texts]
     own = converter_folder(export.llama_cpp) is None
-    facts, answers = prove_equal(file, export.kind, base, words.tokenizer, ids, prompts, own)
+    facts, answers = prove_equal(file, export.type, base, words.tokenizer, ids, prompts, own)
     facts |= {"stops": stops, "pre": read_pre(file)}
     if importlib.util.find_spec("llama_cpp"):
         facts["llama_cpp"] = llama_cpp.compare(file, words.tokenizer, texts, prompts, answers)
@@ -127,7 +127,7 @@ def _pre(base: Base) -> str:
 def _check_room(export: Export, base: Base) -> None:
     """Raise MachineError where the file does not fit on the disk, or the proof not into memory."""
     shapes = [list(tensor.shape) for tensor in build_skeleton(base).parameters()]
-    needed = sum(stored_bytes(export.kind, shape) for shape in shapes)
+    needed = sum(stored_bytes(export.type, shape) for shape in shapes)
     if not export.run.done("merge"):
         item = {"float32": 4}.get(export.run.recipe().merge.dtype, 2)
         needed += sum(item * _numel(shape) for shape in shapes)
