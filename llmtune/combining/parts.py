@@ -58,10 +58,10 @@ class Part:
 
 def read_parts(runs: Sequence[Run], request: Request) -> list[Part]:
     """The runs with their weights; raises RecipeError for what cannot be joined, ProofError for a changed delta."""
-    named = zip(runs, _names(runs), request.weights, strict=True)
+    verified = [run.verify("train") for run in runs]
     parts = [
-        Part(run, name, run.recipe(), weight, read_json(run.delta / BASE), run.verify("train"))
-        for run, name, weight in named
+        Part(run, name, run.recipe(), weight, read_json(run.delta / BASE), files)
+        for run, name, weight, files in zip(runs, _names(runs), request.weights, verified, strict=True)
     ]
     first, seen = parts[0], {parts[0].sha256: parts[0]}
     _check_joinable(first, request.how)

@@ -63,17 +63,18 @@ def merge(run: Run) -> dict[str, Any]:
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base, into)
+    cause = "combining" if run.combined else "training"
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
         f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; {max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} "
-        f"without rounding; training moved logits by {facts['shift']:.2g}); "
+        f"without rounding; {cause} moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
     if bits := _trained_bits(settings, base):
         gap = facts[f"gap_to_{bits}bit"]["original"]["max"]
         print(f"the largest logit gap to the model with the {bits}-bit base that was trained is {gap:.2g}")
     if facts["gap"] > facts["shift"] / 2:
-        print("rounding undid much of what training changed; try merge.dtype: float32")
+        print(f"rounding undid much of what {cause} changed; try merge.dtype: float32")
     return facts
 
 

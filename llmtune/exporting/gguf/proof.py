@@ -13,12 +13,11 @@ from llmtune.exporting.gguf.rows import Prompts, answers
 from llmtune.exporting.gguf.types import rounded
 from llmtune.machine.memory import trim_heap
 from llmtune.merging.compact import in_fp32
+from llmtune.merging.outcome import fp32_bound, largest_gap
 from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_model
 from llmtune.working import working
 
-FP32_BOUND = (1e-4, 1e-5)
-"""Absolute, and as a share of the largest logit: what the order of additions changes."""
 TIMES = 4
 """How often the effect of random errors, each as large as the type's own, a file may have."""
 LEAST_EQUAL = {"q8_0": 0.5}
@@ -55,7 +54,7 @@ def prove_equal(
         model = load_model(base)
         expected = logits(model, ids)
     with working(f"measuring what rounding to {kind} does"):
-        effect = float((_with_errors(model, kind, ids, at_random=True) - expected).abs().max())
+        effect = largest_gap(_with_errors(model, kind, ids, at_random=True), expected)
         as_stored = _with_errors(model, kind, ids, at_random=False)
     merged = answers(model, prompts, "the merged model")
     config = model.config
@@ -64,15 +63,13 @@ def prove_equal(
     read = read_model(file, config)
     with working(f"comparing {file.name} with the merged weights"):
         actual = logits(read, ids)
-    gap, reading_gap = (float((actual - other).abs().max()) for other in (expected, as_stored))
+    gap, reading_gap = (largest_gap(actual, other) for other in (expected, as_stored))
     others = answers(read, prompts, file.name)
     del read
     trim_heap()
-    scale = float(expected.abs().max())
-    fp32_bound = max(FP32_BOUND[0], FP32_BOUND[1] * scale)
-    bound = max(fp32_bound, TIMES * effect)
+    bound = max(fp32_bound(expected), TIMES * effect)
     # llmtune's own file holds these very values; a converter may choose other types for some tensors.
-    reading_bound = fp32_bound if own else bound
+    reading_bound = fp32_bound(expected) if own else bound
     differences = _differences(base, tokenizer, prompts, merged, others)
     gaps = [(gap, bound, "the merged model's"), (reading_gap, reading_bound, f"those of its weights in {kind}")]
     _judge(file.name, kind, gaps, differences, len(merged))
@@ -81,7 +78,7 @@ def prove_equal(
         "bound": bound,
         "gap_read": reading_gap,
         "rounding": effect,
-        "largest_logit": scale,
+        "largest_logit": float(expected.abs().max()),
         "texts": len(ids),
     }
     return facts | {"rows": len(merged), "equal": len(merged) - len(differences)}, merged

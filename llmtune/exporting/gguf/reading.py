@@ -82,7 +82,7 @@ def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: 
         return None if field is None else int(field.contents())
 
     stops = {token for token in map(number, ("eos", "eot", "eom")) if token is not None}
-    missing = vocabulary.stop - stops if len(vocabulary.stop) <= 3 else set()
+    missing = {*vocabulary.ends.values()} - stops  # GGUF has names for three
     if missing:
         names = ", ".join(repr(own.decode([token])) for token in sorted(missing))
         raise ProofError(f"{file.name} does not stop at {names}, where the tuned model ends its answers")

@@ -35,10 +35,20 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
     served = read_adapter(export.run.delta)
     if export.type == _MERGED or isinstance(served, str):
         export.merged()
-        facts: dict[str, Any] = {"serves": _MERGED, "lost": served if isinstance(served, str) else None}
+        facts: dict[str, Any] = {
+            "serves": _MERGED,
+            "proof": "merge",
+            "lost": served if isinstance(served, str) else None,
+        }
         words = ["$run/merged", "--served-model-name", export.run.path.absolute().name]
     else:
-        facts = {"serves": _ADAPTER, "rank": served.rank, "max_rank": served.max_rank, "layers": len(served.layers)}
+        facts = {
+            "serves": _ADAPTER,
+            "proof": "names and shapes",
+            "rank": served.rank,
+            "max_rank": served.max_rank,
+            "layers": len(served.layers),
+        }
         words = _adapter_words(export.run.path.absolute().name, settings, base, served)
         if template := load_tokenizer(base).chat_template:
             write_text(folder / TEMPLATE, str(template))
@@ -53,11 +63,11 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
 
 
 def prove(export: Export, folder: Path) -> dict[str, Any]:
-    """Return what is proved: vLLM computes by kernels of its own, and does not run here.
+    """Return no more facts: vLLM computes by kernels of its own, and does not run here.
 
     The merged weights carry the proof of the merge; an adapter has the tensors, each of the rank, that vLLM reads.
     """
-    return {"proof": "merge" if export.run.done("merge") else "names and shapes"}
+    return {}
 
 
 def summary(folder: Path, facts: dict[str, Any]) -> list[str]:
