@@ -220,7 +220,7 @@ class Lora(AdapterSpec):
 
     def joined(self, rank: int | None) -> Self:
         """Return a LoRA of the combination's rank, whose A and B hold all scales."""
-        changed = {"rank": rank, "alpha": float(rank or 0), "ranks": {}, "alphas": {}, "rslora": False}
+        changed: dict[str, Any] = {"rank": rank, "alpha": float(rank or 0), "ranks": {}, "alphas": {}, "rslora": False}
         return self.model_copy(update={**changed, "init": "default"})
 
     def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:

@@ -15,12 +15,13 @@ from llmtune.combining.parts import Part, read_parts
 from llmtune.combining.request import Request
 from llmtune.combining.tensors import join_tensors
 from llmtune.combining.words import combined_words, overlap_words
-from llmtune.errors import FullMemoryError, ProofError, RecipeError
+from llmtune.errors import FullMemoryError, RecipeError
 from llmtune.files import read_json, write_folder, write_json
 from llmtune.machine.device import free_bytes
+from llmtune.merging.checks import check_base
 from llmtune.merging.proof import probes
 from llmtune.model.base import Base, load_config
-from llmtune.model.files.fingerprints import describe_base, refuse_other_base
+from llmtune.model.files.fingerprints import describe_base
 from llmtune.model.files.locate import ADAPTER as ADAPTER_CONFIG
 from llmtune.model.files.locate import locate_base
 from llmtune.model.files.quantization import dequantized_format, stored_quantization
@@ -55,7 +56,7 @@ def combine(runs: Sequence[Run], request: Request, out: Path) -> Run:
 def _located(first: Part) -> Base:
     """The base of the runs; raises ProofError where its files have changed, RecipeError where they are quantized."""
     base = locate_base(first.settings.model)
-    refuse_other_base(first.run.manifest().get("base"), base, first.run.path, ProofError)
+    check_base(first.run, base)
     config = load_config(base)
     if stored_quantization(config) is not None and not dequantized_format(config):
         message = f"was trained on {base.name}, which is stored quantized"

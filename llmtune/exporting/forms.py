@@ -84,6 +84,12 @@ def read_form(text: str) -> tuple[Form, str]:
     return form, kind or next(iter(form.types), "")
 
 
+def check_converter(form: Form, llama_cpp: Path | None) -> None:
+    """Raise RecipeError where llama.cpp's converter is named for a form that it does not write."""
+    if llama_cpp and form.types != GGUF_TYPES:
+        raise RecipeError(f"--llama-cpp {llama_cpp}: is for --to gguf and ollama; remove it for {form.name}")
+
+
 def _near(name: str) -> str:
     return nearest(name, [form.name for form in FORMS])
 

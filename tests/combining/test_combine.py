@@ -233,6 +233,8 @@ def test_writes_over_no_folder_that_holds_something(folders: dict[str, Path], tm
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RecipeError, match=r"is not empty \(mine.txt\)"):
         api.combine([folders["plain"], folders["rank6"]], out=tmp_path)
+    with pytest.raises(RecipeError, match=r"mine.txt: is a file; choose a folder with --out"):
+        api.combine([folders["plain"], folders["rank6"]], out=tmp_path / "mine.txt")
 
 
 def test_a_combination_is_a_run_that_nothing_trained(

@@ -10,6 +10,7 @@ from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.vllm.adapter import Served, read_adapter
 from llmtune.files import write_text
+from llmtune.merging.checks import check_base
 from llmtune.model.base import Base, load_config
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
@@ -22,7 +23,8 @@ _WAY = "the merged weights hold all of it: --to vllm:merged"
 
 
 def check(export: Export) -> None:
-    """Raise ProofError where the adapter alone is asked for and vLLM would not take all of it."""
+    """Raise ProofError for another base, or where the adapter is asked for and vLLM would not take all of it."""
+    check_base(export.run, locate_base(export.run.recipe().model))
     served = read_adapter(export.run.delta)
     if export.type == _ADAPTER and isinstance(served, str):
         raise ProofError(f"{export.run.delta}: vLLM would lose {served}; {_WAY}")
