@@ -61,6 +61,12 @@ def merge(run: Run) -> dict[str, Any]:
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base, into)
+    _tell(run, facts, _trained_bits(settings, base))
+    return facts
+
+
+def _tell(run: Run, facts: dict[str, Any], bits: int | None) -> None:
+    """Print what was proved of a merge; `bits` are those of the linear layers in training, if they were few."""
     cause = "combining" if run.combined else "training"
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
@@ -68,12 +74,11 @@ def merge(run: Run) -> dict[str, Any]:
         f"without rounding; {cause} moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
-    if bits := _trained_bits(settings, base):
+    if bits:
         gap = facts[f"gap_to_{bits}bit"]["original"]["max"]
         print(f"the largest logit gap to the model with the {bits}-bit base that was trained is {gap:.2g}")
     if facts["gap"] > facts["shift"] / 2:
         print(f"rounding undid much of what {cause} changed; try merge.dtype: float32")
-    return facts
 
 
 def _replace_merged(run: Run, settings: Recipe, base: Base, into: Base) -> dict[str, Any]:

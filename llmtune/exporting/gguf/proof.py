@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.errors import ProofError
 from llmtune.exporting.gguf.reading import read_model
@@ -50,16 +50,7 @@ def prove_equal(
     `ids` are the texts whose logits are compared. Both models compute in fp32 on the CPU, one after the other. Raises
     ProofError with both answers where the file's differ. `own` tells that llmtune wrote the file.
     """
-    with working("loading the merged weights"):
-        model = load_model(base)
-        expected = logits(model, ids)
-    with working(f"measuring what rounding to {kind} does"):
-        effect = largest_gap(_with_errors(model, kind, ids, at_random=True), expected)
-        as_stored = _with_errors(model, kind, ids, at_random=False)
-    merged = answers(model, prompts, "the merged model")
-    config = model.config
-    del model
-    trim_heap()
+    config, merged, expected, as_stored, effect = _computed_merged(base, kind, ids, prompts)
     read = read_model(file, config)
     with working(f"comparing {file.name} with the merged weights"):
         actual = logits(read, ids)
@@ -82,6 +73,26 @@ def prove_equal(
         "texts": len(ids),
     }
     return facts | {"rows": len(merged), "equal": len(merged) - len(differences)}, merged
+
+
+def _computed_merged(
+    base: Base, kind: str, ids: list[list[int]], prompts: Prompts
+) -> tuple[PreTrainedConfig, list[list[int]], torch.Tensor, torch.Tensor, float]:
+    """What the merged model has and computes: configuration, answers, logits, those of its weights in `kind`.
+
+    Last is how far random errors, each as large as the type's own, move its logits.
+    """
+    with working("loading the merged weights"):
+        model = load_model(base)
+        expected = logits(model, ids)
+    with working(f"measuring what rounding to {kind} does"):
+        effect = largest_gap(_with_errors(model, kind, ids, at_random=True), expected)
+        as_stored = _with_errors(model, kind, ids, at_random=False)
+    merged = answers(model, prompts, "the merged model")
+    config: PreTrainedConfig = model.config
+    del model
+    trim_heap()
+    return config, merged, expected, as_stored, effect
 
 
 def _judge(

@@ -35,23 +35,16 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
     settings = export.run.recipe()
     base = locate_base(settings.model)
     served = read_adapter(export.run.delta)
+    name = export.run.path.absolute().name
     if export.type == _MERGED or isinstance(served, str):
         export.merged()
-        facts: dict[str, Any] = {
-            "serves": _MERGED,
-            "proof": "merge",
-            "lost": served if isinstance(served, str) else None,
-        }
-        words = ["$run/merged", "--served-model-name", export.run.path.absolute().name]
+        lost = served if isinstance(served, str) else None
+        facts: dict[str, Any] = {"serves": _MERGED, "proof": "merge", "lost": lost}
+        words = ["$run/merged", "--served-model-name", name]
     else:
-        facts = {
-            "serves": _ADAPTER,
-            "proof": "names and shapes",
-            "rank": served.rank,
-            "max_rank": served.max_rank,
-            "layers": len(served.layers),
-        }
-        words = _adapter_words(export.run.path.absolute().name, settings, base, served)
+        sizes = {"rank": served.rank, "max_rank": served.max_rank, "layers": len(served.layers)}
+        facts = {"serves": _ADAPTER, "proof": "names and shapes", **sizes}
+        words = _adapter_words(name, settings, base, served)
         if template := load_tokenizer(base).chat_template:
             write_text(folder / TEMPLATE, str(template))
             words += ["--chat-template", f"$run/exported/vllm/{TEMPLATE}"]
@@ -59,7 +52,7 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
     if settings.data.template:
         words += ["--default-chat-template-kwargs", json.dumps(dict(settings.data.template))]
     facts["command"] = f"vllm serve {' '.join(map(_quoted, words))}"
-    write_text(folder / SCRIPT, _script(facts["command"], export.run.path.absolute().name))
+    write_text(folder / SCRIPT, _script(facts["command"], name))
     (folder / SCRIPT).chmod(0o755)
     return facts
 
