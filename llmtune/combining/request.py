@@ -55,7 +55,9 @@ def _density(how: str, density: float | None) -> float | None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raise RecipeError for a folder that holds something."""
+    """Raise RecipeError for a file, or a folder that holds something."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out}: is a file; choose a folder with --out")
     if not out.is_dir():
         return
     if files := sorted(out.iterdir()):
