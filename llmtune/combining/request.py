@@ -60,5 +60,7 @@ def refuse_used(out: Path) -> None:
         raise RecipeError(f"{out}: is a file; choose a folder with --out")
     if not out.is_dir():
         return
+    if (out / "recipe.yaml").is_file():
+        raise RecipeError(f"{out}: holds a run already; choose another with --out")
     if files := sorted(out.iterdir()):
         raise RecipeError(f"{out}: is not empty ({files[0].name}); choose another with --out")
