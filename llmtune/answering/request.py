@@ -6,6 +6,7 @@ from pathlib import Path
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import RecipeError, nearest
 from llmtune.files import user_path
+from llmtune.storage.urls import url_of
 
 MODELS = {"tuned": ("tuned",), "base": ("base",), "both": ("base", "tuned")}
 
@@ -44,6 +45,8 @@ class Request:
             if self.samples > 1:
                 same = "without --temperature all answers to a row are the same"
                 raise RecipeError(f"--samples {self.samples}: {same}; add --temperature 1")
+        if url := url_of(self.rows) or url_of(self.out):
+            raise RecipeError(f"{url}: is a URL; rows and answers are files of this machine (a run may be on a store)")
         if self.out.suffix != ".jsonl":
             raise RecipeError(
                 f"{self.out}: answers are JSON lines; name the file {self.out.with_suffix('.jsonl').name}"

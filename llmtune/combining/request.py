@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtune.errors import RecipeError, nearest
+from llmtune.run.folder import UNOWNED
+from llmtune.storage import stored_at
 
 HOW = {"linear": "the weighted sum", "ties": "TIES", "dare": "DARE"}
 """The ways to join deltas, and what people call them."""
@@ -55,8 +57,7 @@ def _density(how: str, density: float | None) -> float | None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raise RecipeError for a folder that holds something."""
-    if not out.is_dir():
-        return
-    if files := sorted(out.iterdir()):
-        raise RecipeError(f"{out}: is not empty ({files[0].name}); choose another with --out")
+    """Raise RecipeError for a folder that holds more than the locks of a run that never began."""
+    files = sorted(file.name for file in out.iterdir() if file.name not in UNOWNED) if out.is_dir() else []
+    if files:
+        raise RecipeError(f"{stored_at(out) or out}: is not empty ({files[0]}); choose another with --out")
