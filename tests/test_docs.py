@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import typer
+from torch.distributed.run import get_args_parser
 
 from llmtune import cli
 from llmtune.cli.app import build
-from llmtune.launch.command import config_file
+from llmtune.launch.command import TRAIN_MODULE, config_file
 from llmtune.recipe.sections import schema
 from tests.support import ROOT, mistakes, reference
 
@@ -28,8 +29,17 @@ DOCUMENTS = [
 ]
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-COMMANDS = ("llmtune ", "python -m llmtune", "accelerate launch ", "make ")
-FOLDERS = ("accelerate_configs", "benchmarks", "docs", "eval", "llmtune", "recipes", "tests")
+COMMANDS = (
+    "llmtune ",
+    "python -m llmtune",
+    "accelerate launch ",
+    "torchrun ",
+    "make ",
+    "docker build ",
+    "sky ",
+    "launch/hf-jobs.sh ",
+)
+FOLDERS = ("accelerate_configs", "benchmarks", "docs", "eval", "launch", "llmtune", "recipes", "tests")
 """What a path in a document starts with where it means a file of this repository and not a user's."""
 LONGEST_SENTENCE = 40
 
@@ -117,6 +127,10 @@ def test_commands_parse(file: Path) -> None:
         elif words[0] == "accelerate":
             assert config_file(Path(words[words.index("--config_file") + 1]).stem).is_file(), words
             assert find_spec(words[words.index("-m") + 1]), words
+        elif words[0] == "torchrun":
+            assert get_args_parser().parse_args(words[1:]).training_script == TRAIN_MODULE, words
+        elif words[0] in ("docker", "sky", "launch/hf-jobs.sh"):
+            assert any((ROOT / word).is_file() for word in words), words
         else:
             arguments = words[3:] if words[0] == "python" else words[1:]
             # A name alone, as in "`llmtune plan` prints", is a mention.
