@@ -57,7 +57,9 @@ def _density(how: str, density: float | None) -> float | None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raise RecipeError for a folder that holds more than the locks of a run that never began."""
+    """Raise RecipeError for a file, or a folder that holds more than the locks of a run that never began."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out}: is a file; choose a folder with --out")
     files = sorted(file.name for file in out.iterdir() if file.name not in UNOWNED) if out.is_dir() else []
     if files:
         raise RecipeError(f"{stored_at(out) or out}: is not empty ({files[0]}); choose another with --out")
