@@ -231,6 +231,7 @@ def test_refuses_adapters_that_peft_cannot_join(
 
 def test_writes_over_no_folder_that_holds_something(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / ".lock").touch()  # of another command that took the folder for a run
     with pytest.raises(RecipeError, match=r"is not empty \(mine.txt\)"):
         api.combine([folders["plain"], folders["rank6"]], out=tmp_path)
     with pytest.raises(RecipeError, match=r"mine.txt: is a file; choose a folder with --out"):

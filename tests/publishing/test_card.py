@@ -367,6 +367,8 @@ def test_scores_stand_in_the_header(write_card: Callable[..., str]) -> None:
         results = {
             "held_out": {"shots": 0, "n": 20, "of": 25, "version": 1, "metrics": metrics},
             "arc_easy": {"shots": 0, "n": 100, "of": 2376, "version": 1.0, "metrics": accuracy},
+            "mmlu_law": {"shots": 0, "n": 100, "of": 100, "version": 1.0, "metrics": accuracy, "group": "mmlu"},
+            "general_questions": {"shots": 0, "n": 100, "of": 100, "version": 1, "metrics": accuracy},
         }
         for name in ("base", "tuned"):
             write_json(run.eval / f"{name}.json", {"results": results})
@@ -402,6 +404,15 @@ def test_scores_stand_in_the_header(write_card: Callable[..., str]) -> None:
                         "type": "arc-easy",
                         "name": "arc_easy",
                         "args": {"num_few_shot": 0, "n": 100, "of": 2376, "version": "1.0"},
+                    },
+                    "metrics": [{"type": "acc", "value": 0.6, "name": "acc", "args": {"stderr": 0.05, "n": 100}}],
+                },
+                {
+                    "task": {"type": "text-generation"},
+                    "dataset": {
+                        "type": "general-questions",
+                        "name": "llmtune's general questions",
+                        "args": {"num_few_shot": 0, "n": 100, "of": 100, "version": "1"},
                     },
                     "metrics": [{"type": "acc", "value": 0.6, "name": "acc", "args": {"stderr": 0.05, "n": 100}}],
                 },
