@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import shlex
+from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -92,14 +93,18 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@cache
+def functions(file: str) -> set[str]:
+    """The names of the functions in a file of tests."""
+    return {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_promise_names_a_test_that_exists() -> None:
     text = (ROOT / "docs" / "promises.md").read_text()
     rows = ROW.findall(text)
     assert len(rows) == text.count("\n| R") >= 100
     for promise, file, name in rows:
-        tree = ast.parse((ROOT / file).read_text())
-        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        assert name in names, f"{promise}: {file} has no {name}"
+        assert name in functions(file), f"{promise}: {file} has no {name}"
         assert len(promise.split()) <= LONGEST_SENTENCE, promise
 
 
