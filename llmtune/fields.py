@@ -1,8 +1,9 @@
 """Building blocks of recipe sections: the strict base class and the types of numbers and names."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Closed(BaseModel):
@@ -23,6 +24,17 @@ def listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _compiles(pattern: str) -> str:
+    """Return a pattern of layer names; raises ValueError where it is no regular expression."""
+    try:
+        re.compile(pattern)
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        reason = f"{pattern[:40]!r} is no regular expression: {error}"
+        raise ValueError(f"{reason}; write a layer's name such as q_proj, or an expression for its end") from error
+    return pattern
+
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,3 +44,4 @@ Reach = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | Lite
 Decay = Annotated[float, Field(gt=0, le=1.5)]
 Names = Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)]
 Distances = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed), Field(min_length=1)]
+Pattern = Annotated[str, AfterValidator(_compiles)]

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,8 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
     Every file is on disk before the rename; a block that raises leaves nothing behind, and what killed processes left
     is removed. It replaces what was there; without `replace`, a folder that another process completed first stays. A
-    link to a folder, or a disk that is mounted there, stays too: each file is then renamed into it.
+    link to a folder, or a disk that is mounted there, stays too: each file is then renamed into it. Files may be read
+    by whom the umask lets.
     """
     stays = folder.is_symlink() or folder.is_mount()
     where = folder.resolve() / folder.name if stays else folder
@@ -77,6 +79,7 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     with _temporary_folder(where) as partial:
         yield partial
         for file in (file for file in partial.rglob("*") if file.is_file()):
+            _open_to_others(file, partial)
             sync(file)
         if stays:
             _replace_content(partial, folder)
@@ -88,6 +91,12 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
         except OSError:
             if replace or not folder.is_dir():
                 raise
+
+
+def _open_to_others(file: Path, folder: Path) -> None:
+    """Give a file that its owner alone may read the rights of a new folder: safetensors writes weights so."""
+    if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o600:
+        file.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from llmtune.files import read_json
 from llmtune.numbers import count, size
 from llmtune.plan.table import PlanTable
 from llmtune.run import Run
+from llmtune.storage.urls import stored_at
 from llmtune.working import use_stdout
 
 console = Console(highlight=False, soft_wrap=True)
@@ -113,7 +114,7 @@ def summary(run: Run) -> None:
     ):
         if done:
             console.print(f"{name:7} {path}")
-    console.print(f"\nnext: llmtune chat {run.path}")
+    console.print(f"\nnext: llmtune chat {stored_at(run.path) or run.path}")
 
 
 def _table(rows: list[dict[str, str]], left: set[str]) -> None:

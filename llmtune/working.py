@@ -112,7 +112,8 @@ def _in_lines() -> Iterator[None]:
 
     def print_line() -> None:
         stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
-        print(f"{_STACK[-1].name}: {_STACK[-1].facts()}", file=stream, flush=True)
+        work = _STACK[-1]
+        print(": ".join(text for text in (work.name, work.facts()) if text), file=stream, flush=True)
 
     with _repeating(print_line, DELAY, INTERVAL):
         yield

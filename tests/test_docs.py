@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import shlex
+from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 import typer
+from torch.distributed.run import get_args_parser
 
 from llmtune import cli
 from llmtune.cli.app import build
-from llmtune.launch.command import config_file
+from llmtune.launch.command import TRAIN_MODULE, config_file
 from llmtune.recipe.sections import schema
 from tests.support import ROOT, mistakes, reference
 
@@ -28,8 +30,17 @@ DOCUMENTS = [
 ]
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-COMMANDS = ("llmtune ", "python -m llmtune", "accelerate launch ", "make ")
-FOLDERS = ("accelerate_configs", "benchmarks", "docs", "eval", "llmtune", "recipes", "tests")
+COMMANDS = (
+    "llmtune ",
+    "python -m llmtune",
+    "accelerate launch ",
+    "torchrun ",
+    "make ",
+    "docker build ",
+    "sky ",
+    "launch/hf-jobs.sh ",
+)
+FOLDERS = ("accelerate_configs", "benchmarks", "docs", "eval", "launch", "llmtune", "recipes", "tests")
 """What a path in a document starts with where it means a file of this repository and not a user's."""
 LONGEST_SENTENCE = 40
 
@@ -82,14 +93,18 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@cache
+def functions(file: str) -> set[str]:
+    """The names of the functions in a file of tests."""
+    return {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_promise_names_a_test_that_exists() -> None:
     text = (ROOT / "docs" / "promises.md").read_text()
     rows = ROW.findall(text)
     assert len(rows) == text.count("\n| R") >= 100
     for promise, file, name in rows:
-        tree = ast.parse((ROOT / file).read_text())
-        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        assert name in names, f"{promise}: {file} has no {name}"
+        assert name in functions(file), f"{promise}: {file} has no {name}"
         assert len(promise.split()) <= LONGEST_SENTENCE, promise
 
 
@@ -117,6 +132,10 @@ def test_commands_parse(file: Path) -> None:
         elif words[0] == "accelerate":
             assert config_file(Path(words[words.index("--config_file") + 1]).stem).is_file(), words
             assert find_spec(words[words.index("-m") + 1]), words
+        elif words[0] == "torchrun":
+            assert get_args_parser().parse_args(words[1:]).training_script == TRAIN_MODULE, words
+        elif words[0] in ("docker", "sky", "launch/hf-jobs.sh"):
+            assert any((ROOT / word).is_file() for word in words), words
         else:
             arguments = words[3:] if words[0] == "python" else words[1:]
             # A name alone, as in "`llmtune plan` prints", is a mention.

@@ -103,6 +103,17 @@ def test_folder_is_on_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest
     assert not names(tmp_path)
 
 
+def test_weights_may_be_read_by_whom_other_files_may(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "merged") as partial:
+        for name, mode in (("model.safetensors", 0o600), ("serve.sh", 0o755), ("locked", 0o400)):
+            (partial / name).write_text("")
+            (partial / name).chmod(mode)
+        (partial / "config.json").write_text("{}")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "merged").iterdir()}
+    assert modes.pop("model.safetensors") == modes.pop("config.json") != 0o600
+    assert modes == {"serve.sh": 0o755, "locked": 0o400}
+
+
 def test_folder_of_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
     left = tmp_path / f".folder.partial-{os.getpid()}"
     left.mkdir()

@@ -19,7 +19,7 @@ from llmtune.training.prepare import prepare
 from tests.support import ROOT
 
 RECIPES = sorted((ROOT / "recipes" / "smollm2-135m").glob("*.yaml"))
-FEW = ["train.max_steps=3", "train.batch_size=4", "train.save_every=1.0", "memory.frozen_blocks=recompute"]
+FEW = ["train.max_steps=3", "train.batch_size=2", "train.save_every=1.0", "memory.frozen_blocks=recompute"]
 IDS = torch.arange(100, 120)[None]
 
 pytestmark = pytest.mark.slow

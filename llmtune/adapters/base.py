@@ -30,6 +30,10 @@ class AdapterSpec(Closed):
     """The module to import before PEFT can load this adapter; None for what PEFT itself has."""
     peft_names: ClassVar[dict[str, str]] = {}
     """The settings that PEFT's configuration keeps, and their names there."""
+    joined_by: ClassVar[tuple[str, ...]] = ()
+    """The ways in which `llmtune combine` joins its deltas, of linear, ties and dare."""
+    served_beside_base: ClassVar[bool] = False
+    """Whether vLLM takes it as an adapter beside its base."""
 
     @abstractmethod
     def default_rate(self, facts: Facts, share: float) -> float:
@@ -118,6 +122,30 @@ class AdapterSpec(Closed):
     def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
         """Return how many numbers the delta holds; `tensors` are those that train."""
         return sum(tensor.numel() for tensor in tensors.values())
+
+    @classmethod
+    def unjoinable(cls, stored: Mapping[str, Any], how: str) -> str | None:
+        """Why a trained one cannot be joined with others, in words; None where it can.
+
+        `stored` is PEFT's configuration of it, empty where PEFT inserts nothing.
+        """
+        if not cls.joined_by:
+            return f"deltas of {cls.name} do not add up to one; those of LoRA, IA3 and trained tensors do"
+        if how not in cls.joined_by:
+            return f"PEFT has no {how} for {cls.name}; try --how {cls.joined_by[0]}"
+        return None
+
+    @classmethod
+    def join(cls, tuned: "PeftModel", weights: Mapping[str, float], name: str, how: str, density: float | None) -> None:
+        """Put the combination of a model's adapters, each with its weight, into it as one called `name`.
+
+        Raises NotImplementedError for a kind that `joined_by` gives no way for.
+        """
+        raise NotImplementedError(f"{cls.name} has no way to join adapters")
+
+    def joined(self, rank: int | None) -> Self:
+        """Return the settings that a combination has whose first run has these; `rank` is the combination's."""
+        return self
 
     def match_precision(self, tuned: "nn.Module", dtype: "torch.dtype") -> None:
         """Cast what training multiplied in the base's `dtype` to it, for evaluation."""

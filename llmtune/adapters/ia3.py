@@ -1,6 +1,7 @@
 """IA3: learned factors on keys, values and feed-forward activations."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError
@@ -8,7 +9,7 @@ from llmtune.fields import Names
 from llmtune.plan.stages import Facts, Plan
 
 if TYPE_CHECKING:
-    from peft import IA3Config
+    from peft import IA3Config, PeftModel
     from transformers import PreTrainedModel
 
 _RATES = (5e-3, 5e-3, 5e-3, 3e-3)
@@ -18,6 +19,7 @@ class Ia3(AdapterSpec):
     """Learned rescaling of keys, values and feed-forward activations (Liu 2022)."""
 
     name: ClassVar[str] = "IA3"
+    joined_by: ClassVar[tuple[str, ...]] = ("linear",)
 
     kind: Literal["ia3"]
     """Rescaling vectors."""
@@ -39,6 +41,19 @@ class Ia3(AdapterSpec):
         ends = tuple(FEEDFORWARD.get(model.config.model_type, ()))
         feedforward = [name for name in targets if name.endswith(ends)]
         return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=feedforward)
+
+    @classmethod
+    def join(cls, tuned: "PeftModel", weights: Mapping[str, float], name: str, how: str, density: float | None) -> None:
+        """Sum factors so that they stay at 1 for the share of the weights that no run has.
+
+        A factor l changes its layer by l - 1; PEFT sums the factors, which is the same where all weights sum to 1.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        tuned.base_model.add_weighted_adapter([*weights], [*weights.values()], name)
+        for layer in (module for module in tuned.modules() if isinstance(module, BaseTunerLayer)):
+            factors: Any = layer.ia3_l
+            factors[name].data += 1 - sum(weight for one, weight in weights.items() if one in factors)
 
     @staticmethod
     def _known_names(model: "PreTrainedModel") -> tuple[str, ...]:

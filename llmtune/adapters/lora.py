@@ -1,15 +1,16 @@
 """LoRA and its variants: low-rank updates beside linear layers."""
 
 import math
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from llmtune.adapters import lora_join
 from llmtune.adapters.base import AdapterSpec, rate_by_size
 from llmtune.errors import FieldError, PlanError
-from llmtune.fields import Distances, Names, Positive, Width
+from llmtune.fields import Distances, Names, Pattern, Positive, Width
 from llmtune.numbers import rate
 from llmtune.plan.stages import Facts, Plan
 
@@ -40,20 +41,6 @@ def _refuse_data_starts(value: object) -> object:
     return value
 
 
-def _compiles(pattern: str) -> str:
-    """Return a pattern of layer names; raises ValueError where it is no regular expression."""
-    try:
-        re.compile(pattern)
-        re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, RecursionError, OverflowError) as error:
-        reason = f"{pattern[:40]!r} is no regular expression: {error}"
-        raise ValueError(f"{reason}; write a layer's name such as q_proj, or an expression for its end") from error
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
 class Lora(AdapterSpec):
     """Low-rank updates beside linear layers (Hu 2021)."""
 
@@ -66,6 +53,8 @@ class Lora(AdapterSpec):
         "ranks": "rank_pattern",
         "alphas": "alpha_pattern",
     }
+    joined_by: ClassVar[tuple[str, ...]] = (*lora_join.JOINED_BY,)
+    served_beside_base: ClassVar[bool] = True
 
     kind: Literal["lora"]
     """Low-rank adapter."""
@@ -175,10 +164,10 @@ class Lora(AdapterSpec):
         """Return PEFT's configuration; raises FieldError for a pattern, distance or rank that the model has not."""
         from peft import LoraConfig
 
-        from llmtune.adapters.targets.lora import check_patterns, check_ranks, lora_targets, with_weights
+        from llmtune.adapters.targets.lora import check_patterns, check_ranks, distances_of, lora_targets, with_weights
         from llmtune.model.blocks import blocks
 
-        targets, tensors = lora_targets(self, model, plan, self._distances(len(blocks(model))))
+        targets, tensors = lora_targets(self, model, plan, distances_of(self.layers, len(blocks(model))))
         check_patterns(self, [*targets, *tensors])
         if self.takes_weight:
             check_ranks(self, model, targets)
@@ -195,20 +184,6 @@ class Lora(AdapterSpec):
             use_dora=self.dora,
             init_lora_weights=self.init if self.init in ("gaussian", "orthogonal") else True,
         )
-
-    def _distances(self, count: int) -> set[int]:
-        """Return the distances of the blocks that `layers` means in a model of `count` blocks."""
-        if isinstance(self.layers, tuple):
-            beyond = [distance for distance in self.layers if distance > count]
-            if beyond:
-                reason = f"distance {beyond[0]} is beyond the model, which has {count} blocks; try {count}"
-                raise FieldError("method.adapter.layers", reason)
-            return set(self.layers)
-        third = math.ceil(count / 3)
-        top, bottom = set(range(1, third + 1)), set(range(count - third + 1, count + 1))
-        everything = set(range(1, count + 1))
-        parts = {"all": everything, "top": top, "bottom": bottom, "middle": everything - top - bottom or everything}
-        return parts[self.layers]
 
     @property
     def unquantizable(self) -> FieldError | None:
@@ -232,6 +207,21 @@ class Lora(AdapterSpec):
         from llmtune.adapters.lora_starts import rebase_on_original
 
         rebase_on_original(tuned, file)
+
+    @classmethod
+    def unjoinable(cls, stored: Mapping[str, Any], how: str) -> str | None:
+        """Why PEFT cannot join it with others: DoRA, tensors of experts, new tokens."""
+        return super().unjoinable(stored, how) or lora_join.unjoinable(stored)
+
+    @classmethod
+    def join(cls, tuned: "PeftModel", weights: Mapping[str, float], name: str, how: str, density: float | None) -> None:
+        """Concatenate A and B, or join them by TIES or DARE."""
+        lora_join.join(tuned, weights, name, how, density)
+
+    def joined(self, rank: int | None) -> Self:
+        """Return a LoRA of the combination's rank, whose A and B hold all scales."""
+        changed: dict[str, Any] = {"rank": rank, "alpha": float(rank or 0), "ranks": {}, "alphas": {}, "rslora": False}
+        return self.model_copy(update={**changed, "init": "default"})
 
     def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
         """Return the size of what trains, with A and B twice where their start is stored too."""

@@ -19,6 +19,7 @@ class NoAdapter(AdapterSpec):
     kind: Literal["none"] = "none"
     """No adapter."""
     trains_base: ClassVar[bool] = True
+    joined_by: ClassVar[tuple[str, ...]] = ("linear", "ties", "dare")
 
     def default_rate(self, facts: Facts, share: float) -> float:
         """Return the rate where `share` of the blocks trains: ten times the full rate for the head alone."""

@@ -14,6 +14,7 @@ from llmtune.answering.models import Models, Prompts
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import lacks_memory
 from llmtune.evaluation.generate import greedy, hides_left_padding, left_padded, rows_per_batch, shares_start
+from llmtune.machine.device import release_cached
 from llmtune.working import Step
 
 
@@ -63,8 +64,7 @@ class Answerer:
         if answers is not None:
             yield batch, [[token for token in answer if token not in self.prompts.stop] for answer in answers]
             return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached(self.models.model.device)
         half = len(batch) // 2
         yield from self._halved(batch[:half], rows[:half], room, step)
         yield from self._halved(batch[half:], rows[half:], room, step)

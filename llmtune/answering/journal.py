@@ -62,8 +62,8 @@ class Journal:
             self.is_ours = True
             self._write(json.dumps({_MARK: settings}) + "\n")
             return
-        first, *lines = whole.decode().splitlines()
         try:
+            first, *lines = whole.decode().splitlines()
             before = json.loads(first)[_MARK]
             refuse_other_settings(self.path, before, settings)
             for line in lines:

@@ -6,6 +6,7 @@ from pathlib import Path
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import RecipeError, nearest
 from llmtune.files import user_path
+from llmtune.storage.urls import url_of
 
 MODELS = {"tuned": ("tuned",), "base": ("base",), "both": ("base", "tuned")}
 
@@ -37,6 +38,11 @@ class Request:
         self.sampling(1)
         if self.samples < 1:
             raise RecipeError(f"--samples {self.samples}: a whole number from 1 on is expected")
+        self._check_greedy()
+        self._check_files()
+
+    def _check_greedy(self) -> None:
+        """Raise RecipeError for options of drawn answers where none is drawn."""
         if self.temperature == 0:
             for name in ("top_p", "top_k", "seed"):
                 if getattr(self, name) != getattr(type(self), name):
@@ -44,6 +50,11 @@ class Request:
             if self.samples > 1:
                 same = "without --temperature all answers to a row are the same"
                 raise RecipeError(f"--samples {self.samples}: {same}; add --temperature 1")
+
+    def _check_files(self) -> None:
+        """Raise RecipeError for files that answers cannot be read from or written to."""
+        if url := url_of(self.rows) or url_of(self.out):
+            raise RecipeError(f"{url}: is a URL; rows and answers are files of this machine (a run may be on a store)")
         if self.out.suffix != ".jsonl":
             raise RecipeError(
                 f"{self.out}: answers are JSON lines; name the file {self.out.with_suffix('.jsonl').name}"

@@ -15,7 +15,7 @@ from llmtune.answering.rows import choose_form, read_rows, survey
 from llmtune.answering.sampling import Sampling
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.rows import Form
-from llmtune.errors import Interrupted, ProofError, RecipeError
+from llmtune.errors import Interrupted, LlmtuneError, ProofError, RecipeError
 from llmtune.evaluation.boundary import failures_named, lacks_named
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import asking_rules, context_length
@@ -64,7 +64,10 @@ class Work:
     def done_before(self) -> dict[str, Any]:
         """Return the summary of a file that holds these very answers; raises RecipeError for any other file."""
         out, file = self.request.out, self.request.summary
-        stored = read_json(file) if file.is_file() else None
+        try:
+            stored = read_json(file) if file.is_file() else None
+        except LlmtuneError as error:
+            raise RecipeError(f"{file}: is damaged; give another -o, or --overwrite {out}") from error
         if not isinstance(stored, dict) or not isinstance(stored.get("settings"), dict):
             raise RecipeError(f"{out}: was not written by llmtune infer; give another -o, or --overwrite it")
         refuse_other_settings(out, stored["settings"], self.settings)
@@ -87,7 +90,7 @@ class Work:
             self._answer(journal, prepared, sampling)
         except KeyboardInterrupt as stop:
             count = sum(map(len, journal.answers.values()))
-            kept = f"{count} answers are in {journal.path}, and the same command goes on"
+            kept = f"{count} answers are in {journal.path}, and the same command goes on" if count else "no answer yet"
             interrupted = Interrupted(f"infer was stopped; {kept}")
             interrupted.exit_code = 128 + int(getattr(stop, "number", signal.SIGINT))
             raise interrupted from None

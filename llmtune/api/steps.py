@@ -32,6 +32,8 @@ def ready_run(folder: Folder, name: str, overrides: Overrides) -> Iterator[Run]:
             require_trained(run)
         with guarded_step(run, name, say_safe=False):
             yield run
+    if overrides:
+        print(f"from now on the run has {', '.join(overrides)}; --set changes it again")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from llmtune.cli.commands.after import evaluate, merge, publish, report
 from llmtune.cli.commands.combine import Weighted, combine
 from llmtune.cli.commands.export import export
 from llmtune.cli.commands.infer import chat, infer
+from llmtune.cli.commands.launch import launch
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
 
@@ -77,6 +78,17 @@ COMMANDS = (
         ("llmtune train recipe.yaml", "llmtune train runs/recipe", "llmtune train runs/recipe --overwrite"),
     ),
     Command(
+        "launch",
+        launch,
+        "train",
+        "Train on several machines: write a job for SLURM, or start one machine's part. RUN lies on a disk that all "
+        "share; llmtune run RUN then does what follows training.",
+        (
+            "llmtune launch recipe.yaml --slurm --time 12:00:00",
+            "llmtune launch recipe.yaml --rank 0 --address 10.0.0.7 --out RUN",
+        ),
+    ),
+    Command(
         "eval",
         evaluate,
         "after",
@@ -106,8 +118,12 @@ COMMANDS = (
         "export",
         export,
         "after",
-        "Write the tuned model for llama.cpp or Ollama, with proof.",
-        ("llmtune export runs/recipe --to gguf", "llmtune export runs/recipe --to ollama:q8_0"),
+        "Write the tuned model for llama.cpp, Ollama, vLLM or MLX, with proof.",
+        (
+            "llmtune export runs/recipe --to gguf",
+            "llmtune export runs/recipe --to ollama:q8_0",
+            "llmtune export runs/recipe --to vllm",
+        ),
     ),
     Command(
         "publish",

@@ -105,7 +105,7 @@ class Conversation:
         if word in commands:
             commands[word](rest.strip())
         else:
-            self.tell(f"there is no {word}{nearest(word, [*commands, '/quit'])}; /help lists the commands")
+            self.tell(f"there is no {word}{nearest(word, [*commands, '/quit']) or '; /help lists the commands'}")
 
     def _reset(self, message: str) -> None:
         for speaker in self.speakers:

@@ -81,6 +81,40 @@ Json = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", metavar="", help="Show tracebacks and what libraries log.")]
 NewFile = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file to write.")]
+Script = Annotated[
+    Path | None, typer.Option("-o", "--script", metavar="FILE", help="The job to write.", show_default="job.sbatch")
+]
+Slurm = Annotated[bool, typer.Option("--slurm", metavar="", help="Write a job for sbatch; nothing starts.")]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", metavar="N", help="Start this machine's part: the first is 0.", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST", help="The first machine's address, beside --rank.", show_default=False),
+]
+Port = Annotated[
+    int | None, typer.Option("--port", metavar="P", help="A free port of the first machine.", show_default="29500")
+]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", metavar="N", min=1, help="Machines.", show_default="the accelerate config's")
+]
+GpusPerNode = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus-per-node", metavar="N", min=1, help="GPUs of each machine.", show_default="the accelerate config's"
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option("--time", metavar="T", help="The job's time limit, such as 12:00:00.", show_default="the partition's"),
+]
+Partition = Annotated[
+    str | None, typer.Option("--partition", metavar="NAME", help="SLURM's partition.", show_default="the cluster's")
+]
+Account = Annotated[
+    str | None, typer.Option("--account", metavar="NAME", help="SLURM's account.", show_default="yours")
+]
 Gpu = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from llmtune.working import working
 
 JOINED = "default"
 """The name that PEFT gives to an adapter that is alone."""
-_LORA = {"linear": "cat", "ties": "ties", "dare": "dare_linear"}
-"""PEFT's names. Its own `linear` sums A and B apart, whose product is not the sum of the products."""
 
 
 def join_adapters(
@@ -40,7 +37,7 @@ def join_adapters(
         tuned = _loaded(_without_weights(base), parts)
         _join(tuned, parts, request)
         tensors = {name: tensor for name, tensor in tuned.state_dict().items() if f".{JOINED}" in name}
-        save_delta(tuned, tensors, folder, base, parts[0].kind, combined=combined)
+        save_delta(tuned, tensors, folder, base, str(parts[0].base["adapter"]), combined=combined)
     with working("loading the base model"):
         weights, untuned = load_compact(base, ids)
     with working("comparing with the live combination"):
@@ -90,35 +87,14 @@ def _name(place: int) -> str:
 @torch.no_grad()
 def _join(tuned: PeftModel, parts: Sequence[Part], request: Request) -> None:
     """Put what the loaded adapters make in their place; the same at every call."""
-    names = [_name(place) for place in range(len(parts))]
-    weights = list(request.weights)
-    # PEFT scales each adapter as it was trained, and gives the joined one the first's configuration.
-    config = tuned.peft_config[names[0]]
-    if parts[0].kind == "lora":
-        tuned.peft_config[names[0]] = replace(config, use_rslora=False, init_lora_weights=True)
+    weights = {_name(place): part.weight for place, part in enumerate(parts)}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # at density 1 nothing is dropped
         torch.manual_seed(request.seed or 0)
-        if parts[0].kind == "lora":
-            tuned.base_model.add_weighted_adapter(
-                names, weights, JOINED, combination_type=_LORA[request.how], density=request.density
-            )
-        else:
-            tuned.base_model.add_weighted_adapter(names, weights, JOINED)
-            _complete_factors(tuned, dict(zip(names, weights, strict=True)))
+        parts[0].adapter.join(tuned, weights, JOINED, request.how, request.density)
         tuned.set_adapter(JOINED)
-        for name in names:
+        for name in weights:
             tuned.delete_adapter(name)
-
-
-def _complete_factors(tuned: PeftModel, weights: dict[str, float]) -> None:
-    """Let IA3's factors stay at 1 for the share of the weights that no run has.
-
-    A factor l changes its layer by l - 1; PEFT sums the factors, which is the same where all weights sum to 1.
-    """
-    for layer in (module for module in tuned.modules() if isinstance(module, BaseTunerLayer)):
-        factors: Any = layer.ia3_l
-        factors[JOINED].data += 1 - sum(weight for name, weight in weights.items() if name in factors)
 
 
 def _summed_logits(tuned: PeftModel, parts: Sequence[Part], ids: Ids) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from llmtune.adapters.base import AdapterSpec
 from llmtune.adapters.delta import ADAPTER, BASE, TENSORS
 from llmtune.adapters.kinds import KINDS
 from llmtune.combining.request import Request
@@ -15,8 +16,6 @@ from llmtune.model.files.locate import ADAPTER as ADAPTER_CONFIG
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
-JOINED = ("lora", "ia3", "none")
-"""The kinds of adapters whose deltas can be joined."""
 _NEEDS_ONE_RANK = "needs one rank in every layer; --how linear joins any"
 
 
@@ -35,20 +34,20 @@ class Part:
     """Size and SHA-256 of its delta's files."""
 
     @property
-    def kind(self) -> str:
-        """The kind of its adapter; none where the model's own tensors were trained."""
-        return str(self.base["adapter"])
+    def adapter(self) -> type[AdapterSpec]:
+        """What was trained: a kind of adapter, or the model's own tensors."""
+        return KINDS[self.base["adapter"]]
 
     @property
     def sha256(self) -> str:
         """The SHA-256 of its tensors."""
-        file = TENSORS if self.kind == "none" else ADAPTER
+        file = TENSORS if self.adapter.trains_base else ADAPTER
         return str(self.files[f"delta/{file}"]["sha256"])
 
     @property
     def config(self) -> dict[str, Any]:
-        """PEFT's configuration of its adapter."""
-        return dict(read_json(self.run.delta / ADAPTER_CONFIG))
+        """PEFT's configuration of its adapter; empty where there is none."""
+        return {} if self.adapter.trains_base else dict(read_json(self.run.delta / ADAPTER_CONFIG))
 
     def ranks(self) -> set[int]:
         """The ranks that its LoRA has in its layers."""
@@ -59,13 +58,13 @@ class Part:
 
 def read_parts(runs: Sequence[Run], request: Request) -> list[Part]:
     """The runs with their weights; raises RecipeError for what cannot be joined, ProofError for a changed delta."""
-    named = zip(runs, _names(runs), request.weights, strict=True)
+    verified = [run.verify("train") for run in runs]
     parts = [
-        Part(run, name, run.recipe(), weight, read_json(run.delta / BASE), run.verify("train"))
-        for run, name, weight in named
+        Part(run, name, run.recipe(), weight, read_json(run.delta / BASE), files)
+        for run, name, weight, files in zip(runs, _names(runs), request.weights, verified, strict=True)
     ]
     first, seen = parts[0], {parts[0].sha256: parts[0]}
-    _check_kind(first, request.how)
+    _check_joinable(first, request.how)
     for part in parts[1:]:
         if part.sha256 in seen:
             same = seen[part.sha256].run.path
@@ -73,8 +72,8 @@ def read_parts(runs: Sequence[Run], request: Request) -> list[Part]:
         seen[part.sha256] = part
         _refuse_other_base(first, part)
         _refuse_other_kind(first, part)
-        _check_kind(part, request.how)
-    if first.kind == "lora" and request.how != "linear":
+        _check_joinable(part, request.how)
+    if request.how != "linear" and not first.adapter.trains_base:
         _refuse_other_ranks(parts, request.how)
     return parts
 
@@ -109,33 +108,20 @@ def _named(base: dict[str, Any]) -> str:
 
 
 def _refuse_other_kind(first: Part, other: Part) -> None:
-    if first.kind != other.kind:
-        ours, theirs = (_kind_words(part.kind) for part in (first, other))
+    if first.adapter is not other.adapter:
+        ours, theirs = (_words(part.adapter) for part in (first, other))
         message = f"trained {theirs}, and {first.run.path} {ours}"
         raise RecipeError(f"{other.run.path}: {message}; deltas of one kind join: train both under one method.adapter")
 
 
-def _kind_words(kind: str) -> str:
-    return "the model's own tensors" if kind == "none" else f"an adapter ({KINDS[kind].name})"
+def _words(adapter: type[AdapterSpec]) -> str:
+    return "the model's own tensors" if adapter.trains_base else f"an adapter ({adapter.name})"
 
 
-def _check_kind(part: Part, how: str) -> None:
+def _check_joinable(part: Part, how: str) -> None:
     """Raise RecipeError for a delta that cannot be joined with any, and say why."""
-    where = f"{part.run.path}: "
-    if part.kind not in JOINED:
-        message = f"{KINDS[part.kind].name} do not add up to one delta of that kind"
-        raise RecipeError(f"{where}{message.replace('VeRA do', 'VeRA does')}; LoRA, IA3 and trained tensors do")
-    if part.kind == "ia3" and how != "linear":
-        raise RecipeError(f"{where}PEFT has no {how} for IA3; try --how linear")
-    if part.kind == "lora":
-        reasons = {
-            "use_dora": "DoRA's magnitudes do not add up; combine runs with dora: false",
-            "target_parameters": "PEFT joins no adapters on experts that are one tensor; train with experts: false",
-            "trainable_token_indices": "PEFT joins no adapters with new tokens; train them with adapter: none",
-        }
-        for key, reason in reasons.items():
-            if part.config.get(key):
-                raise RecipeError(f"{where}{reason}")
+    if reason := part.adapter.unjoinable(part.config, how):
+        raise RecipeError(f"{part.run.path}: {reason}")
 
 
 def _refuse_other_ranks(parts: Sequence[Part], how: str) -> None:

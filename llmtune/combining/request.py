@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtune.errors import RecipeError, nearest
+from llmtune.run.folder import UNOWNED
+from llmtune.storage import stored_at
 
 HOW = {"linear": "the weighted sum", "ties": "TIES", "dare": "DARE"}
 """The ways to join deltas, and what people call them."""
@@ -55,8 +57,10 @@ def _density(how: str, density: float | None) -> float | None:
 
 
 def refuse_used(out: Path) -> None:
-    """Raise RecipeError for a folder that holds something."""
-    if not out.is_dir():
-        return
-    if files := sorted(out.iterdir()):
-        raise RecipeError(f"{out}: is not empty ({files[0].name}); choose another with --out")
+    """Raise RecipeError for a file, or a folder that holds more than the locks of a run that never began."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out}: is a file; choose a folder with --out")
+    files = sorted(file.name for file in out.iterdir() if file.name not in UNOWNED) if out.is_dir() else []
+    if files:
+        what = "holds a run already" if "recipe.yaml" in files else f"is not empty ({files[0]})"
+        raise RecipeError(f"{stored_at(out) or out}: {what}; choose another with --out")

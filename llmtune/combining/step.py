@@ -15,12 +15,13 @@ from llmtune.combining.parts import Part, read_parts
 from llmtune.combining.request import Request
 from llmtune.combining.tensors import join_tensors
 from llmtune.combining.words import combined_words, overlap_words
-from llmtune.errors import FullMemoryError, ProofError, RecipeError
+from llmtune.errors import FullMemoryError, RecipeError
 from llmtune.files import read_json, write_folder, write_json
 from llmtune.machine.device import free_bytes
+from llmtune.merging.checks import check_base
 from llmtune.merging.proof import probes
 from llmtune.model.base import Base, load_config
-from llmtune.model.files.fingerprints import describe_base, refuse_other_base
+from llmtune.model.files.fingerprints import describe_base
 from llmtune.model.files.locate import ADAPTER as ADAPTER_CONFIG
 from llmtune.model.files.locate import locate_base
 from llmtune.model.files.quantization import dequantized_format, stored_quantization
@@ -55,7 +56,7 @@ def combine(runs: Sequence[Run], request: Request, out: Path) -> Run:
 def _located(first: Part) -> Base:
     """The base of the runs; raises ProofError where its files have changed, RecipeError where they are quantized."""
     base = locate_base(first.settings.model)
-    refuse_other_base(first.run.manifest().get("base"), base, first.run.path, ProofError)
+    check_base(first.run, base)
     config = load_config(base)
     if stored_quantization(config) is not None and not dequantized_format(config):
         message = f"was trained on {base.name}, which is stored quantized"
@@ -83,7 +84,7 @@ def _write(run: Run, parts: list[Part], request: Request, base: Base) -> dict[st
         combined["held_out"] = count_trained(parts)
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(text).input_ids for text in probes(first.settings)]
-    join = join_tensors if first.kind == "none" else join_adapters
+    join = join_tensors if first.adapter.trains_base else join_adapters
     proof = join(base, parts, request, run.delta, ids, combined).facts() | {"texts": len(ids)}
     write_json(run.manifest_file, {"llmtune": __version__, "steps": {}, "base": describe_base(base)})
     if first.run.data_file.is_file():
@@ -118,13 +119,11 @@ def _rank(run: Run) -> dict[str, int]:
 
 def _settings(first: Part, run: Run) -> Recipe:
     """The recipe of the first run with the adapter that the combination has, and without what is that run's alone."""
-    settings, adapter = first.settings, first.settings.method.adapter
+    settings = first.settings
+    adapter = settings.method.adapter.joined(_rank(run).get("rank"))
     model: dict[str, Any] = {"start": None}
-    if first.kind == "none":
+    if first.adapter.trains_base:
         model["quantize"] = "none"  # another run may have trained what this one quantized
-    if first.kind == "lora":
-        scale = {"rank": _rank(run)["rank"], "alpha": float(_rank(run)["rank"])}
-        adapter = adapter.model_copy(update={**scale, "ranks": {}, "alphas": {}, "rslora": False, "init": "default"})
     changed = {
         "model": settings.model.model_copy(update=model),
         "method": settings.method.model_copy(update={"adapter": adapter}),

@@ -18,7 +18,7 @@ class Export:
     """What one export works on."""
 
     run: Run
-    kind: str
+    type: str
     """The type after the form's name, such as q8_0; "" for a form without types."""
     merged: Callable[[], Path]
     """Gives the folder of the merged weights, verified; merges first where that is not done."""
@@ -82,6 +82,12 @@ def read_form(text: str) -> tuple[Form, str]:
     if kind and kind not in form.types:
         raise RecipeError(f"--to {text}: {_unknown_type(form, kind)}")
     return form, kind or next(iter(form.types), "")
+
+
+def check_converter(form: Form, llama_cpp: Path | None) -> None:
+    """Raise RecipeError where llama.cpp's converter is named for a form that it does not write."""
+    if llama_cpp and form.types != GGUF_TYPES:
+        raise RecipeError(f"--llama-cpp {llama_cpp}: is for --to gguf and ollama; remove it for {form.name}")
 
 
 def _near(name: str) -> str:

@@ -20,6 +20,9 @@ from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf.rows import Prompts, answers, prompts_of
+from llmtune.exporting.room import check_room
+from llmtune.merging.checks import disk_bytes
+from llmtune.merging.outcome import fp32_bound, largest_gap
 from llmtune.merging.proof import TOKENS, logits, probes
 from llmtune.model.base import Base, load_config, load_model
 from llmtune.model.files.locate import locate_base
@@ -27,8 +30,6 @@ from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.numbers import count
 from llmtune.working import working
 
-BOUND = (1e-4, 1e-5)
-"""Absolute, and as a share of the largest logit: both models compute in fp32, and add in another order."""
 _INSTALL = "pip install mlx-lm; on Linux pip install mlx-lm 'mlx[cpu]'"
 _SHOWN = 80
 
@@ -60,11 +61,14 @@ print(json.dumps({"answers": [answer(ids) for ids in prompts], "template": token
 
 
 def check(export: Export) -> None:
-    """Raise MachineError where mlx-lm, or what it runs on, is missing."""
+    """Raise MachineError where mlx-lm, or what it runs on, is missing, and for too little room."""
     if find_spec("mlx_lm") is None:
         raise MachineError(f"--to mlx: needs mlx-lm, which is not installed; {_INSTALL}")
     if find_spec("mlx") is None:
         raise MachineError(f"--to mlx: mlx-lm is here without mlx; {_INSTALL}")
+    settings = export.run.recipe()
+    base = locate_base(settings.model)
+    check_room(export, base, disk_bytes(base, settings.merge.dtype))
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
@@ -105,8 +109,7 @@ def prove(export: Export, folder: Path) -> dict[str, Any]:
         raise ProofError(
             f"mlx-lm ends answers at tokens {read['stop']}, the model at {sorted(stop)}; nothing was exported"
         )
-    bound = max(BOUND[0], BOUND[1] * float(expected.abs().max()))
-    gap = float((actual - expected).abs().max())
+    bound, gap = fp32_bound(expected), largest_gap(actual, expected)  # both compute in fp32, in another order
     if not gap <= bound:
         raise ProofError(f"mlx-lm's logits differ by {gap:.3g}, over the bound of {bound:.3g}; nothing was exported")
     facts = {"gap": gap, "bound": bound, "texts": len(texts)}

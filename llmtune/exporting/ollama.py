@@ -97,7 +97,7 @@ def _shared_system(samples: list[list[dict[str, Any]]]) -> str | None:
 def _exported(export: Export) -> dict[str, Any] | None:
     """The facts of the GGUF file of this type, where it was exported and is as it was."""
     entry = export.run.manifest()["steps"].get("export", {})
-    facts: dict[str, Any] | None = entry.get("forms", {}).get(f"gguf:{export.kind}")
+    facts: dict[str, Any] | None = entry.get("forms", {}).get(f"gguf:{export.type}")
     if facts is None or not export.run.done("export") or not export.run.done("merge"):
         return None
     with working("checking the GGUF file"):

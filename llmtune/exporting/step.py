@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmtune.exporting.forms import Export, Form, read_form
+from llmtune.exporting.forms import Export, Form, check_converter, read_form
 from llmtune.files import write_folder
 from llmtune.merging.step import merge
 from llmtune.run import Run, locates_mistakes
@@ -20,6 +20,7 @@ def export(run: Run, to: str, llama_cpp: Path | None = None) -> dict[str, Any]:
     MachineError for what this machine lacks.
     """
     form, kind = read_form(to)
+    check_converter(form, llama_cpp)
     writer = form.writer()
     job = Export(run, kind, lambda: _merged(run), llama_cpp)
     run.verify("train")

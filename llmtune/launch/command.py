@@ -135,17 +135,38 @@ def training_command(launch: Launch, arguments: list[str], gpus: Gpus, module: s
         raise MachineError(message)
     if single_process_environment(config):
         return [sys.executable, "-m", module, *arguments]
+    return _launcher_command(name, count, [], module, arguments)
+
+
+def node_process(
+    name: str, here: int, world: int, gpus: Gpus, cores: int, options: list[str], arguments: list[str]
+) -> TrainingProcess:
+    """Build what starts the `here` of all processes that run on this machine; `options` are accelerate's.
+
+    Raises MachineError where the machine has too few GPUs for them.
+    """
+    config = read_config(name)
+    on_cpu = bool(config.get("use_cpu"))
+    if not on_cpu:
+        _refuse_too_few(name, here, gpus)
+    environment = training_environment(here, cores, 0 if on_cpu else gpus.count) | {WORLD: str(world)}
+    environment |= gpu_environment(config, here, environment)
+    return TrainingProcess(_launcher_command(name, world, options, TRAIN_MODULE, arguments), environment, launcher=True)
+
+
+def _launcher_command(name: str, world: int, options: list[str], module: str, arguments: list[str]) -> list[str]:
     launcher = [sys.executable, "-m", LAUNCHER_MODULE, "--config_file", str(config_file(name))]
-    return [*launcher, "--num_processes", str(count), "-m", module, *arguments]
+    return [*launcher, "--num_processes", str(world), *options, "-m", module, *arguments]
 
 
 def _refuse_several_machines(config: Mapping[str, Any], name: str) -> None:
     machines = int(config["num_machines"])
     if machines > 1:
-        how = "accelerate launch --config_file COPY -m llmtune.train RECIPE --out RUN"
-        shared = "RUN on a disk that all share, base and data at the same paths"
-        message = f"{name} is for {machines} machines, and `llmtune run` starts one; on each, start by hand: {how}"
-        raise FieldError(KEY, f"{message} ({shared}; COPY with its own machine_rank and main_process_ip)")
+        how = "llmtune launch RECIPE --rank RANK --address FIRST --out RUN"
+        where = f"with its rank, 0 to {machines - 1}, the first one's address, and RUN on a disk that all share"
+        slurm = "llmtune launch RECIPE --slurm writes a job that does"
+        message = f"{name} is for {machines} machines, and this command starts one; on each, run {how} ({where})"
+        raise FieldError(KEY, f"{message}; {slurm}")
 
 
 def _refuse_too_few(name: str, needed: int, gpus: Gpus) -> None:

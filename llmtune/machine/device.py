@@ -46,6 +46,14 @@ def free_bytes(device: "torch.device") -> int:
     return free
 
 
+def release_cached(device: "torch.device") -> None:
+    """Give back the memory of a GPU that torch keeps for its next tensors; nothing happens for a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def forked_rng(*devices: "torch.device") -> AbstractContextManager[None]:
     """Restore the random state of the CPU and of these devices after the block; other GPUs are left alone."""
     import torch

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,11 @@ def gpu_counters(device: "torch.device") -> list[Counter]:
     except Exception:  # no package, no driver, a GPU that does not count
         return []
     return [Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)]
+
+
+def device_kind(device: "torch.device") -> Literal["GPU", "CPU"]:
+    """What a device is."""
+    return "GPU" if device.type == "cuda" else "CPU"
 
 
 def device_name(device: "torch.device") -> str:

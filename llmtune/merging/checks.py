@@ -1,4 +1,4 @@
-"""What is checked around a merge: disk and memory before it, the written files and a 4-bit run's gaps after it."""
+"""What is checked around a merge: base, disk and memory before it, files and a 4-bit run's gaps after it."""
 
 import math
 import shutil
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from llmtune.adapters.delta import load_delta
+from llmtune.adapters.delta import BASE, load_delta
 from llmtune.errors import FullMemoryError, MachineError, ProofError
 from llmtune.estimate.memory import merge_bytes
+from llmtune.files import read_json
 from llmtune.inference.placement import linear_layers
 from llmtune.machine.device import free_bytes
 from llmtune.merging.proof import logits, probes
 from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
 from llmtune.model.files.quantization import dequantized_format
 from llmtune.model.files.stored import stored_tensors
 from llmtune.model.parts import converted_keys
@@ -40,6 +42,22 @@ def disk_bytes(base: Base, dtype: str) -> int:
     skeleton, stored = build_skeleton(base), stored_tensors(base.folder, base.name)
     joined = sum(math.prod(stored[key].shape) for key in converted_keys(skeleton, list(stored)))
     return count_weights(base) * getattr(torch, dtype).itemsize + torch.float32.itemsize * joined
+
+
+def check_base(run: Run, base: Base) -> None:
+    """Raise ProofError if a base is not the one that a run's delta was trained on, by its name and its files."""
+    refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
+    stored, files = read_json(run.delta / BASE), fingerprint_base(base)
+    if (stored["base"], stored["revision"]) != (base.name, base.revision):
+        trained_on, named = _named(stored["base"], stored["revision"]), _named(base.name, base.revision)
+        raise ProofError(f"{run.delta}: was trained on {trained_on}, but the recipe names {named}")
+    before = stored.get("files", files)
+    if others := [name for name in sorted({*before, *files}) if before.get(name) != files.get(name)]:
+        raise ProofError(f"{run.delta}: was trained on another {base.name}, whose {others[0]} differs")
+
+
+def _named(base: str, revision: str | None) -> str:
+    return f"{base} at revision {revision}" if revision else base
 
 
 def check_disk(run: Run, needed: int) -> None:

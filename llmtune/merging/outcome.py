@@ -7,7 +7,7 @@ import torch
 # Measured on SmolLM2-135M, whose logits reach 40: merging LoRA in fp32 moves them by 1.1e-4, rounding the merged
 # weights to bfloat16 by 0.18, random changes of every weight by no more than rounding by 0.50. On tiny models of
 # eight architectures rounding moved them by 0.4 to 2 times what the random changes did.
-FP32_BOUND = (1e-4, 1e-5)
+_FP32_BOUND = (1e-4, 1e-5)
 """Absolute, and as a share of the largest logit; the larger one counts."""
 STATE_BOUND = (1e-3, 1e-4)
 """The same for hidden states, over which no norm stands: a lost or doubled adapter moves them by far more."""
@@ -17,14 +17,14 @@ _ROUNDING_BOUND = (4, 0.05)
 
 @dataclass
 class Outcome:
-    """What a merge in memory computed on texts, and how far its steps are from each other."""
+    """What a merge computed on texts, and how far its steps are from each other."""
 
     tuned: torch.Tensor
     """Logits of base and delta."""
     rounded: torch.Tensor
     """Logits of the merged model, rounded."""
     shift: float
-    """How far training moved the logits."""
+    """How far the delta moves the logits of the base."""
     in_memory: float
     """How far adding base and delta in fp32 moved them."""
     rounding: float | None
@@ -56,7 +56,7 @@ class Outcome:
 
 def fp32_bound(logits: torch.Tensor) -> float:
     """How far logits may differ that are computed in fp32."""
-    return max(FP32_BOUND[0], FP32_BOUND[1] * float(logits.abs().max()))
+    return max(_FP32_BOUND[0], _FP32_BOUND[1] * float(logits.abs().max()))
 
 
 def largest_gap(one: torch.Tensor, other: torch.Tensor) -> float:

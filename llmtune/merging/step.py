@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llmtune.adapters.delta import BASE
 from llmtune.errors import ProofError
 from llmtune.evaluation.boundary import lacks_named
-from llmtune.files import read_json, remove_leftovers, write_folder
+from llmtune.files import remove_leftovers, write_folder
 from llmtune.merging.checks import (
     LESS_MEMORY,
+    check_base,
     check_disk,
     check_memory,
     compare_with_quantized,
@@ -28,7 +28,6 @@ from llmtune.merging.untouched import count_kept
 from llmtune.merging.whole import WholeMerge, merge_in_memory
 from llmtune.model.base import Base, build_skeleton, load_config
 from llmtune.model.check import check_same_shapes
-from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base, locate_original
 from llmtune.model.files.quantization import dequantized_format, kept_bits, stored_quantization
 from llmtune.model.quantize import bits_of
@@ -53,8 +52,7 @@ def merge(run: Run) -> dict[str, Any]:
             locate_original(settings.model.merge_into, settings.model.add_tokens) if settings.model.merge_into else base
         )
         run.verify("train")
-        _check_base(run.delta, base)
-        refuse_other_base(run.manifest().get("base"), base, run.path, ProofError)
+        check_base(run, base)
         if into is not base:
             check_same_shapes(base, build_skeleton(base), into)
         remove_leftovers(run.merged)  # a killed merge leaves gigabytes
@@ -63,18 +61,24 @@ def merge(run: Run) -> dict[str, Any]:
         check_memory(needed, words)
     with lacks_named("merge", f"{words}; {LESS_MEMORY}"), working("merging"):
         facts = _replace_merged(run, settings, base, into)
+    _tell(run, facts, _trained_bits(settings, base))
+    return facts
+
+
+def _tell(run: Run, facts: dict[str, Any], bits: int | None) -> None:
+    """Print what was proved of a merge; `bits` are those of the linear layers in training, if they were few."""
+    cause = "combining" if run.combined else "training"
     print(
         f"merged, {facts['dtype']}: on {facts['texts']} texts, largest logit gap to the live tuned model "
         f"{facts['gap']:.2g} (bound {facts['bound']:.2g}; {max(facts['gap_in_memory'], facts['gap_on_disk']):.2g} "
-        f"without rounding; training moved logits by {facts['shift']:.2g}); "
+        f"without rounding; {cause} moved logits by {facts['shift']:.2g}); "
         f"{facts['changed']} of {facts['tensors']} tensors differ from the base"
     )
-    if bits := _trained_bits(settings, base):
+    if bits:
         gap = facts[f"gap_to_{bits}bit"]["original"]["max"]
         print(f"the largest logit gap to the model with the {bits}-bit base that was trained is {gap:.2g}")
     if facts["gap"] > facts["shift"] / 2:
-        print("rounding undid much of what training changed; try merge.dtype: float32")
-    return facts
+        print(f"rounding undid much of what {cause} changed; try merge.dtype: float32")
 
 
 def _replace_merged(run: Run, settings: Recipe, base: Base, into: Base) -> dict[str, Any]:
@@ -153,15 +157,6 @@ def _reload(folder: Path, texts: list[str], tokenizer: PreTrainedTokenizerBase, 
         difference = (reloaded.mismatched or ["tokens or chat template"])[0]
         raise ProofError(f"the merged folder, read by stock transformers, differs from the base: {difference}")
     return reloaded
-
-
-def _check_base(delta: Path, base: Base) -> None:
-    stored = read_json(delta / BASE)
-    if (stored["base"], stored["revision"]) != (base.name, base.revision):
-        raise ProofError(
-            f"{delta}: was trained on {stored['base']} at revision {stored['revision']}, "
-            f"but the recipe names {base.name} at revision {base.revision}"
-        )
 
 
 def _refuse_quantized(base: Base) -> None:

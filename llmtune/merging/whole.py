@@ -1,6 +1,5 @@
 """Merges in memory, for models whose parts cannot be read, changed and compared one by one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,23 +30,30 @@ class WholeMerge:
     into: Base
     dtype: torch.dtype
     changed: int
+    _merged: PreTrainedModel | None
+    _unloaded: dict[str, torch.Tensor]
     _rest: list[str]
-    _save: Callable[[Path, Base], None]
 
     def write(self, folder: Path, base: Base) -> int:
         """Write a merged folder with the tokenizer of the `base`, and free the model; returns changed parameters."""
-        self._save(folder, base)
-        self._save = _written
+        merged, self._merged = self._merged, None
+        if merged is None:
+            raise RuntimeError("it is written already")
+        name = str(self.dtype).removeprefix("torch.")
+        with working(f"writing the merged weights in {name}"):
+            round_buffers(merged, self.dtype)
+            tensors = {**merged.state_dict(), **self._unloaded} if self._unloaded else None
+            merged.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
+            (folder / "generation_config.json").unlink(missing_ok=True)
+            save_small_files(folder, base.folder, name, self.into.folder, merged)
+        del merged, tensors
+        self._unloaded = {}
         trim_heap()
         return self.changed
 
     def beyond_text(self) -> list[str]:
         """The stored tensors that text does not pass, and that no delta changes."""
         return self._rest
-
-
-def _written(folder: Path, base: Base) -> None:
-    raise RuntimeError("it is written already")
 
 
 def merge_in_memory(into: Base, delta: Path, ids: list[list[int]], dtype: torch.dtype) -> WholeMerge:
@@ -76,13 +82,7 @@ def merge_in_memory(into: Base, delta: Path, ids: list[list[int]], dtype: torch.
     outcome = Outcome(live, narrow, largest_gap(live, untuned), in_memory, rounding, *kinds, by="memory")
     unloaded = left_out(merged, into, dtype)
     rest = [*beyond_text(merged, distances(build_skeleton(into))), *unloaded]
-
-    def save(folder: Path, base: Base) -> None:
-        with working(f"writing the merged weights in {str(dtype).removeprefix('torch.')}"):
-            round_buffers(merged, dtype)
-            save_whole(merged, base, folder, dtype, unloaded, into)
-
-    return WholeMerge(outcome, into, dtype, changed, rest, save)
+    return WholeMerge(outcome, into, dtype, changed, merged, unloaded, rest)
 
 
 def _jittered_logits(model: PreTrainedModel, ids: list[list[int]], epsilon: float) -> torch.Tensor:
@@ -98,23 +98,3 @@ def _refuse_infinite(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 f"{name}: has a weight that {kind} lacks, which ends at {torch.finfo(dtype).max:.6g}; "
                 "nothing was merged; try merge.dtype: bfloat16"
             )
-
-
-def save_whole(
-    weights: PreTrainedModel,
-    base: Base,
-    folder: Path,
-    dtype: torch.dtype,
-    unloaded: dict[str, torch.Tensor] | None = None,
-    into: Base | None = None,
-) -> None:
-    """Write weights in files of 5 GB, and the small files of the base.
-
-    `unloaded` are tensors of the base's files that the model does not have; `into` is what a delta was merged into,
-    where that is not the base.
-    """
-    tensors = {**weights.state_dict(), **unloaded} if unloaded else None
-    weights.save_pretrained(folder, state_dict=tensors, max_shard_size="5GB")
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    original = into.folder if into else None
-    save_small_files(folder, base.folder, str(dtype).removeprefix("torch."), original, weights)

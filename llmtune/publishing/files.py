@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from llmtune.errors import PublishError
@@ -12,7 +13,7 @@ from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import COPIED, TOKENIZER
 from llmtune.publishing.card import without_paths
 from llmtune.publishing.hub import Content
-from llmtune.publishing.parts.gguf import gguf_facts
+from llmtune.publishing.parts.gguf import MODELFILE, gguf_facts, modelfile_place, public_modelfile
 from llmtune.publishing.parts.pictures import pictures
 from llmtune.recipe.paths import strip_paths
 from llmtune.recipe.sections import Publish, Recipe, dump
@@ -41,15 +42,19 @@ def weights(run: Run, publish: Publish, base: Base) -> dict[str, Content]:
 
 
 def exported(run: Run) -> dict[str, Content]:
-    """Return the .gguf files that were exported, by their names; raises PublishError for one that changed since."""
-    files: dict[str, Content] = {}
-    for name, facts in gguf_facts(run).items():
-        file = run.path / name
-        if not file.is_file() or fingerprint(file) != facts:
-            again = f"run it again: llmtune export {shlex.quote(str(run.path))} --to gguf"
+    """Return the .gguf files that were exported and Ollama's Modelfile, by their names.
+
+    Raises PublishError for one that changed since.
+    """
+    facts = run.manifest()["steps"].get("export", {}).get("files", {})
+    modelfile = modelfile_place(run)
+    for place in [*gguf_facts(run), *([modelfile] if modelfile else [])]:
+        file = run.path / place
+        if not file.is_file() or fingerprint(file) != facts[place]:
+            again = f"run it again: llmtune export {shlex.quote(str(run.path))} --to {file.parent.name}"
             raise PublishError(f"{file}: was changed or removed after `llmtune export`; {again}")
-        files[file.name] = file
-    return files
+    files: dict[str, Content] = {Path(place).name: run.path / place for place in gguf_facts(run)}
+    return {**files, MODELFILE: public_modelfile(run)[0].encode()} if modelfile else files
 
 
 def _clean(name: str, config: dict[str, Any], base: Base) -> dict[str, Any]:

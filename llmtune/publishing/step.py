@@ -63,8 +63,9 @@ def publish(run: Run, sleep: Sleep = time.sleep) -> dict[str, Any]:
     try:
         facts = _publish(run, run.recipe(), sleep)
     except LlmtuneError as error:
-        again = f"llmtune publish {shlex.quote(str(run.path))}"
-        raise type(error)(f"{error}. The trained weights are untouched; try again with: {again}") from error
+        command = f"llmtune publish {shlex.quote(str(run.path))}"
+        again = " the same command" if run.settings else f": {command}"  # what --set gave is not kept yet
+        raise type(error)(f"{error}. The trained weights are untouched; try again with{again}") from error
     where = f", in the collection {facts['collection']['title']!r}" if "collection" in facts else ""
     print(f"published: {facts['url']} ({facts['visibility']}), {len(facts['uploaded'])} files{where}")
     return facts

@@ -15,8 +15,17 @@ from llmtune.run import Run
 
 def title(run: Run, settings: Recipe, plan: PlanTable | None) -> str:
     """Name the run by its folder and its base."""
-    base = (plan.base.hub_id if plan else None) or settings.model.base
+    name = _base(run, settings, plan)
+    base = name.hub_id or name.name
     return f"{run.path.resolve().name}: {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
+
+
+def _base(run: Run, settings: Recipe, plan: PlanTable | None) -> BaseName:
+    """The base by the plan; by the delta where nothing was planned, as in a combined run; else by the recipe."""
+    if plan:
+        return plan.base
+    stored = read_object(run.delta / "base.json") if run.delta.is_dir() else {}
+    return BaseName(text(stored.get("base")) or settings.model.base, None, text(stored.get("hub_id")))
 
 
 def method_in_words(settings: Recipe, plan: PlanTable | None) -> str:
@@ -38,7 +47,7 @@ def conversion_in_words(converted: JSON) -> str | None:
 
 def header(run: Run, settings: Recipe, plan: PlanTable | None, findings: JSON, history: History) -> list[Html | None]:
     """Show title, the method in words, and base, data and time of the run."""
-    base = plan.base if plan else BaseName(settings.model.base, None, None)
+    base = _base(run, settings, plan)
     name = f"{base.hub_id} (from {base.name})" if base.hub_id not in (None, base.name) else base.name
     stored = mapping(read_object(run.delta / "base.json").get("converted")) if run.delta.is_dir() else {}
     pairs: list[tuple[str, object]] = [

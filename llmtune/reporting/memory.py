@@ -10,7 +10,7 @@ _ON_GPU = "In bytes that tensors took on the device, and that torch held."
 _ON_CPU = (
     "The resident set beyond what the process held before it loaded the base. On CPUs, where layers keep less, the"
 )
-_BOUND = "prediction is an upper bound."
+_BOUND = "prediction is above it in most runs."
 
 
 def memory_section(history: History) -> Html | None:

@@ -3,7 +3,7 @@
 from llmtune.evaluation.forgetting.words import forgetting_notes
 from llmtune.evaluation.metrics import Difference, format_difference, format_interval
 from llmtune.evaluation.results import FEW_SHOT, TEXTS_COMPARED
-from llmtune.evaluation.tables import INTERVAL, TITLES, compare_models, compare_tasks, is_shown, task_title
+from llmtune.evaluation.tables import TITLES, compare_models, compare_tasks, is_shown, task_title
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.evaluations import Evaluations, Results
@@ -81,10 +81,16 @@ def _scores(rows: list[dict[str, str]]) -> Html:
     """Show rows of cells by column title; the tuned model's are bold."""
     titles = list(dict.fromkeys(title for row in sorted(rows, key=len, reverse=True) for title in row))
     body: list[list[object]] = [
-        [tag("b", row[title]) if row.get("model") == "tuned" and title in row else row.get(title) for title in titles]
-        for row in rows
+        [_score(row[title], row.get("model") == "tuned") if title in row else None for title in titles] for row in rows
     ]
     return table([*titles], body, set(range(1, len(titles))))
+
+
+def _score(cell: str, bold: bool = False) -> Html:
+    """A score or a difference, its interval on a line of its own: in one line, three metrics are wider than a page."""
+    value, bracket, bounds = cell.partition("[")
+    interval = tag("small", f"[{bounds}", class_="interval") if bracket else None
+    return tag("b" if bold else "span", value, interval)
 
 
 def _warnings(evaluations: Evaluations) -> list[str]:
@@ -120,8 +126,8 @@ def _differences(evaluations: Evaluations) -> Html | None:
         if task not in evaluations.tuned or is_shown(task, evaluations.tuned[task])
         for metric, gap in metrics.items()
     ]
-    head: list[object] = ["tuned minus", "metric", "difference", INTERVAL, "which is", "won", "lost"]
-    return table([*head, "p (McNemar)"], rows, {2, 3, 5, 6, 7}) if rows else None
+    head: list[object] = ["tuned minus", "metric", "difference", "which is", "won", "lost", "p (McNemar)"]
+    return table(head, rows, {2, 4, 5, 6}) if rows else None
 
 
 def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
@@ -134,7 +140,8 @@ def _metric(evaluations: Evaluations, task: str, metric: str) -> str:
 def _difference(gap: Difference) -> list[object]:
     p = f"{gap['p']:.2g}" if "p" in gap else None
     bounds = format_interval(gap.get("interval"), "+")
-    return [format_difference(gap), bounds, gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
+    cell = f"{format_difference(gap)} [{bounds}]" if bounds else format_difference(gap)
+    return [_score(cell), gap.get("verdict"), gap.get("won"), gap.get("lost"), p]
 
 
 def _how(evaluations: Evaluations) -> Html | None:

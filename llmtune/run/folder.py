@@ -204,7 +204,7 @@ class Run:
 
     @property
     def _busy(self) -> str:
-        return f"{self.path}: another llmtune process is at work in this folder; wait or use --out"
+        return f"{self.path}: another llmtune process is at work in this folder; wait until it ends"
 
 
 def locates_mistakes(step: Step) -> Step:

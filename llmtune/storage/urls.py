@@ -18,15 +18,14 @@ _URL = re.compile(r"([A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/")
 def url_of(place: Path | str) -> str | None:
     """The URL that a user gave as a run's folder, such as s3://bucket/run; None for a path.
 
-    A Path keeps one slash of two: it is read as the URL too.
+    One slash is read as two: a Path keeps no more.
     """
     text = str(place)
     match = _URL.match(text)
     if match is None:
         return None
     scheme, rest = match[1], text[match.end() :]
-    if isinstance(place, Path):
-        rest = f"/{rest.lstrip('/')}" if scheme not in ("file", "local") else f"//{rest.lstrip('/')}"
+    rest = f"/{rest.lstrip('/')}" if scheme not in ("file", "local") else f"//{rest.lstrip('/')}"
     return f"{scheme}:/{rest}".rstrip("/")
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerState
 
 from llmtune.machine import processes
-from llmtune.machine.energy import EnergyMeter, device_name, energy_meter
+from llmtune.machine.energy import EnergyMeter, device_kind, device_name, energy_meter
 from llmtune.numbers import duration
 from llmtune.run_log import Record
 
@@ -31,27 +31,31 @@ class HardwareRecorder(TrainerCallback):
     def on_train_end(self, args: object, state: TrainerState, *_: object, **named: object) -> None:
         if state.global_step == self._first:
             return  # nothing was trained
-        counted = self._device.type == "cuda" or processes.is_first_here()
+        kind = device_kind(self._device)
+        counted = kind == "GPU" or processes.is_first_here()
         own = {
             "device": device_name(self._device) if counted else None,
             "counts": processes.is_first_here(),
             "joules": self._meter.stop(),
         }
-        facts = combine(processes.gather(own), self._device.type)
+        facts = combine(processes.gather(own), kind)
         facts = {"from": self._first, "seconds": round(time.monotonic() - self._began, 3), **facts}
         self._record({"step": state.global_step, "hardware": in_words(facts), "measured": facts})
 
 
 def combine(parts: Sequence[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """Devices with their number, and joules by kind, of all processes; a kind that one did not measure is left out."""
+    """Devices with their number, and joules by kind, of all processes on devices of a kind.
+
+    A kind that one of them did not measure is left out.
+    """
     devices = Counter(part["device"] for part in parts if part["device"])
-    groups = {"GPU": parts if kind == "cuda" else [], "CPU": [part for part in parts if part["counts"]]}
+    groups = {"GPU": parts if kind == "GPU" else [], "CPU": [part for part in parts if part["counts"]]}
     joules = {
         name: sum(part["joules"][name] for part in group)
         for name, group in groups.items()
         if group and all(name in part["joules"] for part in group)
     }
-    return {"devices": dict(devices), "kind": "GPU" if kind == "cuda" else "CPU", "joules": joules}
+    return {"devices": dict(devices), "kind": kind, "joules": joules}
 
 
 def in_words(facts: dict[str, Any]) -> str:

@@ -210,13 +210,12 @@ def test_trains_on_4bit_base_and_merges_into_the_original(tmp_path: Path, quick:
 def test_two_processes_match_one_on_the_joined_batch(tmp_path: Path) -> None:
     # AdamW divides by the gradient's size: it would magnify the rounding of near zeros, and hide a wrong scale.
     steps = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
-    launches = {"one": {}, "two": {"launch": {"accelerate": "multi_cpu", "processes": 2}}}
-    deltas = []
-    for name, launch in launches.items():
-        run = prepared(tmp_path, name, STAGED, train=steps, merge={"enabled": False}, **launch)
-        subprocess.run([sys.executable, "-m", "llmtune", "train", run.path], check=True, timeout=300, cwd=tmp_path)
-        deltas.append(stored(run))
-    one, two = deltas
+    alone = prepared(tmp_path, "one", STAGED, train=steps)
+    train(alone)
+    launch = {"accelerate": "multi_cpu", "processes": 2}
+    run = prepared(tmp_path, "two", STAGED, train=steps, launch=launch)
+    subprocess.run([sys.executable, "-m", "llmtune", "train", run.path], check=True, timeout=300, cwd=tmp_path)
+    one, two = stored(alone), stored(run)
     assert set(one) == set(two)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)

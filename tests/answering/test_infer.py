@@ -14,6 +14,7 @@ from llmtune.cli import main
 from llmtune.errors import Interrupted, MachineError, RecipeError, TrainingError
 from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.step import evaluate
+from llmtune.files import write_json
 from llmtune.run import Run
 from tests.support import runs, tiny
 
@@ -159,6 +160,10 @@ def test_takes_no_file_that_is_not_its_own(run: Run, rows: Path, tmp_path: Path)
     assert out.stat().st_mtime_ns == before
     with pytest.raises(RecipeError, match=r"max_new_tokens 2 there, 3 here\)"):
         llmtune.infer(run, rows, out, max_new_tokens=3)
+    (tmp_path / "out.summary.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"out\.summary\.json: is damaged; .*--overwrite"):
+        llmtune.infer(run, rows, out, **few)
+    write_json(tmp_path / "out.summary.json", summary)
     out.write_text("changed\n")
     with pytest.raises(RecipeError, match="was changed after it was written"):
         llmtune.infer(run, rows, out, **few)
@@ -179,6 +184,8 @@ def test_takes_no_file_that_is_not_its_own(run: Run, rows: Path, tmp_path: Path)
         ([], 2, "which rows? Give a file: llmtune infer RUN rows.jsonl -o answers.jsonl"),
         (["rows.jsonl"], 2, "-o: is missing: where do the answers go? Such as -o rows.answers.jsonl"),
         (["row.jsonl", "-o", "a.jsonl"], 2, "no file row.jsonl (looked for "),
+        (["rows.jsonl", "-o", "s3://b/a.jsonl"], 2, "s3://b/a.jsonl: is a URL; rows and answers are files"),
+        (["s3://b/rows.jsonl", "-o", "a.jsonl"], 2, "s3://b/rows.jsonl: is a URL; rows and answers are files"),
         (["rows.jsonl", "-o", "rows.jsonl/a.jsonl"], 3, "rows.jsonl: cannot be written to: "),
     ],
 )

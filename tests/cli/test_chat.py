@@ -272,7 +272,7 @@ def test_commands_change_the_conversation() -> None:
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("/rest", "there is no /rest; did you mean '/reset'?; /help lists the commands"),
+        ("/rest", "there is no /rest; did you mean '/reset'?"),
         ("/xyzzy now", "there is no /xyzzy; /help lists the commands"),
         ("/set heat=1", "there is no heat; temperature, top_p, top_k, max_new_tokens, seed"),
         ("/set temperature=hot", "temperature=hot: a number is expected"),

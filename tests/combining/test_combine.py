@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 
 from llmtune import api, cli, recipe
+from llmtune.adapters import lora_join
 from llmtune.adapters.delta import load_delta
 from llmtune.cli.commands.combine import spread
-from llmtune.combining import adapters
 from llmtune.combining.parts import Part
 from llmtune.errors import LlmtuneError, ProofError, RecipeError
 from llmtune.files import read_json
@@ -148,7 +148,7 @@ def test_ties_and_dare_keep_the_rank_of_adapters(how: str, train: Train, tmp_pat
 def test_refuses_a_delta_that_is_not_the_live_combination(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(adapters._LORA, "linear", "linear")  # PEFT's own: it sums A and B apart
+    monkeypatch.setitem(lora_join.JOINED_BY, "linear", "linear")  # PEFT's own: it sums A and B apart
     with pytest.raises(ProofError, match=r"from those of the live combination, over the bound .* nothing was written"):
         api.combine([train("plain", lora()), train("other", lora(), step=0.2)], out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -167,7 +167,7 @@ REFUSED = {
     ),
     "kind": (["plain", "tensors-a"], {}, 2, "trained the model's own tensors, and .* an adapter \\(LoRA\\)"),
     "dora": (["dora", "plain"], {}, 2, "DoRA's magnitudes do not add up"),
-    "vera": (["vera", "plain"], {}, 2, "VeRA does not add up .* LoRA, IA3 and trained tensors do"),
+    "vera": (["vera", "plain"], {}, 2, "deltas of VeRA do not add up .* LoRA, IA3 and trained tensors do"),
     "ranks": (
         ["plain", "rank6"],
         {"how": "ties"},
@@ -231,8 +231,11 @@ def test_refuses_adapters_that_peft_cannot_join(
 
 def test_writes_over_no_folder_that_holds_something(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / ".lock").touch()  # of another command that took the folder for a run
     with pytest.raises(RecipeError, match=r"is not empty \(mine.txt\)"):
         api.combine([folders["plain"], folders["rank6"]], out=tmp_path)
+    with pytest.raises(RecipeError, match=r"mine.txt: is a file; choose a folder with --out"):
+        api.combine([folders["plain"], folders["rank6"]], out=tmp_path / "mine.txt")
 
 
 def test_a_combination_is_a_run_that_nothing_trained(

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,12 @@ def test_export_that_answers_otherwise_leaves_nothing(
     with pytest.raises(ProofError, match=words):
         step.export(run, "mlx")
     assert not any(run.exported.rglob("*.safetensors"))
+
+
+def test_refuses_a_disk_that_is_too_small(run: Run, read: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(MachineError, match=r"exporting needs .* of disk, but only 1\.0 kB is free"):
+        step.export(run, "mlx")
 
 
 def test_near_tie_is_no_difference(run: Run) -> None:

@@ -10,6 +10,8 @@ from llmtune.exporting import ollama, step
 from llmtune.exporting.chat_format import ChatFormat, chat_format
 from llmtune.files import write_json
 from llmtune.model.base import Base
+from llmtune.publishing.files import exported as published
+from llmtune.publishing.parts.gguf import gguf_section
 from llmtune.run import Run
 from tests.support import tiny
 from tests.support.public_templates import CHATML, PUBLIC
@@ -95,3 +97,27 @@ def test_template_that_is_more_than_text_around_turns_is_left_out(name: str) -> 
     public = PUBLIC[name]
     assert form_of(public.template, public.stops or (public.end,)) is None
     assert form_of(TEMPLATES["chatml"].replace("<|im_end|>", '"""<|im_end|>'), ("<|im_end|>",)) is None
+
+
+def test_published_card_tells_what_the_export_proved_and_no_prompt_of_the_rows(exported: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(exported.path, tmp_path / "Orders")))
+    step.export(run, "ollama:q8_0")
+    shutil.rmtree(run.exported / "gguf")
+    run.mark("export", [run.exported], forms={"ollama": run.manifest()["steps"]["export"]["forms"]["ollama"]})
+    file = run.exported / "ollama" / "Modelfile"
+    text = file.read_text()
+    assert {name: one for name, one in published(run).items() if isinstance(one, bytes)} == {file.name: text.encode()}
+    assert published(run)["Orders-Q8_0.gguf"] == file.parent / "Orders-Q8_0.gguf"
+    card = "\n".join(gguf_section(run, "me/Orders"))
+    proof = run.manifest()["steps"]["export"]["forms"]["ollama"]
+    assert f"`Orders-Q8_0.gguf` gives {proof['equal']} of {proof['rows']} greedy answers of the merged model" in card
+    assert "    hf download me/Orders Orders-Q8_0.gguf Modelfile --local-dir .\n" in card
+    assert "    ollama create orders -f Modelfile\n" in card
+    assert "SYSTEM" not in card
+    file.write_text(text + 'SYSTEM """A secret\nof the rows."""\n')
+    run.mark("export", [run.exported], forms={"ollama": proof})
+    assert published(run)["Modelfile"] == text.encode()
+    assert "add it as a SYSTEM line" in "\n".join(gguf_section(run, "me/Orders"))
+    template = tiny.CHATML + "{# A secret\nof the rows. #}"
+    (run.merged / "chat_template.jinja").write_text(template)
+    assert published(run)["Modelfile"] == file.read_bytes()

@@ -20,8 +20,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A trained run, and a form that writes its type's name to a file; its proof fails while `broken` lies there."""
 
     def write(export: Export, folder: Path) -> dict[str, Any]:
-        (folder / f"{export.kind}.bin").write_text(export.kind)
-        return {"type": export.kind}
+        (folder / f"{export.type}.bin").write_text(export.type)
+        return {"type": export.type}
 
     def prove(export: Export, folder: Path) -> dict[str, Any]:
         if (export.run.path / "broken").exists():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmtune.errors import ProofError
+from llmtune.errors import ProofError, RecipeError
 from llmtune.exporting import step
 from llmtune.exporting.vllm.adapter import read_adapter
 from llmtune.files import read_json, write_json
@@ -88,6 +88,16 @@ def test_script_runs_where_the_folder_is_moved_to(lora: Run, tmp_path: Path) -> 
     assert words[-2:] == ["--port", "1"]
 
 
+def test_serves_no_adapter_beside_another_base(lora: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(lora.path, tmp_path / "run", ignore=shutil.ignore_patterns("exported"))))
+    facts = read_json(run.delta / "base.json")
+    write_json(run.delta / "base.json", {**facts, "files": {}})
+    run.mark("train", [run.delta])
+    with pytest.raises(ProofError, match=r"was trained on another .*base, whose .* differs"):
+        step.export(run, "vllm")
+    assert not run.exported.exists()
+
+
 def test_serves_merged_weights_and_names_what_vllm_would_lose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +105,8 @@ def test_serves_merged_weights_and_names_what_vllm_would_lose(
     with pytest.raises(ProofError, match=r"vLLM would lose trained tensors of the model itself.*--to vllm:merged"):
         step.export(run, "vllm:lora")
     assert not run.exported.exists()
+    with pytest.raises(RecipeError, match=r"--llama-cpp here: is for --to gguf and ollama; remove it for vllm"):
+        step.export(run, "vllm", Path("here"))
     monkeypatch.setattr(step, "_merged", lambda run: run.merged)
     facts = step.export(run, "vllm")
     assert facts["command"].startswith('vllm serve "$run"/merged --served-model-name run --max-model-len 512')

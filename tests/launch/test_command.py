@@ -272,8 +272,9 @@ def test_refuses_to_start_several_machines_and_says_how(tmp_path: Path, own: boo
         training_command(launch, ARGUMENTS, Gpus(8))
     message = str(caught.value)
     assert caught.value.exit_code == 2
-    assert "is for 2 machines, and `llmtune run` starts one; on each, start by hand: accelerate launch" in message
+    assert "is for 2 machines, and this command starts one; on each, run llmtune launch RECIPE --rank RANK" in message
     assert "RUN on a disk that all share" in message
+    assert "--slurm writes a job" in message
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE, "multi_node"}))

@@ -22,6 +22,7 @@ MAY_ASK = ("machine/device.py", "machine/gpus.py")
 MAY_COMPARE = ("machine/", "kernels/")
 COMPARES = {
     "cli/fit.py": "what this machine is called",
+    "evaluation/spread/part.py": "Accelerate is told to use the CPU, and CUDA starts on a process's own GPU",
     "estimate/measured.py": "peak memory is what torch reserved on a GPU, or what the process held",
     "frozen/check.py": "what is timed on a GPU is waited for",
     "frozen/reader.py": "rows are read ahead into pinned memory on another stream",

@@ -69,11 +69,11 @@ def test_reads_a_gpu_by_its_identity_through_nvml(monkeypatch: pytest.MonkeyPatc
 def test_energy_of_all_processes_counts_each_machine_once(tmp_path: Path) -> None:
     first = {"device": "H100", "counts": True, "joules": {"GPU": 100.0, "CPU": 10.0}}
     second = {"device": "H100", "counts": False, "joules": {"GPU": 100.0}}
-    facts = combine([first, second], "cuda")
+    facts = combine([first, second], "GPU")
     assert facts == {"devices": {"H100": 2}, "kind": "GPU", "joules": {"GPU": 200.0, "CPU": 10.0}}
-    blind = combine([first, {**second, "joules": {}}], "cuda")
+    blind = combine([first, {**second, "joules": {}}], "GPU")
     assert blind["joules"] == {"CPU": 10.0}
-    assert in_words({**combine([{**first, "joules": {}}], "cpu"), "seconds": 65}) == (
+    assert in_words({**combine([{**first, "joules": {}}], "CPU"), "seconds": 65}) == (
         "hardware: 1 x H100, 1:05; energy: not measured"
     )
     (tmp_path / "cpuinfo").write_text("processor: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: AMD EPYC 7B13\n")

@@ -273,6 +273,11 @@ def test_refuses_changed_delta_or_base(tmp_path: Path, quick: None) -> None:
     run.mark("train", [run.delta])
     with pytest.raises(ProofError, match="at revision 0000000000000000000000000000000000000000, but the recipe names"):
         merge(run)
+    other = {**facts["files"], "model.safetensors": {"bytes": 1, "sha256": "0" * 64}}
+    (run.delta / "base.json").write_text(json.dumps({**facts, "files": other}))
+    run.mark("train", [run.delta])
+    with pytest.raises(ProofError, match=r"was trained on another .*base, whose model\.safetensors differs"):
+        merge(run)
     assert unmerged(run)
 
 
@@ -280,7 +285,9 @@ def test_refuses_base_stored_quantized(tmp_path: Path, quick: None) -> None:
     run = runs.trained(tmp_path)
     config = read_json(tmp_path / "base" / "config.json")
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
-    write_json(run.manifest_file, {key: value for key, value in run.manifest().items() if key != "base"})
+    for file, key in ((run.delta / "base.json", "files"), (run.manifest_file, "base")):  # of an early version
+        write_json(file, {name: value for name, value in read_json(file).items() if name != key})
+        run.mark("train", [run.delta])
     with pytest.raises(ProofError, match="stored quantized"):
         merge(run)
 

@@ -705,14 +705,13 @@ def test_exported_gguf_goes_along_until_it_changes(world: World) -> None:
     file = run.exported / "gguf" / "tuned-q8_0.gguf"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"GGUF" + bytes(range(256)))
-    run.exported.joinpath("ollama").mkdir()
-    run.exported.joinpath("ollama", "Modelfile").write_text(f"FROM {file}")
-    run.mark("export", [run.exported], forms={"gguf:q8_0": {"gap": 0.0123, "bound": 0.5}})
+    facts = {"file": file.name, "gap": 0.0123, "bound": 0.5, "equal": 19, "rows": 20}
+    run.mark("export", [run.exported], forms={"gguf:q8_0": facts})
     world.publish(run)
     assert set(world.files()) == DELTA | {file.name}
     assert world.files()[file.name] == file.read_bytes()
     card = world.files()["README.md"].decode()
-    assert "`gguf:q8_0` differ from the merged model's by up to 0.012 (bound 0.5)." in card
+    assert "gives 19 of 20 greedy answers of the merged model, and logits that differ from its by up to 0.012" in card
     assert f"    hf download {REPO} {file.name} --local-dir .\n    llama-cli -m {file.name}\n" in card
     assert f"| `{file.name}` | 260 | `" in card
     file.write_bytes(b"GGUF" + bytes(range(255, -1, -1)))

@@ -7,7 +7,7 @@ from llmtune.reporting.memory import memory_section
 def test_report_shows_predicted_beside_measured() -> None:
     on_cpu = {"memory": "", "predicted": 4_000_000_000, "resident": 3_000_000_000, "before": 1, "step": 5, "stage": 1}
     section = str(memory_section(read_history([on_cpu])))
-    assert all(words in section for words in ("4.0 GB", "3.0 GB", "75%", "upper bound"))
+    assert all(words in section for words in ("4.0 GB", "3.0 GB", "75%", "above it in most runs"))
     on_gpu = {"memory": "", "predicted": 4e9, "allocated": 4.2e9, "reserved": 4.8e9, "step": 5, "stage": 2}
     section = str(memory_section(read_history([on_gpu])))
     assert all(words in section for words in ("4.2 GB", "105%", "4.8 GB", "reserved"))

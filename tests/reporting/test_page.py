@@ -76,7 +76,7 @@ def test_table_equals_stored_evaluation(finished: Run) -> None:
     gap = stored["differences"]["base, zero-shot"]["held_out"]["loss"]
     value = f"{'+' if gap['difference'] >= 0 else ''}{gap['difference']:.3f} ± {gap['stderr']:.3f}"
     bounds = "{:+.3f} to {:+.3f}".format(*gap["interval"])
-    assert ["base, zero-shot", "loss (lower is better)", value, bounds, gap["verdict"], "", "", ""] in shown
+    assert ["base, zero-shot", "loss (lower is better)", f"{value} [{bounds}]", gap["verdict"], "", "", ""] in shown
 
 
 def test_lists_every_file_with_its_hash(finished: Run) -> None:

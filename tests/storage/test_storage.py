@@ -98,6 +98,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, method: str = "put_file") -> None:
     [
         ("s3://b/x/", "s3://b/x"),
         (Path("s3://b/x"), "s3://b/x"),
+        ("s3:/b/x", "s3://b/x"),
         (Path("file:///tmp/x"), "file:///tmp/x"),
         ("runs/x", None),
         (Path("/runs/a:b"), None),

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import tomllib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -58,20 +58,25 @@ def page() -> str:
     return INTRODUCTION + "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
+def uses() -> dict[str, set[str]]:
+    """Every use of another library's internals in llmtune but documented ones, with the packages that it is in."""
+    documented = ledger()["documented"]
+    return {use: packages for use, packages in all_uses().items() if use not in documented}
+
+
 @cache
-def uses(documented: Collection[str] | None = None) -> dict[str, set[str]]:
-    """Every use of another library's internals in llmtune but `documented` ones, with the packages that it is in."""
-    documented = ledger()["documented"] if documented is None else documented
+def all_uses() -> dict[str, set[str]]:
+    """Every use of another library's internals in llmtune, with the packages that it is in."""
     trees = {file: ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
     own = own_names(trees.values())
     where: dict[str, set[str]] = defaultdict(set)
     for file, tree in trees.items():
-        for use in written(tree, own, documented):
+        for use in written(tree, own):
             where[use].add(file.relative_to(PACKAGE).parts[0].removesuffix(".py"))
     for kind in _classes():
         for use in inherited(kind):
             where[use].add(kind.__module__.split(".")[1])
-    return {use: packages for use, packages in where.items() if use not in documented}
+    return dict(where)
 
 
 def own_names(trees: Iterable[ast.AST]) -> set[str]:
@@ -86,12 +91,12 @@ def own_names(trees: Iterable[ast.AST]) -> set[str]:
     return names - TENSOR
 
 
-def written(tree: ast.AST, own: set[str], documented: Collection[str] = ()) -> Iterator[str]:
+def written(tree: ast.AST, own: set[str]) -> Iterator[str]:
     """Uses that a source file shows: imports, private names, assignments, patches by name, registrations."""
     foreign = _foreign_imports(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from _imports(node, documented)
+            yield from _imports(node)
         if isinstance(node, ast.Attribute) and _private(node.attr) and not _is_self(node) and not _is_super(node):
             root, _, rest = ast.unparse(node).partition(".")
             if root in foreign:
@@ -116,7 +121,7 @@ def _foreign_imports(tree: ast.AST) -> dict[str, str]:
     return names
 
 
-def _imports(node: ast.Import | ast.ImportFrom, documented: Collection[str]) -> Iterator[str]:
+def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (f"import {a.name}" for a in node.names if _is_foreign(a.name) and "._" in a.name)
         return
@@ -124,7 +129,7 @@ def _imports(node: ast.Import | ast.ImportFrom, documented: Collection[str]) -> 
     if not _is_foreign(module):
         return
     root = module.split(".")[0]
-    deep = root in MOVING and "." in module and f"import {module}" not in documented
+    deep = root in MOVING and "." in module
     exported = deep and all(hasattr(importlib.import_module(root), name) for name in names)
     if "._" in module or (deep and not exported):
         yield f"import {module}"

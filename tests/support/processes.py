@@ -1,7 +1,6 @@
-"""Two processes of tests/training/test_processes.py: `torchrun -m tests.support.processes TASK OUT`."""
+"""Two processes of tests/training/test_processes.py: `torchrun -m tests.support.processes OUT`, or `fsdp2 OUT`."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -133,16 +132,20 @@ class _Meddle(TrainerCallback):
                 next(model.parameters())[0, 0] += 1e-3
 
 
-def train(out: Path) -> None:
-    """Train $METHOD in two processes, the second one meddled with where $MEDDLE is set; write what was trained.
+def drift(out: Path) -> None:
+    """Train in stages while something meddles with the second process; write how that ended."""
+    train(out, "staged", callbacks=[_Meddle()])
 
-    With $TOKENS, passes have so many at most, and rows are no multiple of a step's.
-    """
-    method = METHODS[os.environ.get("METHOD", "staged")]
-    options: dict[str, Any] = {"callbacks": [_Meddle()] if "MEDDLE" in os.environ else []}
-    if "TOKENS" in os.environ:
-        options |= {"limits": PassLimits(tokens=int(os.environ["TOKENS"])), "data": training.rows(21)}
-    trainer = training.trainer(out, method, ddp_backend="gloo", save_strategy="no", optim="sgd", **options)
+
+def lisa(out: Path) -> None:
+    """Train with LISA in passes of 20 tokens at most, on rows that are no multiple of a step's; write the weights."""
+    train(out, "lisa", limits=PassLimits(tokens=20), data=training.rows(21))
+
+
+def train(out: Path, method: str, **options: Any) -> None:
+    """Train in two processes; write the weights, what was counted, the step that was reached, and an error."""
+    settings: dict[str, Any] = {"ddp_backend": "gloo", "save_strategy": "no", "optim": "sgd"}
+    trainer = training.trainer(out, METHODS[method], **settings, **options)
     assert trainer.args.world_size == 2
     try:
         trainer.train()
@@ -153,7 +156,6 @@ def train(out: Path) -> None:
     if dist.get_rank() == 0:
         save_file(state, out / "trained.safetensors")
         (out / "counts.json").write_text(json.dumps(asdict(trainer.counts)))
-    dist.destroy_process_group()
 
 
 @contextmanager
@@ -199,7 +201,6 @@ class _NewStep(TrainerCallback):
 def staged(out: Path) -> None:
     """Train in stages and once more from the middle of one, start PiSSA; write what was counted in this process."""
     facts: dict[str, Any] = {}
-    join_processes()
     group: Any = dist.group.WORLD
     facts["timeout"] = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     settings: dict[str, Any] = {"ddp_backend": "gloo", "optim": "sgd", "save_strategy": "steps", "save_steps": 1}
@@ -213,7 +214,6 @@ def staged(out: Path) -> None:
                 save_file(state, out / f"{name}.safetensors")
         start_pissa(out / "pissa")
     (out / f"facts-{dist.get_rank()}.json").write_text(json.dumps(facts))
-    dist.destroy_process_group()
 
 
 def start_pissa(folder: Path) -> None:
@@ -226,13 +226,12 @@ def start_pissa(folder: Path) -> None:
 def in_head(out: Path) -> None:
     """Train twice, with the loss over all logits and in the head; write what was trained."""
     for name, computes in (("plain", False), ("head", True)):
-        head.computes_in_head = partial(lambda answer, device: answer, computes)
-        trainer = training.trainer(out, METHODS["staged"], ddp_backend="gloo", save_strategy="no", optim="sgd")
-        trainer.train()
+        with patch.object(head, "computes_in_head", partial(lambda answer, device: answer, computes)):
+            trainer = training.trainer(out, METHODS["staged"], ddp_backend="gloo", save_strategy="no", optim="sgd")
+            trainer.train()
         state = trainer.trained_state()
         if dist.get_rank() == 0:
             save_file(state, out / f"{name}.safetensors")
-    dist.destroy_process_group()
 
 
 def validate(out: Path) -> None:
@@ -240,7 +239,16 @@ def validate(out: Path) -> None:
     losses = {count: training.validation_loss(out, count) for count in VALIDATED}
     if dist.get_rank() == 0:
         (out / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+
+
+def shard(out: Path) -> None:
+    """Take sharded steps with every method; write what was trained, and how far sharded gradients are off."""
+    for name in METHODS:
+        result = steps(name, dist.get_rank(), dist.get_world_size())
+        if dist.get_rank() == 0:
+            save_file(result, out / f"{name}.safetensors")
+    gaps = [reduction_gap(dist.get_rank(), dist.get_world_size(), prepares) for prepares in (False, True)]
+    (out / "gaps.json").write_text(json.dumps(gaps))
 
 
 def fsdp2(folder: Path) -> None:
@@ -276,23 +284,21 @@ def fsdp2(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+TASKS = (staged, shard, validate, lisa, in_head, drift)
+"""What the processes do one after the other, each in a folder of its own, for the import of the libraries is long."""
+
+
 def main(arguments: list[str]) -> None:
     """One of the two processes."""
-    out = Path(arguments[1])
+    out = Path(arguments[-1])
     if arguments[0] == "fsdp2":
         fsdp2(out)
         return
-    alone = {"train": train, "validate": validate, "staged": staged, "in_head": in_head}
-    if arguments[0] in alone:
-        alone[arguments[0]](out)
-        return
-    dist.init_process_group("gloo")
-    for name in METHODS:
-        result = steps(name, dist.get_rank(), dist.get_world_size())
-        if dist.get_rank() == 0:
-            save_file(result, out / f"{name}.safetensors")
-    gaps = [reduction_gap(dist.get_rank(), dist.get_world_size(), prepares) for prepares in (False, True)]
-    (out / "gaps.json").write_text(json.dumps(gaps))
+    join_processes()
+    for task in TASKS:
+        folder = out / task.__name__
+        folder.mkdir(exist_ok=True)
+        task(folder)
     dist.destroy_process_group()
 
 

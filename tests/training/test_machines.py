@@ -1,9 +1,7 @@
-"""Several machines train one run, by hand, in a folder that all of them share."""
+"""Several machines train one run, in a folder that all of them share."""
 
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,52 +9,46 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmtune.cli import main
 from llmtune.errors import LlmtuneError
+from llmtune.launch.command import config_file
 from llmtune.launch.surroundings import forget_launchers
 from llmtune.run import Run
 from llmtune.training import process
 from llmtune.training.loop import train
-from tests.support import ROOT, tiny
+from tests.support import ROOT, slurm, tiny
 from tests.support.training import METHODS, prepare_run
 
 METHOD = {"kind": "gradual", "reaches": [1, "all"], "lr": 0.1}
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @pytest.mark.slow
-def test_two_machines_by_hand_train_one_run_in_a_shared_folder(tmp_path: Path) -> None:
-    """As `accelerate launch --num_machines 2` starts them; the only process of each machine is its first."""
+def test_a_slurm_job_trains_one_run_on_two_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job runs as SLURM would run it, but that both of its nodes are this machine, whose CPUs train."""
+    monkeypatch.chdir(tmp_path)
     train_settings = {"epochs": 1, "batch_size": 4, "optimizer": "sgd"}
     alone = prepare_run(tmp_path, METHOD, name="alone", train=train_settings)
     train(alone)
-    sections = {"train": train_settings, "launch": {"accelerate": "multi_node", "processes": 2}}
-    recipe = tiny.write_recipe(tmp_path / "two.yaml", tmp_path / "base", tmp_path / "train.jsonl", METHOD, **sections)
-    shared = tmp_path / "shared"
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    config = config_file("multi_cpu").read_text().replace("num_machines: 1", "num_machines: 2")
+    (tmp_path / "two.yaml").write_text(config)
+    sections = {"train": train_settings, "launch": {"accelerate": "two.yaml"}, "merge": {"enabled": False}}
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", tmp_path / "base", tmp_path / "train.jsonl", METHOD, **sections)
+    assert main(["launch", recipe.name, "--slurm", "--out", "shared"]) == 0
+    programs = slurm.install(tmp_path / "bin", srun=slurm.SRUN, scontrol=slurm.SCONTROL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{programs}:{os.environ['PATH']}"}
     forget_launchers(environment)
-    machines = []
-    for rank in ("0", "1"):
-        (tmp_path / rank).mkdir()
-        variables = {**environment, **place, "RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": "0"}
-        command = [sys.executable, "-m", "llmtune.train", str(recipe), "--out", str(shared)]
-        machines.append(
-            subprocess.Popen(command, cwd=tmp_path / rank, env=variables, stderr=subprocess.PIPE, text=True)
-        )
-    errors = [machine.communicate(timeout=240)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], errors
-    assert Run(shared).done("train")
-    weights = [next((folder / "delta").glob("*.safetensors")) for folder in (alone.path, shared)]
-    one, two = map(load_file, weights)
+    environment |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]"}
+    job = subprocess.run(["bash", "job.sbatch"], env=environment, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count(" of 2 processes; they meet at 127.0.0.1:") == 2
+    shared = Run(tmp_path / "shared")
+    assert shared.done("train")
+    assert (shared.path / "report.html").is_file()
+    one, two = (load_file(next((run.path / "delta").glob("*.safetensors"))) for run in (alone, shared))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5, msg=name)
-    assert {file.name for file in shared.glob("checkpoints/*/rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    states = {file.name for file in shared.path.glob("checkpoints/*/rng_state_*")}
+    assert states == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 def test_a_folder_that_another_machine_does_not_share_ends_training_in_one_line(

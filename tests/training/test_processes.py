@@ -36,7 +36,7 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 def two(*command: str, **environment: str) -> None:
-    """Run a task of tests/support/processes.py in two processes, started by torchrun or by the launcher given."""
+    """Run tests/support/processes.py in two processes, started by torchrun, or by Accelerate's launcher for FSDP2."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     if command[0] == "fsdp2":
         config = str(ROOT / "accelerate_configs" / "fsdp2.yaml")
@@ -53,33 +53,38 @@ def two(*command: str, **environment: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left of every task of tests/support/processes.py, each in the folder of its name."""
+    folder = tmp_path_factory.mktemp("together")
+    two(str(folder))
+    return folder
+
+
 @pytest.mark.slow
-def test_fsdp2_stages_and_lora_match_single_process(tmp_path: Path) -> None:
-    two("shard", str(tmp_path))
+def test_fsdp2_stages_and_lora_match_single_process(together: Path) -> None:
+    folder = together / "shard"
     for name in processes.METHODS:
-        alone, sharded = processes.steps(name, 0, 1), load_file(tmp_path / f"{name}.safetensors")
+        alone, sharded = processes.steps(name, 0, 1), load_file(folder / f"{name}.safetensors")
         assert set(alone) == set(sharded)
         for key, tensor in alone.items():
             torch.testing.assert_close(sharded[key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}")
-    by_accelerate, ours = json.loads((tmp_path / "gaps.json").read_text())
+    by_accelerate, ours = json.loads((folder / "gaps.json").read_text())
     assert by_accelerate > 1e-3 > 1e-6 > ours, "gradients are summed in fp32"
 
 
 @pytest.mark.slow
-def test_fails_at_the_stages_end_when_processes_drift_apart(tmp_path: Path) -> None:
-    two("train", str(tmp_path), MEDDLE="1")
+def test_fails_at_the_stages_end_when_processes_drift_apart(together: Path) -> None:
     for rank in (0, 1):
-        message = (tmp_path / f"error-{rank}").read_text()
+        message = (together / "drift" / f"error-{rank}").read_text()
         assert message.startswith("the processes' weights differ at step 2")
-        assert (tmp_path / f"reached-{rank}").read_text() == "2"
+        assert (together / "drift" / f"reached-{rank}").read_text() == "2"
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def staged(together: Path) -> Path:
     """What two processes left, which trained in stages, resumed in the middle of one, and started PiSSA."""
-    folder = tmp_path_factory.mktemp("staged")
-    two("staged", str(folder))
-    return folder
+    return together / "staged"
 
 
 def counted(staged: Path, rank: int) -> dict[str, Any]:
@@ -125,25 +130,24 @@ def test_processes_share_the_work_of_a_start_and_wait_for_a_day(staged: Path, tm
 
 
 @pytest.mark.slow
-def test_two_processes_validate_to_the_loss_of_one(tmp_path: Path) -> None:
-    two("validate", str(tmp_path))
-    together = json.loads((tmp_path / "losses.json").read_text())
+def test_two_processes_validate_to_the_loss_of_one(together: Path, tmp_path: Path) -> None:
+    losses = json.loads((together / "validate" / "losses.json").read_text())
     for count in processes.VALIDATED:
-        assert together[str(count)] == pytest.approx(training.validation_loss(tmp_path, count), rel=1e-6), count
+        assert losses[str(count)] == pytest.approx(training.validation_loss(tmp_path, count), rel=1e-6), count
 
 
 @pytest.mark.slow
-def test_lisa_in_passes_in_two_processes_matches_one_pass(tmp_path: Path) -> None:
-    two("train", str(tmp_path), METHOD="lisa", TOKENS="20")
-    assert not list(tmp_path.glob("error-*"))
+def test_lisa_in_passes_in_two_processes_matches_one_pass(together: Path, tmp_path: Path) -> None:
+    folder = together / "lisa"
+    assert not list(folder.glob("error-*"))
     options: dict[str, Any] = {"data": training.rows(21), "optim": "sgd", "per_device_train_batch_size": 8}
     alone = training.trainer(tmp_path / "alone", processes.METHODS["lisa"], **options)
     alone.train()
-    counts = json.loads((tmp_path / "counts.json").read_text())
+    counts = json.loads((folder / "counts.json").read_text())
     assert (counts["seen"], counts["supervised"]) == (alone.counts.seen, alone.counts.supervised)
-    together = load_file(tmp_path / "trained.safetensors")
+    trained = load_file(folder / "trained.safetensors")
     for name, tensor in alone.trained_state().items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow
@@ -182,9 +186,8 @@ def test_fsdp2_resume_matches_single_process(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_loss_in_the_head_trains_the_same_weights_in_stages_over_two_processes(tmp_path: Path) -> None:
-    two("in_head", str(tmp_path))
-    plain, ours = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "head"))
+def test_loss_in_the_head_trains_the_same_weights_in_stages_over_two_processes(together: Path) -> None:
+    plain, ours = (load_file(together / "in_head" / f"{name}.safetensors") for name in ("plain", "head"))
     assert set(ours) == set(plain)
     for name, tensor in plain.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6, msg=name)

@@ -1,5 +1,6 @@
 """What LoRA goes to: layers by their names, and by the names of their tensors experts and what PEFT takes for them."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -43,6 +44,20 @@ class Wanted(Protocol):
     @property
     def alphas(self) -> Mapping[str, float]:
         """Other alphas by pattern."""
+
+
+def distances_of(layers: str | tuple[int, ...], count: int) -> set[int]:
+    """Return the distances of the blocks that `method.adapter.layers` means in a model of `count` blocks."""
+    if isinstance(layers, tuple):
+        if beyond := [distance for distance in layers if distance > count]:
+            reason = f"distance {beyond[0]} is beyond the model, which has {count} blocks; try {count}"
+            raise FieldError("method.adapter.layers", reason)
+        return set(layers)
+    third = math.ceil(count / 3)
+    top, bottom = set(range(1, third + 1)), set(range(count - third + 1, count + 1))
+    everything = set(range(1, count + 1))
+    parts = {"all": everything, "top": top, "bottom": bottom, "middle": everything - top - bottom or everything}
+    return parts[layers]
 
 
 def lora_targets(spec: Wanted, model: nn.Module, plan: Plan, near: set[int]) -> tuple[list[str], list[str]]:

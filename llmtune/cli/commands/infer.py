@@ -108,6 +108,8 @@ def chat(
     verbose: Verbose = False,
 ) -> None:
     """Talk to base and tuned model."""
+    if base and tuned:
+        raise RecipeError("--base --tuned: give one of them, or neither for both models")
     folder = open_with(run, set or [])
     require_trained(folder)
     try:
@@ -116,5 +118,5 @@ def chat(
         raise RecipeError(f"--{str(error).replace('_', '-', 2)}") from error
     with importing():
         from llmtune.cli import chat as conversation
-    alone = {(True, False): "base", (False, True): "tuned"}.get((base, tuned))
+    alone = "base" if base else "tuned" if tuned else None
     conversation.chat(folder, sampling=sampling, system=system, alone=alone)

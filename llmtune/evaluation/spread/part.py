@@ -37,6 +37,6 @@ def _join() -> bool:
     device = run_device()
     PartialState(cpu=device.type == "cpu", timeout=processes.PATIENCE)
     if device.type == "cuda":
-        torch.cuda.current_device()  # starts CUDA on the device that PartialState chose, where `run_device` looks
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # on the device that PartialState chose, where `run_device` looks
     processes.join()
     return processes.rank() == 0

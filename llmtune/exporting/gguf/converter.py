@@ -30,7 +30,10 @@ def check(folder: Path, kind: str) -> None:
 
 
 def convert(folder: Path, merged: Path, file: Path, kind: str) -> None:
-    """Let the converter write merged weights to a file; raises ProofError with its last line where it fails."""
+    """Let the converter write merged weights to a file; raises ProofError with its last line where it fails.
+
+    Raises MachineError where it lacks a package, or does not know the architecture.
+    """
     command = [sys.executable, str((folder / SCRIPT).absolute()), str(merged.absolute())]
     command += ["--outfile", str(file.absolute()), "--outtype", kind]
     with working("converting with llama.cpp"):
@@ -40,4 +43,6 @@ def convert(folder: Path, merged: Path, file: Path, kind: str) -> None:
         if "ModuleNotFoundError" in lines[-1]:
             fix = f"pip install -r {folder / 'requirements.txt'}"
             raise MachineError(f"llama.cpp's converter lacks a package: {one_line(lines[-1], LONGEST_LINE)}; {fix}")
+        if "is not supported" in lines[-1]:
+            raise MachineError(f"llama.cpp's converter cannot write this model: {one_line(lines[-1], LONGEST_LINE)}")
         raise ProofError(f"llama.cpp's converter failed: {one_line(lines[-1], LONGEST_LINE)}")

@@ -2,11 +2,10 @@
 
 import importlib.util
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import FullMemoryError, MachineError, ProofError
+from llmtune.errors import ProofError
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import converter, llama_cpp
@@ -18,8 +17,7 @@ from llmtune.exporting.gguf.rows import prompts_of
 from llmtune.exporting.gguf.types import stored_bytes
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre, read_pre
 from llmtune.exporting.gguf.write import named_tensors, write_gguf
-from llmtune.machine.device import free_bytes
-from llmtune.merging.checks import CPU
+from llmtune.exporting.room import check_room
 from llmtune.merging.proof import probes
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.files.converted import find_gguf
@@ -41,26 +39,27 @@ def check(export: Export) -> None:
     base = locate_base(settings.model)
     llama = converter_folder(export.llama_cpp)
     if llama:
-        converter.check(llama, export.kind)
+        converter.check(llama, export.type)
     else:
         config = load_config(base)
         architecture_name(config)
         if not dequantized_format(config):
             named_tensors(base.folder, config, base.name)
         _pre(base)
-    _check_room(export, base)
+    shapes = [list(tensor.shape) for tensor in build_skeleton(base).parameters()]
+    check_room(export, base, sum(stored_bytes(export.type, shape) for shape in shapes))
 
 
 def write(export: Export, folder: Path) -> dict[str, Any]:
     """Write the merged weights as one file, by llama.cpp's converter where its folder is given."""
     merged = export.merged()
-    file = folder / f"{file_stem(export.run)}-{export.kind.upper()}.gguf"
+    file = folder / f"{file_stem(export.run)}-{export.type.upper()}.gguf"
     base = Base(merged, str(merged), None, None)
     if llama := converter_folder(export.llama_cpp):
-        converter.convert(llama, merged, file, export.kind)
-        return {"file": file.name, "type": export.kind, "written_by": "llama.cpp's converter"}
-    tensors = write_gguf(merged, file, export.kind, file_stem(export.run), load_config(base), _vocabulary(export, base))
-    return {"file": file.name, "type": export.kind, "written_by": "the gguf package", "tensors": tensors}
+        converter.convert(llama, merged, file, export.type)
+        return {"file": file.name, "type": export.type, "written_by": "llama.cpp's converter"}
+    tensors = write_gguf(merged, file, export.type, file_stem(export.run), load_config(base), _vocabulary(export, base))
+    return {"file": file.name, "type": export.type, "written_by": "the gguf package", "tensors": tensors}
 
 
 def prove(export: Export, folder: Path) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def prove(export: Export, folder: Path) -> dict[str, Any]:
     stops = check_tokens(file, words, texts, prompts.ids)
     ids = [words.tokenizer(text).input_ids for text in texts]
     own = converter_folder(export.llama_cpp) is None
-    facts, answers = prove_equal(file, export.kind, base, words.tokenizer, ids, prompts, own)
+    facts, answers = prove_equal(file, export.type, base, words.tokenizer, ids, prompts, own)
     facts |= {"stops": stops, "pre": read_pre(file)}
     if importlib.util.find_spec("llama_cpp"):
         facts["llama_cpp"] = llama_cpp.compare(file, words.tokenizer, texts, prompts, answers)
@@ -122,29 +121,3 @@ def _pre(base: Base) -> str:
         if pre := read_pre(file):
             return pre
     return find_pre(load_tokenizer(base), base.name)
-
-
-def _check_room(export: Export, base: Base) -> None:
-    """Raise MachineError where the file does not fit on the disk, or the proof not into memory."""
-    shapes = [list(tensor.shape) for tensor in build_skeleton(base).parameters()]
-    needed = sum(stored_bytes(export.kind, shape) for shape in shapes)
-    if not export.run.done("merge"):
-        item = {"float32": 4}.get(export.run.recipe().merge.dtype, 2)
-        needed += sum(item * _numel(shape) for shape in shapes)
-    free = shutil.disk_usage(export.run.path).free
-    if free < needed:
-        raise MachineError(f"{export.run.path}: exporting needs {size(needed)} of disk, but only {size(free)} is free")
-    weights = sum(map(_numel, shapes))
-    memory, available = 8 * weights, free_bytes(CPU)
-    if available < memory:
-        raise FullMemoryError(
-            f"the export is proved in float32, which takes {size(memory)} while the file is read back, and "
-            f"{size(available)} of memory is free; free some memory, or export on a larger machine"
-        )
-
-
-def _numel(shape: list[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.errors import ProofError
 from llmtune.exporting.gguf.reading import read_model
@@ -13,12 +13,11 @@ from llmtune.exporting.gguf.rows import Prompts, answers
 from llmtune.exporting.gguf.types import rounded
 from llmtune.machine.memory import trim_heap
 from llmtune.merging.compact import in_fp32
+from llmtune.merging.outcome import fp32_bound, largest_gap
 from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_model
 from llmtune.working import working
 
-FP32_BOUND = (1e-4, 1e-5)
-"""Absolute, and as a share of the largest logit: what the order of additions changes."""
 TIMES = 4
 """How often the effect of random errors, each as large as the type's own, a file may have."""
 LEAST_EQUAL = {"q8_0": 0.5}
@@ -51,28 +50,17 @@ def prove_equal(
     `ids` are the texts whose logits are compared. Both models compute in fp32 on the CPU, one after the other. Raises
     ProofError with both answers where the file's differ. `own` tells that llmtune wrote the file.
     """
-    with working("loading the merged weights"):
-        model = load_model(base)
-        expected = logits(model, ids)
-    with working(f"measuring what rounding to {kind} does"):
-        effect = float((_with_errors(model, kind, ids, at_random=True) - expected).abs().max())
-        as_stored = _with_errors(model, kind, ids, at_random=False)
-    merged = answers(model, prompts, "the merged model")
-    config = model.config
-    del model
-    trim_heap()
+    config, merged, expected, as_stored, effect = _computed_merged(base, kind, ids, prompts)
     read = read_model(file, config)
     with working(f"comparing {file.name} with the merged weights"):
         actual = logits(read, ids)
-    gap, reading_gap = (float((actual - other).abs().max()) for other in (expected, as_stored))
+    gap, reading_gap = (largest_gap(actual, other) for other in (expected, as_stored))
     others = answers(read, prompts, file.name)
     del read
     trim_heap()
-    scale = float(expected.abs().max())
-    fp32_bound = max(FP32_BOUND[0], FP32_BOUND[1] * scale)
-    bound = max(fp32_bound, TIMES * effect)
+    bound = max(fp32_bound(expected), TIMES * effect)
     # llmtune's own file holds these very values; a converter may choose other types for some tensors.
-    reading_bound = fp32_bound if own else bound
+    reading_bound = fp32_bound(expected) if own else bound
     differences = _differences(base, tokenizer, prompts, merged, others)
     gaps = [(gap, bound, "the merged model's"), (reading_gap, reading_bound, f"those of its weights in {kind}")]
     _judge(file.name, kind, gaps, differences, len(merged))
@@ -81,10 +69,30 @@ def prove_equal(
         "bound": bound,
         "gap_read": reading_gap,
         "rounding": effect,
-        "largest_logit": scale,
+        "largest_logit": float(expected.abs().max()),
         "texts": len(ids),
     }
     return facts | {"rows": len(merged), "equal": len(merged) - len(differences)}, merged
+
+
+def _computed_merged(
+    base: Base, kind: str, ids: list[list[int]], prompts: Prompts
+) -> tuple[PreTrainedConfig, list[list[int]], torch.Tensor, torch.Tensor, float]:
+    """What the merged model has and computes: configuration, answers, logits, those of its weights in `kind`.
+
+    Last is how far random errors, each as large as the type's own, move its logits.
+    """
+    with working("loading the merged weights"):
+        model = load_model(base)
+        expected = logits(model, ids)
+    with working(f"measuring what rounding to {kind} does"):
+        effect = largest_gap(_with_errors(model, kind, ids, at_random=True), expected)
+        as_stored = _with_errors(model, kind, ids, at_random=False)
+    merged = answers(model, prompts, "the merged model")
+    config: PreTrainedConfig = model.config
+    del model
+    trim_heap()
+    return config, merged, expected, as_stored, effect
 
 
 def _judge(

@@ -77,15 +77,7 @@ def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: 
         if read_pre(file) not in (GPT2, *GGUF_PRE_TOKENIZER_SPLITS):  # transformers knows the rest of the file alone
             read.backend_tokenizer.pre_tokenizer = own.backend_tokenizer.pre_tokenizer
 
-    def number(name: str) -> int | None:
-        field = fields.get(f"tokenizer.ggml.{name}_token_id")
-        return None if field is None else int(field.contents())
-
-    stops = {token for token in map(number, ("eos", "eot", "eom")) if token is not None}
-    missing = vocabulary.stop - stops if len(vocabulary.stop) <= 3 else set()
-    if missing:
-        names = ", ".join(repr(own.decode([token])) for token in sorted(missing))
-        raise ProofError(f"{file.name} does not stop at {names}, where the tuned model ends its answers")
+    stops = _check_stops(file, fields, vocabulary)
     if len(tokens) != vocabulary.size:
         raise ProofError(f"{file.name} has {len(tokens)} tokens, and the tuned model has {vocabulary.size}")
     for token, index in own.get_vocab().items():
@@ -94,18 +86,23 @@ def check_tokens(file: Path, vocabulary: Vocabulary, texts: list[str], prompts: 
     template = fields.get("tokenizer.chat_template")
     if (str(template.contents()) if template else None) != own.chat_template:
         raise ProofError(f"{file.name}: its chat template is not the tuned model's")
-    for ids, again in [
-        *((own(text).input_ids, read(text).input_ids) for text in texts),
-        *(
-            (prompt, _encode(read, own.decode(prompt)))
-            for prompt in prompts
-            if _encode(own, own.decode(prompt)) == prompt
-        ),
-    ]:
+    pairs = [(own(text).input_ids, read(text).input_ids) for text in texts]
+    unchanged = [(prompt, own.decode(prompt)) for prompt in prompts if _encode(own, own.decode(prompt)) == prompt]
+    for ids, again in [*pairs, *((prompt, _encode(read, text)) for prompt, text in unchanged)]:
         if ids != again:
             text = own.decode(ids)[:60]
             raise ProofError(f"{file.name}: its tokenizer reads {text!r} as {again[:12]}, not as {ids[:12]}")
     return [own.decode([token]) for token in sorted(stops)]
+
+
+def _check_stops(file: Path, fields: dict[str, Any], vocabulary: Vocabulary) -> set[int]:
+    """The tokens at which llama.cpp stops by the file; raises ProofError where one of the tuned model's is missing."""
+    named = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    stops = {int(field.contents()) for field in named if field is not None}
+    if missing := {*vocabulary.ends.values()} - stops:  # GGUF has names for three
+        names = ", ".join(repr(vocabulary.tokenizer.decode([token])) for token in sorted(missing))
+        raise ProofError(f"{file.name} does not stop at {names}, where the tuned model ends its answers")
+    return stops
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -92,6 +92,7 @@ def find_pre(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     model, normalizer = content.get("model") or {}, content.get("normalizer")
     if model.get("type") != "BPE" or model.get("byte_fallback") or not model.get("merges"):
         kind = model.get("type") or type(tokenizer).__name__
+        kind += {"BPE": " with byte fallback" if model.get("byte_fallback") else " without merges"}.get(kind, "")
         raise MachineError(
             f"{name}: the gguf package alone writes tokenizers of bytes with merges, not this {kind}; {HOW}"
         )

@@ -51,8 +51,8 @@ def _not_lora(stored: dict[str, Any]) -> Iterator[str]:
     """Why a delta is no LoRA on a base that vLLM loads as it was trained on."""
     if stored["kind"] == "tensors":
         yield "trained tensors of the model itself; vLLM's adapters are LoRA alone"
-    elif stored["adapter"] != "lora":
-        yield f"{KINDS[stored['adapter']].name} adapters; vLLM's are LoRA alone"
+    elif not (adapter := KINDS[stored["adapter"]]).served_beside_base:
+        yield f"{adapter.name} adapters; vLLM's are LoRA alone"
     if stored.get("added"):
         yield "embeddings of new tokens, which vLLM leaves out"
     if stored.get("converted"):

@@ -33,7 +33,7 @@ class ShardMerge:
     into: Base
 
     def write(self, folder: Path, base: Base) -> int:
-        """Write a merged folder with the tokenizer of the `base`; returns how many parameters changed."""
+        """Write a merged folder with the tokenizer of the `base`; returns how many of its tensors changed."""
         changed = write_weights(self.merger, self.parts, folder)
         wider = self.merger.stock if self.merger.change.wide else None
         dtype = str(self.merger.dtype).removeprefix("torch.")

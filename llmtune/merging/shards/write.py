@@ -122,7 +122,7 @@ class Merger:
 
 
 def write_weights(merger: Merger, parts: list[Part], folder: Path) -> int:
-    """Write every tensor of the base to files like the base's, merged and rounded; returns how many parameters changed.
+    """Write every tensor of the base to files like the base's, merged and rounded; returns how many changed.
 
     One file of at most 5 GB is in memory at a time, and one part. Raises ProofError for a number that the dtype lacks.
     """
@@ -140,9 +140,11 @@ def write_weights(merger: Merger, parts: list[Part], folder: Path) -> int:
                     if part:
                         tensors = merger.merge(part)
                         part_of = {name: other for name, other in part_of.items() if other is not part}
-                        changed += len(tensors)
                         ready |= {key: one for name in tensors for key, one in tensors[name].items()}
-                    files.add(key, ready.pop(key) if key in ready else rounded(key, source.get_tensor(key), dtype))
+                    original = source.get_tensor(key)
+                    if key in ready:
+                        changed += not torch.equal(ready[key], original.to(dtype))  # of experts, some may be as before
+                    files.add(key, ready.pop(key) if key in ready else rounded(key, original, dtype))
                     step()
             files.flush()
     files.finish()

@@ -17,7 +17,7 @@ class Footprint:
     """Devices with their number, hours of training, and the energy of all of it in kWh, by what was measured."""
 
     devices: Mapping[str, int]
-    kind: str
+    device: str
     """GPU or CPU: what the devices are."""
     seconds: float
     kwh: Mapping[str, float]
@@ -54,9 +54,9 @@ class Footprint:
 
     def _missing(self) -> str:
         """What the energy leaves out, in words."""
-        if self.kind == "GPU" and "CPU" not in self.kwh:
+        if self.device == "GPU" and "CPU" not in self.kwh:
             return "; that of the rest of the machine was not measured"
-        if self.kind == "GPU" and "GPU" not in self.kwh:
+        if self.device == "GPU" and "GPU" not in self.kwh:
             return "; that of the GPUs was not measured"
         return ", other programs included"
 

@@ -7,29 +7,33 @@ from huggingface_hub import EvalResult
 
 from llmtune.data.sources import HubName
 from llmtune.data.sources.files import reader_of
-from llmtune.evaluation.results import FEW_SHOT, TEXTS
-from llmtune.evaluation.tables import is_shown
+from llmtune.evaluation.results import FEW_SHOT, GENERAL_QUESTIONS, GENERAL_TEXTS, TEXTS
 from llmtune.files import read_json
 from llmtune.recipe.paths import exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
 
-_NAMES = {HELD_OUT: "held-out rows", FEW_SHOT: "held-out rows", TEXTS: "held-out texts"}
+_HELD_OUT = {HELD_OUT: "held-out rows", FEW_SHOT: "held-out rows", TEXTS: "held-out texts"}
+_NAMES = {**_HELD_OUT, GENERAL_QUESTIONS: "llmtune's general questions", GENERAL_TEXTS: "llmtune's general texts"}
 
 
 def scores(run: Run, settings: Recipe) -> list[EvalResult]:
-    """Return the tuned model's scores; empty for a run that was not evaluated."""
+    """Return the tuned model's scores, without the tasks of a group; empty for a run that was not evaluated."""
     if not run.done("eval"):
         return []
     results = read_json(run.eval / "tuned.json")["results"]
-    shown = {task: result for task, result in results.items() if is_shown(task, result)}
-    return [score for task, result in shown.items() for score in _task_scores(task, result, settings)]
+    return [
+        score
+        for task, result in results.items()
+        if "group" not in result
+        for score in _task_scores(task, result, settings)
+    ]
 
 
 def _task_scores(task: str, result: Mapping[str, Any], settings: Recipe) -> Iterator[EvalResult]:
     rows = {"num_few_shot": result.get("shots"), "n": result.get("n"), "of": result.get("of")}
-    version = str(result["version"]) if result.get("version") is not None and task not in _NAMES else None
+    version = str(result["version"]) if result.get("version") is not None and task not in _HELD_OUT else None
     for metric, score in result.get("metrics", {}).items():
         if not isinstance(score.get("value"), int | float):
             continue
