@@ -116,7 +116,7 @@ def test_new_file_begins_where_the_limit_is_reached(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_random_changes_are_as_large_as_rounding_errors_on_the_root_mean_square(dtype: torch.dtype) -> None:
-    exact = torch.randn(600, 700, generator=torch.Generator().manual_seed(1))
+    exact = torch.randn(1024, 512, generator=torch.Generator().manual_seed(1))
     exact[3, :5] = 0
     narrow = exact.to(dtype).float()
     changed, again = narrow.clone(), narrow.clone().T
