@@ -14,7 +14,7 @@ from llmtune.merging.compact import in_fp32
 from llmtune.merging.digests import digests
 from llmtune.merging.folder import save_small_files
 from llmtune.merging.outcome import Outcome, fp32_bound, largest_gap
-from llmtune.merging.proof import jitter, logits, within
+from llmtune.merging.proof import is_finite, jitter, logits, within
 from llmtune.merging.untouched import beyond_text, left_out
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import distances
@@ -92,7 +92,7 @@ def _jittered_logits(model: PreTrainedModel, ids: list[list[int]], epsilon: floa
 
 def _refuse_infinite(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(parameter.detach()):
             kind = str(dtype).removeprefix("torch.")
             raise ProofError(
                 f"{name}: has a weight that {kind} lacks, which ends at {torch.finfo(dtype).max:.6g}; "
