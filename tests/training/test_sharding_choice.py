@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmtune import api, cli, recipe
+from llmtune import cli, recipe
+from llmtune.api import job
 from llmtune.launch import process
 from llmtune.launch.ending import Exit
 from llmtune.launch.engine import needs_sharding
@@ -29,7 +30,7 @@ def recipe_file(folder: Path, **sections: Any) -> Path:
 def has_gpus(monkeypatch: pytest.MonkeyPatch, count: int, memory: int) -> None:
     """Let this machine have GPUs of so many bytes."""
     monkeypatch.setattr("llmtune.machine.gpus.count_gpus", lambda: count)
-    monkeypatch.setattr(api, "count_gpus", lambda: count)
+    monkeypatch.setattr(job, "count_gpus", lambda: count)
     monkeypatch.setattr(prepare, "smallest_gpu", lambda: memory)
 
 
