@@ -192,3 +192,10 @@ def test_refuses_what_does_not_go_together(run: Run, tmp_path: Path) -> None:
     run.forget("train")
     with pytest.raises(TrainingError, match="nothing is trained yet; first: llmtune train"):
         llmtune.merge(run)
+
+
+def test_says_which_settings_stay_with_the_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    llmtune.report(run, set=["eval.limit=3"])
+    assert "from now on the run has eval.limit=3; --set changes it again" in capsys.readouterr().out
+    llmtune.report(run, set=["eval.limit=3"])
+    assert "from now on" not in capsys.readouterr().out

@@ -28,11 +28,13 @@ def ready_run(folder: Folder, name: str, overrides: Overrides) -> Iterator[Run]:
     if name == "publish" and run.recipe().publish is None:
         raise RecipeError(f"{run.recipe_file}: publish: is missing; add --set publish.repo=owner/name")
     with at_work(run):
+        before = run.recipe_file.read_text(encoding="utf-8")
         if name != "report":
             require_trained(run)
         with guarded_step(run, name, say_safe=False):
             yield run
-    if overrides:
+        kept = run.recipe_file.read_text(encoding="utf-8") != before
+    if kept and overrides:
         print(f"from now on the run has {', '.join(overrides)}; --set changes it again")
 
 
