@@ -117,9 +117,9 @@ def refuse_other_settings(path: Path, before: Mapping[str, Any], now: Mapping[st
         if before.get(name) == now[name]:
             continue
         values = (before.get(name), now[name])
-        shown = f"{name} {_shown(values[0])} there, {_shown(values[1])} here"
+        change = f"{name} {_shown(values[0])} there, {_shown(values[1])} here"
         short = all(isinstance(value, str | int | float | None) and len(str(value)) <= 40 for value in values)
-        what = shown if short else f"other {name}"
+        what = change if short else f"other {name}"
         raise RecipeError(f"{path}: holds answers of other settings ({what}); give another -o, or --overwrite it")
 
 

@@ -46,8 +46,8 @@ def choose_opening(recipe: Recipe, rows: RowsSurvey, request: Request, has_templ
     if request.system is not None:
         system = request.system
     elif system:
-        shown = one_line(system, _SHOWN)
-        print(f"no row has a system prompt, so each gets the one of the run's rows: {shown}", flush=True)
+        words = one_line(system, _SHOWN)
+        print(f"no row has a system prompt, so each gets the one of the run's rows: {words}", flush=True)
     if tools:
         names = ", ".join(str(tool["function"]["name"]) for tool in tools)
         print(f"no row has tools, so each gets those of the run's rows: {names}", flush=True)

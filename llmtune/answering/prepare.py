@@ -61,15 +61,15 @@ class Preparer:
     def _add(self, batch: list[AskedRow]) -> None:
         start = len(self.prepared.prompts)
         scored = [self.opening.put_before(one.row) for one in batch if one.is_answered and one.row.messages]
-        asked: dict[str, tuple[Sequence[int], Truth]] = {}
+        encoded: dict[str, tuple[Sequence[int], Truth]] = {}
         for one in self._questions(scored):
             self.prepared.survey.add(one)
             self.prepared.keeps_special |= one.special
             for row, ids, truth in zip(one.rows, one.prompt_ids, one.truths, strict=True):
-                asked[row.where] = (ids, truth)
+                encoded[row.where] = (ids, truth)
         for place, one_row in enumerate(batch, start):
-            if one_row.row.where in asked:
-                ids, self.prepared.truths[place] = asked[one_row.row.where]
+            if one_row.row.where in encoded:
+                ids, self.prepared.truths[place] = encoded[one_row.row.where]
             else:
                 ids = self._prompt(one_row, place)
             self.prepared.prompts.append(array("i", ids))

@@ -54,13 +54,13 @@ class Tally:
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """Say in lines what a summary holds."""
-    said = [_model_line(name, facts) for name, facts in summary["models"].items()]
+    text = [_model_line(name, facts) for name, facts in summary["models"].items()]
     errors = summary["errors"]
     if errors:
         ids = format_ids([one["id"] for one in errors])
         rows = f"{len(errors)} of {summary['rows']} rows were not answered ({ids})"
-        said.append(f"warning: {rows}: {errors[0]['error']}")
-    return [*said, f"answers  {summary['out']}"]
+        text.append(f"warning: {rows}: {errors[0]['error']}")
+    return [*text, f"answers  {summary['out']}"]
 
 
 def _model_line(name: str, facts: Mapping[str, Any]) -> str:

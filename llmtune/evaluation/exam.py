@@ -69,7 +69,9 @@ class Exam:
     """The general questions and texts that show what the training cost."""
 
 
-def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel, base: Base) -> Exam:
+def make_exam(
+    run: Run, suite: Suite, tasks: list[Task], groups: list[Group], model: PreTrainedModel, base: Base
+) -> Exam:
     """Prepare the questions of a suite; raises FieldError where it asks for held-out rows and there are none.
 
     Raises RecipeError where they are other rows than when the run was made.
@@ -97,8 +99,8 @@ def make_exam(run: Run, suite: Suite, tasks: list[Task], model: PreTrainedModel,
     new_tokens = answer_room(survey, context) if held_out else 0
     limit = recipe.eval.limit or suite.limit
     general = load_general(tokenizer, context) if recipe.eval.forgetting else None
-    asked = (suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens)
-    return Exam(*asked, rules, metrics, labels, general=general)
+    parts = (suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens)
+    return Exam(*parts, rules, metrics, labels, groups, general)
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """evaluate(run): base and tuned model on the same questions under the same settings, with everything to repeat it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.kernels.finite import is_finite
 from llmtune.machine import processes
 from llmtune.model.base import Base, load_config
 from llmtune.model.files.fingerprints import fingerprint_base, refuse_other_base
@@ -64,8 +64,7 @@ def evaluate_here(run: Run) -> Evaluations:
             refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
             placement = place(recipe, base)
             model = _load_base(base, recipe, placement)
-            exam = make_exam(run, suite, tasks, getattr(model, "skeleton", model), base)
-            exam = replace(exam, groups=groups)
+            exam = make_exam(run, suite, tasks, groups, getattr(model, "skeleton", model), base)
             settings = settings_of(recipe, exam, model, placement)
             origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
             _check_logits(exam, model, "base")
@@ -118,7 +117,7 @@ def _check_delta(delta: Path) -> None:
     for file in sorted(delta.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
-                if not torch.isfinite(stored.get_tensor(name)).all():
+                if not is_finite(stored.get_tensor(name)):
                     raise ProofError(f"{file}: {name} holds values that are not finite; train again at a lower rate")
 
 

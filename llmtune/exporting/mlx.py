@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
-from llmtune.exporting.gguf.rows import Prompts, answers, prompts_of
 from llmtune.exporting.room import check_room
+from llmtune.exporting.rows import Prompts, answers, prompts_of
 from llmtune.merging.checks import disk_bytes
 from llmtune.merging.outcome import fp32_bound, largest_gap
 from llmtune.merging.proof import TOKENS, logits, probes

@@ -12,7 +12,7 @@ from llmtune.evaluation.questions import context_length
 from llmtune.exporting.chat_format import ChatFormat, chat_format
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import form as gguf
-from llmtune.exporting.gguf.rows import ROWS
+from llmtune.exporting.rows import ROWS
 from llmtune.files import read_json
 from llmtune.model.base import Base, load_config
 from llmtune.model.tokens import load_tokenizer, stop_ids

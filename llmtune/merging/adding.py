@@ -12,8 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError, lacks_memory
+from llmtune.kernels.finite import is_finite
 from llmtune.merging.compact import in_fp32, units, widen_buffers, widened_units
-from llmtune.merging.proof import is_finite, logits
+from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_config, load_model
 from llmtune.model.blocks import is_tied
 from llmtune.model.files.quantization import dequantized_format

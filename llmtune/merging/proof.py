@@ -108,11 +108,6 @@ def within(what: str, actual: torch.Tensor, expected: torch.Tensor, bound: float
     return gap
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are finite, by the extremes: they take no memory, and a tenth of the time of each number."""
-    return not tensor.numel() or all(bool(one.isfinite()) for one in tensor.aminmax())
-
-
 def jitter(number: int, weight: torch.Tensor, epsilon: float) -> None:
     """Change each number of an fp32 weight in place, up or down at random, by less than what rounding it may change.
 

@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError
+from llmtune.kernels.finite import is_finite
 from llmtune.machine.memory import trim_heap
 from llmtune.merging.adding import add_delta, fp32_logits, load_compact, round_buffers
 from llmtune.merging.compact import in_fp32
 from llmtune.merging.digests import digests
 from llmtune.merging.folder import save_small_files
 from llmtune.merging.outcome import Outcome, fp32_bound, largest_gap
-from llmtune.merging.proof import is_finite, jitter, logits, within
+from llmtune.merging.proof import jitter, logits, within
 from llmtune.merging.untouched import beyond_text, left_out
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import distances
@@ -92,7 +93,7 @@ def _jittered_logits(model: PreTrainedModel, ids: list[list[int]], epsilon: floa
 
 def _refuse_infinite(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
-        if not is_finite(parameter.detach()):
+        if not is_finite(parameter):
             kind = str(dtype).removeprefix("torch.")
             raise ProofError(
                 f"{name}: has a weight that {kind} lacks, which ends at {torch.finfo(dtype).max:.6g}; "

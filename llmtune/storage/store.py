@@ -97,8 +97,8 @@ class Store:
             except FileNotFoundError as error:
                 raise MachineError(f"{self.url}/{name}: is gone from the store") from error
             if "/" in name and partial.stat().st_size != size:
-                found = f"has {partial.stat().st_size} bytes and should have {size}"
-                raise MachineError(f"{self.url}/{name}: {found}; is another machine at work there? try again")
+                wrong = f"has {partial.stat().st_size} bytes and should have {size}"
+                raise MachineError(f"{self.url}/{name}: {wrong}; is another machine at work there? try again")
 
     def remove(self, names: Collection[str]) -> None:
         """Remove files of the store; one that is gone already is no error."""

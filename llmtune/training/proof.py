@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.errors import TrainingError
+from llmtune.kernels.finite import is_finite
 from llmtune.machine import processes
 from llmtune.model.sharded import gather
 from llmtune.run_log import Record
@@ -66,7 +67,7 @@ class UpdateCheck(TrainerCallback):
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).flatten()
+    flat = _local(tensor).flatten()
     return flat[:: max(1, flat.numel() // SAMPLE)]
 
 
@@ -109,9 +110,12 @@ def prove_planned_changes(
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    # The largest magnitude tells it, and takes no memory: isfinite of all numbers holds as many again.
-    return not local.numel() or bool(torch.linalg.vector_norm(local.detach(), torch.inf).isfinite())
+    return is_finite(_local(tensor))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def check_validation(loss: float, step: int, last: int, record: Callable[[Record], None]) -> None:

@@ -19,8 +19,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from llmtune.errors import MachineError, ProofError
 from llmtune.exporting import step
 from llmtune.exporting.gguf import architecture, converter, form, llama_cpp, types, write
-from llmtune.exporting.gguf.rows import Prompts
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre
+from llmtune.exporting.rows import Prompts
 from llmtune.model.base import Base
 from llmtune.model.files.converted import Converted
 from llmtune.run import Run

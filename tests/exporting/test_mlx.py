@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.exporting import mlx, step
-from llmtune.exporting.gguf.rows import Prompts, answers
+from llmtune.exporting.rows import Prompts, answers
 from llmtune.merging.proof import logits
 from llmtune.model.base import Base, load_model
 from llmtune.run import Run

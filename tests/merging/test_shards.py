@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from llmtune.adapters.delta import load_delta
 from llmtune.errors import ProofError
+from llmtune.kernels.finite import is_finite
 from llmtune.merging.compact import units
-from llmtune.merging.proof import is_finite, jitter
+from llmtune.merging.proof import jitter
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.merge import merge_by_shards
 from llmtune.merging.shards.write import ShardWriter

@@ -77,10 +77,10 @@ def launch(
 
 def _refuse_mixture(slurm: bool, job: dict[str, Any], part: dict[str, Any]) -> None:
     """Raise RecipeError for options of a job without --slurm, of one machine's part with it, or for neither."""
-    given = [name for name, value in (part if slurm else job).items() if value is not None]
-    if given:
+    misplaced = [name for name, value in (part if slurm else job).items() if value is not None]
+    if misplaced:
         kind = "one machine's part, and --slurm writes a job" if slurm else "a job; add --slurm"
-        raise RecipeError(f"{given[0]}: is for {kind}")
+        raise RecipeError(f"{misplaced[0]}: is for {kind}")
     if not slurm:
         missing = [name for name in ("--rank", "--address") if part[name] is None]
         if missing:

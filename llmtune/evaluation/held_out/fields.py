@@ -56,10 +56,10 @@ def score_fields(answer: str, truth: str) -> FieldScore:
     """Compare the fields of two JSON texts by path and value, in which true is not 1; an answer that is none has 0."""
     value, true = parsed(answer), Counter(fields(parsed(truth)))
     try:
-        given = Counter(fields(value)) if value is not None else Counter()
+        answered = Counter(fields(value)) if value is not None else Counter()
     except RecursionError:  # nested deeper than any true answer
-        given = Counter()
-    if not given:
+        answered = Counter()
+    if not answered:
         return FieldScore(0.0, 0.0, 0.0)
-    right = (given & true).total()
-    return FieldScore(right / given.total(), right / true.total(), 2 * right / (given.total() + true.total()))
+    right = (answered & true).total()
+    return FieldScore(right / answered.total(), right / true.total(), 2 * right / (answered.total() + true.total()))

@@ -63,8 +63,8 @@ def likeliest(model: PreTrainedModel, rows: Questions, texts: LabelTexts, step: 
         of_all(step)()
         return min(finite)[1] if finite else None
 
-    asked = list(zip(rows.rows, rows.examples, strict=True))
-    return spread(asked, lambda part: list(map(answer, part)), lambda one: len(one[1].input_ids))
+    pairs = list(zip(rows.rows, rows.examples, strict=True))
+    return spread(pairs, lambda part: list(map(answer, part)), lambda one: len(one[1].input_ids))
 
 
 def add_labels(result: Result, name: str, given: Sequence[str | None], true: Sequence[str]) -> None:

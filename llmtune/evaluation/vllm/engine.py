@@ -40,7 +40,7 @@ class VllmModel(nn.Module):
         """Return for each row of token ids the scores of its tokens but the first."""
         outputs = self._ask(rows, max_tokens=1, prompt_logprobs=1)
         return [
-            [_score(token, found) for token, found in zip(row[1:], output.prompt_logprobs[1:], strict=True)]
+            [_score(token, ranks) for token, ranks in zip(row[1:], output.prompt_logprobs[1:], strict=True)]
             for row, output in zip(rows, outputs, strict=True)
         ]
 

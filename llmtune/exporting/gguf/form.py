@@ -13,11 +13,11 @@ from llmtune.exporting.gguf.architecture import architecture_name
 from llmtune.exporting.gguf.converter import converter_folder
 from llmtune.exporting.gguf.proof import prove_equal
 from llmtune.exporting.gguf.reading import check_sizes, check_tokens
-from llmtune.exporting.gguf.rows import prompts_of
 from llmtune.exporting.gguf.types import stored_bytes
 from llmtune.exporting.gguf.vocabulary import Vocabulary, find_pre, read_pre
 from llmtune.exporting.gguf.write import named_tensors, write_gguf
 from llmtune.exporting.room import check_room
+from llmtune.exporting.rows import prompts_of
 from llmtune.merging.proof import probes
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.files.converted import find_gguf

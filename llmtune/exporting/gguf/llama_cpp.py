@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.errors import ProofError
-from llmtune.exporting.gguf.rows import Prompts
+from llmtune.exporting.rows import Prompts
 from llmtune.working import working
 
 LEAST_EQUAL = 0.25

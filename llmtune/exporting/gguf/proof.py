@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llmtune.errors import ProofError
 from llmtune.exporting.gguf.reading import read_model
-from llmtune.exporting.gguf.rows import Prompts, answers
 from llmtune.exporting.gguf.types import rounded
+from llmtune.exporting.rows import Prompts, answers
 from llmtune.machine.memory import trim_heap
 from llmtune.merging.compact import in_fp32
 from llmtune.merging.outcome import fp32_bound, largest_gap

@@ -14,8 +14,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from llmtune.errors import ProofError
 from llmtune.files import write_json
+from llmtune.kernels.finite import is_finite
 from llmtune.machine.memory import trim_heap
-from llmtune.merging.proof import is_finite
 from llmtune.merging.shards.change import Change, Tuned
 from llmtune.merging.shards.hollow import Weights
 from llmtune.merging.shards.stored import StoredWeights, UnsupportedError
@@ -96,7 +96,7 @@ class Merger:
         self.change.add(part.layers)
         changed = {}
         for name, parameter in own.items():
-            if parameter.shape != self._shapes[name] or not is_finite(parameter.data):
+            if parameter.shape != self._shapes[name] or not is_finite(parameter):
                 reason = "is not finite" if parameter.shape == self._shapes[name] else "has another shape in the model"
                 raise ProofError(f"{name}: {reason}; the delta is damaged, or its training diverged")
             narrow = rounded(name, parameter.data, self.dtype)

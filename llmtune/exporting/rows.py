@@ -35,10 +35,10 @@ def prompts_of(settings: Recipe, tokenizer: PreTrainedTokenizerBase, stop: set[i
     data = settings.data
     rows = list(islice(first_rows(data, data.held_out_part, ROWS), ROWS))
     chats = [row for row in rows if row.messages]
-    asked = questions(chats, [], None, tokenizer, stop, asking_rules(data, context))
-    ids = [list(prompt) for prompt in asked.prompt_ids]
+    asking = questions(chats, [], None, tokenizer, stop, asking_rules(data, context))
+    ids = [list(prompt) for prompt in asking.prompt_ids]
     starts = [tokenizer(row.text).input_ids[:_START] for row in rows if row.text is not None]
-    room = answer_room(Survey().add(asked), context) if chats else _START
+    room = answer_room(Survey().add(asking), context) if chats else _START
     return Prompts([*ids, *filter(None, starts)], min(room, _TOKENS), stop)
 
 
