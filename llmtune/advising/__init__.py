@@ -1,0 +1,1 @@
+"""Advice before anything trains: what each method takes, what fits, and what is known of such data."""
