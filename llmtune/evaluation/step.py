@@ -72,9 +72,8 @@ def evaluate_here(run: Run) -> Evaluations:
         if processes.rank():
             return stored
         _write(run, stored)
-    run.mark(
-        "eval", [run.eval / f"{name}.json" for name in stored], suite=asked.recipe.eval.suite, limit=asked.exam.limit
-    )
+    facts = {"suite": asked.recipe.eval.suite, "limit": asked.exam.limit, "base_answers": asked.kept.seconds()}
+    run.mark("eval", [run.eval / f"{name}.json" for name in stored], **facts)
     return stored
 
 
