@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from llmtune.arms.saved import seconds_saved
 from llmtune.evaluation import step
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.forgetting import general
@@ -78,8 +79,10 @@ def test_kept_answers_are_those_that_a_base_gives(
     assert list(seconds) == PARTS
     assert notes == []
     assert not other.eval.exists()
+    assert seconds_saved(other) == {}
     evaluate(other)
     assert _took(other) == ([], PARTS)
+    assert seconds_saved(other) == {"base answers": pytest.approx(sum(seconds.values()))}
     weights = tmp_path / "base" / "model.safetensors"
     tensors = load_file(weights)
     save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
