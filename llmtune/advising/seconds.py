@@ -10,9 +10,9 @@ from llmtune.model.layout import Layout
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 
-SHARE = 0.5
+SHARE = 0.6
 """Of the rate of large products, what a training's products reach with all that is computed around them."""
-ADAPTER_SHARE = 0.42
+ADAPTER_SHARE = 0.45
 """The same where an adapter's thin products come between: docs/performance.md says how both were measured."""
 UPDATE_SECONDS = 4e-9
 """What an optimizer step takes for each number that trains: gradients and states pass through memory."""
