@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from llmtune.advising.facts import DEVICES, KINDS, NAMES, Facts
 from llmtune.arms.arm import ARMS
-from llmtune.errors import RecipeError, nearest
+from llmtune.errors import nearest
 from llmtune.fields import Closed
 from llmtune.recipe.located_yaml import Key, Located, load_yaml
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.estimate.lengths import Lengths
 from llmtune.estimate.memory import Forecast
 from llmtune.frozen.boundary import Span, choose_boundaries
@@ -16,15 +17,16 @@ ADAPTER_SHARE = 0.45
 """The same where an adapter's thin products come between: docs/performance.md says how both were measured."""
 UPDATE_SECONDS = 4e-9
 """What an optimizer step takes for each number that trains: gradients and states pass through memory."""
+UNPACK_SECONDS = 0.9e-9
+"""What a pass takes, forward and again backward, to unpack each number of a quantized layer."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The rows of a training, and how often validation rows pass through the model."""
+    """The lengths of a training's rows, and how many validation rows pass through the model beside them."""
 
     lengths: Lengths
     validation: int
-    """Validation rows."""
 
 
 def cpu_seconds(
@@ -55,8 +57,10 @@ def cpu_seconds(
         first = memory.stages[0].trace
         every_row = lengths.rows + work.validation
         operations += every_row * tokens * first.products.forward / first.tokens * max(cached) / layout.facts.blocks
+    passes = sum(steps) * math.ceil(train.batch_size / (train.micro_batch_size or DEFAULT_ROWS))
+    unpacked = 2 * passes * sum(layout.skeleton.get_parameter(f"{name}.weight").numel() for name in layout.linear[0])
     share = SHARE if recipe.method.adapter.trains_base else ADAPTER_SHARE
-    return operations / (share * rate) + updates * UPDATE_SECONDS
+    return operations / (share * rate) + updates * UPDATE_SECONDS + unpacked * UNPACK_SECONDS
 
 
 def _cached(
