@@ -154,7 +154,7 @@ def _answers(rows: StoredRows) -> AnswerFacts:
 def _beyond(one: MethodPrediction, limits: Limits) -> str:
     """Why a method is no candidate; empty where it is one."""
     if not one.fits:
-        return one.reason
+        return one.reason or "does not fit"
     if limits.bytes is not None and (one.bytes or 0) > limits.bytes:
         return f"needs {size(one.bytes or 0)}, over --memory {size(limits.bytes)}"
     if limits.minutes is None:
