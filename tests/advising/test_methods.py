@@ -27,7 +27,7 @@ from tests.support import tiny
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe for labels over a tiny base."""
     folder = tmp_path_factory.mktemp("my rows")
-    base = tiny.save_base(folder / "base", blocks=4)
+    base = tiny.save_base(folder / "base", blocks=2)
     rows = [{"prompt": f"is {n} even?", "completion": ["yes", "no"][n % 2]} for n in range(160)]
     train = tiny.write_rows(folder / "train.jsonl", rows[:120])
     data = {"train": str(train), "test": str(tiny.write_rows(folder / "test.jsonl", rows[120:])), "eval_fraction": 0}
@@ -56,13 +56,12 @@ def test_seconds_on_a_cpu_follow_from_operations_epochs_and_cached_blocks(recipe
     (stage,) = forecast(layout, setting_of(settings, 1, "cpu"), rows.longest).stages
     each_pass = stage.trace.products.forward / stage.trace.tokens * rows.tokens / 0.6e9
     cached, computed = (seconds(recipe, "frozen", f"memory.frozen_blocks={way}") for way in ("cache", "recompute"))
-    # Two of four blocks are run once in place of four times.
+    # One of two blocks runs once in place of four times.
     assert computed - cached == pytest.approx(3 * each_pass / 2, rel=1e-6)
-    assert seconds(recipe, "frozen") == cached
-    assert seconds(recipe, "full", "train.epochs=8") == pytest.approx(2 * seconds(recipe, "full"))
+    full = seconds(recipe, "full")
+    assert seconds(recipe, "full", "train.epochs=8") == pytest.approx(2 * full)
+    assert full / 2 < seconds(recipe, "full", "data.eval_fraction=0.5") < full
     assert seconds(recipe, "qlora") > seconds(recipe, "lora")
-    with_checks = seconds(recipe, "full", "data.eval_fraction=0.5")
-    assert seconds(recipe, "full") / 2 < with_checks < seconds(recipe, "full")
 
 
 def test_arm_that_cannot_be_says_why(recipe: Path) -> None:
@@ -115,6 +114,8 @@ def test_limits_leave_methods_out_and_name_the_nearest_that_works(
     predictions = [MethodPrediction(name, round(size), time, fits, "so") for name, size, time, fits in known]
     predictions.append(MethodPrediction("qlora", 10**8, 1.0, False, "bitsandbytes is missing"))
     monkeypatch.setattr(advice, "predict_on", lambda *_: predictions)
+    monkeypatch.setattr(advice, "ARMS", {one.arm: ARMS[one.arm] for one in predictions})
+    monkeypatch.setattr("llmtune.cli.methods._linear_model", lambda _: None)
 
     def beyond(*words: str) -> tuple[dict[str, str], str]:
         answer = told(recipe, capsys, *words)
