@@ -14,7 +14,7 @@ from llmtune.advising.rules import ADVICE, Rule, applying, load_rules
 from llmtune.errors import RecipeError
 
 RULES = load_rules()
-SMALL = {"parameters": 135_000_000, "device": "cpu", "rows": 2000, "epochs": 2, "lora_fits": True}
+SMALL: dict[str, Any] = {"parameters": 135_000_000, "device": "cpu", "rows": 2000, "epochs": 2, "lora_fits": True}
 RULE = {
     "id": "one",
     "when": {"rows": {"below": 10}},
