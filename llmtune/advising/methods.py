@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from llmtune.advising.lengths import sampled
-from llmtune.advising.rate import cpu_rate
-from llmtune.advising.seconds import Work, cpu_seconds
+from llmtune.advising.seconds import Work, seconds_here
 from llmtune.arms.arm import Arm
 from llmtune.data.gate import check_sources, split_rows
 from llmtune.data.store.read import read_part
@@ -17,13 +16,11 @@ from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.cards import CARDS, Card, find_card
 from llmtune.estimate.fit import Fit, Question, judge, on_card
-from llmtune.estimate.memory import forecast
 from llmtune.estimate.passes import setting_of
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.launch.devices import launch_device
 from llmtune.machine.device import free_bytes
 from llmtune.machine.gpus import count_gpus
-from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
 from llmtune.numbers import size
 from llmtune.plan.table import PlanTable
@@ -125,10 +122,7 @@ class _Arm:
         fit = judge(recipe, self.layout, self.question, setting, str(device), free_bytes(device), rate)
         if device.type != "cpu" or fit.size is None:
             return fit, fit.seconds
-        memory = forecast(self.layout, setting, self.work.lengths.longest)
-        rate = cpu_rate(self.layout, computing_dtype(recipe.model.precision, device))
-        checkpointing = fit.size.checkpointing
-        return fit, cpu_seconds(recipe, self.layout, self.table, memory, self.work, checkpointing, rate)
+        return fit, seconds_here(recipe, self.layout, self.table, setting, self.work, fit.size.checkpointing)
 
 
 def with_arm(recipe: Recipe, arm: Arm) -> Recipe:

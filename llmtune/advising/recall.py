@@ -139,7 +139,7 @@ def _entry(comparison: Comparison) -> Remembered | None:
         return None
     return Remembered(
         date.today().isoformat(),
-        _short(str(base["name"])),
+        _short(str(base.get("hub_id") or base["name"])),
         int(base["parameters"]),
         str(train["kind"]),
         int(train["rows"] * largest),

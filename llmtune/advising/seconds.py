@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from llmtune.advising.rate import cpu_rate
 from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.estimate.lengths import Lengths
-from llmtune.estimate.memory import Forecast
+from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.model.layout import Layout
 from llmtune.plan.table import PlanTable
@@ -27,6 +28,16 @@ class Work:
 
     lengths: Lengths
     validation: int
+
+
+def seconds_here(
+    recipe: Recipe, layout: Layout, table: PlanTable, setting: Setting, work: Work, checkpointing: bool
+) -> float:
+    """Seconds of a training on this machine's CPUs, whose rate is measured where it is not known."""
+    rate = cpu_rate(layout, setting.dtype)
+    return cpu_seconds(
+        recipe, layout, table, forecast(layout, setting, work.lengths.longest), work, checkpointing, rate
+    )
 
 
 def cpu_seconds(

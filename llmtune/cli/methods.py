@@ -53,7 +53,7 @@ def _show(advice: "Advice", linear: dict[str, Any] | None, gpu: str | None) -> N
     from llmtune import terminal
     from llmtune.advising.advice import spoken_of
 
-    terminal.console.print(f"[bold]methods[/bold]  on {gpu or 'this machine'}, for the recipe's epochs")
+    terminal.console.print(f"[bold]methods[/bold]  on {gpu or 'this machine'}; time is of the training alone")
     table = Table(box=None, pad_edge=False)
     for title, justify in (("method", "left"), ("memory", "right"), ("time", "right"), ("fits", "left")):
         table.add_column(title, justify="right" if justify == "right" else "left")

@@ -38,7 +38,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose products take their time: a billion operations a second."""
-    monkeypatch.setattr(methods, "cpu_rate", lambda *_: 1e9)
+    monkeypatch.setattr("llmtune.advising.seconds.cpu_rate", lambda *_: 1e9)
     monkeypatch.setattr(terminal.console, "width", 300)
 
 
@@ -62,6 +62,17 @@ def test_seconds_on_a_cpu_follow_from_operations_epochs_and_cached_blocks(recipe
     assert seconds(recipe, "full", "train.epochs=8") == pytest.approx(2 * full)
     assert full / 2 < seconds(recipe, "full", "data.eval_fraction=0.5") < full
     assert seconds(recipe, "qlora") > seconds(recipe, "lora")
+
+
+def test_plan_tells_the_time_on_this_machine(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for epochs in (4, 8):
+        assert main(["plan", str(recipe), "--json", "--set", f"train.epochs={epochs}"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["memory"]["seconds"])
+    assert answers[1] == pytest.approx(2 * answers[0], rel=0.01)
+    assert answers[0] > 0
+    assert main(["plan", str(recipe)]) == 0
+    assert "; trains for about 0:00, at the rate of this machine's matrix products" in capsys.readouterr().out
 
 
 def test_arm_that_cannot_be_says_why(recipe: Path) -> None:
