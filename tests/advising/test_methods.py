@@ -72,7 +72,8 @@ def test_plan_tells_the_time_on_this_machine(recipe: Path, capsys: pytest.Captur
     assert answers[1] == pytest.approx(2 * answers[0], rel=0.01)
     assert answers[0] > 0
     assert main(["plan", str(recipe)]) == 0
-    assert "; trains for about 0:00, at the rate of this machine's matrix products" in capsys.readouterr().out
+    assert "; trains for about 0:0" in (out := capsys.readouterr().out)
+    assert ", at the rate of this machine's matrix products" in out
 
 
 def test_arm_that_cannot_be_says_why(recipe: Path) -> None:
