@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from llmtune.reporting.charts.chart import Spec
 
+RATE = ".2~e"
+"""The format of learning rates, whose zero is 0."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -22,7 +25,8 @@ class Axis:
         """Return the encoding of a field of numbers on this axis."""
         scale: Spec = {"type": "log"} if self.log else {"zero": self.from_zero}
         scale |= {"domain": list(self.domain)} if self.domain else {"padding": self.padding}
-        axis = {"title": self.title, **({"format": self.format} if self.format else {})}
+        axis: Spec = {"title": self.title} | ({"format": self.format} if self.format else {})
+        axis |= {"labelExpr": f"datum.value ? format(datum.value, '{RATE}') : '0'"} if self.format == RATE else {}
         return {"field": name, "type": "quantitative", "scale": {**scale, "nice": False}, "axis": axis}
 
     def tip(self, name: str) -> Spec:

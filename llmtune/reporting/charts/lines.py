@@ -1,10 +1,11 @@
 """Lines over steps or time, which a page draws with Vega-Lite and a model card as a picture."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from llmtune.reporting.charts.axes import STEPS, Axis
 from llmtune.reporting.charts.chart import Data, Spec, Table, chart, zooming
+from llmtune.reporting.charts.scales import linear_range, log_floor, log_range
 from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, tag
 
@@ -48,10 +49,23 @@ class Lines:
         return chart({"height": self.height, "layer": layers}, data, self.label, self._table(shown))
 
     def _at(self) -> Spec:
-        y = self.y.channel("y")
+        return {"x": self._x().channel("x"), "y": self._y().channel("y")}
+
+    def _x(self) -> Axis:
+        """The axis with room for a marker at its end."""
+        places = [x for line in self.lines for x, _ in line.points] or [1.0]
+        low = 0.0 if self.x.from_zero else min(places)
+        return replace(self.x, domain=(low, max(places) + 0.012 * (max(places) - low or 1.0)))
+
+    def _y(self) -> Axis:
+        """The axis around the values, with room for the names of marks above them."""
+        if self.y.domain:
+            return self.y
+        values = [y for line in self.lines for _, y in line.points] or [1.0]
+        low, high = log_range(log_floor(values), values) if self.y.log else linear_range(values)
         if self.marks:
-            y["axis"]["titleY"] = -24  # above the names of the marks
-        return {"x": self.x.channel("x"), "y": y}
+            high = high * (high / low) ** 0.1 if self.y.log else high + 0.1 * (high - low)
+        return replace(self.y, domain=(low, high))
 
     def _line(self, key: int, line: Line) -> Spec:
         looks: Spec = {"strokeWidth": 1, "opacity": 0.4} if line.faint else {"strokeWidth": 2}
@@ -73,10 +87,10 @@ class Lines:
     def _marks(self) -> list[Spec]:
         if not self.marks:
             return []
-        rows, at = {"data": {"name": "marks"}}, {"x": self.x.channel("x")}
+        rows, at = {"data": {"name": "marks"}}, {"x": self._x().channel("x")}
         rule = {"type": "rule", "clip": True, "stroke": "var(--quiet)", "strokeDash": [3, 3], "opacity": 0.7}
-        text = {"type": "text", "aria": False, "align": "left", "dx": 1, "fill": "var(--quiet)"}
-        top = {"y": {"value": -8}, "text": {"field": "label"}}
+        text = {"type": "text", "aria": False, "align": "left", "dx": 4, "fill": "var(--quiet)"}
+        top = {"y": {"value": 8}, "text": {"field": "label"}}
         return [{**rows, "mark": rule, "encoding": at}, {**rows, "mark": text, "encoding": {**at, **top}}]
 
     def _table(self, lines: list[Line]) -> Table:

@@ -3,7 +3,7 @@
 from llmtune.numbers import rate
 from llmtune.plan.distances import spans
 from llmtune.plan.table import PlanTable
-from llmtune.reporting.charts.axes import Axis
+from llmtune.reporting.charts.axes import RATE, Axis
 from llmtune.reporting.charts.lines import Line, Lines, key, ramp
 from llmtune.reporting.course.loss import TRAINING
 from llmtune.reporting.course.stages import boundaries
@@ -28,7 +28,7 @@ def rates_section(history: History, plan: PlanTable | None) -> Html:
     sets = "one group" if len(groups) == 1 else f"{len(groups)} groups"
     label = f"Learning rates of {sets} of layers over {steps[-1]:,} steps"
     domain = (floor, 1.1 * max(peaks)) if log_scale else None
-    y = Axis("learning rate", ".2~e", log=log_scale, from_zero=True, domain=domain)
+    y = Axis("learning rate", RATE, log=log_scale, domain=domain)
     chart = Lines(lines, label, y, marks=boundaries(plan))
     scale = " The scale is logarithmic." if log_scale else ""
     note = _coordinate(plan) + scale
