@@ -34,7 +34,7 @@ def scores_chart(evaluations: Evaluations) -> Html | None:
         return None
     words = "; ".join(f"{one.category}, {one.kind} {one.value:.3f}" for one in values)
     keys = legend([(color, name) for name, color, _ in known])
-    return join(keys, intervals(values, f"Scores on held-out rows: {words}", Axis("score", domain=(0.0, 1.0))))
+    return join(keys, intervals(values, f"Scores on held-out rows: {words}", Axis("score", domain=(-0.01, 1.01))))
 
 
 def _score(result: Result, metric: str) -> Score | None:
