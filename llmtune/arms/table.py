@@ -41,7 +41,7 @@ def _trained(one: ArmRecord | Baseline | None) -> ArmRecord | None:
     """The arm of a row: its own record, that of a baseline which trains, or none."""
     if one is None:
         return None
-    return cast(ArmRecord, one) if "set" in one else cast(Baseline, one).get("arm")
+    return cast(ArmRecord, one) if "set" in one else one.get("arm")
 
 
 def _measured(one: dict[str, Any], record: ArmRecord | None, score: str, verdict: dict[str, Any]) -> Cells:
