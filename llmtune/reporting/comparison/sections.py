@@ -31,13 +31,18 @@ def table_section(comparison: Comparison, rows: Sequence[Cells], folder: Path) -
     """Show the table of every arm, with links to the pages of its runs that are there."""
     if not rows:
         return section("Arms", note="No arm has been trained yet.")
-    titles: list[object] = list(rows[0])
     links = {name: _links(arm, folder) for name, arm in trained_arms(comparison)}
-    cells: list[list[object]] = [
-        [join(text, links.get(row["arm"])) if title == "arm" else text for title, text in row.items()] for row in rows
-    ]
+    shown = [{**row, "arm": join(row["arm"], links.get(row["arm"]))} for row in rows]
+    quality = [title for title in ("arm", metric_title(comparison), "loss", "verdict") if title in rows[0]]
+    cost = ["arm", *(title for title in rows[0] if title not in quality)]
+    taken = [row for row in shown if any(row[title] for title in cost[1:])]
+    costs = [tag("h3", "What each took"), _columns(taken, cost)] if taken else []
+    return section("Arms", _columns(shown, quality), *costs, note=_NOTE)
+
+
+def _columns(rows: Sequence[Cells], titles: Sequence[str]) -> Html:
     numeric = {index for index, title in enumerate(titles) if title not in LEFT}
-    return section("Arms", table(titles, cells, numeric), note=_NOTE)
+    return table([*titles], [[row[title] for title in titles] for row in rows], numeric)
 
 
 def _links(arm: ArmRecord, folder: Path) -> Html | None:
@@ -133,8 +138,7 @@ def plans_section(comparison: Comparison) -> Html | None:
         part
         for name, arm in trained_arms(comparison)
         if (plan := _plan(arm))
-        for part in (tag("h3", name), tag("p", arm.get("method"), class_="note") if "method" in arm else None)
-        + (strip(plan),)
+        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan))
     ]
     note = "The highest rate that each stage has at each distance from the output."
     return section("What trains when", *strips, note=note) if strips else None
