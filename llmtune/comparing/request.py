@@ -43,10 +43,6 @@ class Request:
     baselines: tuple[str, ...] = BASELINES
     equal: Equal = "minutes"
 
-    def entrants(self) -> list[Entrant]:
-        """Every arm at every size, the largest size last."""
-        return [Entrant(arm, size) for size in self.sizes for arm in self.arms]
-
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
