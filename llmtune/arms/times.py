@@ -35,6 +35,12 @@ def best_loss(curves: Sequence[Sequence[Point]]) -> float | None:
     return sum(lowest) / len(lowest) if lowest else None
 
 
+def seconds_of_best(curves: Sequence[Sequence[Point]]) -> float | None:
+    """Return the mean of the seconds at which each training had its lowest loss; None without validations."""
+    times = [min(curve, key=lambda point: point["loss"])["seconds"] for curve in curves if curve]
+    return sum(times) / len(times) if times else None
+
+
 def near_best(all_curves: Sequence[Sequence[Sequence[Point]]], start: float | None = None) -> float | None:
     """Return the loss that is 90% of the way from `start` to the best of all arms.
 
