@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.arms.record import Comparison
-from llmtune.errors import LlmtuneError, RecipeError
+from llmtune.errors import RecipeError
 from llmtune.files import read_json
 
 FILE = "compare.json"

@@ -124,9 +124,7 @@ class Folder:
         foreign = [name for name in names if name not in (".lock", "recipe.yaml")]
         if foreign or (self.recipe_file.is_file() and not self._is_own_recipe()):
             name = foreign[0] if foreign else self.recipe_file.name
-            raise RecipeError(
-                f"{self.path}: is not empty and holds no comparison ({name}); choose another with --out"
-            )
+            raise RecipeError(f"{self.path}: is not empty and holds no comparison ({name}); choose another with --out")
         return None
 
     def _is_own_recipe(self) -> bool:

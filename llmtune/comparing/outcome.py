@@ -1,5 +1,6 @@
 """compare.json of what a comparison's workers left so far, and what follows from it."""
 
+import importlib.util
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
@@ -98,3 +99,11 @@ def of_base(folder: Folder, name: str) -> Baseline:
     except LlmtuneError as error:
         return {"name": name, "status": "skipped", "reason": str(error), "size": size}  # type: ignore[typeddict-item]
     return {"name": name, "status": "done", "size": size, "rows": rows}  # type: ignore[typeddict-item]
+
+
+def write_page(folder: Folder, comparison: Comparison) -> None:
+    """Write the page of a comparison."""
+    if importlib.util.find_spec("llmtune.reporting.comparison") is None:
+        return
+    page = importlib.import_module("llmtune.reporting.comparison.page")
+    page.write_page(comparison, folder.page)

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -49,7 +50,7 @@ def survey(settings: Recipe, arms: Sequence[Arm]) -> Head:
     """Check a recipe and its rows, and predict each arm; raises RecipeError where nothing can be compared."""
     recipe = Recipe.load(_file(settings), [*settings.overrides, *SETTINGS])
     examination = examine(recipe, count_gpus())
-    data, layout = examination.data, examination.layout
+    data = examination.data
     if not len(data.test):
         raise FieldError("data.eval_fraction", "no row is held out to compare on; set data.test")
     if not len(data.eval):
@@ -98,7 +99,7 @@ def _base(examination: Examination) -> dict[str, Any]:
         "name": base.name,
         "revision": base.revision,
         "hub_id": base.hub_id,
-        "parameters": examination.layout.facts.parameters,
+        **asdict(examination.layout.facts),
     }
 
 
