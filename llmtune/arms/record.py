@@ -74,6 +74,8 @@ class ArmRecord(TypedDict):
     """What ended its training before its minutes were over, in words."""
     trains: NotRequired[float | None]
     """The seconds that each seed was given to train in; None for equal epochs."""
+    steps: NotRequired[int]
+    """The steps that each seed trains."""
     method: NotRequired[str]
     """The method in words."""
     plan: NotRequired[dict[str, Any]]

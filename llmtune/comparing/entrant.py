@@ -120,17 +120,17 @@ class ArmRun:
             self.keep(seeds=[*known, done])
 
     def _steps(self, session: Session, pace: Pace) -> int:
-        """The steps of every seed: as before where one is trained, else what fits into its seconds."""
-        known = self._record.get("seeds", [])
-        if known:
-            return known[0]["steps"]
+        """The steps of every seed: as before in a process that was stopped, else what fits into its seconds."""
+        if "steps" in self._record:
+            return self._record["steps"]
         if self._training is None:
-            return session.most_steps
-        most = MOST_EPOCHS * session.most_steps
-        steps, is_limited = steps_in(self._training, pace.step, max(most, session.fewest_steps))
-        if is_limited:
-            self.keep(limited=f"{MOST_EPOCHS} times the recipe's epochs")
-        return max(steps, session.fewest_steps)
+            steps, is_limited = session.most_steps, False
+        else:
+            most = MOST_EPOCHS * session.most_steps
+            steps, is_limited = steps_in(self._training, pace.step, max(most, session.fewest_steps))
+        steps = max(steps, session.fewest_steps)
+        self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
+        return steps
 
     def _train(self, session: Session, recipe: Recipe, seed: int) -> SeedRecord:
         """Train and evaluate one seed in a run folder of its own."""

@@ -94,7 +94,7 @@ class Running:
         if record["status"] != "done":
             return False
         if training and training > LONGER * (record.get("trains") or training) and "limited" not in record:
-            again: Any = {key: value for key, value in record.items() if key not in ("seeds", "reason")}
+            again: Any = {key: value for key, value in record.items() if key not in ("seeds", "steps", "reason")}
             self._folder.write_record(entrant.name, {**again, "status": "running"})
             return True
         return len(record.get("seeds", [])) < self._request.seeds
