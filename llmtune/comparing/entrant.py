@@ -23,6 +23,8 @@ from llmtune.run import Run
 VALIDATIONS = 6
 """Validations of a training, its last step among them."""
 PROBE_STEPS = 4
+PROBE_FACTOR = 0.1
+"""The rate of the first steps, which are for the pace alone, as a multiple of the default one."""
 LONG = 900.0
 """Seconds of training from which on the recipe's checkpoints are written: less is trained again after a kill."""
 
@@ -81,7 +83,7 @@ class ArmRun:
         watch = Watch(())
         began = time.monotonic()
         probe = self._home / ".trial-probe"
-        session.train(session.variant(1.0, steps), probe / "run", watch, keeps=False)
+        session.train(session.variant(PROBE_FACTOR, steps), probe / "run", watch, keeps=False)
         shutil.rmtree(probe, ignore_errors=True)
         pace = Pace(max(0.0, time.monotonic() - began - watch.seconds), watch.step_seconds)
         rows = self._seconds / max(pace.step, 1e-9) * session.recipe.train.batch_size

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmtune.comparing import running, worker
+from llmtune.errors import Interrupted
 from llmtune.pool import opening
 from llmtune.pool.task import Ended, Task
 from tests.support import tiny
@@ -21,7 +22,10 @@ class Here:
     def run(self, tasks: Sequence[Task], ended: Callable[[Ended], None]) -> None:
         """Run every task."""
         for task in tasks:
-            ended(Ended(task, worker.main(list(task.words))))
+            code = worker.main(list(task.words))
+            if code:
+                raise Interrupted("stopped")
+            ended(Ended(task, code))
 
 
 @pytest.fixture
