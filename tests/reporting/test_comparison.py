@@ -10,7 +10,7 @@ import pytest
 from llmtune import api
 from llmtune.errors import RecipeError
 from llmtune.files import write_json
-from llmtune.reporting.comparison.page import render, write_page
+from llmtune.reporting.comparison.page import render
 from llmtune.reporting.comparison.runs import render_runs
 from llmtune.run import Run
 from tests.reporting.conftest import EVIL
@@ -43,7 +43,7 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
     write_json(tmp_path / "compare.json", comparison(arms, [baseline("tf-idf", 0.8), scratch(0.1), scratch(0.1, 0.1)]))
     (tmp_path / "arms/lora/seed-1").mkdir(parents=True)
     (tmp_path / "arms/lora/seed-1/report.html").write_text("")
-    text = write_page(tmp_path).read_text(encoding="utf-8")
+    text = api.report(tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     assert titles(text) == [*SECTIONS, "What trains when"]
     assert drawn(text) == 6
@@ -53,6 +53,9 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
     assert f"failed: no GPU {EVIL}" in [row[-1] for row in page.rows]
     assert [one["href"] for one in page.all("a")] == ["arms/lora/seed-1/report.html"]
     assert not page.all("img")
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"compare\.json: version: field required"):
+        api.report(tmp_path)
     assert len(page.all("table", **{"class": "strip"})) == 2
 
 

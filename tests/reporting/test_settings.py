@@ -108,6 +108,6 @@ def test_style_follows_the_scheme_of_the_system_and_prints() -> None:
 
 def test_charts_come_before_examples(tmp_path: Path, finished: Run) -> None:
     text = render_of(finished)
-    assert text.rindex("<figure class=\"drawn") < text.index("<article")
+    assert text.rindex('<figure class="drawn') < text.index("<article")
     run = with_log(empty(tmp_path), [stage(0, 40, Everything(), {"0": 1e-3})], falling({"0": 1e-3}))
     assert 700_000 < len(render_of(run)) < 800_000
