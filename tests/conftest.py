@@ -11,6 +11,7 @@ import pytest
 from llmtune.launch.quiet import quiet_libraries
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LLMTUNE_COMPARISONS"] = "off"  # what tests compare is no advice
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads than cores stall each other
 quiet_libraries()  # a test looks at what a command prints, as a process of llmtune's does
