@@ -25,8 +25,7 @@ def run_process(words: list[str], log: str, here: str, mark: str, cores: int, gp
     `mark` is a file of the command that sent the task: a machine without it has another disk.
     """
     if not Path(mark).is_file():
-        folder = Path(mark).parent
-        return 3, f"{socket.gethostname()} has no {folder}; give an --out on a disk that all machines share"
+        return 3, f"{socket.gethostname()} has no {Path(mark).parent}; give an --out on a disk that all machines share"
     os.chdir(here)
     environment = training_environment(1, cores, gpus)
     # Ray gives a task one thread for each CPU that it reserves.

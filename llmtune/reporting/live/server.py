@@ -35,11 +35,9 @@ def open_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         raise RecipeError(f"--port {port}: a port is 1 to 65535; leave it out for a free one")
     page = LivePage(folder)
     try:
-        server = ThreadingHTTPServer((HOST, port), partial(Handler, page))
+        return ThreadingHTTPServer((HOST, port), partial(Handler, page))
     except OSError as error:
         raise MachineError(f"--port {port}: cannot be used: {error.strerror}; leave it out for a free one") from error
-    server.daemon_threads = True
-    return server
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request; one for another host is refused, as a name may have been bound to this address."""
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self._send(403, "text/plain", "this page is served to 127.0.0.1 alone\n")
         elif self.path == "/":
