@@ -11,6 +11,7 @@ import yaml
 import llmtune
 from llmtune import api, recipe
 from llmtune.api.steps import open_with
+from llmtune.comparing import compare
 from llmtune.errors import LlmtuneError, RecipeError, TrainingError
 from llmtune.launch import process
 from llmtune.launch.ending import Exit
@@ -18,7 +19,10 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests.support import runs, tiny
 
-NAMES = ["Recipe", "combine", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
+NAMES = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
+
+ABOVE = {"compare": compare}
+"""The modules of the functions that stand above the API."""
 
 
 @pytest.fixture
@@ -47,10 +51,10 @@ def stored(run: Run, *sections: str) -> dict[str, Any]:
 
 
 def test_exports_these_names_and_the_version() -> None:
-    assert sorted(llmtune.__all__) == NAMES == sorted(api.__all__)
+    assert sorted(llmtune.__all__) == NAMES == sorted([*api.__all__, *ABOVE])
     assert sorted(dir(llmtune)) == sorted([*NAMES, "__version__"])
     for name in NAMES:
-        assert getattr(llmtune, name) is getattr(api, name)
+        assert getattr(llmtune, name) is getattr(ABOVE.get(name, api), name)
     assert llmtune.Recipe is Recipe
     with pytest.raises(AttributeError, match="module 'llmtune' has no attribute 'tune'"):
         llmtune.tune  # noqa: B018

@@ -66,9 +66,16 @@ class ArmRecord(TypedDict):
     set: list[str]
     size: float
     """The share of the training rows that it saw."""
-    status: Literal["done", "failed", "skipped"]
+    status: Literal["done", "failed", "skipped", "running"]
+    """running in arm.json alone: compare.json has what ended."""
     reason: NotRequired[str]
     """Why it failed or was skipped, in one line."""
+    limited: NotRequired[str]
+    """What ended its training before its minutes were over, in words."""
+    trains: NotRequired[float | None]
+    """The seconds that each seed was given to train in; None for equal epochs."""
+    steps: NotRequired[int]
+    """The steps that each seed trains."""
     method: NotRequired[str]
     """The method in words."""
     plan: NotRequired[dict[str, Any]]

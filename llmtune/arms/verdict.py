@@ -121,6 +121,9 @@ def _not_compared(comparison: Comparison) -> Iterator[str]:
         named = [titled(one["name"], one["size"]) for one in comparison["arms"] if one["status"] == status]
         if named:
             yield f"{status}: {', '.join(named)}"
+    for one in comparison["arms"]:
+        if one["status"] == "done" and "limited" in one:
+            yield f"{titled(one['name'], one['size'])} ended before its minutes were over: {one['limited']}"
     asked = len(comparison["seeds"])
     short = [
         titled(one["name"], one["size"])

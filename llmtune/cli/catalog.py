@@ -7,6 +7,7 @@ from typer.core import TyperCommand
 
 from llmtune.cli.commands.after import evaluate, merge, publish, report
 from llmtune.cli.commands.combine import Weighted, combine
+from llmtune.cli.commands.compare import compare
 from llmtune.cli.commands.export import export
 from llmtune.cli.commands.infer import chat, infer
 from llmtune.cli.commands.launch import launch
@@ -76,6 +77,19 @@ COMMANDS = (
         "train",
         "Train alone, from the newest checkpoint. What is trained already stays, unless --overwrite.",
         ("llmtune train recipe.yaml", "llmtune train runs/recipe", "llmtune train runs/recipe --overwrite"),
+    ),
+    Command(
+        "compare",
+        compare,
+        "train",
+        "Compare methods on your own rows: each arm searches its learning rate and trains for its share of the "
+        "minutes, and all answer the same held-out rows. The same command, or its folder, goes on where it ended.",
+        (
+            "llmtune compare recipe.yaml",
+            "llmtune compare recipe.yaml --arms lora,frozen,full --minutes 40 --sizes 0.3,1",
+            "llmtune compare recipe.yaml --arms arms.yaml --equal epochs --out OUT",
+            "llmtune compare OUT --minutes 60",
+        ),
     ),
     Command(
         "launch",

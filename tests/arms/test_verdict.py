@@ -87,10 +87,11 @@ def test_tells_of_what_failed_and_of_a_rate_at_the_edge() -> None:
         for f in (0.3, 1.0)
     ]
     failed: Any = {"name": "qlora", "set": [], "size": 1.0, "status": "failed", "reason": "no GPU"}
-    arms = [arm("lora", 0.6, search=tries), failed]
+    arms = [arm("lora", 0.6, search=tries, limited="3 times the epochs"), failed]
     known = conclude(comparison(arms))
     assert "The best rate of lora lies at the upper end of those tried; one beyond may be better" in known["notes"]
     assert "failed: qlora" in known["notes"]
+    assert "lora ended before its minutes were over: 3 times the epochs" in known["notes"]
     assert known["sentences"][1] == "There is no other arm to compare it with."
     assert table(comparison(arms), known)[-1]["verdict"] == "failed: no GPU"
     nothing = conclude(comparison([failed]))

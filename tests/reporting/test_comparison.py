@@ -10,7 +10,7 @@ import pytest
 from llmtune import api
 from llmtune.errors import RecipeError
 from llmtune.files import write_json
-from llmtune.reporting.comparison.page import render, write_page
+from llmtune.reporting.comparison.page import render
 from llmtune.reporting.comparison.runs import render_runs
 from llmtune.run import Run
 from tests.reporting.conftest import EVIL
@@ -26,6 +26,11 @@ SECTIONS = ["Who wins, and why", "Arms", "Quality against cost", "Validation los
 SECTIONS += ["What training a pretrained model gains", "Quality by data size", "Search of the learning rate"]
 
 
+def titles(text: str) -> list[str]:
+    """The titles of a page's sections, and none of its script."""
+    return headings(text.rpartition("<script>")[0])
+
+
 def drawn(text: str) -> int:
     """How many charts a page draws."""
     return text.count('<figure class="drawn">')
@@ -38,9 +43,9 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
     write_json(tmp_path / "compare.json", comparison(arms, [baseline("tf-idf", 0.8), scratch(0.1), scratch(0.1, 0.1)]))
     (tmp_path / "arms/lora/seed-1").mkdir(parents=True)
     (tmp_path / "arms/lora/seed-1/report.html").write_text("")
-    text = write_page(tmp_path).read_text(encoding="utf-8")
+    text = api.report(tmp_path).read_text(encoding="utf-8")
     page = Page(text)
-    assert headings(text) == [*SECTIONS, "What trains when"]
+    assert titles(text) == [*SECTIONS, "What trains when"]
     assert drawn(text) == 6
     assert "lora wins: exact match 0.600 ± 0.035 on 200 held-out rows" in page.text
     assert "a linear model over TF-IDF (by 0.200" in page.text
@@ -48,13 +53,16 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
     assert f"failed: no GPU {EVIL}" in [row[-1] for row in page.rows]
     assert [one["href"] for one in page.all("a")] == ["arms/lora/seed-1/report.html"]
     assert not page.all("img")
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"compare\.json: version: field required"):
+        api.report(tmp_path)
     assert len(page.all("table", **{"class": "strip"})) == 2
 
 
 @pytest.mark.parametrize("arms", [[], [FAILED]])
 def test_page_of_a_comparison_that_has_only_begun(arms: list[Any], tmp_path: Path) -> None:
     text = render(comparison(arms), tmp_path)
-    assert headings(text) == SECTIONS[:2]
+    assert titles(text) == SECTIONS[:2]
     assert "No arm has a score, so none wins." in Page(text).text
 
 
@@ -62,7 +70,7 @@ def test_page_of_arms_without_curves_or_memory(tmp_path: Path) -> None:
     one = arm("lora", 0.5, peak=None, plan={"stages": "damaged"})
     one["seeds"][0]["curve"] = []
     text = render(comparison([one]), tmp_path)
-    assert headings(text) == [*SECTIONS[:3], SECTIONS[4]]
+    assert titles(text) == [*SECTIONS[:3], SECTIONS[4]]
     assert drawn(text) == 1
 
 
@@ -73,7 +81,7 @@ def test_runs_stand_side_by_side(finished: Run, tmp_path: Path, monkeypatch: pyt
     text = api.report(finished.path, other).read_text(encoding="utf-8")
     page = Page(text)
     assert (tmp_path / "runs-compared.html").is_file()
-    assert headings(text) == ["Results", "Validation loss", "Settings that differ", "What trains when"]
+    assert titles(text) == ["Results", "Validation loss", "Settings that differ", "What trains when"]
     assert ["other", "exact match", "+0.000 ± 0.000", "no difference measured", "23"] in page.rows
     assert "None: the recipes are the same." in page.text
     assert drawn(text) == 3

@@ -26,14 +26,18 @@ from llmtune.reporting.values import number, text, whole
 PAGE = "index.html"
 
 
-def write_page(folder: Path) -> Path:
-    """Write the page of a comparison's folder, as far as that has come, and return its path.
+def write_page(comparison: Comparison, page: Path) -> None:
+    """Write the page of a comparison, as far as that has come, into its folder."""
+    write_text(page, render(comparison, page.parent))
+
+
+def draw_again(folder: Path) -> Path:
+    """Write the page of a comparison's folder anew and return its path.
 
     Raises RecipeError where the folder holds no comparison that can be read.
     """
-    page = folder / PAGE
-    write_text(page, render(read_comparison(folder), folder))
-    return page
+    write_page(read_comparison(folder), folder / PAGE)
+    return folder / PAGE
 
 
 def render(comparison: Comparison, folder: Path) -> str:

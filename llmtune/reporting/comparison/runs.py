@@ -143,7 +143,8 @@ def _notes(sides: Sequence[_Side]) -> list[str]:
 
 def _differences(sides: Sequence[_Side], metrics: Sequence[str]) -> list[list[object]]:
     """Rows of each later run minus the first, metric by metric, where both answered the same questions."""
-    first, rows = sides[0], []
+    first = sides[0]
+    rows: list[list[object]] = []
     for metric in metrics:
         others = [
             side

@@ -35,7 +35,7 @@ def table_section(comparison: Comparison, rows: Sequence[Cells], folder: Path) -
     shown = [{**row, "arm": join(row["arm"], links.get(row["arm"]))} for row in rows]
     quality = [title for title in ("arm", metric_title(comparison), "loss", "verdict") if title in rows[0]]
     cost = ["arm", *(title for title in rows[0] if title not in quality)]
-    taken = [row for row in shown if any(row[title] for title in cost[1:])]
+    taken = [row for row in rows if any(row[title] for title in cost[1:])]
     costs = [tag("h3", "What each took"), _columns(taken, cost)] if taken else []
     return section("Arms", _columns(shown, quality), *costs, note=_NOTE)
 
