@@ -155,8 +155,13 @@ COMMANDS = (
         "report",
         report,
         "after",
-        "Write the report, one page that opens offline, or several runs side by side on one page.",
-        ("llmtune report runs/recipe", "llmtune report runs/a runs/b -o compared.html"),
+        "Write the report, one page that opens offline, or several runs side by side on one page. With --live, serve "
+        "that of a run or a comparison on this machine alone while it goes on.",
+        (
+            "llmtune report runs/recipe",
+            "llmtune report runs/a runs/b -o compared.html",
+            "llmtune report runs/recipe --live",
+        ),
     ),
     Command(
         "infer",

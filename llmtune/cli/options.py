@@ -101,6 +101,11 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="HOST", help="The first machine's address, beside --rank.", show_default=False),
 ]
+Live = Annotated[
+    bool,
+    typer.Option("--live", metavar="", help="Serve the page on this machine alone, and refresh it as the run goes on."),
+]
+LivePort = Annotated[int, typer.Option("--port", metavar="P", help="The port of --live.", show_default="a free one")]
 Port = Annotated[
     int | None, typer.Option("--port", metavar="P", help="A free port of the first machine.", show_default="29500")
 ]

@@ -217,7 +217,7 @@ def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str
     return {**defaults, **users, WORLD: str(count)}
 
 
-def child_environment(cores: int, own: Mapping[str, str], gpus: bool) -> dict[str, str]:
+def child_environment(cores: int, own: dict[str, str], gpus: bool) -> dict[str, str]:
     """Return this environment for one process of llmtune on so many CPU cores, with settings of its own."""
     threads = os.environ.get("OMP_NUM_THREADS")
     environment = training_environment(1, cores, int(gpus)) | own

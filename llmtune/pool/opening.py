@@ -16,7 +16,7 @@ def open_pool(on: str, folder: Path) -> Pool:
     if on == "gpus":
         return Processes(folder, gpu_slots())
     if on == "ray":
-        from llmtune.pool.ray.cluster import connect
+        from llmtune.pool.cluster import connect
 
         return connect(folder)
     raise RecipeError(f"--on {on[:100]}: is local, gpus or ray{nearest(on, list(PLACES))}")

@@ -21,7 +21,8 @@ folder, name, how = sys.argv[1:]
 seen = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LLMTUNE_PARENT", "LLMTUNE_CORES")
 def note(event):
     with open(f"{folder}/events.jsonl", "a") as file:
-        file.write(json.dumps({"name": name, "event": event, "pid": os.getpid(), **{key: os.environ.get(key) for key in seen}}) + chr(10))
+        facts = {"name": name, "event": event, "pid": os.getpid()}
+        file.write(json.dumps(facts | {key: os.environ.get(key) for key in seen}) + chr(10))
 def save(*_):
     note("saved")
     sys.exit(143)
