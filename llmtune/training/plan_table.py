@@ -68,7 +68,7 @@ def steps_note(train: Train, rows: int, world: int) -> list[str]:
 def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
     """The plan laid over the steps with the section's warm-up and shape; raises FieldError where they are too few."""
     try:
-        return Schedule(plan, steps, train.warmup, train.schedule, train.seed)
+        return Schedule(plan, steps, train.warmup, train.schedule, train.seed, train.schedule_over)
     except ValueError as error:
         raise FieldError("train.max_steps" if train.max_steps else "train.epochs", str(error)) from error
 
