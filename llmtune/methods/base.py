@@ -88,7 +88,7 @@ class Decaying(Closed):
 
 
 def _lift(decay: float, farthest: int) -> float:
-    """How much higher the rate at the output is so that blocks learn about as fast, in the geometric mean, as at one rate.
+    """How much higher the rate at the output is so that blocks learn about as fast as at one rate, in geometric mean.
 
     At most as much as for a bottom_ratio of 0.1, beyond which it was not measured.
     """
