@@ -126,19 +126,9 @@ def test_rates_go_on_where_they_ended_and_tell_what_the_default_loses(
     data.mkdir()
     tiny.write_rows(data / "train.jsonl", tiny.sums(30))
     tiny.write_rows(data / "validation.jsonl", tiny.sums(34)[30:])
-    words = [
-        "--data",
-        data,
-        "--model",
-        tiny.save_base(tmp_path / "base"),
-        "--arms",
-        "frozen",
-        "--steps",
-        2,
-        "--out",
-        out,
-    ]
-    words = [*map(str, words), "--rows", "20", "--held-out", "4", "--answers", "2"]
+    fixed = {"--data": data, "--model": tiny.save_base(tmp_path / "base"), "--arms": "frozen", "--out": out}
+    counts = {"--steps": 2, "--rows": 20, "--held-out": 4, "--answers": 2}
+    words = [str(part) for pair in {**fixed, **counts}.items() for part in pair]
     rates.main([*words, "--factors", "1"])
     first = out.read_text()
     rates.main([*words, "--factors", "1", "3"])
