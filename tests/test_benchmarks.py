@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench, results
+from benchmarks import bench, rates, results
 from benchmarks.arms import ARMS, Shape, operations
 from llmtune.data.rows import read
 from llmtune.files import read_json, shipped_folder
@@ -117,3 +117,26 @@ def test_summarizes_by_arm_and_tool() -> None:
     table = results.table(rows)
     assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in table
     assert "failed: no room" in table
+
+
+def test_rates_go_on_where_they_ended_and_tell_what_the_default_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "sums", tmp_path / "rates.jsonl"
+    data.mkdir()
+    tiny.write_rows(data / "train.jsonl", tiny.sums(30))
+    tiny.write_rows(data / "validation.jsonl", tiny.sums(34)[30:])
+    fixed = {"--data": data, "--model": tiny.save_base(tmp_path / "base"), "--arms": "frozen", "--out": out}
+    counts = {"--steps": 2, "--rows": 20, "--held-out": 4, "--answers": 2}
+    words = [str(part) for pair in {**fixed, **counts}.items() for part in pair]
+    rates.main([*words, "--factors", "1"])
+    first = out.read_text()
+    rates.main([*words, "--factors", "1", "3"])
+    assert out.read_text().startswith(first)
+    default, higher = map(json.loads, out.read_text().splitlines())
+    assert (default["lr"], higher["lr"], default["asked"]) == ([9.5e-4], [2.9e-3], 2)
+    assert default["loss"] != higher["loss"]
+    out.write_text("".join(json.dumps(p | {"exact": e}) + "\n" for p, e in ((default, 0.5), (higher, 1.0))))
+    capsys.readouterr()
+    rates.main([*words, "--table"])
+    assert "| sums | frozen | 2 | 9.5e-4 | 2.9e-3 of 2 | 0.500 / 1.000 | 50.0 |" in capsys.readouterr().out

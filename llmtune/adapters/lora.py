@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-_RATES = (1e-3, 5e-4, 3e-4, 2e-4)
+_RATES = (2e-3, 5e-4, 3e-4, 2e-4)
 """At alpha 32."""
 _FACTORS = {"pissa": 1 / 10, "olora": 1 / 18}
 """Starts that take weight out of the base, and how much lower their rate is."""
@@ -155,9 +155,9 @@ class Lora(AdapterSpec):
         at_32 = lr * self.effective_alpha / 32
         notes = [f"learning rate at alpha 32: {rate(at_32)}"]
         if at_32 >= 3e-3:
-            notes.append("warning: LoRA is known to diverge at 3e-3 or more; try 3e-4 to 1e-3 at alpha 32")
-        elif not 1e-4 <= at_32 <= 1e-3 * 1.05:
-            notes.append("warning: published optima lie between 1e-4 and 1e-3 at alpha 32")
+            notes.append("warning: LoRA is known to diverge at 3e-3 or more; try 3e-4 to 2e-3 at alpha 32")
+        elif not 1e-4 <= at_32 <= 2e-3 * 1.05:
+            notes.append("warning: published optima lie between 1e-4 and 1e-3 at alpha 32, and at 2e-3 for 135M")
         return notes
 
     def peft_config(self, model: "PreTrainedModel", plan: Plan) -> "LoraConfig":

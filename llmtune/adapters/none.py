@@ -8,7 +8,7 @@ from llmtune.plan.stages import Facts, Plan
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_RATES = (1e-4, 3e-5, 1e-5, 5e-6)
+_RATES = (3e-4, 3e-5, 1e-5, 5e-6)
 
 
 class NoAdapter(AdapterSpec):

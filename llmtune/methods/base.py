@@ -50,7 +50,11 @@ class BaseMethod(Closed):
 
     def stage(self, facts: Facts, until: float, trains: Distances, lr: float | None, decay: float = 1.0) -> Stage:
         """A stage at `lr`, or at the adapter's default rate for the model's size and the share that trains."""
-        return Stage(until, trains, lr or self.default_rate(facts, trains.share(facts.blocks)), decay)
+        if lr is None:
+            lr = self.default_rate(facts, trains.share(facts.blocks))
+            if self.adapter.trains_base:
+                lr = float(f"{lr * _lift(decay, min(trains.farthest(facts.blocks), facts.blocks)):.1e}")
+        return Stage(until, trains, lr, decay)
 
     def default_rate(self, facts: Facts, share: float) -> float:
         """The adapter's rate at the output where `share` of the blocks trains; raises PlanError where it has none."""
@@ -79,6 +83,14 @@ class Decaying(Closed):
         if self.bottom_ratio is not None:
             return decay_for(self.bottom_ratio, facts.blocks)
         return 1.0 if self.decay is None else self.decay
+
+
+def _lift(decay: float, farthest: int) -> float:
+    """How much higher the rate at the output is so that blocks learn about as fast as at one rate, in geometric mean.
+
+    At most as much as for a bottom_ratio of 0.1, beyond which it was not measured.
+    """
+    return min(decay ** (-(max(1, farthest) - 1) / 2), 10**0.5)
 
 
 def top_distances(reach: float | str, facts: Facts, key: str) -> Distances:

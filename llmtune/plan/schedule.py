@@ -8,17 +8,22 @@ from typing import Literal
 from llmtune.plan.stages import Plan, Stage
 
 Shape = Literal["cosine", "linear", "constant"]
+Over = Literal["run", "stage"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A plan laid over `steps` optimizer steps: warm-up (fraction of steps), decay shape, seed of what is drawn."""
+    """A plan laid over `steps` optimizer steps: warm-up (fraction of steps), decay shape, seed of what is drawn.
+
+    Warm-up and shape span the whole run, or each stage anew.
+    """
 
     plan: Plan
     steps: int
     warmup: float = 0.0
     shape: Shape = "constant"
     seed: int = 0
+    over: Over = "run"
 
     def __post_init__(self) -> None:
         starts = self.starts
@@ -37,8 +42,8 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        """How many steps a rate takes to rise."""
-        return math.ceil(self.warmup * self.steps - 1e-9)
+        """How many steps a rate takes to rise, where the schedule spans the run."""
+        return _warmup_steps(self.warmup, self.steps)
 
     def stage_at(self, step: int) -> int:
         """The index of the stage that `step` (0-based) belongs to; the last stage for steps past the end."""
@@ -69,19 +74,33 @@ class Schedule:
         return self._stage(step).trains.redrawn
 
     def rate(self, step: int, distance: int) -> float:
-        """The learning rate of `distance` at `step`: stage rate x warm-up since `first_step` x decay shape."""
+        """The learning rate of `distance` at `step`: stage rate x warm-up since its first step x decay shape."""
         first = self.first_step(distance)
         if first is None or step < first or not self.trains(step, distance):
             return 0.0
-        rise = min(1.0, (step - first + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self._stage(step).rate(distance) * rise * self._fall(step)
+        start, end = self._span(step)
+        warmup_steps = _warmup_steps(self.warmup, end - start)
+        rise = min(1.0, (step - max(first, start) + 1) / warmup_steps) if warmup_steps else 1.0
+        return self._stage(step).rate(distance) * rise * self._fall(step - start, end - start, warmup_steps)
 
     def _stage(self, step: int) -> Stage:
         return self.plan.stages[self.stage_at(step)]
 
-    def _fall(self, step: int) -> float:
+    def _span(self, step: int) -> tuple[int, int]:
+        """The first step of what warm-up and shape are laid over at `step`, and the step after its last one."""
+        if self.over == "run":
+            return 0, self.steps
+        index = self.stage_at(step)
+        return self.starts[index], self.ends[index]
+
+    def _fall(self, step: int, steps: int, warmup_steps: int) -> float:
+        """The decay shape at a step of a span of so many."""
         if self.shape == "constant":
             return 1.0
-        progress = max(0, step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        progress = min(1.0, progress)
+        progress = min(1.0, max(0, step - warmup_steps) / max(1, steps - warmup_steps))
         return 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _warmup_steps(warmup: float, steps: int) -> int:
+    """How many of a span's steps a rate takes to rise."""
+    return math.ceil(warmup * steps - 1e-9)

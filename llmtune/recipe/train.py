@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmtune.fields import Closed, Count, Share
-from llmtune.plan.schedule import Shape
+from llmtune.plan.schedule import Over, Shape
 
 
 class Train(Closed):
@@ -26,6 +26,8 @@ class Train(Closed):
     """Share of the steps over which the learning rate of a newly trained group rises."""
     schedule: Shape = "cosine"
     """How learning rates fall toward the end of training."""
+    schedule_over: Over = "run"
+    """Whether warm-up and schedule span the whole run, or start anew with each stage of the plan."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = "adamw"
     """8-bit states take a quarter of AdamW's memory; paged states move to the CPU when a GPU is full; Adafactor's are
     factored; sgd has no momentum. All of them use the plan's learning rates."""

@@ -68,7 +68,7 @@ def steps_note(train: Train, rows: int, world: int) -> list[str]:
 def lay_out(train: Train, plan: Plan, steps: int) -> Schedule:
     """The plan laid over the steps with the section's warm-up and shape; raises FieldError where they are too few."""
     try:
-        return Schedule(plan, steps, train.warmup, train.schedule, train.seed)
+        return Schedule(plan, steps, train.warmup, train.schedule, train.seed, train.schedule_over)
     except ValueError as error:
         raise FieldError("train.max_steps" if train.max_steps else "train.epochs", str(error)) from error
 
@@ -129,6 +129,7 @@ def plan_table(recipe: Recipe, base: Base, layout: Layout, rows: int, world: int
             *notes_on_rest(layout.skeleton),
             *_adapter_notes(recipe, layout),
             *_draw_note(schedule, layout),
+            *_restart_note(recipe.train, schedule),
         ],
         in_words=recipe.method_words,
         bits=layout.bits,
@@ -218,6 +219,13 @@ def _draw_note(schedule: Schedule, layout: Layout) -> list[str]:
     drawn = sum(schedule.ever_trains(distance) for distance in range(1, layout.facts.blocks + 1))
     message = f"{drawn} of {layout.facts.blocks} blocks are drawn at some time in {schedule.steps:,} steps"
     return [f"{message}; outputs of blocks that may be drawn are not cached"]
+
+
+def _restart_note(train: Train, schedule: Schedule) -> list[str]:
+    """A line on a schedule that starts anew with each stage."""
+    if schedule.over == "run" or len(schedule.starts) == 1:
+        return []
+    return [f"warm-up and train.schedule: {train.schedule} start anew with each of {len(schedule.starts)} stages"]
 
 
 def _refuse(recipe: Recipe, bits: int | None) -> None:

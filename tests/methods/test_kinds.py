@@ -1,6 +1,7 @@
 """Methods give the plans that their definitions say, at rates that suit adapter and model size."""
 
 import itertools
+import math
 from typing import Any, get_args
 
 import pytest
@@ -203,10 +204,21 @@ def test_top_alone_learns_faster_than_everything() -> None:
     head = method("frozen", reach=0).plan(SMALL).stages[0].lr
     half = method("frozen", reach=15).plan(SMALL).stages[0].lr
     everything = method("full").plan(SMALL).stages[0].lr
-    assert (head, everything) == (pytest.approx(10 * everything), 1e-4)
+    assert (head, everything) == (pytest.approx(10 * everything), 3e-4)
     assert half == pytest.approx(everything * 10**0.5, rel=0.03)
     staged = [stage.lr for stage in method("gradual", reaches=[0, 15, "all"]).plan(SMALL).stages]
     assert staged == [head, half, everything]
+
+
+def test_decay_raises_the_top_so_that_blocks_learn_as_fast_in_the_geometric_mean() -> None:
+    falling = method("discriminative").plan(SMALL).stages[0]
+    rates = [falling.rate(distance) for distance in range(SMALL.blocks + 2)]
+    mean = math.prod(rates[1:-1]) ** (1 / SMALL.blocks)
+    assert mean == pytest.approx(method("full").plan(SMALL).stages[0].lr, rel=0.1)
+    steeper = method("discriminative", bottom_ratio=1e-3).plan(SMALL).stages[0]
+    assert steeper.lr == pytest.approx(falling.lr, rel=0.02)
+    lora = {"adapter": {"kind": "lora"}}
+    assert method("discriminative", **lora).plan(SMALL).stages[0].lr == method("full", **lora).plan(SMALL).stages[0].lr
 
 
 def test_refuses_to_change_a_method() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmtune.plan.distances import Everything, Top
-from llmtune.plan.schedule import Schedule, Shape
+from llmtune.plan.schedule import Over, Schedule, Shape
 from llmtune.plan.stages import Plan, Stage, boundaries, decay_for
 
 BLOCKS = 6
@@ -16,11 +16,19 @@ THREE = Plan((Stage(0.25, Top(0), 4e-3, 0.7), Stage(0.5, Top(2), 2e-3, 0.8), Sta
 STEADY = Plan((Stage(0.25, Top(0), 1e-3, 0.9), Stage(0.5, Top(2), 1e-3, 0.9), Stage(1.0, Everything(), 1e-3, 0.9)))
 
 
-def by_hand(plan: Plan, steps: int, warmup_steps: int, shape: Shape) -> list[list[float]]:
-    """Rates of every step and distance, with logarithms for powers, a squared cosine and counted warm-up steps."""
+def by_hand(
+    plan: Plan, steps: int, warmup_steps: int, shape: Shape, starts: tuple[int, ...] = (0,)
+) -> list[list[float]]:
+    """Rates of every step and distance, with logarithms for powers, a squared cosine and counted warm-up steps.
+
+    Warm-up and shape begin at each of `starts`.
+    """
     table = []
-    trained = [0] * (BLOCKS + 2)
     for step in range(steps):
+        if step in starts:
+            trained = [0] * (BLOCKS + 2)
+            length = min(start for start in (*starts, steps) if start > step) - step
+            first, rises = step, math.ceil(round(warmup_steps * length / steps, 6))
         stage = next(stage for stage in plan.stages if step < round(stage.until * steps))
         row = []
         for distance in range(BLOCKS + 2):
@@ -28,8 +36,8 @@ def by_hand(plan: Plan, steps: int, warmup_steps: int, shape: Shape) -> list[lis
                 row.append(0.0)
                 continue
             trained[distance] += 1
-            rise = min(trained[distance], warmup_steps) / warmup_steps if warmup_steps else 1.0
-            done = max(step - warmup_steps, 0) / max(steps - warmup_steps, 1)
+            rise = min(trained[distance], rises) / rises if rises else 1.0
+            done = max(step - first - rises, 0) / max(length - rises, 1)
             fall = {"constant": 1.0, "linear": 1 - done, "cosine": math.cos(done * math.pi / 2) ** 2}[shape]
             row.append(math.exp(math.log(stage.lr) + distance * math.log(stage.decay)) * rise * fall)
         table.append(row)
@@ -38,10 +46,21 @@ def by_hand(plan: Plan, steps: int, warmup_steps: int, shape: Shape) -> list[lis
 
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup_steps", [0, 1, 7])
-@pytest.mark.parametrize("plan", [ONE, THREE, STEADY], ids=["one", "three", "steady"])
-def test_rates_equal_the_closed_form(plan: Plan, warmup_steps: int, shape: Shape) -> None:
-    laid = Schedule(plan, 100, warmup_steps / 100, shape)
-    expected = by_hand(plan, 100, warmup_steps, shape)
+@pytest.mark.parametrize(
+    ("plan", "over", "starts"),
+    [
+        (ONE, "run", (0,)),
+        (ONE, "stage", (0,)),
+        (THREE, "run", (0,)),
+        (STEADY, "run", (0,)),
+        (STEADY, "stage", (0, 25, 50)),
+    ],
+)
+def test_rates_equal_the_closed_form(
+    plan: Plan, over: Over, starts: tuple[int, ...], warmup_steps: int, shape: Shape
+) -> None:
+    laid = Schedule(plan, 100, warmup_steps / 100, shape, over=over)
+    expected = by_hand(plan, 100, warmup_steps, shape, starts)
     assert laid.warmup_steps == warmup_steps
     for step, distance in itertools.product(range(100), range(BLOCKS + 2)):
         assert laid.rate(step, distance) == pytest.approx(expected[step][distance], rel=1e-12, abs=0), (step, distance)

@@ -75,7 +75,7 @@ def test_resolved_fills_in_revision_and_rates_and_keeps_its_file(tmp_path: Path)
     loaded = recipe.load(file)
     fixed = loaded.resolved(FACTS, "abc123")
     before, after = loaded.method.model_dump(), fixed.method.model_dump()
-    assert (fixed.model.revision, after["lr"], after["bottom_ratio"]) == ("abc123", 1e-4, 0.1)
+    assert (fixed.model.revision, after["lr"], after["bottom_ratio"]) == ("abc123", 9.5e-4, 0.1)
     assert fixed.plan(FACTS) == loaded.plan(FACTS)
     assert (loaded.model.revision, before["lr"]) == (None, None)
     assert str(fixed.located(FieldError("method.kind", "no"))) == f"{file}:4: method.kind: no"

@@ -17,7 +17,7 @@ from llmtune.data.batches.passes import PassLimits
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.methods.kinds import Method
 from llmtune.model.base import Base, model_facts
-from llmtune.plan.schedule import Schedule, Shape
+from llmtune.plan.schedule import Over, Schedule, Shape
 from llmtune.run import Run
 from llmtune.run_log import Record
 from llmtune.training.objective import SupervisedTrainer
@@ -97,6 +97,7 @@ def trainer(
     steps: int = 6,
     shape: Shape = "constant",
     warmup: float = 0.0,
+    over: Over = "run",
     callbacks: Sequence[TrainerCallback] = (),
     record: Callable[[Record], None] = lambda entry: None,
     keep: int = 99,
@@ -132,7 +133,7 @@ def trainer(
     }
     result = kind(
         adapted,
-        make_schedule=lambda count: Schedule(plan, count, warmup, shape),
+        make_schedule=lambda count: Schedule(plan, count, warmup, shape, over=over),
         tensors=trained_tensors(adapted, plan),
         record=record,
         keep=keep,

@@ -19,10 +19,16 @@ from tests.support.training import GRADUAL, LORA, METHODS, fit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["none", LORA], ids=["none", "lora"])
-def test_resume_after_any_step_is_bit_equal(tmp_path: Path, adapter: Any) -> None:
+@pytest.mark.parametrize(("adapter", "over"), [("none", "stage"), (LORA, "run")], ids=["none", "lora"])
+def test_resume_after_any_step_is_bit_equal(tmp_path: Path, adapter: Any, over: str) -> None:
     spec = {**GRADUAL, "adapter": adapter}
-    settings: dict[str, Any] = {"shape": "cosine", "warmup": 0.2, "save_strategy": "steps", "save_steps": 1}
+    settings: dict[str, Any] = {
+        "shape": "cosine",
+        "warmup": 0.2,
+        "over": over,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     _, whole, log = fit(tmp_path / "whole", spec, **settings)
     checkpoints = complete_checkpoints(tmp_path / "whole")
     assert [folder.name for folder in checkpoints] == [f"step-{n:06d}" for n in range(1, 7)]

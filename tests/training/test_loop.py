@@ -80,6 +80,18 @@ def test_repeats_the_plan_from_the_resolved_recipe(tmp_path: Path) -> None:
     assert all(isinstance(rate, float) for rate in rates)
 
 
+def test_run_of_a_recipe_without_schedule_over_goes_on_as_it_began(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, GRADUAL, train={"batch_size": 4, "schedule_over": "stage"})
+    assert "start anew with each of 3 stages" in " ".join(read_json(run.plan_file)["notes"])
+    run = prepare_run(tmp_path, GRADUAL, name="old", train={"batch_size": 4})
+    kept = run.recipe_file.read_text(encoding="utf-8")
+    run.recipe_file.write_text(kept.replace("  schedule_over: run\n", ""), encoding="utf-8")
+    assert run.recipe_file.read_text(encoding="utf-8") != kept
+    opened = run.recipe().train
+    assert opened == prepare_run(tmp_path, GRADUAL, name="old", train={"batch_size": 4}).recipe().train
+    assert opened.schedule_over == "run"
+
+
 def test_takes_no_step_more_where_only_the_delta_is_gone(tmp_path: Path) -> None:
     run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01}, train={"max_steps": 3, "batch_size": 4})
     train(run)
