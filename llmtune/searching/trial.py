@@ -8,21 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.arms.record import Point
 from llmtune.data.example import Example
-from llmtune.errors import FieldError, RecipeError
+from llmtune.errors import RecipeError
 from llmtune.files import digest_of
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
-from llmtune.run import locates_mistakes
 from llmtune.training.loop import train
 from llmtune.training.prepare import Prepared, prepare_all
 
 VALIDATIONS = 10
 """Validations of a trial: enough to tell early that it is behind, few enough to cost little."""
-_ONE_PROCESS = ("auto", "cpu", "single_gpu")
+
+LOOK = 1.0
+"""Seconds between two looks whether a training should end, while it is between validations."""
 
 Report = Callable[[int, Point], bool]
 """Takes the number of a validation, from 1, and the validation; gives whether the training should end now."""
@@ -39,6 +41,8 @@ class Outcome:
     curve: tuple[Point, ...]
     keeps_best: bool
     """Whether the recipe's result is its best checkpoint, and not its last."""
+    validation: str
+    """Names the validation rows, as tokens."""
 
     @property
     def loss(self) -> float:
@@ -47,38 +51,34 @@ class Outcome:
         return min(losses) if self.keeps_best else losses[-1]
 
 
-@locates_mistakes
-def check_trials(recipe: Recipe) -> None:
-    """Raise RecipeError where no trial can be trained with a recipe."""
-    if not recipe.data.eval and not recipe.data.eval_fraction:
-        raise FieldError(
-            "data.eval_fraction", "trials are compared by their validation loss, and there are no rows for it; try 0.05"
-        )
-    if recipe.launch.accelerate not in _ONE_PROCESS or (recipe.launch.processes or 1) > 1:
-        key = "processes" if recipe.launch.accelerate in _ONE_PROCESS else "accelerate"
-        raise FieldError(f"launch.{key}", "a trial trains in one process; leave it out, which is auto")
-
-
-def train_trial(recipe: Recipe, folder: Path, report: Report, validation: str | None = None) -> tuple[Outcome, str]:
+def train_trial(
+    recipe: Recipe,
+    folder: Path,
+    report: Report,
+    stops: Callable[[], bool] = lambda: False,
+    validation: str | None = None,
+) -> Outcome:
     """Train a recipe in a folder that is removed at the end, in this process; gives what it came to.
 
-    The second value names the validation rows as tokens; where `validation` gives another one, the losses could not be
-    compared: raises RecipeError before anything trains, and as training does.
+    `stops` tells between validations, too, whether the training should end. `validation` names the rows that the losses
+    are measured on: raises RecipeError for others before anything trains, and what training raises.
     """
     shutil.rmtree(folder, ignore_errors=True)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         prepared = prepare_all(as_trial(recipe), folder, count_gpus())
         rows = _check_rows(prepared, validation)
-        watch = Validations(report)
+        watch = Validations(report, stops)
         train(prepared.run, prepared, [watch], keeps=False)
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     keeps_best = bool(recipe.train.keep_best)
-    return Outcome(watch.pruned, watch.steps, watch.seconds, tuple(watch.curve), keeps_best), rows
+    return Outcome(watch.pruned, watch.steps, watch.seconds, tuple(watch.curve), keeps_best, rows)
 
 
 def as_trial(recipe: Recipe) -> Recipe:
@@ -105,9 +105,9 @@ class Validations(TrainerCallback):
     Ctrl-C ends at once what it watches: there is no checkpoint to wait for.
     """
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._began = time.monotonic()
+    def __init__(self, report: Report, stops: Callable[[], bool] = lambda: False) -> None:
+        self._report, self._stops = report, stops
+        self._began = self._looked = time.monotonic()
         self.curve: list[Point] = []
         self.pruned, self.steps, self.seconds = False, 0, 0.0
 
@@ -124,6 +124,9 @@ class Validations(TrainerCallback):
         self.steps = state.global_step
         control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
         control.should_save = False
+        if not control.should_evaluate and time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            self.pruned = control.should_training_stop = self._stops()
 
     def on_evaluate(
         self,
@@ -144,7 +147,9 @@ class Validations(TrainerCallback):
 
 
 def _check_rows(prepared: Prepared, expected: str | None) -> str:
-    """Name the validation rows of a run by their tokens; raises RecipeError where others are expected."""
+    """Name the validation rows of a run by their tokens; raises RecipeError for none, or where others are expected."""
+    if not prepared.data.eval:
+        raise RecipeError("no validation row is left by which trials are compared; raise data.eval_fraction")
     rows = digest_of([_tokens(example) for example in prepared.data.eval])
     if expected not in (None, rows):
         raise RecipeError("its validation rows, as tokens, are not those of the first trial, so losses do not compare")
