@@ -1,6 +1,8 @@
 """What compare.json holds: the shape of a comparison, which commands, pages and tests read."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 
 class Rows(TypedDict):

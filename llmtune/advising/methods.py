@@ -1,0 +1,151 @@
+"""What each method takes on a recipe's base and rows: memory and minutes, here or on a card that is named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from llmtune.advising.lengths import sampled
+from llmtune.advising.rate import cpu_rate
+from llmtune.advising.seconds import Work, cpu_seconds
+from llmtune.arms.arm import Arm
+from llmtune.data.gate import check_sources, split_rows
+from llmtune.data.store.read import read_part
+from llmtune.errors import LlmtuneError
+from llmtune.estimate.cards import CARDS, Card, find_card
+from llmtune.estimate.fit import Fit, Question, judge, on_card
+from llmtune.estimate.memory import forecast
+from llmtune.estimate.passes import setting_of
+from llmtune.launch.command import choose_config, count_processes
+from llmtune.launch.devices import launch_device
+from llmtune.machine.device import free_bytes
+from llmtune.machine.gpus import count_gpus
+from llmtune.machine.precision import computing_dtype
+from llmtune.model.layout import Layout
+from llmtune.numbers import size
+from llmtune.plan.table import PlanTable
+from llmtune.recipe.sections import Recipe
+from llmtune.run import locates_mistakes
+from llmtune.training.bases.base import check_model, locate
+from llmtune.training.plan_table import build_layout, plan_table
+from llmtune.training.prepare import as_launched
+from llmtune.working import working
+
+
+@dataclass(frozen=True)
+class MethodPrediction:
+    """What an arm takes at the recipe's epochs; None where it is not known."""
+
+    arm: str
+    bytes: int | None
+    """The most memory of one device, training alone."""
+    seconds: float | None
+    """Of the training, without start-up and evaluation."""
+    fits: bool
+    reason: str
+    """How it fits, or why it does not, in one line."""
+    trained: int = 0
+    """Parameters that ever train."""
+
+
+def predict_methods(recipe: Recipe, arms: Sequence[Arm], gpu: str | None = None) -> list[MethodPrediction]:
+    """What each arm of a recipe takes on this machine, or on a card by name; an arm that cannot be says why.
+
+    Raises RecipeError for a bad card or bad rows. Nothing is trained; the base's weights are not loaded.
+    """
+    card = None if gpu is None else find_card(gpu)
+    rows = training_rows(recipe)
+    predictions = []
+    with working("predicting memory and time", total=len(arms), unit="methods") as step:
+        for arm in arms:
+            predictions.append(_predict(recipe, arm, rows, card))
+            step()
+    return predictions
+
+
+@locates_mistakes
+def training_rows(recipe: Recipe) -> Work:
+    """The rows of a recipe's training, counted, with lengths by a sample of them."""
+    with working("reading the rows"):
+        recipe, base = locate(recipe, weights=False)
+        check_sources(recipe)
+        train, _ = split_rows(recipe.data, recipe.train.seed)
+        held_out = read_part(recipe.data, "eval") if recipe.data.eval else None
+        aside = len(read_part(recipe.data, "train")) - len(train) if held_out is None else len(held_out)
+        return Work(sampled(train, recipe.data, base), max(0, aside))
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """An arm's recipe, with its plan laid over its base."""
+
+    recipe: Recipe
+    layout: Layout
+    table: PlanTable
+    work: Work
+
+    @cached_property
+    def question(self) -> Question:
+        """The rows and steps for which a device is to be judged."""
+        lengths, stages = self.work.lengths, self.table.stages
+        per_step = self.recipe.train.batch_size * lengths.tokens / lengths.rows
+        return Question(lengths, [stage.end - stage.start for stage in stages], per_step)
+
+    def on(self, card: Card) -> tuple[Fit, float | None]:
+        """What it takes on a card, and seconds."""
+        fit = on_card(self.recipe, self.layout, self.question, card, self.recipe.launch.processes or 1)
+        return fit, fit.seconds
+
+    def here(self) -> tuple[Fit, float | None]:
+        """What it takes on this machine, and seconds."""
+        gpus = count_gpus()
+        recipe = as_launched(self.recipe, self.table, gpus)
+        device = launch_device(recipe.launch)
+        world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
+        setting = setting_of(recipe, world, device.type)
+        rate = None if device.type == "cpu" else _known_rate(device)
+        fit = judge(recipe, self.layout, self.question, setting, str(device), free_bytes(device), rate)
+        if device.type != "cpu" or fit.size is None:
+            return fit, fit.seconds
+        memory = forecast(self.layout, setting, self.work.lengths.longest)
+        rate = cpu_rate(self.layout, computing_dtype(recipe.model.precision, device))
+        checkpointing = fit.size.checkpointing
+        return fit, cpu_seconds(recipe, self.layout, self.table, memory, self.work, checkpointing, rate)
+
+
+def _with(recipe: Recipe, arm: Arm) -> Recipe:
+    return Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *arm.set]) if arm.set else recipe
+
+
+def _predict(recipe: Recipe, arm: Arm, work: Work, card: Card | None) -> MethodPrediction:
+    try:
+        laid = _lay_out(_with(recipe, arm), work)
+        fit, seconds = laid.here() if card is None else laid.on(card)
+    except LlmtuneError as error:
+        return MethodPrediction(arm.name, None, None, False, str(error))
+    most = max(sum(parts.values()) for parts in fit.stages)
+    return MethodPrediction(arm.name, most, seconds, fit.fits, _reason(fit), laid.table.trained)
+
+
+@locates_mistakes
+def _lay_out(recipe: Recipe, work: Work) -> _Arm:
+    recipe, base = locate(recipe, weights=False)
+    layout = build_layout(recipe, base, check_model(recipe, base))
+    return _Arm(recipe, layout, plan_table(recipe, base, layout, work.lengths.rows, 1), work)
+
+
+def _reason(fit: Fit) -> str:
+    if fit.size is None:
+        return fit.missing
+    if not fit.fits and fit.evaluation:
+        return f"training fits, the evaluation needs {size(fit.evaluation.least)} at the least"
+    return fit.size.reason
+
+
+def _known_rate(device: torch.device) -> float | None:
+    """The rate that the maker of this machine's card states; None for a card that is not in the table."""
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "").replace("geforce", "")
+    card = next((card for word, card in CARDS.items() if word.partition("-")[0] in name), None)
+    return card.rate if card else None
