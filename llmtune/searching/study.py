@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 Pruner = Literal["halving", "median", "none"]
 _FACTS, _SPENT, _REASON, _POINTS = "llmtune:facts", "llmtune:seconds", "reason", "points"
+VALIDATIONS = 10
+"""Validations of a trial: enough to tell early that it is behind, few enough to cost little."""
 ENDED = "the process that trained it ended"
 """Why a trial failed that was running when its study was left."""
 

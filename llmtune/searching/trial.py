@@ -17,11 +17,9 @@ from llmtune.errors import RecipeError
 from llmtune.files import digest_of
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
+from llmtune.searching.study import VALIDATIONS
 from llmtune.training.loop import train
 from llmtune.training.prepare import Prepared, prepare_all
-
-VALIDATIONS = 10
-"""Validations of a trial: enough to tell early that it is behind, few enough to cost little."""
 
 LOOK = 1.0
 """Seconds between two looks whether a training should end, while it is between validations."""
@@ -36,6 +34,8 @@ class Outcome:
 
     pruned: bool
     steps: int
+    total: int
+    """Steps of the whole training."""
     seconds: float
     """Since the first step, validations included."""
     curve: tuple[Point, ...]
@@ -78,7 +78,7 @@ def train_trial(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     keeps_best = bool(recipe.train.keep_best)
-    return Outcome(watch.pruned, watch.steps, watch.seconds, tuple(watch.curve), keeps_best, rows)
+    return Outcome(watch.pruned, watch.steps, watch.total, watch.seconds, tuple(watch.curve), keeps_best, rows)
 
 
 def as_trial(recipe: Recipe) -> Recipe:
@@ -109,7 +109,7 @@ class Validations(TrainerCallback):
         self._report, self._stops = report, stops
         self._began = self._looked = time.monotonic()
         self.curve: list[Point] = []
-        self.pruned, self.steps, self.seconds = False, 0, 0.0
+        self.pruned, self.steps, self.total, self.seconds = False, 0, 0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
@@ -121,7 +121,7 @@ class Validations(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
     ) -> None:
-        self.steps = state.global_step
+        self.steps, self.total = state.global_step, state.max_steps
         control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
         control.should_save = False
         if not control.should_evaluate and time.monotonic() - self._looked > LOOK:

@@ -76,6 +76,12 @@ class Dealer:
         with self._lock:
             self._gone.append((worker, message))
 
+    def renew(self, workers: int) -> None:
+        """Take so many new workers in place of those that are gone."""
+        with self._lock:
+            self._gone.clear()
+        self._workers = set(range(workers))
+
     def serve(self, until: threading.Event) -> None:
         """Look again and again until the event is set."""
         while not until.wait(POLL):
@@ -101,6 +107,11 @@ class Dealer:
         """Take what is there still, and count the time that was spent; trials that are open are tried again."""
         for worker, one in list(self._open.items()):
             self._read(worker, one)
+        with self._lock:
+            gone, self._gone = self._gone, []
+        for worker, message in gone:
+            if worker in self._open:
+                self._finish(worker, {"state": "failed", "reason": message or ENDED})
         self.study.spend(self._clock() - self._since)
         self._spent, self._since = self.study.seconds, self._clock()
 
@@ -155,7 +166,7 @@ class Dealer:
         rows, known = result.get(_VALIDATION), self.study.noted(_VALIDATION)
         if rows and known is None:
             self.study.note(_VALIDATION, rows)
-        facts = {"points": one.folder.curve(), **({"steps": result["steps"]} if "steps" in result else {})}
+        facts = {"points": one.folder.curve(), **{key: result[key] for key in ("steps", "total") if key in result}}
         if result["state"] == "complete" and rows != (known or rows):
             one.trial.fail("its validation rows are not those of other trials, so losses do not compare", **facts)
         elif result["state"] == "complete":

@@ -112,6 +112,10 @@ class Folder:
         """Keeps a second search out."""
         return self.path / ".lock"
 
+    def worker_log(self, worker: int) -> Path:
+        """What a worker printed outside of trials."""
+        return self.path / "workers" / f"{worker}.log"
+
     def trial(self, number: int) -> TrialFolder:
         """The folder of a trial."""
         return TrialFolder(self.path / "trials" / str(number))

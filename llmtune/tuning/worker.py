@@ -1,8 +1,8 @@
 """`python -m llmtune.tuning.worker FOLDER NUMBER`: trains the trials that a search's folder gives it, one by one."""
 
-import contextlib
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from llmtune.tuning.files import Folder, TrialFolder
@@ -22,9 +22,8 @@ def main(words: list[str]) -> int:
         if trial is None or trial.result() is not None:
             time.sleep(POLL)
             continue
-        with trial.log.open("a", encoding="utf-8") as log:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                trial.end(train(folder.recipe, trial))
+        with trial.log.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            trial.end(train(folder.recipe, trial))
 
 
 def train(recipe: Path, trial: TrialFolder) -> dict[str, object]:
@@ -47,6 +46,7 @@ def train(recipe: Path, trial: TrialFolder) -> dict[str, object]:
         "state": "pruned" if outcome.pruned else "complete",
         "loss": outcome.loss if outcome.curve else None,
         "steps": outcome.steps,
+        "total": outcome.total,
         "seconds": round(outcome.seconds, 3),
         "validation": outcome.validation,
     }
