@@ -232,7 +232,7 @@ def _pruner(name: Pruner) -> "optuna.pruners.BasePruner":
     if name == "halving":
         return pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
     if name == "median":
-        return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2)
+        return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=3)
     return pruners.NopPruner()
 
 

@@ -166,7 +166,8 @@ class Dealer:
         rows, known = result.get(_VALIDATION), self.study.noted(_VALIDATION)
         if rows and known is None:
             self.study.note(_VALIDATION, rows)
-        facts = {"points": one.folder.curve(), **{key: result[key] for key in ("steps", "total") if key in result}}
+        facts: dict[str, Any] = {"points": one.folder.curve()}
+        facts |= {key: result[key] for key in ("steps", "total") if key in result}
         if result["state"] == "complete" and rows != (known or rows):
             one.trial.fail("its validation rows are not those of other trials, so losses do not compare", **facts)
         elif result["state"] == "complete":

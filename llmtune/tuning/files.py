@@ -42,12 +42,13 @@ class TrialFolder:
         """Forget the validations of a training that ended with its process."""
         (self.path / "curve.jsonl").unlink(missing_ok=True)
 
-    def add(self, point: Point) -> None:
-        """Add a validation."""
+    def add(self, number: int, point: Point) -> bool:
+        """Add a validation; gives whether the training is to end."""
         with (self.path / "curve.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(point) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        return self.is_stopped()
 
     def curve(self) -> list[Point]:
         """The validations so far."""
@@ -65,6 +66,10 @@ class TrialFolder:
         with contextlib.suppress(OSError):
             return (self.path / "stop").read_text(encoding="utf-8")
         return ""
+
+    def is_stopped(self) -> bool:
+        """Whether the training is to end."""
+        return bool(self.stops())
 
     def end(self, result: dict[str, Any]) -> None:
         """Write what came of the training."""

@@ -39,12 +39,12 @@ class Request:
         known = {key: value for key, value in flatten(values(self.recipe)) if key.split(".")[0] in DEFINING}
         drawn = tuple(self.space)
         kept = {key: value for key, value in known.items() if not any(_covers(name, key) for name in drawn)}
-        return {**kept, **{f"--over {key}": str(one) for key, one in self.space.items()}}
+        return {**{f"--over {key}": str(one) for key, one in self.space.items()}, **kept}
 
     def first(self) -> list[dict[str, Value]]:
         """The values that are tried first: the recipe's own, where they are in the space; all, where they are few."""
-        known = dict(flatten(values(self.recipe)))
-        own = {key: known[key] for key in self.space if key in known}
+        known: dict[str, Any] = dict(flatten(values(self.recipe)))
+        own: dict[str, Value] = {key: known[key] for key in self.space if key in known}
         has_own = len(own) == len(self.space) and all(self.space[key].holds(value) for key, value in own.items())
         every = combinations(self.space, self.trials or TRIALS) or []
         return [*([own] if has_own else []), *(one for one in every if one != own)]

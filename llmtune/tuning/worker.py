@@ -38,8 +38,7 @@ def train(recipe: Path, trial: TrialFolder) -> dict[str, object]:
     try:
         with told_in_one_line(TrainingError, trial.path):
             settings = Recipe.load(recipe, task["set"])
-            watch = (lambda number, point: bool(trial.add(point) or trial.stops()), lambda: bool(trial.stops()))
-            outcome = train_trial(settings, trial.run, *watch, validation=task["validation"])
+            outcome = train_trial(settings, trial.run, trial.add, trial.is_stopped, task["validation"])
     except LlmtuneError as error:
         return {"state": "failed", "reason": str(error), "exit_code": error.exit_code}
     return {
