@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llmtune.reporting.training import loss_section
 
 from llmtune.plan.distances import Everything, Top
 from llmtune.reporting.charts.drawing import Chart, Line, thin
 from llmtune.reporting.charts.scales import Scale, decades, linear_range, log_floor, log_range, spans_decades, ticks
 from llmtune.reporting.history import read_history
-from llmtune.reporting.training import loss_section
 from tests.support.pages import Page, empty, falling, page, paths, stage, with_log
 
 TRAINING, VALIDATION = "stroke:var(--tuned)", "stroke:var(--valid)"
