@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,8 @@ class ArmRun:
         steps = max(PROBE_STEPS, session.fewest_steps)
         watch = Watch(())
         began = time.monotonic()
-        probe = self._home / ".trial-probe"
-        session.train(session.variant(PROBE_FACTOR, steps), probe / "run", watch, keeps=False)
-        shutil.rmtree(probe, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._home, prefix=".trial-") as probe:
+            session.train(session.variant(PROBE_FACTOR, steps), Path(probe) / "run", watch, keeps=False)
         pace = Pace(max(0.0, time.monotonic() - began - watch.seconds), watch.step_seconds)
         rows = self._seconds / max(pace.step, 1e-9) * session.recipe.train.batch_size
         is_open = session.recipe.memory.frozen_blocks == "auto"
