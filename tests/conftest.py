@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,20 @@ def _wants_gpus(config: pytest.Config) -> bool:
 def pytest_collection_finish() -> None:
     """Spare every trainer's collection of garbage what the imports made, which takes longer than its training."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let no test read or change the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LLMTUNE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew(_cache: Path) -> None:
+    """Let every test ask its bases itself, whatever an earlier one changed in what asks them."""
+    shutil.rmtree(_cache / "answers", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

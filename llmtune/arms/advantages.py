@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from llmtune.arms.results import Result, at_size
 from llmtune.arms.scores import Gap, SeedVariance, gap, judge
 from llmtune.arms.times import best_loss, mean_seconds_to, seconds_of_best
-from llmtune.evaluation.metrics import format_difference
+from llmtune.evaluation.metrics import Difference, format_difference
 from llmtune.numbers import duration
 
 SCRATCH = "scratch"
@@ -97,7 +97,7 @@ def _judged(pairs: Sequence[tuple[Result, Result]], between: SeedVariance | None
 
 def _words(one: dict[str, Any]) -> str:
     """Say a difference with its error, and that it is none where that was not measured."""
-    known: Gap = {"difference": one["difference"], "stderr": one["stderr"], "n": one["n"]}
+    known: Difference = {"difference": one["difference"], "stderr": one["stderr"], "n": one["n"]}
     words = one["verdict"] if one["verdict"] not in ("better", "worse") else ""
     return format_difference(known) + (f" ({words})" if words else "")
 

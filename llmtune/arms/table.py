@@ -1,7 +1,7 @@
 """The table of a comparison: a row an arm and a baseline, those that failed or were skipped with their reason."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
 from llmtune.arms.results import general, titled
@@ -13,6 +13,8 @@ Cells = dict[str, str]
 """A row's cells by column title."""
 LEFT = {"arm", "verdict", "cost of training"}
 """Columns of words; others are aligned at the right."""
+_Key = tuple[str, float, bool]
+"""Name and size, and whether it is an arm."""
 _THAN = {"better": "every arm", "worse": "the best arm"}
 """What a baseline is better or worse than: it was compared with the best arm."""
 
@@ -23,15 +25,23 @@ def table(comparison: Comparison, verdict: dict[str, Any]) -> list[Cells]:
     A column that no row fills is left out.
     """
     score = metric_title(comparison)
-    known = {(one["name"], one["size"], one["is_arm"]): one for one in verdict["results"]}
-    arms = {(one["name"], one["size"], True): one for one in comparison["arms"]}
-    baselines = {(one["name"], one["size"], False): one for one in comparison["baselines"]}
-    rows = [
-        _measured(one, arms.get(key) or baselines.get(key, {}).get("arm"), score, verdict)  # type: ignore[call-overload]
-        for key, one in known.items()
-    ]
-    rows += [_missing(one) for key, one in {**arms, **baselines}.items() if key not in known]
+    records: dict[_Key, ArmRecord | Baseline] = {_key(one, True): one for one in comparison["arms"]}
+    records |= {_key(one, False): one for one in comparison["baselines"]}
+    known = {_key(one, one["is_arm"]): one for one in verdict["results"]}
+    rows = [_measured(one, _trained(records.get(key)), score, verdict) for key, one in known.items()]
+    rows += [_missing(one) for key, one in records.items() if key not in known]
     return _filled(rows)
+
+
+def _key(one: Mapping[str, Any], is_arm: bool) -> _Key:
+    return one["name"], one["size"], is_arm
+
+
+def _trained(one: ArmRecord | Baseline | None) -> ArmRecord | None:
+    """The arm of a row: its own record, that of a baseline which trains, or none."""
+    if one is None:
+        return None
+    return cast(ArmRecord, one) if "set" in one else one.get("arm")
 
 
 def _measured(one: dict[str, Any], record: ArmRecord | None, score: str, verdict: dict[str, Any]) -> Cells:
@@ -60,7 +70,7 @@ def _minutes(one: dict[str, Any], record: ArmRecord | None) -> str:
 
 def _memory(one: dict[str, Any], record: ArmRecord | None) -> str:
     """The measured peak, and what was predicted."""
-    predicted = (record or {}).get("predicted", {}).get("bytes")  # type: ignore[attr-defined]
+    predicted = record.get("predicted", {}).get("bytes") if record else None
     told = f" (predicted {size(predicted)})" if predicted else ""
     return f"{size(one['peak_bytes'])}{told}" if one["peak_bytes"] else told.strip(" ()")
 

@@ -109,7 +109,7 @@ def _notes(comparison: Comparison, choice: Choice, between: SeedVariance | None)
         )
     record = next(arm for arm in comparison["arms"] if (arm["name"], arm["size"]) == (winner.name, winner.size))
     if edge := edge_of_search(record):
-        yield f"The best rate of {winner.name} lies at the {edge} end of the rates that were tried; a rate beyond may be better"
+        yield f"The best rate of {winner.name} lies at the {edge} end of those tried; one beyond may be better"
     pairs = len(choice.ranked) * (len(choice.ranked) - 1) // 2
     if pairs > 1:
         yield f"{pairs} pairs of arms were compared; their p-values are corrected for that (Holm)"
@@ -121,6 +121,9 @@ def _not_compared(comparison: Comparison) -> Iterator[str]:
         named = [titled(one["name"], one["size"]) for one in comparison["arms"] if one["status"] == status]
         if named:
             yield f"{status}: {', '.join(named)}"
+    for one in comparison["arms"]:
+        if one["status"] == "done" and "limited" in one:
+            yield f"{titled(one['name'], one['size'])} ended before its minutes were over: {one['limited']}"
     asked = len(comparison["seeds"])
     short = [
         titled(one["name"], one["size"])

@@ -150,8 +150,8 @@ COMMANDS = (
         "report",
         report,
         "after",
-        "Write the report: one page that opens offline.",
-        ("llmtune report runs/recipe",),
+        "Write the report, one page that opens offline, or several runs side by side on one page.",
+        ("llmtune report runs/recipe", "llmtune report runs/a runs/b -o compared.html"),
     ),
     Command(
         "infer",

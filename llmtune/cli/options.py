@@ -14,6 +14,14 @@ Folders = Annotated[
         parser=run_folder, metavar="RUN", help="Folders or URLs of trained runs, two or more.", show_default=False
     ),
 ]
+Reported = Annotated[
+    list[Path],
+    typer.Argument(parser=run_folder, metavar="RUN", help="A run's folder or URL, or several.", show_default=False),
+]
+RunsPage = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="FILE", help="The page of several runs.", show_default="runs-compared.html"),
+]
 Weights = Annotated[
     list[float] | None,
     typer.Option(

@@ -1,6 +1,5 @@
 """compare.json of what a comparison's workers left so far, and what follows from it."""
 
-import importlib.util
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
@@ -103,7 +102,6 @@ def of_base(folder: Folder, name: str) -> Baseline:
 
 def write_page(folder: Folder, comparison: Comparison) -> None:
     """Write the page of a comparison."""
-    if importlib.util.find_spec("llmtune.reporting.comparison") is None:
-        return
-    page = importlib.import_module("llmtune.reporting.comparison.page")
+    from llmtune.reporting.comparison import page
+
     page.write_page(comparison, folder.page)

@@ -1,7 +1,5 @@
 """report(run): one HTML page that opens offline, on whatever the run has done so far."""
 
-import base64
-import hashlib
 from pathlib import Path
 
 from llmtune import __version__
@@ -9,17 +7,20 @@ from llmtune.errors import LlmtuneError
 from llmtune.files import write_text
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
+from llmtune.reporting.course.loss import loss_section
+from llmtune.reporting.course.memory import memory_section
+from llmtune.reporting.course.rates import rates_section
+from llmtune.reporting.course.throughput import throughput_section
+from llmtune.reporting.document import document
 from llmtune.reporting.evaluations import read_evaluations
 from llmtune.reporting.examples import examples_section
 from llmtune.reporting.header import header, tiles, title
 from llmtune.reporting.history import History, read_history
 from llmtune.reporting.html import Html, section, tag
 from llmtune.reporting.layers import trained_section
-from llmtune.reporting.memory import memory_section
 from llmtune.reporting.record import combination_section, data_section, files_section, merge_section
 from llmtune.reporting.results import results_section
 from llmtune.reporting.settings import settings_section
-from llmtune.reporting.training import loss_section, rates_section
 from llmtune.reporting.values import read_object
 from llmtune.run import Run
 from llmtune.run_log import read_log
@@ -50,16 +51,15 @@ def render(run: Run) -> str:
         _next_section(run, settings),
         tag("footer", f"Written by llmtune {__version__}. This page is one file and loads nothing."),
     ]
-    page = _page(title(run, settings, plan), body)
-    # JSON may hold halves of surrogate pairs, which no UTF-8 file can.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return document(title(run, settings, plan), body)
 
 
 def _training_sections(history: History, plan: PlanTable | None) -> list[Html | None]:
     return [
         loss_section(history, plan),
-        rates_section(history, plan),
         trained_section(plan, history.notes),
+        rates_section(history, plan),
+        throughput_section(history, plan),
         memory_section(history),
     ]
 
@@ -70,27 +70,6 @@ def _read_plan(run: Run) -> PlanTable | None:
         return PlanTable.read(run.plan_file)
     except LlmtuneError:
         return None
-
-
-def _page(name: str, body: list[Html | None]) -> str:
-    style, script = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("style.css", "filter.js"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy(script)),
-        tag("title", name),
-        tag("style", Html(style)),
-    )
-    main = tag("main", *body)
-    return f"<!doctype html>\n{tag('html', head, tag('body', main, tag('script', Html(script))), lang='en')}\n"
-
-
-def policy(script: str) -> str:
-    """Return the policy under which a page loads nothing and runs this script alone, whatever a data row holds."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return f"{sources}; base-uri 'none'; form-action 'none'"
 
 
 def _next_section(run: Run, settings: Recipe) -> Html:

@@ -8,7 +8,7 @@ import pytest
 
 from llmtune.files import read_json, write_json
 from llmtune.reporting.evaluations import Evaluations
-from llmtune.reporting.examples import FILTERS, SHOWN, Answer, Example, choose, examples_section, spread
+from llmtune.reporting.examples import FILTERS, SHOWN, Answer, Example, choose, examples_section
 from llmtune.run import Run
 from tests.support.pages import Page, page
 

@@ -1,9 +1,9 @@
 """Comparisons with known truth: arms that answer a share of the held-out rows right."""
 
-import random
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison, Rows, SeedRecord
+from llmtune.arms.results import titled
 
 ROWS = 200
 
@@ -31,7 +31,7 @@ def arm(name: str, right: list[float] | float, size: float = 1.0, n: int = ROWS,
     seeds: list[SeedRecord] = [
         {
             "seed": seed,
-            "run": f"arms/{name}/seed-{seed}",
+            "run": f"arms/{titled(name, size)}/seed-{seed}",
             "steps": 40,
             "epochs": 1.0,
             "seconds": seconds,
@@ -75,8 +75,3 @@ def comparison(arms: list[ArmRecord], baselines: list[Baseline] | None = None, *
         "arms": arms,
     }
     return {**known, **facts}  # type: ignore[typeddict-item]
-
-
-def noisy(generator: random.Random, right: float, n: int = ROWS) -> Rows:
-    """Scores that are 1 by chance."""
-    return {"score": [float(generator.random() < right) for _ in range(n)], "loss": [], "tokens": []}

@@ -1,7 +1,7 @@
 """Commands of a trained run: eval, merge, publish and report."""
 
 from llmtune import api
-from llmtune.cli.options import DryRun, Folder, Json, SetAgain, Verbose
+from llmtune.cli.options import DryRun, Folder, Json, Reported, RunsPage, SetAgain, Verbose
 from llmtune.cli.output import results, scores
 from llmtune.run import open_run
 
@@ -33,8 +33,11 @@ def publish(
         give({"run": run, **facts}, lambda: None)
 
 
-def report(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Write the report page."""
+def report(
+    runs: Reported, out: RunsPage = None, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False
+) -> None:
+    """Write the report page of a run, or one of several side by side."""
     with results(as_json) as give:
-        page = api.report(run, set=set or [])
-        give({"run": run, "report": page}, lambda: print(page))
+        page = api.report(*runs, out=out, set=set or [])
+        named = {"run": runs[0]} if len(runs) == 1 else {"runs": [str(run) for run in runs]}
+        give({**named, "report": page}, lambda: print(page))

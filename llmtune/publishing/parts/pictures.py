@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from llmtune.plan.table import PlanTable
 from llmtune.publishing.markdown import picture
+from llmtune.reporting.charts.drawing import line_picture
 from llmtune.reporting.charts.plan import plan_image, plan_words
+from llmtune.reporting.course.loss import loss_chart
 from llmtune.reporting.history import read_history
-from llmtune.reporting.training import loss_chart
 from llmtune.run import Run
 from llmtune.run_log import read_log
 
@@ -40,9 +41,9 @@ def loss_picture(run: Run) -> Picture | None:
         return None
     chart = loss_chart(history, PlanTable.read(run.plan_file))
     validation = " Dashed: validation." if history.validation_losses else ""
-    scale = " The scale is logarithmic." if chart.floor else ""
+    scale = " The scale is logarithmic." if chart.y.log else ""
     caption = f"Loss by step, mean cross-entropy per answer token: running average; pale: each step.{validation}{scale}"
-    return Picture("figures/loss.svg", chart.image(), chart.label, caption)
+    return Picture("figures/loss.svg", line_picture(chart), chart.label, caption)
 
 
 def pictures(run: Run) -> list[Picture]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from llmtune.reporting.html import Html, tag
 
-_STYLE = Path(__file__).parent.parent / "style.css"
+_PICTURE = Path(__file__).with_name("picture.css")
+_STYLE = _PICTURE.parent.parent / "style.css"
 _FONT = 'svg { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }'
 
 
@@ -21,7 +22,7 @@ def image(width: int, height: int, label: str, *parts: Html) -> str:
 
 @cache
 def _style() -> str:
-    """The part of the report's style that drawings use: its colors, and the lines on charts."""
+    """The report's colors, and the lines of drawings."""
     lines = _STYLE.read_text(encoding="utf-8").splitlines()
     colors = lines[: lines.index("* { box-sizing: border-box; }")]
-    return "\n".join([*colors, _FONT, *(line for line in lines if line.startswith(".chart"))])
+    return "\n".join([*colors, _FONT, _PICTURE.read_text(encoding="utf-8").rstrip()])
