@@ -9,7 +9,7 @@ from typing import Any
 
 from llmtune.api.steps import at_work, do
 from llmtune.arms.record import ArmRecord, SeedRecord
-from llmtune.comparing.budget import MOST_EPOCHS, checkpoints_at, steps_in, trial_steps
+from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, steps_in, trial_steps
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.measure import seed_record
 from llmtune.comparing.request import Entrant
@@ -21,8 +21,6 @@ from llmtune.launch.signals import handling
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
-VALIDATIONS = 6
-"""Validations of a training, its last step among them."""
 PROBE_STEPS = 4
 PROBE_FACTOR = 0.1
 """The rate of the first steps, which are for the pace alone, as a multiple of the default one."""
@@ -70,7 +68,7 @@ class ArmRun:
         self._home.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._home)
         self.keep(status="running", trains=self._training)
-        session = Session(self.recipe)
+        session = Session(self.recipe, self._folder.head()["validation_rows"])
         table = session.table(self.recipe).to_json()
         self.keep(method=self.recipe.method_words, plan=table)
         pace, memory = self._pace(session)
@@ -129,7 +127,7 @@ class ArmRun:
             steps, is_limited = session.most_steps, False
         else:
             most = MOST_EPOCHS * session.most_steps
-            steps, is_limited = steps_in(self._training, pace.step, max(most, session.fewest_steps))
+            steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, max(most, session.fewest_steps))
         steps = max(steps, session.fewest_steps)
         self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
         return steps
@@ -142,7 +140,7 @@ class ArmRun:
         if not run.done("train"):
             is_long = (self._training or LONG) >= LONG
             steps = recipe.train.max_steps or 1
-            watch = Watch(checkpoints_at(steps, VALIDATIONS), saves=is_long, goes_on=True)
+            watch = Watch(session.validations(steps, MOST_VALIDATIONS), saves=is_long, goes_on=True)
             session.train(recipe, path, watch, keeps=True)
         with at_work(run), _stopping():
             if not run.done("eval"):

@@ -57,6 +57,7 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     assert (winner.train.max_steps, winner.method.adapter.kind) == (9, "lora")
     assert winner.method.lr == by_name["lora", 0.5]["lr"]  # type: ignore[union-attr]
     assert winner.eval.suite == "none"
+    assert "lora" in (out / "index.html").read_text()
 
     compare(recipe, ["lora"], out=out, seeds=1)  # nothing is left to do
     arms.write_text("- {name: hot, set: {method: full}}\n")
