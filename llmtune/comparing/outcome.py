@@ -3,8 +3,8 @@
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
+from llmtune.comparing.entrants.measure import rows_of
 from llmtune.comparing.folder import Folder
-from llmtune.comparing.measure import rows_of
 from llmtune.comparing.request import Entrant
 from llmtune.errors import LlmtuneError
 from llmtune.evaluation.results import FEW_SHOT

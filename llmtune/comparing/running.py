@@ -107,7 +107,8 @@ class Running:
             return False
         if training and training > LONGER * (record.get("trains") or training) and "limited" not in record:
             again: Any = {key: value for key, value in record.items() if key not in ("seeds", "steps", "reason")}
-            self._folder.write_record(entrant.name, {**again, "status": "running"})
+            again["status"] = "running"
+            self._folder.write_record(entrant.name, again)
             return True
         return len(record.get("seeds", [])) < self._request.seeds
 

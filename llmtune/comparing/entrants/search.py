@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from llmtune.arms.record import Try
 from llmtune.comparing.budget import EDGES, FACTORS
-from llmtune.comparing.session import Session, rates_of
-from llmtune.comparing.watch import Watch
+from llmtune.comparing.entrants.session import Session, rates_of
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.files import delete
 from llmtune.searching.space import Choice

@@ -10,12 +10,12 @@ from typing import Any
 from llmtune.api.steps import at_work, do
 from llmtune.arms.record import ArmRecord, SeedRecord
 from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, steps_in, trial_steps
+from llmtune.comparing.entrants.measure import seed_record
+from llmtune.comparing.entrants.search import Pace, Search, best_factor, remove_leftovers
+from llmtune.comparing.entrants.session import Session, rates_of
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.comparing.folder import Folder
-from llmtune.comparing.measure import seed_record
 from llmtune.comparing.request import Entrant
-from llmtune.comparing.search import Pace, Search, best_factor, remove_leftovers
-from llmtune.comparing.session import Session, rates_of
-from llmtune.comparing.watch import Watch
 from llmtune.errors import Interrupted
 from llmtune.launch.signals import handling
 from llmtune.recipe.sections import Recipe

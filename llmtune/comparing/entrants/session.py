@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.comparing.budget import checkpoints_at, count_validations
-from llmtune.comparing.watch import Watch
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.data.example import Example
 from llmtune.data.gate import Gate, gate
 from llmtune.files import write_json
