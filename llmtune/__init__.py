@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmtune.api import Recipe, combine, evaluate, export, infer, merge, publish, report, train
     from llmtune.comparing.compare import compare
+    from llmtune.tuning.step import tune
 
-__all__ = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
-_ABOVE = {"compare": "llmtune.comparing.compare"}
+__all__ = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train", "tune"]
+_ABOVE = {"compare": "llmtune.comparing.compare", "tune": "llmtune.tuning.step"}
 """The modules of functions that stand above the others."""
 __version__ = "0.1.0"
 

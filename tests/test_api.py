@@ -17,11 +17,12 @@ from llmtune.launch import process
 from llmtune.launch.ending import Exit
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.tuning import step
 from tests.support import runs, tiny
 
-NAMES = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
+NAMES = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train", "tune"]
 
-ABOVE = {"compare": compare}
+ABOVE = {"compare": compare, "tune": step}
 """The modules of the functions that stand above the API."""
 
 
@@ -56,8 +57,8 @@ def test_exports_these_names_and_the_version() -> None:
     for name in NAMES:
         assert getattr(llmtune, name) is getattr(ABOVE.get(name, api), name)
     assert llmtune.Recipe is Recipe
-    with pytest.raises(AttributeError, match="module 'llmtune' has no attribute 'tune'"):
-        llmtune.tune  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'llmtune' has no attribute 'trian'"):
+        llmtune.trian  # noqa: B018
     code = "import sys, llmtune; sys.exit('pydantic' in sys.modules or 'yaml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -13,6 +13,7 @@ from llmtune.cli.commands.infer import chat, infer
 from llmtune.cli.commands.launch import launch
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
+from llmtune.cli.commands.tune import Spread, tune
 
 PANELS = {"start": "To start", "train": "To train", "after": "After training", "other": "Other"}
 
@@ -101,6 +102,18 @@ COMMANDS = (
             "llmtune launch recipe.yaml --slurm --time 12:00:00",
             "llmtune launch recipe.yaml --rank 0 --address 10.0.0.7 --out RUN",
         ),
+    ),
+    Command(
+        "tune",
+        tune,
+        "train",
+        "Search values of any keys of a recipe by the validation loss: trials that are behind end early, and the same "
+        "command goes on with a search. Leaves the best recipe, an Optuna study and a page.",
+        (
+            "llmtune tune recipe.yaml --over method.lr=1e-4..1e-2:log --trials 12",
+            "llmtune tune recipe.yaml --over method.lr=1e-4..1e-2:log method.adapter.rank=8,16,32 --minutes 60",
+        ),
+        Spread,
     ),
     Command(
         "eval",

@@ -170,6 +170,31 @@ LlamaCpp = Annotated[
         show_default="$LLAMA_CPP",
     ),
 ]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over",
+        metavar="KEY=VALUES ...",
+        help="What to search: a range such as method.lr=1e-4..1e-2:log, or values such as method.adapter.rank=8,16,32.",
+        show_default=False,
+    ),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", metavar="N", help="Trainings in all.", show_default="20, or what the minutes allow"),
+]
+SearchMinutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="M", help="Minutes that all of it may take.", show_default="no limit"),
+]
+SearchFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The search's folder.", show_default="tune/<recipe's name>"),
+]
+Place = Annotated[
+    str,
+    typer.Option("--on", metavar="PLACE", help="local, gpus (one training on each), or ray (the cluster's machines)."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
 System = Annotated[
     str | None,

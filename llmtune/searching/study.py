@@ -1,25 +1,21 @@
 """A study of Optuna in a SQLite file: values are asked for, trained with, told of, and an interrupted one goes on."""
 
-import contextlib
-import json
-import logging
 import math
-import sqlite3
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmtune.errors import MachineError, RecipeError
-from llmtune.searching.space import Space, Value, Values, differences
+from llmtune.searching.file import Pruner, open_study, quiet, refuse_foreign, refuse_others, told
+from llmtune.searching.space import Space, Value, Values
 
 if TYPE_CHECKING:
     import optuna
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
-Pruner = Literal["halving", "median", "none"]
 _FACTS, _SPENT, _REASON, _POINTS = "llmtune:facts", "llmtune:seconds", "reason", "points"
+VALIDATIONS = 10
+"""Validations of a trial: enough to tell early that it is behind, few enough to cost little."""
 ENDED = "the process that trained it ended"
 """Why a trial failed that was running when its study was left."""
 
@@ -56,7 +52,7 @@ class Trial:
         """
         if not math.isfinite(loss):
             return False  # what is no number ends the training itself
-        with _quiet():
+        with quiet():
             self._trial.report(loss, step)
             return self._trial.should_prune()
 
@@ -66,7 +62,7 @@ class Trial:
             self.fail(f"its loss is {loss}", **facts)
             return
         self._note(facts)
-        with _quiet():
+        with quiet():
             self._study.tell(self._trial, loss)
 
     def prune(self, **facts: Any) -> None:
@@ -81,7 +77,7 @@ class Trial:
         from optuna.trial import TrialState
 
         self._note(facts)
-        with _quiet():
+        with quiet():
             self._study.tell(self._trial, state=TrialState[state])
 
     def _note(self, facts: dict[str, Any]) -> None:
@@ -114,11 +110,11 @@ class Study:
         Raises RecipeError for a file with a study of other facts, or without one; MachineError for one that cannot be
         written.
         """
-        with _quiet(), _told(file):
-            _refuse_foreign(file)
-            study = _opened(file, _pruner(pruner))
+        with quiet(), told(file):
+            refuse_foreign(file)
+            study = open_study(file, pruner)
             opened = cls(study, space, seed)
-            _refuse_others(file, study.user_attrs.get(_FACTS), facts)
+            refuse_others(file, study.user_attrs.get(_FACTS), facts)
             if _FACTS not in study.user_attrs:
                 for values in first:
                     study.enqueue_trial(dict(values))
@@ -128,7 +124,7 @@ class Study:
 
     def enqueue(self, values: Values) -> None:
         """Have values tried before any that are drawn."""
-        with _quiet():
+        with quiet():
             self._study.enqueue_trial(dict(values))
 
     def ask(self) -> Trial:
@@ -138,7 +134,7 @@ class Study:
         """
         from optuna.samplers import TPESampler
 
-        with _quiet():
+        with quiet():
             # A sampler's random state dies with its process: each trial has a seed of its own.
             count = len(self._study.trials)
             self._study.sampler = TPESampler(seed=self._seed + count, n_startup_trials=5)
@@ -153,7 +149,7 @@ class Study:
     @property
     def trials(self) -> list[Tried]:
         """Every trial, in order."""
-        with _quiet():
+        with quiet():
             return [_tried(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     @property
@@ -186,7 +182,7 @@ class Study:
             return {}
         from optuna.importance import get_param_importances
 
-        with _quiet():
+        with quiet():
             return {key: float(share) for key, share in get_param_importances(self._study).items()}
 
     def _take_up(self) -> None:
@@ -209,74 +205,3 @@ def _tried(trial: "optuna.trial.FrozenTrial") -> Tried:
     facts = {key: value for key, value in trial.user_attrs.items() if key != _REASON}
     loss = trial.values[0] if state == "complete" and trial.values else last if state == "pruned" else None
     return Tried(trial.number, dict(trial.params), state, loss, curve, seconds, reason, facts)
-
-
-def _opened(file: Path, pruner: "optuna.pruners.BasePruner") -> "optuna.Study":
-    import optuna
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(address(file), engine_kwargs={"connect_args": {"timeout": 60}})
-    return optuna.create_study(storage=storage, study_name="llmtune", pruner=pruner, load_if_exists=True)
-
-
-def address(file: Path) -> str:
-    """The URL by which Optuna and its dashboard open a study's file."""
-    return f"sqlite:///{file}"
-
-
-def _pruner(name: Pruner) -> "optuna.pruners.BasePruner":
-    from optuna import pruners
-
-    if name == "halving":
-        return pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
-    if name == "median":
-        return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=2)
-    return pruners.NopPruner()
-
-
-def _refuse_foreign(file: Path) -> None:
-    """Raise RecipeError for a database that is not Optuna's: nothing is written into it."""
-    if not file.exists():
-        return
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        tables = {str(row[0]) for row in database.execute("select name from sqlite_master where type = 'table'")}
-    if tables and "studies" not in tables:
-        raise RecipeError(f"{file}: is a database without studies; choose another folder with --out")
-
-
-def _refuse_others(file: Path, before: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
-    """Raise RecipeError where a file holds a study of something else."""
-    for difference in differences(before, json.loads(json.dumps(facts))) if before is not None else ():
-        raise RecipeError(f"{file}: holds another study ({difference}); choose another folder with --out")
-
-
-@contextlib.contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Tell in one line that a study's file cannot be read or written."""
-    from sqlalchemy.exc import DatabaseError
-
-    try:
-        yield
-    except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
-        cause = str(error.__cause__ or error)
-        if "not a database" in cause or "malformed" in cause:
-            raise RecipeError(f"{file}: is no SQLite file; choose another folder with --out") from error
-        raise MachineError(f"{file}: cannot be written: {cause.splitlines()[0]}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's and Alembic's lines off the terminal: what matters of them is told in llmtune's own."""
-    import optuna  # now: it sets its own level when it is imported
-
-    loggers = [logging.getLogger(name) for name in (optuna.__name__, "alembic")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="optuna")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
