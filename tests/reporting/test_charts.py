@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llmtune.reporting.training import loss_section
 
 from llmtune.plan.distances import Everything, Top
 from llmtune.plan.table import PlanTable
@@ -13,15 +12,11 @@ from llmtune.reporting.charts.axes import Axis
 from llmtune.reporting.charts.drawing import line_picture
 from llmtune.reporting.charts.lines import Line, Lines, thin
 from llmtune.reporting.charts.scales import Scale, decades, linear_range, log_floor, log_range, spans_decades, ticks
+from llmtune.reporting.course.loss import loss_chart, loss_section
 from llmtune.reporting.history import read_history
-<<<<<<< HEAD
 from llmtune.reporting.page import report
 from llmtune.run_log import read_log
-from llmtune.reporting.course.loss import loss_chart, loss_section
 from tests.support.pages import Page, charted, empty, falling, page, stage, with_log
-=======
-from tests.support.pages import Page, empty, falling, page, paths, stage, with_log
->>>>>>> w-tune
 
 TRAINING, VALIDATION = "stroke:var(--tuned)", "stroke:var(--valid)"
 

@@ -1,12 +1,6 @@
 """The report shows predicted memory beside what was measured."""
 
-<<<<<<< HEAD
-from llmtune.reporting.history import read_history
 from llmtune.reporting.course.memory import memory_section
-=======
-from llmtune.reporting.memory import memory_section
->>>>>>> w-tune
-
 from llmtune.reporting.history import read_history
 
 
