@@ -16,6 +16,11 @@ MOST_EPOCHS = 3
 FEWEST_STEPS = 8
 """The steps that an arm must be able to take for a comparison to be worth its time."""
 TRIAL_STEPS = 4
+FEWEST_ROWS, MOST_ROWS = 16, 64
+"""Validation rows of each loss: the same ones for all arms."""
+MOST_VALIDATIONS = 6
+VALIDATED = 0.1
+"""The share of a training's time that validations may take."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,14 @@ def trial_steps(seconds: float, step: float, load: float, most: int, trials: int
 def checkpoints_at(steps: int, count: int) -> list[int]:
     """The steps after which a training is validated: so many, evenly, the last step among them."""
     return sorted({max(1, math.ceil(steps * number / count)) for number in range(1, count + 1)})
+
+
+def validation_rows(seconds: float, step: float, batch: int) -> int:
+    """Rows of each validation, so that six of them take about a tenth of a training of so many seconds."""
+    trained = seconds / max(step, 1e-9) * batch
+    return max(FEWEST_ROWS, min(MOST_ROWS, round(VALIDATED * 3 * trained / MOST_VALIDATIONS)))
+
+
+def count_validations(steps: int, batch: int, rows: int, most: int = MOST_VALIDATIONS) -> int:
+    """How often a training is validated on so many rows: a row forward takes a third of one that trains."""
+    return max(2, min(most, math.floor(VALIDATED * 3 * steps * batch / max(1, rows))))

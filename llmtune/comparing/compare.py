@@ -53,7 +53,7 @@ def compare(
     running = Running(folder, request, head, open_pool(on, folder.path), on)
     running.check()
     with hold(folder.path / ".lock", f"{folder.path}: another comparison is at work there; wait until it ends"):
-        folder.write_request(settings, request, head)
+        folder.write_request(settings, request, running.head(folder.head() if before else None))
         return running.run(settings)
 
 

@@ -45,6 +45,8 @@ class Head(TypedDict):
     machine: dict[str, Any]
     costs: dict[str, float]
     """What a training takes beside its steps, in seconds: see budget.Costs."""
+    validation_rows: int
+    """Rows of each validation."""
     predicted: dict[str, dict[str, float | None]]
     """Bytes and seconds of each arm, by name."""
     skipped: dict[str, str]

@@ -3,8 +3,8 @@
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
+from llmtune.comparing.entrants.measure import rows_of
 from llmtune.comparing.folder import Folder
-from llmtune.comparing.measure import rows_of
 from llmtune.comparing.request import Entrant
 from llmtune.errors import LlmtuneError
 from llmtune.evaluation.results import FEW_SHOT
@@ -31,7 +31,8 @@ def gather(folder: Folder) -> Comparison:
         "baselines": [*_asked_baselines(folder), *_scratch(folder, entrants)],
         "arms": [record for one in entrants if one.arm.name != "scratch" and (record := ended(folder, one))],
     }
-    return comparison
+    shared = saved(folder)
+    return {**comparison, "saved": shared} if shared else comparison
 
 
 def write(folder: Folder) -> Comparison:
@@ -100,8 +101,9 @@ def of_base(folder: Folder, name: str) -> Baseline:
     return {"name": name, "status": "done", "size": size, "rows": rows}  # type: ignore[typeddict-item]
 
 
-def write_page(folder: Folder, comparison: Comparison) -> None:
-    """Write the page of a comparison."""
-    from llmtune.reporting.comparison import page
-
-    page.write_page(comparison, folder.page)
+def saved(folder: Folder) -> dict[str, float]:
+    """Seconds that arms did not spend, since what they share was there: the base's answers."""
+    manifests = (read_json(file) for file in folder.path.glob("arms/*/seed-*/manifest.json"))
+    facts = (one["steps"].get("eval", {}).get("base_answers", {}) for one in manifests)
+    seconds = sum(sum(one.get("reused", {}).values()) for one in facts)
+    return {"base answers": seconds} if seconds else {}

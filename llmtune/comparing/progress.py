@@ -27,8 +27,10 @@ def following(folder: Folder, entrants: Sequence[Entrant], place: str, seconds: 
     def follow() -> None:
         told = {one.name: _events(folder.record(one.name)) for one in entrants}
         with working(name, total=max(1.0, seconds), unit="s") as step:
+            left = seconds
             while not ended.wait(POLL):
-                step(POLL)
+                step(min(POLL, max(0.0, left)))  # what takes longer than its share has no time left
+                left -= POLL
                 for one in entrants:
                     events = _events(folder.record(one.name))
                     for line in events[len(told[one.name]) :]:

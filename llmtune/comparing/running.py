@@ -6,7 +6,7 @@ from typing import Any
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.verdict import conclude
 from llmtune.comparing import outcome
-from llmtune.comparing.budget import Costs, check_minutes, share_of, training_seconds
+from llmtune.comparing.budget import Costs, check_minutes, share_of, training_seconds, validation_rows
 from llmtune.comparing.folder import Folder, Head
 from llmtune.comparing.progress import following, result_line
 from llmtune.comparing.request import Entrant, Request
@@ -14,6 +14,7 @@ from llmtune.comparing.winner import write_winner
 from llmtune.files import write_json
 from llmtune.pool.task import Ended, Pool, Task
 from llmtune.recipe.sections import Recipe
+from llmtune.reporting.comparison.page import write_page
 
 MODULE = "llmtune.comparing.worker"
 START_SECONDS = 8.0
@@ -33,9 +34,20 @@ class Running:
         known = head["costs"]
         self._costs = Costs(START_SECONDS, known["load"], known["evaluation"], known["step"])
 
+    def head(self, before: Head | None) -> Head:
+        """What is known now, with the validation rows that a comparison began with, else those that its time allows."""
+        training = self._training() if before is None else None
+        batch, step = int(self._head["recipe"]["train"]["batch_size"]), self._costs.step
+        rows = before["validation_rows"] if before else validation_rows(training or 1e9, step, batch)
+        self._head = {**self._head, "validation_rows": rows}
+        return self._head
+
     def _entrants(self) -> list[Entrant]:
         skipped = self._head["skipped"]
         return [one for one in self._folder.entrants() if one.arm.name not in skipped]
+
+    def _known(self) -> list[Entrant]:
+        return self._entrants() if self._folder.request_file.is_file() else []
 
     def _count(self) -> int:
         """How many entrants share the minutes."""
@@ -82,7 +94,7 @@ class Running:
         left = self._request.minutes * 60 - self._baseline_seconds()
         share = share_of(left * self._slots, self._count())
         new = training_seconds(share, self._request.seeds, self._costs)
-        records = [self._folder.record(one.name) for one in self._entrants()]
+        records = [self._folder.record(one.name) for one in self._known()]
         before = max((one.get("trains") or 0.0 for one in records if one), default=0.0)
         return before if before * LONGER >= new else new
 
@@ -95,7 +107,8 @@ class Running:
             return False
         if training and training > LONGER * (record.get("trains") or training) and "limited" not in record:
             again: Any = {key: value for key, value in record.items() if key not in ("seeds", "steps", "reason")}
-            self._folder.write_record(entrant.name, {**again, "status": "running"})
+            again["status"] = "running"
+            self._folder.write_record(entrant.name, again)
             return True
         return len(record.get("seeds", [])) < self._request.seeds
 
@@ -152,5 +165,5 @@ class Running:
         comparison["verdict"] = conclude(comparison)
         write_json(self._folder.compare_file, comparison)
         write_winner(self._folder, comparison)
-        outcome.write_page(self._folder, comparison)
+        write_page(comparison, self._folder.page)
         return comparison

@@ -10,6 +10,7 @@ from typing import Any
 from llmtune.advising.methods import MethodPrediction, predict_methods
 from llmtune.arms.arm import ARMS, Arm
 from llmtune.comparing.arms import USUAL
+from llmtune.comparing.budget import MOST_ROWS
 from llmtune.comparing.folder import SETTINGS, Head, absolute
 from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
@@ -67,6 +68,7 @@ def survey(settings: Recipe, arms: Sequence[Arm]) -> Head:
         "train": {"rows": len(data.train), "tokens": examination.lengths.tokens, "kind": kind},
         "machine": machine(),
         "costs": costs(recipe, examination, predictions),
+        "validation_rows": MOST_ROWS,
         "predicted": {one.arm: {"bytes": one.bytes, "seconds": one.seconds} for one in predictions},
         "skipped": {one.arm: one.reason for one in predictions if not one.fits},
     }

@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from llmtune.arms.record import ArmRecord, Comparison
+from llmtune.comparing.entrants.search import best_factor
+from llmtune.comparing.entrants.session import scaled
 from llmtune.comparing.folder import Folder, written
-from llmtune.comparing.search import best_factor
-from llmtune.comparing.session import scaled
 from llmtune.errors import one_line
 from llmtune.files import delete, write_text
 from llmtune.plan.stages import Facts

@@ -15,7 +15,7 @@ def main(words: list[str], began: float | None = None) -> int:
 
     An entrant that fails keeps its reason in arm.json: that is a result. `began` is when the process began.
     """
-    from llmtune.comparing.entrant import ArmRun
+    from llmtune.comparing.entrants.entrant import ArmRun
     from llmtune.comparing.folder import Folder
     from llmtune.launch.ending import less_memory
     from llmtune.launch.faults import told_in_one_line
@@ -65,7 +65,7 @@ if __name__ == "__main__":
 
     def _main() -> int:
         with importing():
-            import llmtune.comparing.entrant  # noqa: F401
+            import llmtune.comparing.entrants.entrant  # noqa: F401
         return main(sys.argv[1:], START)
 
     exit_process(reporting_failures(_main))

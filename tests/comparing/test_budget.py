@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from llmtune.comparing.arms import read_arms
-from llmtune.comparing.budget import Costs, check_minutes, checkpoints_at, steps_in, training_seconds, trial_steps
+from llmtune.comparing.budget import (
+    Costs,
+    check_minutes,
+    checkpoints_at,
+    count_validations,
+    steps_in,
+    training_seconds,
+    trial_steps,
+    validation_rows,
+)
 from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe
 
@@ -21,6 +30,8 @@ def test_shares_minutes_out() -> None:
     assert trial_steps(1, 1, 2, 50) == 4
     assert checkpoints_at(18, 6) == [3, 6, 9, 12, 15, 18]
     assert checkpoints_at(4, 6) == [1, 2, 3, 4]
+    assert (validation_rows(60, 3, 8), validation_rows(1000, 1, 16), validation_rows(300, 1, 2)) == (16, 64, 30)
+    assert (count_validations(18, 8, 16), count_validations(500, 16, 64), count_validations(4, 8, 16)) == (2, 6, 2)
 
 
 def test_names_minutes_that_work() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llmtune.arms.stored import read_comparison
 from llmtune.comparing.compare import compare
-from llmtune.comparing.entrant import ArmRun
+from llmtune.comparing.entrants.entrant import ArmRun
 from llmtune.comparing.folder import Folder
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.recipe.sections import Recipe
@@ -22,7 +22,8 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     out, arms = tmp_path / "out", tmp_path / "arms.yaml"
     arms.write_text("- lora\n- {name: hot, set: {method: {kind: full, lr: 1.0e+30}}}\n")
     asked: dict[str, Any] = {"minutes": 0.2, "seeds": 1, "sizes": [0.5], "baselines": ["zero-shot", "tf-idf"]}
-    train, first = ArmRun._train, []
+    train = ArmRun._train
+    first: list[int] = []
 
     def stop_once(*values: Any) -> Any:
         if not first:
@@ -57,6 +58,7 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     assert (winner.train.max_steps, winner.method.adapter.kind) == (9, "lora")
     assert winner.method.lr == by_name["lora", 0.5]["lr"]  # type: ignore[union-attr]
     assert winner.eval.suite == "none"
+    assert "lora" in (out / "index.html").read_text()
 
     compare(recipe, ["lora"], out=out, seeds=1)  # nothing is left to do
     arms.write_text("- {name: hot, set: {method: full}}\n")

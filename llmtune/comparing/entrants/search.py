@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from llmtune.arms.record import Try
-from llmtune.comparing.budget import EDGES, FACTORS, checkpoints_at
-from llmtune.comparing.session import Session, rates_of
-from llmtune.comparing.watch import Watch
+from llmtune.comparing.budget import EDGES, FACTORS
+from llmtune.comparing.entrants.session import Session, rates_of
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.files import delete
 from llmtune.searching.space import Choice
 from llmtune.searching.study import Study, Trial, Tried
 
 VALIDATIONS = 4
-"""Validations of a trial; half of the trials may end at the second one."""
+"""Validations of a trial at the most; half of the trials may end at the second one."""
 _KEY = "factor"
 _ALL = Choice(tuple(sorted({*FACTORS, *EDGES.values()})))
 _KEPT = "the rate is too high or the rows are too hard for it"
@@ -72,7 +72,7 @@ class Search:
     def _try(self, trial: Trial) -> Pace | None:
         """Train with a trial's rate, and leave nothing but its numbers; gives the pace where it came to a step."""
         recipe = self.session.variant(_factor(trial.values), self.steps, **self.memory)
-        watch = Watch(checkpoints_at(self.steps, VALIDATIONS), is_behind=trial.report)
+        watch = Watch(self.session.validations(self.steps, VALIDATIONS), is_behind=trial.report)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as folder:
             try:

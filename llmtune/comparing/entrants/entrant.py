@@ -2,26 +2,25 @@
 
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from llmtune.api.steps import at_work, do
 from llmtune.arms.record import ArmRecord, SeedRecord
-from llmtune.comparing.budget import MOST_EPOCHS, checkpoints_at, steps_in, trial_steps
+from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, steps_in, trial_steps
+from llmtune.comparing.entrants.measure import seed_record
+from llmtune.comparing.entrants.search import Pace, Search, best_factor, remove_leftovers
+from llmtune.comparing.entrants.session import Session, rates_of
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.comparing.folder import Folder
-from llmtune.comparing.measure import seed_record
 from llmtune.comparing.request import Entrant
-from llmtune.comparing.search import Pace, Search, best_factor, remove_leftovers
-from llmtune.comparing.session import Session, rates_of
-from llmtune.comparing.watch import Watch
 from llmtune.errors import Interrupted
 from llmtune.launch.signals import handling
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
-VALIDATIONS = 6
-"""Validations of a training, its last step among them."""
 PROBE_STEPS = 4
 PROBE_FACTOR = 0.1
 """The rate of the first steps, which are for the pace alone, as a multiple of the default one."""
@@ -69,7 +68,7 @@ class ArmRun:
         self._home.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._home)
         self.keep(status="running", trains=self._training)
-        session = Session(self.recipe)
+        session = Session(self.recipe, self._folder.head()["validation_rows"])
         table = session.table(self.recipe).to_json()
         self.keep(method=self.recipe.method_words, plan=table)
         pace, memory = self._pace(session)
@@ -82,9 +81,8 @@ class ArmRun:
         steps = max(PROBE_STEPS, session.fewest_steps)
         watch = Watch(())
         began = time.monotonic()
-        probe = self._home / ".trial-probe"
-        session.train(session.variant(PROBE_FACTOR, steps), probe / "run", watch, keeps=False)
-        shutil.rmtree(probe, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._home, prefix=".trial-") as probe:
+            session.train(session.variant(PROBE_FACTOR, steps), Path(probe) / "run", watch, keeps=False)
         pace = Pace(max(0.0, time.monotonic() - began - watch.seconds), watch.step_seconds)
         rows = self._seconds / max(pace.step, 1e-9) * session.recipe.train.batch_size
         is_open = session.recipe.memory.frozen_blocks == "auto"
@@ -129,7 +127,7 @@ class ArmRun:
             steps, is_limited = session.most_steps, False
         else:
             most = MOST_EPOCHS * session.most_steps
-            steps, is_limited = steps_in(self._training, pace.step, max(most, session.fewest_steps))
+            steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, max(most, session.fewest_steps))
         steps = max(steps, session.fewest_steps)
         self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
         return steps
@@ -142,7 +140,7 @@ class ArmRun:
         if not run.done("train"):
             is_long = (self._training or LONG) >= LONG
             steps = recipe.train.max_steps or 1
-            watch = Watch(checkpoints_at(steps, VALIDATIONS), saves=is_long, goes_on=True)
+            watch = Watch(session.validations(steps, MOST_VALIDATIONS), saves=is_long, goes_on=True)
             session.train(recipe, path, watch, keeps=True)
         with at_work(run), _stopping():
             if not run.done("eval"):

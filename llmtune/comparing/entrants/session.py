@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmtune.comparing.watch import Watch
+from llmtune.comparing.budget import checkpoints_at, count_validations
+from llmtune.comparing.entrants.watch import Watch
 from llmtune.data.example import Example
 from llmtune.data.gate import Gate, gate
 from llmtune.files import write_json
@@ -25,15 +26,13 @@ from llmtune.training.plan_table import build_layout, lay_out, plan_table, steps
 from llmtune.training.prepare import Prepared, resolve
 from llmtune.working import working
 
-VALIDATION_ROWS = 64
-"""Validation rows of each loss at the most: the same ones for all arms, few enough to cost little time."""
-
 
 class Session:
     """What the trainings of an entrant share."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._settings = recipe
+    def __init__(self, recipe: Recipe, validation_rows: int) -> None:
+        """`validation_rows` is how many rows each validation takes at the most."""
+        self._settings, self._rows = recipe, validation_rows
         self.recipe, self.base = locate(recipe)
         self._skeleton = check_model(self.recipe, self.base)
         self.facts = model_facts(self._skeleton)
@@ -44,8 +43,13 @@ class Session:
         tokenizer = load_tokenizer(self.base)
         with working("reading and checking the data"):
             data = gate(self._settings, tokenizer, stop_ids(self.base), model_limits(self._skeleton))
-        validation: list[Example] = list(data.eval[:VALIDATION_ROWS])
+        validation: list[Example] = list(data.eval[: self._rows])
         return replace(data, eval=validation)
+
+    def validations(self, steps: int, most: int) -> list[int]:
+        """The steps after which a training of so many steps is validated, so that it takes little of its time."""
+        count = count_validations(steps, self.recipe.train.batch_size, len(self.data.eval), most)
+        return checkpoints_at(steps, count)
 
     @property
     def most_steps(self) -> int:
