@@ -1,18 +1,16 @@
 """The report's examples: held-out rows with the answers of base and tuned model, to be filtered and searched."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+from llmtune.reporting.charts.chart import evenly
 from llmtune.reporting.evaluations import Evaluations
-from llmtune.reporting.html import Html, free, join, section, tag
+from llmtune.reporting.html import Html, fold, free, join, section, tag
 from llmtune.reporting.values import JSON, number, text
 
-SHOWN, SHOWN_WRONG = 100, 60
+FIRST, SHOWN = 20, 100
+"""So many rows stand open, and so many are on the page."""
 PREVIEW_CHARACTERS, PREVIEW_LINES, MOST_CHARACTERS = 300, 4, 2000
 FILTERS = ("tuned wrong", "both wrong", "only tuned right", "only base right", "both right")
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,13 @@ class Example:
         }.get((tuned, base))  # type: ignore[arg-type]
         return ["tuned wrong"] * (tuned is False) + ([pair] if pair else [])
 
+    @property
+    def difference(self) -> int:
+        """How far base and tuned answers are apart: 2 where one alone is right, 1 where the words differ, 0 else."""
+        if {"only tuned right", "only base right"} & set(self.groups):
+            return 2
+        return int(any(answer.output.strip() != self.of_tuned.output.strip() for answer in self.of_base))
+
 
 def read_examples(evaluations: Evaluations) -> list[Example]:
     """Pair the answers to each held-out row by the row's id, or by its place where ids are not unique."""
@@ -83,19 +88,17 @@ def _answer(model: str, row: JSON) -> Answer:
 
 
 def choose(examples: list[Example]) -> list[Example]:
-    """Return at most SHOWN examples, evenly spaced: first those that the tuned model gets wrong, then others."""
-    wrong = [one for one in examples if one.of_tuned.right is False]
-    others = [one for one in examples if one.of_tuned.right is not False]
-    most_wrong = max(SHOWN_WRONG, SHOWN - len(others))
-    kept = spread(wrong, most_wrong)
-    return kept + spread(others, SHOWN - len(kept))
+    """Return at most SHOWN examples: first those that one model alone gets right, then other answers that differ.
 
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Return `count` items, evenly spaced from the first to the last, or all where they are fewer."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(index * (len(items) - 1) / max(1, count - 1))] for index in range(count)]
+    Of each kind those come first that the tuned model gets wrong. Of more than there is room for, evenly spaced ones
+    are shown, and a fifth of the room is for answers that are alike.
+    """
+    wrong_first = sorted(examples, key=lambda one: one.of_tuned.right is not False)
+    apart, other, alike = ([one for one in wrong_first if one.difference == level] for level in (2, 1, 0))
+    room = SHOWN - min(len(alike), SHOWN // 5)
+    shown = evenly(apart, room - min(len(other), room // 4))
+    shown += evenly(other, room - len(shown))
+    return shown + evenly(alike, SHOWN - len(shown))
 
 
 def examples_section(evaluations: Evaluations | None) -> Html | None:
@@ -104,13 +107,14 @@ def examples_section(evaluations: Evaluations | None) -> Html | None:
     if not examples:
         return None
     shown = choose(examples)
-    wrong = sum(one.of_tuned.right is False for one in examples)
-    amount = (
-        f"All {len(examples):,}" if len(shown) == len(examples) else f"{len(shown)} of {len(examples):,}, evenly spaced"
-    )
-    order = f" The {wrong:,} that the tuned model answers wrong come first." if wrong else ""
-    cases = tag("div", *map(_case, shown), class_="cases")
-    return section("Held-out rows", tag("div", *_filters(shown), cases, class_="examples"), note=f"{amount}.{order}")
+    differ = sum(one.difference > 0 for one in examples)
+    amount = f"All {len(examples):,}" if len(shown) == len(examples) else f"{len(shown)} of {len(examples):,}"
+    order = f" The answers of base and tuned model differ on {differ:,}; those come first." if differ else ""
+    cases = [_case(one) for one in shown]
+    first, rest = (tag("div", *part, class_="cases") for part in (cases[:FIRST], cases[FIRST:]))
+    more = fold(f"{len(cases) - FIRST} more rows", rest) if len(cases) > FIRST else None
+    body = tag("div", *_filters(shown), first, more, class_="examples")
+    return section("Held-out rows", body, note=f"{amount}.{order}")
 
 
 def _filters(shown: list[Example]) -> list[Html]:
@@ -135,7 +139,10 @@ def _case(example: Example) -> Html:
     head = tag("header", tag("small", example.id, class_="id"), _text(example.question))
     truth = [] if example.is_text else [Answer("true answer", example.truth, None)]
     answers = [*truth, *example.of_base, example.of_tuned]
-    pairs = (join(tag("dt", _title(one)), tag("dd", _text(one.output))) for one in answers)
+    pairs = (
+        tag("div", tag("dt", _title(one)), tag("dd", _text(one.output)), class_="truth" if one in truth else None)
+        for one in answers
+    )
     groups = " ".join(_key("in", name) for name in example.groups)
     return tag("article", head, tag("dl", *pairs), class_=f"case {groups}".strip())
 

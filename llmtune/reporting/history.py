@@ -27,6 +27,11 @@ class History:
         return _points(self.validations, "eval_loss")
 
     @property
+    def speeds(self) -> list[Point]:
+        """Tokens a second of steps that were timed, by step."""
+        return [point for point in _points(self.steps, "tokens_per_s") if point[1] > 0]
+
+    @property
     def last_step(self) -> int:
         """The last step that was logged, 0 for none."""
         return self.steps[-1]["step"] if self.steps else 0

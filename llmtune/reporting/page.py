@@ -10,6 +10,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.reporting.course.loss import loss_section
 from llmtune.reporting.course.memory import memory_section
 from llmtune.reporting.course.rates import rates_section
+from llmtune.reporting.course.throughput import throughput_section
 from llmtune.reporting.document import document
 from llmtune.reporting.evaluations import read_evaluations
 from llmtune.reporting.examples import examples_section
@@ -56,8 +57,9 @@ def render(run: Run) -> str:
 def _training_sections(history: History, plan: PlanTable | None) -> list[Html | None]:
     return [
         loss_section(history, plan),
-        rates_section(history, plan),
         trained_section(plan, history.notes),
+        rates_section(history, plan),
+        throughput_section(history, plan),
         memory_section(history),
     ]
 

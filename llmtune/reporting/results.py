@@ -8,6 +8,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.evaluations import Evaluations, Results
 from llmtune.reporting.html import Html, section, table, tag
+from llmtune.reporting.scores import scores_chart
 from llmtune.reporting.values import mapping, text, whole
 
 
@@ -68,6 +69,7 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     warnings = [tag("p", line, class_="warn") for line in _warnings(evaluations)]
     return section(
         "Base and tuned",
+        scores_chart(evaluations),
         *tables,
         *warnings,
         _differences(evaluations),

@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llmtune.reporting.training import loss_section
 
 from llmtune.plan.distances import Everything, Top
-from llmtune.reporting.charts.drawing import Chart, Line, thin
+from llmtune.plan.table import PlanTable
+from llmtune.reporting.charts.axes import Axis
+from llmtune.reporting.charts.drawing import line_picture
+from llmtune.reporting.charts.lines import Line, Lines, thin
 from llmtune.reporting.charts.scales import Scale, decades, linear_range, log_floor, log_range, spans_decades, ticks
+from llmtune.reporting.course.loss import loss_chart, loss_section
 from llmtune.reporting.history import read_history
-from tests.support.pages import Page, empty, falling, page, paths, stage, with_log
+from llmtune.reporting.page import report
+from llmtune.run_log import read_log
+from tests.support.pages import Page, charted, empty, falling, page, stage, with_log
 
 TRAINING, VALIDATION = "stroke:var(--tuned)", "stroke:var(--valid)"
 
@@ -22,53 +27,55 @@ def test_loss_chart_is_to_scale(tmp_path: Path) -> None:
         stage(20, 40, Everything(), {"0": 1e-3, "1": 1e-3, "2": 1e-3, "3": 1e-3}),
     ]
     run = with_log(empty(tmp_path), stages, falling({"0": 1e-3}))
-    raw, mean, checks = paths(run, "Loss")
+    raw, mean, checks = charted(run, "Loss")
     assert len(raw) == len(mean) == 40
     assert [x for x, _ in checks] == [raw[step - 1][0] for step in (10, 20, 30, 40)]
-    assert raw[0][1] < raw[-1][1]  # pixels count downwards: the first loss, 4, stands above the last
-    bottom, per_loss = raw[-1][1], (raw[-1][1] - raw[0][1]) / 3
-    assert checks[1][1] == pytest.approx(bottom - 2 * per_loss, abs=0.2)  # loss 3 stands two above the last, 1
-    assert mean[20] == pytest.approx(raw[20], abs=0.2)  # the mean of a straight line is the line: it does not lag
-    found = page(run)
-    assert len(found.all("circle")) == 2 * 4
-    (first, second) = found.all("line", **{"class": "mark"})[:2]
-    assert first["x1"] == f"{raw[19][0]:.1f}"
-    assert second["x1"] != first["x1"]
+    assert raw[-1][1] == pytest.approx(1)
+    assert [y for _, y in checks] == [4, 3, 2, 1]
+    assert mean[20] == pytest.approx(raw[20], abs=1e-6)  # the mean of a straight line is the line: it does not lag
+    picture = Page(line_picture(loss_chart(read_history(read_log(run.log_file)), PlanTable.read(run.plan_file))))
+    assert len(picture.all("circle")) == 4
+    (first,) = picture.all("line", **{"class": "mark"})
+    assert first["x1"] == f"{lines(picture, TRAINING)[0][19][0]:.1f}"
+    marks = [line for line in report(run).read_text().split("\n") if '"stage 2"' in line]
+    assert marks
 
 
 def test_rate_chart_joins_distances_with_equal_rates(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 if distance < 31 else 1e-5 for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, Everything(), rates)], falling(rates), blocks=30)
-    far, near = paths(run, "Learning rate by distance")
+    far, near = charted(run, "Learning rate by distance")
     text = page(run).text
     assert "distance 0 to 30" in text
     assert "distance 31" in text
     assert "logarithmic" in text
-    assert near[0][1] < far[0][1]
+    assert near[0][1] > far[0][1]
 
 
 def test_rate_chart_of_many_rates_has_color_ramp(tmp_path: Path) -> None:
     rates = {str(distance): 1e-3 * 0.95**distance for distance in range(32)}
     run = with_log(empty(tmp_path), [stage(0, 40, Everything(), rates)], falling(rates), blocks=30)
-    assert len(paths(run, "Learning rate by distance")) == 32
+    assert len(charted(run, "Learning rate by distance")) == 32
     text = page(run).text
     assert "32 lines, distance 0 (peak 1e-3)  31 (peak 2e-4)" in text
     assert "logarithmic" not in text
     assert "1 the last block, 30 the first, 31 the embeddings" in text
 
 
-def drawn(log: list[dict[str, Any]]) -> Page:
+def section_of(log: list[dict[str, Any]]) -> Page:
     """The loss section of a log."""
     return Page(loss_section(read_history(log), None))
 
 
+def drawn(log: list[dict[str, Any]]) -> Page:
+    """The picture of the loss of a log, as a model card shows it."""
+    return Page(line_picture(loss_chart(read_history(log), None)))
+
+
 def lines(part: Page, style: str) -> list[list[tuple[float, float]]]:
-    """The lines in a color, each as its points in pixels, of the wide drawing."""
+    """The lines of a picture in a color, each as its points in pixels."""
     drawings = [element["d"] for element in part.all("path", style=style)]
-    return [
-        [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", line)]
-        for line in drawings[: len(drawings) // 2]
-    ]
+    return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", line)] for line in drawings]
 
 
 def test_decades_are_equally_far_apart_on_a_logarithmic_scale() -> None:
@@ -89,16 +96,16 @@ def test_loss_over_two_decades_gets_a_logarithmic_axis() -> None:
     raw, _ = lines(found, TRAINING)
     heights = [y for _, y in raw]
     assert heights[2] - heights[1] == pytest.approx(heights[3] - heights[2], abs=0.11)
-    assert "The scale is logarithmic." in found.text
-    markup = loss_section(read_history([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 0.01}]), None)
-    assert re.findall(r'text-anchor="end">([\d.]+)</text>', markup) == ["1", "0.1", "0.01"] * 2
+    log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 0.01}]
+    assert "The scale is logarithmic." in section_of(log).text
+    markup = line_picture(loss_chart(read_history(log), None))
+    assert re.findall(r'text-anchor="end">([\d.]+)</text>', markup) == ["1", "0.1", "0.01"]
 
 
 def test_loss_within_two_decades_gets_a_linear_axis() -> None:
     found = drawn([{"step": step, "loss": loss} for step, loss in enumerate([3.0, 2.0, 1.0, 0.031], 1)])
     (raw, _) = lines(found, TRAINING)
     assert raw[1][1] - raw[0][1] == pytest.approx(raw[2][1] - raw[1][1], abs=0.11)
-    assert "logarithmic" not in found.text
 
 
 def test_a_loss_of_zero_has_no_place_on_a_logarithmic_axis() -> None:
@@ -116,35 +123,39 @@ def test_few_validations_are_markers_and_a_line_even_on_the_training_line(count:
     (validation,) = lines(found, VALIDATION)
     assert len(validation) == count
     circles = found.all("circle", style="fill:var(--valid)")
-    assert len(circles) == 2 * count
+    assert len(circles) == count
     raw, _ = lines(found, TRAINING)
     assert validation[0] == raw[9]
     kinds = [element["class"] for element in found.all("path", style=VALIDATION)]
-    assert kinds == ["marked", "marked"]
+    assert kinds == ["marked"]
     paths_in_order = [element["style"] for element in found.all("path")]
     assert paths_in_order[2] == VALIDATION  # last, so nothing covers it
-    assert f"validation, last {2.0 - count / 4:.4g}" in found.text
-    assert f"{2.0 - count / 4:.4g} at step {10 * count}" in found.text
+    text = section_of(log).text
+    assert f"validation, last {2.0 - count / 4:.4g}" in text
+    assert f"{2.0 - count / 4:.4g} at step {10 * count}" in text
 
 
 def test_one_step_is_a_dot() -> None:
     found = drawn([{"step": 1, "loss": 2.0}])
-    assert {circle["cx"] for circle in found.all("circle")} == {"748.0", "348.0"}
+    assert {circle["cx"] for circle in found.all("circle")} == {"748.0"}
 
 
 def test_chart_tells_a_screen_reader_what_it_shows() -> None:
-    found = drawn([{"step": 1, "loss": 2.0}, {"step": 40, "loss": 1.0}, {"step": 40, "eval_loss": 1.5}])
+    log = [{"step": 1, "loss": 2.0}, {"step": 40, "loss": 1.0}, {"step": 40, "eval_loss": 1.5}]
     label = "Loss by step: training loss from 2 at step 1 to 1 at step 40; one validation, 1.5"
-    assert [chart["aria-label"] for chart in found.all("svg", role="img")] == [label, label]
+    markup = loss_section(read_history(log), None)
+    assert f'"description": "{label}"' in markup
+    assert f"{label}. Charts need JavaScript; the table holds the numbers." in Page(markup).text
+    assert ["1", "2", "2", None or ""] in Page(markup).rows
 
 
 def test_losses_that_are_not_finite_are_left_out_and_told() -> None:
     log: list[dict[str, Any]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": float("nan")}]
     log += [{"step": 3, "eval_loss": None}, {"step": 2, "eval_loss": float("inf")}]
-    found = drawn(log)
+    found = section_of(log)
     assert "2 of 3 training losses are not finite; they are not drawn." in found.text
     assert "The validation loss is not finite at step 2, 3." in found.text
-    assert len(lines(found, TRAINING)[0]) == 1
+    assert len(lines(drawn(log), TRAINING)[0]) == 1
     assert "nan" not in found.text
 
 
@@ -190,4 +201,7 @@ def test_ranges_hold_their_values() -> None:
 @pytest.mark.parametrize("value", [0.0, 1e-190, -3.0, 1e150, 7.0])
 def test_draws_any_finite_value(value: float) -> None:
     points = [(1.0, value), (2.0, value), (3.0, value * 1.0000001)]
-    assert "nan" not in Chart([Line(points, "red", "a line")], "label").draw()
+    for log in (False, True):
+        chart = Lines([Line(points, "red", "a line")], "label", Axis("y", log=log and value > 0))
+        assert "nan" not in line_picture(chart)
+        assert "NaN" not in chart.draw()

@@ -1,7 +1,6 @@
 """The report shows predicted memory beside what was measured."""
 
-from llmtune.reporting.memory import memory_section
-
+from llmtune.reporting.course.memory import memory_section
 from llmtune.reporting.history import read_history
 
 

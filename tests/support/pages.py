@@ -114,8 +114,16 @@ def falling(rates: dict[str, float], steps: int = 40) -> list[dict[str, Any]]:
     return log
 
 
-def paths(run: Run, chart: str) -> list[list[tuple[float, float]]]:
-    """The lines of the wide drawing of a chart, each as its points in pixels."""
-    body = report(run).read_text(encoding="utf-8").split(f"<h2>{chart}</h2>")[1].split("<svg")[1]
-    lines = re.findall(r'<path d="([^"]*)"', body)
-    return [[(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", line)] for line in lines]
+def charted(run: Run, title: str) -> list[list[tuple[float, float]]]:
+    """The lines of the chart in a section of a run's page, each as its points."""
+    return drawn(report(run).read_text(encoding="utf-8").split(f"<h2>{title}</h2>")[1])
+
+
+def drawn(markup: str) -> list[list[tuple[float, float]]]:
+    """The lines of the first chart in some markup, each as its points."""
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', markup)[0])["data"]["lines"]
+    assert data["columns"] == ["key", "line", "x", "y"]
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for key, _, x, y in data["rows"]:
+        lines.setdefault(key, []).append((x, y))
+    return list(lines.values())

@@ -1,0 +1,1 @@
+"""What is reached without the training of the recipe's base."""
