@@ -66,7 +66,7 @@ def page(run: Run) -> Page:
 
 def headings(text: str) -> list[str]:
     """The titles of a page's sections."""
-    return re.findall(r"<h2>(.*?)</h2>", text)
+    return re.findall(r"<h2>(.*?)</h2>", text.split("<script>")[0])
 
 
 def empty(folder: Path, **sections: Any) -> Run:
