@@ -38,6 +38,7 @@ def _script(charts: bool) -> str:
     return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS[0 if charts else 2 :])
 
 
+@cache
 def policy(script: str) -> str:
     """Return the policy under which a page loads nothing and runs this script alone, whatever a data row holds."""
     sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src {_source(script)}"

@@ -10,7 +10,7 @@ from llmtune.reporting.charts.lines import legend
 from llmtune.reporting.evaluations import Evaluations
 from llmtune.reporting.html import Html, join
 
-COLORS = ("var(--base)", "var(--far)", "var(--tuned)")
+COLORS = ("var(--base)", "var(--valid)", "var(--tuned)")
 
 
 def scores_chart(evaluations: Evaluations) -> Html | None:

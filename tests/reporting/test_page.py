@@ -14,9 +14,10 @@ from llmtune.reporting.html import tag
 from llmtune.reporting.page import report
 from llmtune.run import Run
 from tests.reporting.conftest import EVIL
+from tests.support import ROOT
 from tests.support.pages import Page, empty, falling, headings, page, stage, with_log
 
-HEADINGS = ["Base and tuned", "Loss", "Learning rate by distance", "What trained when", "Held-out rows"]
+HEADINGS = ["Base and tuned", "Loss", "What trained when", "Learning rate by distance", "Throughput", "Held-out rows"]
 HEADINGS += ["Data", "Merge", "Settings", "Files", "Next"]
 
 
@@ -42,18 +43,24 @@ def test_page_loads_nothing_and_runs_its_own_script_alone(finished: Run) -> None
     assert "url(" not in found.styles
     assert "@import" not in found.styles
     (policy,) = found.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    digest = base64.b64encode(hashlib.sha256(found.scripts.encode()).digest()).decode()
+    (script,) = re.findall(r"<script>(.*?)</script>", finished.report_file.read_text(encoding="utf-8"), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in policy["content"]
-    assert len(found.all("script")) == 1
-    assert not re.search(r"fetch|XMLHttpRequest|innerHTML|eval|import", found.scripts)
+    kinds = [one.get("type") for one in found.all("script")]
+    assert kinds.count(None) == 1
+    assert set(kinds) == {None, "application/json"}
+    own = script.removeprefix((ROOT / "llmtune/reporting/charts/vega/vega.min.js").read_text(encoding="utf-8"))
+    assert len(own) < 10_000
+    assert not re.search(r"fetch|XMLHttpRequest|innerHTML|eval|import", own)
     assert found.all("meta", name="viewport")
 
 
 def test_escapes_text_of_rows(finished: Run) -> None:
     report(finished)
     text = finished.report_file.read_text(encoding="utf-8")
-    assert text.count("<script") == text.count("</script") == 1
-    assert "<img" not in text
+    charts = text.count('<figure class="drawn">')
+    assert text.count("<script") == text.count("</script") == 1 + charts
+    assert not Page(text).all("img")
     assert text.count("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;amp;") >= 20
     assert EVIL in Page(text).text
 
