@@ -66,6 +66,11 @@ def plain(lines: list[str]) -> None:
         console.print(line, markup=False)
 
 
+def rows(cells: list[dict[str, str]]) -> None:
+    """Print rows of cells by column title, the first column at the left."""
+    _table(cells, {next(iter(cells[0]))} if cells else set())
+
+
 def findings(data: dict[str, Any]) -> None:
     """Print what the checks found in the data, one line a finding, and one row as the model reads it."""
     console.print("[bold]data[/bold]")

@@ -11,14 +11,19 @@ import yaml
 import llmtune
 from llmtune import api, recipe
 from llmtune.api.steps import open_with
+from llmtune.comparing import compare
 from llmtune.errors import LlmtuneError, RecipeError, TrainingError
 from llmtune.launch import process
 from llmtune.launch.ending import Exit
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.tuning import step
 from tests.support import runs, tiny
 
-NAMES = ["Recipe", "combine", "evaluate", "export", "infer", "merge", "publish", "report", "train"]
+NAMES = ["Recipe", "combine", "compare", "evaluate", "export", "infer", "merge", "publish", "report", "train", "tune"]
+
+ABOVE = {"compare": compare, "tune": step}
+"""The modules of the functions that stand above the API."""
 
 
 @pytest.fixture
@@ -47,13 +52,13 @@ def stored(run: Run, *sections: str) -> dict[str, Any]:
 
 
 def test_exports_these_names_and_the_version() -> None:
-    assert sorted(llmtune.__all__) == NAMES == sorted(api.__all__)
+    assert sorted(llmtune.__all__) == NAMES == sorted([*api.__all__, *ABOVE])
     assert sorted(dir(llmtune)) == sorted([*NAMES, "__version__"])
     for name in NAMES:
-        assert getattr(llmtune, name) is getattr(api, name)
+        assert getattr(llmtune, name) is getattr(ABOVE.get(name, api), name)
     assert llmtune.Recipe is Recipe
-    with pytest.raises(AttributeError, match="module 'llmtune' has no attribute 'tune'"):
-        llmtune.tune  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'llmtune' has no attribute 'trian'"):
+        llmtune.trian  # noqa: B018
     code = "import sys, llmtune; sys.exit('pydantic' in sys.modules or 'yaml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

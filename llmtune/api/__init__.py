@@ -13,10 +13,12 @@ from llmtune.api.steps import (
     do,
     join,
     open_with,
+    path_of,
     ready_run,
     require_trained,
     step_function,
 )
+from llmtune.arms.stored import FILE as COMPARISON
 from llmtune.data.sources import problem
 from llmtune.errors import RecipeError
 from llmtune.exporting.forms import read_form
@@ -108,7 +110,28 @@ def publish(run: Folder, *, set: Overrides = (), dry_run: bool = False) -> dict[
         return step_function("preview")(ready) if dry_run else do(ready, "publish")
 
 
-def report(run: Folder, *, set: Overrides = ()) -> Path:
-    """Write the page on what the run has done so far; gives its path."""
+def report(run: Folder, *others: Folder, out: Path | str | None = None, set: Overrides = ()) -> Path:
+    """Write the page on what the run has done so far; gives its path.
+
+    With other runs, all of them side by side, to the file `out`. The folder of a comparison has its page drawn again.
+    Raises RecipeError for `out` beside a single run.
+    """
+    if others:
+        return _side_by_side([run, *others], Path(out or "runs-compared.html"), set)
+    if out is not None:
+        raise RecipeError(f"-o {out}: is for several runs; the page of one run is its report.html")
+    folder = path_of(run)
+    if (folder / COMPARISON).is_file():
+        from llmtune.reporting.comparison.page import draw_again
+
+        return draw_again(folder)
     with ready_run(run, "report", set) as ready:
         return do(ready, "report")
+
+
+def _side_by_side(runs: Sequence[Folder], out: Path, set: Overrides) -> Path:
+    from llmtune.reporting.comparison.runs import write_runs
+
+    if set:
+        raise RecipeError("--set: is for the page of one run; several are shown as they are")
+    return write_runs([open_with(run, ()) for run in runs], out)

@@ -1,6 +1,8 @@
 """What compare.json holds: the shape of a comparison, which commands, pages and tests read."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 
 class Rows(TypedDict):
@@ -64,9 +66,16 @@ class ArmRecord(TypedDict):
     set: list[str]
     size: float
     """The share of the training rows that it saw."""
-    status: Literal["done", "failed", "skipped"]
+    status: Literal["done", "failed", "skipped", "running"]
+    """running in arm.json alone: compare.json has what ended."""
     reason: NotRequired[str]
     """Why it failed or was skipped, in one line."""
+    limited: NotRequired[str]
+    """What ended its training before its minutes were over, in words."""
+    trains: NotRequired[float | None]
+    """The seconds that each seed was given to train in; None for equal epochs."""
+    steps: NotRequired[int]
+    """The steps that each seed trains."""
     method: NotRequired[str]
     """The method in words."""
     plan: NotRequired[dict[str, Any]]

@@ -7,11 +7,13 @@ from typer.core import TyperCommand
 
 from llmtune.cli.commands.after import evaluate, merge, publish, report
 from llmtune.cli.commands.combine import Weighted, combine
+from llmtune.cli.commands.compare import compare
 from llmtune.cli.commands.export import export
 from llmtune.cli.commands.infer import chat, infer
 from llmtune.cli.commands.launch import launch
 from llmtune.cli.commands.start import check, init, plan, print_schema, recipes
 from llmtune.cli.commands.training import run, train
+from llmtune.cli.commands.tune import Spread, tune
 
 PANELS = {"start": "To start", "train": "To train", "after": "After training", "other": "Other"}
 
@@ -83,6 +85,19 @@ COMMANDS = (
         ("llmtune train recipe.yaml", "llmtune train runs/recipe", "llmtune train runs/recipe --overwrite"),
     ),
     Command(
+        "compare",
+        compare,
+        "train",
+        "Compare methods on your own rows: each arm searches its learning rate and trains for its share of the "
+        "minutes, and all answer the same held-out rows. The same command, or its folder, goes on where it ended.",
+        (
+            "llmtune compare recipe.yaml",
+            "llmtune compare recipe.yaml --arms lora,frozen,full --minutes 40 --sizes 0.3,1",
+            "llmtune compare recipe.yaml --arms arms.yaml --equal epochs --out OUT",
+            "llmtune compare OUT --minutes 60",
+        ),
+    ),
+    Command(
         "launch",
         launch,
         "train",
@@ -92,6 +107,18 @@ COMMANDS = (
             "llmtune launch recipe.yaml --slurm --time 12:00:00",
             "llmtune launch recipe.yaml --rank 0 --address 10.0.0.7 --out RUN",
         ),
+    ),
+    Command(
+        "tune",
+        tune,
+        "train",
+        "Search values of any keys of a recipe by the validation loss: trials that are behind end early, and the same "
+        "command goes on with a search. Leaves the best recipe, an Optuna study and a page.",
+        (
+            "llmtune tune recipe.yaml --over method.lr=1e-4..1e-2:log --trials 12",
+            "llmtune tune recipe.yaml --over method.lr=1e-4..1e-2:log method.adapter.rank=8,16,32 --minutes 60",
+        ),
+        Spread,
     ),
     Command(
         "eval",
@@ -141,8 +168,13 @@ COMMANDS = (
         "report",
         report,
         "after",
-        "Write the report: one page that opens offline.",
-        ("llmtune report runs/recipe",),
+        "Write the report, one page that opens offline, or several runs side by side on one page. With --live, serve "
+        "that of a run or a comparison on this machine alone while it goes on.",
+        (
+            "llmtune report runs/recipe",
+            "llmtune report runs/a runs/b -o compared.html",
+            "llmtune report runs/recipe --live",
+        ),
     ),
     Command(
         "infer",

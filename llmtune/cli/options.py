@@ -14,6 +14,14 @@ Folders = Annotated[
         parser=run_folder, metavar="RUN", help="Folders or URLs of trained runs, two or more.", show_default=False
     ),
 ]
+Reported = Annotated[
+    list[Path],
+    typer.Argument(parser=run_folder, metavar="RUN", help="A run's folder or URL, or several.", show_default=False),
+]
+RunsPage = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="FILE", help="The page of several runs.", show_default="runs-compared.html"),
+]
 Weights = Annotated[
     list[float] | None,
     typer.Option(
@@ -93,6 +101,11 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="HOST", help="The first machine's address, beside --rank.", show_default=False),
 ]
+Live = Annotated[
+    bool,
+    typer.Option("--live", metavar="", help="Serve the page on this machine alone, and refresh it as the run goes on."),
+]
+LivePort = Annotated[int, typer.Option("--port", metavar="P", help="The port of --live.", show_default="a free one")]
 Port = Annotated[
     int | None, typer.Option("--port", metavar="P", help="A free port of the first machine.", show_default="29500")
 ]
@@ -185,6 +198,31 @@ LlamaCpp = Annotated[
         help="The folder with llama.cpp's convert_hf_to_gguf.py, for models that the gguf package alone cannot write.",
         show_default="$LLAMA_CPP",
     ),
+]
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--over",
+        metavar="KEY=VALUES ...",
+        help="What to search: a range such as method.lr=1e-4..1e-2:log, or values such as method.adapter.rank=8,16,32.",
+        show_default=False,
+    ),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", metavar="N", help="Trainings in all.", show_default="20, or what the minutes allow"),
+]
+SearchMinutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="M", help="Minutes that all of it may take.", show_default="no limit"),
+]
+SearchFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The search's folder.", show_default="tune/<recipe's name>"),
+]
+Place = Annotated[
+    str,
+    typer.Option("--on", metavar="PLACE", help="local, gpus (one training on each), or ray (the cluster's machines)."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
 System = Annotated[

@@ -13,7 +13,7 @@ from llmtune.data.findings import PRINTED_IDS, Findings, Parts, describe, format
 from llmtune.data.mixture import count_shared, count_tokens, describe_sources, draw_places
 from llmtune.data.near.notes import find_near
 from llmtune.data.near.texts import Documents
-from llmtune.data.overlap import find_overlap, hold_out
+from llmtune.data.overlap import find_overlap, hold_out, share_of
 from llmtune.data.row import Row
 from llmtune.data.rows import SPLITS
 from llmtune.data.sources import problem
@@ -90,6 +90,7 @@ def check_data(
     kept, overlap = remove_overlap(sources, data.overlap)
     used = kept.take(draw_places(data, kept.labels("source"), seed))
     train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
+    train = train.take(share_of(train.contents, data.share))
     rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
     job = Job(tokenizer, frozenset(stop), Rules.of(data), limits.vocabulary if limits else None)
     encoded = {part: encode_rows(rows[part], job) for part in ("train", "eval")}
@@ -117,6 +118,7 @@ def split_rows(data: Data, seed: int) -> tuple[StoredRows, StoredRows]:
     kept, _ = remove_overlap(sources, data.overlap)
     used = kept.take(draw_places(data, kept.labels("source"), seed))
     train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
+    train = train.take(share_of(train.contents, data.share))
     return train, sources["test"] if data.test else held_out
 
 

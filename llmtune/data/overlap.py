@@ -100,6 +100,18 @@ def hold_out(contents: Digests, fraction: float, sources: npt.NDArray[Any]) -> n
     return np.isin(contents, np.concatenate(lowest)) if lowest else np.zeros(len(contents), bool)
 
 
+def share_of(contents: Digests, share: float) -> Places:
+    """Choose a share of rows, at least one, by the hashes of their content: their places, in order.
+
+    What a smaller share chooses is part of what a larger one does, and neither depends on the order of the rows.
+    """
+    if share == 1:
+        return np.arange(len(contents))
+    # Not by the hashes as they are: their lowest are held out, and a share is drawn from the rest.
+    order = np.array([hashlib.sha256(b"share" + bytes(one)).digest()[:16] for one in contents.tolist()], "S16")
+    return np.sort(np.argsort(order, kind="stable")[: max(1, round(share * len(contents)))])
+
+
 def _lowest(distinct: Digests, fraction: float) -> Digests:
     """Return the lowest of a source's hashes, as many as are held out; the highest always trains."""
     return distinct[: min(math.ceil(fraction * len(distinct)), len(distinct) - 1)]

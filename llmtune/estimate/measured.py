@@ -55,7 +55,7 @@ class MemoryWatch:
                 "allocated": allocated,
                 "reserved": reserved,
             }
-        over = measured.resident - self._before
+        over = max(0, measured.resident - self._before)
         line = f"{name}: predicted at most {size(predicted)}, measured {size(over)}"
         words = f"{line} over the {size(self._before)} that the process held before it loaded the base"
         return record | {"memory": words, "resident": over, "before": self._before}

@@ -22,6 +22,7 @@ from llmtune.recipe.shorthand import is_config_file
 TRAIN_MODULE = "llmtune.train"
 LAUNCHER_MODULE = "llmtune.launch.accelerate_entry"
 WORLD = "LLMTUNE_WORLD"  # the number of processes that the training must find
+CORES = "LLMTUNE_CORES"  # the CPU cores of a process that shares the machine with others, and of what it starts
 _NEEDED = {"distributed_type": str, "mixed_precision": str, "num_machines": int, "num_processes": int}
 """What is read of every accelerate config, and its types."""
 _ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
@@ -199,6 +200,10 @@ def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str
 
     What another launcher left in the environment is not passed on.
     """
+    users = dict(os.environ)
+    if CORES in users:
+        cores = int(users[CORES])
+        users.pop("OMP_NUM_THREADS", None)  # set beside it, for one process
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores // count)),
         "TOKENIZERS_PARALLELISM": "false",
@@ -208,6 +213,12 @@ def training_environment(count: int, cores: int, gpus: int = 0) -> dict[str, str
     }
     if not gpus:
         defaults[TUNABLES] = UNCACHED
-    users = dict(os.environ)
     forget_launchers(users)
     return {**defaults, **users, WORLD: str(count)}
+
+
+def child_environment(cores: int, own: dict[str, str], gpus: bool) -> dict[str, str]:
+    """Return this environment for one process of llmtune on so many CPU cores, with settings of its own."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    environment = training_environment(1, cores, int(gpus)) | own
+    return environment if threads and CORES not in os.environ else environment | {CORES: str(cores)}

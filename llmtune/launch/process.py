@@ -61,32 +61,69 @@ def execute(arguments: list[str], env: dict[str, str], launcher: bool) -> Exit:
 
     The first two stop signals ask the training to save and stop; the third kills it.
     """
-    children: list[subprocess.Popen[bytes]] = []
     stops: list[int] = []
-
-    def stop(number: int) -> None:
-        stops.append(number)
-        _answer(exit_file, len(stops))
-        for child in children:
-            # SIGTERM ends Python at once and silently, while SIGINT in the middle of an import prints a traceback.
-            _forward_signal(child.pid, signal.SIGTERM if len(stops) < 3 else signal.SIGKILL, launcher)
-
     with tempfile.TemporaryDirectory() as folder:
-        exit_file = Path(folder) / "code"
+        child = Child(arguments, env, Path(folder), launcher)
+
+        def stop(number: int) -> None:
+            stops.append(number)
+            child.answer(len(stops))
+            child.stop(len(stops))
+
         with handling([signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)], stop):
-            own = {EXIT_FILE: str(exit_file), PARENT: str(os.getpid())}
-            # In the terminal's process group, Ctrl-C would end accelerate at once while the training still saves.
-            child = subprocess.Popen(arguments, env={**env, **own}, stdin=subprocess.DEVNULL, process_group=0)
-            children.append(child)
+            child.start()
             if stops:
-                child.kill()
-            code, message = child.wait(), ""
-        if exit_file.is_file():
-            first_line, _, message = exit_file.read_text(encoding="utf-8").partition("\n")
+                child.stop(3)
+            child.wait()
+        ended = child.ended()
+    return Exit(128 + stops[0], ended.message) if stops else ended
+
+
+class Child:
+    """A child process of llmtune, and the file in `folder` where it leaves how it ended."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path, launcher: bool = False) -> None:
+        self._arguments, self._launcher = arguments, launcher
+        self._exit_file = folder / "code"
+        self._env = {**env, EXIT_FILE: str(self._exit_file), PARENT: str(os.getpid())}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, output: int | None = None, kept_open: tuple[int, ...] = ()) -> None:
+        """Start it; what it prints goes to a file descriptor, or where this process prints."""
+        # In the terminal's process group, Ctrl-C would end accelerate at once while the training still saves.
+        self._process = subprocess.Popen(
+            self._arguments,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=kept_open,
+            process_group=0,
+        )
+
+    def stop(self, count: int) -> None:
+        """Ask it to save and stop; from the third stop signal on, kill it."""
+        if self._process is not None:
+            # SIGTERM ends Python at once and silently, while SIGINT in the middle of an import prints a traceback.
+            _forward_signal(self._process.pid, signal.SIGTERM if count < 3 else signal.SIGKILL, self._launcher)
+
+    def answer(self, count: int) -> None:
+        """Answer the first or second stop signal in one line, where it left words; without, it ends at once."""
+        _answer(self._exit_file, count)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for its end, so many seconds at most; gives whether it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process is None or self._process.wait(seconds) is not None
+        return False
+
+    def ended(self) -> Exit:
+        """How it ended: the code and the line that it left, else the code of the process."""
+        code, message = self._process.returncode if self._process else 0, ""
+        if self._exit_file.is_file():
+            first_line, _, message = self._exit_file.read_text(encoding="utf-8").partition("\n")
             code = int(first_line) if first_line.isdigit() else code
-    if stops:
-        return Exit(128 + stops[0], message)
-    return Exit(code if code >= 0 else 128 - code, message)
+        return Exit(code if code >= 0 else 128 - code, message)
 
 
 def answer_stops(words: str) -> None:

@@ -13,6 +13,7 @@ from llmtune.machine.device import told_to_use_cpu
 from llmtune.numbers import size
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIP_VISIBLE = "HIP_VISIBLE_DEVICES"
 _FILES = ("nvidia[0-9]*", "kfd", "dxg")  # CUDA, ROCm, CUDA on Windows
 _DRIVER = Path("/proc/driver/nvidia/version")
 _INSTALL = "https://pytorch.org/get-started/locally names the builds"
@@ -101,6 +102,22 @@ def smallest_gpu() -> int:
 def first_gpu(visible: str | None) -> str:
     """The first GPU of a list as in CUDA_VISIBLE_DEVICES; number 0 where there is no list."""
     return "0" if visible is None else visible.split(",")[0].strip()
+
+
+def name_gpus(count: int, environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that torch can use, by the names that a child's list has: the environment's own, or numbers."""
+    listed = environment.get(_variable(environment))
+    return [str(number) for number in range(count)] if listed is None else _named(listed)[:count]
+
+
+def visibility(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child sees of the GPUs: these alone."""
+    return {_variable(environment): ",".join(names)}
+
+
+def _variable(environment: Mapping[str, str]) -> str:
+    """The variable that lists visible GPUs: ROCm's own, where it is set, goes before CUDA's."""
+    return HIP_VISIBLE if HIP_VISIBLE in environment else VISIBLE
 
 
 def driver_version(file: Path = _DRIVER) -> str:

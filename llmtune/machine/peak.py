@@ -1,6 +1,8 @@
 """The most memory that a process took: allocated and reserved on a GPU, resident on CPUs."""
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def resident_bytes() -> int:
 
 
 def peak(device: "torch.device") -> Peak:
-    """The peak since the process began, on a GPU since `reset_peak`."""
+    """The peak since `reset_peak`, or since the process began where the system cannot reset it."""
     import resource
 
     import torch
@@ -35,8 +37,11 @@ def peak(device: "torch.device") -> Peak:
 
 
 def reset_peak(device: "torch.device") -> None:
-    """Let a GPU's peak begin anew; the peak of a resident set cannot."""
+    """Let the peak begin anew, that of a resident set where the system is a Linux that lets a process do so."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

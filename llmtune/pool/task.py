@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -14,6 +15,8 @@ class Task:
     words: tuple[str, ...]
     gpus: int = 0
     """GPUs that it needs where there are any."""
+    log: Path | None = None
+    """The file that what it prints is added to; without one, arms/NAME/log.txt in the pool's folder."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,18 @@ class Ended:
 class Pool(Protocol):
     """Where tasks run."""
 
+    def width(self, gpus: int = 0) -> int:
+        """How many tasks of so many GPUs run at one time."""
+
     def run(self, tasks: Sequence[Task], ended: Callable[[Ended], None]) -> None:
         """Run every task and tell of each as it ends; a failed one does not end the others.
 
         Raises MachineError where the place is not there, Interrupted after Ctrl-C, once running tasks have stopped.
         """
+
+
+def log_file(task: Task, folder: Path) -> Path:
+    """The file of what a task prints, with its folder made."""
+    file = task.log or folder / "arms" / task.name / "log.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file

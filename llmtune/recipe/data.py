@@ -57,6 +57,9 @@ class Data(Closed):
     """Rows on which base and tuned model are compared; the eval rows where not given."""
     eval_fraction: Share = 0.05
     """The share of train that is set aside, by content, where eval is not given; 0 for none."""
+    share: Fraction = 1
+    """The share of the training rows that is used, chosen by content: the rows of a smaller share are among those of a
+    larger one. Validation and test rows stay as they are."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens a row may have."""
     overlength: Literal["drop", "error", "truncate_prompt", "truncate_turns"] = "drop"

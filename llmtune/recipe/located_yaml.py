@@ -101,6 +101,16 @@ def load_yaml(path: Path) -> Located:
     return Located(path, value, reader.places)
 
 
+def load_yaml_list(path: Path, expected: str) -> Located:
+    """Read the list in a YAML file; raises RecipeError with file and line for anything else, which names `expected`."""
+    reader = _Reader(lambda line: f"{path}:{line}")
+    value = reader.read(_read_text(path), ())
+    if not isinstance(value, list):
+        content = "is empty" if value is None else f"holds {'sections' if isinstance(value, dict) else 'a value'}"
+        raise RecipeError(f"{path}:1: {content}; {expected} is expected")
+    return Located(path, value, reader.places)
+
+
 def _read_text(path: Path) -> str:
     """Read a small UTF-8 file; raises RecipeError."""
     if path.is_dir():

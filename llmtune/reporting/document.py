@@ -4,11 +4,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
 
 from llmtune.reporting.html import Html, tag
 
 _FOLDER = Path(__file__).parent
+_SELF = escape("'self'")
 _SCRIPTS = ("charts/vega/vega.min.js", "charts/charts.js", "filter.js")
 
 
@@ -38,6 +40,16 @@ def _script(charts: bool) -> str:
 
 def policy(script: str) -> str:
     """Return the policy under which a page loads nothing and runs this script alone, whatever a data row holds."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    sources = f"default-src 'none'; style-src 'unsafe-inline'; script-src {_source(script)}"
     return f"{sources}; base-uri 'none'; form-action 'none'"
+
+
+def with_script(page: str, script: str) -> str:
+    """Return a page that runs another script too, which may ask the server that the page came from."""
+    page = page.replace("script-src ", f"connect-src {_SELF}; script-src {escape(_source(script))} ", 1)
+    start, end, rest = page.rpartition("</body>")
+    return f"{start}{tag('script', Html(script))}{end}{rest}"
+
+
+def _source(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -21,7 +21,7 @@ def trained_section(plan: PlanTable | None, notes: list[str]) -> Html:
     rows = [_stage_row(number, stage, plan) for number, stage in enumerate(plan.stages, 1)]
     lines = [tag("p", note, class_="note") for note in [*plan.notes, *notes]]
     note = "The highest rate that each stage has at each distance."
-    return section("What trained when", _strip(plan), table(head, rows, {3, 4, 5, 6, 7}), *lines, note=note)
+    return section("What trained when", strip(plan), table(head, rows, {3, 4, 5, 6, 7}), *lines, note=note)
 
 
 def _stage_row(number: int, stage: StageRow, plan: PlanTable) -> list[object]:
@@ -37,7 +37,7 @@ def _stage_row(number: int, stage: StageRow, plan: PlanTable) -> list[object]:
     ]
 
 
-def _strip(plan: PlanTable) -> Html:
+def strip(plan: PlanTable) -> Html:
     """A table with a column a stage, as wide as its steps, and a row for each run of distances that trained alike."""
     stages, peak, runs = plan.stages, peak_rate(plan), alike(plan)
     total = max(1, stages[-1].end - stages[0].start)

@@ -1,6 +1,6 @@
 """train(run): the one function that trains; started by `accelerate launch -m llmtune.train RUN`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +11,8 @@ from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.batches.rows import ExampleRows
-from llmtune.data.findings import Findings, check_same_data
+from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
-from llmtune.data.mixture import source_notes
 from llmtune.data.store.encoded import TokenIds, lengths_of
 from llmtune.errors import Interrupted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
@@ -33,7 +32,6 @@ from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.plan.schedule import Schedule
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
-from llmtune.run_log import Record
 from llmtune.terminal import heading
 from llmtune.tracking.hardware import HardwareRecorder
 from llmtune.tracking.tracking import tracked
@@ -44,10 +42,11 @@ from llmtune.training.bases.start import Start, add_rest, load_start
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
-from llmtune.training.passes.choice import RunPasses, choose_passes
+from llmtune.training.passes.choice import RunPasses, choose_passes, record_start
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
+from llmtune.training.proof import warn_of_unchanged
 from llmtune.training.selection.answers import answer_score
 from llmtune.training.selection.best import SCORE, best_checkpoint, measure_of, tensors_of
 from llmtune.training.stop import Stop
@@ -55,20 +54,28 @@ from llmtune.working import working
 
 
 @locates_mistakes
-def train(run: Run, prepared: Prepared | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def train(
+    run: Run, prepared: Prepared | None = None, callbacks: Sequence[TrainerCallback] = (), keeps: bool = True
+) -> None:
     """Train what the run's recipe says, from its newest complete checkpoint where there is one, and leave the delta.
 
-    `prepared` spares what this process did when it prepared the run; `callbacks` watch the training.
+    `prepared` spares what this process did when it prepared the run; `callbacks` watch the training. Without `keeps`
+    no delta is left: a trial, whose callbacks say what is saved.
     """
     recipe = run.recipe()
     state = join_processes()
     check_world(recipe, state)
     with deterministic(recipe.train.deterministic):
-        _train(run, recipe, state, prepared, callbacks)
+        _train(run, recipe, state, prepared, callbacks, keeps)
 
 
 def _train(
-    run: Run, recipe: Recipe, state: PartialState, prepared: Prepared | None, callbacks: Sequence[TrainerCallback]
+    run: Run,
+    recipe: Recipe,
+    state: PartialState,
+    prepared: Prepared | None,
+    callbacks: Sequence[TrainerCallback],
+    keeps: bool,
 ) -> None:
     card_lines = describe_cards(recipe, state)  # now: what the base takes is not in use by others
     if state.device.type == "cpu":
@@ -107,7 +114,7 @@ def _train(
         heading("train")
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
-        _record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], data.findings["sources"], passes)
+        record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], data.findings["sources"], passes)
         trainer = SupervisedTrainer(
             model,
             make_schedule=lambda count: lay_out(recipe.train, plan, count),
@@ -137,15 +144,17 @@ def _train(
         if stop.requested and reached < steps:
             message = f"stopped at step {reached} of {steps}, with a checkpoint"
             raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
-        _warn_of_unchanged(trainer.prove_changes(), reached, record)
+        if keeps:
+            warn_of_unchanged(trainer.prove_changes(), reached, record)
         choice = best.choose(trainer.state, record) if best else None
-    with working("saving the trained weights"):
-        delta = trainer.trained_state()
-        if state.is_main_process:
-            _save(run, recipe, model, tensors_of(run.checkpoints, choice, delta), base, start)
-            facts = {"best": choice.to_json()} if choice else {}
-            run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
-        processes.wait()
+    if keeps:
+        with working("saving the trained weights"):
+            delta = trainer.trained_state()
+            if state.is_main_process:
+                _save(run, recipe, model, tensors_of(run.checkpoints, choice, delta), base, start)
+                facts = {"best": choice.to_json()} if choice else {}
+                run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
+            processes.wait()
     state.destroy_process_group()
 
 
@@ -163,29 +172,10 @@ def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Prog
     return Progress(schedule.steps, None, run.log_file, start_step=start_step, stage_starts=schedule.starts, rank=rank)
 
 
-def _record_start(
-    record: Callable[[Record], None], step: int, card_lines: list[str], sources: list[Findings], passes: RunPasses
-) -> None:
-    """Record what is to be said of a mixture, the GPUs and the size of passes before the first step."""
-    for line in source_notes(sources, 0):
-        record({"step": step, "sources": line})
-    for line in card_lines:
-        record({"step": step, "warning": line})
-    if passes.line:
-        record({"step": step, "passes": passes.line})
-
-
 def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
     """Predicted bytes of each stage on one device, in the largest pass that there may be."""
     tokens = passes.largest(recipe.train, state.num_processes, longest)
     return stage_peaks(recipe, layout, state.num_processes, state.device, longest, tokens, passes.checkpointing)
-
-
-def _warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:
-    """Record a warning that names the first of the tensors that should have changed, if any."""
-    if unchanged:
-        others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
-        record({"step": step, "warning": f"warning: never changed, though to be trained: {unchanged[0]}{others}"})
 
 
 def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:

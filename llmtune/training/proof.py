@@ -154,3 +154,10 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.contiguous().flatten()
     fills_words = flat.numel() * flat.element_size() % 8 == 0
     return flat.view(torch.int64) if fills_words else flat.view(torch.uint8).to(torch.int64)
+
+
+def warn_of_unchanged(unchanged: list[str], step: int, record: Callable[[Record], None]) -> None:
+    """Record a warning that names the first of the tensors that should have changed, if any."""
+    if unchanged:
+        others = f" and {len(unchanged) - 1} more" if unchanged[1:] else ""
+        record({"step": step, "warning": f"warning: never changed, though to be trained: {unchanged[0]}{others}"})

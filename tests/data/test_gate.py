@@ -194,6 +194,17 @@ def test_holds_out_rows_by_content_in_any_order(tmp_path: Path) -> None:
     assert first.findings["duplicates"] == 32
 
 
+def test_takes_a_share_of_the_training_rows_that_is_part_of_every_larger_one(tmp_path: Path) -> None:
+    shares = [0.1, 0.3, 1.0]
+    gates = [run_gate(tmp_path, {"train": tiny.sums(40)}, share=share) for share in shares]
+    names = [{row.id for row in checked.rows["train"]} for checked in gates]
+    assert [len(one) for one in names] == [round(share * len(names[-1])) for share in shares]
+    assert names[0] < names[1] < names[2]
+    assert len({tuple(row.id for row in checked.rows["eval"]) for checked in gates}) == 1
+    turned = run_gate(tmp_path, {"train": tiny.sums(40)[::-1]}, share=0.3)
+    assert {row.id for row in turned.rows["train"]} == names[1]
+
+
 def test_holds_out_no_row_of_test(tmp_path: Path) -> None:
     rows = [pair(f"question {n}?", f"answer {n}") for n in range(20)]
     checked = run_gate(tmp_path, {"train": rows, "test": rows[:15]}, eval_fraction=0.6)

@@ -1,9 +1,13 @@
 """Commands of a trained run: eval, merge, publish and report."""
 
+from pathlib import Path
+
 from llmtune import api
-from llmtune.cli.options import DryRun, Folder, Json, SetAgain, Verbose
+from llmtune.cli.options import DryRun, Folder, Json, Live, LivePort, Reported, RunsPage, SetAgain, Verbose
 from llmtune.cli.output import results, scores
+from llmtune.errors import RecipeError
 from llmtune.run import open_run
+from llmtune.storage import fetch
 
 
 def evaluate(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -33,8 +37,31 @@ def publish(
         give({"run": run, **facts}, lambda: None)
 
 
-def report(run: Folder, set: SetAgain = None, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Write the report page."""
+def report(
+    runs: Reported,
+    out: RunsPage = None,
+    set: SetAgain = None,
+    live: Live = False,
+    port: LivePort = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the report page of a run, or one of several side by side, or serve a run's while it goes on."""
+    if live or port:
+        refused = {"--out": out, "--set": set, "--json": as_json, "a second RUN": runs[1:], "--port": not live}
+        _serve(runs[0], port, [option for option, given in refused.items() if given])
+        return
     with results(as_json) as give:
-        page = api.report(run, set=set or [])
-        give({"run": run, "report": page}, lambda: print(page))
+        page = api.report(*runs, out=out, set=set or [])
+        named = {"run": runs[0]} if len(runs) == 1 else {"runs": [str(run) for run in runs]}
+        give({**named, "report": page}, lambda: print(page))
+
+
+def _serve(folder: Path, port: int, refused: list[str]) -> None:
+    from llmtune.reporting.live.server import serve
+
+    if refused:
+        reason = "needs --live" if refused == ["--port"] else "does not go with --live"
+        raise RecipeError(f"{refused[0]}: {reason}; llmtune report RUN --live [--port P] serves one page")
+    fetch(folder)
+    serve(folder, port)

@@ -12,6 +12,7 @@ from llmtune.errors import LlmtuneError
 from llmtune.files import digest_of, read_json, write_folder, write_json
 from llmtune.model.base import Base, build_skeleton, load_config, model_facts
 from llmtune.model.files.fingerprints import COPIED, named_like, weights_digest
+from llmtune.model.files.quantization import without_quantization
 from llmtune.model.kinds import auto_class
 from llmtune.working import working
 
@@ -47,10 +48,8 @@ def random_model(base: Base, seed: int) -> PreTrainedModel:
 
     A base in few bits is started in whole. No random state of the process changes.
     """
-    config = load_config(base)
+    config = without_quantization(load_config(base))
     dtype = getattr(config, "dtype", None) or torch.float32
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtune.data import sources
 from llmtune.data.mixture import draw_places
+from llmtune.data.overlap import share_of
 from llmtune.data.row import Row
 from llmtune.data.rows import SPLITS, Form, iterate
 from llmtune.data.store.build import code_digest
@@ -48,9 +49,10 @@ def read_part(data: Data, part: str) -> StoredRows:
 
 
 def training_rows(data: Data, seed: int) -> StoredRows:
-    """The rows of data.train, drawn by `seed` where it names a mixture."""
+    """The share of data.train that is used, drawn by `seed` where it names a mixture."""
     rows = read_part(data, "train")
-    return rows.take(draw_places(data, rows.labels("source"), seed))
+    drawn = rows.take(draw_places(data, rows.labels("source"), seed))
+    return drawn.take(share_of(drawn.contents, data.share))
 
 
 def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:

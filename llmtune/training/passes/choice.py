@@ -1,6 +1,6 @@
 """How large the passes of a run are: as before in a resumed run, else as the recipe says and free memory allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from accelerate import PartialState
 
 from llmtune.data.batches.passes import PassLimits, rows_per_pass
 from llmtune.data.example import Example
+from llmtune.data.findings import Findings
+from llmtune.data.mixture import source_notes
 from llmtune.data.store.encoded import lengths_of
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import choose_pass_size
@@ -17,6 +19,7 @@ from llmtune.machine import processes
 from llmtune.machine.device import free_bytes
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe, Train
+from llmtune.run_log import Record
 from llmtune.training.checkpoint import OBJECTIVE
 from llmtune.training.plan_table import rows_per_process
 
@@ -67,3 +70,15 @@ def choose_passes(recipe: Recipe, layout: Layout, state: PartialState, longest: 
     # Settings of the recipe stand, whatever is free.
     tokens = train.micro_batch_tokens or (None if train.micro_batch_size else size.tokens)
     return RunPasses(PassLimits(rows, tokens), size.checkpointing and able, size.reason)
+
+
+def record_start(
+    record: Callable[[Record], None], step: int, card_lines: list[str], sources: list[Findings], passes: RunPasses
+) -> None:
+    """Record what is to be said of a mixture, the GPUs and the size of passes before the first step."""
+    for line in source_notes(sources, 0):
+        record({"step": step, "sources": line})
+    for line in card_lines:
+        record({"step": step, "warning": line})
+    if passes.line:
+        record({"step": step, "passes": passes.line})

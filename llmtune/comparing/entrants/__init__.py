@@ -1,0 +1,1 @@
+"""One arm at a share of the rows: its search, its trainings, and what they reached."""

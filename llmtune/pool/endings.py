@@ -1,0 +1,28 @@
+"""How a task's process ended, in one line."""
+
+import signal
+
+from llmtune.launch.ending import STOPS, Exit
+from llmtune.machine.memory import machine_memory
+from llmtune.pool.task import Ended, Task
+
+
+def ended_as(task: Task, result: Exit) -> Ended:
+    """A task whose process ended so: its own line where it left one, else what its exit code means."""
+    return Ended(task, result.code, result.message or (_words(result.code) if result.code else ""))
+
+
+def was_stopped(result: Exit) -> bool:
+    """Whether a process ended as after Ctrl-C: its state is kept, and it is neither done nor failed."""
+    return result.code - 128 in STOPS
+
+
+def _words(code: int) -> str:
+    number = code - 128
+    if number in STOPS:
+        return "was stopped"
+    if number == signal.SIGKILL:
+        return f"was killed (signal 9), probably by the system for lack of memory: {machine_memory()}"
+    if number in set(signal.Signals):
+        return f"crashed (signal {number}, {signal.Signals(number).name})"
+    return f"ended with code {code}; its log.txt says more"

@@ -1,0 +1,1 @@
+"""Pages that stand side by side what was trained: the arms of a comparison, or several runs."""

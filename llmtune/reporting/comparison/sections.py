@@ -1,0 +1,151 @@
+"""The sections of a comparison's page."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from llmtune.arms.record import ArmRecord, Comparison
+from llmtune.arms.results import titled
+from llmtune.arms.sentences import metric_title
+from llmtune.arms.table import LEFT, Cells
+from llmtune.plan.table import PlanTable
+from llmtune.reporting.charts.axes import STEPS, Axis
+from llmtune.reporting.charts.dots import Dot
+from llmtune.reporting.comparison.charts import Course, against, by_size, colors, losses, rates
+from llmtune.reporting.html import Html, fold, join, section, table, tag
+from llmtune.reporting.layers import strip
+from llmtune.reporting.values import number, whole
+
+_NOTE = "± is one standard error, over held-out rows and, with several seeds, over trainings."
+SECONDS = Axis("training seconds", ",.4~r", from_zero=True)
+
+
+def trained_arms(comparison: Comparison) -> list[tuple[str, ArmRecord]]:
+    """Return every arm, and every baseline that trains, with its title."""
+    arms = [(titled(one["name"], one["size"]), one) for one in comparison["arms"]]
+    return arms + [(titled(one["name"], one["size"]), one["arm"]) for one in comparison["baselines"] if "arm" in one]
+
+
+def table_section(comparison: Comparison, rows: Sequence[Cells], folder: Path) -> Html:
+    """Show the table of every arm, with links to the pages of its runs that are there."""
+    if not rows:
+        return section("Arms", note="No arm has been trained yet.")
+    links = {name: _links(arm, folder) for name, arm in trained_arms(comparison)}
+    shown = [{**row, "arm": join(row["arm"], links.get(row["arm"]))} for row in rows]
+    quality = [title for title in ("arm", metric_title(comparison), "loss", "verdict") if title in rows[0]]
+    cost = ["arm", *(title for title in rows[0] if title not in quality)]
+    taken = [row for row in rows if any(row[title] for title in cost[1:])]
+    costs = [tag("h3", "What each took"), _columns(taken, cost)] if taken else []
+    return section("Arms", _columns(shown, quality), *costs, note=_NOTE)
+
+
+def _columns(rows: Sequence[Cells], titles: Sequence[str]) -> Html:
+    numeric = {index for index, title in enumerate(titles) if title not in LEFT}
+    return table([*titles], [[row[title] for title in titles] for row in rows], numeric)
+
+
+def _links(arm: ArmRecord, folder: Path) -> Html | None:
+    pages = [(seed["seed"], f"{seed['run'].strip('/')}/report.html") for seed in arm.get("seeds", [])]
+    shown = [
+        join(" ", tag("a", f"seed {seed}", href=quote(page)))
+        for seed, page in pages
+        if not page.startswith("..") and (folder / page).is_file()
+    ]
+    return tag("small", *shown) if shown else None
+
+
+def cost_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None:
+    """Draw quality against training minutes, and against peak memory."""
+    quality = metric_title(comparison)
+    shown = [one for one in verdict["results"] if one["size"] == verdict["size"]] if verdict["winner"] else []
+    palette = colors([one["name"] for one in shown])
+    charts = [
+        (name, against(list(_dots(shown, key, unit, palette)), cost, quality))
+        for name, key, unit, cost in (
+            ("Minutes", "seconds", 60, "minutes of one training"),
+            ("Memory", "peak_bytes", 1e9, "peak memory, GB"),
+        )
+    ]
+    drawn = [part for name, one in charts if one for part in (tag("h3", name), one)]
+    return section("Quality against cost", *drawn, note=f"Bars: {_NOTE[4:]}") if drawn else None
+
+
+def _dots(shown: list[dict[str, Any]], key: str, unit: float, palette: dict[str, str]) -> Iterator[Dot]:
+    for one in shown:
+        cost, value = one[key], one["score"]["value"]
+        if cost and value is not None:
+            yield Dot(one["name"], cost / unit, value, one["score"]["stderr"], color=palette[one["name"]])
+
+
+def curves_section(comparison: Comparison) -> Html | None:
+    """Draw the validation losses of all arms on one axis: over seconds, and behind a fold over steps."""
+    arms = trained_arms(comparison)
+    palette = colors([name for name, _ in arms])
+    chart = losses(_curves(arms, "seconds"), SECONDS, palette)
+    steps = losses(_curves(arms, "step"), STEPS, palette)
+    note = "Every training from its first step, without start-up; a line a seed."
+    return section("Validation loss", chart, fold("By steps", steps), note=note) if chart and steps else None
+
+
+def _curves(arms: list[tuple[str, ArmRecord]], over: str) -> list[Course]:
+    return [
+        (name, [(float(point[over]), point["loss"]) for point in seed["curve"] if number(point["loss"]) is not None])  # type: ignore[literal-required]
+        for name, arm in arms
+        for seed in arm.get("seeds", [])
+    ]
+
+
+def advantages_section(verdict: dict[str, Any]) -> Html | None:
+    """Say what the training of a pretrained model gains, or why that was not measured."""
+    titles = {"transfer": "Transfer", "better": "Better results", "quicker": "Quicker"}
+    lines = [
+        tag("li", tag("b", f"{titles[name]}: "), f"{one['words']}.") for name, one in verdict["advantages"].items()
+    ]
+    return section("What training a pretrained model gains", tag("ul", *lines)) if lines else None
+
+
+def sizes_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None:
+    """Draw quality by data size, where arms were trained on several."""
+    rows = whole(comparison["train"].get("rows"))
+    by_name: dict[str, list[tuple[float, float]]] = {}
+    for one in verdict["results"]:
+        if rows and one["score"]["value"] is not None:
+            by_name.setdefault(one["name"], []).append((max(1.0, rows * one["size"]), one["score"]["value"]))
+    chart = by_size(list(by_name.items()), metric_title(comparison), colors(list(by_name)))
+    return section("Quality by data size", chart) if chart else None
+
+
+def search_section(comparison: Comparison) -> Html | None:
+    """Draw the loss of each learning rate that was tried."""
+    arms = trained_arms(comparison)
+    courses: list[Course] = [
+        (name, [(_output(one["lr"]), one["loss"]) for one in arm.get("search", []) if number(one["loss"]) is not None])  # type: ignore[misc]
+        for name, arm in arms
+    ]
+    chart = rates(courses, colors([name for name, _ in arms]))
+    note = "Validation loss at the end of each try. Of several stages, the rate of the first."
+    return section("Search of the learning rate", chart, note=note) if chart else None
+
+
+def _output(lr: float | list[float]) -> float:
+    return lr[0] if isinstance(lr, list) else lr
+
+
+def plans_section(comparison: Comparison) -> Html | None:
+    """Show what trains when in each arm."""
+    strips = [
+        part
+        for name, arm in trained_arms(comparison)
+        if (plan := _plan(arm))
+        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan))
+    ]
+    note = "The highest rate that each stage has at each distance from the output."
+    return section("What trains when", *strips, note=note) if strips else None
+
+
+def _plan(arm: ArmRecord) -> PlanTable | None:
+    try:
+        return PlanTable.from_json(arm["plan"]) if "plan" in arm else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

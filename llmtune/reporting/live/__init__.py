@@ -1,0 +1,1 @@
+"""The page of what goes on, served to the browsers of this machine alone."""

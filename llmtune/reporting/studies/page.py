@@ -1,0 +1,117 @@
+"""The page of a search, which opens offline."""
+
+from llmtune import __version__
+from llmtune.numbers import duration
+from llmtune.reporting.charts.axes import RATE, Axis
+from llmtune.reporting.charts.dots import Dot, dots
+from llmtune.reporting.charts.lines import Line, Lines, key
+from llmtune.reporting.document import document
+from llmtune.reporting.html import Html, facts, section, table, tag
+from llmtune.searching.record import SearchRecord, TrialRecord
+
+BEST, OTHER, EARLY = "var(--tuned)", "var(--valid)", "var(--quiet)"
+LOSS = Axis("validation loss", padding=24)
+
+
+def render(record: SearchRecord) -> str:
+    """Return the page of a search."""
+    best = next(one for one in record["trials"] if one["number"] == record["best"])
+    name = record["recipe"].rpartition("/")[2]
+    body = [
+        tag("h1", f"Values of {name}"),
+        tag("p", f"{record['method']} on {record['base'].rpartition('/')[2]}", class_="note"),
+        _summary(record, best),
+        *(_key_section(record, key) for key in record["over"]),
+        _curves(record),
+        _trials(record),
+        _next_section(record),
+        tag("footer", f"Written by llmtune {__version__}. This page is one file and loads nothing."),
+    ]
+    return document(f"{name}: a search by llmtune", body)
+
+
+def _summary(record: SearchRecord, best: TrialRecord) -> Html:
+    states = [one["state"] for one in record["trials"]]
+    counted = f"{len(states)}, of which {states.count('pruned')} were ended early and {states.count('failed')} failed"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in record["importance"].items())
+    pairs: list[tuple[str, object]] = [(name, _text(value)) for name, value in best["values"].items()]
+    pairs += [("validation loss", f"{best['loss']:.4f}"), ("trials", counted), ("time", duration(record["seconds"]))]
+    return section("The best", facts([*pairs, ("explains the differences", shares or None)]))
+
+
+def _key_section(record: SearchRecord, name: str) -> Html | None:
+    """Show the loss by the values of one key: over an axis for numbers, in a table for words."""
+    tried = [one for one in record["trials"] if one["loss"] is not None and name in one["values"]]
+    values = [one["values"][name] for one in tried]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return section(f"Loss by {name}", _by_word(tried, name))
+    is_log = name in record["log"]
+    axis = Axis(name, RATE if is_log else None, log=is_log, padding=24)
+    shown = [
+        Dot(str(one["number"]), float(one["values"][name]), one["loss"] or 0.0, color=_color(record, one))
+        for one in tried
+    ]
+    best = next(one for one in tried if one["number"] == record["best"])
+    label = f"Validation loss by {name}: lowest, {best['loss']:.4g}, at {_text(best['values'][name])}"
+    return section(f"Loss by {name}", _legend(), dots(shown, label, axis, LOSS), note="Each mark is a trial.")
+
+
+def _by_word(tried: list[TrialRecord], name: str) -> Html:
+    """List the lowest loss of each value of a key whose values are words."""
+    groups: dict[str, list[float]] = {}
+    for one in tried:
+        groups.setdefault(_text(one["values"][name]), []).append(one["loss"] or 0.0)
+    rows: list[list[object]] = [[text, len(some), f"{min(some):.4f}"] for text, some in groups.items()]
+    return table([name, "trials", "lowest loss"], sorted(rows, key=lambda row: str(row[2])), {1, 2})
+
+
+def _curves(record: SearchRecord) -> Html | None:
+    """Show the validations of every trial over its steps."""
+    lines = [
+        Line(
+            [(point["step"], point["loss"]) for point in one["curve"]],
+            _color(record, one),
+            f"trial {one['number']}",
+            faint=one["number"] != record["best"],
+        )
+        for one in record["trials"]
+    ]
+    if not any(line.points for line in lines):
+        return None
+    label = f"Validation loss by step of {len(lines)} trials; trial {record['best']} ends lowest"
+    return section("Losses while they trained", _legend(), Lines(lines, label, LOSS).draw())
+
+
+def _trials(record: SearchRecord) -> Html:
+    keys = list(record["over"])
+    rows: list[list[object]] = [
+        [
+            one["number"],
+            *(_text(one["values"].get(key, "")) for key in keys),
+            None if one["loss"] is None else f"{one['loss']:.4f}",
+            duration(one["seconds"]),
+            "best" if one["number"] == record["best"] else one.get("reason"),
+        ]
+        for one in record["trials"]
+    ]
+    return section("Trials", table(["trial", *keys, "loss", "time", ""], rows, {0, len(keys) + 1, len(keys) + 2}))
+
+
+def _next_section(record: SearchRecord) -> Html:
+    commands = [f"llmtune run {record['winner']}", f"optuna-dashboard {record['study']}"]
+    return section("Next", tag("pre", tag("code", "\n".join(commands)), tabindex=0))
+
+
+def _legend() -> Html:
+    keys = ((BEST, "the best"), (OTHER, "to its end"), (EARLY, "ended early"))
+    return tag("p", *(key(color, text) for color, text in keys), class_="legend")
+
+
+def _color(record: SearchRecord, one: TrialRecord) -> str:
+    if one["number"] == record["best"]:
+        return BEST
+    return OTHER if one["state"] == "complete" else EARLY
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

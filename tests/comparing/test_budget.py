@@ -1,0 +1,81 @@
+"""The minutes of a comparison, shared out, and the arms of a file."""
+
+from pathlib import Path
+
+import pytest
+
+from llmtune.comparing.arms import read_arms
+from llmtune.comparing.budget import (
+    Costs,
+    check_minutes,
+    checkpoints_at,
+    count_validations,
+    steps_in,
+    training_seconds,
+    trial_steps,
+    validation_rows,
+)
+from llmtune.errors import RecipeError
+from llmtune.recipe.sections import Recipe
+
+COSTS = Costs(start=8, load=2, evaluation=10, step=1)
+
+
+def test_shares_minutes_out() -> None:
+    assert training_seconds(308, 2, COSTS) == pytest.approx((300 * 2 / 3 - 2 * 12) / 2)
+    assert training_seconds(1, 2, COSTS) == 8  # never fewer than the fewest steps
+    assert steps_in(20, 1.5, 100) == (13, False)
+    assert steps_in(20, 0.1, 100) == (100, True)
+    assert trial_steps(100, 1, 2, 50) == 23
+    assert trial_steps(1, 1, 2, 50) == 4
+    assert checkpoints_at(18, 6) == [3, 6, 9, 12, 15, 18]
+    assert checkpoints_at(4, 6) == [1, 2, 3, 4]
+    assert (validation_rows(60, 3, 8), validation_rows(1000, 1, 16), validation_rows(300, 1, 2)) == (16, 64, 30)
+    assert (count_validations(18, 8, 16), count_validations(500, 16, 64), count_validations(4, 8, 16)) == (2, 6, 2)
+
+
+def test_names_minutes_that_work() -> None:
+    least = COSTS.least(2)
+    assert least == 8 + 3 * (2 + 4) + 2 * (2 + 8 + 10)
+    with pytest.raises(RecipeError, match="is too little for 5 arms with 2 seeds; the nearest that works is") as caught:
+        check_minutes(3, 30, 5, 2, COSTS)
+    words = float(str(caught.value).rsplit(" ", 1)[1])
+    check_minutes(words, 30, 5, 2, COSTS)
+    check_minutes(3, 30, 5, 2, COSTS, slots=3)
+
+
+def test_reads_arms_of_a_file_as_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "arms.yaml"
+    file.write_text(
+        "- lora\n"
+        "- {name: top half, set: {method: {kind: frozen, adapter: {kind: lora}}, train.batch_size: 2}}\n"
+        "- {name: slow, set: {method.lr: 1.0e-5, train: {warmup: 0.2, schedule: linear}, eval.metrics: ['regex:^a']}}\n"
+    )
+    lora, top, slow = read_arms([str(file)])
+    assert (lora.name, lora.set) == ("lora", ("method=lora",))
+    assert top.set == ("method={kind: frozen, adapter: {kind: lora}}", "train.batch_size=2")
+    assert slow.set == ("method.lr=1.0e-05", "train.warmup=0.2", "train.schedule=linear", 'eval.metrics=["regex:^a"]')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {base: a/b}\ndata: {train: rows.jsonl}\nmethod: full\n")
+    loaded = Recipe.load(recipe, [*top.set, *slow.set])
+    assert (loaded.method.adapter.kind, loaded.train.schedule, loaded.eval.metrics) == ("lora", "linear", ("regex:^a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: lora\n", "arms.yaml:1: holds sections; a list of arms such as"),
+        ("[]\n", "arms.yaml:1: names no arm"),
+        ("- lora\n- {name: lora, set: {}}\n", r"arms.yaml:2: 1: an arm has the name lora already, at .*arms.yaml:1"),
+        ("- {name: a/b, set: {}}\n", "arms.yaml:1: 0.name: 'a/b' names a folder: letters"),
+        ("- {name: scratch}\n", "'scratch' is the name of a baseline"),
+        ("- {name: x, sets: {}}\n", "arms.yaml:1: 0.sets: is no key of an arm; did you mean 'set'"),
+        ("- loar\n", "arms.yaml:1: 0: an arm has a name and what it sets"),
+        ("- {name: x, set: [a]}\n", "arms.yaml:1: 0.set: sets values of the recipe by their keys"),
+    ],
+)
+def test_names_file_and_line_of_a_wrong_arm(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "arms.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_arms([str(file)])

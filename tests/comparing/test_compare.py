@@ -1,0 +1,106 @@
+"""compare() from end to end on a tiny base: what it leaves, how it goes on, what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtune.arms.stored import read_comparison
+from llmtune.comparing.compare import compare
+from llmtune.comparing.entrants.entrant import ArmRun
+from llmtune.comparing.folder import Folder
+from llmtune.errors import Interrupted, RecipeError
+from llmtune.recipe.sections import Recipe
+from llmtune.run import Run
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("here")
+def test_compares_arms_and_goes_on_after_an_interruption(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, arms = tmp_path / "out", tmp_path / "arms.yaml"
+    arms.write_text("- lora\n- {name: hot, set: {method: {kind: full, lr: 1.0e+30}}}\n")
+    asked: dict[str, Any] = {"minutes": 0.2, "seeds": 1, "sizes": [0.5], "baselines": ["zero-shot", "tf-idf"]}
+    train = ArmRun._train
+    first: list[int] = []
+
+    def stop_once(*values: Any) -> Any:
+        if not first:
+            first.append(1)
+            raise Interrupted("stopped")
+        return train(*values)
+
+    monkeypatch.setattr(ArmRun, "_train", stop_once)
+    with pytest.raises(Interrupted):
+        compare(recipe, [str(arms)], out=out, **asked)
+    assert Folder(out).record("lora@0.5")["status"] == "running"  # type: ignore[index]
+    tried = Folder(out).record("lora@0.5")["search"]  # type: ignore[index]
+    compare(out)
+
+    comparison = read_comparison(out)
+    by_name = {(arm["name"], arm["size"]): arm for arm in comparison["arms"]}
+    assert {key: arm["status"] for key, arm in by_name.items()} == {("lora", 0.5): "done", ("hot", 0.5): "failed"}
+    assert by_name["lora", 0.5]["search"] == tried
+    assert "the loss is nan at step" in by_name["hot", 0.5]["reason"]
+    seed = by_name["lora", 0.5]["seeds"][0]
+    assert (len(seed["rows"]["score"]), seed["steps"]) == (5, 9)
+    assert by_name["lora", 0.5]["limited"] == "3 times the recipe's epochs"
+    assert seed["curve"][-1]["step"] == seed["steps"]
+    run = Run(out / seed["run"])
+    assert run.done("train")
+    assert run.done("eval")
+    assert not run.checkpoints.exists()
+    assert not list(out.glob("arms/*/.trial-*"))
+    assert {one["name"]: one["status"] for one in comparison["baselines"]} == {"zero-shot": "done", "tf-idf": "skipped"}
+    winner = Recipe.load(out / "winner.yaml")
+    assert comparison["verdict"]["winner"] == "lora"
+    assert (winner.train.max_steps, winner.method.adapter.kind) == (9, "lora")
+    assert winner.method.lr == by_name["lora", 0.5]["lr"]  # type: ignore[union-attr]
+    assert winner.eval.suite == "none"
+    assert "lora" in (out / "index.html").read_text()
+
+    compare(recipe, ["lora"], out=out, seeds=1)  # nothing is left to do
+    arms.write_text("- {name: hot, set: {method: full}}\n")
+    with pytest.raises(RecipeError, match=r"the arm hot sets method=.* there and method=full here"):
+        compare(recipe, [str(arms)], out=out)
+    with pytest.raises(RecipeError, match=r"was given 0\.2 minutes, and spent minutes do not come back"):
+        compare(out, minutes=0.1)
+    with pytest.raises(RecipeError, match=r"compares another recipe \(train.batch_size is 4 there and 2 here\)"):
+        compare(recipe, out=out, set=["train.batch_size=2"])
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("arms", "options", "message"),
+    [
+        (["lora"], {"minutes": 0.0001}, r"--minutes 0.0001: is too little for 2 arms with 2 seeds; the nearest"),
+        (["lora"], {"set": ["data.eval_fraction=0"]}, r"data.eval_fraction: no validation row is there"),
+        (["lora"], {"set": ["data.eval_fraction=0", "data.test=null"]}, r"no row is held out to compare on"),
+        (["lora", "dora", "lora"], {}, "two arms have the name lora"),
+        (["loar"], {}, "--arms: 'loar' is no arm; did you mean lora"),
+        (["lora"], {"baselines": ["tfidf"]}, "--baselines tfidf: is not one of these; did you mean tf-idf"),
+        (["lora"], {"sizes": [0.5, 2]}, "--sizes 2: is no share"),
+        (["lora"], {"on": "gpu"}, "--on gpu: is not one of these; did you mean gpus"),
+        (["lora"], {"seeds": 0}, "--seeds 0: an arm is trained with 1 to 100 seeds"),
+        (["same.yaml"], {}, "--arms: lora and mine are the same recipe"),
+        (["lisa.yaml"], {"strict": True}, "--strict: the arm many cannot be: .*100 is more than the model's 2 blocks"),
+    ],
+)
+def test_refuses_in_one_line_before_anything_trains(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, arms: list[str], options: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "same.yaml").write_text("- lora\n- {name: mine, set: {method: {kind: lora}}}\n")
+    (tmp_path / "lisa.yaml").write_text("- {name: many, set: {method: {kind: lisa, blocks: 100}}}\n")
+    with pytest.raises(RecipeError, match=message):
+        compare(recipe, arms, out="out", **options)
+    assert not Path("out/arms").exists()
+
+
+def test_refuses_a_folder_of_something_else(tmp_path: Path, recipe: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecipeError, match=r"is not empty and holds no comparison"):
+        compare(recipe, ["lora"], out=tmp_path)
+    with pytest.raises(RecipeError, match="holds no comparison; give a recipe's file"):
+        compare(tmp_path)
