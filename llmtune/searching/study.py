@@ -153,6 +153,12 @@ class Study:
             return [_tried(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     @property
+    def ended(self) -> list[Tried]:
+        """The trials that came to an end of their own, in order."""
+        ends = ("complete", "pruned", "failed")
+        return [tried for tried in self.trials if tried.state in ends and tried.reason != ENDED]
+
+    @property
     def best(self) -> Tried | None:
         """The complete trial with the lowest loss; None before there is one."""
         complete = [tried for tried in self.trials if tried.state == "complete" and tried.loss is not None]

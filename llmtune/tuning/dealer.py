@@ -64,7 +64,7 @@ class Dealer:
     @property
     def is_hopeless(self) -> bool:
         """Whether all trials so far failed, and they are enough to tell that others would."""
-        states = [tried.state for tried in self._tried()]
+        states = [tried.state for tried in self.study.ended]
         return len(states) >= HOPELESS and set(states) == {"failed"}
 
     def seconds_left(self) -> float | None:
@@ -117,19 +117,14 @@ class Dealer:
 
     def _may_begin(self) -> bool:
         """Whether there is a trial to begin, and time for it."""
-        done = len(self._tried()) + len(self._open)
+        done = len(self.study.ended) + len(self._open)
         if (self._trials is not None and done >= self._trials) or self.is_hopeless:
             return False
         left = self.seconds_left()
         if left is None:
             return True
-        took = [tried.seconds for tried in self._tried() if tried.state == "complete"]
+        took = [tried.seconds for tried in self.study.ended if tried.state == "complete"]
         return left > (median(took) if took else 0.0)
-
-    def _tried(self) -> list[Tried]:
-        """The trials that came to an end of their own."""
-        ends = ("complete", "pruned", "failed")
-        return [tried for tried in self.study.trials if tried.state in ends and tried.reason != ENDED]
 
     def _begin(self, worker: int) -> None:
         trial = self.study.ask()

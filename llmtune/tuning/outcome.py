@@ -26,7 +26,7 @@ def record_of(request: Request, study: Study, folder: Folder, best: Tried) -> Se
         method=request.recipe.method_words,
         over={key: str(one) for key, one in request.space.items()},
         log=[key for key, one in request.space.items() if isinstance(one, Range) and one.log],
-        trials=[_trial(tried) for tried in study.trials if tried.state not in ("waiting", "running")],
+        trials=[_trial(tried) for tried in study.ended],
         best=best.number,
         importance=study.importances(),
         seconds=round(study.seconds, 1),

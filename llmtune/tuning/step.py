@@ -131,7 +131,9 @@ def _serving(dealer: Dealer) -> Iterator[None]:
             served.result()
             dealer.close()
             done = len([one for one in dealer.study.trials if one.state in ("complete", "pruned")])
-            stopped = Interrupted(f"stopped; {done} trials are kept, and the same command goes on")
+            stopped = Interrupted(
+                f"stopped; {done} {'trial is' if done == 1 else 'trials are'} kept, and the same command goes on"
+            )
             stopped.exit_code = stop.exit_code
             raise stopped from None
         finally:
@@ -147,11 +149,11 @@ class News:
         self._study, self._total, self._advance = study, total, advance
         self._validations = 0
         self.seconds_left: Callable[[], float | None] = lambda: None
-        done = [tried for tried in study.trials if tried.state in ("complete", "pruned", "failed")]
+        done = study.ended
         if done:
             best = study.best
             known = f", the best loss {best.loss:.4f}" if best and best.loss is not None else ""
-            terminal.plain([f"going on after {len(done)} trials{known}"])
+            terminal.plain([f"going on after {len(done)} {'trial' if len(done) == 1 else 'trials'}{known}"])
             advance(len(done))
 
     def began(self, trial: Trial) -> None:

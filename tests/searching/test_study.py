@@ -6,16 +6,23 @@ from pathlib import Path
 import pytest
 
 from llmtune.errors import RecipeError
-from llmtune.searching.space import Choice, Range, combinations, overrides
+from llmtune.searching.space import Choice, Range, Space, Values, combinations, overrides
 from llmtune.searching.study import ENDED, Study
 
-SPACE = {"method.lr": Range(1e-5, 1e-2, log=True), "method.adapter.rank": Choice((8, 16))}
-OWN = {"method.lr": 1e-3, "method.adapter.rank": 8}
+SPACE: Space = {"method.lr": Range(1e-5, 1e-2, log=True), "method.adapter.rank": Choice((8, 16))}
+OWN: Values = {"method.lr": 1e-3, "method.adapter.rank": 8}
 
 
 def opened(file: Path, **facts: object) -> Study:
     """A study of SPACE, in which a recipe's own values come first."""
     return Study.open(file, facts or {"train.epochs": 1}, SPACE, seed=3, first=[OWN])
+
+
+def rate_of(values: Values) -> float:
+    """The learning rate among values."""
+    rate = values["method.lr"]
+    assert isinstance(rate, float)
+    return rate
 
 
 def test_goes_on_with_the_values_that_an_uninterrupted_study_draws(
@@ -26,17 +33,17 @@ def test_goes_on_with_the_values_that_an_uninterrupted_study_draws(
     for _ in range(7):
         trial = whole.ask()
         asked.append(trial.values)
-        trial.tell(trial.values["method.lr"], steps=4)
+        trial.tell(rate_of(trial.values), steps=4)
     for part in (range(3), range(3, 7)):
         study = opened(tmp_path / "b.db")
         for number in part:
             trial = study.ask()
             assert (trial.number, trial.values) == (number, asked[number])
-            trial.tell(trial.values["method.lr"])
+            trial.tell(rate_of(trial.values))
     assert asked[0] == OWN
     assert len({one["method.lr"] for one in asked}) == 7
     assert whole.best
-    assert whole.best.loss == min(one["method.lr"] for one in asked)
+    assert whole.best.loss == min(map(rate_of, asked))
     assert whole.best.facts == {"steps": 4}
     assert capfd.readouterr() == ("", "")
 
@@ -78,9 +85,9 @@ def test_refuses_files_of_anything_else(tmp_path: Path) -> None:
 
 
 def test_writes_values_as_a_recipe_reads_them() -> None:
-    values = {"a": 1e-05, "b": 8, "c": 0.1 + 0.2, "d": "[q, k]"}
+    values: Values = {"a": 1e-05, "b": 8, "c": 0.1 + 0.2, "d": "[q, k]"}
     assert overrides(values) == ["a=1.0e-05", "b=8", "c=0.30000000000000004", "d=[q, k]"]
-    words = {"a": Choice((1, 2)), "b": Choice(("x", "y"))}
+    words: Space = {"a": Choice((1, 2)), "b": Choice(("x", "y"))}
     assert combinations(words, 4) == [{"a": a, "b": b} for a in (1, 2) for b in ("x", "y")]
     assert combinations(words, 3) is None
     assert combinations(SPACE, 99) is None

@@ -26,7 +26,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_measures_what_the_training_would_leave_and_leaves_nothing(file: Path, tmp_path: Path) -> None:
     before, told = signal.getsignal(signal.SIGINT), list[tuple[int, Point]]()
-    outcome = train_trial(recipe.load(file), tmp_path / "trial", lambda *one: bool(told.append(one)))
+
+    def watch(number: int, point: Point) -> bool:
+        told.append((number, point))
+        return False
+
+    outcome = train_trial(recipe.load(file), tmp_path / "trial", watch)
     assert signal.getsignal(signal.SIGINT) is before
     run = prepare(recipe.load(file), tmp_path / "run", 0)
     train(run)

@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from llmtune import recipe
+from llmtune.methods.full import Full
 from llmtune.pool import Ended, Task
 from llmtune.tuning import step, worker
 from tests.support import tiny
@@ -39,8 +40,12 @@ def test_leaves_the_best_recipe_a_study_and_a_page_and_goes_on(
     assert first["trials"][2]["state"] == "failed"
     assert "loss" in first["trials"][2]["reason"]
     assert first["best"] == 0
-    assert first["trials"][0]["loss"] < first["trials"][1]["loss"]
+    losses = [one["loss"] for one in first["trials"][:2]]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert losses[0] < losses[1]
     best = recipe.load(out / "best.yaml")
+    assert isinstance(best.method, Full)
     assert best.method.lr == 0.01
     assert best.model.base == str(tmp_path / "base")
     study = optuna.load_study(study_name=None, storage=first["study"])
