@@ -2,13 +2,16 @@
 
 import gc
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from llmtune.launch.quiet import quiet_libraries
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LLMTUNE_COMPARISONS"] = "off"  # what tests compare is no advice
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads than cores stall each other
 quiet_libraries()  # a test looks at what a command prints, as a process of llmtune's does
@@ -40,6 +43,20 @@ def _wants_gpus(config: pytest.Config) -> bool:
 def pytest_collection_finish() -> None:
     """Spare every trainer's collection of garbage what the imports made, which takes longer than its training."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let no test read or change the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LLMTUNE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew(_cache: Path) -> None:
+    """Let every test ask its bases itself, whatever an earlier one changed in what asks them."""
+    shutil.rmtree(_cache / "answers", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

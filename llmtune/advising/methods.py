@@ -8,21 +8,19 @@ from pathlib import Path
 import torch
 
 from llmtune.advising.lengths import sampled
-from llmtune.advising.rate import cpu_rate
-from llmtune.advising.seconds import Work, cpu_seconds
+from llmtune.advising.seconds import Work, seconds_here
 from llmtune.arms.arm import Arm
 from llmtune.data.gate import check_sources, split_rows
 from llmtune.data.store.read import read_part
+from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.cards import CARDS, Card, find_card
 from llmtune.estimate.fit import Fit, Question, judge, on_card
-from llmtune.estimate.memory import forecast
 from llmtune.estimate.passes import setting_of
 from llmtune.launch.command import choose_config, count_processes
 from llmtune.launch.devices import launch_device
 from llmtune.machine.device import free_bytes
 from llmtune.machine.gpus import count_gpus
-from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
 from llmtune.numbers import size
 from llmtune.plan.table import PlanTable
@@ -50,31 +48,46 @@ class MethodPrediction:
     """Parameters that ever train."""
 
 
+@dataclass(frozen=True)
+class RecipeRows:
+    """The rows of a recipe, and what a training of them passes through the model."""
+
+    train: StoredRows
+    held_out: StoredRows
+    work: Work
+
+
 def predict_methods(recipe: Recipe, arms: Sequence[Arm], gpu: str | None = None) -> list[MethodPrediction]:
     """What each arm of a recipe takes on this machine, or on a card by name; an arm that cannot be says why.
 
     Raises RecipeError for a bad card or bad rows. Nothing is trained; the base's weights are not loaded.
     """
     card = None if gpu is None else find_card(gpu)
-    rows = training_rows(recipe)
-    predictions = []
+    return predict_on(recipe, arms, read_rows(recipe), card)
+
+
+def predict_on(recipe: Recipe, arms: Sequence[Arm], rows: RecipeRows, card: Card | None) -> list[MethodPrediction]:
+    """The same for rows that were read, and a card that was found."""
     with working("predicting memory and time", total=len(arms), unit="methods") as step:
+        predictions = []
         for arm in arms:
-            predictions.append(_predict(recipe, arm, rows, card))
+            predictions.append(_predict(recipe, arm, rows.work, card))
             step()
     return predictions
 
 
 @locates_mistakes
-def training_rows(recipe: Recipe) -> Work:
-    """The rows of a recipe's training, counted, with lengths by a sample of them."""
+def read_rows(recipe: Recipe) -> RecipeRows:
+    """The rows of a recipe's training and comparison, with lengths by a sample of them."""
     with working("reading the rows"):
         recipe, base = locate(recipe, weights=False)
         check_sources(recipe)
-        train, _ = split_rows(recipe.data, recipe.train.seed)
-        held_out = read_part(recipe.data, "eval") if recipe.data.eval else None
-        aside = len(read_part(recipe.data, "train")) - len(train) if held_out is None else len(held_out)
-        return Work(sampled(train, recipe.data, base), max(0, aside))
+        train, held_out = split_rows(recipe.data, recipe.train.seed)
+        if recipe.data.eval:
+            validation = len(read_part(recipe.data, "eval"))
+        else:
+            validation = round(len(train) * recipe.data.eval_fraction / (1 - recipe.data.eval_fraction))
+        return RecipeRows(train, held_out, Work(sampled(train, recipe.data, base), validation))
 
 
 @dataclass(frozen=True)
@@ -109,19 +122,17 @@ class _Arm:
         fit = judge(recipe, self.layout, self.question, setting, str(device), free_bytes(device), rate)
         if device.type != "cpu" or fit.size is None:
             return fit, fit.seconds
-        memory = forecast(self.layout, setting, self.work.lengths.longest)
-        rate = cpu_rate(self.layout, computing_dtype(recipe.model.precision, device))
-        checkpointing = fit.size.checkpointing
-        return fit, cpu_seconds(recipe, self.layout, self.table, memory, self.work, checkpointing, rate)
+        return fit, seconds_here(recipe, self.layout, self.table, setting, self.work, fit.size.checkpointing)
 
 
-def _with(recipe: Recipe, arm: Arm) -> Recipe:
+def with_arm(recipe: Recipe, arm: Arm) -> Recipe:
+    """The recipe with an arm's overrides; raises RecipeError for those that cannot be."""
     return Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *arm.set]) if arm.set else recipe
 
 
 def _predict(recipe: Recipe, arm: Arm, work: Work, card: Card | None) -> MethodPrediction:
     try:
-        laid = _lay_out(_with(recipe, arm), work)
+        laid = _lay_out(with_arm(recipe, arm), work)
         fit, seconds = laid.here() if card is None else laid.on(card)
     except LlmtuneError as error:
         return MethodPrediction(arm.name, None, None, False, str(error))

@@ -3,28 +3,41 @@
 import math
 from dataclasses import dataclass
 
+from llmtune.advising.rate import cpu_rate
+from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.estimate.lengths import Lengths
-from llmtune.estimate.memory import Forecast
+from llmtune.estimate.memory import Forecast, Setting, forecast
 from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.model.layout import Layout
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 
-SHARE = 0.5
+SHARE = 0.6
 """Of the rate of large products, what a training's products reach with all that is computed around them."""
-ADAPTER_SHARE = 0.42
+ADAPTER_SHARE = 0.45
 """The same where an adapter's thin products come between: docs/performance.md says how both were measured."""
 UPDATE_SECONDS = 4e-9
 """What an optimizer step takes for each number that trains: gradients and states pass through memory."""
+UNPACK_SECONDS = 0.9e-9
+"""What a pass takes, forward and again backward, to unpack each number of a quantized layer."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The rows of a training, and how often validation rows pass through the model."""
+    """The lengths of a training's rows, and how many validation rows pass through the model beside them."""
 
     lengths: Lengths
     validation: int
-    """Validation rows."""
+
+
+def seconds_here(
+    recipe: Recipe, layout: Layout, table: PlanTable, setting: Setting, work: Work, checkpointing: bool
+) -> float:
+    """Seconds of a training on this machine's CPUs, whose rate is measured where it is not known."""
+    rate = cpu_rate(layout, setting.dtype)
+    return cpu_seconds(
+        recipe, layout, table, forecast(layout, setting, work.lengths.longest), work, checkpointing, rate
+    )
 
 
 def cpu_seconds(
@@ -55,8 +68,10 @@ def cpu_seconds(
         first = memory.stages[0].trace
         every_row = lengths.rows + work.validation
         operations += every_row * tokens * first.products.forward / first.tokens * max(cached) / layout.facts.blocks
+    passes = sum(steps) * math.ceil(train.batch_size / (train.micro_batch_size or DEFAULT_ROWS))
+    unpacked = 2 * passes * sum(layout.skeleton.get_parameter(f"{name}.weight").numel() for name in layout.linear[0])
     share = SHARE if recipe.method.adapter.trains_base else ADAPTER_SHARE
-    return operations / (share * rate) + updates * UPDATE_SECONDS
+    return operations / (share * rate) + updates * UPDATE_SECONDS + unpacked * UNPACK_SECONDS
 
 
 def _cached(

@@ -56,8 +56,13 @@ COMMANDS = (
         "plan",
         plan,
         "start",
-        "Print which layers train in which steps, at which rate, and whether that fits this machine, or a card.",
-        ("llmtune plan recipe.yaml", "llmtune plan recipe.yaml --gpu a100-40 --set method=qlora"),
+        "Print which layers train in which steps, at which rate, and whether that fits this machine, or a card; with "
+        "--methods, what each method takes there, and which one is advised.",
+        (
+            "llmtune plan recipe.yaml",
+            "llmtune plan recipe.yaml --gpu a100-40 --set method=qlora",
+            "llmtune plan recipe.yaml --methods --budget 20m --memory 8GB",
+        ),
     ),
     Command(
         "run",

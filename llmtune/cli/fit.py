@@ -25,12 +25,15 @@ class Prediction:
     then: "Fit | None"
     sought: bool = False
     """Whether a recipe that fits was sought."""
+    cpu_seconds: float | None = None
+    """Of the training, where it runs on CPUs."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         instead = None if self.then is None else {"set": self.instead, **self.then.to_json()}
         rows = {"longest": self.lengths.longest, "tokens": self.lengths.tokens, "counted": self.lengths.counted}
-        return {**self.fit.to_json(), "rows": rows, "instead": instead}
+        seconds = {} if self.cpu_seconds is None else {"seconds": round(self.cpu_seconds, 3)}
+        return {**self.fit.to_json(), **seconds, "rows": rows, "instead": instead}
 
 
 class Planned(Protocol):
@@ -75,7 +78,13 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
         name = "this machine" if device.type == "cpu" else f"this machine's {device}"
         setting = setting_of(recipe, world, device.type)
-        return Prediction(judge(recipe, layout, question, setting, name, free_bytes(device)), lengths, [], None)
+        fit = judge(recipe, layout, question, setting, name, free_bytes(device))
+        if device.type != "cpu" or fit.size is None:
+            return Prediction(fit, lengths, [], None)
+        from llmtune.advising.seconds import Work, seconds_here
+
+        seconds = seconds_here(recipe, layout, table, setting, Work(lengths, 0), fit.size.checkpointing)
+        return Prediction(fit, lengths, [], None, cpu_seconds=seconds)
     card, cards = find_card(gpu), recipe.launch.processes or 1
     fit = on_card(recipe, layout, question, card, cards)
     if fit.fits:
@@ -104,7 +113,8 @@ def lines(prediction: Prediction) -> list[str]:
         shown.append(f"evaluation  {size(fit.evaluation.need)}{least}")
     if fit.merge:
         shown.append(f"merge  {size(fit.merge.need)} of main memory")
-    shown.append(_verdict(fit))
+    on_cpu = "" if prediction.cpu_seconds is None else f"; trains for about {duration(prediction.cpu_seconds)}"
+    shown.append(_verdict(fit) + (f"{on_cpu}, at the rate of this machine's matrix products" if on_cpu else ""))
     if prediction.then is not None:
         words = " ".join(f"--set {override}" for override in prediction.instead)
         shown.append(f"the nearest recipe that fits: {words}")

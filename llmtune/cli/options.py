@@ -133,6 +133,30 @@ Gpu = Annotated[
         show_default="this machine",
     ),
 ]
+Methods = Annotated[
+    bool,
+    typer.Option(
+        "--methods", metavar="", help="Say what each method takes, what is known of such data, and which one to take."
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="The most that a training may take, such as 20m; beside --methods.",
+        show_default="no limit",
+    ),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="The most memory that a training may take, such as 8GB; beside --methods.",
+        show_default="what is free",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Argument(

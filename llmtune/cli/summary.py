@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmtune.data.row import Row
 from llmtune.data.rows import guess_form, iterate
-from llmtune.evaluation.held_out.choice import AnswerFacts, by_data
+from llmtune.evaluation.held_out.choice import JSON, AnswerFacts, by_data
 
 _LONGEST_LABEL = 60
 """Characters of an answer that may be a label."""
@@ -31,6 +31,11 @@ class DataSummary:
     """The map that names their columns; empty where they need none."""
     metrics: tuple[str, ...]
     """What answers such as these are scored by; nothing where the rows are plain texts."""
+
+    @property
+    def kind(self) -> str:
+        """What advice distinguishes: labels, json or text."""
+        return "json" if JSON in self.metrics else "labels" if self.labels else "text"
 
 
 def summarize(source: str) -> DataSummary:

@@ -1,8 +1,11 @@
 """Asks one model everything: the held-out rows with their losses, and each task of the suite."""
 
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+from lm_eval.api.task import Task
 from transformers import PreTrainedModel
 
 from llmtune.errors import ProofError
@@ -20,47 +23,77 @@ from llmtune.evaluation.held_out.texts import Texts, score_texts
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
+from llmtune.evaluation.reuse.answers import BaseAnswers, Part
+from llmtune.evaluation.reuse.facts import GENERAL
 from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.evaluation.tables import task_title
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working
 
 
-def ask(exam: Exam, model: PreTrainedModel, is_tuned: bool = False) -> Answers:
-    """Return a model's results by task, and its answers to the held-out rows; only the base is asked few-shot."""
-    name = "tuned" if is_tuned else "base"
+def ask(exam: Exam, model: PreTrainedModel, base: BaseAnswers | None = None) -> Answers:
+    """Return a model's results by task, and its answers to the held-out rows.
+
+    `base` says that it is the base, which is asked few-shot too, and not again what it was asked before.
+    """
+    name = "base" if base else "tuned"
     results: dict[str, Result] = {}
     rows: dict[str, list[Answer]] = {}
-    for key in [HELD_OUT] if is_tuned and exam.held_out else exam.held_out:
-        began = time.monotonic()
-        results[key], rows[key] = _ask_held_out(exam, model, key, exam.held_out[key], name)
-        _report(name, key, results[key], began)
-    if exam.texts is not None:
-        began, key = time.monotonic(), TEXTS if exam.held_out else HELD_OUT
-        results[key], texts = _read_texts(exam, model, exam.texts, f"{name}, held-out texts")
-        rows[HELD_OUT] = rows.get(HELD_OUT, []) + texts
-        _report(name, key, results[key], began)
-    for task in exam.tasks:
-        began = time.monotonic()
-        suite = exam.suite
-        values = exam.rules.template if suite.chat_template else None
-        results |= score_tasks(model, exam.tokenizer, [task], suite.shots, exam.limit, values, name)
-        _report(name, task.task_name, results[task.task_name], began)
+    for part, work in _parts(exam, model, name).items():
+        of_part, rows[part] = _recalled(part, base, name) or _asked(part, work, base, name)
+        results |= of_part
     for group in exam.groups:
         results[group.name] = group_result(group, results)
         for task in group.get_all_tasks():
             results[task.task_name]["group"] = group.name
-    if exam.general is not None:
-        results |= _ask_general(exam, exam.general, model, name)
-    answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, [])}
+    answers: Answers = {"results": results, "rows": rows.get(HELD_OUT, []) + rows.get(TEXTS, [])}
     if FEW_SHOT in rows:
         answers["few_shot_rows"] = rows[FEW_SHOT]
     return answers
 
 
-def _ask_held_out(
-    exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str
-) -> tuple[Result, list[Answer]]:
+def _parts(exam: Exam, model: PreTrainedModel, name: str) -> dict[str, Callable[[], Part]]:
+    """Return what asks each part of an exam, in order; only the base is asked few-shot."""
+    parts: dict[str, Callable[[], Part]] = {}
+    for key in exam.held_out if name == "base" else [HELD_OUT] if exam.held_out else []:
+        parts[key] = partial(_ask_held_out, exam, model, key, exam.held_out[key], name)
+    if exam.texts is not None:
+        key = TEXTS if exam.held_out else HELD_OUT
+        parts[key] = partial(_read_texts, exam, model, key, exam.texts, f"{name}, held-out texts")
+    values = exam.rules.template if exam.suite.chat_template else None
+    for task in exam.tasks:
+        parts[task.task_name] = partial(_ask_task, exam, model, task, values, name)
+    if exam.general is not None:
+        parts[GENERAL] = partial(_ask_general, exam, exam.general, model, name)
+    return parts
+
+
+def _recalled(part: str, base: BaseAnswers | None, name: str) -> Part | None:
+    """Return what the base answered before, and say so; None where it is to be asked."""
+    kept = base.recall(part) if base else None
+    if kept is None:
+        return None
+    answers, given = kept
+    _report(name, part, answers[0], f"as of {given}; same weights, questions and settings")
+    return answers
+
+
+def _asked(part: str, work: Callable[[], Part], base: BaseAnswers | None, name: str) -> Part:
+    """Ask a part and say how long it took; what the base answers is kept."""
+    began = time.monotonic()
+    answers = work()
+    seconds = time.monotonic() - began
+    _report(name, part, answers[0], f"in {seconds:.0f} s")
+    if base:
+        base.keep(part, answers, seconds)
+    return answers
+
+
+def _ask_task(exam: Exam, model: PreTrainedModel, task: Task, values: Mapping[str, Any] | None, name: str) -> Part:
+    return score_tasks(model, exam.tokenizer, [task], exam.suite.shots, exam.limit, values, name), []
+
+
+def _ask_held_out(exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str) -> Part:
     """Score a model on held-out rows and return its answers."""
     with quiet():
         task = HeldOut(key, rows, exam.stop, exam.new_tokens, exam.metrics)
@@ -76,7 +109,7 @@ def _ask_held_out(
     for answer, label in zip(answers, labels or (), strict=False):
         answer["label"] = label
     add_losses(result, losses, tokens, PERPLEXITY in exam.metrics)
-    return result, answers
+    return {key: result}, answers
 
 
 def _label_rows(exam: Exam, model: PreTrainedModel, rows: Questions, result: Result, name: str) -> list[str | None]:
@@ -110,24 +143,21 @@ def _answers(rows: Questions, result: Result, outputs: list[str], losses: list[f
     ]
 
 
-def _read_texts(exam: Exam, model: PreTrainedModel, texts: Texts, name: str) -> tuple[Result, list[Answer]]:
+def _read_texts(exam: Exam, model: PreTrainedModel, key: str, texts: Texts, name: str) -> Part:
     """Measure a model's loss on held-out texts; raises ProofError where no text has a finite one."""
     with lacks_named(name), working(name, len(texts.rows), "texts") as step:
         result, answers = score_texts(model, texts, exam.tokenizer, exam.limit, step)
     if result["not_finite"] == result["n"]:
         raise ProofError(f"{name}: no text has a finite loss, so nothing can be scored")
-    return result, answers
+    return {key: result}, answers
 
 
-def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> dict[str, Result]:
+def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> Part:
     """Score a model on the general questions and texts."""
-    title, began = f"{name}, general questions and texts", time.monotonic()
+    title = f"{name}, {GENERAL}"
     requests = len(general.texts) + sum(map(len, general.questions))
     with lacks_named(title), working(title, requests, "requests") as step:
-        results = ask_general(general, model, exam.tokenizer, of_all(step))
-    rows = sum(result["n"] for result in results.values())
-    print(f"{title}: {rows} rows in {time.monotonic() - began:.0f} s", flush=True)
-    return results
+        return ask_general(general, model, exam.tokenizer, of_all(step)), []
 
 
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
@@ -140,13 +170,15 @@ def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> l
     return losses
 
 
-def _report(model: str, task: str, result: Result, began: float) -> None:
-    title = f"{model}, {task_title(task, result)}"
-    print(f"{title}: {result['n']} rows in {time.monotonic() - began:.0f} s", flush=True)
-    if result["truncated"]:
-        print(
-            f"warning: {title}: {result['truncated']} requests were longer than the model's context "
-            "and lost their start"
-        )
-    if result["not_finite"]:
-        print(f"warning: {title}: {result['not_finite']} requests have a likelihood that is not a finite number")
+def _report(model: str, part: str, results: Mapping[str, Result], how: str) -> None:
+    """Say how many rows of a part were scored and how, and what to look at."""
+    rows = sum(result["n"] for result in results.values())
+    names = {task: task_title(task, result) for task, result in results.items()}
+    print(f"{model}, {part if part == GENERAL else names[part]}: {rows} rows {how}", flush=True)
+    for task, result in results.items() if part != GENERAL else ():
+        title = f"{model}, {names[task]}"
+        if result["truncated"]:
+            lost = f"{result['truncated']} requests were longer than the model's context and lost their start"
+            print(f"warning: {title}: {lost}")
+        if result["not_finite"]:
+            print(f"warning: {title}: {result['not_finite']} requests have a likelihood that is not a finite number")

@@ -67,6 +67,8 @@ class Exam:
     """Groups of the tasks, each with a score of its own."""
     general: General | None = None
     """The general questions and texts that show what the training cost."""
+    notes: list[str] = field(default_factory=list)
+    """What is not asked of the held-out rows, and why."""
 
 
 def make_exam(
@@ -84,13 +86,14 @@ def make_exam(
     survey = Survey()
     metrics: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    notes: list[str] = []
     if HELD_OUT in suite.tasks:
         data = gate(recipe, tokenizer, stop, model_limits(model))
         check_same_data(run, data.findings)
         check_rows(suite, len(data.test))
         chats, others = _split(data.test, recipe.eval.limit)
         if chats.of:
-            held_out = _held_out_questions(data, chats, tokenizer, stop, rules)
+            held_out, notes = _held_out_questions(data, chats, tokenizer, stop, rules)
             survey.add(held_out[HELD_OUT])
         if chats.of or others.of:
             metrics, labels = choose(recipe.eval.metrics, survey.answers, data.rows.get("train", ()))
@@ -100,7 +103,7 @@ def make_exam(
     limit = recipe.eval.limit or suite.limit
     general = load_general(tokenizer, context) if recipe.eval.forgetting else None
     parts = (suite, tokenizer, stop, held_out, texts, tasks, limit, new_tokens)
-    return Exam(*parts, rules, metrics, labels, groups, general)
+    return Exam(*parts, rules, metrics, labels, groups, general, notes)
 
 
 @dataclass
@@ -124,7 +127,7 @@ def _split(rows: Iterable[Row], limit: int | None) -> tuple[_Rows, _Rows]:
 
 def _held_out_questions(
     data: Gate, chats: _Rows, tokenizer: PreTrainedTokenizerBase, stop: set[int], rules: Rules
-) -> dict[str, Questions]:
+) -> tuple[dict[str, Questions], list[str]]:
     """Return the held-out rows, zero-shot and after as many worked examples as fit; says what does not."""
     context = rules.max_length
     zero_shot = replace(questions(chats.rows, [], None, tokenizer, stop, rules), of=chats.of)
@@ -138,9 +141,10 @@ def _held_out_questions(
             held_out[FEW_SHOT] = few_shot_questions(zero_shot, shots, tokenizer, stop, rules)
         except RecipeError as error:
             notes = [f"few-shot is left out: {error}"]
-    for note in long_rows_notes(survey, context) + notes:
+    notes = long_rows_notes(survey, context) + notes
+    for note in notes:
         print(note, flush=True)
-    return held_out
+    return held_out, notes
 
 
 def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: Placement) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """evaluate(run): base and tuned model on the same questions under the same settings, with everything to repeat it."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -15,6 +16,8 @@ from llmtune.evaluation.exam import Exam, make_exam, settings_of
 from llmtune.evaluation.generate import has_finite_logits
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
+from llmtune.evaluation.reuse.answers import BaseAnswers
+from llmtune.evaluation.reuse.facts import model_facts
 from llmtune.evaluation.spread.children import evaluate_in_children, wants_children
 from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.evaluation.vllm import models
@@ -50,41 +53,92 @@ def evaluate(run: Run) -> Evaluations:
 @locates_mistakes
 def evaluate_here(run: Run) -> Evaluations:
     """Evaluate as `evaluate` does, in this process and those that it has joined; the first one writes."""
-    recipe = run.recipe()
     with lacks_named("evaluation"):
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
-            if recipe.eval.backend == "vllm":
-                models.check_run(run, recipe)
-            suite = load_suite(recipe.eval.suite)
-            with processes.ahead(processes.rank() == 0):  # the others find in the cache what it fetches
-                tasks, groups = load_tasks_and_groups(suite)
-            base = locate_base(recipe.model)
-            refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
-            placement = place(recipe, base)
-            model = _load_base(base, recipe, placement)
-            exam = make_exam(run, suite, tasks, groups, getattr(model, "skeleton", model), base)
-            settings = settings_of(recipe, exam, model, placement)
-            origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
-            _check_logits(exam, model, "base")
-        before: Evaluation = {"model": "base", "base": origin, "delta": None, "settings": settings, **ask(exam, model)}
+        asked = _prepare(run)
+        before = _ask_base(asked)
         with working("loading the tuned model"):
-            tuned = _load_tuned(model, run, recipe, placement.dtype)
-            _check_logits(exam, tuned, "tuned")
-        answers = ask(exam, tuned, is_tuned=True)
-        after: Evaluation = {"model": "tuned", "base": origin, "delta": delta, "settings": settings, **answers}
+            tuned = _load_tuned(asked.model, run, asked.recipe, asked.placement.dtype)
+            _check_logits(asked.exam, tuned, "tuned")
+        answers = ask(asked.exam, tuned)
+        after: Evaluation = {**before, "model": "tuned", "delta": delta, **answers}
         stored: Evaluations = {
             "base": before,
             "tuned": {**after, "differences": differences(after, before)},
-            "settings": settings | {"eval": _as_json(recipe.eval.model_dump()), "base": origin, "delta": delta},
+            "settings": _settings(asked, delta),
         }
-        stored["settings"]["configs"] = {task.task_name: _as_json(task.dump_config()) for task in tasks}
         if processes.rank():
             return stored
         _write(run, stored)
-    run.mark("eval", [run.eval / f"{name}.json" for name in stored], suite=recipe.eval.suite, limit=exam.limit)
+    facts = {"suite": asked.recipe.eval.suite, "limit": asked.exam.limit, "base_answers": asked.kept.seconds()}
+    run.mark("eval", [run.eval / f"{name}.json" for name in stored], **facts)
     return stored
+
+
+@locates_mistakes
+def ask_base(run: Run) -> tuple[Evaluation, dict[str, float], list[str]]:
+    """Ask the base of a run alone, trained or not, in this process; writes nothing into the run.
+
+    Returns its answers, the seconds that each part took when it was asked, and notes on what is not asked. Raises as
+    `evaluate` does.
+    """
+    with lacks_named("evaluation"):
+        asked = _prepare(run)
+        evaluation = _ask_base(asked)
+    return evaluation, asked.kept.asked | asked.kept.reused, asked.exam.notes
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A loaded base and what it is asked."""
+
+    recipe: Recipe
+    model: Any
+    placement: Placement
+    exam: Exam
+    origin: dict[str, Any]
+    """What names the base in results."""
+    settings: dict[str, Any]
+    kept: BaseAnswers
+
+
+def _prepare(run: Run) -> _Asked:
+    """Load a run's base and prepare what it is asked."""
+    recipe = run.recipe()
+    with working("preparing the evaluation"):
+        if recipe.eval.backend == "vllm":
+            models.check_run(run, recipe)
+        suite = load_suite(recipe.eval.suite)
+        with processes.ahead(processes.rank() == 0):  # the others find in the cache what it fetches
+            tasks, groups = load_tasks_and_groups(suite)
+        base = locate_base(recipe.model)
+        refuse_other_base(run.manifest().get("base"), base, run.path, RecipeError)
+        placement = place(recipe, base)
+        model = _load_base(base, recipe, placement)
+        exam = make_exam(run, suite, tasks, groups, getattr(model, "skeleton", model), base)
+        settings = settings_of(recipe, exam, model, placement)
+        origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
+        kept = BaseAnswers(exam, model_facts(recipe, base, model, placement, settings))
+        _check_logits(exam, model, "base")
+    return _Asked(recipe, model, placement, exam, origin, settings, kept)
+
+
+def _ask_base(asked: _Asked) -> Evaluation:
+    """Return the base's answers, those that were kept and those that are given now."""
+    about: dict[str, Any] = {"model": "base", "base": asked.origin, "delta": None, "settings": asked.settings}
+    return cast(Evaluation, about | ask(asked.exam, asked.model, asked.kept))
+
+
+def _settings(asked: _Asked, delta: dict[str, str]) -> dict[str, Any]:
+    """Return what is needed to repeat an evaluation."""
+    return asked.settings | {
+        "eval": _as_json(asked.recipe.eval.model_dump()),
+        "base": asked.origin,
+        "delta": delta,
+        "configs": {task.task_name: _as_json(task.dump_config()) for task in asked.exam.tasks},
+    }
 
 
 def _load_base(base: Base, recipe: Recipe, placement: Placement) -> Any:

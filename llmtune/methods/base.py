@@ -27,8 +27,6 @@ class BaseMethod(Closed):
     """What people call the method."""
     stands_under: ClassVar[bool] = True
     """Whether an adapter is said to train under it; full adds nothing to an adapter's own name."""
-    suits_labels: ClassVar[bool] = False
-    """Whether the method is the one to try where answers repeat like labels."""
 
     kind: str
     adapter: Adapter = NoAdapter()

@@ -10,9 +10,8 @@ from llmtune.plan.stages import Facts, Plan
 class Frozen(Decaying, BaseMethod):
     """Frozen extractor: the low layers stay, the top adapts."""
 
-    why: ClassVar = "Frozen extractor: the low half stays, the top half adapts, in about half of the time."
+    why: ClassVar = "Frozen extractor: the low half stays and runs once per row, the top half adapts."
     example: ClassVar = (("reach: 0.5", "the share of the blocks that trains, from the output"),)
-    suits_labels: ClassVar = True
     title: ClassVar = "a frozen extractor"
 
     kind: Literal["frozen"]

@@ -90,11 +90,11 @@ def _answer(model: str, row: JSON) -> Answer:
 def choose(examples: list[Example]) -> list[Example]:
     """Return at most SHOWN examples: first those that one model alone gets right, then other answers that differ.
 
-    Of more than there is room for, those that are evenly spaced; a fifth of the room is for answers that are alike.
+    Of each kind those come first that the tuned model gets wrong. Of more than there is room for, evenly spaced ones
+    are shown, and a fifth of the room is for answers that are alike.
     """
-    apart = [one for one in examples if one.difference == 2]
-    other = [one for one in examples if one.difference == 1]
-    alike = [one for one in examples if one.difference == 0]
+    wrong_first = sorted(examples, key=lambda one: one.of_tuned.right is not False)
+    apart, other, alike = ([one for one in wrong_first if one.difference == level] for level in (2, 1, 0))
     room = SHOWN - min(len(alike), SHOWN // 5)
     shown = evenly(apart, room - min(len(other), room // 4))
     shown += evenly(other, room - len(shown))

@@ -141,7 +141,8 @@ def test_json_is_one_object_on_stdout_and_all_else_on_stderr(run: Run, capfd: py
         return json.loads(capfd.readouterr().out)
 
     rows = tiny.write_rows(Path("mine.jsonl"), tiny.sums(5))
-    assert answer("init", str(rows), "-o", "a.yaml") == {"recipe": "a.yaml", "notes": []}
+    written = answer("init", str(rows), "-o", "a.yaml")
+    assert (written["recipe"], written["notes"], written["advised"]["choice"]["arm"]) == ("a.yaml", [], "lora")
     assert answer("recipes")["recipes"][0]["name"] == "quickstart"
     assert answer("recipes", "quickstart") == {"name": "quickstart", "recipe": "quickstart.yaml"}
     assert answer("plan", "recipe.json")["in_words"] == "LoRA (rank 4)"

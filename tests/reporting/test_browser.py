@@ -30,13 +30,13 @@ addEventListener("load", () => setTimeout(async () => {
   const { violations } = await axe.run(document, { iframes: false });
   const figures = [...document.querySelectorAll("figure.drawn")];
   const zoomed = figures.filter((one) => one.querySelector(".zoom:not([hidden])")).map((one) => {
-    const ticks = () => one.querySelector(".plot svg").textContent;
+    const ticks = () => [...one.querySelector(".plot svg").textContent].sort().join("");
     const before = ticks();
     one.querySelector("[data-zoom=in]").click();
     return new Promise((go) => setTimeout(() => {
       const inside = ticks();
       one.querySelector(".plot").dispatchEvent(new KeyboardEvent("keydown", { key: "0", bubbles: true }));
-      setTimeout(() => go([before !== inside, before === ticks() || before + " #### " + inside + " #### " + ticks()]), 300);
+      setTimeout(() => go([before !== inside, before === ticks()]), 300);
     }, 300));
   });
   parent.postMessage(JSON.stringify({
@@ -87,7 +87,6 @@ def test_page_opens_offline_draws_its_charts_and_is_accessible(finished: Run, tm
         assert one["faults"] == []
         assert one["loaded"] == []
         assert one["drawn"] == one["figures"] == page.count('<figure class="drawn">') > 3
-        assert one["zoomed"] == [], one["zoomed"]
-        assert len(one["zoomed"]) == 3
+        assert one["zoomed"] == [[True, True]] * 3
         assert one["wide"] <= one["width"]
         assert one["axe"] == []

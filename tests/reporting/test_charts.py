@@ -12,10 +12,10 @@ from llmtune.reporting.charts.axes import Axis
 from llmtune.reporting.charts.drawing import line_picture
 from llmtune.reporting.charts.lines import Line, Lines, thin
 from llmtune.reporting.charts.scales import Scale, decades, linear_range, log_floor, log_range, spans_decades, ticks
+from llmtune.reporting.course.loss import loss_chart, loss_section
 from llmtune.reporting.history import read_history
 from llmtune.reporting.page import report
 from llmtune.run_log import read_log
-from llmtune.reporting.course.loss import loss_chart, loss_section
 from tests.support.pages import Page, charted, empty, falling, page, stage, with_log
 
 TRAINING, VALIDATION = "stroke:var(--tuned)", "stroke:var(--valid)"

@@ -1,7 +1,7 @@
 """The report shows predicted memory beside what was measured."""
 
-from llmtune.reporting.history import read_history
 from llmtune.reporting.course.memory import memory_section
+from llmtune.reporting.history import read_history
 
 
 def test_report_shows_predicted_beside_measured() -> None:

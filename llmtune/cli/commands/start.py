@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,20 @@ import typer
 
 from llmtune.cli import shipped
 from llmtune.cli.fit import check_card, lines, predict
-from llmtune.cli.options import Data, Gpu, Json, Method, Model, NewFile, RecipeFile, Set, Verbose
+from llmtune.cli.options import (
+    Budget,
+    Data,
+    Gpu,
+    Json,
+    MemoryLimit,
+    Method,
+    Methods,
+    Model,
+    NewFile,
+    RecipeFile,
+    Set,
+    Verbose,
+)
 from llmtune.cli.output import results, tell_notes
 from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe, schema
@@ -31,10 +45,16 @@ def init(
     if file is not None and data is not None:
         raise RecipeError(f"--data {data}: {file} is named already; give one of them")
     with results(as_json) as give:
-        written, notes = write_recipe(file or data, model, method, out or Path("recipe.yaml"))
+        written, notes, advice = write_recipe(file or data, model, method, out or Path("recipe.yaml"))
         for note in notes:
             print(f"llmtune: note: {note}", file=sys.stderr)
-        give({"recipe": written, "notes": notes}, lambda: print(f"wrote {written}; next: llmtune check {written}"))
+
+        def show() -> None:
+            print(*advice.lines, sep="\n")
+            print(f"what each method takes here: llmtune plan {written} --methods")
+            print(f"wrote {written}; next: llmtune check {written}")
+
+        give({"recipe": written, "notes": notes, "advised": asdict(advice)}, show)
 
 
 def recipes(
@@ -80,11 +100,25 @@ def check(recipe: RecipeFile, set: Set = None, as_json: Json = False, verbose: V
         give({"data": findings, "plan": table.to_json(), "memory": memory.to_json()}, show)
 
 
-def plan(recipe: RecipeFile, set: Set = None, gpu: Gpu = None, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Print a recipe's plan, and whether it fits this machine or a card."""
+def plan(
+    recipe: RecipeFile,
+    set: Set = None,
+    gpu: Gpu = None,
+    methods: Methods = False,
+    budget: Budget = None,
+    memory: MemoryLimit = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print a recipe's plan, and whether it fits this machine or a card; or what every method takes there."""
     settings = Recipe.load(recipe, set or [])
     tell_notes(settings)
     check_card(gpu)
+    if methods or budget is not None or memory is not None:
+        from llmtune.cli.methods import tell_methods
+
+        tell_methods(settings, gpu, budget, memory, methods, as_json)
+        return
     with results(as_json) as give:
         from llmtune import terminal
         from llmtune.machine.gpus import count_gpus
@@ -92,13 +126,13 @@ def plan(recipe: RecipeFile, set: Set = None, gpu: Gpu = None, as_json: Json = F
         with importing():
             from llmtune.training.prepare import outline
         planned = outline(settings, count_gpus())
-        memory = predict(settings, planned, gpu)
+        prediction = predict(settings, planned, gpu)
 
         def show() -> None:
             terminal.plan(planned.table)
-            terminal.plain(lines(memory))
+            terminal.plain(lines(prediction))
 
-        give({**planned.table.to_json(), "memory": memory.to_json()}, show)
+        give({**planned.table.to_json(), "memory": prediction.to_json()}, show)
 
 
 def print_schema(verbose: Verbose = False) -> None:

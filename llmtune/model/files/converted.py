@@ -68,14 +68,23 @@ def find_gguf(package: str) -> Path:
     return files[0]
 
 
-@cache
 def count_types(file: Path, name: str) -> dict[str, int]:
     """How many tensors a .gguf file stores in each of GGUF's types, the commonest first; takes seconds."""
+    return dict(collections.Counter(kind for kind, _ in _listed(file, name)).most_common())
+
+
+def count_parameters(file: Path, name: str) -> int:
+    """The numbers in all tensors of a .gguf file."""
+    return sum(size for _, size in _listed(file, name))
+
+
+@cache
+def _listed(file: Path, name: str) -> list[tuple[str, int]]:
+    """The type and the numbers of each tensor of a .gguf file."""
     from gguf import GGUFReader
 
     with reading(name, file.name):
-        types = collections.Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
-    return dict(types.most_common())
+        return [(tensor.tensor_type.name, int(tensor.n_elements)) for tensor in GGUFReader(file).tensors]
 
 
 def convert_gguf(file: Path, name: str) -> tuple[Path, Converted]:
