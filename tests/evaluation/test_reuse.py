@@ -93,7 +93,12 @@ def test_kept_answers_are_those_that_a_base_gives(
 def _exam(run: Run, monkeypatch: pytest.MonkeyPatch) -> Exam:
     """The exam of a run, of which nothing is asked."""
     exams: list[Exam] = []
-    monkeypatch.setattr(step, "ask", lambda exam, *_: exams.append(exam) or {})
+
+    def ask(exam: Exam, *_: object) -> dict[str, Any]:
+        exams.append(exam)
+        return {}
+
+    monkeypatch.setattr(step, "ask", ask)
     ask_base(run)
     return exams[0]
 

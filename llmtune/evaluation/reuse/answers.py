@@ -50,7 +50,7 @@ class BaseAnswers:
 def _as_given(result: Result) -> Result:
     """Return a result from JSON with its intervals as they were, pairs."""
     metrics: dict[str, Any] = {
-        name: {key: tuple(value) if key == "interval" else value for key, value in score.items()}
+        name: {**score, "interval": tuple(score["interval"])} if "interval" in score else score
         for name, score in result["metrics"].items()
     }
     return {**result, "metrics": metrics}
