@@ -138,9 +138,9 @@ def costs(recipe: Recipe, examination: Examination, predictions: Sequence[Method
 
 def usual_arms(recipe: Recipe) -> tuple[Arm, ...]:
     """The arms of a comparison that names none: qlora in place of lora where only that fits."""
-    arms = [ARMS[name] for name in USUAL]
     lora, qlora = predict_methods(recipe, [ARMS["lora"], ARMS["qlora"]])
-    return tuple(ARMS["qlora"] if arm.name == "lora" and not lora.fits and qlora.fits else arm for arm in arms)
+    instead = {lora.arm: qlora.arm} if qlora.fits and not lora.fits else {}
+    return tuple(ARMS[instead.get(name, name)] for name in USUAL)
 
 
 def refuse_equal(settings: Recipe, arms: Sequence[Arm]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.arms.record import Point
 from llmtune.data.example import Example
 from llmtune.errors import RecipeError
 from llmtune.files import digest_of
+from llmtune.machine.device import release_cached, run_device
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
 from llmtune.searching.study import VALIDATIONS
@@ -75,8 +75,7 @@ def train_trial(
             signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached(run_device())
     keeps_best = bool(recipe.train.keep_best)
     return Outcome(watch.pruned, watch.steps, watch.total, watch.seconds, tuple(watch.curve), keeps_best, rows)
 
