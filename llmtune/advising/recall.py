@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
 from statistics import fmean, stdev
@@ -68,10 +68,10 @@ class Remembered:
 
 
 def remember(comparison: Comparison) -> None:
-    """Keep a finished comparison; nothing is kept where the user turned it off, or the file cannot be written."""
+    """Keep a finished comparison once; nothing is kept where the user turned it off, or the file cannot be written."""
     file = comparisons_file()
     entry = _entry(comparison)
-    if file is None or entry is None:
+    if file is None or entry is None or any(replace(one, date=entry.date) == entry for one in _read()):
         return
     line = json.dumps(asdict(entry)) + "\n"
     with contextlib.suppress(OSError):
