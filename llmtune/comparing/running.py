@@ -33,7 +33,7 @@ class Running:
         self._gpus = 0 if on == "local" else 1
         self._slots = pool.width(self._gpus)
         known = head["costs"]
-        self._costs = Costs(START_SECONDS, known["load"], known["evaluation"], known["step"])
+        self._costs = Costs(START_SECONDS, known["load"], known["evaluation"], known["base"], known["step"])
 
     def head(self, before: Head | None) -> Head:
         """What is known now, with the validation rows that a comparison began with, else those that its time allows."""
@@ -58,7 +58,7 @@ class Running:
 
     def check(self) -> None:
         """Raise RecipeError where the minutes are too few for one arm."""
-        spent = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        spent = self._baseline_seconds()
         count, seeds = self._count(), self._request.seeds
         check_minutes(self._request.minutes, spent, count, seeds, self._costs, self._slots)
 
@@ -99,7 +99,9 @@ class Running:
         outcome.write(self._folder)
 
     def _baseline_seconds(self) -> float:
-        return sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        """What baselines took, and the untrained base's answers, which an arm's evaluation asks for."""
+        others = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        return others + (self._folder.base_seconds() or self._costs.base)
 
     def _training(self) -> float | None:
         """The seconds that every seed trains; as long as before where arms are trained and it is not much less."""

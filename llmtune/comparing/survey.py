@@ -30,6 +30,8 @@ _ASK_ROW, _ASK_PARAMETER = 0.02, 1e-9
 """Seconds of a held-out row in an evaluation, likewise."""
 _GENERAL_ROWS = 130
 """Held-out rows that the general questions and texts take as long as."""
+_SHOTS_COST = 2
+"""How many held-out rows one with worked examples before it takes as long as."""
 _STEP_OPERATIONS = 1e11
 """Operations a second that a step is taken to reach where nothing better is known."""
 
@@ -123,7 +125,7 @@ def machine() -> dict[str, Any]:
 
 
 def costs(recipe: Recipe, examination: Examination, predictions: Sequence[MethodPrediction]) -> dict[str, float]:
-    """Seconds of a training's start, of an evaluation and of a step, roughly."""
+    """Seconds of a training's start, of an evaluation, of the base's answers and of a step, roughly."""
     layout: Layout = examination.layout
     parameters = layout.facts.parameters
     rows = len(examination.data.test) if recipe.eval.limit is None else recipe.eval.limit
@@ -134,7 +136,8 @@ def costs(recipe: Recipe, examination: Examination, predictions: Sequence[Method
     known = [one.seconds / steps for one in predictions if one.seconds]
     step = max(known) if known else 6 * parameters * per_step / _STEP_OPERATIONS
     ask = _ASK_ROW * min(1.0, parameters / 1e7) + _ASK_PARAMETER * parameters
-    return {"load": load, "evaluation": load + asked * ask, "step": step}
+    shots = _SHOTS_COST * rows if recipe.eval.shots else 0
+    return {"load": load, "evaluation": load + asked * ask, "base": (asked + shots) * ask, "step": step}
 
 
 def usual_arms(recipe: Recipe) -> tuple[Arm, ...]:

@@ -94,7 +94,11 @@ def test_compares_arms_and_goes_on_after_an_interruption(
         (["lora"], {"seeds": 0}, "--seeds 0: an arm is trained with 1 to 100 seeds"),
         (["lora"], {"set": ["launch.accelerate=fsdp2"]}, "launch.accelerate: fsdp2 shards a base .*, and each arm"),
         (["same.yaml"], {}, "--arms: lora and mine are the same recipe"),
-        (["rows.yaml"], {}, r"rows.yaml:1: 0.set: data.test is the same for all arms; an arm sets other keys, of method"),
+        (
+            ["rows.yaml"],
+            {},
+            r"rows.yaml:1: 0.set: data.test is the same for all arms; an arm sets other keys, of method",
+        ),
         (["seed.yaml"], {}, r"seed.yaml:1: 0.set: train.seed is the same for all arms"),
         (["lisa.yaml"], {"strict": True}, "--strict: the arm many cannot be: .*100 is more than the model's 2 blocks"),
     ],

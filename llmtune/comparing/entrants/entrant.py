@@ -38,7 +38,8 @@ class ArmRun:
         self.recipe: Recipe = folder.recipe_of(self._entrant, self._shots())
         self._home = folder.arm(name)
         self._record: ArmRecord = folder.record(name) or self._fresh()
-        self._earlier, self._began = 60 * self._record.get("minutes", 0.0), began
+        self._earlier = 60 * self._record.get("minutes", 0.0) + folder.base_seconds(name)
+        self._began = began
 
     def _shots(self) -> list[str]:
         return [] if "few-shot" in self._request.baselines else ["eval.shots=0"]
@@ -53,9 +54,9 @@ class ArmRun:
         return self._earlier + time.monotonic() - self._began
 
     def keep(self, **facts: Any) -> None:
-        """Write the record with these facts, and the minutes so far."""
+        """Write the record with these facts, and the minutes so far, but for those that asked the untrained base."""
         self._record.update(facts)  # type: ignore[typeddict-item]
-        self._record["minutes"] = self.spent / 60
+        self._record["minutes"] = (self.spent - self._folder.base_seconds(self._name)) / 60
         self._folder.write_record(self._name, self._record)
 
     def fail(self, reason: str) -> None:
@@ -89,7 +90,11 @@ class ArmRun:
 
     def _search(self, session: Session, pace: Pace, memory: dict[str, Any]) -> Pace | None:
         seconds = self._left_for_search(pace)
-        steps = max(session.fewest_steps, trial_steps(seconds, pace.step, pace.load, session.most_steps))
+        steps = trial_steps(seconds, pace.step, pace.load, self._steps_of(session, pace)[0])
+        if not steps:
+            self.keep(search=self._record.get("search", []), lr=rates_of(session.variant(1.0, 1).method))
+            return None
+        steps = max(session.fewest_steps, steps)
         facts = {"arm": self._name, "set": " ".join(self._entrant.set)}
         search = Search(session, self._home, facts, steps, memory, lambda tries: self.keep(search=tries))
         latest = search.run(time.monotonic() + seconds)
@@ -102,7 +107,8 @@ class ArmRun:
         left = self._seconds - self.spent
         if self._training is None:
             return left / 3
-        return max(left / 6, left - self._request.seeds * (self._training + pace.load))
+        evaluation = self._folder.head()["costs"]["evaluation"]
+        return left - self._request.seeds * (self._training + pace.load + evaluation)
 
     def _train_seeds(self, session: Session, pace: Pace, memory: dict[str, Any]) -> None:
         steps = self._steps(session, pace)
@@ -120,14 +126,17 @@ class ArmRun:
         """The steps of every seed: as before in a process that was stopped, else what fits into its seconds."""
         if "steps" in self._record:
             return self._record["steps"]
-        if self._training is None:
-            steps, is_limited = session.most_steps, False
-        else:
-            most = MOST_EPOCHS * session.most_steps
-            steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, max(most, session.fewest_steps))
-        steps = max(steps, session.fewest_steps)
+        steps, is_limited = self._steps_of(session, pace)
         self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
         return steps
+
+    def _steps_of(self, session: Session, pace: Pace) -> tuple[int, bool]:
+        """The steps that fit into a seed's seconds, or the recipe's; and whether the most epochs ended them."""
+        if self._training is None:
+            return max(session.most_steps, session.fewest_steps), False
+        most = max(MOST_EPOCHS * session.most_steps, session.fewest_steps)
+        steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, most)
+        return max(steps, session.fewest_steps), is_limited
 
     def _train(self, session: Session, recipe: Recipe, seed: int) -> SeedRecord:
         """Train and evaluate one seed in a run folder of its own."""

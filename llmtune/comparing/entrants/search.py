@@ -111,9 +111,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def best_factor(tries: list[Try]) -> float:
-    """The factor of the complete trial with the lowest loss."""
+    """The factor of the complete trial with the lowest loss; 1 where no rate was searched."""
     complete = [one for one in tries if one["state"] == "complete" and one["loss"] is not None]
-    return min(complete, key=lambda one: cast(float, one["loss"]))["factor"]
+    return min(complete, key=lambda one: cast(float, one["loss"]))["factor"] if complete else 1.0
 
 
 def _next(study: Study) -> bool:
