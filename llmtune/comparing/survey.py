@@ -26,9 +26,9 @@ from llmtune.training.prepare import Examination, examine
 
 _LOAD_BASE, _LOAD_PARAMETER = 1.0, 1.5e-8
 """Seconds of a training before its first step: of any base, and of each of its parameters."""
-_ASK_ROW, _ASK_PARAMETER = 0.02, 1e-9
+_ASK_ROW, _ASK_PARAMETER = 0.02, 4e-10
 """Seconds of a held-out row in an evaluation, likewise."""
-_GENERAL_ROWS = 130
+_GENERAL_ROWS = 80
 """Held-out rows that the general questions and texts take as long as."""
 _SHOTS_COST = 2
 """How many held-out rows one with worked examples before it takes as long as."""
