@@ -94,6 +94,8 @@ def test_compares_arms_and_goes_on_after_an_interruption(
         (["lora"], {"seeds": 0}, "--seeds 0: an arm is trained with 1 to 100 seeds"),
         (["lora"], {"set": ["launch.accelerate=fsdp2"]}, "launch.accelerate: fsdp2 shards a base .*, and each arm"),
         (["same.yaml"], {}, "--arms: lora and mine are the same recipe"),
+        (["rows.yaml"], {}, r"rows.yaml:1: 0.set: data.test is the same for all arms; an arm sets other keys, of method"),
+        (["seed.yaml"], {}, r"seed.yaml:1: 0.set: train.seed is the same for all arms"),
         (["lisa.yaml"], {"strict": True}, "--strict: the arm many cannot be: .*100 is more than the model's 2 blocks"),
     ],
 )
@@ -102,6 +104,8 @@ def test_refuses_in_one_line_before_anything_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "same.yaml").write_text("- lora\n- {name: mine, set: {method: {kind: lora}}}\n")
+    (tmp_path / "rows.yaml").write_text("- {name: easy, set: {method: full, data: {test: easy.jsonl}}}\n")
+    (tmp_path / "seed.yaml").write_text("- {name: lucky, set: {train.seed: 7}}\n")
     (tmp_path / "lisa.yaml").write_text("- {name: many, set: {method: {kind: lisa, blocks: 100}}}\n")
     with pytest.raises(RecipeError, match=message):
         compare(recipe, arms, out="out", **options)

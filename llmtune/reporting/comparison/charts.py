@@ -75,6 +75,6 @@ def by_size(courses: Sequence[Course], quality: str, palette: Mapping[str, str])
 
 
 def _drawn(shown: Sequence[tuple[str, list[Point]]], label: str, y: Axis, x: Axis, palette: Mapping[str, str]) -> Html:
-    lines = [Line(points, palette[name], name, marked=len(points) < 12) for name, points in shown]
+    lines = [Line(points, palette[name], name, marked=len(points) < 12, solid=True) for name, points in shown]
     keys = [(palette[name], name) for name in dict.fromkeys(name for name, _ in shown)]
     return join(legend(keys), Lines(lines, label, y, x).draw())
