@@ -206,7 +206,9 @@ def _settings(sides: Sequence[_Side]) -> Html:
     rows: list[list[object]] = [[tag("code", key), *(_value(one.get(key)) for one in flat)] for key in keys]
     if not rows:
         return section("Settings that differ", note="None: the recipes are the same.")
-    return section("Settings that differ", table(["setting", *(side.name for side in sides)], rows, words=range(1, len(sides) + 1)))
+    return section(
+        "Settings that differ", table(["setting", *(side.name for side in sides)], rows, words=range(1, len(sides) + 1))
+    )
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, object]:

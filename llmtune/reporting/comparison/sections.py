@@ -100,7 +100,11 @@ def cost_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None
     charts = [
         (name, against(list(_dots(shown, key, unit, palette)), cost, quality))
         for name, key, (cost, unit) in (
-            ("Time", "seconds", _unit(shown, "seconds", ("seconds of one training", 1), ("minutes of one training", 60))),
+            (
+                "Time",
+                "seconds",
+                _unit(shown, "seconds", ("seconds of one training", 1), ("minutes of one training", 60)),
+            ),
             ("Memory", "peak_bytes", _unit(shown, "peak_bytes", ("peak memory, MB", 1e6), ("peak memory, GB", 1e9))),
         )
     ]
