@@ -23,7 +23,7 @@ from tests.support.comparisons import arm, baseline, comparison, scratch, study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FRAMES = [("light", 390), ("dark", 390), ("light", 1280), ("dark", 1280)]
-"""A run's page is judged in each, others in the second and third."""
+JUDGED = {"run.html": FRAMES, "compared.html": FRAMES[1:3], "sides.html": FRAMES[:1], "study.html": FRAMES[1:2]}
 ARMS = [("lora", 0.6), ("full", 0.61), ("qlora", 0.62)]
 WATCH = """
 window.faults = [];
@@ -77,7 +77,7 @@ def judged(pages: dict[str, str], folder: Path) -> list[dict[str, Any]]:
     frames = (
         f'<iframe src="{name}" style="color-scheme: {scheme}; border: 0; width: {width}px; height: 900px"></iframe>'
         for name in pages
-        for scheme, width in (FRAMES if name == "run.html" else FRAMES[1:3])
+        for scheme, width in JUDGED[name]
     )
     (folder / "frames.html").write_text(OUTER % "".join(frames))
     command = [str(CHROMIUM), "--headless", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
@@ -104,7 +104,7 @@ def test_pages_open_offline_draw_their_charts_and_are_accessible(finished: Run, 
     pages = {"run.html": report(finished).read_text(encoding="utf-8"), "compared.html": render(compared, tmp_path)}
     pages |= {"sides.html": render_runs([finished, other]), "study.html": render_study(study())}
     told = judged(pages, tmp_path)
-    assert len(told) == len(FRAMES) + 2 * (len(pages) - 1)
+    assert len(told) == sum(map(len, JUDGED.values()))
     assert {(one["dark"], one["width"]) for one in told} == {(s == "dark", width) for s, width in FRAMES}
     for one in told:
         page = pages[one["page"]]
