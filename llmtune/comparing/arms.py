@@ -10,6 +10,7 @@ from typing import Any
 from llmtune.arms.arm import ARMS, Arm
 from llmtune.errors import RecipeError
 from llmtune.recipe.located_yaml import Located, load_yaml_list
+from llmtune.recipe.sections import Recipe
 from llmtune.searching.space import text_of
 
 BASELINES = ("zero-shot", "few-shot", "scratch", "tf-idf")
@@ -19,6 +20,9 @@ USUAL = ("full", "frozen", "gradual", "discriminative", "lora")
 _NAME = re.compile(r"[A-Za-z0-9][\w .+=,-]{0,59}")
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 _WORDS_OF_YAML = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+_OWN = ("method", "train", "memory", "model")
+_SHARED = ("model.base", "model.revision", "train.seed", "train.keep_best", "train.patience")
+"""The sections that arms may differ in, and the keys of these that they may not: scores would not compare."""
 _EXAMPLE = "- {name: lora on the top half, set: {method: lora}}"
 
 
@@ -72,7 +76,13 @@ def _arm(located: Located, place: int, entry: Any) -> Arm:
         raise located.error((place, "name"), f"{name!r} {reason}; give another name")
     if not isinstance(settings, dict):
         raise located.error((place, "set"), "sets values of the recipe by their keys, as in {method.lr: 1.0e-3}")
-    return Arm(name, tuple(_overrides(settings)))
+    overrides = tuple(_overrides(settings))
+    for key in (override.partition("=")[0] for override in overrides):
+        section = key.partition(".")[0]
+        if key in _SHARED or (section in Recipe.model_fields and section not in _OWN):
+            message = f"{key} is the same for all arms; an arm sets other keys, of {', '.join(_OWN[:-1])} or {_OWN[-1]}"
+            raise located.error((place, "set"), message)
+    return Arm(name, overrides)
 
 
 def _overrides(settings: dict[str, Any], key: str = "") -> list[str]:

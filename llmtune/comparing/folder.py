@@ -172,7 +172,7 @@ class Folder:
 
     def recipe_of(self, entrant: Entrant, more: Sequence[str] = ()) -> Recipe:
         """The recipe of an entrant, as it trains."""
-        return Recipe.load(self.recipe_file, [*SETTINGS, *entrant.set, *more])
+        return Recipe.load(self.recipe_file, [*entrant.set, *SETTINGS, *more])
 
 
 def is_comparison(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llmtune.advising.recall import remember
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.verdict import conclude
 from llmtune.comparing import outcome
@@ -63,6 +64,7 @@ class Running:
 
     def run(self, settings: Recipe) -> Comparison:
         """Run what is left, and write what it says; raises LlmtuneError, Interrupted after a stop signal."""
+        self._reopen_failed()
         outcome.write(self._folder)
         self._run_baselines(settings)
         training = self._training()
@@ -74,6 +76,18 @@ class Running:
             for place, entrant in enumerate(waiting):
                 self._run_one(entrant, waiting[place:], len(waiting), training)
         return self._conclude()
+
+    def _reopen_failed(self) -> None:
+        """Let entrants that failed before be tried again, from their rates on where none could be trained with."""
+        for one in self._known():
+            record = self._folder.record(one.name)
+            if record is None or record["status"] != "failed":
+                continue
+            again: Any = {key: value for key, value in record.items() if key != "reason"}
+            if not any(tried["state"] == "complete" for tried in record.get("search", [])):
+                (self._folder.arm(one.name) / "study.db").unlink(missing_ok=True)
+            again["status"] = "running"
+            self._folder.write_record(one.name, again)
 
     def _run_baselines(self, settings: Recipe) -> None:
         from llmtune.comparing.baselines.run import run_missing
@@ -166,4 +180,5 @@ class Running:
         write_json(self._folder.compare_file, comparison)
         write_winner(self._folder, comparison)
         write_page(comparison, self._folder.page)
+        remember(comparison)
         return comparison

@@ -15,6 +15,7 @@ from llmtune.comparing.folder import SETTINGS, Head, absolute
 from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose, facts_of
+from llmtune.launch.command import read_config
 from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
 from llmtune.model.layout import Layout
@@ -138,20 +139,29 @@ def costs(recipe: Recipe, examination: Examination, predictions: Sequence[Method
 
 def usual_arms(recipe: Recipe) -> tuple[Arm, ...]:
     """The arms of a comparison that names none: qlora in place of lora where only that fits."""
-    arms = [ARMS[name] for name in USUAL]
     lora, qlora = predict_methods(recipe, [ARMS["lora"], ARMS["qlora"]])
-    return tuple(ARMS["qlora"] if arm.name == "lora" and not lora.fits and qlora.fits else arm for arm in arms)
+    instead = {lora.arm: qlora.arm} if qlora.fits and not lora.fits else {}
+    return tuple(ARMS[instead.get(name, name)] for name in USUAL)
 
 
-def refuse_equal(settings: Recipe, arms: Sequence[Arm]) -> None:
-    """Raise RecipeError for two arms that are the same recipe."""
+def check_arms(settings: Recipe, arms: Sequence[Arm]) -> None:
+    """Raise RecipeError for an arm that shards its base, and for two arms that are the same recipe."""
     known: list[tuple[Arm, Recipe]] = []
     for arm in arms:
         try:
             recipe = Recipe.load(_file(settings), [*settings.overrides, *SETTINGS, *arm.set])
         except RecipeError:
             continue  # a row of its own says why it cannot be
+        _refuse_sharded(recipe)
         same = next((other for other, one in known if not difference(one, recipe)), None)
         if same is not None:
             raise RecipeError(f"--arms: {same.name} and {arm.name} are the same recipe; leave one of them out")
         known.append((arm, recipe))
+
+
+@locates_mistakes
+def _refuse_sharded(recipe: Recipe) -> None:
+    name = recipe.launch.accelerate
+    if name != "auto" and read_config(name).get("distributed_type") == "FSDP":
+        message = f"{name} shards a base over processes, and each arm trains in one"
+        raise FieldError("launch.accelerate", f"{message}; try --set launch.accelerate=auto")

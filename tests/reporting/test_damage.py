@@ -169,7 +169,7 @@ def test_run_with_few_steps_and_no_validation_has_a_page(tmp_path: Path, steps: 
     log = [{"step": step, "loss": 1.0, "lr": {"0": 1e-3}} for step in range(1, steps + 1)]
     run = with_log(empty(tmp_path), STAGES, log)
     found = page(run)
-    assert bool(found.all("figure", **{"class": "drawn"})) == (steps > 0)
+    assert len(found.all("figure", **{"class": "drawn"})) == (2 if steps else 0)
     assert ("No training step is in the log yet." in found.text) == (steps == 0)
     assert headings(run.report_file.read_text())[:4] == [
         "Base and tuned",

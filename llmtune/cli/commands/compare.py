@@ -30,11 +30,11 @@ def compare(
 
         comparison = run(
             recipe,
-            words(arms) or (),
+            words(arms, "--arms") or (),
             minutes=minutes,
             seeds=seeds,
             sizes=_numbers(sizes),
-            baselines=() if baselines == "none" else words(baselines),
+            baselines=() if baselines == "none" else words(baselines, "--baselines"),
             equal=equal,
             out=out,
             on=on,
@@ -45,14 +45,17 @@ def compare(
         give(dict(comparison), lambda: _show(comparison, folder))
 
 
-def words(text: str | None) -> list[str] | None:
-    """The words of an option that are joined by commas; None where it was not given."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+def words(text: str | None, option: str) -> list[str] | None:
+    """The words of an option that are joined by commas; None where it was not given, RecipeError where it has none."""
+    given = None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+    if given == []:
+        raise RecipeError(f"{option} {text!r}: names nothing; leave the option out for what is usual")
+    return given
 
 
 def _numbers(text: str | None) -> list[float] | None:
     try:
-        return None if text is None else [float(word) for word in words(text) or ()]
+        return None if text is None else [float(word) for word in words(text, "--sizes") or ()]
     except ValueError:
         raise RecipeError(
             f"--sizes {text[:40] if text else ''}: shares of the training rows, as in 0.1,0.3,1"

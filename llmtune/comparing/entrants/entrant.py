@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, s
 from llmtune.comparing.entrants.measure import seed_record
 from llmtune.comparing.entrants.search import Pace, Search, best_factor, remove_leftovers
 from llmtune.comparing.entrants.session import Session, rates_of
-from llmtune.comparing.entrants.watch import Watch
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.request import Entrant
 from llmtune.errors import Interrupted
 from llmtune.launch.signals import handling
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.searching.watch import Watch
 
 PROBE_STEPS = 4
 PROBE_FACTOR = 0.1
@@ -80,10 +79,8 @@ class ArmRun:
         """Seconds of a start and of a step, by a few steps, and how frozen blocks are kept in all trainings."""
         steps = max(PROBE_STEPS, session.fewest_steps)
         watch = Watch(())
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self._home, prefix=".trial-") as probe:
-            session.train(session.variant(PROBE_FACTOR, steps), Path(probe) / "run", watch, keeps=False)
-        pace = Pace(max(0.0, time.monotonic() - began - watch.seconds), watch.step_seconds)
+        load = session.try_out(session.variant(PROBE_FACTOR, steps), self._home, watch)
+        pace = Pace(load, watch.step_seconds)
         rows = self._seconds / max(pace.step, 1e-9) * session.recipe.train.batch_size
         is_open = session.recipe.memory.frozen_blocks == "auto"
         # Trials and seeds are trainings of the same rows: together they are long enough for what one alone is not.
