@@ -55,6 +55,14 @@ def copy(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder)
 
 
+@pytest.fixture(autouse=True)
+def _recipes_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page reads its run's recipe four times, which no test here damages: two thirds of the time of a page."""
+    recipes: dict[Path, Any] = {}
+    load = Run.recipe
+    monkeypatch.setattr(Run, "recipe", lambda run: recipes.get(run.path) or recipes.setdefault(run.path, load(run)))
+
+
 def store(run: Run, file: Path, value: Any) -> None:
     """Write a damaged file, with the manifest's size put right so that its step still counts as done."""
     text = json.dumps(value)

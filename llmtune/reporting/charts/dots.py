@@ -21,6 +21,8 @@ class Dot:
     error: float | None = None
     error_x: float | None = None
     color: str = TUNED
+    named: bool = True
+    """Whether its name stands beside it; the pointer and the table always tell it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _bounds_y(values: Sequence[Dot]) -> tuple[float, float]:
 def _widened(axis: Axis, bounds: tuple[float, float]) -> Axis:
     """The axis with room around values that are all the same."""
     low, high = bounds
-    room = 0.1 * abs(low) or 1.0
+    room = 0.12 * (abs(low) or 1.0)
     return axis if high > low else replace(axis, domain=(low - room, high + room))
 
 
@@ -150,7 +152,7 @@ def named(values: Sequence[Dot], log: bool, height: int) -> list[tuple[str, str,
         for begin, end, other in sorted(placed, key=lambda box: box[2]):
             if begin < start + width and start < end and abs(line - other) < LINE_PIXELS:
                 line = other + LINE_PIXELS
-        near = line - own <= FAR
+        near = one.named and line - own <= FAR
         names[index] = (one.title if near else "", align, line - own - 8)
         placed += [(start, start + width, line)] * near
     return [names[index] for index in range(len(values))]

@@ -78,7 +78,7 @@ def _facts(comparison: Comparison, base: str) -> list[tuple[str, object]]:
         ("trained on", f"{rows:,} rows" if rows else None),
         ("held out", f"{held_out:,} rows{f' of {source}' if source else ''}" if held_out else None),
         ("budget", f"{comparison['minutes']:g} minutes in all, {shared} for each arm"),
-        ("seeds", ", ".join(map(str, comparison["seeds"]))),
+        ("seeds", ", ".join(map(str, comparison["seeds"])) or None),
         ("saved", f"{duration(saved)} by what arms share" if saved >= 1 else None),
     ]
 

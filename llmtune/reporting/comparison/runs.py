@@ -223,6 +223,6 @@ def _value(value: object) -> str:
 
 
 def _plans(sides: Sequence[_Side]) -> list[Html | None]:
-    parts = [part for side in sides if side.plan for part in (tag("h3", side.name), strip(side.plan))]
+    parts = [part for side in sides if side.plan for part in (tag("h3", side.name), strip(side.plan, side.name))]
     note = "The highest rate that each stage has at each distance from the output."
     return [section("What trains when", *parts, note=note) if parts else None]

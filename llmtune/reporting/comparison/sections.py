@@ -186,7 +186,7 @@ def plans_section(comparison: Comparison, size: float) -> Html | None:
         part
         for name, arm in largest(comparison, size)
         if (plan := _plan(arm))
-        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan))
+        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan, name))
     ]
     note = "The highest rate that each stage has at each distance from the output."
     return section("What trains when", *strips, note=note) if strips else None
