@@ -9,9 +9,11 @@ from llmtune.arms.stored import read_comparison
 from llmtune.comparing.compare import compare
 from llmtune.comparing.entrants.entrant import ArmRun
 from llmtune.comparing.folder import Folder
+from llmtune.comparing.winner import write_winner
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from tests.support.comparisons import comparison
 
 
 @pytest.mark.slow
@@ -84,7 +86,11 @@ def test_compares_arms_and_goes_on_after_an_interruption(
         (["lora"], {"on": "gpu"}, "--on gpu: is not one of these; did you mean gpus"),
         (["lora"], {"seeds": 0}, "--seeds 0: an arm is trained with 1 to 100 seeds"),
         (["same.yaml"], {}, "--arms: lora and mine are the same recipe"),
-        (["rows.yaml"], {}, r"rows.yaml:1: 0.set: data.test is the same for all arms; an arm sets other keys, of method"),
+        (
+            ["rows.yaml"],
+            {},
+            r"rows.yaml:1: 0.set: data.test is the same for all arms; an arm sets other keys, of method",
+        ),
         (["seed.yaml"], {}, r"seed.yaml:1: 0.set: train.seed is the same for all arms"),
         (["lisa.yaml"], {"strict": True}, "--strict: the arm many cannot be: .*100 is more than the model's 2 blocks"),
     ],
