@@ -47,8 +47,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Let no test read or change the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Let no test read or change the user's cache; processes that test side by side convert a .gguf file once."""
+    folder, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+    for name in ("gguf", "locks"):
+        shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(shared)
     os.environ["LLMTUNE_CACHE"] = str(folder)
     return folder
 

@@ -73,6 +73,10 @@ class AdapterSpec(Closed):
         """Return what the plan says of a learning rate, warnings included."""
         return []
 
+    def rate_at_32(self, lr: float) -> float | None:
+        """Return the rate that a LoRA of alpha 32 has where this one has `lr`; None for what is no LoRA."""
+        return None
+
     @property
     def takes_all(self) -> bool:
         """Whether every linear layer inside the blocks was asked for, so that a plan says which ones are left."""

@@ -150,9 +150,13 @@ class Lora(AdapterSpec):
         """Return the rate for the model's size at this alpha and start."""
         return rate_by_size(facts.parameters, _RATES, 32 / self.effective_alpha * _FACTORS.get(self.init, 1.0))
 
+    def rate_at_32(self, lr: float) -> float:
+        """Return the rate that takes the same steps at alpha 32."""
+        return lr * self.effective_alpha / 32
+
     def rate_notes(self, lr: float) -> list[str]:
         """Return the rate at alpha 32, and a warning where runs are known to diverge."""
-        at_32 = lr * self.effective_alpha / 32
+        at_32 = self.rate_at_32(lr)
         notes = [f"learning rate at alpha 32: {rate(at_32)}"]
         if at_32 >= 3e-3:
             notes.append("warning: LoRA is known to diverge at 3e-3 or more; try 3e-4 to 2e-3 at alpha 32")

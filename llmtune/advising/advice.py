@@ -96,13 +96,7 @@ def own_arm(recipe: Recipe) -> tuple[str, list[Arm]]:
 
 def _same(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes have one method, whatever its settings."""
-    return _kind(one) == _kind(other)
-
-
-def _kind(recipe: Recipe) -> tuple[object, ...]:
-    method, adapter = recipe.method, recipe.method.adapter
-    ratio = method.kind == "gradual" and (getattr(method, "bottom_ratio", None) or getattr(method, "decay", None))
-    return method.kind, adapter.kind, getattr(adapter, "dora", False), recipe.model.quantize, bool(ratio)
+    return (one.method.words, one.model.quantize) == (other.method.words, other.model.quantize)
 
 
 def _device(recipe: Recipe) -> str:
@@ -120,7 +114,8 @@ def _facts(
     steps = recipe.train.max_steps or round(recipe.train.epochs * lengths.rows / recipe.train.batch_size)
     kind = kind_of(answers)
     usual = None if lora.seconds is None else lora.seconds / 60
-    is_lora = adapter.kind == "lora"
+    rate_at_32 = adapter.rate_at_32(rate)
+    is_lora = rate_at_32 is not None
     return Facts(
         rows=lengths.rows,
         kind=kind,
@@ -133,9 +128,9 @@ def _facts(
         steps=steps,
         batch_size=recipe.train.batch_size,
         adapter=adapter.kind,
-        all_linear=getattr(adapter, "targets", None) == "all-linear" if is_lora else None,
+        all_linear=adapter.takes_all if is_lora else None,
         lora_fits=None if lora.bytes is None else lora.fits,
-        lora_rate=rate * getattr(adapter, "alpha", 32) / 32 if is_lora else None,
+        lora_rate=rate_at_32,
         load=lengths.tokens * lengths.supervised / mine.trained if is_lora and mine.trained else None,
     )
 

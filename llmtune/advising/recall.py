@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
 from statistics import fmean, stdev
@@ -40,7 +40,7 @@ class Remembered:
     base: str
     """The last part of the base's name."""
     parameters: int
-    kind: str
+    answers: str
     """labels, json or text."""
     rows: int
     tokens: int
@@ -63,15 +63,15 @@ class Remembered:
         sign = -1 if self.higher_is_better else 1
         ranked = sorted(self.arms.items(), key=lambda pair: sign * pair[1].score)
         scores = [f"{name} {one.score:.3f} +- {one.error:.3f} in {one.minutes:.1f} min" for name, one in ranked]
-        what = f"{self.base} ({count(self.parameters)}), {self.rows:,} rows of {self.kind}, {self.metric}"
+        what = f"{self.base} ({count(self.parameters)}), {self.rows:,} rows of {self.answers}, {self.metric}"
         return f"compare measured on {self.date}, {what}: {', '.join(scores)}"
 
 
 def remember(comparison: Comparison) -> None:
-    """Keep a finished comparison; nothing is kept where the user turned it off, or the file cannot be written."""
+    """Keep a finished comparison once; nothing is kept where the user turned it off, or the file cannot be written."""
     file = comparisons_file()
     entry = _entry(comparison)
-    if file is None or entry is None:
+    if file is None or entry is None or any(replace(one, date=entry.date) == entry for one in _read()):
         return
     line = json.dumps(asdict(entry)) + "\n"
     with contextlib.suppress(OSError):
@@ -85,12 +85,12 @@ def remember(comparison: Comparison) -> None:
             stream.write(line.encode())
 
 
-def like(base: str, parameters: int | None, kind: str | None, rows: int | None) -> list[Remembered]:
+def like(base: str, parameters: int | None, answers: str | None, rows: int | None) -> list[Remembered]:
     """Comparisons of the same base or its family, on rows of one kind, of a like size; the newest first."""
     alike = [
         one
         for one in _read()
-        if one.kind == kind
+        if one.answers == answers
         and _near(one.rows, rows)
         and (one.base == _short(base) or (family(one.base) == family(base) and _near(one.parameters, parameters)))
     ]
@@ -191,4 +191,5 @@ def _read() -> Iterable[Remembered]:
 def _is_sound(one: Remembered) -> bool:
     numbers = [one.parameters, one.rows, *(value for score in one.arms.values() for value in asdict(score).values())]
     are = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-    return are and bool(one.arms) and all(isinstance(text, str) for text in (one.date, one.base, one.kind, one.metric))
+    texts = (one.date, one.base, one.answers, one.metric)
+    return are and bool(one.arms) and all(isinstance(text, str) for text in texts)

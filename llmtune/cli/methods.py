@@ -30,7 +30,7 @@ def tell_methods(
         with importing():
             from llmtune.advising.advice import advise
         advice = advise(recipe, gpu, limits)
-        linear = _linear_model(recipe) if advice.facts.kind == "labels" else None
+        linear = _linear_model(recipe) if advice.facts.labels else None
         give({**advice.to_json(), "tf_idf": linear}, lambda: _show(advice, linear, gpu))
 
 

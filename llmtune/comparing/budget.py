@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from llmtune.errors import RecipeError
 
-FACTORS = (1.0, 0.3, 3.0)
+FACTORS = (1.0, 2.5, 0.4)
 """The rates that are tried first, as multiples of the default one."""
-EDGES = {0.3: 0.1, 3.0: 10.0}
+EDGES = {0.4: 0.16, 2.5: 6.25}
 """The rate that is tried as well where the best one lies at an edge."""
 SEARCH = 1 / 3
 """The part of a share that the search of the rate takes."""
@@ -15,7 +15,8 @@ MOST_EPOCHS = 3
 """How often the recipe's epochs an arm may train at the most."""
 FEWEST_STEPS = 8
 """The steps that an arm must be able to take for a comparison to be worth its time."""
-TRIAL_STEPS = 4
+TRIAL_STEPS, TRIAL_PART = 12, 0.15
+"""The steps of a trial at the least, and their share of a training's: shorter ones favor rates that are too high."""
 FEWEST_ROWS, MOST_ROWS = 16, 64
 """Validation rows of each loss: the same ones for all arms."""
 MOST_VALIDATIONS = 6
@@ -33,13 +34,14 @@ class Costs:
     """Of a training before its first step."""
     evaluation: float
     """Of a tuned model."""
+    base: float
+    """Of the untrained base, which is asked once."""
     step: float
     """Of an optimizer step, roughly."""
 
     def least(self, seeds: int) -> float:
         """The smallest share that an arm can do with."""
-        search = len(FACTORS) * (self.load + TRIAL_STEPS * self.step)
-        return self.start + search + seeds * (self.load + FEWEST_STEPS * self.step + self.evaluation)
+        return self.start + seeds * (self.load + FEWEST_STEPS * self.step + self.evaluation)
 
 
 def share_of(seconds: float, shares: int) -> float:
@@ -74,10 +76,15 @@ def steps_in(seconds: float, step: float, most: int) -> tuple[int, bool]:
     return min(steps, most), steps > most
 
 
-def trial_steps(seconds: float, step: float, load: float, most: int, trials: int = len(FACTORS) + 1) -> int:
-    """Steps of each trial of a search that has so many seconds."""
-    each = seconds / trials - load
-    return max(min(TRIAL_STEPS, most), min(most, math.floor(each / max(step, 1e-9))))
+def trial_steps(seconds: float, step: float, load: float, training: int) -> int:
+    """Steps of each trial of a search that has so many seconds, for a training of so many steps; 0 for no search.
+
+    Trials too short to tell, or a single one, are none.
+    """
+    step = max(step, 1e-9)
+    shortest = min(training, max(TRIAL_STEPS, math.ceil(TRIAL_PART * training)))
+    trials = min(len(FACTORS) + 1, math.floor(seconds / (load + shortest * step) + 1e-9))
+    return 0 if trials < 2 else min(training, math.floor((seconds / trials - load) / step + 1e-9))
 
 
 def checkpoints_at(steps: int, count: int) -> list[int]:

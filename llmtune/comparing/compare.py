@@ -40,13 +40,13 @@ def compare(
     before = folder.request() if folder.stored() else None
     with importing():
         from llmtune.comparing.running import Running
-        from llmtune.comparing.survey import check_rows, refuse_equal, survey, usual_arms
+        from llmtune.comparing.survey import check_arms, check_rows, survey, usual_arms
         from llmtune.pool.opening import open_pool
     check_rows(settings)
     wanted = chosen or (before.arms if before else usual_arms(settings))
     new = options.over(wanted, before)
     request: Request = before.joined(new, str(folder.path)) if before else new
-    refuse_equal(settings, request.arms)
+    check_arms(settings, request.arms)
     head = survey(settings, request.arms)
     _refuse_skipped(head["skipped"], strict)
     folder.refuse_other_rows(head["files"])

@@ -9,6 +9,7 @@ import yaml
 
 from llmtune.arms.arm import Arm
 from llmtune.arms.record import ArmRecord, Baseline
+from llmtune.arms.saved import seconds_asked
 from llmtune.arms.stored import FILE
 from llmtune.comparing.request import Entrant, Request
 from llmtune.errors import LlmtuneError, RecipeError
@@ -17,6 +18,7 @@ from llmtune.recipe.compare import difference
 from llmtune.recipe.paths import absolute_source, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.shorthand import is_config_file
+from llmtune.run import Run
 
 HEADER = "# The recipe that the arms of a comparison override.\n"
 SETTINGS = (
@@ -106,6 +108,11 @@ class Folder:
         """Keep what an entrant came to so far."""
         self.arm(name).mkdir(parents=True, exist_ok=True)
         write_json(self.arm(name) / "arm.json", record)
+
+    def base_seconds(self, name: str | None = None) -> float:
+        """The seconds in which entrants, or one of them, asked the untrained base."""
+        files = self.path.glob(f"arms/{name or '*'}/seed-*/manifest.json")
+        return sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
 
     def baselines(self) -> list[Baseline]:
         """The baselines that ended."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
+from llmtune.arms.saved import seconds_saved
 from llmtune.comparing.entrants.measure import rows_of
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.request import Entrant
@@ -10,6 +11,7 @@ from llmtune.errors import LlmtuneError
 from llmtune.evaluation.results import FEW_SHOT
 from llmtune.files import read_json, write_json
 from llmtune.recipe.suite import HELD_OUT
+from llmtune.run import Run
 
 VERSION = 1
 _HEAD = ("recipe", "base", "metric", "higher_is_better", "held_out", "train", "machine")
@@ -102,8 +104,9 @@ def of_base(folder: Folder, name: str) -> Baseline:
 
 
 def saved(folder: Folder) -> dict[str, float]:
-    """Seconds that arms did not spend, since what they share was there: the base's answers."""
-    manifests = (read_json(file) for file in folder.path.glob("arms/*/seed-*/manifest.json"))
-    facts = (one["steps"].get("eval", {}).get("base_answers", {}) for one in manifests)
-    seconds = sum(sum(one.get("reused", {}).values()) for one in facts)
-    return {"base answers": seconds} if seconds else {}
+    """Seconds that arms did not spend, since what they share was there, by what it was."""
+    total: dict[str, float] = {}
+    for file in folder.path.glob("arms/*/seed-*/manifest.json"):
+        for what, seconds in seconds_saved(Run(file.parent)).items():
+            total[what] = total.get(what, 0.0) + seconds
+    return total

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llmtune.advising.recall import remember
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.verdict import conclude
 from llmtune.comparing import outcome
@@ -32,7 +33,7 @@ class Running:
         self._gpus = 0 if on == "local" else 1
         self._slots = pool.width(self._gpus)
         known = head["costs"]
-        self._costs = Costs(START_SECONDS, known["load"], known["evaluation"], known["step"])
+        self._costs = Costs(START_SECONDS, known["load"], known["evaluation"], known["base"], known["step"])
 
     def head(self, before: Head | None) -> Head:
         """What is known now, with the validation rows that a comparison began with, else those that its time allows."""
@@ -57,12 +58,13 @@ class Running:
 
     def check(self) -> None:
         """Raise RecipeError where the minutes are too few for one arm."""
-        spent = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        spent = self._baseline_seconds()
         count, seeds = self._count(), self._request.seeds
         check_minutes(self._request.minutes, spent, count, seeds, self._costs, self._slots)
 
     def run(self, settings: Recipe) -> Comparison:
         """Run what is left, and write what it says; raises LlmtuneError, Interrupted after a stop signal."""
+        self._reopen_failed()
         outcome.write(self._folder)
         self._run_baselines(settings)
         training = self._training()
@@ -75,6 +77,18 @@ class Running:
                 self._run_one(entrant, waiting[place:], len(waiting), training)
         return self._conclude()
 
+    def _reopen_failed(self) -> None:
+        """Let entrants that failed before be tried again, from their rates on where none could be trained with."""
+        for one in self._known():
+            record = self._folder.record(one.name)
+            if record is None or record["status"] != "failed":
+                continue
+            again: Any = {key: value for key, value in record.items() if key != "reason"}
+            if not any(tried["state"] == "complete" for tried in record.get("search", [])):
+                (self._folder.arm(one.name) / "study.db").unlink(missing_ok=True)
+            again["status"] = "running"
+            self._folder.write_record(one.name, again)
+
     def _run_baselines(self, settings: Recipe) -> None:
         from llmtune.comparing.baselines.run import run_missing
 
@@ -85,7 +99,9 @@ class Running:
         outcome.write(self._folder)
 
     def _baseline_seconds(self) -> float:
-        return sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        """What baselines took, and the untrained base's answers, which an arm's evaluation asks for."""
+        others = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
+        return others + (self._folder.base_seconds() or self._costs.base)
 
     def _training(self) -> float | None:
         """The seconds that every seed trains; as long as before where arms are trained and it is not much less."""
@@ -166,4 +182,5 @@ class Running:
         write_json(self._folder.compare_file, comparison)
         write_winner(self._folder, comparison)
         write_page(comparison, self._folder.page)
+        remember(comparison)
         return comparison

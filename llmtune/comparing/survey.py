@@ -15,6 +15,7 @@ from llmtune.comparing.folder import SETTINGS, Head, absolute
 from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose, facts_of
+from llmtune.launch.command import read_config
 from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
 from llmtune.model.layout import Layout
@@ -25,10 +26,12 @@ from llmtune.training.prepare import Examination, examine
 
 _LOAD_BASE, _LOAD_PARAMETER = 1.0, 1.5e-8
 """Seconds of a training before its first step: of any base, and of each of its parameters."""
-_ASK_ROW, _ASK_PARAMETER = 0.02, 1e-9
+_ASK_ROW, _ASK_PARAMETER = 0.02, 4e-10
 """Seconds of a held-out row in an evaluation, likewise."""
-_GENERAL_ROWS = 130
+_GENERAL_ROWS = 80
 """Held-out rows that the general questions and texts take as long as."""
+_SHOTS_COST = 2
+"""How many held-out rows one with worked examples before it takes as long as."""
 _STEP_OPERATIONS = 1e11
 """Operations a second that a step is taken to reach where nothing better is known."""
 
@@ -122,7 +125,7 @@ def machine() -> dict[str, Any]:
 
 
 def costs(recipe: Recipe, examination: Examination, predictions: Sequence[MethodPrediction]) -> dict[str, float]:
-    """Seconds of a training's start, of an evaluation and of a step, roughly."""
+    """Seconds of a training's start, of an evaluation, of the base's answers and of a step, roughly."""
     layout: Layout = examination.layout
     parameters = layout.facts.parameters
     rows = len(examination.data.test) if recipe.eval.limit is None else recipe.eval.limit
@@ -133,25 +136,35 @@ def costs(recipe: Recipe, examination: Examination, predictions: Sequence[Method
     known = [one.seconds / steps for one in predictions if one.seconds]
     step = max(known) if known else 6 * parameters * per_step / _STEP_OPERATIONS
     ask = _ASK_ROW * min(1.0, parameters / 1e7) + _ASK_PARAMETER * parameters
-    return {"load": load, "evaluation": load + asked * ask, "step": step}
+    shots = _SHOTS_COST * rows if recipe.eval.shots else 0
+    return {"load": load, "evaluation": load + asked * ask, "base": (asked + shots) * ask, "step": step}
 
 
 def usual_arms(recipe: Recipe) -> tuple[Arm, ...]:
     """The arms of a comparison that names none: qlora in place of lora where only that fits."""
-    arms = [ARMS[name] for name in USUAL]
     lora, qlora = predict_methods(recipe, [ARMS["lora"], ARMS["qlora"]])
-    return tuple(ARMS["qlora"] if arm.name == "lora" and not lora.fits and qlora.fits else arm for arm in arms)
+    instead = {lora.arm: qlora.arm} if qlora.fits and not lora.fits else {}
+    return tuple(ARMS[instead.get(name, name)] for name in USUAL)
 
 
-def refuse_equal(settings: Recipe, arms: Sequence[Arm]) -> None:
-    """Raise RecipeError for two arms that are the same recipe."""
+def check_arms(settings: Recipe, arms: Sequence[Arm]) -> None:
+    """Raise RecipeError for an arm that shards its base, and for two arms that are the same recipe."""
     known: list[tuple[Arm, Recipe]] = []
     for arm in arms:
         try:
             recipe = Recipe.load(_file(settings), [*settings.overrides, *SETTINGS, *arm.set])
         except RecipeError:
             continue  # a row of its own says why it cannot be
+        _refuse_sharded(recipe)
         same = next((other for other, one in known if not difference(one, recipe)), None)
         if same is not None:
             raise RecipeError(f"--arms: {same.name} and {arm.name} are the same recipe; leave one of them out")
         known.append((arm, recipe))
+
+
+@locates_mistakes
+def _refuse_sharded(recipe: Recipe) -> None:
+    name = recipe.launch.accelerate
+    if name != "auto" and read_config(name).get("distributed_type") == "FSDP":
+        message = f"{name} shards a base over processes, and each arm trains in one"
+        raise FieldError("launch.accelerate", f"{message}; try --set launch.accelerate=auto")

@@ -41,6 +41,11 @@ class BaseMethod(Closed):
         return self.model_copy(update={"lr": self.plan(facts).stages[0].lr})
 
     @property
+    def words(self) -> list[str]:
+        """What tells it from other methods, whatever its settings are: its kind and the words of its adapter."""
+        return [self.kind, *self.adapter.tags]
+
+    @property
     def in_words(self) -> str:
         """The method as people call it: full fine-tuning, LoRA (rank 16), LoRA (rank 16) under gradual unfreezing."""
         adapter = self.adapter.title

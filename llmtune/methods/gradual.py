@@ -35,6 +35,11 @@ class Gradual(Decaying, BaseMethod):
         check_ends(self.until or (1.0,), "until.{}")
         return self
 
+    @property
+    def words(self) -> list[str]:
+        """What tells it from other methods: discriminative rates, too, as in ULMFiT."""
+        return [*super().words, *(["discriminative"] if self.decay or self.bottom_ratio else [])]
+
     def plan(self, facts: Facts) -> Plan:
         """One stage per reach, each reaching farther than the one before."""
         tops = [top_distances(reach, facts, f"reaches.{index}") for index, reach in enumerate(self.reaches)]

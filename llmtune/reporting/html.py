@@ -1,6 +1,7 @@
 """HTML in which all text is escaped, unless it is markup already."""
 
 import html
+from collections.abc import Collection
 
 
 class Html(str):
@@ -35,16 +36,26 @@ def section(title: str, *body: object, note: str | None = None) -> Html:
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note else None, *body)
 
 
-def table(head: list[object], rows: list[list[object]], numeric: set[int] = frozenset(), **attributes: object) -> Html:  # type: ignore[assignment]
-    """Make a table whose rows stack on a narrow screen, each cell under its title; `numeric` columns align right."""
-    body = [tag("tr", *(_cell(cell, head[index], index in numeric) for index, cell in enumerate(row))) for row in rows]
+def table(
+    head: list[object],
+    rows: list[list[object]],
+    numeric: Collection[int] = (),
+    words: Collection[int] = (),
+    **attributes: object,
+) -> Html:
+    """Make a table whose rows stack on a narrow screen, each cell under its title.
+
+    `numeric` columns align right; columns of `words` break their lines, others are as wide as their longest cell.
+    """
+    kinds = ["n" * (index in numeric) or "words" * (index in words) for index in range(len(head))]
+    body = [tag("tr", *map(_cell, row, head, kinds)) for row in rows]
     titles = (tag("th", title, class_="n" if index in numeric else None) for index, title in enumerate(head))
     inner = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *body), class_="stacks", **attributes)
     return tag("div", inner, class_="scroll")
 
 
-def _cell(value: object, title: object, numeric: bool) -> Html:
-    kind = " ".join(["n"] * numeric + ["empty"] * (value in (None, "")))
+def _cell(value: object, title: object, kind: str) -> Html:
+    kind = f"{kind}{' empty' * (value in (None, ''))}".strip()
     return tag("td", value, class_=kind or None, data_label=title or None)
 
 

@@ -37,8 +37,11 @@ def _stage_row(number: int, stage: StageRow, plan: PlanTable) -> list[object]:
     ]
 
 
-def strip(plan: PlanTable) -> Html:
-    """A table with a column a stage, as wide as its steps, and a row for each run of distances that trained alike."""
+def strip(plan: PlanTable, arm: str | None = None) -> Html:
+    """A table with a column a stage, as wide as its steps, and a row for each run of distances that trained alike.
+
+    `arm`, whose plan it is, tells it from others on its page.
+    """
     stages, peak, runs = plan.stages, peak_rate(plan), alike(plan)
     total = max(1, stages[-1].end - stages[0].start)
     columns = [tag("col", class_="name"), *(tag("col", style=_width(stage, total)) for stage in stages)]
@@ -52,7 +55,7 @@ def strip(plan: PlanTable) -> Html:
     parts = (tag("colgroup", *columns), tag("thead", head), tag("tbody", *rows))
     wide = f"min-width:{NAME_PIXELS + STAGE_PIXELS * len(stages)}px"
     body = tag("table", *parts, class_=f"strip{' dense' * dense}", style=wide)
-    return scrolling(body, "What trained when, by distance")
+    return scrolling(body, f"What trained when, by distance{f': {arm}' if arm else ''}")
 
 
 def alike(plan: PlanTable) -> list[list[int]]:

@@ -1,15 +1,9 @@
 """A training for its validations alone: it reports each one's loss, may be ended early, and leaves nothing on disk."""
 
-import gc
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmtune.arms.record import Point
 from llmtune.data.example import Example
@@ -18,14 +12,8 @@ from llmtune.files import digest_of
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
 from llmtune.searching.study import VALIDATIONS
-from llmtune.training.loop import train
+from llmtune.searching.watch import Report, Watch, train_watched
 from llmtune.training.prepare import Prepared, prepare_all
-
-LOOK = 1.0
-"""Seconds between two looks whether a training should end, while it is between validations."""
-
-Report = Callable[[int, Point], bool]
-"""Takes the number of a validation, from 1, and the validation; gives whether the training should end now."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +24,16 @@ class Outcome:
     steps: int
     total: int
     """Steps of the whole training."""
-    seconds: float
-    """Since the first step, validations included."""
     curve: tuple[Point, ...]
     keeps_best: bool
     """Whether the recipe's result is its best checkpoint, and not its last."""
     validation: str
     """Names the validation rows, as tokens."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the last validation."""
+        return self.curve[-1]["seconds"] if self.curve else 0.0
 
     @property
     def loss(self) -> float:
@@ -64,21 +55,14 @@ def train_trial(
     are measured on: raises RecipeError for others before anything trains, and what training raises.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    watch = Watch(report=report, stops=stops)
     try:
         prepared = prepare_all(as_trial(recipe), folder, count_gpus())
         rows = _check_rows(prepared, validation)
-        watch = Validations(report, stops)
-        train(prepared.run, prepared, [watch], keeps=False)
+        train_watched(prepared, watch, keeps=False)
     finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    keeps_best = bool(recipe.train.keep_best)
-    return Outcome(watch.pruned, watch.steps, watch.total, watch.seconds, tuple(watch.curve), keeps_best, rows)
+    return Outcome(watch.ended_early, watch.steps, watch.total, tuple(watch.curve), bool(recipe.train.keep_best), rows)
 
 
 def as_trial(recipe: Recipe) -> Recipe:
@@ -97,53 +81,6 @@ def as_trial(recipe: Recipe) -> Recipe:
     merge = recipe.merge.model_copy(update={"enabled": False})
     update = {"train": train_section, "launch": launch, "eval": evaluation, "merge": merge}
     return recipe.model_copy(update={**update, "publish": None, "track": ()})
-
-
-class Validations(TrainerCallback):
-    """Keeps and reports each validation, has the last step validated too, and writes no checkpoint.
-
-    Ctrl-C ends at once what it watches: there is no checkpoint to wait for.
-    """
-
-    def __init__(self, report: Report, stops: Callable[[], bool] = lambda: False) -> None:
-        self._report, self._stops = report, stops
-        self._began = self._looked = time.monotonic()
-        self.curve: list[Point] = []
-        self.pruned, self.steps, self.total, self.seconds = False, 0, 0, 0.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
-    ) -> None:
-        self._began = time.monotonic()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: object
-    ) -> None:
-        self.steps, self.total = state.global_step, state.max_steps
-        control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
-        control.should_save = False
-        if not control.should_evaluate and time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            self.pruned = control.should_training_stop = self._stops()
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **named: object,
-    ) -> None:
-        seconds = time.monotonic() - self._began
-        point = Point(step=state.global_step, seconds=round(seconds, 3), loss=metrics["eval_loss"])
-        self.curve.append(point)
-        self.seconds = seconds
-        control.should_save = False
-        is_over = control.should_training_stop or state.global_step >= state.max_steps
-        if self._report(len(self.curve), point) and not is_over:
-            self.pruned = control.should_training_stop = True
 
 
 def _check_rows(prepared: Prepared, expected: str | None) -> str:

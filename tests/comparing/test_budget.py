@@ -18,7 +18,7 @@ from llmtune.comparing.budget import (
 from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe
 
-COSTS = Costs(start=8, load=2, evaluation=10, step=1)
+COSTS = Costs(start=8, load=2, evaluation=10, base=20, step=1)
 
 
 def test_shares_minutes_out() -> None:
@@ -26,8 +26,11 @@ def test_shares_minutes_out() -> None:
     assert training_seconds(1, 2, COSTS) == 8  # never fewer than the fewest steps
     assert steps_in(20, 1.5, 100) == (13, False)
     assert steps_in(20, 0.1, 100) == (100, True)
-    assert trial_steps(100, 1, 2, 50) == 23
-    assert trial_steps(1, 1, 2, 50) == 4
+    assert trial_steps(100, 1, 2, 50) == 23  # four trials
+    assert trial_steps(30, 1, 2, 50) == 13  # two trials
+    assert trial_steps(27, 1, 2, 50) == 0  # a second trial would be too short to tell
+    assert trial_steps(100, 1, 2, 400) == 0
+    assert trial_steps(100, 1, 2, 6) == 6
     assert checkpoints_at(18, 6) == [3, 6, 9, 12, 15, 18]
     assert checkpoints_at(4, 6) == [1, 2, 3, 4]
     assert (validation_rows(60, 3, 8), validation_rows(1000, 1, 16), validation_rows(300, 1, 2)) == (16, 64, 30)
@@ -36,7 +39,7 @@ def test_shares_minutes_out() -> None:
 
 def test_names_minutes_that_work() -> None:
     least = COSTS.least(2)
-    assert least == 8 + 3 * (2 + 4) + 2 * (2 + 8 + 10)
+    assert least == 8 + 2 * (2 + 8 + 10)
     with pytest.raises(RecipeError, match="is too little for 5 arms with 2 seeds; the nearest that works is") as caught:
         check_minutes(3, 30, 5, 2, COSTS)
     words = float(str(caught.value).rsplit(" ", 1)[1])
@@ -49,16 +52,16 @@ def test_reads_arms_of_a_file_as_overrides(tmp_path: Path) -> None:
     file.write_text(
         "- lora\n"
         "- {name: top half, set: {method: {kind: frozen, adapter: {kind: lora}}, train.batch_size: 2}}\n"
-        "- {name: slow, set: {method.lr: 1.0e-5, train: {warmup: 0.2, schedule: linear}, eval.metrics: ['regex:^a']}}\n"
+        "- {name: slow, set: {method.lr: 1.0e-5, train: {warmup: 0.2, schedule: linear}}}\n"
     )
     lora, top, slow = read_arms([str(file)])
     assert (lora.name, lora.set) == ("lora", ("method=lora",))
     assert top.set == ("method={kind: frozen, adapter: {kind: lora}}", "train.batch_size=2")
-    assert slow.set == ("method.lr=1.0e-05", "train.warmup=0.2", "train.schedule=linear", 'eval.metrics=["regex:^a"]')
+    assert slow.set == ("method.lr=1.0e-05", "train.warmup=0.2", "train.schedule=linear")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {base: a/b}\ndata: {train: rows.jsonl}\nmethod: full\n")
     loaded = Recipe.load(recipe, [*top.set, *slow.set])
-    assert (loaded.method.adapter.kind, loaded.train.schedule, loaded.eval.metrics) == ("lora", "linear", ("regex:^a",))
+    assert (loaded.method.adapter.kind, loaded.train.schedule) == ("lora", "linear")
 
 
 @pytest.mark.parametrize(

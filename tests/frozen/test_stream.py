@@ -208,9 +208,9 @@ def large_base(folder: Path) -> Path:
         shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     where = {name: f"model-{at * 4 // len(shapes)}.safetensors" for at, name in enumerate(shapes)}
     folder.mkdir()
+    drawn = {shape: torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02) for shape in set(shapes.values())}
     for file in sorted(set(where.values())):
-        names = [name for name in shapes if where[name] == file]
-        part = {name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(std=0.02) for name in names}
+        part = {name: drawn[shape].clone() for name, shape in shapes.items() if where[name] == file}
         save_file(part, folder / file, {"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     config.save_pretrained(folder)

@@ -18,6 +18,7 @@ def test_killed_trainings_end_as_one_that_nothing_stopped() -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
     counts = json.loads(ended.stdout)["recipes"].values()
     assert sum(one["kills"] for one in counts) >= 4
+    assert sum(one["signals"].get("SIGKILL", 0) for one in counts) >= 2
     assert [one[fault] for one in counts for fault in ("lost", "different", "leftovers", "refused")] == [0] * 12
 
 

@@ -22,8 +22,9 @@ TRIES = [
     for factor in (0.3, 1.0, 3.0)
 ]
 FAILED: Any = {"name": "qlora", "set": [], "size": 1.0, "status": "failed", "reason": f"no GPU {EVIL}"}
-SECTIONS = ["Who wins, and why", "Arms", "Quality against cost", "Validation loss"]
-SECTIONS += ["What training a pretrained model gains", "Quality by data size", "Search of the learning rate"]
+SECTIONS = ["Who wins, and why", "Arms", "What training a pretrained model gains", "Quality against cost"]
+SECTIONS += ["Validation loss", "Quality by data size", "Search of the learning rate", "What trains when"]
+LAST = "What was compared"
 
 
 def titles(text: str) -> list[str]:
@@ -45,7 +46,7 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
     (tmp_path / "arms/lora/seed-1/report.html").write_text("")
     text = api.report(tmp_path).read_text(encoding="utf-8")
     page = Page(text)
-    assert titles(text) == [*SECTIONS, "What trains when"]
+    assert titles(text) == [*SECTIONS, LAST]
     assert drawn(text) == 6
     assert "lora wins: exact match 0.600 ± 0.035 on 200 held-out rows" in page.text
     assert "a linear model over TF-IDF (by 0.200" in page.text
@@ -62,7 +63,7 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
 @pytest.mark.parametrize("arms", [[], [FAILED]])
 def test_page_of_a_comparison_that_has_only_begun(arms: list[Any], tmp_path: Path) -> None:
     text = render(comparison(arms), tmp_path)
-    assert titles(text) == SECTIONS[:2]
+    assert titles(text) == [*SECTIONS[:2], LAST]
     assert "No arm has a score, so none wins." in Page(text).text
 
 
@@ -70,7 +71,7 @@ def test_page_of_arms_without_curves_or_memory(tmp_path: Path) -> None:
     one = arm("lora", 0.5, peak=None, plan={"stages": "damaged"})
     one["seeds"][0]["curve"] = []
     text = render(comparison([one]), tmp_path)
-    assert titles(text) == [*SECTIONS[:3], SECTIONS[4]]
+    assert titles(text) == [*SECTIONS[:4], LAST]
     assert drawn(text) == 1
 
 

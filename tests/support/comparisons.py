@@ -4,6 +4,7 @@ from typing import Any
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison, Rows, SeedRecord
 from llmtune.arms.results import titled
+from llmtune.searching.record import SearchRecord, TrialRecord
 
 ROWS = 200
 
@@ -75,3 +76,36 @@ def comparison(arms: list[ArmRecord], baselines: list[Baseline] | None = None, *
         "arms": arms,
     }
     return {**known, **facts}  # type: ignore[typeddict-item]
+
+
+def study() -> SearchRecord:
+    """A search over a rate, a rank and an optimizer, of trials that end, are ended early and fail."""
+    trials: list[TrialRecord] = []
+    for number, (lr, rank, loss) in enumerate([(1e-4, 4, 2.0), (1e-3, 8, 1.0), (3e-3, 8, 1.5), (1e-2, 4, None)]):
+        values = {"method.lr": lr, "adapter.r": rank, "train.optimizer": "adamw"}
+        trial: TrialRecord = {
+            "number": number,
+            "values": values,
+            "state": "complete" if number < 2 else "pruned" if loss else "failed",
+            "loss": loss,
+            "seconds": 60.0,
+            "steps": 40,
+            "curve": curve(60.0, loss) if loss else [],
+        }
+        trials.append(trial if loss else {**trial, "reason": "the loss is not finite at step 3"})
+    return {
+        "version": 1,
+        "recipe": "recipes/mine.yaml",
+        "set": [],
+        "base": "me/base",
+        "method": "LoRA",
+        "over": {"method.lr": "1e-4..1e-2", "adapter.r": "4,8", "train.optimizer": "adamw,adafactor"},
+        "log": ["method.lr"],
+        "trials": trials,
+        "best": 1,
+        "importance": {"method.lr": 0.9, "adapter.r": 0.1},
+        "seconds": 240.0,
+        "winner": "tune/mine/best.yaml",
+        "study": "sqlite:///tune/mine/study.db",
+        "page": "tune/mine/index.html",
+    }

@@ -111,6 +111,11 @@ def spread() -> list[Cell]:
     return cells
 
 
+def half(cells: list[Cell], number: int) -> list[Cell]:
+    """The cells of every other type, from the first or from the second on."""
+    return [cell for cell in cells if KINDS.index(cell.kind) % 2 == number]
+
+
 def base_of(cell: Cell, folder: Path) -> Base:
     """The cell's base model, written on first use."""
     path = folder / f"base-{cell.kind}-{cell.tied}"
@@ -246,8 +251,7 @@ def fill_all(cells: list[Cell]) -> dict[Cell, str]:
         def fill_half(number: int) -> dict[str, str]:
             out = Path(folder) / str(number)
             out.mkdir()
-            half = [cell for cell in cells if KINDS.index(cell.kind) % 2 == number]
-            (out / "cells").write_text("\n".join(cell.name for cell in half), encoding="utf-8")
+            (out / "cells").write_text("\n".join(cell.name for cell in half(cells, number)), encoding="utf-8")
             command = [sys.executable, "-m", "tests.support.matrix", "fill", str(out)]
             subprocess.run(command, check=True, cwd=DOCUMENT.parents[1], capture_output=True)
             return dict(line.split("\t") for line in (out / "results").read_text(encoding="utf-8").splitlines())

@@ -53,6 +53,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "lisa": {"kind": "lisa", "blocks": 1, "every": 2, "lr": 0.01},
     "experts": {**GRADUAL, "reaches": [1, 2], "adapter": LORA},
 }
+VERA = {
+    "kind": "staged",
+    "stages": [{"until": 0.5, "lr": 0.01}, {"until": 1.0, "reach": 1, "lr": 0.005}],
+    "adapter": {"kind": "vera", "rank": 8},
+}
 STEPS = 6
 VALIDATED = (1, 3, 81)
 
@@ -134,18 +139,23 @@ class _Meddle(TrainerCallback):
 
 def drift(out: Path) -> None:
     """Train in stages while something meddles with the second process; write how that ended."""
-    train(out, "staged", callbacks=[_Meddle()])
+    train(out, METHODS["staged"], callbacks=[_Meddle()])
 
 
 def lisa(out: Path) -> None:
     """Train with LISA in passes of 20 tokens at most, on rows that are no multiple of a step's; write the weights."""
-    train(out, "lisa", limits=PassLimits(tokens=20), data=training.rows(21))
+    train(out, METHODS["lisa"], limits=PassLimits(tokens=20), data=training.rows(21))
 
 
-def train(out: Path, method: str, **options: Any) -> None:
+def vera(out: Path) -> None:
+    """Train VeRA in stages; write the vectors."""
+    train(out, VERA)
+
+
+def train(out: Path, method: dict[str, Any], **options: Any) -> None:
     """Train in two processes; write the weights, what was counted, the step that was reached, and an error."""
     settings: dict[str, Any] = {"ddp_backend": "gloo", "save_strategy": "no", "optim": "sgd"}
-    trainer = training.trainer(out, METHODS[method], **settings, **options)
+    trainer = training.trainer(out, method, **settings, **options)
     assert trainer.args.world_size == 2
     try:
         trainer.train()
@@ -284,7 +294,7 @@ def fsdp2(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-TASKS = (staged, shard, validate, lisa, in_head, drift)
+TASKS = (staged, shard, validate, lisa, vera, in_head, drift)
 """What the processes do one after the other, each in a folder of its own, for the import of the libraries is long."""
 
 

@@ -151,6 +151,18 @@ def test_lisa_in_passes_in_two_processes_matches_one_pass(together: Path, tmp_pa
 
 
 @pytest.mark.slow
+def test_vera_in_two_processes_matches_one_on_the_joined_batch(together: Path, tmp_path: Path) -> None:
+    assert not list((together / "vera").glob("error-*"))
+    alone, snapshots, _ = training.fit(tmp_path, processes.VERA, optim="sgd", per_device_train_batch_size=8)
+    trained, expected = load_file(together / "vera" / "trained.safetensors"), alone.trained_state()
+    assert set(trained) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-6, msg=name)
+    moved = {name for name, before in snapshots[0].items() if not torch.equal(before, snapshots[-1][name])}
+    assert {name.split(".")[-2] for name in moved} == {"vera_lambda_b", "vera_lambda_d"}
+
+
+@pytest.mark.slow
 def test_fsdp2_resume_matches_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
     tiny.save_base(tmp_path / "base", blocks=3)

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, s
 from llmtune.comparing.entrants.measure import seed_record
 from llmtune.comparing.entrants.search import Pace, Search, best_factor, remove_leftovers
 from llmtune.comparing.entrants.session import Session, rates_of
-from llmtune.comparing.entrants.watch import Watch
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.request import Entrant
 from llmtune.errors import Interrupted
 from llmtune.launch.signals import handling
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from llmtune.searching.watch import Watch
 
 PROBE_STEPS = 4
 PROBE_FACTOR = 0.1
@@ -39,7 +38,8 @@ class ArmRun:
         self.recipe: Recipe = folder.recipe_of(self._entrant, self._shots())
         self._home = folder.arm(name)
         self._record: ArmRecord = folder.record(name) or self._fresh()
-        self._earlier, self._began = 60 * self._record.get("minutes", 0.0), began
+        self._earlier = 60 * self._record.get("minutes", 0.0) + folder.base_seconds(name)
+        self._began = began
 
     def _shots(self) -> list[str]:
         return [] if "few-shot" in self._request.baselines else ["eval.shots=0"]
@@ -54,9 +54,9 @@ class ArmRun:
         return self._earlier + time.monotonic() - self._began
 
     def keep(self, **facts: Any) -> None:
-        """Write the record with these facts, and the minutes so far."""
+        """Write the record with these facts, and the minutes so far, but for those that asked the untrained base."""
         self._record.update(facts)  # type: ignore[typeddict-item]
-        self._record["minutes"] = self.spent / 60
+        self._record["minutes"] = (self.spent - self._folder.base_seconds(self._name)) / 60
         self._folder.write_record(self._name, self._record)
 
     def fail(self, reason: str) -> None:
@@ -80,10 +80,8 @@ class ArmRun:
         """Seconds of a start and of a step, by a few steps, and how frozen blocks are kept in all trainings."""
         steps = max(PROBE_STEPS, session.fewest_steps)
         watch = Watch(())
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self._home, prefix=".trial-") as probe:
-            session.train(session.variant(PROBE_FACTOR, steps), Path(probe) / "run", watch, keeps=False)
-        pace = Pace(max(0.0, time.monotonic() - began - watch.seconds), watch.step_seconds)
+        load = session.try_out(session.variant(PROBE_FACTOR, steps), self._home, watch)
+        pace = Pace(load, watch.step_seconds)
         rows = self._seconds / max(pace.step, 1e-9) * session.recipe.train.batch_size
         is_open = session.recipe.memory.frozen_blocks == "auto"
         # Trials and seeds are trainings of the same rows: together they are long enough for what one alone is not.
@@ -92,7 +90,11 @@ class ArmRun:
 
     def _search(self, session: Session, pace: Pace, memory: dict[str, Any]) -> Pace | None:
         seconds = self._left_for_search(pace)
-        steps = max(session.fewest_steps, trial_steps(seconds, pace.step, pace.load, session.most_steps))
+        steps = trial_steps(seconds, pace.step, pace.load, self._steps_of(session, pace)[0])
+        if not steps:
+            self.keep(search=self._record.get("search", []), lr=rates_of(session.variant(1.0, 1).method))
+            return None
+        steps = max(session.fewest_steps, steps)
         facts = {"arm": self._name, "set": " ".join(self._entrant.set)}
         search = Search(session, self._home, facts, steps, memory, lambda tries: self.keep(search=tries))
         latest = search.run(time.monotonic() + seconds)
@@ -105,7 +107,8 @@ class ArmRun:
         left = self._seconds - self.spent
         if self._training is None:
             return left / 3
-        return max(left / 6, left - self._request.seeds * (self._training + pace.load))
+        evaluation = self._folder.head()["costs"]["evaluation"]
+        return left - self._request.seeds * (self._training + pace.load + evaluation)
 
     def _train_seeds(self, session: Session, pace: Pace, memory: dict[str, Any]) -> None:
         steps = self._steps(session, pace)
@@ -123,14 +126,17 @@ class ArmRun:
         """The steps of every seed: as before in a process that was stopped, else what fits into its seconds."""
         if "steps" in self._record:
             return self._record["steps"]
-        if self._training is None:
-            steps, is_limited = session.most_steps, False
-        else:
-            most = MOST_EPOCHS * session.most_steps
-            steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, max(most, session.fewest_steps))
-        steps = max(steps, session.fewest_steps)
+        steps, is_limited = self._steps_of(session, pace)
         self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
         return steps
+
+    def _steps_of(self, session: Session, pace: Pace) -> tuple[int, bool]:
+        """The steps that fit into a seed's seconds, or the recipe's; and whether the most epochs ended them."""
+        if self._training is None:
+            return max(session.most_steps, session.fewest_steps), False
+        most = max(MOST_EPOCHS * session.most_steps, session.fewest_steps)
+        steps, is_limited = steps_in(self._training * (1 - VALIDATED), pace.step, most)
+        return max(steps, session.fewest_steps), is_limited
 
     def _train(self, session: Session, recipe: Recipe, seed: int) -> SeedRecord:
         """Train and evaluate one seed in a run folder of its own."""

@@ -1,6 +1,5 @@
 """The search of an arm's learning rate: short trainings at multiples of the default rate, with successive halving."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from typing import Any, cast
 from llmtune.arms.record import Try
 from llmtune.comparing.budget import EDGES, FACTORS
 from llmtune.comparing.entrants.session import Session, rates_of
-from llmtune.comparing.entrants.watch import Watch
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.files import delete
 from llmtune.searching.space import Choice
 from llmtune.searching.study import Study, Trial, Tried
+from llmtune.searching.watch import Watch
 
 VALIDATIONS = 4
 """Validations of a trial at the most; half of the trials may end at the second one."""
@@ -72,22 +71,22 @@ class Search:
     def _try(self, trial: Trial) -> Pace | None:
         """Train with a trial's rate, and leave nothing but its numbers; gives the pace where it came to a step."""
         recipe = self.session.variant(_factor(trial.values), self.steps, **self.memory)
-        watch = Watch(self.session.validations(self.steps, VALIDATIONS), is_behind=trial.report)
+        steps = self.session.validations(self.steps, VALIDATIONS)
+        watch = Watch(steps, report=lambda number, point: trial.report(number, point["loss"]))
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as folder:
-            try:
-                self.session.train(recipe, Path(folder) / "run", watch, keeps=False)
-            except Interrupted:
-                raise
-            except LlmtuneError as error:
-                trial.fail(str(error), seconds=time.monotonic() - began, steps=self.steps)
-                return None
-        facts = {"seconds": time.monotonic() - began, "steps": watch.curve[-1]["step"] if watch.curve else self.steps}
+        try:
+            load = self.session.try_out(recipe, self.folder, watch)
+        except Interrupted:
+            raise
+        except LlmtuneError as error:
+            trial.fail(str(error), seconds=time.monotonic() - began, steps=self.steps)
+            return None
+        facts = {"seconds": time.monotonic() - began, "steps": watch.steps}
         if watch.ended_early:
             trial.prune(**facts)
         else:
             trial.tell(watch.last_loss if watch.last_loss is not None else float("nan"), **facts)
-        return Pace(max(0.0, facts["seconds"] - watch.seconds), watch.step_seconds)
+        return Pace(load, watch.step_seconds)
 
     def tries(self, study: Study) -> list[Try]:
         """The trials that ended, as compare.json has them."""
@@ -112,9 +111,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def best_factor(tries: list[Try]) -> float:
-    """The factor of the complete trial with the lowest loss."""
+    """The factor of the complete trial with the lowest loss; 1 where no rate was searched."""
     complete = [one for one in tries if one["state"] == "complete" and one["loss"] is not None]
-    return min(complete, key=lambda one: cast(float, one["loss"]))["factor"]
+    return min(complete, key=lambda one: cast(float, one["loss"]))["factor"] if complete else 1.0
 
 
 def _next(study: Study) -> bool:

@@ -1,15 +1,13 @@
 """An entrant's trainings, one after another in this process: base, rows and tokenizer are read once."""
 
 import contextlib
-import gc
-import signal
-from collections.abc import Iterator
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmtune.comparing.budget import checkpoints_at, count_validations
-from llmtune.comparing.entrants.watch import Watch
 from llmtune.data.example import Example
 from llmtune.data.gate import Gate, gate
 from llmtune.files import write_json
@@ -20,8 +18,8 @@ from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, create, locates_mistakes
+from llmtune.searching.watch import Watch, train_watched
 from llmtune.training.bases.base import bind_base, check_model, locate
-from llmtune.training.loop import train
 from llmtune.training.plan_table import build_layout, lay_out, plan_table, steps_per_epoch
 from llmtune.training.prepare import Prepared, resolve
 from llmtune.working import working
@@ -85,17 +83,18 @@ class Session:
         """The plan table of a variant."""
         return plan_table(recipe, self.base, self.layout(recipe), len(self.data.train), 1)
 
-    def prepare(self, recipe: Recipe, folder: Path) -> Prepared:
-        """The run of a variant, in its folder."""
-        return _prepare(recipe, self, folder)
-
     def train(self, recipe: Recipe, folder: Path, watch: Watch, keeps: bool) -> Run:
-        """Train a variant in a run's folder; the handlers of signals are afterwards those from before."""
-        ready = self.prepare(recipe, folder)
-        with _own_signals():
-            train(ready.run, ready, [watch], keeps)
-        gc.collect()
+        """Train a variant in a run's folder."""
+        ready = _prepare(recipe, self, folder)
+        train_watched(ready, watch, keeps)
         return ready.run
+
+    def try_out(self, recipe: Recipe, folder: Path, watch: Watch) -> float:
+        """Train a variant and leave nothing in a folder but what `watch` notes; gives the seconds before a step."""
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
+            self.train(recipe, Path(trial) / "run", watch, keeps=False)
+            return max(0.0, time.monotonic() - began - watch.seconds)
 
 
 @locates_mistakes
@@ -128,14 +127,3 @@ def rates_of(method: BaseMethod) -> float | list[float]:
     stages = values.get("stages")
     rates = [stage["lr"] for stage in stages] if stages else values["lr"]
     return [float(rate) for rate in rates] if isinstance(rates, list | tuple) else float(rates)
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back the handlers of signals, which a training replaces: it would ask a training that is over to stop."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

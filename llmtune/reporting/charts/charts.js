@@ -10,7 +10,7 @@
       ...line, gridColor: "var(--grid)", labelColor: "var(--ink)", titleColor: "var(--quiet)", labelFontSize: 12,
       titleFontSize: 12, titleFontWeight: "normal", labelPadding: 6, titlePadding: 6,
     },
-    axisX: { grid: false, titleAlign: "right", titleAnchor: "end", tickCount: { expr: "max(2, floor(width / 90))" }, labelFlush: true },
+    axisX: { grid: false, titleAlign: "right", titleAnchor: "end", tickCount: { expr: "max(2, floor(width / 90))" }, labelFlush: true, labelSeparation: 8 },
     axisY: { tickCount: 5, titleAngle: 0, titleAlign: "left", titleAnchor: "start", titleX: 0, titleY: -8, titleBaseline: "bottom" },
     axisYBand: { grid: false, labelLimit: 200 },
   };

@@ -15,13 +15,16 @@ POINTS = 200
 
 @dataclass(frozen=True)
 class Line:
-    """A line in a CSS color: thin and pale if it is `faint`, dashed with a marker at each point if it is `marked`."""
+    """A line in a CSS color: thin and pale if it is `faint`, with a marker at each point if it is `marked`,
+    and dashed then but where it is `solid`.
+    """
 
     points: list[Point]
     color: str
     title: str
     faint: bool = False
     marked: bool = False
+    solid: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ class Lines:
         return {"x": self._x().channel("x"), "y": self._y().channel("y")}
 
     def _x(self) -> Axis:
-        """The axis with room for a marker at its end."""
+        """The axis with room for a marker at its ends."""
         places = [x for line in self.lines for x, _ in line.points] or [1.0]
-        low = 0.0 if self.x.from_zero else min(places)
-        return replace(self.x, domain=(low, max(places) + 0.012 * (max(places) - low or 1.0)))
+        low, high = 0.0 if self.x.from_zero else min(places), max(places)
+        if self.x.log:
+            room = (high / low) ** 0.012 if high > low else 2.0
+            return replace(self.x, domain=(low / room, high * room))
+        room = 0.012 * (high - low or 1.0)
+        return replace(self.x, domain=(low if self.x.from_zero else low - room, high + room))
 
     def _y(self) -> Axis:
         """The axis around the values, with room for the names of marks above them."""
@@ -69,7 +76,7 @@ class Lines:
 
     def _line(self, key: int, line: Line) -> Spec:
         looks: Spec = {"strokeWidth": 1, "opacity": 0.4} if line.faint else {"strokeWidth": 2}
-        looks |= {"strokeDash": [7, 4]} if line.marked else {}
+        looks |= {"strokeDash": [7, 4]} if line.marked and not line.solid else {}
         mark = {"type": "line", "clip": True, "description": line.title, "stroke": line.color, **looks}
         return {**_only(key), "mark": mark, "encoding": self._at()}
 

@@ -41,7 +41,8 @@ def against(points: Sequence[Dot], cost: str, quality: str) -> Html | None:
         return None
     told = "; ".join(f"{one.title}: {quality} {one.y:.3f} at {one.x:.3g}" for one in points)
     log = spans_decades(one.x for one in points)
-    return dots(points, f"{quality} against {cost}. {told}", Axis(cost, log=log, padding=40), Axis(quality, padding=24))
+    label, x, y = f"{quality} against {cost}. {told}", Axis(cost, log=log, padding=40), Axis(quality, padding=24)
+    return join(legend([(one.color, one.title) for one in points]), dots(points, label, x, y))
 
 
 def losses(courses: Sequence[Course], x: Axis, palette: Mapping[str, str]) -> Html | None:
@@ -75,6 +76,6 @@ def by_size(courses: Sequence[Course], quality: str, palette: Mapping[str, str])
 
 
 def _drawn(shown: Sequence[tuple[str, list[Point]]], label: str, y: Axis, x: Axis, palette: Mapping[str, str]) -> Html:
-    lines = [Line(points, palette[name], name, marked=len(points) < 12) for name, points in shown]
+    lines = [Line(points, palette[name], name, marked=len(points) < 12, solid=True) for name, points in shown]
     keys = [(palette[name], name) for name in dict.fromkeys(name for name, _ in shown)]
     return join(legend(keys), Lines(lines, label, y, x).draw())

@@ -9,7 +9,7 @@ from llmtune.arms.stored import read_comparison
 from llmtune.arms.table import table as rows_of
 from llmtune.arms.verdict import conclude
 from llmtune.files import write_text
-from llmtune.numbers import count
+from llmtune.numbers import count, duration
 from llmtune.reporting.comparison.sections import (
     advantages_section,
     cost_section,
@@ -43,20 +43,21 @@ def draw_again(folder: Path) -> Path:
 def render(comparison: Comparison, folder: Path) -> str:
     """Return the page of a comparison; `folder` is where its runs lie."""
     verdict = conclude(comparison)
+    size = verdict.get("size") or max((one["size"] for one in comparison["arms"]), default=1.0)
     base = text(comparison["base"].get("name")) or "a base"
     name = f"Methods compared on {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
     body: list[Html | None] = [
         tag("h1", name, dir="auto"),
         _lede(verdict),
-        facts(_facts(comparison, base)),
         _verdict_section(verdict),
-        table_section(comparison, rows_of(comparison, verdict), folder),
-        cost_section(comparison, verdict),
-        curves_section(comparison),
+        table_section(comparison, rows_of(comparison, verdict), size, folder),
         advantages_section(verdict),
+        cost_section(comparison, verdict),
+        curves_section(comparison, size),
         sizes_section(comparison, verdict),
-        search_section(comparison),
-        plans_section(comparison),
+        search_section(comparison, size),
+        plans_section(comparison, size),
+        section("What was compared", facts(_facts(comparison, base))),
         tag("footer", f"Written by llmtune {__version__}. This page is one file and loads nothing."),
     ]
     return document(name, body)
@@ -77,8 +78,8 @@ def _facts(comparison: Comparison, base: str) -> list[tuple[str, object]]:
         ("trained on", f"{rows:,} rows" if rows else None),
         ("held out", f"{held_out:,} rows{f' of {source}' if source else ''}" if held_out else None),
         ("budget", f"{comparison['minutes']:g} minutes in all, {shared} for each arm"),
-        ("seeds", ", ".join(map(str, comparison["seeds"]))),
-        ("saved", f"{saved / 60:.1f} minutes by what arms share" if saved else None),
+        ("seeds", ", ".join(map(str, comparison["seeds"])) or None),
+        ("saved", f"{duration(saved)} by what arms share" if saved >= 1 else None),
     ]
 
 

@@ -103,15 +103,17 @@ def _samples(stored: dict[str, Any], rows: int) -> dict[str, Sample]:
 def _results(sides: Sequence[_Side], palette: dict[str, str]) -> Html:
     """Show scores and costs of each run, and how each differs from the first on the same rows."""
     metrics = [name for name in TITLES if any(name in side.scores for side in sides)]
-    head = ["run", "base", *(TITLES[name] for name in metrics), "training", "peak memory", "delta"]
-    cells: list[list[object]] = [[side.name, side.base, *_scores(side, metrics), *_costs(side)] for side in sides]
+    head: list[object] = ["run", *(TITLES[name] for name in metrics)]
+    cells: list[list[object]] = [[side.name, *_scores(side, metrics)] for side in sides]
+    scores = [table(head, cells, set(range(1, len(head))))] if metrics else []
     notes = [tag("p", note, class_="note") for note in _notes(sides)]
     pairs = _differences(sides, metrics)
     differ: list[object] = ["run", "metric", "difference", "verdict", "rows"]
     gaps = [tag("h3", f"Minus {sides[0].name}, on the same rows"), table(differ, pairs, {2, 4})] if pairs else []
-    columns = set(range(2, len(head)))
-    charts = [_cost(sides, metrics, palette)]
-    return section("Results", table([*head], cells, columns), *notes, *gaps, *charts, note="± is one standard error.")
+    costs: list[list[object]] = [[side.name, side.base, *_costs(side)] for side in sides]
+    took = table(["run", "base", "training", "peak memory", "delta"], costs, {2, 3, 4}, {1})
+    drawn = [tag("h3", "What each took"), took, _cost(sides, metrics, palette)]
+    return section("Results", *scores, *notes, *gaps, *drawn, note="± is one standard error." if metrics else None)
 
 
 def _scores(side: _Side, metrics: Sequence[str]) -> list[object]:
@@ -161,15 +163,16 @@ def _differences(sides: Sequence[_Side], metrics: Sequence[str]) -> list[list[ob
 
 
 def _cost(sides: Sequence[_Side], metrics: Sequence[str], palette: dict[str, str]) -> Html | None:
-    """Draw the first metric against the minutes of training."""
+    """Draw exact match, or else the first metric, against the minutes of training."""
     dots = []
+    metric = next((name for name in ("exact_match", *metrics) if name in metrics), "")
     for side in sides:
-        if metrics and metrics[0] in side.scores and side.history.seconds:
-            score = mean(side.scores[metrics[0]], None)
+        if metric in side.scores and side.history.seconds:
+            score = mean(side.scores[metric], None)
             if score["value"] is not None:
                 minutes = side.history.seconds / 60
                 dots.append(Dot(side.name, minutes, score["value"], score["stderr"], color=palette[side.name]))
-    return against(dots, "minutes of training", TITLES[metrics[0]]) if dots else None
+    return against(dots, "minutes of training", TITLES[metric]) if dots else None
 
 
 def _losses(sides: Sequence[_Side], palette: dict[str, str]) -> Html:
@@ -203,7 +206,9 @@ def _settings(sides: Sequence[_Side]) -> Html:
     rows: list[list[object]] = [[tag("code", key), *(_value(one.get(key)) for one in flat)] for key in keys]
     if not rows:
         return section("Settings that differ", note="None: the recipes are the same.")
-    return section("Settings that differ", table(["setting", *(side.name for side in sides)], rows))
+    return section(
+        "Settings that differ", table(["setting", *(side.name for side in sides)], rows, words=range(1, len(sides) + 1))
+    )
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, object]:
@@ -218,6 +223,6 @@ def _value(value: object) -> str:
 
 
 def _plans(sides: Sequence[_Side]) -> list[Html | None]:
-    parts = [part for side in sides if side.plan for part in (tag("h3", side.name), strip(side.plan))]
+    parts = [part for side in sides if side.plan for part in (tag("h3", side.name), strip(side.plan, side.name))]
     note = "The highest rate that each stage has at each distance from the output."
     return [section("What trains when", *parts, note=note) if parts else None]

@@ -27,22 +27,59 @@ def trained_arms(comparison: Comparison) -> list[tuple[str, ArmRecord]]:
     return arms + [(titled(one["name"], one["size"]), one["arm"]) for one in comparison["baselines"] if "arm" in one]
 
 
-def table_section(comparison: Comparison, rows: Sequence[Cells], folder: Path) -> Html:
-    """Show the table of every arm, with links to the pages of its runs that are there."""
+def largest(comparison: Comparison, size: float) -> list[tuple[str, ArmRecord]]:
+    """Return the arms and trained baselines at the size that decides."""
+    return [(name, arm) for name, arm in trained_arms(comparison) if arm["size"] == size]
+
+
+def palette_of(comparison: Comparison) -> dict[str, str]:
+    """Give every arm and baseline its color by its title; those of one name share one at every size."""
+    entries = [*comparison["arms"], *comparison["baselines"]]
+    by_name = colors([one["name"] for one in entries])
+    return by_name | {titled(one["name"], one["size"]): by_name[one["name"]] for one in entries}
+
+
+def table_section(comparison: Comparison, rows: Sequence[Cells], size: float, folder: Path) -> Html:
+    """Show the table of every arm, with links to the pages of its runs that are there; other sizes are folded."""
     if not rows:
         return section("Arms", note="No arm has been trained yet.")
     links = {name: _links(arm, folder) for name, arm in trained_arms(comparison)}
-    shown = [{**row, "arm": join(row["arm"], links.get(row["arm"]))} for row in rows]
+    entries = [*comparison["arms"], *comparison["baselines"]]
+    first = {titled(one["name"], one["size"]) for one in entries if one["size"] == size}
+    shown = [row for row in rows if row["arm"] in first]
+    rest = [row for row in rows if row["arm"] not in first]
     quality = [title for title in ("arm", metric_title(comparison), "loss", "verdict") if title in rows[0]]
-    cost = ["arm", *(title for title in rows[0] if title not in quality)]
+    tables = _tables(shown, quality, links)
+    folded = fold("With other shares of the training rows (name@share)", *_tables(rest, quality, links))
+    return section("Arms", *tables, folded if rest else None, note=_NOTE)
+
+
+def _tables(rows: Sequence[Cells], quality: Sequence[str], links: dict[str, Html | None]) -> list[Html]:
+    """Show how good arms are, then what they took."""
+    cost = ["arm", *(title for title in rows[0] if title not in quality)] if rows else []
     taken = [row for row in rows if any(row[title] for title in cost[1:])]
-    costs = [tag("h3", "What each took"), _columns(taken, cost)] if taken else []
-    return section("Arms", _columns(shown, quality), *costs, note=_NOTE)
+    told = [_TOOK[title] for title in cost if title in _TOOK]
+    costs = [tag("h3", "What each took"), tag("p", *told, class_="note"), _columns(taken, cost)] if taken else []
+    named = [{**row, "arm": _named(row, links)} for row in rows]
+    return [_columns(named, quality), *costs]
+
+
+_TOOK = {
+    "rate": "Rate: the learning rate that the search chose. ",
+    "minutes": "Minutes: one training, of everything that the arm took with its search. ",
+    "to 90%": "To 90%: until a training had come 90% of the way to the lowest validation loss of all arms. ",
+}
+"""What the titles of costs mean."""
+
+
+def _named(row: Cells, links: dict[str, Html | None]) -> Html:
+    return join(tag("b" if row.get("verdict") == "wins" else "span", row["arm"]), links.get(row["arm"]))
 
 
 def _columns(rows: Sequence[Cells], titles: Sequence[str]) -> Html:
     numeric = {index for index, title in enumerate(titles) if title not in LEFT}
-    return table([*titles], [[row[title] for title in titles] for row in rows], numeric)
+    words = {index for index, title in enumerate(titles) if title in LEFT and title != "arm"}
+    return table([*titles], [[row[title] for title in titles] for row in rows], numeric, words)
 
 
 def _links(arm: ArmRecord, folder: Path) -> Html | None:
@@ -59,16 +96,29 @@ def cost_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None
     """Draw quality against training minutes, and against peak memory."""
     quality = metric_title(comparison)
     shown = [one for one in verdict["results"] if one["size"] == verdict["size"]] if verdict["winner"] else []
-    palette = colors([one["name"] for one in shown])
+    palette = palette_of(comparison)
     charts = [
         (name, against(list(_dots(shown, key, unit, palette)), cost, quality))
-        for name, key, unit, cost in (
-            ("Minutes", "seconds", 60, "minutes of one training"),
-            ("Memory", "peak_bytes", 1e9, "peak memory, GB"),
+        for name, key, (cost, unit) in (
+            (
+                "Time",
+                "seconds",
+                _unit(shown, "seconds", ("seconds of one training", 1), ("minutes of one training", 60)),
+            ),
+            ("Memory", "peak_bytes", _unit(shown, "peak_bytes", ("peak memory, MB", 1e6), ("peak memory, GB", 1e9))),
         )
     ]
     drawn = [part for name, one in charts if one for part in (tag("h3", name), one)]
     return section("Quality against cost", *drawn, note=f"Bars: {_NOTE[4:]}") if drawn else None
+
+
+Unit = tuple[str, float]
+"""A cost in words, and how much of it is one."""
+
+
+def _unit(shown: list[dict[str, Any]], key: str, small: Unit, large: Unit) -> Unit:
+    """Return the large unit where the highest cost is two of it or more."""
+    return large if max((one[key] or 0 for one in shown), default=0) >= 2 * large[1] else small
 
 
 def _dots(shown: list[dict[str, Any]], key: str, unit: float, palette: dict[str, str]) -> Iterator[Dot]:
@@ -78,10 +128,9 @@ def _dots(shown: list[dict[str, Any]], key: str, unit: float, palette: dict[str,
             yield Dot(one["name"], cost / unit, value, one["score"]["stderr"], color=palette[one["name"]])
 
 
-def curves_section(comparison: Comparison) -> Html | None:
-    """Draw the validation losses of all arms on one axis: over seconds, and behind a fold over steps."""
-    arms = trained_arms(comparison)
-    palette = colors([name for name, _ in arms])
+def curves_section(comparison: Comparison, size: float) -> Html | None:
+    """Draw the validation losses of arms of a size on one axis: over seconds, and behind a fold over steps."""
+    arms, palette = largest(comparison, size), palette_of(comparison)
     chart = losses(_curves(arms, "seconds"), SECONDS, palette)
     steps = losses(_curves(arms, "step"), STEPS, palette)
     note = "Every training from its first step, without start-up; a line a seed."
@@ -112,18 +161,17 @@ def sizes_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | Non
     for one in verdict["results"]:
         if rows and one["score"]["value"] is not None:
             by_name.setdefault(one["name"], []).append((max(1.0, rows * one["size"]), one["score"]["value"]))
-    chart = by_size(list(by_name.items()), metric_title(comparison), colors(list(by_name)))
+    chart = by_size(list(by_name.items()), metric_title(comparison), palette_of(comparison))
     return section("Quality by data size", chart) if chart else None
 
 
-def search_section(comparison: Comparison) -> Html | None:
-    """Draw the loss of each learning rate that was tried."""
-    arms = trained_arms(comparison)
+def search_section(comparison: Comparison, size: float) -> Html | None:
+    """Draw the loss of each learning rate that was tried by arms of a size."""
     courses: list[Course] = [
         (name, [(_output(one["lr"]), one["loss"]) for one in arm.get("search", []) if number(one["loss"]) is not None])  # type: ignore[misc]
-        for name, arm in arms
+        for name, arm in largest(comparison, size)
     ]
-    chart = rates(courses, colors([name for name, _ in arms]))
+    chart = rates(courses, palette_of(comparison))
     note = "Validation loss at the end of each try. Of several stages, the rate of the first."
     return section("Search of the learning rate", chart, note=note) if chart else None
 
@@ -132,13 +180,13 @@ def _output(lr: float | list[float]) -> float:
     return lr[0] if isinstance(lr, list) else lr
 
 
-def plans_section(comparison: Comparison) -> Html | None:
-    """Show what trains when in each arm."""
+def plans_section(comparison: Comparison, size: float) -> Html | None:
+    """Show what trains when in each arm of a size."""
     strips = [
         part
-        for name, arm in trained_arms(comparison)
+        for name, arm in largest(comparison, size)
         if (plan := _plan(arm))
-        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan))
+        for part in (tag("h3", f"{name}: {arm['method']}" if "method" in arm else name), strip(plan, name))
     ]
     note = "The highest rate that each stage has at each distance from the output."
     return section("What trains when", *strips, note=note) if strips else None

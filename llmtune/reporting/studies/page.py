@@ -1,7 +1,9 @@
 """The page of a search, which opens offline."""
 
+import math
+
 from llmtune import __version__
-from llmtune.numbers import duration
+from llmtune.numbers import duration, rate
 from llmtune.reporting.charts.axes import RATE, Axis
 from llmtune.reporting.charts.dots import Dot, dots
 from llmtune.reporting.charts.lines import Line, Lines, key
@@ -9,6 +11,7 @@ from llmtune.reporting.document import document
 from llmtune.reporting.html import Html, facts, section, table, tag
 from llmtune.searching.record import SearchRecord, TrialRecord
 
+_STATES = {"pruned": "ended early", "failed": "failed"}
 BEST, OTHER, EARLY = "var(--tuned)", "var(--valid)", "var(--quiet)"
 LOSS = Axis("validation loss", padding=24)
 
@@ -18,8 +21,8 @@ def render(record: SearchRecord) -> str:
     best = next(one for one in record["trials"] if one["number"] == record["best"])
     name = record["recipe"].rpartition("/")[2]
     body = [
-        tag("h1", f"Values of {name}"),
-        tag("p", f"{record['method']} on {record['base'].rpartition('/')[2]}", class_="note"),
+        tag("h1", f"Search for the best values of {name}"),
+        tag("p", f"{record['method']} on {record['base'].rpartition('/')[2]}", class_="lede"),
         _summary(record, best),
         *(_key_section(record, key) for key in record["over"]),
         _curves(record),
@@ -36,7 +39,7 @@ def _summary(record: SearchRecord, best: TrialRecord) -> Html:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in record["importance"].items())
     pairs: list[tuple[str, object]] = [(name, _text(value)) for name, value in best["values"].items()]
     pairs += [("validation loss", f"{best['loss']:.4f}"), ("trials", counted), ("time", duration(record["seconds"]))]
-    return section("The best", facts([*pairs, ("explains the differences", shares or None)]))
+    return section("The best values", facts([*pairs, ("explains the losses", shares or None)]))
 
 
 def _key_section(record: SearchRecord, name: str) -> Html | None:
@@ -48,12 +51,18 @@ def _key_section(record: SearchRecord, name: str) -> Html | None:
     is_log = name in record["log"]
     axis = Axis(name, RATE if is_log else None, log=is_log, padding=24)
     shown = [
-        Dot(str(one["number"]), float(one["values"][name]), one["loss"] or 0.0, color=_color(record, one))
+        Dot(
+            f"trial {one['number']}",
+            float(one["values"][name]),
+            one["loss"] or 0.0,
+            color=_color(record, one),
+            named=one["number"] == record["best"],
+        )
         for one in tried
     ]
     best = next(one for one in tried if one["number"] == record["best"])
     label = f"Validation loss by {name}: lowest, {best['loss']:.4g}, at {_text(best['values'][name])}"
-    return section(f"Loss by {name}", _legend(), dots(shown, label, axis, LOSS), note="Each mark is a trial.")
+    return section(f"Loss by {name}", _legend("dot"), dots(shown, label, axis, LOSS), note="Each mark is a trial.")
 
 
 def _by_word(tried: list[TrialRecord], name: str) -> Html:
@@ -90,11 +99,13 @@ def _trials(record: SearchRecord) -> Html:
             *(_text(one["values"].get(key, "")) for key in keys),
             None if one["loss"] is None else f"{one['loss']:.4f}",
             duration(one["seconds"]),
-            "best" if one["number"] == record["best"] else one.get("reason"),
+            "best" if one["number"] == record["best"] else one.get("reason") or _STATES.get(one["state"]),
         ]
-        for one in record["trials"]
+        for one in sorted(record["trials"], key=lambda one: math.inf if one["loss"] is None else one["loss"])
     ]
-    return section("Trials", table(["trial", *keys, "loss", "time", ""], rows, {0, len(keys) + 1, len(keys) + 2}))
+    head: list[object] = ["trial", *keys, "loss", "time", ""]
+    shown = table(head, rows, {0, len(keys) + 1, len(keys) + 2}, {len(keys) + 3})
+    return section("Trials", shown, note="The lowest loss first; a loss of a trial that was ended early is its last.")
 
 
 def _next_section(record: SearchRecord) -> Html:
@@ -102,9 +113,10 @@ def _next_section(record: SearchRecord) -> Html:
     return section("Next", tag("pre", tag("code", "\n".join(commands)), tabindex=0))
 
 
-def _legend() -> Html:
+def _legend(kind: str | None = None) -> Html:
+    """Say what colors mean; `kind` is the shape of their samples."""
     keys = ((BEST, "the best"), (OTHER, "to its end"), (EARLY, "ended early"))
-    return tag("p", *(key(color, text) for color, text in keys), class_="legend")
+    return tag("p", *(key(color, text, kind) for color, text in keys), class_="legend")
 
 
 def _color(record: SearchRecord, one: TrialRecord) -> str:
@@ -114,4 +126,6 @@ def _color(record: SearchRecord, one: TrialRecord) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return rate(value) if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+    return str(value)
