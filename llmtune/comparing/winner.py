@@ -9,7 +9,7 @@ from llmtune.comparing.entrants.search import best_factor
 from llmtune.comparing.entrants.session import scaled
 from llmtune.comparing.folder import Folder, written
 from llmtune.errors import one_line
-from llmtune.files import delete, write_text
+from llmtune.files import write_text
 from llmtune.plan.stages import Facts
 from llmtune.recipe.sections import Recipe
 
@@ -22,7 +22,7 @@ def write_winner(folder: Folder, comparison: Comparison) -> bool:
     verdict = comparison.get("verdict", {})
     record = next((arm for arm in comparison["arms"] if _is_winner(arm, verdict)), None)
     if record is None:
-        delete(folder.winner)
+        folder.winner.unlink(missing_ok=True)
         return False
     text = yaml.safe_dump(_values(folder, comparison, record), sort_keys=False, allow_unicode=True)
     write_text(folder.winner, "".join(f"# {line}\n" for line in _comment(folder, verdict)) + text)

@@ -49,7 +49,8 @@ def _range(word: str, low: str, high: str, is_log: bool) -> Range:
     ends = [_value(low.strip()), _value(high.strip())]
     for text, end in zip((low, high), ends, strict=True):
         if isinstance(end, str) or end is None:
-            raise RecipeError(f"--over {word}: {text or 'nothing'} is no number; a range is LOW..HIGH")
+            what = f"{text} is no number" if text.strip() else "an end is missing"
+            raise RecipeError(f"--over {word}: {what}; a range is LOW..HIGH")
     first, last = (float(str(end)) for end in ends)
     if first >= last:
         raise RecipeError(f"--over {word}: the range is empty; its lower end comes first")

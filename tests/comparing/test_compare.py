@@ -10,9 +10,11 @@ from llmtune.arms.stored import read_comparison
 from llmtune.comparing.compare import compare
 from llmtune.comparing.entrants.entrant import ArmRun
 from llmtune.comparing.folder import Folder
+from llmtune.comparing.winner import write_winner
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
+from tests.support.comparisons import comparison
 
 
 @pytest.mark.slow
@@ -122,3 +124,12 @@ def test_refuses_a_folder_of_something_else(tmp_path: Path, recipe: Path) -> Non
         compare(recipe, ["lora"], out=tmp_path)
     with pytest.raises(RecipeError, match="holds no comparison; give a recipe's file"):
         compare(tmp_path)
+
+
+def test_a_comparison_without_a_winner_removes_the_recipe_of_an_earlier_one(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for text in ("earlier", None):
+        if text:
+            folder.winner.write_text(text)
+        assert not write_winner(folder, comparison([]))
+        assert not folder.winner.exists()
