@@ -261,6 +261,7 @@ class PowerLoss(TrainerCallback):
             raise ConnectionAbortedError
 
 
+@pytest.mark.slow
 def test_preempted_run_ends_on_another_machine_with_the_same_weights(
     bucket: Any, machine: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 VERA = {
     "kind": "staged",
-    "stages": [{"until": 0.5, "lr": 0.01}, {"until": 1.0, "reach": 1, "lr": 0.005}],
+    "stages": [{"until": 0.5, "lr": 3.0}, {"until": 1.0, "reach": 1, "lr": 2.0}],
     "adapter": {"kind": "vera", "rank": 8},
 }
 STEPS = 6

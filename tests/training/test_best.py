@@ -81,6 +81,7 @@ def test_delta_is_the_best_checkpoint_and_says_so(tmp_path: Path, losses: Any) -
     assert [entry["best"] for entry in map(json.loads, run.log_file.open()) if "best" in entry] == [words]
 
 
+@pytest.mark.slow
 def test_patience_ends_training_and_a_resumed_run_goes_on_counting(tmp_path: Path, losses: Any) -> None:
     losses(1.0, 2.0, 3.0, 0.5)
     settings = {**TRAIN, "keep_best": "loss", "patience": 2}

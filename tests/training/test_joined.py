@@ -122,6 +122,7 @@ def test_keeps_padding_for_rows_too_long_for_short_attention(tmp_path: Path, mon
     assert padding(fit(tmp_path, FULL, keep=False)) > 0
 
 
+@pytest.mark.slow
 def test_losses_are_equal_however_often_validation_runs(tmp_path: Path) -> None:
     once = fit(tmp_path, FULL, keep=False, eval_steps=7)
     often = fit(tmp_path, FULL, keep=False, eval_steps=1)

@@ -33,7 +33,9 @@ def far(name: str) -> int:
     return 4 - int(inside.group(1)) if inside else 5 if "embed_tokens" in name else 0
 
 
-@pytest.mark.parametrize("adapter", ["none", LORA, {"kind": "ia3"}], ids=["none", "lora", "ia3"])
+@pytest.mark.parametrize(
+    "adapter", ["none", LORA, pytest.param({"kind": "ia3"}, marks=pytest.mark.slow)], ids=["none", "lora", "ia3"]
+)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("method", METHODS)
 def test_changes_exactly_the_planned_tensors_at_every_step(

@@ -113,6 +113,7 @@ def test_dpo_optimizer_groups_are_the_plans(tmp_path: Path) -> None:
     assert {group["distance"] for group in groups} == set(range(6))
 
 
+@pytest.mark.slow
 def test_dpo_checkpoint_is_whole_and_resume_gives_equal_weights(tmp_path: Path) -> None:
     log: list[Record] = []
     trainer = dpo(tmp_path / "whole", log, save=True)
