@@ -85,7 +85,12 @@ def rates_words(lr: float | Sequence[float] | None) -> str:
 def cost_words(record: ArmRecord | None) -> str:
     """Say what the training cost on general questions and texts, tuned minus base."""
     known = general(record.get("seeds", [])) if record else {}
-    return ", ".join(f"{name.replace('_', ' ')} {value:+.3f}" for name, value in known.items())
+    return ", ".join(f"{_what(name)} {value:+.2f}" for name, value in known.items())
+
+
+def _what(name: str) -> str:
+    """Name what was asked without its metric: questions for general_questions.acc."""
+    return name.partition(".")[0].removeprefix("general_")
 
 
 def verdict_words(one: dict[str, Any], verdict: dict[str, Any]) -> str:

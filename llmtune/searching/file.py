@@ -58,13 +58,21 @@ def refuse_others(file: Path, before: Mapping[str, Any] | None, facts: Mapping[s
 
 
 @contextlib.contextmanager
-def told(file: Path) -> Iterator[None]:
+def at_work(file: Path) -> Iterator[None]:
+    """Read or write a study's file, quietly; raises MachineError or RecipeError where that cannot be done."""
+    with quiet(), _told(file):
+        yield
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
     """Tell in one line that a study's file cannot be read or written."""
+    from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import DatabaseError
 
     try:
         yield
-    except (DatabaseError, sqlite3.DatabaseError, OSError) as error:
+    except (StorageInternalError, DatabaseError, sqlite3.DatabaseError, OSError) as error:
         cause = str(error.__cause__ or error)
         if "not a database" in cause or "malformed" in cause:
             raise RecipeError(f"{file}: is no SQLite file; choose another folder with --out") from error

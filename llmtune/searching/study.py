@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmtune.searching.file import Pruner, open_study, quiet, refuse_foreign, refuse_others, told
+from llmtune.searching.file import Pruner, at_work, open_study, refuse_foreign, refuse_others
 from llmtune.searching.space import Space, Value, Values
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Tried:
 class Trial:
     """Values to train with; end it once by `tell`, `prune` or `fail`."""
 
-    def __init__(self, study: "optuna.Study", trial: "optuna.Trial", values: dict[str, Value]) -> None:
-        self._study, self._trial = study, trial
+    def __init__(self, study: "optuna.Study", trial: "optuna.Trial", values: dict[str, Value], file: Path) -> None:
+        self._study, self._trial, self._file = study, trial, file
         self.number, self.values = trial.number, values
 
     def report(self, step: int, loss: float) -> bool:
@@ -52,7 +52,7 @@ class Trial:
         """
         if not math.isfinite(loss):
             return False  # what is no number ends the training itself
-        with quiet():
+        with at_work(self._file):
             self._trial.report(loss, step)
             return self._trial.should_prune()
 
@@ -62,7 +62,7 @@ class Trial:
             self.fail(f"its loss is {loss}", **facts)
             return
         self._note(facts)
-        with quiet():
+        with at_work(self._file):
             self._study.tell(self._trial, loss)
 
     def prune(self, **facts: Any) -> None:
@@ -77,19 +77,20 @@ class Trial:
         from optuna.trial import TrialState
 
         self._note(facts)
-        with quiet():
+        with at_work(self._file):
             self._study.tell(self._trial, state=TrialState[state])
 
     def _note(self, facts: dict[str, Any]) -> None:
-        for key, value in facts.items():
-            self._trial.set_user_attr(key, value)
+        with at_work(self._file):
+            for key, value in facts.items():
+                self._trial.set_user_attr(key, value)
 
 
 class Study:
     """A search for the values with the lowest loss; one process at a time works on its file."""
 
-    def __init__(self, study: "optuna.Study", space: Space, seed: int) -> None:
-        self._study, self.space, self._seed = study, space, seed
+    def __init__(self, study: "optuna.Study", space: Space, seed: int, file: Path) -> None:
+        self._study, self.space, self._seed, self._file = study, space, seed, file
         self._distributions = {key: one.distribution() for key, one in space.items()}
 
     @classmethod
@@ -110,10 +111,10 @@ class Study:
         Raises RecipeError for a file with a study of other facts, or without one; MachineError for one that cannot be
         written.
         """
-        with quiet(), told(file):
+        with at_work(file):
             refuse_foreign(file)
             study = open_study(file, pruner)
-            opened = cls(study, space, seed)
+            opened = cls(study, space, seed, file)
             refuse_others(file, study.user_attrs.get(_FACTS), facts)
             if _FACTS not in study.user_attrs:
                 for values in first:
@@ -124,7 +125,7 @@ class Study:
 
     def enqueue(self, values: Values) -> None:
         """Have values tried before any that are drawn."""
-        with quiet():
+        with at_work(self._file):
             self._study.enqueue_trial(dict(values))
 
     def ask(self) -> Trial:
@@ -134,12 +135,12 @@ class Study:
         """
         from optuna.samplers import TPESampler
 
-        with quiet():
+        with at_work(self._file):
             # A sampler's random state dies with its process: each trial has a seed of its own.
             count = len(self._study.trials)
             self._study.sampler = TPESampler(seed=self._seed + count, n_startup_trials=5)
             trial = self._study.ask(self._distributions)
-        return Trial(self._study, trial, dict(trial.params))
+        return Trial(self._study, trial, dict(trial.params), self._file)
 
     @property
     def waits(self) -> int:
@@ -149,7 +150,7 @@ class Study:
     @property
     def trials(self) -> list[Tried]:
         """Every trial, in order."""
-        with quiet():
+        with at_work(self._file):
             return [_tried(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     @property
@@ -171,11 +172,12 @@ class Study:
 
     def spend(self, seconds: float) -> None:
         """Count seconds that were spent on it."""
-        self._study.set_user_attr(_SPENT, self.seconds + seconds)
+        self.note(_SPENT, self.seconds + seconds)
 
     def note(self, key: str, value: object) -> None:
         """Keep a JSON value with the study."""
-        self._study.set_user_attr(key, value)
+        with at_work(self._file):
+            self._study.set_user_attr(key, value)
 
     def noted(self, key: str) -> Any:
         """The value that `note` kept; None where there is none."""
@@ -188,7 +190,7 @@ class Study:
             return {}
         from optuna.importance import get_param_importances
 
-        with quiet():
+        with at_work(self._file):
             return {key: float(share) for key, share in get_param_importances(self._study).items()}
 
     def _take_up(self) -> None:

@@ -16,7 +16,7 @@ from llmtune.tuning.over import read_space
 TRIALS = 20
 """Trials where neither their number nor the minutes are given."""
 _ONE_PROCESS = ("auto", "cpu", "single_gpu")
-_COMPARED = ("data.eval", "data.eval_fraction", "model.base", "model.revision")
+_COMPARED = ("data.eval", "data.eval_fraction", "data.test", "model.base", "model.revision")
 """Keys whose values change what a validation measures."""
 
 

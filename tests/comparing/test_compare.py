@@ -12,6 +12,7 @@ from llmtune.comparing.entrants.entrant import ArmRun
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.winner import write_winner
 from llmtune.errors import Interrupted, RecipeError
+from llmtune.files import read_json
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 from tests.support.comparisons import comparison
@@ -54,6 +55,10 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     run = Run(out / seed["run"])
     assert run.done("train")
     assert run.done("eval")
+    scored = read_json(run.eval / "tuned.json")["results"]["held_out"]["metrics"]
+    rows = seed["rows"]
+    assert sum(rows["loss"]) / sum(rows["tokens"]) == pytest.approx(scored["loss"]["value"])
+    assert sum(rows["score"]) / len(rows["score"]) == scored["exact_match"]["value"]
     assert not run.checkpoints.exists()
     assert not list(out.glob("arms/*/.trial-*"))
     assert {one["name"]: one["status"] for one in comparison["baselines"]} == {"zero-shot": "done", "tf-idf": "skipped"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtune.errors import RecipeError
+from llmtune.errors import MachineError, RecipeError
 from llmtune.searching.space import Choice, Range, Space, Values, combinations, overrides
 from llmtune.searching.study import ENDED, Study
 
@@ -82,6 +82,15 @@ def test_refuses_files_of_anything_else(tmp_path: Path) -> None:
         own.execute("create table mine(a)")
     with pytest.raises(RecipeError, match="is a database without studies"):
         opened(tmp_path / "own.db")
+
+
+def test_tells_in_one_line_that_its_file_is_gone(tmp_path: Path) -> None:
+    study = opened(tmp_path / "study.db")
+    trial = study.ask()
+    (tmp_path / "study.db").write_bytes(b"")
+    for use in (study.ask, lambda: study.trials, lambda: trial.report(1, 1.0), lambda: trial.tell(1.0)):
+        with pytest.raises(MachineError, match=r"study\.db: cannot be written"):
+            use()
 
 
 def test_writes_values_as_a_recipe_reads_them() -> None:

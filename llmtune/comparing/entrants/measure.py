@@ -39,12 +39,7 @@ def rows_of(results: dict[str, Result], metric: str) -> Rows:
     if result is None or metric not in result["scores"]:
         raise ProofError(f"the held-out rows were not scored by {metric}")
     losses = result["scores"].get(LOSS, [])
-    tokens = list(result.get("tokens", []))
-    together = [
-        None if loss is None else loss * count for loss, count in zip(losses, tokens or [1] * len(losses), strict=True)
-    ]
-    is_loss = metric == LOSS
-    return {"score": together if is_loss else list(result["scores"][metric]), "loss": together, "tokens": tokens}
+    return {"score": list(result["scores"][metric]), "loss": list(losses), "tokens": list(result.get("tokens", []))}
 
 
 def curve(log: list[Record]) -> list[Point]:
