@@ -41,8 +41,8 @@ class Result(TypedDict):
     """Requests whose log-likelihood was not a finite number."""
     metrics: dict[str, Score]
     scores: dict[str, list[float | None]]
-    """Each metric that is a mean, row by row: None where it is not finite or a row has none. The loss is the nats of all
-    of a row's answer tokens."""
+    """Each metric that is a mean, row by row: None where it is not finite or a row has none. The loss is the nats of
+    all of a row's answer tokens."""
     higher_is_better: dict[str, bool]
     """By metric, where it is known."""
     resamples: dict[str, list[float | None]]

@@ -92,7 +92,8 @@ class ArmRun:
         seconds = self._left_for_search(pace)
         steps = trial_steps(seconds, pace.step, pace.load, self._steps_of(session, pace)[0])
         if not steps:
-            self.keep(search=self._record.get("search", []), lr=rates_of(session.variant(1.0, 1).method))
+            tries = self._record.get("search", [])
+            self.keep(search=tries, lr=rates_of(session.variant(best_factor(tries), 1).method))
             return None
         steps = max(session.fewest_steps, steps)
         facts = {"arm": self._name, "set": " ".join(self._entrant.set)}
