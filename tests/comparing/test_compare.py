@@ -57,8 +57,9 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     assert run.done("eval")
     scored = read_json(run.eval / "tuned.json")["results"]["held_out"]["metrics"]
     rows = seed["rows"]
-    assert sum(rows["loss"]) / sum(rows["tokens"]) == pytest.approx(scored["loss"]["value"])
-    assert sum(rows["score"]) / len(rows["score"]) == scored["exact_match"]["value"]
+    loss, score = (sum(value or 0.0 for value in rows[key]) for key in ("loss", "score"))
+    assert loss / sum(rows["tokens"]) == pytest.approx(scored["loss"]["value"])
+    assert score / len(rows["score"]) == scored["exact_match"]["value"]
     assert not run.checkpoints.exists()
     assert not list(out.glob("arms/*/.trial-*"))
     assert {one["name"]: one["status"] for one in comparison["baselines"]} == {"zero-shot": "done", "tf-idf": "skipped"}
