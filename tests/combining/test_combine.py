@@ -12,7 +12,8 @@ from peft import PeftModel
 from llmtune import api, cli, recipe
 from llmtune.adapters import lora_join
 from llmtune.adapters.delta import load_delta
-from llmtune.cli.commands.combine import spread
+from llmtune.cli.commands.combine import Weighted
+from llmtune.cli.commands.several import spread
 from llmtune.combining.parts import Part
 from llmtune.errors import LlmtuneError, ProofError, RecipeError
 from llmtune.files import read_json
@@ -290,8 +291,10 @@ def test_tells_held_out_rows_that_another_run_trained_on(
 
 
 def test_weights_are_every_number_behind_the_option() -> None:
-    assert spread(["a", "b", "--weights", "0.7", "-0.3", "--how", "ties"]) == [
+    weights = ("--weights", Weighted.fits)
+    weights = ("--weights", Weighted.fits)
+    assert spread(["a", "b", "--weights", "0.7", "-0.3", "--how", "ties"], *weights) == [
         *("a", "b", "--weights=0.7", "--weights=-0.3", "--how", "ties")
     ]
-    assert spread(["--weights=1", "2", "a", "3"]) == ["--weights=1", "--weights=2", "a", "3"]
-    assert spread(["a", "--weights"]) == ["a", "--weights"]
+    assert spread(["--weights=1", "2", "a", "3"], *weights) == ["--weights=1", "--weights=2", "a", "3"]
+    assert spread(["a", "--weights"], *weights) == ["a", "--weights"]

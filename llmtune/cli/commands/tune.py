@@ -1,35 +1,19 @@
 """tune: values of a recipe's keys, searched by the validation loss."""
 
-from typing import Any
-
-from typer.core import TyperCommand
-
+from llmtune.cli.commands.several import Several
 from llmtune.cli.options import Json, Over, Place, RecipeFile, SearchFolder, SearchMinutes, Seed, Set, Trials, Verbose
 from llmtune.cli.output import results
 
 
-class Spread(TyperCommand):
+class Spread(Several):
     """A command whose --over takes all the words behind it."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words after each one behind --over as options of their own."""
-        return super().parse_args(ctx, spread(args))
+    option = "--over"
 
-
-def spread(words: list[str]) -> list[str]:
-    """The words with `--over a=1,2 b=3,4` written as `--over=a=1,2 --over=b=3,4`."""
-    options: list[str] = []
-    begins = goes_on = False
-    for word in words:
-        if word == "--over":
-            begins = True
-        elif begins or (goes_on and "=" in word and not word.startswith("-")):
-            options.append(f"--over={word}")
-            begins, goes_on = False, True
-        else:
-            options.append(word)
-            goes_on = word.startswith("--over=")
-    return [*options, *(["--over"] if begins else [])]
+    @staticmethod
+    def fits(word: str) -> bool:
+        """Whether a word gives values to a key."""
+        return "=" in word and not word.startswith("-")
 
 
 def tune(
