@@ -1,7 +1,6 @@
 """`python -m llmtune.comparing.worker OUT NAME`: one entrant's search, trainings and evaluations, in this process."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -50,22 +49,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    import os
+    from llmtune.launch.process import serve_command
+    from llmtune.working import importing
 
-    from llmtune.launch.parent import follow_parent
-    from llmtune.launch.process import exit_process, reporting_failures
-    from llmtune.launch.quiet import quiet_libraries
-    from llmtune.machine.gpus import show_gpus
-    from llmtune.working import importing, use_stdout
-
-    follow_parent()
-    os.environ.update(show_gpus(os.environ))  # before torch is imported
-    use_stdout()
-    quiet_libraries()
-
-    def _main() -> int:
+    def _main(words: list[str]) -> int:
         with importing():
             import llmtune.comparing.entrants.entrant  # noqa: F401
-        return main(sys.argv[1:], START)
+        return main(words, START)
 
-    exit_process(reporting_failures(_main))
+    serve_command(_main)

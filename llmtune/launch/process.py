@@ -17,12 +17,14 @@ from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.launch.command import TRAIN_MODULE, training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
-from llmtune.launch.parent import PARENT
+from llmtune.launch.parent import PARENT, follow_parent
+from llmtune.launch.quiet import quiet_libraries
 from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import show_any_text
-from llmtune.machine.gpus import find_gpus
+from llmtune.machine.gpus import find_gpus, show_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
+from llmtune.working import use_stdout
 
 EXIT_FILE = "LLMTUNE_EXIT_FILE"
 AT_ONCE = "ending at once"
@@ -162,6 +164,18 @@ def reporting_failures(command: Callable[[], int]) -> int:
         return report_failure(error)
     except (KeyboardInterrupt, BrokenPipeError):
         return Interrupted.exit_code
+
+
+def serve_command(command: Callable[[list[str]], int]) -> NoReturn:
+    """Be a process that another one of llmtune started: run what it does with the words of the command line, and end.
+
+    `command` imports torch only once it is called: before, the GPUs of this process are chosen.
+    """
+    follow_parent()
+    os.environ.update(show_gpus(os.environ))
+    use_stdout()
+    quiet_libraries()  # bitsandbytes warns when it is imported
+    exit_process(reporting_failures(lambda: command(sys.argv[1:])))
 
 
 def leave_code(code: int) -> None:

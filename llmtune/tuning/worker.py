@@ -1,6 +1,5 @@
 """`python -m llmtune.tuning.worker FOLDER NUMBER`: trains the trials that a search's folder gives it, one by one."""
 
-import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -52,16 +51,6 @@ def train(recipe: Path, trial: TrialFolder) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    import os
+    from llmtune.launch.process import serve_command
 
-    from llmtune.launch.parent import follow_parent
-    from llmtune.launch.process import exit_process, reporting_failures
-    from llmtune.launch.quiet import quiet_libraries
-    from llmtune.machine.gpus import show_gpus
-    from llmtune.working import use_stdout
-
-    follow_parent()
-    os.environ.update(show_gpus(os.environ))  # before torch is imported
-    use_stdout()
-    quiet_libraries()
-    exit_process(reporting_failures(lambda: main(sys.argv[1:])))
+    serve_command(main)
