@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import Interrupted, MachineError, first_line
+from llmtune.errors import MachineError, first_line
 from llmtune.launch.ending import Exit
 from llmtune.launch.signals import handling, heeded
-from llmtune.pool.endings import ended_as, was_stopped
+from llmtune.pool.endings import Stops, ended_as, was_stopped
 from llmtune.pool.remote import run_process
 from llmtune.pool.task import Ended, Task, log_file
 from llmtune.working import working
@@ -91,10 +91,7 @@ class Cluster:
                 while running.tasks:
                     for end in running.reap():
                         ended(end)
-        if running.stops:
-            stopped = Interrupted("stopped; the same command goes on from here")
-            stopped.exit_code = 128 + running.stops[0]
-            raise stopped
+        running.stops.check()
 
     def _check(self, task: Task) -> None:
         most = max((int(each.get("GPU", 0)) for each in self._machines), default=0)
@@ -139,7 +136,7 @@ class _Running:
     def __init__(self, ray: Any, send: Callable[[Task], Any]) -> None:
         self._ray, self._send = ray, send
         self.tasks: dict[Any, tuple[Task, int]] = {}
-        self.stops: list[int] = []
+        self.stops = Stops()
 
     def __enter__(self) -> "_Running":
         return self
@@ -154,12 +151,7 @@ class _Running:
 
     def stop(self, number: int) -> None:
         """Ask every task to save and stop; at the second signal, end them at once."""
-        self.stops.append(number)
-        words = ("stopping what runs, which is kept; again ends it at once", "ending at once")
-        if len(self.stops) <= len(words):
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, f"llmtune: {words[len(self.stops) - 1]}\n".encode())
-        self._cancel(force=len(self.stops) > 1)
+        self._cancel(force=self.stops.add(number) > 1)
 
     def _cancel(self, force: bool) -> None:
         for task in list(self.tasks):

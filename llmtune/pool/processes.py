@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llmtune.errors import Interrupted, MachineError
+from llmtune.errors import MachineError
 from llmtune.launch.command import child_environment
 from llmtune.launch.process import Child
 from llmtune.launch.signals import handling, heeded
 from llmtune.machine.gpus import find_gpus, name_gpus, visibility
-from llmtune.pool.endings import ended_as, was_stopped
+from llmtune.pool.endings import Stops, ended_as, was_stopped
 from llmtune.pool.task import Ended, Task, log_file
 
 POLL = 0.1
@@ -42,10 +42,7 @@ class Processes:
                     running.start(waiting.pop(0))
                 for end in running.reap(POLL):
                     ended(end)
-        if running.stops:
-            stopped = Interrupted("stopped; the same command goes on from here")
-            stopped.exit_code = 128 + running.stops[0]
-            raise stopped
+        running.stops.check()
 
     def _check(self, task: Task) -> None:
         if self._gpus and task.gpus > len(self._gpus):
@@ -71,7 +68,7 @@ class _Running:
         self._cores, self._count = cores, len(slots)
         self._exits = contextlib.ExitStack()
         self.tasks: dict[Child, tuple[Task, list[str]]] = {}
-        self.stops: list[int] = []
+        self.stops = Stops()
 
     def __enter__(self) -> "_Running":
         return self
@@ -84,13 +81,9 @@ class _Running:
 
     def stop(self, number: int) -> None:
         """Pass a stop signal on to every task."""
-        self.stops.append(number)
-        words = ("stopping what runs, which is kept; again ends it at once", "ending at once")
-        if len(self.stops) <= len(words):
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, f"llmtune: {words[len(self.stops) - 1]}\n".encode())
+        count = self.stops.add(number)
         for child in list(self.tasks):
-            child.stop(len(self.stops))
+            child.stop(count)
 
     def fits(self, task: Task) -> bool:
         """Whether the GPUs that a task needs are free."""

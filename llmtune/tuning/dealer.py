@@ -89,14 +89,7 @@ class Dealer:
 
     def look(self) -> None:
         """Take what workers left, end trials that are behind or out of time, and give out the next ones."""
-        for worker, one in list(self._open.items()):
-            self._read(worker, one)
-        with self._lock:
-            gone, self._gone = self._gone, []
-        for worker, message in gone:
-            self._workers.discard(worker)
-            if worker in self._open:
-                self._finish(worker, {"state": "failed", "reason": message or ENDED})
+        self._collect()
         for worker in sorted(self._workers - set(self._open)):
             if self._may_begin():
                 self._begin(worker)
@@ -105,15 +98,20 @@ class Dealer:
 
     def close(self) -> None:
         """Take what is there still, and count the time that was spent; trials that are open are tried again."""
+        self._collect()
+        self.study.spend(self._clock() - self._since)
+        self._spent, self._since = self.study.seconds, self._clock()
+
+    def _collect(self) -> None:
+        """Take what workers left; the trials of those that are gone failed."""
         for worker, one in list(self._open.items()):
             self._read(worker, one)
         with self._lock:
             gone, self._gone = self._gone, []
         for worker, message in gone:
+            self._workers.discard(worker)
             if worker in self._open:
                 self._finish(worker, {"state": "failed", "reason": message or ENDED})
-        self.study.spend(self._clock() - self._since)
-        self._spent, self._since = self.study.seconds, self._clock()
 
     def _may_begin(self) -> bool:
         """Whether there is a trial to begin, and time for it."""
