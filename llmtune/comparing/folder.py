@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-import yaml
-
 from llmtune.arms.arm import Arm
 from llmtune.arms.record import ArmRecord, Baseline
 from llmtune.arms.saved import seconds_asked
@@ -15,12 +13,11 @@ from llmtune.comparing.request import Entrant, Request
 from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import read_json, write_json, write_text
 from llmtune.recipe.compare import difference
-from llmtune.recipe.paths import absolute_source, exists
 from llmtune.recipe.sections import Recipe
-from llmtune.recipe.shorthand import is_config_file
 from llmtune.run import Run
+from llmtune.searching.standing import recipe_text, standing
 
-HEADER = "# The recipe that the arms of a comparison override.\n"
+HEADER = "The recipe that the arms of a comparison override."
 SETTINGS = (
     "eval.suite=quick",
     "merge.enabled=false",
@@ -141,7 +138,7 @@ class Folder:
 
     def refuse_other_recipe(self, settings: Recipe) -> None:
         """Raise RecipeError where the comparison here is of another recipe."""
-        change = difference(Recipe.load(self.recipe_file), absolute(settings))
+        change = difference(Recipe.load(self.recipe_file), standing(settings))
         if change:
             raise RecipeError(f"{self.path}: compares another recipe ({change}); choose another with --out")
 
@@ -154,7 +151,7 @@ class Folder:
     def write_request(self, settings: Recipe, request: Request, head: Head) -> None:
         """Keep what is asked, what is known before an arm trains, and the recipe that arms override."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe_file, HEADER + dumped(absolute(settings)))
+        write_text(self.recipe_file, recipe_text(standing(settings), [HEADER]))
         write_json(self.request_file, {"request": request.to_json(), "head": head})
 
     def request(self) -> Request:
@@ -185,33 +182,3 @@ class Folder:
 def is_comparison(path: Path) -> bool:
     """Whether a folder holds a comparison that may go on."""
     return (path / "request.json").is_file()
-
-
-def absolute(settings: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it means the same wherever it lies."""
-    model = settings.model
-    changed: dict[str, Any] = {
-        name: str(Path(value).expanduser().absolute())
-        for name in ("base", "start", "merge_into")
-        if (value := getattr(model, name)) and exists(value)
-    }
-    update: dict[str, Any] = {
-        "model": model.model_copy(update=changed),
-        "data": settings.data.renamed(lambda _, source: absolute_source(source)),
-    }
-    for section, key in (("eval", "suite"), ("launch", "accelerate")):
-        value = getattr(getattr(settings, section), key)
-        if is_config_file(value):
-            of = getattr(settings, section)
-            update[section] = of.model_copy(update={key: str(Path(value).absolute())})
-    return settings.model_copy(update=update)
-
-
-def dumped(settings: Recipe) -> str:
-    """A recipe as YAML, with the values that were written and without the defaults."""
-    return yaml.safe_dump(written(settings), sort_keys=False, allow_unicode=True)
-
-
-def written(settings: Recipe) -> dict[str, Any]:
-    """The values of a recipe that were written, as JSON has them."""
-    return settings.model_dump(mode="json", exclude_unset=True)

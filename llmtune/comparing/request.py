@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, cast
 
 from llmtune.arms.arm import Arm
+from llmtune.arms.results import titled
 from llmtune.comparing.arms import BASELINES
 from llmtune.errors import RecipeError
 
@@ -24,7 +25,7 @@ class Entrant:
     @property
     def name(self) -> str:
         """The name of its folder: lora, or lora@0.3."""
-        return self.arm.name if self.size == 1 else f"{self.arm.name}@{self.size:g}"
+        return titled(self.arm.name, self.size)
 
     @property
     def set(self) -> list[str]:

@@ -11,7 +11,7 @@ from llmtune.advising.methods import MethodPrediction, predict_methods
 from llmtune.arms.arm import ARMS, Arm
 from llmtune.comparing.arms import USUAL
 from llmtune.comparing.budget import MOST_ROWS
-from llmtune.comparing.folder import SETTINGS, Head, absolute
+from llmtune.comparing.folder import SETTINGS, Head
 from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose, facts_of
@@ -22,6 +22,7 @@ from llmtune.model.layout import Layout
 from llmtune.recipe.compare import difference
 from llmtune.recipe.sections import Recipe, values
 from llmtune.run import locates_mistakes
+from llmtune.searching.standing import standing
 from llmtune.training.prepare import Examination, examine
 
 _LOAD_BASE, _LOAD_PARAMETER = 1.0, 1.5e-8
@@ -63,7 +64,7 @@ def survey(settings: Recipe, arms: Sequence[Arm]) -> Head:
     predictions = predict_methods(recipe, arms)
     return {
         "files": {part: file.get("sha256") for part, file in data.findings["files"].items()},
-        "recipe": values(absolute(settings)),
+        "recipe": values(standing(settings)),
         "base": _base(examination),
         "metric": metric,
         "higher_is_better": metric != "loss",
@@ -142,8 +143,11 @@ def costs(recipe: Recipe, examination: Examination, predictions: Sequence[Method
 
 def usual_arms(recipe: Recipe) -> tuple[Arm, ...]:
     """The arms of a comparison that names none: qlora in place of lora where only that fits."""
-    lora, qlora = predict_methods(recipe, [ARMS["lora"], ARMS["qlora"]])
-    instead = {lora.arm: qlora.arm} if qlora.fits and not lora.fits else {}
+
+    def fits(name: str) -> bool:
+        return predict_methods(recipe, [ARMS[name]])[0].fits
+
+    instead = {"lora": "qlora"} if not fits("lora") and fits("qlora") else {}
     return tuple(ARMS[instead.get(name, name)] for name in USUAL)
 
 

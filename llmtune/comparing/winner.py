@@ -7,11 +7,12 @@ import yaml
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.comparing.entrants.search import best_factor
 from llmtune.comparing.entrants.session import scaled
-from llmtune.comparing.folder import Folder, written
+from llmtune.comparing.folder import Folder
 from llmtune.errors import one_line
 from llmtune.files import write_text
 from llmtune.plan.stages import Facts
 from llmtune.recipe.sections import Recipe
+from llmtune.searching.standing import written
 
 _WIDTH = 110
 """Characters of a comment's line."""

@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Session:
         train_section = self.recipe.train
         return train_section.max_steps or max(1, round(train_section.epochs * self.steps_per_epoch))
 
-    @property
+    @cached_property
     def fewest_steps(self) -> int:
         """The fewest steps that the plan can be laid over: each stage needs one."""
         plan = self.layout(self.recipe).plan
