@@ -14,7 +14,6 @@ from llmtune.data.batches.rows import ExampleRows
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
 from llmtune.data.store.encoded import TokenIds, lengths_of
-from llmtune.errors import Interrupted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
@@ -37,8 +36,8 @@ from llmtune.tracking.hardware import HardwareRecorder
 from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, training_arguments
 from llmtune.training.bases.base import bind_base, check_model
-from llmtune.training.bases.find import find_start, start_note
-from llmtune.training.bases.start import Start, add_rest, load_start
+from llmtune.training.bases.find import load_found_start, start_note
+from llmtune.training.bases.start import Start, add_rest
 from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
@@ -79,9 +78,7 @@ def _train(
 ) -> None:
     card_lines = describe_cards(recipe, state)  # now: what the base takes is not in use by others
     if state.device.type == "cpu":
-        bound_primitive_cache()
-        if recipe.memory.frozen_blocks != "stream":
-            keep_freed()
+        _settle_memory(recipe.memory.frozen_blocks == "stream")
     set_seed(recipe.train.seed)
     watch = MemoryWatch(state.device)
     base = prepared.base if prepared else locate_base(recipe.model)
@@ -101,9 +98,7 @@ def _train(
         model = insert(weights, recipe.method.adapter, plan, base)
     # Not the layout's: a head that the files store apart from its embedding is a parameter of the loaded model alone.
     tensors = trained_tensors(model, plan)
-    start = find_start(recipe)
-    if start is not None:
-        load_start(model, start, tensors)
+    start = load_found_start(recipe, model, tensors)
     steps = total_steps(recipe.train, len(data.train), state.num_processes)
     schedule = lay_out(recipe.train, plan, steps)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
@@ -112,6 +107,7 @@ def _train(
     best = best_checkpoint(recipe, schedule.starts[-1])
     if state.is_main_process:
         heading("train")
+    rows = TokenIds(data.train, data.eval)
     rows_to_validate = passes.rows_to_validate(recipe.train, state.num_processes, data.eval)
     with progress, tracked(run, progress.start_step, record, state.is_main_process) as progress.also:
         record_start(record, progress.start_step, [*card_lines, *start_note(recipe)], data.findings["sources"], passes)
@@ -121,9 +117,7 @@ def _train(
             tensors=tensors,
             record=record,
             keep=recipe.train.keep,
-            frozen_blocks=_frozen_blocks(
-                recipe, base, layout, TokenIds(data.train, data.eval), offloaded, dtype, start
-            ),
+            frozen_blocks=_frozen_blocks(recipe, base, layout, rows, offloaded, dtype, start),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
@@ -141,9 +135,7 @@ def _train(
         del tensors  # whole weights, which sharding replaces
         trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
         reached = trainer.state.global_step
-        if stop.requested and reached < steps:
-            message = f"stopped at step {reached} of {steps}, with a checkpoint"
-            raise Interrupted(f"{message}; continue with: llmtune run {run.path}")
+        stop.check(reached, steps, run.path)
         if keeps:
             warn_of_unchanged(trainer.prove_changes(), reached, record)
         choice = best.choose(trainer.state, record) if best else None
@@ -156,6 +148,13 @@ def _train(
                 run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
             processes.wait()
     state.destroy_process_group()
+
+
+def _settle_memory(streams: bool) -> None:
+    """Keep kernels few and freed memory at hand; blocks that stream give theirs back."""
+    bound_primitive_cache()
+    if not streams:
+        keep_freed()
 
 
 def _save(

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -10,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtune.errors import Interrupted
 from llmtune.launch.process import EXIT_FILE, answer_stops
 
 AGAIN = "press Ctrl-C again to end at once"
@@ -33,6 +35,12 @@ class Stop(TrainerCallback):
             self._set_answer(LOADING)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request)
+
+    def check(self, reached: int, steps: int, run: Path) -> None:
+        """Raise Interrupted where a signal ended a training before its last step."""
+        if self.requested and reached < steps:
+            message = f"stopped at step {reached} of {steps}, with a checkpoint"
+            raise Interrupted(f"{message}; continue with: llmtune run {run}")
 
     def _set_answer(self, words: str) -> None:
         if self._first and words != self._answer:

@@ -1,11 +1,13 @@
 """What a recipe goes on from: a run or an adapter, found by its name, and checked against base and recipe."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
 
 from llmtune.adapters.delta import BASE, TENSORS
 from llmtune.errors import FieldError, MachineError, RecipeError
@@ -18,7 +20,7 @@ from llmtune.model.layout import Layout
 from llmtune.recipe.paths import describe_places, exists
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-from llmtune.training.bases.start import KEY, Start, check_start, settle
+from llmtune.training.bases.start import KEY, Start, check_start, load_start, settle
 
 
 def find_start(recipe: Recipe) -> Start | None:
@@ -33,6 +35,14 @@ def find_start(recipe: Recipe) -> Start | None:
         return Start(name, _download(hub_id, revision or None))
     places = describe_places(name, recipe.folders(KEY))
     raise FieldError(KEY, f"no run or adapter {name} ({places})")
+
+
+def load_found_start(recipe: Recipe, model: nn.Module, trained: Collection[str]) -> Start | None:
+    """Put what a recipe's training goes on from, if anything, into a model; gives it."""
+    start = find_start(recipe)
+    if start is not None:
+        load_start(model, start, trained)
+    return start
 
 
 def _in_folder(name: str, folder: Path) -> Start:
