@@ -42,6 +42,17 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest_of_files(folder: Path, pattern: str) -> str:
+    """The SHA-256 of the names and contents of a folder's files, in its own folders too."""
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return digest_of([[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+
+
+def as_json(value: object) -> Any:
+    """A value as JSON holds it; what JSON does not know becomes text."""
+    return json.loads(json.dumps(value, default=str))
+
+
 @contextlib.contextmanager
 def write_file(path: Path) -> Iterator[Path]:
     """A path to write aside; when the block ends, what stands there is on disk and takes the file's name at once."""

@@ -1,6 +1,5 @@
 """evaluate(run): base and tuned model on the same questions under the same settings, with everything to repeat it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +21,7 @@ from llmtune.evaluation.spread.children import evaluate_in_children, wants_child
 from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
-from llmtune.files import write_folder, write_json
+from llmtune.files import as_json, write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
 from llmtune.kernels.finite import is_finite
 from llmtune.machine import processes
@@ -134,10 +133,10 @@ def _ask_base(asked: _Asked) -> Evaluation:
 def _settings(asked: _Asked, delta: dict[str, str]) -> dict[str, Any]:
     """Return what is needed to repeat an evaluation."""
     return asked.settings | {
-        "eval": _as_json(asked.recipe.eval.model_dump()),
+        "eval": as_json(asked.recipe.eval.model_dump()),
         "base": asked.origin,
         "delta": delta,
-        "configs": {task.task_name: _as_json(task.dump_config()) for task in asked.exam.tasks},
+        "configs": {task.task_name: as_json(task.dump_config()) for task in asked.exam.tasks},
     }
 
 
@@ -183,11 +182,6 @@ def _check_logits(exam: Exam, model: Any, name: str) -> None:
         dtype = str(model.dtype).removeprefix("torch.")
         remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"
         raise ProofError(f"the {name} model's logits are not finite in {dtype}, so nothing can be scored; {remedy}")
-
-
-def _as_json(value: object) -> Any:
-    """Return a value as JSON holds it; what JSON does not know becomes text."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def _write(run: Run, stored: Evaluations) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from llmtune.comparing.budget import checkpoints_at, count_validations
 from llmtune.data.example import Example
 from llmtune.data.gate import Gate, gate
+from llmtune.errors import FieldError
 from llmtune.files import write_json
 from llmtune.methods.base import BaseMethod
 from llmtune.model.base import model_facts
@@ -61,7 +62,7 @@ class Session:
         """The fewest steps that the plan can be laid over: each stage needs one."""
         plan = self.layout(self.recipe).plan
         for steps in range(1, 10_000):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(FieldError):
                 lay_out(self.recipe.train, plan, steps)
                 return steps
         return 10_000

@@ -23,7 +23,7 @@ from llmtune.data.store.entries import Entry, StoredTable, cache_root, check_roo
 from llmtune.data.store.pool import Batch, NoStartError, encode_in_processes, processes_for
 from llmtune.data.store.rows import IN_MEMORY, StoredRows
 from llmtune.data.store.worker import INDICES, JOB, TOKENIZER
-from llmtune.files import digest_of, write_json
+from llmtune.files import as_json, digest_of_files, write_json
 from llmtune.working import working
 
 ROWS_PER_PROCESS = 10_000
@@ -63,12 +63,7 @@ def encode_rows(rows: StoredRows, job: Job) -> EncodedPart:
 @cache
 def code_digest() -> str:
     """The digest of the code that reads and encodes rows."""
-    return _digest_of_files(Path(data.__file__).parent, "*.py")
-
-
-def _digest_of_files(folder: Path, pattern: str) -> str:
-    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
-    return digest_of([[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
+    return digest_of_files(Path(data.__file__).parent, "*.py")
 
 
 def _facts(rows: StoredRows, job: Job, tokenizer: Path) -> dict[str, object]:
@@ -76,8 +71,8 @@ def _facts(rows: StoredRows, job: Job, tokenizer: Path) -> dict[str, object]:
     return {
         "rows": rows.stored.sha256,
         "chosen": hashlib.sha256(np.ascontiguousarray(rows.indices, np.int64).tobytes()).hexdigest(),
-        "job": json.loads(json.dumps(job.to_json(), default=str)),
-        "tokenizer": _digest_of_files(tokenizer, "*"),
+        "job": as_json(job.to_json()),
+        "tokenizer": digest_of_files(tokenizer, "*"),
         "code": code_digest(),
         "versions": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         "day": date.today().isoformat() if writes_day(job.tokenizer.chat_template, job.rules.template) else "",

@@ -20,7 +20,7 @@ from llmtune.evaluation.forgetting.general import General
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import Questions
 from llmtune.evaluation.results import TEXTS
-from llmtune.files import digest_of
+from llmtune.files import as_json, digest_of, digest_of_files
 from llmtune.inference.placement import Placement, linear_layers
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.files.fingerprints import fingerprint_base
@@ -51,7 +51,7 @@ def model_facts(
     """Return what decides each of a base's answers beside the question, as plain values."""
     layers = linear_layers(recipe, build_skeleton(base)) if placement.bits else None
     files = {name: facts["sha256"] for name, facts in fingerprint_base(base).items()}
-    return _plain(
+    return as_json(
         {
             "settings": {name: settings[name] for name in _SETTINGS},
             "base": [base.revision if base.converted else None, files, base.added],
@@ -72,7 +72,7 @@ def part_facts(exam: Exam, part: str) -> dict[str, Any]:
         facts = _text_facts(exam.texts)
     else:
         facts = _task_facts(exam, next(task for task in exam.tasks if task.task_name == part))
-    return _plain({"part": part, "limit": exam.limit, **facts})
+    return as_json({"part": part, "limit": exam.limit, **facts})
 
 
 def _question_facts(exam: Exam, asked: Questions) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _question_facts(exam: Exam, asked: Questions) -> dict[str, Any]:
     shown = [[row.id, row.messages, row.tools] for row in asked.rows]
     return {
         "questions": digest_of(questions),
-        "rows": digest_of(_plain(shown)),
+        "rows": digest_of(as_json(shown)),
         "truths": digest_of([asdict(truth) for truth in asked.truths]),
         "special": asked.special,
         "of": asked.of,
@@ -138,10 +138,4 @@ def _processor(device: torch.device) -> str:
 @cache
 def _code_digest() -> str:
     root = Path(llmtune.__file__).parent
-    files = sorted(file for name in _CODE for file in (root / name).rglob("*.py"))
-    return digest_of({str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it; what JSON does not know becomes text."""
-    return json.loads(json.dumps(value, default=str))
+    return digest_of({name: digest_of_files(root / name, "*.py") for name in _CODE})

@@ -13,6 +13,7 @@ from llmtune.evaluation.tables import TITLES
 from llmtune.files import write_text
 from llmtune.numbers import duration, number, size
 from llmtune.plan.table import PlanTable
+from llmtune.recipe.compare import flatten
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.reporting.charts.axes import STEPS
 from llmtune.reporting.charts.dots import Dot
@@ -197,7 +198,7 @@ def _timed(history: History) -> list[tuple[float, float]]:
 
 def _settings(sides: Sequence[_Side]) -> Html:
     """List the settings whose values differ."""
-    flat = [_flat(side.settings) for side in sides]
+    flat = [dict(flatten(side.settings)) for side in sides]
     keys = [
         key
         for key in dict.fromkeys(key for one in flat for key in one)
@@ -209,13 +210,6 @@ def _settings(sides: Sequence[_Side]) -> Html:
     return section(
         "Settings that differ", table(["setting", *(side.name for side in sides)], rows, words=range(1, len(sides) + 1))
     )
-
-
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return flat
 
 
 def _value(value: object) -> str:
