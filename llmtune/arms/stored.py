@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.arms.record import Comparison
-from llmtune.errors import RecipeError
+from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import read_json
 
 FILE = "compare.json"
@@ -16,7 +16,11 @@ def read_comparison(folder: Path) -> Comparison:
     file = folder / FILE
     if not file.is_file():
         raise RecipeError(f"{folder}: holds no {FILE}; llmtune compare writes it")
-    return checked(read_json(file), str(file))
+    try:
+        value = read_json(file)
+    except LlmtuneError as error:
+        raise RecipeError(str(error)) from error
+    return checked(value, str(file))
 
 
 def checked(value: object, name: str) -> Comparison:

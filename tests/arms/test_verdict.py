@@ -117,3 +117,6 @@ def test_reads_back_what_is_whole_and_names_what_is_not(tmp_path: Any) -> None:
         checked(comparison([arm("lora", 0.5), arm("full", 0.5, n=50)]), "compare.json")
     with pytest.raises(RecipeError, match=r"holds no compare\.json"):
         read_comparison(tmp_path / "none")
+    (tmp_path / "compare.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"compare\.json: cannot be read"):
+        read_comparison(tmp_path)
