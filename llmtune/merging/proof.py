@@ -145,7 +145,12 @@ def load_with_stock_transformers(folder: Path, texts: list[str], auto: str) -> R
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with working("reading the merged folder with stock transformers in a fresh process"):
             child = subprocess.run(
-                [sys.executable, "-c", _IMPORTS + STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
+                [sys.executable, "-c", _IMPORTS + STOCK],
+                input=task,
+                capture_output=True,
+                text=True,
+                cwd=elsewhere,
+                env=env,
             )
         if child.returncode == -signal.SIGKILL:
             raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")

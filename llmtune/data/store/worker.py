@@ -57,4 +57,3 @@ def _answer(rows: StoredRows, job: Job, parts: Path, number: int, start: int, en
         return {"errno": error.errno or 0, "message": error.strerror or str(error), "file": str(error.filename or "")}
     except Exception as error:
         return {"fault": f"{type(error).__name__}: {first_line(error)}"}
-
