@@ -8,10 +8,9 @@
         step()  # one more
 
 It writes to stderr, so that results on stdout stay clean, and to stdout after `use_stdout()`, where progress is what
-stdout holds. Outside a terminal, what takes less than 5 seconds prints nothing, but for the first imports, which take as long
-everywhere; then there is a line every 10 seconds.
-With a `total`, the share that is done and the time left are shown. Of several processes of a training, the first on
-each machine shows it. Blocks may be nested: the inner one is shown.
+stdout holds. Outside a terminal, what takes less than 5 seconds prints nothing; then there is a line every 10 seconds.
+The first imports of a process print theirs at once. With a `total`, the share that is done and the time left are shown.
+Of several processes of a training, the first on each machine shows it. Blocks may be nested: the inner one is shown.
 """
 
 import contextlib
