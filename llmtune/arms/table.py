@@ -103,6 +103,8 @@ def verdict_words(one: dict[str, Any], verdict: dict[str, Any]) -> str:
     words, change = gap.get("verdict", ""), format_difference(gap)
     if words in _THAN:
         return f"{words} than {'the winner' if one['is_arm'] else _THAN[words]}: {change}"
+    if gap["difference"] is None:
+        return f"{words}: {rows_words(gap)}"
     told = f"; {rows_words(gap)}" if gap.get("could_tell") or gap["difference"] == 0 else ""
     return f"{words}: {change}{told}"
 

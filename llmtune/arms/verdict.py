@@ -108,7 +108,7 @@ def _notes(comparison: Comparison, choice: Choice, between: SeedVariance | None)
             "add --seeds 2"
         )
     record = next(arm for arm in comparison["arms"] if (arm["name"], arm["size"]) == (winner.name, winner.size))
-    if not record.get("search"):
+    if len(record.get("search", [])) < 2:
         yield f"{winner.name} trained at its default rate: its share had no time to search for a better one"
     elif edge := edge_of_search(record):
         yield f"The best rate of {winner.name} lies at the {edge} end of those tried; one beyond may be better"

@@ -101,6 +101,21 @@ def test_tells_of_what_failed_and_of_a_rate_at_the_edge() -> None:
     )
 
 
+def test_one_held_out_row_has_differences_and_tells_nothing() -> None:
+    """A row that both scored has a difference; none that both scored has none, and no number is made up."""
+    arms, baselines = [arm("lora", 1.0, n=1), arm("full", 0.0, n=1)], [scratch(0.0, n=1)]
+    known = conclude(comparison(arms, baselines))
+    assert known["sentences"][0] == "lora wins: exact match 1.000 on 1 held-out row, the best of 2 arms."
+    assert known["sentences"][1] == "No difference was measured to full (1.000; one row cannot tell)."
+    assert "random weights (apart by 1.000)" in known["sentences"][2]
+    assert table(comparison(arms, baselines), known)[1]["verdict"] == "too few rows to tell: -1.000"
+    apart = [arm("lora", 1.0, n=2), arm("full", 0.0, n=2)]
+    apart[0]["seeds"][0]["rows"]["score"][0] = apart[1]["seeds"][0]["rows"]["score"][1] = None
+    known = conclude(comparison(apart))
+    assert known["sentences"][1] == "No difference was measured to full (no row was scored by both)."
+    assert table(comparison(apart), known)[1]["verdict"] == "too few rows to tell: no row was scored by both"
+
+
 def test_lower_loss_wins_on_plain_texts() -> None:
     known = conclude(comparison([arm("a", 0.2), arm("b", 0.8)], metric="loss", higher_is_better=False))
     assert known["winner"] == "b"

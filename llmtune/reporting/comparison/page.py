@@ -7,7 +7,7 @@ from llmtune import __version__
 from llmtune.arms.record import Comparison
 from llmtune.arms.stored import read_comparison
 from llmtune.arms.table import table as rows_of
-from llmtune.arms.verdict import conclude
+from llmtune.arms.verdict import Verdict, conclude
 from llmtune.files import write_text
 from llmtune.numbers import count, duration
 from llmtune.reporting.comparison.sections import (
@@ -26,9 +26,9 @@ from llmtune.reporting.values import number, text, whole
 PAGE = "index.html"
 
 
-def write_page(comparison: Comparison, page: Path) -> None:
+def write_page(comparison: Comparison, verdict: Verdict, page: Path) -> None:
     """Write the page of a comparison, as far as that has come, into its folder."""
-    write_text(page, render(comparison, page.parent))
+    write_text(page, render(comparison, verdict, page.parent))
 
 
 def draw_again(folder: Path) -> Path:
@@ -36,13 +36,13 @@ def draw_again(folder: Path) -> Path:
 
     Raises RecipeError where the folder holds no comparison that can be read.
     """
-    write_page(read_comparison(folder), folder / PAGE)
+    comparison = read_comparison(folder)
+    write_page(comparison, conclude(comparison), folder / PAGE)
     return folder / PAGE
 
 
-def render(comparison: Comparison, folder: Path) -> str:
-    """Return the page of a comparison; `folder` is where its runs lie."""
-    verdict = conclude(comparison)
+def render(comparison: Comparison, verdict: Verdict, folder: Path) -> str:
+    """Return the page of a comparison and of what it says; `folder` is where its runs lie."""
     size = verdict.get("size") or max((one["size"] for one in comparison["arms"]), default=1.0)
     base = text(comparison["base"].get("name")) or "a base"
     name = f"Methods compared on {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
