@@ -4,7 +4,7 @@ from llmtune.arms.choice import Choice
 from llmtune.arms.record import Comparison
 from llmtune.arms.results import Result, titled
 from llmtune.arms.scores import Gap
-from llmtune.evaluation.metrics import format_score
+from llmtune.evaluation.metrics import format_difference, format_score
 from llmtune.evaluation.tables import TITLES
 from llmtune.numbers import duration, size
 
@@ -70,6 +70,11 @@ def _told(choice: Choice, other: Result) -> str:
     """Name an arm that the data do not tell from the winner, with its distance and the rows that could."""
     gap = choice.against(other)
     return f"{other.name} ({_amount(gap)}; {rows_words(gap)})" if gap["n"] else f"{other.name} ({rows_words(gap)})"
+
+
+def change_words(gap: Gap) -> str:
+    """Format a difference with its sign and its error."""
+    return format_difference({"difference": gap["difference"], "stderr": gap["stderr"], "n": gap["n"]})
 
 
 def rows_words(gap: Gap) -> str:

@@ -72,8 +72,7 @@ def _seed(folder: Folder, record: ArmRecord, home: Path) -> Phase:
 
 def _last_step(log: Path) -> int | None:
     """The step of a log's last whole line; None before there is one."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL))
-            return int(json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])["step"])
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        return int(json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])["step"])
     return None

@@ -108,5 +108,3 @@ class Options:
             known.baselines if self.baselines is None else tuple(self.baselines),
             known.equal if self.equal is None else cast(Equal, self.equal),
         )
-
-

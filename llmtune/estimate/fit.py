@@ -132,7 +132,9 @@ def _most_tokens(recipe: Recipe, setting: Setting, longest: int) -> int:
     return longest * -(-recipe.train.batch_size // setting.world)
 
 
-def card_seconds(layout: Layout, memory: Forecast, question: Question, size: PassSize, rate: float, cards: int) -> float:
+def card_seconds(
+    layout: Layout, memory: Forecast, question: Question, size: PassSize, rate: float, cards: int
+) -> float:
     """Seconds of a training on so many cards, each of which does `rate` operations a second."""
     passes = sum(question.steps) * math.ceil(question.tokens_per_step / cards / size.tokens)
     work = _work(layout, memory, question, size.checkpointing)

@@ -47,6 +47,7 @@ def tune(
     folder = Folder(request.out)
     _check_folder(folder)
     with hold(folder.lock, f"{folder.path}: another llmtune process is at work in this folder; wait until it ends"):
+        folder.remove_leftovers()
         pool = open_pool(on, folder.path)
         study = Study.open(folder.study, request.facts(), request.space, seed=seed, first=request.first())
         write_text(folder.recipe, recipe_text(request.recipe, ["What the trials of a search by llmtune override."]))

@@ -63,7 +63,7 @@ def test_refuses_what_cannot_be_run(file: Path, options: dict[str, object], mess
 
 
 def test_misspelt_adapter_of_a_short_method_is_told_with_the_nearest(file: Path) -> None:
-    with pytest.raises(RecipeError, match="^--over method.adapter=ia3,lorra: .*got 'lorra'; did you mean 'lora'"):
+    with pytest.raises(RecipeError, match=r"^--over method.adapter=ia3,lorra: .*got 'lorra'; did you mean 'lora'"):
         read_request(file, ["method.adapter=ia3,lorra"], set=["method=lora"])
     request = read_request(file, ["method.adapter=ia3,lora"], set=["method=lora"])
     assert request.with_values({"method.adapter": "ia3"}).method.adapter.kind == "ia3"

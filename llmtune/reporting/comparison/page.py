@@ -1,7 +1,6 @@
 """The page of a comparison: who wins and why, every arm in a table, and what its numbers look like."""
 
 from pathlib import Path
-from typing import Any
 
 from llmtune import __version__
 from llmtune.arms.record import Comparison
@@ -63,7 +62,7 @@ def render(comparison: Comparison, verdict: Verdict, folder: Path) -> str:
     return document(name, body)
 
 
-def _lede(verdict: dict[str, Any]) -> Html:
+def _lede(verdict: Verdict) -> Html:
     winner = verdict["winner"]
     return tag("p", f"{winner} wins" if winner else "No arm wins so far", class_="lede")
 
@@ -83,7 +82,7 @@ def _facts(comparison: Comparison, base: str) -> list[tuple[str, object]]:
     ]
 
 
-def _verdict_section(verdict: dict[str, Any]) -> Html:
+def _verdict_section(verdict: Verdict) -> Html:
     sentences = (tag("p", sentence) for sentence in verdict["sentences"])
     notes = [tag("li", f"{note}.") for note in verdict["notes"]]
     return section("Who wins, and why", *sentences, tag("ul", *notes, class_="note") if notes else None)

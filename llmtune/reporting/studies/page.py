@@ -63,7 +63,8 @@ def _key_section(record: SearchRecord, name: str) -> Html | None:
     ]
     best = next(one for one in tried if one["number"] == record["best"])
     label = f"Validation loss by {name}: lowest, {best['loss']:.4g}, at {_text(best['values'][name])}"
-    return section(f"Loss by {name}", _legend("dot"), dots(shown, label, axis, _loss_axis(one.y for one in shown)), note="Each mark is a trial.")
+    drawn = dots(shown, label, axis, _loss_axis(one.y for one in shown))
+    return section(f"Loss by {name}", _legend("dot"), drawn, note="Each mark is a trial.")
 
 
 def _by_word(tried: list[TrialRecord], name: str) -> Html:
