@@ -11,10 +11,14 @@ from llmtune import working
 from llmtune.arms.arm import ARMS
 from llmtune.comparing import progress
 from llmtune.comparing.folder import Folder
+from llmtune.comparing.outcome import without_examples
 from llmtune.comparing.phase import Phase, phase_of, phases_words
 from llmtune.comparing.progress import following, result_line
 from llmtune.comparing.request import Entrant, Request
+from llmtune.evaluation.results import TEXTS_COMPARED
 from llmtune.files import write_json
+from llmtune.recipe.sections import Recipe
+from llmtune.searching.standing import written
 from tests.support.comparisons import arm
 
 LORA = Entrant(ARMS["lora"], 1.0)
@@ -95,6 +99,24 @@ def test_line_of_progress_says_what_goes_on(
         time.sleep(0.2)
     out = "".join(capsys.readouterr())
     assert out.startswith("1 of 6: lora, training, seed 3, step 12 of 40: 0 of 300 s")
+
+
+def test_arms_publish_nothing_and_tell_no_tracker(tmp_path: Path, recipe: Path) -> None:
+    published = Recipe.load(recipe, ["publish={repo: me/model}", "track=[tensorboard]"])
+    folder = Folder(tmp_path / "out")
+    head: Any = {"recipe": {"train": {"seed": 0}}}
+    folder.write_request(published, Request((ARMS["lora"],)), head)
+    (entrant,) = folder.entrants()
+    arm_recipe = folder.recipe_of(entrant)
+    assert (arm_recipe.publish, arm_recipe.track) == (None, ())
+    kept = written(Recipe.load(folder.recipe_file))  # of which the winner's recipe is made
+    assert (kept["publish"], kept["track"]) == ({"repo": "me/model"}, ["tensorboard"])
+
+
+def test_says_why_no_worked_example_was_asked() -> None:
+    texts: Any = {"held_out": {"compared": TEXTS_COMPARED}}
+    assert without_examples(texts) == "held-out rows are plain texts"
+    assert without_examples({"held_out": {"compared": "text"}}) == "no worked example fits beside a question"  # type: ignore[typeddict-item]
 
 
 def test_tells_the_loss_of_plain_texts_per_token() -> None:

@@ -1,6 +1,8 @@
 """Tiny random models and a byte-level tokenizer; nothing is downloaded."""
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,27 @@ def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
     return AutoModelForCausalLM.from_config(config(kind, **more), dtype=torch.float32)
 
 
+_SAVED: dict[str, tuple[Path, torch.Tensor]] = {}
+"""The bases that this process has written, each with the state of torch's random numbers afterwards."""
+_FOLDER = tempfile.TemporaryDirectory(prefix="llmtune-bases-")
+
+
 def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
-    """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config."""
-    base = model(kind, seed, **more)
-    base.generation_config.eos_token_id = 2
-    base.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config.
+
+    A base that was written before in this process is copied, and leaves torch's random numbers as its making does.
+    """
+    key = repr((kind, seed, sorted(more.items())))
+    if key not in _SAVED:
+        source = Path(_FOLDER.name) / str(len(_SAVED))
+        base = model(kind, seed, **more)
+        base.generation_config.eos_token_id = 2
+        base.save_pretrained(source)
+        tokenizer().save_pretrained(source)
+        _SAVED[key] = source, torch.get_rng_state()
+    source, state = _SAVED[key]
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    torch.set_rng_state(state)
     return folder
 
 
