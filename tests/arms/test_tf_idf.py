@@ -39,7 +39,11 @@ def test_predicts_labels_from_the_last_text_of_the_user() -> None:
         (_rows(30), [], "no held-out row is a question"),
         ([Row("a", (), "a", text="a text")], _rows(3), "training rows are plain texts"),
         ([_row(f"{n}?", f"{n}") for n in range(30)], _rows(3), "answers do not repeat like labels"),
-        ([Row("a", ({"role": "assistant", "content": "", "tool_calls": [{}]},), "a")] * 30, _rows(3), "some answers call"),
+        (
+            [Row("a", ({"role": "assistant", "content": "", "tool_calls": [{}]},), "a")] * 30,
+            _rows(3),
+            "some answers call",
+        ),
         ([_row(f"card {n}", "card") for n in range(30)], _rows(3), "all training rows have the same answer"),
         ([_row("?!", "a"), _row("!?", "b")] * 9, _rows(3), "questions have no words"),
     ],

@@ -41,11 +41,13 @@ def log(run: Path, step: int) -> None:
 
 def record(folder: Folder, **facts: Any) -> None:
     """Keep what the worker of lora came to."""
-    folder.write_record("lora", {"name": "lora", "set": [], "size": 1.0, "status": "running", **facts})
+    known: Any = {"name": "lora", "set": [], "size": 1.0, "status": "running", **facts}
+    folder.write_record("lora", known)
 
 
 def test_phase_follows_an_arm_from_its_start_to_its_end(folder: Folder) -> None:
-    home, seen = folder.arm("lora"), []
+    home = folder.arm("lora")
+    seen: list[str] = []
 
     def see() -> None:
         seen.append(str(phase_of(folder, LORA)))

@@ -70,7 +70,7 @@ class Search:
 
     def _try(self, trial: Trial) -> Pace | None:
         """Train with a trial's rate, and leave nothing but its numbers; gives the pace where it came to a step."""
-        recipe = self.session.variant(_factor(trial.values), self.steps, **self.memory)
+        recipe = self.session.variant(_factor(trial.values), self.steps, memory=self.memory)
         steps = self.session.validations(self.steps, VALIDATIONS)
         watch = Watch(steps, report=lambda number, point: trial.report(number, point["loss"]))
         began = time.monotonic()

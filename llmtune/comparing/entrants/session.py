@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -66,8 +67,10 @@ class Session:
                 return steps
         return 10_000
 
-    def variant(self, factor: float, steps: int, seed: int | None = None, **memory: str) -> Recipe:
-        """The recipe with its default rates times a factor, over so many steps, with another seed."""
+    def variant(
+        self, factor: float, steps: int, seed: int | None = None, memory: Mapping[str, str] | None = None
+    ) -> Recipe:
+        """The recipe with its default rates times a factor, over so many steps, with another seed and memory section."""
         recipe = self.recipe
         section = recipe.train.model_copy(
             update={"max_steps": steps, "seed": recipe.train.seed if seed is None else seed}
