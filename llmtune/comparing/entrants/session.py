@@ -70,7 +70,7 @@ class Session:
     def variant(
         self, factor: float, steps: int, seed: int | None = None, memory: Mapping[str, str] | None = None
     ) -> Recipe:
-        """The recipe with its default rates times a factor, over so many steps, with another seed and memory section."""
+        """The recipe with its default rates times a factor, over so many steps; another seed, other keys of memory."""
         recipe = self.recipe
         section = recipe.train.model_copy(
             update={"max_steps": steps, "seed": recipe.train.seed if seed is None else seed}
