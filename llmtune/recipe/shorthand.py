@@ -57,7 +57,7 @@ def _open_adapter(located: Located) -> None:
     method = located.value.get("method") if isinstance(located.value, dict) else None
     if isinstance(method, str) and method in ALONE:
         located.value["method"] = {"kind": "full", "adapter": {"kind": method}}
-        _move(located, ("method",), ("method", "adapter", "kind"))
+        located.places["method", "adapter"] = located.places["method", "adapter", "kind"] = located.places["method",]
     elif isinstance(method, dict) and _is_word(method.get("kind")) and _agrees(method):
         located.value["method"] = _split(located, method)
 

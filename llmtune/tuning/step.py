@@ -12,7 +12,7 @@ from llmtune import terminal
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.files import hold, write_text
 from llmtune.numbers import duration
-from llmtune.pool import Ended, Pool, Task, open_pool
+from llmtune.pool import Ended, Pool, Task, check_place, open_pool
 from llmtune.run.folder import UNOWNED, refuse_file
 from llmtune.searching.record import SearchRecord
 from llmtune.searching.space import shown
@@ -43,6 +43,7 @@ def tune(
     `over` has a text for each key, such as method.lr=1e-4..1e-2:log. A search that was stopped goes on. Gives what
     tune.json holds. Raises RecipeError, MachineError, TrainingError, Interrupted.
     """
+    check_place(on)
     request = read_request(recipe, over, set=set, trials=trials, minutes=minutes, seed=seed, out=out)
     folder = Folder(request.out)
     _check_folder(folder)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
 
 _SAVED: dict[str, tuple[Path, torch.Tensor]] = {}
 """The bases that this process has written, each with the state of torch's random numbers afterwards."""
-_FOLDER = tempfile.TemporaryDirectory(prefix="llmtune-bases-")
+
+
+@cache
+def _saved_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="llmtune-bases-")
 
 
 def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
@@ -47,7 +52,7 @@ def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> 
     """
     key = repr((kind, seed, sorted(more.items())))
     if key not in _SAVED:
-        source = Path(_FOLDER.name) / str(len(_SAVED))
+        source = Path(_saved_folder().name) / str(len(_SAVED))
         base = model(kind, seed, **more)
         base.generation_config.eos_token_id = 2
         base.save_pretrained(source)
