@@ -1,9 +1,6 @@
 """Tiny random models and a byte-level tokenizer; nothing is downloaded."""
 
 import json
-import shutil
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +33,12 @@ def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
     return AutoModelForCausalLM.from_config(config(kind, **more), dtype=torch.float32)
 
 
-_SAVED: dict[str, tuple[Path, torch.Tensor]] = {}
-"""The bases that this process has written, each with the state of torch's random numbers afterwards."""
-
-
-@cache
-def _saved_folder() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="llmtune-bases-")
-
-
 def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
-    """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config.
-
-    A base that was written before in this process is copied, and leaves torch's random numbers as its making does.
-    """
-    key = repr((kind, seed, sorted(more.items())))
-    if key not in _SAVED:
-        source = Path(_saved_folder().name) / str(len(_SAVED))
-        base = model(kind, seed, **more)
-        base.generation_config.eos_token_id = 2
-        base.save_pretrained(source)
-        tokenizer().save_pretrained(source)
-        _SAVED[key] = source, torch.get_rng_state()
-    source, state = _SAVED[key]
-    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    torch.set_rng_state(state)
+    """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config."""
+    base = model(kind, seed, **more)
+    base.generation_config.eos_token_id = 2
+    base.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
 
 
