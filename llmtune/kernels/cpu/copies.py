@@ -12,7 +12,6 @@ _ALIGNMENT = 32
 
 @dataclass
 class _Copy:
-    weight: nn.Parameter
     low: torch.Tensor
     state: tuple[int, int] | None = None
     """The weight's version and address when it was cast; None where it must be cast."""
@@ -27,6 +26,7 @@ class WeightCopies:
 
     def __init__(self) -> None:
         self._layers: list[nn.Linear] = []
+        self._weights: dict[int, nn.Parameter] = {}
         self._copies: dict[int, _Copy] = {}
 
     def watch(self, layers: Iterable[nn.Linear]) -> None:
@@ -34,23 +34,25 @@ class WeightCopies:
         self._layers += layers
 
     def begin_step(self) -> None:
-        """Have every weight cast anew, and hold memory for exactly those that require a gradient now."""
+        """Have every weight cast anew, and give memory back where others require a gradient than before."""
         weights = {id(layer.weight): layer.weight for layer in self._layers if layer.weight.requires_grad}
-        if weights.keys() != self._copies.keys():
+        if weights.keys() != self._weights.keys():
             self.drop()
-            self._copies = _allocate(weights.values())
+            self._weights = weights
         for copy in self._copies.values():
             copy.state = None
 
     def drop(self) -> None:
         """Let the memory go."""
-        self._copies = {}
+        self._weights, self._copies = {}, {}
 
     def get(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """The copy of a weight as it is now; None where none is kept in `dtype`."""
-        copy = self._copies.get(id(weight))
-        if copy is None or copy.low.dtype != dtype:
+        if dtype != torch.bfloat16 or id(weight) not in self._weights:
             return None
+        if not self._copies:
+            self._copies = _allocate(self._weights.values())
+        copy = self._copies[id(weight)]
         state = weight._version, weight.data_ptr()
         if copy.state != state:
             copy.low.copy_(weight.detach())
@@ -64,4 +66,4 @@ def _allocate(weights: Iterable[nn.Parameter]) -> dict[int, _Copy]:
     sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in chosen]
     parts = torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes)
     lows = (part[: weight.numel()].view(weight.shape) for part, weight in zip(parts, chosen, strict=True))
-    return {id(weight): _Copy(weight, low) for weight, low in zip(chosen, lows, strict=True)}
+    return {id(weight): _Copy(low) for weight, low in zip(chosen, lows, strict=True)}
