@@ -66,7 +66,7 @@ def test_copies_of_weights_change_no_bit(tmp_path: Path, case: str, monkeypatch:
 
 
 def test_resumed_training_begins_with_copies_of_what_it_loaded(tmp_path: Path) -> None:
-    saves = {"save_strategy": "steps", "save_steps": 3, "steps": 5}
+    saves: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "steps": 5}
     whole = fit(tmp_path / "out", FULL, TIED, True, **saves)
     log, gradients, weights = fit(tmp_path / "out", FULL, TIED, True, str(tmp_path / "out" / "step-000003"), **saves)
     assert_equal_bits((log, gradients, weights), (whole[0][-len(log) :], whole[1][3:], whole[2]))

@@ -26,7 +26,7 @@ class WeightCopies:
 
     def __init__(self) -> None:
         self._layers: list[nn.Linear] = []
-        self._weights: dict[int, nn.Parameter] = {}
+        self._weights: dict[int, torch.Tensor] = {}
         self._copies: dict[int, _Copy] = {}
 
     def watch(self, layers: Iterable[nn.Linear]) -> None:
@@ -60,10 +60,10 @@ class WeightCopies:
         return copy.low
 
 
-def _allocate(weights: Iterable[nn.Parameter]) -> dict[int, _Copy]:
+def _allocate(weights: Iterable[torch.Tensor]) -> dict[int, _Copy]:
     """Copies without content, in one piece of memory, of which the system gives what is written."""
     chosen = list(weights)
     sizes = [-(-weight.numel() // _ALIGNMENT) * _ALIGNMENT for weight in chosen]
-    parts = torch.empty(sum(sizes), dtype=torch.bfloat16).split(sizes)
+    parts = torch.split(torch.empty(sum(sizes), dtype=torch.bfloat16), sizes)
     lows = (part[: weight.numel()].view(weight.shape) for part, weight in zip(parts, chosen, strict=True))
     return {id(weight): _Copy(low) for weight, low in zip(chosen, lows, strict=True)}
