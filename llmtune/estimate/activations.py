@@ -159,7 +159,15 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     if parts[largest].saved:
         working = working_bytes(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
     folded = [saved.added(index) for index in range(len(listed))]
-    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products, folded=folded), calls
+    spared = _spared_casts(model, cast.casts)
+    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products, False, folded, spared), calls
+
+
+def _spared_casts(model: nn.Module, casts: dict[int, torch.Tensor]) -> int:
+    """Bytes of the casts of linear layers' weights, but for one of each shape: a buffer that all of a shape share."""
+    linear = {id(module.weight) for module in model.modules() if type(module) is nn.Linear}
+    copies = [cast for key, cast in casts.items() if key in linear]
+    return sum(cast.nbytes for cast in copies) - sum({tuple(cast.shape): cast.nbytes for cast in copies}.values())
 
 
 def _spared(block: nn.Module) -> int:

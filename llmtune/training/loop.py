@@ -122,6 +122,7 @@ def _train(
             frozen_blocks=_frozen_blocks(recipe, base, layout, rows, offloaded, dtype, start),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
+            copies=passes.copies,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
             train_dataset=ExampleRows(data.train),
             eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
@@ -176,7 +177,8 @@ def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Prog
 def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
     """Predicted bytes of each stage on one device, in the largest pass that there may be."""
     tokens = passes.largest(recipe.train, state.num_processes, longest)
-    return stage_peaks(recipe, layout, state.num_processes, state.device, longest, tokens, passes.checkpointing)
+    world, how = state.num_processes, (passes.checkpointing, passes.copies)
+    return stage_peaks(recipe, layout, world, state.device, longest, tokens, *how)
 
 
 def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:
