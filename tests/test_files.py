@@ -1,6 +1,7 @@
 """Files and folders are complete or absent, whatever happens while they are written."""
 
 import hashlib
+import io
 import json
 import os
 import threading
@@ -36,7 +37,12 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
         file.write_bytes(content)
         assert fingerprint(file)["sha256"] == hashlib.sha256(content).hexdigest()
     time.sleep(2 * hashes.FINE / 1e9)
-    monkeypatch.setattr(hashes, "_sha256", lambda stream, size: reads.append(str(stream.name)) or digest(stream, size))
+
+    def watched(stream: io.FileIO, size: int) -> str:
+        reads.append(str(stream.name))
+        return digest(stream, size)
+
+    monkeypatch.setattr(hashes, "_sha256", watched)
     facts = fingerprint(file)
     link(file, second)
     assert fingerprint(file) == fingerprint(second) == facts

@@ -92,7 +92,7 @@ def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[D
 
 def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> int:
     """Bytes of a checkpoint, about: the trained tensors in fp32, and the optimizer's states; whole, where sharded."""
-    states = (value for state in (optimizer.state if optimizer else {}).values() for value in state.values())
+    states = (value for state in (optimizer.state.values() if optimizer else ()) for value in state.values())
     return sum(4 * tensor.numel() for tensor in tensors) + sum(
         value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor)
     )
