@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from llmtune.adapters.delta import save_delta
+from llmtune.adapters.delta import Trained, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.batches.rows import ExampleRows
@@ -146,7 +146,8 @@ def _train(
         with working("saving the trained weights"):
             delta = trainer.trained_state()
             if state.is_main_process:
-                _save(run, recipe, model, tensors_of(run.checkpoints, choice, delta), base, start)
+                chosen = tensors_of(run.checkpoints, choice, trainer.file_of(delta) or delta)
+                _save(run, recipe, model, chosen, base, start)
                 facts = {"best": choice.to_json()} if choice else {}
                 run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
             processes.wait()
@@ -160,9 +161,7 @@ def _settle_memory(streams: bool) -> None:
         keep_freed()
 
 
-def _save(
-    run: Run, recipe: Recipe, model: PreTrainedModel, trained: dict[str, torch.Tensor], base: Base, start: Start | None
-) -> None:
+def _save(run: Run, recipe: Recipe, model: PreTrainedModel, trained: Trained, base: Base, start: Start | None) -> None:
     """Write the delta, with what the training went on from where that is trained tensors."""
     whole = add_rest(trained, start) if start else trained
     save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
