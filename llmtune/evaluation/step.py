@@ -23,6 +23,7 @@ from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import as_json, write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.inference.room import measured_once
 from llmtune.kernels.finite import is_finite
 from llmtune.machine import processes
 from llmtune.model.base import Base, load_config
@@ -57,11 +58,12 @@ def evaluate_here(run: Run) -> Evaluations:
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
         asked = _prepare(run)
-        before = _ask_base(asked)
-        with working("loading the tuned model"):
-            tuned = _load_tuned(asked.model, run, asked.recipe, asked.placement.dtype)
-            _check_logits(asked.exam, tuned, "tuned")
-        answers = ask(asked.exam, tuned)
+        with measured_once(asked.model):  # both models are asked in the same batches
+            before = _ask_base(asked)
+            with working("loading the tuned model"):
+                tuned = _load_tuned(asked.model, run, asked.recipe, asked.placement.dtype)
+                _check_logits(asked.exam, tuned, "tuned")
+            answers = ask(asked.exam, tuned)
         after: Evaluation = {**before, "model": "tuned", "delta": delta, **answers}
         stored: Evaluations = {
             "base": before,
