@@ -111,7 +111,7 @@ class Folder:
         write_json(self.arm(name) / "arm.json", record)
 
     def base_answers(self) -> dict[str, Any] | None:
-        """The base's `results`, and the `seconds` in which it was asked; None before, and where more is to be asked."""
+        """The base's `results`, and the `seconds` of the process that asked it; None where something is to be asked."""
         stored = cast(dict[str, Any], read_json(self.base_file)) if self.base_file.is_file() else None
         return stored if stored and stored["asking"] == self.asking() else None
 
@@ -119,7 +119,10 @@ class Folder:
         """The seconds in which entrants, or one of them, asked the untrained base; with those before any of them."""
         files = self.path.glob(f"arms/{name or '*'}/seed-*/manifest.json")
         before = None if name else self.base_answers()
-        return sum(sum(seconds_asked(Run(file.parent)).values()) for file in files) + (before or {"seconds": 0.0})["seconds"]
+        return (
+            sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
+            + (before or {"seconds": 0.0})["seconds"]
+        )
 
     def baselines(self) -> list[Baseline]:
         """The baselines that ended."""

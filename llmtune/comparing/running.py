@@ -113,7 +113,7 @@ class Running:
     def _baseline_seconds(self) -> float:
         """What baselines took, and the untrained base's answers: as long as expected until it is asked."""
         others = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
-        expected = self._costs.base if self._folder.base_answers() is None else 0.0
+        expected = self._costs.start + self._costs.base if self._folder.base_answers() is None else 0.0
         return others + (self._folder.base_seconds() or expected)
 
     def _training(self) -> float | None:
@@ -202,4 +202,6 @@ class Running:
 def _told_of_base(end: Ended) -> None:
     """Tell where the base could not be asked: each arm's evaluation then tries it, and fails alone."""
     if end.code:
-        print(f"the base was not asked: {end.message or 'its process ended without a word; see base-log.txt'}", flush=True)
+        print(
+            f"the base was not asked: {end.message or 'its process ended without a word; see base-log.txt'}", flush=True
+        )

@@ -81,16 +81,15 @@ def evaluate_here(run: Run, unasked: str | None = None) -> Evaluations:
 
 
 @locates_mistakes
-def ask_base(run: Run) -> tuple[Evaluation, float]:
+def ask_base(run: Run) -> Evaluation:
     """Ask the base of a run alone, trained or not, in this process; writes nothing into the run.
 
-    Returns its answers, and the seconds in which it was asked those that were not kept. Raises as `evaluate` does.
+    Its answers are kept for evaluations on the same base. Raises as `evaluate` does.
     """
     with lacks_named("evaluation"):
         asked = _prepare(run)
         with measured_once(asked.model):
-            evaluation = _ask_base(asked)
-    return evaluation, sum(asked.kept.asked.values())
+            return _ask_base(asked)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     out, arms, kept = tmp_path / "out", tmp_path / "arms.yaml", tmp_path / "kept.jsonl"
     monkeypatch.setenv("LLMTUNE_COMPARISONS", str(kept))
     arms.write_text("- lora\n- {name: hot, set: {method: {kind: full, lr: 1.0e+30}}}\n")
-    asked: dict[str, Any] = {"minutes": 0.2, "seeds": 1, "sizes": [0.5], "baselines": ["zero-shot", "scratch", "tf-idf"]}
+    asked: dict[str, Any] = {
+        "minutes": 0.2,
+        "seeds": 1,
+        "sizes": [0.5],
+        "baselines": ["zero-shot", "scratch", "tf-idf"],
+    }
     train = ArmRun._train
     first: list[int] = []
 

@@ -30,7 +30,7 @@ from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.reporting.page import render
 from llmtune.run import Run
 from tests.support import runs, tiny
-from tests.support.page import Page
+from tests.support.pages import Page
 from tests.support.runs import with_held_out_rows
 from tests.support.suites import mine
 
@@ -70,11 +70,24 @@ def learned(run: Run, steps: int) -> Run:
     return run
 
 
-def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
+def test_trained_adapter_changes_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**row, "prompt": f"say {n % 10}{n // 10}"} for n, row in enumerate(ANSWERS)]
     base_folder = tiny.save_base(tmp_path / "base", initializer_range=0.3)
     run = learned(with_held_out_rows(tmp_path, rows, base=base_folder), 30)
+    written: list[int] = []
+    greedy = loaded_model.greedy
+
+    def counted(*arguments: Any, known: list[list[int]], **options: Any) -> list[list[int]]:
+        answers = greedy(*arguments, known=known, **options)
+        written.append(sum(map(len, answers)) - sum(map(len, known)))
+        return answers
+
+    monkeypatch.setattr(loaded_model, "greedy", counted)
     stored = evaluate(run)
+    assert written[-1] == 0, "what the model has learned was written once more"
+    monkeypatch.setattr(asking, "_beginning", lambda example, likeliest: [])
+    assert evaluate(run)["tuned"] == stored["tuned"]
+    assert written[-1] == 5 * len("ok") + 5
     base, tuned = stored["base"]["results"], stored["tuned"]["results"]["held_out"]
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
     assert base["held_out_few_shot"]["shots"] == 2
@@ -107,26 +120,6 @@ def test_zero_adapter_scores_exactly_as_base(tmp_path: Path) -> None:
     assert tuned == base
     assert stored["tuned"]["rows"] == stored["base"]["rows"]
     assert stored["tuned"]["differences"]["base, zero-shot"]["held_out"]["loss"]["difference"] == 0
-
-
-def test_what_reading_true_answers_shows_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that has learned the answers writes none of them again, and its answers are those that it would write."""
-    run = learned(with_held_out_rows(tmp_path, rows=ANSWERS, eval={**runs.QUICK, "forgetting": False}), 1)
-    written: list[int] = []
-    greedy = loaded_model.greedy
-
-    def counted(*arguments: Any, known: list[list[int]], **options: Any) -> list[list[int]]:
-        answers = greedy(*arguments, known=known, **options)
-        written.append(sum(map(len, answers)) - sum(map(len, known)))
-        return answers
-
-    monkeypatch.setattr(loaded_model, "greedy", counted)
-    fast = evaluate(run)["tuned"]
-    assert fast["results"]["held_out"]["metrics"]["exact_match"]["value"] == 1
-    assert written[-1] == 0
-    monkeypatch.setattr(asking, "_beginning", lambda example, likeliest: [])
-    assert evaluate(run)["tuned"] == fast
-    assert written[-1] > 0
 
 
 def test_a_base_that_is_not_asked_has_no_answers_and_the_page_says_why(tmp_path: Path) -> None:
