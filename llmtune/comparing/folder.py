@@ -112,17 +112,18 @@ class Folder:
 
     def base_answers(self) -> dict[str, Any] | None:
         """The base's `results`, and the `seconds` of the process that asked it; None where something is to be asked."""
-        stored = cast(dict[str, Any], read_json(self.base_file)) if self.base_file.is_file() else None
-        return stored if stored and stored["asking"] == self.asking() else None
+        try:
+            stored = cast(dict[str, Any], read_json(self.base_file))
+        except LlmtuneError:
+            return None
+        return stored if stored.get("asking") == self.asking() else None
 
     def base_seconds(self, name: str | None = None) -> float:
         """The seconds in which entrants, or one of them, asked the untrained base; with those before any of them."""
         files = self.path.glob(f"arms/{name or '*'}/seed-*/manifest.json")
         before = None if name else self.base_answers()
-        return (
-            sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
-            + (before or {"seconds": 0.0})["seconds"]
-        )
+        of_entrants = sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
+        return of_entrants + (float(before["seconds"]) if before else 0.0)
 
     def baselines(self) -> list[Baseline]:
         """The baselines that ended."""

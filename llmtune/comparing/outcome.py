@@ -86,7 +86,7 @@ def _base_results(folder: Folder) -> dict[str, Any] | None:
     if asked:
         return dict(asked["results"])
     files = sorted(folder.path.glob("arms/*/seed-*/eval/base.json"))
-    return next((results for file in files if (results := read_json(file)["results"])), None)
+    return next((read_json(file)["results"] for file in files if "scratch" not in file.parts[-4]), None)
 
 
 def of_base(folder: Folder, name: str, results: dict[str, Any]) -> Baseline:

@@ -202,6 +202,5 @@ class Running:
 def _told_of_base(end: Ended) -> None:
     """Tell where the base could not be asked: each arm's evaluation then tries it, and fails alone."""
     if end.code:
-        print(
-            f"the base was not asked: {end.message or 'its process ended without a word; see base-log.txt'}", flush=True
-        )
+        why = end.message or "its process ended without a word; see base-log.txt"
+        print(f"the base was not asked: {why}", flush=True)

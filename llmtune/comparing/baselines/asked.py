@@ -1,4 +1,4 @@
-"""`python -m llmtune.comparing.baselines.asked OUT`: asks a comparison's base once, before its arms, in this process."""
+"""`python -m llmtune.comparing.baselines.asked OUT`: asks a comparison's base, once, before its arms."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,6 @@ from llmtune.errors import Interrupted, ProofError
 from llmtune.files import write_json
 from llmtune.launch.faults import told_in_one_line
 from llmtune.run import Run
-
 
 START = time.monotonic()
 
