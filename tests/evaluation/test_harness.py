@@ -92,7 +92,7 @@ def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pyt
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
     seen: list[list[int]] = []
 
-    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Any) -> list[list[int]]:
+    def answer(model: Any, prompts: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
         seen.extend(prompts)
         return [[5]] * len(prompts)
 
