@@ -20,7 +20,7 @@ def limit_head(model: PreTrainedModel, select: Callable[[torch.Tensor], torch.Te
         hook.remove()
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[list[int]]) -> int:
     """Count the tokens that all rows start with."""
     first, last = min(rows), max(rows)
     return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))

@@ -19,7 +19,7 @@ from llmtune.data.encoding.rules import Rules
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation import asking, loaded_model
-from llmtune.evaluation.generate import answer_losses
+from llmtune.evaluation.generate import answer_losses, greedy
 from llmtune.evaluation.results import Result, compare
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tables import difference_table, table
@@ -75,11 +75,10 @@ def test_trained_adapter_changes_the_score(tmp_path: Path, monkeypatch: pytest.M
     base_folder = tiny.save_base(tmp_path / "base", initializer_range=0.3)
     run = learned(with_held_out_rows(tmp_path, rows, base=base_folder), 30)
     written: list[int] = []
-    greedy = loaded_model.greedy
 
-    def counted(*arguments: Any, known: list[list[int]], **options: Any) -> list[list[int]]:
-        answers = greedy(*arguments, known=known, **options)
-        written.append(sum(map(len, answers)) - sum(map(len, known)))
+    def counted(*arguments: Any, **options: Any) -> list[list[int]]:
+        answers = greedy(*arguments, **options)
+        written.append(sum(map(len, answers)) - sum(map(len, options["known"])))
         return answers
 
     monkeypatch.setattr(loaded_model, "greedy", counted)
