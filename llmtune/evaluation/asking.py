@@ -3,18 +3,16 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import islice, takewhile
 from typing import Any
 
 from lm_eval.api.task import Task
 from transformers import PreTrainedModel
 
-from llmtune.data.example import IGNORED, Example
 from llmtune.errors import ProofError
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.forgetting.general import General, ask_general
-from llmtune.evaluation.generate import ReadAnswer, read_answers
+from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.groups.scores import group_result
 from llmtune.evaluation.harness import quiet, score_tasks
 from llmtune.evaluation.held_out.choice import EXACT_MATCH, PERPLEXITY
@@ -96,21 +94,16 @@ def _ask_task(exam: Exam, model: PreTrainedModel, task: Task, values: Mapping[st
 
 
 def _ask_held_out(exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str) -> Part:
-    """Score a model on held-out rows and return its answers.
-
-    It reads the true answers first. What it would have written of them itself is what its own answers begin with.
-    """
-    title = f"{name}, {len(rows.shots)}-shot" if rows.shots else f"{name}, zero-shot"
-    read = _read(exam, model, rows, title)
+    """Score a model on held-out rows and return its answers."""
     with quiet():
-        beginnings = [_beginning(row, one.likeliest) for row, one in zip(rows.examples, read, strict=True)]
-        task = HeldOut(key, rows, exam.stop, exam.new_tokens, exam.metrics, beginnings)
+        task = HeldOut(key, rows, exam.stop, exam.new_tokens, exam.metrics)
     result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
     outputs = result.pop("outputs")
     result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
     result["compared"] = task.comparison
+    title = f"{name}, {task_title(key, result)}"
     labels = _label_rows(exam, model, rows, result, title) if exam.labels else None
-    losses = [finite(one.loss) for one in read]
+    losses = _losses(exam, model, rows, title)
     tokens = [example.supervised for example in rows.examples]
     answers = _answers(rows, result, outputs, [loss and loss / n for loss, n in zip(losses, tokens, strict=True)])
     for answer, label in zip(answers, labels or (), strict=False):
@@ -167,21 +160,14 @@ def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str
         return ask_general(general, model, exam.tokenizer, of_all(step)), []
 
 
-def _read(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[ReadAnswer]:
-    """Return what a model makes of the true answers; raises ProofError where no loss is finite."""
+def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:
+    """Return each row's loss, None for one that is not finite; raises ProofError where none is."""
     with lacks_named(f"{name}, loss"), working(f"{name}: loss", len(rows.examples), "rows") as step:
-        ask = partial(read_answers, model, pad_id=int(exam.tokenizer.pad_token_id), step=of_all(step))
-        read = spread(rows.examples, ask, lambda row: len(row.input_ids))
-    if read and all(finite(one.loss) is None for one in read):
+        ask = partial(answer_losses, model, pad_id=int(exam.tokenizer.pad_token_id), step=of_all(step))
+        losses = [finite(loss) for loss in spread(rows.examples, ask, lambda row: len(row.input_ids))]
+    if losses and all(loss is None for loss in losses):
         raise ProofError(f"{name}: no row has a finite loss, so nothing can be scored")
-    return read
-
-
-def _beginning(example: Example, likeliest: int) -> list[int]:
-    """Return the tokens with which a model answers a question, as far as they are those of the true answer."""
-    answer = zip(example.input_ids[example.prompt_size :], example.labels[example.prompt_size :], strict=True)
-    learned = takewhile(lambda pair: pair[1] != IGNORED, answer)
-    return [token for token, _ in islice(learned, likeliest)]
+    return losses
 
 
 def _report(model: str, part: str, results: Mapping[str, Result], how: str) -> None:

@@ -1,7 +1,7 @@
 """Greedy answers and answer losses in batches; tokens that all rows start with are computed once."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -64,16 +64,14 @@ def greedy(
     new_tokens: int,
     step: Step | None = None,
     choose: Choose | None = None,
-    known: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
     """Return the likeliest tokens after each prompt, at most `new_tokens`, the first stop token included.
 
     The model has to satisfy `shares_start`. `step` is told how many prompts are done, with shares of the others.
-    `choose` takes other tokens than the likeliest ones. `known` holds the likeliest tokens that each answer begins
-    with, as far as they are known.
+    `choose` takes other tokens than the likeliest ones.
     """
-    answers = [list(answer[:new_tokens]) for answer in known] or [[] for _ in prompts]
-    live = [row for row, answer in enumerate(answers) if not _has_ended(answer, stop, new_tokens)]
+    answers: list[list[int]] = [[] for _ in prompts]
+    live = list(range(len(prompts)))
     done = 0.0
 
     def tell() -> None:
@@ -83,10 +81,7 @@ def greedy(
         if step:
             step(done - before)
 
-    tell()
-    if not live:
-        return answers
-    rows = LiveRows(model, [[*prompts[row], *answers[row]] for row in live])
+    rows = LiveRows(model, prompts)
     while True:
         tokens = choose(rows.logits, live) if choose else rows.logits.argmax(-1)
         for row, token in zip(live, tokens.tolist(), strict=True):
@@ -107,31 +102,15 @@ def _has_ended(answer: Sequence[int], stop: set[int], new_tokens: int) -> bool:
     return len(answer) >= new_tokens or bool(answer and answer[-1] in stop)
 
 
-class ReadAnswer(NamedTuple):
-    """What a model makes of a true answer that it reads."""
-
-    loss: float
-    """The summed negative log-likelihood of the supervised tokens, in nats."""
-    likeliest: int
-    """How many of the first supervised tokens are the ones that the model itself would write."""
-
-
+@torch.no_grad()
 def answer_losses(
     model: PreTrainedModel, examples: list[Example], pad_id: int, step: Step | None = None
 ) -> list[float]:
     """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32."""
-    return [answer.loss for answer in read_answers(model, examples, pad_id, step)]
-
-
-@torch.no_grad()
-def read_answers(
-    model: PreTrainedModel, examples: list[Example], pad_id: int, step: Step | None = None
-) -> list[ReadAnswer]:
-    """Return the loss of each example's supervised tokens, and how many of the first ones are the model's own."""
     if not examples:
         return []
     if isinstance(model, VllmModel):
-        return [ReadAnswer(loss, 0) for loss in model.losses(examples)]
+        return model.losses(examples)
     first = min(next(place for place, label in enumerate(row.labels) if label != IGNORED) for row in examples)
     common = common_length([example.input_ids for example in examples])
     # The last prompt token stays with the rows: its output predicts the answer's first token.
@@ -139,17 +118,18 @@ def read_answers(
     start = read_start(model, examples[0].input_ids[:shared])
     rest = [{"input_ids": row.input_ids[shared:], "labels": row.labels[shared:]} for row in examples]
 
-    def read(batch: Sequence[int]) -> list[ReadAnswer]:
+    def read(batch: Sequence[int]) -> list[float]:
         padded = Collator(pad_id)([rest[index] for index in batch])
         tensors = {name: padded[name].to(model.device) for name in ("input_ids", "attention_mask", "labels")}
-        return _read_batch(model, tensors, start)
+        return _batch_losses(model, tensors, start)
 
-    answers: dict[int, ReadAnswer] = {}
+    losses = [0.0] * len(examples)
     for batch in by_length([len(row["input_ids"]) for row in rest], _loss_batch(model, shared)):
-        answers.update(zip(batch, in_halves(read, batch, model), strict=True))
+        for index, loss in zip(batch, in_halves(read, batch, model), strict=True):
+            losses[index] = loss
         if step:
             step(len(batch))
-    return [answers[index] for index in range(len(examples))]
+    return losses
 
 
 @torch.no_grad()
@@ -172,7 +152,7 @@ def _loss_batch(model: PreTrainedModel, shared: int) -> Callable[[int, int], boo
     return fits
 
 
-def _read_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], start: Cache | None) -> list[ReadAnswer]:
+def _batch_losses(model: PreTrainedModel, batch: dict[str, torch.Tensor], start: Cache | None) -> list[float]:
     targets = batch["labels"][:, 1:]
     supervised = targets != IGNORED
     mask, cached = batch["attention_mask"], dict[str, Any]()
@@ -186,13 +166,6 @@ def _read_batch(model: PreTrainedModel, batch: dict[str, torch.Tensor], start: C
         logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=start is not None, **cached).logits
     losses = functional.cross_entropy(logits.float(), targets[supervised], reduction="none")
     # On the CPU, as a GPU adds in an order that changes from call to call.
-    rows, losses = supervised.nonzero()[:, 0].cpu(), losses.double().cpu()
     sums = torch.zeros(len(mask), dtype=torch.float64)
-    sums.index_add_(0, rows, losses)
-    own = (logits.argmax(-1) == targets[supervised]).cpu()
-    return [ReadAnswer(loss, _leading(own[rows == row])) for row, loss in enumerate(sums.tolist())]
-
-
-def _leading(flags: torch.Tensor) -> int:
-    """Count the flags before the first that is false."""
-    return int(flags.cumprod(0).sum())
+    sums.index_add_(0, supervised.nonzero()[:, 0].cpu(), losses.double().cpu())
+    return sums.tolist()

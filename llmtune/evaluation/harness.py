@@ -97,7 +97,6 @@ def _load(
     questions = task.questions
     built.prompt_ids = dict(zip(questions.prompts, questions.prompt_ids, strict=True))
     built.special = questions.special
-    built.beginnings = dict(zip(map(tuple, questions.prompt_ids), task.beginnings, strict=True))
     if kind is ServedModel:
         return built
     new_tokens: Any = task.generation["max_gen_toks"]

@@ -80,7 +80,6 @@ class LoadedModel(HFLM):
     ) -> None:
         self.truncated, self.not_finite, self.requests = 0, 0, 0
         self.prompt_ids: Mapping[str, Sequence[int]] = {}
-        self.beginnings: Mapping[tuple[int, ...], Sequence[int]] = {}
         self.special = False
         self.name, self._rows = name, rows
         self._step: Step = _uncounted
@@ -205,8 +204,7 @@ class LoadedModel(HFLM):
         room = max_length - context.shape[1]
 
         def answer(rows: Sequence[list[int]]) -> list[list[int]]:
-            known = [self.beginnings.get(tuple(row), ()) for row in rows]
-            return greedy(self.model, rows, set(stop_ids), room, self._step, known=known)
+            return greedy(self.model, rows, set(stop_ids), room, self._step)
 
         answers = in_halves(answer, prompts, self.model)
         texts = [[token for token in answer if token not in stop_ids] for answer in answers]

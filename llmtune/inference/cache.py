@@ -1,7 +1,5 @@
 """Keys and values of rows that a model reads together: the start that they share, and what each has of its own."""
 
-from collections.abc import Sequence
-
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -43,21 +41,6 @@ class GrowingLayer(DynamicLayer):
             self._buffers = [buffer.index_select(0, indices) for buffer in self._buffers]
             self._show(length)
 
-    def place(self, rows: torch.Tensor, of: int, length: int, part: DynamicLayer, shared: int) -> None:
-        """Take over what some rows, of `of` in all, have: `shared` tokens first, and the others up to `length`.
-
-        What lies between is zero: a mask hides numbers there, and not what is none.
-        """
-        if not self._buffers:
-            self.lazy_initialization(part.keys, part.values)
-            sizes = ((of, states.shape[1], length + STEPS, states.shape[-1]) for states in (part.keys, part.values))
-            self._buffers = [torch.zeros(size, dtype=self.dtype, device=self.device) for size in sizes]
-            self._show(length)
-        own = part.keys.shape[-2] - shared
-        for buffer, states in zip(self._buffers, (part.keys, part.values), strict=True):
-            buffer[rows, :, :shared] = states[:, :, :shared]
-            buffer[rows, :, length - own : length] = states[:, :, shared:]
-
     def _show(self, length: int) -> None:
         self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
@@ -77,14 +60,6 @@ def repeated(
             mine.lazy_initialization(other.keys, other.values)
             mine.keys, mine.values = (states.expand(rows, -1, -1, -1) for states in (other.keys, other.values))
     return cache
-
-
-def placed(cache: Cache, part: Cache, rows: Sequence[int], of: int, length: int, shared: int) -> None:
-    """Put the keys and values of some rows, of `of` in all, into a cache of growing layers, so that all end alike."""
-    for mine, other in zip(cache.layers, part.layers, strict=True):
-        if other.is_initialized:
-            assert isinstance(mine, GrowingLayer)
-            mine.place(torch.tensor(rows, device=other.device), of, length, other, shared)
 
 
 def _buffer(states: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -143,7 +143,7 @@ def test_names_task_that_lm_eval_cannot_score(tmp_path: Path, keys: dict[str, An
     [
         ("greedy", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
         (
-            "read_answers",
+            "answer_losses",
             RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
         ),
         ("load_placed", MemoryError()),
@@ -155,7 +155,7 @@ def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    place = {"greedy": loaded_model, "read_answers": asking, "load_placed": step}[part]
+    place = {"greedy": loaded_model, "answer_losses": asking, "load_placed": step}[part]
     monkeypatch.setattr(place, part, fail)
     run = with_held_out_rows(tmp_path)
     words = (
@@ -163,7 +163,7 @@ def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
     )
     with pytest.raises(MachineError, match=words) as raised, guarded_step(run, "eval"):
         evaluate(run)
-    named = {"greedy": "base, zero-shot: ", "read_answers": "base, zero-shot, loss: ", "load_placed": "evaluation: "}
+    named = {"greedy": "base, zero-shot: ", "answer_losses": "base, zero-shot, loss: ", "load_placed": "evaluation: "}
     assert str(raised.value).startswith(f"{named[part]}out of memory")
     assert not run.eval.exists()
 

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.encoding.encode import Example
-from llmtune.evaluation.generate import answer_losses, greedy, read_answers, rows_per_batch, shares_start
-from llmtune.inference import cache, room
-from llmtune.inference.cache import repeated
+from llmtune.evaluation.generate import answer_losses, greedy, rows_per_batch, shares_start
+from llmtune.inference import cache, live, room
 from llmtune.inference.live import LiveRows
-from llmtune.inference.passes import limit_head, read_start
+from llmtune.inference.passes import limit_head
 from llmtune.inference.room import Room, in_halves, measured_once, row_bytes
 from tests.support import tiny
-from tests.support.rooms import recorded, set_room
+from tests.support.rooms import set_room
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
 # Weights so small that attention is nearly even would hide wrong positions.
@@ -147,9 +147,8 @@ def test_a_cache_with_room_gives_the_same_bits_as_a_copied_one(monkeypatch: pyte
     monkeypatch.setattr(cache, "STEPS", 3)
     model = tiny.model(hidden=64, initializer_range=WIDE).eval().to(torch.bfloat16)
     roomy = LiveRows(model, PROMPTS)
+    monkeypatch.setattr(live, "GrowingLayer", DynamicLayer)
     plain = LiveRows(model, PROMPTS)
-    plain._cache = repeated(read_start(model, PROMPTS[0][:5]), model.config, len(PROMPTS))
-    assert torch.equal(plain._read([prompt[5:] for prompt in PROMPTS], plain._cache, 5), roomy.logits)
     for place in range(9):
         assert torch.equal(plain.logits, roomy.logits)
         tokens = roomy.logits.argmax(-1)
@@ -158,39 +157,6 @@ def test_a_cache_with_room_gives_the_same_bits_as_a_copied_one(monkeypatch: pyte
                 rows.keep([0, 2, 3])
             rows.grow(tokens[[0, 2, 3]] if place == 4 else tokens)
     assert roomy._cache.layers[0].keys.untyped_storage().nbytes() > roomy._cache.layers[0].keys.nbytes
-
-
-@torch.no_grad()
-def test_prompts_are_read_with_rows_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model(hidden=64, initializer_range=WIDE).eval()
-    prompts = [[1, 40, *range(60, 60 + n), 90 + n] for n in (30, 2, 17, 5, 24, 3)]
-    expected, shapes = [alone(model, prompt, set(), 6) for prompt in prompts], recorded(model)
-    set_room(monkeypatch, Room(2**40, 128, 48))
-    assert greedy(model, prompts, set(), 6) == expected
-    assert [tuple(shape) for shape in shapes[:5]] == [(1, 4), (3, 4), (2, 23), (1, 29), (6, 1)]
-
-
-@torch.no_grad()
-def test_answers_go_on_after_what_is_known_of_them() -> None:
-    """The tokens of a true answer that a model itself would write are those of its greedy answer."""
-    model = tiny.model(hidden=64, initializer_range=WIDE).eval()
-    free = [alone(model, prompt, set(), 8) for prompt in PROMPTS]
-    stop = {free[1][5]}
-    expected = [alone(model, prompt, stop, 8) for prompt in PROMPTS]
-    # The model's own answer, one that parts from it in the middle, one that does at once, and a shorter one.
-    true = [free[0], expected[1], [*free[2][:3], 9, *free[2][4:]], [9, 8], free[4][:2]]
-    examples = [example([*prompt, *answer], len(answer)) for prompt, answer in zip(PROMPTS, true, strict=True)]
-    read = read_answers(model, examples, pad_id=0)
-    assert [one.likeliest for one in read] == [8, len(expected[1]), 3, 0, 2]
-    known = [answer[: one.likeliest] for answer, one in zip(true, read, strict=True)]
-    shapes = recorded(model)
-    counted: list[float] = []
-    assert greedy(model, PROMPTS, stop, 8, counted.append, known=known) == expected
-    assert sum(counted) == pytest.approx(len(PROMPTS))
-    assert max(rows for rows, _ in shapes) == 3, "rows that were known were read again"
-    shapes.clear()
-    assert greedy(model, PROMPTS[:2], stop, 8, known=known[:2]) == expected[:2]
-    assert not shapes
 
 
 def test_losses_of_bf16_model_are_those_of_fp32() -> None:

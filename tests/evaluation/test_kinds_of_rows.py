@@ -56,7 +56,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
     """Let both models answer the held-out rows so, by the digit at the end of the question."""
     tokenizer = tiny.tokenizer()
 
-    def greedy(model: Any, prompts: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
+    def greedy(model: Any, prompts: list[list[int]], *_: Any) -> list[list[int]]:
         digits = ([char for char in tokenizer.decode(prompt) if char.isdigit()][-1] for prompt in prompts)
         return [[*tokenizer(answers[int(digit)], add_special_tokens=False)["input_ids"], 2] for digit in digits]
 

@@ -18,8 +18,7 @@ from llmtune.data.encoding.encode import encode
 from llmtune.data.encoding.rules import Rules
 from llmtune.data.gate import gate
 from llmtune.errors import ProofError, RecipeError
-from llmtune.evaluation import asking, loaded_model
-from llmtune.evaluation.generate import answer_losses, greedy
+from llmtune.evaluation.generate import answer_losses
 from llmtune.evaluation.results import Result, compare
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tables import difference_table, table
@@ -70,23 +69,11 @@ def learned(run: Run, steps: int) -> Run:
     return run
 
 
-def test_trained_adapter_changes_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_adapter_changes_the_score(tmp_path: Path) -> None:
     rows = [{**row, "prompt": f"say {n % 10}{n // 10}"} for n, row in enumerate(ANSWERS)]
     base_folder = tiny.save_base(tmp_path / "base", initializer_range=0.3)
     run = learned(with_held_out_rows(tmp_path, rows, base=base_folder), 30)
-    written: list[int] = []
-
-    def counted(*arguments: Any, **options: Any) -> list[list[int]]:
-        answers = greedy(*arguments, **options)
-        written.append(sum(map(len, answers)) - sum(map(len, options["known"])))
-        return answers
-
-    monkeypatch.setattr(loaded_model, "greedy", counted)
     stored = evaluate(run)
-    assert written[-1] == 0, "what the model has learned was written once more"
-    monkeypatch.setattr(asking, "_beginning", lambda example, likeliest: [])
-    assert evaluate(run)["tuned"] == stored["tuned"]
-    assert written[-1] == 5 * len("ok") + 5
     base, tuned = stored["base"]["results"], stored["tuned"]["results"]["held_out"]
     assert base["held_out"]["metrics"]["exact_match"]["value"] == 0.0
     assert base["held_out_few_shot"]["shots"] == 2

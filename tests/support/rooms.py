@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from llmtune.evaluation import generate, loaded_model
-from llmtune.inference import live
 from llmtune.inference.room import Room
 
 
 def set_room(monkeypatch: pytest.MonkeyPatch, room: Room) -> None:
     """Let batches be chosen for this room, whatever is free."""
-    for module in (generate, loaded_model, live):
+    for module in (generate, loaded_model):
         monkeypatch.setattr(module, "room_for_batches", lambda model: room)
 
 

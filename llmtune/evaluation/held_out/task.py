@@ -26,11 +26,8 @@ class HeldOut(Task):
         stop: set[int],
         new_tokens: int,
         metrics: Sequence[str] = (EXACT_MATCH,),
-        beginnings: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`beginnings` are the tokens with which each answer is known to begin."""
         self.questions = questions
-        self.beginnings = [()] * len(questions.rows) if beginnings is None else beginnings
         self.scorers = [one for one in map(scorer, metrics) if one is not None]
         kinds = kinds_of(questions.truths)
         self.kinds = dict(zip((row.where for row in questions.rows), kinds, strict=True))
