@@ -13,7 +13,8 @@ from llmtune.answering.draw import Draw, DrawnAlone, stream
 from llmtune.answering.models import Models, Prompts
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import lacks_memory
-from llmtune.evaluation.generate import greedy, hides_left_padding, left_padded, rows_per_batch, shares_start
+from llmtune.evaluation.generate import greedy, hides_left_padding, rows_per_batch, shares_start
+from llmtune.inference.passes import left_padded
 from llmtune.machine.device import release_cached
 from llmtune.working import Step
 

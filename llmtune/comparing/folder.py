@@ -1,6 +1,6 @@
 """The folder of a comparison: its recipe, what was asked, what each worker leaves, and compare.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -90,6 +90,11 @@ class Folder:
         """The baselines that ended."""
         return self.path / "baselines.json"
 
+    @property
+    def base_file(self) -> Path:
+        """What the untrained base answered, before any arm."""
+        return self.path / "base.json"
+
     def arm(self, name: str) -> Path:
         """The folder of an entrant."""
         return self.path / "arms" / name
@@ -106,10 +111,20 @@ class Folder:
         self.arm(name).mkdir(parents=True, exist_ok=True)
         write_json(self.arm(name) / "arm.json", record)
 
+    def base_answers(self) -> dict[str, Any] | None:
+        """The base's `results`, and the `seconds` of the process that asked it; None where something is to be asked."""
+        try:
+            stored = cast(dict[str, Any], read_json(self.base_file))
+        except LlmtuneError:
+            return None
+        return stored if stored.get("asking") == self.asking() else None
+
     def base_seconds(self, name: str | None = None) -> float:
-        """The seconds in which entrants, or one of them, asked the untrained base."""
+        """The seconds in which entrants, or one of them, asked the untrained base; with those before any of them."""
         files = self.path.glob(f"arms/{name or '*'}/seed-*/manifest.json")
-        return sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
+        before = None if name else self.base_answers()
+        of_entrants = sum(sum(seconds_asked(Run(file.parent)).values()) for file in files)
+        return of_entrants + (float(before["seconds"]) if before else 0.0)
 
     def baselines(self) -> list[Baseline]:
         """The baselines that ended."""
@@ -174,9 +189,13 @@ class Folder:
         arms = [*request.arms, *([Arm("scratch", tuple(scratch))] if scratch else [])]
         return [Entrant(arm, size) for size in request.sizes for arm in arms]
 
-    def recipe_of(self, entrant: Entrant, more: Sequence[str] = ()) -> Recipe:
-        """The recipe of an entrant, as it trains."""
-        return Recipe.load(self.recipe_file, [*entrant.set, *SETTINGS, *more])
+    def asking(self) -> list[str]:
+        """The overrides that leave out worked examples where no baseline wants them."""
+        return [] if "few-shot" in self.request().baselines else ["eval.shots=0"]
+
+    def recipe_of(self, entrant: Entrant | None) -> Recipe:
+        """The recipe of an entrant, as it trains; of none, the one whose base is asked before them."""
+        return Recipe.load(self.recipe_file, [*(entrant.set if entrant else ()), *SETTINGS, *self.asking()])
 
 
 def is_comparison(path: Path) -> bool:

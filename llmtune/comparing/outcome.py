@@ -72,25 +72,26 @@ def _scratch(folder: Folder, entrants: list[Entrant]) -> list[Baseline]:
 
 
 def _asked_baselines(folder: Folder) -> list[Baseline]:
-    """The baselines that were run, and the untrained base's answers where an arm's evaluation asked it."""
+    """The baselines that were run, and the untrained base's answers where it was asked."""
     stored = folder.baselines()
     names = {one["name"] for one in stored}
     wanted = [name for name in folder.request().baselines if name in ("zero-shot", "few-shot") and name not in names]
-    return [*(of_base(folder, name) for name in wanted if _evaluated(folder)), *stored]
+    results = _base_results(folder)
+    return [*(of_base(folder, name, results) for name in wanted if results), *stored]
 
 
-def _evaluated(folder: Folder) -> Any:
-    """An evaluation's file of the base, of any run here; None before there is one."""
-    return next(iter(sorted(folder.path.glob("arms/*/seed-*/eval/base.json"))), None)
+def _base_results(folder: Folder) -> dict[str, Any] | None:
+    """What the base answered: before any arm, or in an arm's evaluation; None before it is asked."""
+    asked = folder.base_answers()
+    if asked:
+        return dict(asked["results"])
+    files = sorted(folder.path.glob("arms/*/seed-*/eval/base.json"))
+    return next((read_json(file)["results"] for file in files if "scratch" not in file.parts[-4]), None)
 
 
-def of_base(folder: Folder, name: str) -> Baseline:
-    """What the base reaches untrained, as an arm's evaluation asked it."""
+def of_base(folder: Folder, name: str, results: dict[str, Any]) -> Baseline:
+    """What the base reaches untrained, by its results."""
     size = max(folder.request().sizes)
-    file = next(
-        one for one in sorted(folder.path.glob("arms/*/seed-*/eval/base.json")) if "scratch" not in one.parts[-4]
-    )
-    results = read_json(file)["results"]
     if name == "few-shot":
         if FEW_SHOT not in results:
             return {"name": "few-shot", "status": "skipped", "reason": without_examples(results), "size": size}

@@ -16,8 +16,9 @@ from llmtune.files import write_json
 from llmtune.pool.task import Ended, Pool, Task
 from llmtune.recipe.sections import Recipe
 from llmtune.reporting.comparison.page import write_page
+from llmtune.working import working
 
-MODULE = "llmtune.comparing.worker"
+MODULE, ASKING = "llmtune.comparing.worker", "llmtune.comparing.baselines.asked"
 START_SECONDS = 8.0
 """Seconds in which a worker imports torch and reads the rows."""
 LONGER = 1.25
@@ -65,6 +66,7 @@ class Running:
         self._reopen_failed()
         outcome.write(self._folder)
         self._run_baselines(settings)
+        self._ask_base()
         training = self._training()
         waiting = [one for one in self._entrants() if self._is_open(one, training)]
         together = waiting if self._slots > 1 else []
@@ -96,10 +98,21 @@ class Running:
             self._folder.write_request(settings, self._request, self._head)
         outcome.write(self._folder)
 
+    def _ask_base(self) -> None:
+        """Ask the base what it was not asked yet, in a process of its own, so that no two arms ask it side by side."""
+        if self._folder.base_answers() is not None:
+            return
+        words = (str(self._folder.path.absolute()),)
+        task = Task("base", ASKING, words, self._gpus, self._folder.path / "base-log.txt")
+        with working("asking the base"):
+            self._pool.run([task], _told_of_base)
+        outcome.write(self._folder)
+
     def _baseline_seconds(self) -> float:
-        """What baselines took, and the untrained base's answers, which an arm's evaluation asks for."""
+        """What baselines took, and the untrained base's answers: as long as expected until it is asked."""
         others = sum(one.get("seconds", 0.0) for one in self._folder.baselines())
-        return others + (self._folder.base_seconds() or self._costs.base)
+        expected = self._costs.start + self._costs.base if self._folder.base_answers() is None else 0.0
+        return others + (self._folder.base_seconds() or expected)
 
     def _training(self) -> float | None:
         """The seconds that every seed trains; as long as before where arms are trained and it is not much less."""
@@ -182,3 +195,10 @@ class Running:
         write_page(comparison, verdict, self._folder.page)
         remember(comparison)
         return comparison
+
+
+def _told_of_base(end: Ended) -> None:
+    """Tell where the base could not be asked: each arm's evaluation then tries it, and fails alone."""
+    if end.code:
+        why = end.message or "its process ended without a word; see base-log.txt"
+        print(f"the base was not asked: {why}", flush=True)

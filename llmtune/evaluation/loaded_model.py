@@ -13,13 +13,11 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.evaluation.generate import greedy, hides_left_padding, left_padded, rows_per_batch, shares_start
+from llmtune.evaluation.generate import greedy, hides_left_padding, rows_per_batch, shares_start
 from llmtune.evaluation.spread.share import of_all, spread, total
-from llmtune.inference.room import fitting_rows, free_for_batches, row_bytes
+from llmtune.inference.passes import left_padded
+from llmtune.inference.room import in_halves, room_for_batches, row_bytes
 from llmtune.working import Step, working
-
-LOGITS_BYTES = 2**30
-"""How much memory the logits of a batch may take, where each token has some."""
 
 
 class _Counter(CacheHook):
@@ -113,7 +111,7 @@ class LoadedModel(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return the greedy answer to each prompt."""
-        if not self.prompt_ids and free_for_batches(self.model) is not None:
+        if not self.prompt_ids and room_for_batches(self.model).is_gpu:
             self.batch_size_per_gpu = rows_per_batch(self.model, len(requests), self._longest_answer(requests))
         with self._shown(len(requests), "rows"):
             ask = partial(super().generate_until, disable_tqdm=disable_tqdm)
@@ -180,12 +178,9 @@ class LoadedModel(HFLM):
 
     def _limit_batch(self, tokens: int) -> None:
         """Choose a batch whose logits, of rows of `tokens` tokens, fit with their fp32 log-softmax."""
-        tokens, free = min(tokens, self.max_length), free_for_batches(self.model)
-        if free is None:
-            row = tokens * self.config.get_text_config().vocab_size * (self.model.dtype.itemsize + 4)
-            self.batch_size_per_gpu = max(1, min(self._rows, LOGITS_BYTES // row))
-        else:
-            self.batch_size_per_gpu = fitting_rows(free, row_bytes(self.model, tokens, scored=tokens))
+        tokens, room = min(tokens, self.max_length), room_for_batches(self.model)
+        fitting = room.fitting(row_bytes(self.model, tokens, scored=tokens))
+        self.batch_size_per_gpu = fitting if room.is_gpu else min(self._rows, fitting)
 
     def _model_generate(
         self,
@@ -206,7 +201,12 @@ class LoadedModel(HFLM):
             return generated
         rows = zip(context.tolist(), attention_mask.tolist(), strict=True)
         prompts = [[token for token, is_token in zip(row, mask, strict=True) if is_token] for row, mask in rows]
-        answers = greedy(self.model, prompts, set(stop_ids), max_length - context.shape[1], self._step)
+        room = max_length - context.shape[1]
+
+        def answer(rows: Sequence[list[int]]) -> list[list[int]]:
+            return greedy(self.model, rows, set(stop_ids), room, self._step)
+
+        answers = in_halves(answer, prompts, self.model)
         texts = [[token for token in answer if token not in stop_ids] for answer in answers]
         width = max(map(len, texts))
         padded = [text + [self.tokenizer.pad_token_id] * (width - len(text)) for text in texts]

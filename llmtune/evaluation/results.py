@@ -97,6 +97,8 @@ class Evaluation(Answers):
     delta: dict[str, str] | None
     """SHA-256 of each file of the delta."""
     settings: dict[str, Any]
+    unasked: NotRequired[str]
+    """Why the base was not asked, where there are no answers."""
 
 
 class TunedEvaluation(Evaluation):

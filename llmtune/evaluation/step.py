@@ -23,6 +23,7 @@ from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.files import as_json, write_folder, write_json
 from llmtune.inference.placement import Placement, load_placed, place
+from llmtune.inference.room import measured_once
 from llmtune.kernels.finite import is_finite
 from llmtune.machine import processes
 from llmtune.model.base import Base, load_config
@@ -37,32 +38,35 @@ _PROBE = "The quick brown fox jumps over the lazy dog."
 
 
 @locates_mistakes
-def evaluate(run: Run) -> Evaluations:
+def evaluate(run: Run, unasked: str | None = None) -> Evaluations:
     """Evaluate base and tuned model on the recipe's suite; writes eval/base.json, tuned.json and settings.json.
 
-    Where the launch section means several processes, they share the questions out. Raises RecipeError for a bad suite,
-    MachineError for what this machine lacks, ProofError for a changed delta or for what cannot be scored.
+    `unasked` says why the base is not asked, where its answers would be worth nothing; the tuned model is then asked in
+    this process. Else several processes share the questions out, where the launch section means them. Raises
+    RecipeError for a bad suite, MachineError for what this machine lacks, ProofError for a changed delta or for what
+    cannot be scored.
     """
     recipe = run.recipe()
     # vLLM starts processes of its own.
-    several = recipe.eval.backend != "vllm" and wants_children(recipe.launch)
-    return evaluate_in_children(run) if several else evaluate_here(run)
+    several = unasked is None and recipe.eval.backend != "vllm" and wants_children(recipe.launch)
+    return evaluate_in_children(run) if several else evaluate_here(run, unasked)
 
 
 @locates_mistakes
-def evaluate_here(run: Run) -> Evaluations:
+def evaluate_here(run: Run, unasked: str | None = None) -> Evaluations:
     """Evaluate as `evaluate` does, in this process and those that it has joined; the first one writes."""
     with lacks_named("evaluation"):
         with working("preparing the evaluation"):
             delta = {Path(name).name: facts["sha256"] for name, facts in run.verify("train").items()}
             _check_delta(run.delta)
         asked = _prepare(run)
-        before = _ask_base(asked)
-        with working("loading the tuned model"):
-            tuned = _load_tuned(asked.model, run, asked.recipe, asked.placement.dtype)
-            _check_logits(asked.exam, tuned, "tuned")
-        answers = ask(asked.exam, tuned)
-        after: Evaluation = {**before, "model": "tuned", "delta": delta, **answers}
+        with measured_once(asked.model):  # both models are asked in the same batches
+            before = _ask_base(asked) if unasked is None else _unasked_base(asked, unasked)
+            with working("loading the tuned model"):
+                tuned = _load_tuned(asked.model, run, asked.recipe, asked.placement.dtype)
+                _check_logits(asked.exam, tuned, "tuned")
+            answers = ask(asked.exam, tuned)
+        after = cast(Evaluation, _about(asked, "tuned") | {"delta": delta} | answers)
         stored: Evaluations = {
             "base": before,
             "tuned": {**after, "differences": differences(after, before)},
@@ -77,16 +81,15 @@ def evaluate_here(run: Run) -> Evaluations:
 
 
 @locates_mistakes
-def ask_base(run: Run) -> tuple[Evaluation, dict[str, float], list[str]]:
+def ask_base(run: Run) -> Evaluation:
     """Ask the base of a run alone, trained or not, in this process; writes nothing into the run.
 
-    Returns its answers, the seconds that each part took when it was asked, and notes on what is not asked. Raises as
-    `evaluate` does.
+    Its answers are kept for evaluations on the same base. Raises as `evaluate` does.
     """
     with lacks_named("evaluation"):
         asked = _prepare(run)
-        evaluation = _ask_base(asked)
-    return evaluation, asked.kept.asked | asked.kept.reused, asked.exam.notes
+        with measured_once(asked.model):
+            return _ask_base(asked)
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,17 @@ def _prepare(run: Run) -> _Asked:
 
 def _ask_base(asked: _Asked) -> Evaluation:
     """Return the base's answers, those that were kept and those that are given now."""
-    about: dict[str, Any] = {"model": "base", "base": asked.origin, "delta": None, "settings": asked.settings}
-    return cast(Evaluation, about | ask(asked.exam, asked.model, asked.kept))
+    return cast(Evaluation, _about(asked, "base") | ask(asked.exam, asked.model, asked.kept))
+
+
+def _unasked_base(asked: _Asked, why: str) -> Evaluation:
+    """Return an evaluation of the base without any answer."""
+    return cast(Evaluation, _about(asked, "base") | {"unasked": why, "results": {}, "rows": []})
+
+
+def _about(asked: _Asked, model: str) -> dict[str, Any]:
+    """Return what an evaluation of a model holds beside its answers."""
+    return {"model": model, "base": asked.origin, "delta": None, "settings": asked.settings}
 
 
 def _settings(asked: _Asked, delta: dict[str, str]) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def table(run: Run, with_intervals: bool = False) -> list[dict[str, str]]:
 def compare_models(
     base: dict[str, Result], tuned: dict[str, Result], with_intervals: bool = False
 ) -> list[dict[str, str]]:
-    """Return the cells of `table` for the results of two models by task."""
+    """Return the cells of `table` for the results of two models by task; a base that was not asked has no row."""
+    if not base:
+        return compare_models(tuned, tuned, with_intervals)[-1:]
     tasks = public_tasks(base)
     by_model = {"base, zero-shot": base, "tuned": tuned}
     if len(tasks) > MOST_COLUMNS and HELD_OUT in base:

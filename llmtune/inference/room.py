@@ -1,17 +1,76 @@
-"""How many rows a batch without gradients may have on a GPU, by what is free there."""
+"""How many rows a batch without gradients may have, by what is free on the model's device."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from llmtune.machine.device import free_bytes
+from llmtune.errors import lacks_memory
+from llmtune.machine.device import free_bytes, release_cached
 
-_MOST_ROWS = 512
 _ACTIVATIONS = (8, 3)
 """Tensors that a block holds at once, at the most: as wide as the hidden state, and as the MLP."""
+_MOST_ROWS = 512
+_SHARE = 2
+"""Batches take one part in so many of what is free; the rest is a margin for what is only estimated."""
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
 
 
-def free_for_batches(model: PreTrainedModel) -> int | None:
-    """Return half of the bytes that are free on a model's GPU; None on a CPU, whose batches are of fixed sizes."""
-    return None if model.device.type == "cpu" else free_bytes(model.device) // 2
+@dataclass(frozen=True)
+class Room:
+    """What a batch may take."""
+
+    free: int
+    """Bytes."""
+    answers: int
+    """Answers at the most that grow at one time: on a CPU, each of more of them takes as long."""
+    tokens: int
+    """Tokens at the most that go through the model at one time, padding included."""
+    is_gpu: bool = False
+
+    def fitting(self, bytes_per_row: int) -> int:
+        """Return how many rows fit: a power of two, so that a little more or less memory changes nothing."""
+        rows = max(1, min(_MOST_ROWS, self.free // bytes_per_row))
+        return 1 << (rows.bit_length() - 1)
+
+
+_MEASURED: list[int] = []
+"""The bytes that were free when the outermost `measured_once` began."""
+
+
+def room_for_batches(model: PreTrainedModel) -> Room:
+    """Return the room for batches on a model's device: of its GPU, or of this machine or container."""
+    free = _MEASURED[-1] if _MEASURED else free_bytes(model.device) // _SHARE
+    return Room(free, 128, 2048) if model.device.type == "cpu" else Room(free, 512, 16384, is_gpu=True)
+
+
+@contextlib.contextmanager
+def measured_once(model: PreTrainedModel) -> Iterator[None]:
+    """Size batches inside the block by what is free at its start: in other batches, 16 bits would round otherwise."""
+    _MEASURED.append(room_for_batches(model).free)
+    try:
+        yield
+    finally:
+        _MEASURED.pop()
+
+
+def in_halves(
+    work: Callable[[Sequence[Row]], list[Answer]], rows: Sequence[Row], model: PreTrainedModel
+) -> list[Answer]:
+    """Do `work` on rows, or on each half of them where all together do not fit into memory after all."""
+    try:
+        return work(rows)
+    except Exception as error:
+        if len(rows) == 1 or not lacks_memory(error):
+            raise
+    # Outside the handler, whose error holds on to the tensors of the batch.
+    release_cached(model.device)
+    half = len(rows) // 2
+    return [*in_halves(work, rows[:half], model), *in_halves(work, rows[half:], model)]
 
 
 def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
@@ -33,9 +92,3 @@ def row_bytes(model: PreTrainedModel, tokens: int, shared: int = 0, scored: int 
     activations = tokens * itemsize * (_ACTIVATIONS[0] * hidden + _ACTIVATIONS[1] * mlp)
     logits = scored * int(config.vocab_size) * (itemsize + 8)
     return cache_bytes(model, shared + tokens) + activations + tokens * (shared + tokens) + logits
-
-
-def fitting_rows(free: int, bytes_per_row: int) -> int:
-    """Return how many rows fit into free memory: a power of two, so that a little more or less changes nothing."""
-    rows = max(1, min(_MOST_ROWS, free // bytes_per_row))
-    return 1 << (rows.bit_length() - 1)

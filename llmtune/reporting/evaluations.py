@@ -27,6 +27,8 @@ class Evaluations:
     tuned_rows: list[JSON]
     refusal: str = ""
     """Why the stored results are not compared; "" where they are."""
+    unasked: str = ""
+    """Why the base was not asked; "" where it was."""
 
     @property
     def few_shot_name(self) -> str:
@@ -44,13 +46,14 @@ def read_evaluations(run: Run) -> Evaluations | None:
     except ProofError as error:
         return Evaluations({}, {}, {}, {}, [], [], [], str(error))
     of_base, of_tuned = _results(base), _results(tuned)
-    if HELD_OUT not in of_base or HELD_OUT not in of_tuned:
+    unasked = text(base.get("unasked")) or ""
+    if not unasked and (HELD_OUT not in of_base or HELD_OUT not in of_tuned):
         for results in (of_base, of_tuned):
             results.pop(HELD_OUT, None)
             results.pop(FEW_SHOT, None)
     gaps = {other: _differences(mapping(tasks)) for other, tasks in mapping(tuned.get("differences")).items()}
     rows = (mappings(base.get("rows")), mappings(base.get("few_shot_rows")), mappings(tuned.get("rows")))
-    return Evaluations(of_base, of_tuned, gaps, mapping(tuned.get("settings")), *rows)
+    return Evaluations(of_base, of_tuned, gaps, mapping(tuned.get("settings")), *rows, unasked=unasked)
 
 
 def _results(stored: JSON) -> Results:

@@ -57,7 +57,7 @@ def results_section(settings: Recipe, evaluations: Evaluations | None) -> Html:
     if evaluations.refusal:
         refused = f"{evaluations.refusal[0].upper()}{evaluations.refusal[1:]}."
         return section("Base and tuned", note=refused)
-    if not (evaluations.base and evaluations.tuned):
+    if not (evaluations.tuned and (evaluations.base or evaluations.unasked)):
         return section("Base and tuned", note="The stored evaluation holds no scores that this version can read.")
     models = (evaluations.base, evaluations.tuned)
     tables = [_scores(rows) for rows in (compare_models(*models, with_intervals=True), compare_tasks(*models)) if rows]
@@ -101,6 +101,7 @@ def _warnings(evaluations: Evaluations) -> list[str]:
         for name, by_task in (("base", evaluations.base), ("tuned", evaluations.tuned))
         for task, result in by_task.items()
     ]
+    unasked = [f"The base was not asked: {evaluations.unasked}."] if evaluations.unasked else []
     cut = [
         f"{name}: {result['truncated']} requests were longer than the model's context and lost their start."
         for name, result in results
@@ -112,7 +113,7 @@ def _warnings(evaluations: Evaluations) -> list[str]:
         if result["not_finite"]
     ]
     limited = any(result["n"] != result["of"] for result in evaluations.tuned.values())
-    return [*cut, *broken, *["Not all rows were used: n says how many."] * limited]
+    return [*unasked, *cut, *broken, *["Not all rows were used: n says how many."] * limited]
 
 
 def _differences(evaluations: Evaluations) -> Html | None:

@@ -1,11 +1,12 @@
 """A comparison on a tiny base, whose workers run in this process."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from llmtune.comparing import running, worker
+from llmtune.comparing import running
 from llmtune.errors import Interrupted
 from llmtune.pool import opening
 from llmtune.pool.task import Ended, Task
@@ -22,7 +23,7 @@ class Here:
     def run(self, tasks: Sequence[Task], ended: Callable[[Ended], None]) -> None:
         """Run every task."""
         for task in tasks:
-            code = worker.main(list(task.words))
+            code = import_module(task.module).main(list(task.words))
             if code:
                 raise Interrupted("stopped")
             ended(Ended(task, code))

@@ -26,7 +26,12 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     out, arms, kept = tmp_path / "out", tmp_path / "arms.yaml", tmp_path / "kept.jsonl"
     monkeypatch.setenv("LLMTUNE_COMPARISONS", str(kept))
     arms.write_text("- lora\n- {name: hot, set: {method: {kind: full, lr: 1.0e+30}}}\n")
-    asked: dict[str, Any] = {"minutes": 0.2, "seeds": 1, "sizes": [0.5], "baselines": ["zero-shot", "tf-idf"]}
+    asked: dict[str, Any] = {
+        "minutes": 0.2,
+        "seeds": 1,
+        "sizes": [0.5],
+        "baselines": ["zero-shot", "scratch", "tf-idf"],
+    }
     train = ArmRun._train
     first: list[int] = []
 
@@ -62,7 +67,17 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     assert score / len(rows["score"]) == scored["exact_match"]["value"]
     assert not run.checkpoints.exists()
     assert not list(out.glob("arms/*/.trial-*"))
-    assert {one["name"]: one["status"] for one in comparison["baselines"]} == {"zero-shot": "done", "tf-idf": "skipped"}
+    statuses = {one["name"]: one["status"] for one in comparison["baselines"]}
+    assert statuses == {"zero-shot": "done", "scratch": "done", "tf-idf": "skipped"}
+    base = read_json(out / "base.json")
+    assert base["seconds"] > 0
+    asked = run.manifest()["steps"]["eval"]["base_answers"]
+    assert (asked["asked"], list(asked["reused"])) == ({}, ["held_out"]), "an arm asked the base again"
+    assert base["results"]["held_out"] == read_json(run.eval / "base.json")["results"]["held_out"]
+    assert comparison["baselines"][0]["rows"]["loss"] == base["results"]["held_out"]["scores"]["loss"]
+    scratch = next(iter(out.glob("arms/scratch@0.5/seed-*/eval")))
+    assert read_json(scratch / "base.json")["results"] == {}, "random weights were asked"
+    assert read_json(scratch / "tuned.json")["results"]["held_out"]["n"] == 5
     winner = Recipe.load(out / "winner.yaml")
     assert comparison["verdict"]["winner"] == "lora"
     assert (winner.train.max_steps, winner.method.adapter.kind) == (9, "lora")

@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.encoding.encode import Example
-from llmtune.evaluation.generate import answer_losses, greedy, limit_head, rows_per_batch, shares_start
+from llmtune.evaluation.generate import answer_losses, greedy, rows_per_batch, shares_start
+from llmtune.inference import cache, live, room
+from llmtune.inference.live import LiveRows
+from llmtune.inference.passes import limit_head
+from llmtune.inference.room import Room, in_halves, measured_once, row_bytes
 from tests.support import tiny
+from tests.support.rooms import set_room
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
 # Weights so small that attention is nearly even would hide wrong positions.
@@ -86,7 +92,7 @@ def test_losses_keep_row_order_over_batches(monkeypatch: pytest.MonkeyPatch) -> 
     model = tiny.model().eval()
     examples = [example([1, 40, *range(60, 60 + n), 2], 2) for n in (30, 2, 17, 5, 23)]
     whole = answer_losses(model, examples, pad_id=0)
-    monkeypatch.setattr("llmtune.evaluation.generate.LOSS_TOKENS", 20)
+    set_room(monkeypatch, Room(2**40, 128, 20))
     assert answer_losses(model, examples, pad_id=0) == pytest.approx(whole, rel=1e-5)
     assert len(set(whole)) == 5
 
@@ -107,12 +113,50 @@ def test_computes_only_logits_that_are_read() -> None:
     assert model(torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
 
 
-def test_batch_size_is_bounded_by_keys_and_values() -> None:
+def test_batches_follow_what_is_free_and_stay_the_same_for_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU too; within one evaluation, memory that others take or give back changes no batch."""
     model = tiny.model(blocks=2, hidden=32)
-    a_token = 2 * 2 * 2 * 8 * 4
-    assert rows_per_batch(model, 120, 100) == 120
-    assert rows_per_batch(model, 120, 2**30 // a_token // 50) == 40
+    monkeypatch.setattr(room, "free_bytes", lambda device: 2 * 40 * row_bytes(model, 100))
+    assert rows_per_batch(model, 120, 100) == 30  # four batches of at most 32
     assert rows_per_batch(model, 10, 2**30) == 1
+    with measured_once(model):
+        monkeypatch.setattr(room, "free_bytes", lambda device: 2**60)
+        assert rows_per_batch(model, 120, 100) == 30
+    assert rows_per_batch(model, 120, 100) == 120
+    assert rows_per_batch(model, 300, 100) == 100
+
+
+def test_a_batch_that_does_not_fit_after_all_is_halved() -> None:
+    tried: list[int] = []
+
+    def work(rows: Any) -> list[int]:
+        tried.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [10 * row for row in rows]
+
+    assert in_halves(work, range(7), tiny.model()) == [0, 10, 20, 30, 40, 50, 60]
+    assert tried == [7, 3, 1, 2, 4, 2, 2]
+    with pytest.raises(MemoryError):
+        in_halves(lambda rows: (_ for _ in ()).throw(MemoryError()), range(3), tiny.model())
+
+
+@torch.no_grad()
+def test_a_cache_with_room_gives_the_same_bits_as_a_copied_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through growth beyond its room, and rows that leave."""
+    monkeypatch.setattr(cache, "STEPS", 3)
+    model = tiny.model(hidden=64, initializer_range=WIDE).eval().to(torch.bfloat16)
+    roomy = LiveRows(model, PROMPTS)
+    monkeypatch.setattr(live, "GrowingLayer", DynamicLayer)
+    plain = LiveRows(model, PROMPTS)
+    for place in range(9):
+        assert torch.equal(plain.logits, roomy.logits)
+        tokens = roomy.logits.argmax(-1)
+        for rows in (roomy, plain):
+            if place == 4:
+                rows.keep([0, 2, 3])
+            rows.grow(tokens[[0, 2, 3]] if place == 4 else tokens)
+    assert roomy._cache.layers[0].keys.untyped_storage().nbytes() > roomy._cache.layers[0].keys.nbytes
 
 
 def test_losses_of_bf16_model_are_those_of_fp32() -> None:

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.evaluation import generate, loaded_model
 from llmtune.evaluation.generate import answer_losses, rows_per_batch
 from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.inference import room
-from llmtune.inference.room import fitting_rows, free_for_batches, row_bytes
+from llmtune.inference.room import Room, room_for_batches, row_bytes
 from llmtune.machine import device
 from tests.evaluation.test_generate import example
 from tests.support import tiny
+from tests.support.rooms import recorded, set_room
 from tests.support.suites import load, mine
 
 ANSWERS: dict[str, Any] = {
@@ -26,20 +26,9 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def gpu(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch, free: int, tokens: int = 16384) -> None:
     """Let batches be chosen as on a GPU with that much for them, on CPU tensors."""
-    for module in (generate, loaded_model):
-        monkeypatch.setattr(module, "free_for_batches", lambda model: free)
-
-
-def recorded(model: Any) -> list[torch.Size]:
-    """The shapes of the token ids that a model is given."""
-    shapes: list[torch.Size] = []
-    model.register_forward_pre_hook(
-        lambda module, arguments, options: shapes.append((arguments or (options["input_ids"],))[0].shape),
-        with_kwargs=True,
-    )
-    return shapes
+    set_room(monkeypatch, Room(free, 512, tokens, is_gpu=True))
 
 
 def test_losses_in_batches_of_free_memory_equal_those_of_fixed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +42,7 @@ def test_losses_in_batches_of_free_memory_equal_those_of_fixed_ones(monkeypatch:
         gpu(monkeypatch, rows * row_bytes(model, longest, shared, longest))
         assert answer_losses(model, examples, 0) == pytest.approx(plain, rel=1e-5)
         assert max(batch for batch, tokens in shapes[1:] if tokens == longest) == min(rows, len(examples))
-    monkeypatch.setattr(generate, "GPU_LOSS_TOKENS", 60)
+    gpu(monkeypatch, 2**40, tokens=60)
     shapes.clear()
     assert answer_losses(model, examples, 0) == pytest.approx(plain, rel=1e-5)
     assert max(batch * tokens for batch, tokens in shapes[1:]) <= 60
@@ -80,10 +69,10 @@ def test_tasks_in_batches_of_free_memory_score_the_same(
 
 def test_batch_size_follows_what_is_free_in_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(blocks=2, hidden=32)
-    assert free_for_batches(model) is None
     a_row = row_bytes(model, 100)
     assert a_row > 100 * 2 * 2 * 2 * 8 * 4  # keys and values
-    assert [fitting_rows(rows * a_row, a_row) for rows in (0, 1, 7, 8, 100, 10**6)] == [1, 1, 4, 8, 64, 512]
+    rooms = (Room(rows * a_row, 512, 16384) for rows in (0, 1, 7, 8, 100, 10**6))
+    assert [room.fitting(a_row) for room in rooms] == [1, 1, 4, 8, 64, 512]
     gpu(monkeypatch, 8 * a_row)
     assert rows_per_batch(model, 20, 100) == 7
     assert row_bytes(model, 100, shared=50) > a_row
@@ -101,4 +90,4 @@ def test_half_of_a_gpu_is_for_batches_with_what_torch_keeps(monkeypatch: pytest.
         device = torch.device("cuda", 0)
 
     on_gpu: Any = OnGpu()
-    assert free_for_batches(on_gpu) == 50
+    assert room_for_batches(on_gpu) == Room(50, 512, 16384, is_gpu=True)

@@ -16,7 +16,9 @@ from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.questions import questions
 from llmtune.evaluation.tasks import load_tasks
+from llmtune.inference.room import Room, row_bytes
 from tests.support import architectures, tiny
+from tests.support.rooms import recorded, set_room
 from tests.support.suites import load
 
 STOP = {2}
@@ -90,7 +92,7 @@ def test_prompt_ids_equal_training_with_one_bos(tmp_path: Path, monkeypatch: pyt
     task = held_out(tmp_path, tiny.sums(3), tokenizer=tokenizer)
     seen: list[list[int]] = []
 
-    def answer(model: Any, prompts: list[list[int]], stop: set[int], new_tokens: int, step: Any) -> list[list[int]]:
+    def answer(model: Any, prompts: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
         seen.extend(prompts)
         return [[5]] * len(prompts)
 
@@ -210,11 +212,7 @@ def test_batches_of_tasks_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from tests.support.suites import mine
 
     model = tiny.model()
-    shapes: list[torch.Size] = []
-    model.register_forward_pre_hook(
-        lambda module, arguments, options: shapes.append((arguments or (options["input_ids"],))[0].shape),
-        with_kwargs=True,
-    )
+    shapes = recorded(model)
 
     def score() -> Any:
         shapes.clear()
@@ -223,6 +221,6 @@ def test_batches_of_tasks_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     whole = score()
     assert max(rows for rows, _ in shapes) > 2
     longest = len("is 0 odd? yes")
-    monkeypatch.setattr("llmtune.evaluation.loaded_model.LOGITS_BYTES", 2 * longest * 259 * 8)
+    set_room(monkeypatch, Room(3 * row_bytes(model, longest, scored=longest), 128, 2048))
     assert score()["metrics"] == whole["metrics"]
     assert max(rows for rows, _ in shapes) == 2

@@ -26,8 +26,10 @@ from llmtune.files import read_json
 from llmtune.model.base import load_model, model_facts
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
+from llmtune.reporting.page import render
 from llmtune.run import Run
 from tests.support import runs, tiny
+from tests.support.pages import Page
 from tests.support.runs import with_held_out_rows
 from tests.support.suites import mine
 
@@ -104,6 +106,20 @@ def test_zero_adapter_scores_exactly_as_base(tmp_path: Path) -> None:
     assert tuned == base
     assert stored["tuned"]["rows"] == stored["base"]["rows"]
     assert stored["tuned"]["differences"]["base, zero-shot"]["held_out"]["loss"]["difference"] == 0
+
+
+def test_a_base_that_is_not_asked_has_no_answers_and_the_page_says_why(tmp_path: Path) -> None:
+    run = with_held_out_rows(tmp_path, eval={**runs.QUICK, "forgetting": False})
+    whole = evaluate(run)
+    stored = evaluate(run, unasked="its weights are random")
+    assert (stored["base"]["results"], stored["base"]["rows"]) == ({}, [])
+    assert stored["tuned"]["results"] == whole["tuned"]["results"]
+    assert stored["tuned"]["differences"] == {"base, zero-shot": {}}
+    assert read_json(run.eval / "base.json") == stored["base"]
+    assert [row["model"] for row in table(run)] == ["tuned"]
+    assert "exact match" in table(run)[0]
+    shown = Page(render(run)).text
+    assert "The base was not asked: its weights are random." in shown
 
 
 @pytest.mark.parametrize("method", [runs.LORA, DORA, IA3, BOTTLENECK, {"kind": "full", "lr": 1e-3}])

@@ -23,6 +23,8 @@ from llmtune.searching.watch import Watch
 PROBE_STEPS = 4
 PROBE_FACTOR = 0.1
 """The rate of the first steps, which are for the pace alone, as a multiple of the default one."""
+RANDOM = "its weights are random"
+"""Why the base of scratch is not asked."""
 LONG = 900.0
 """Seconds of training from which on the recipe's checkpoints are written: less is trained again after a kill."""
 
@@ -35,14 +37,11 @@ class ArmRun:
         self._folder, self._name, self._seconds, self._training = folder, name, seconds, training
         self._request = folder.request()
         self._entrant: Entrant = next(one for one in folder.entrants() if one.name == name)
-        self.recipe: Recipe = folder.recipe_of(self._entrant, self._shots())
+        self.recipe: Recipe = folder.recipe_of(self._entrant)
         self._home = folder.arm(name)
         self._record: ArmRecord = folder.record(name) or self._fresh()
         self._earlier = 60 * self._record.get("minutes", 0.0) + folder.base_seconds(name)
         self._began = began
-
-    def _shots(self) -> list[str]:
-        return [] if "few-shot" in self._request.baselines else ["eval.shots=0"]
 
     def _fresh(self) -> ArmRecord:
         arm = self._entrant.arm
@@ -151,7 +150,7 @@ class ArmRun:
             session.train(recipe, path, watch, keeps=True)
         with at_work(run), _stopping():
             if not run.done("eval"):
-                do(run, "eval")
+                do(run, "eval", unasked=RANDOM if self._entrant.arm.name == "scratch" else None)
             do(run, "report")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         name = str(path.relative_to(self._folder.path))

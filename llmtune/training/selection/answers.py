@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.data.example import Example
 from llmtune.data.row import Message, Row
 from llmtune.errors import FieldError
-from llmtune.evaluation.generate import greedy, left_padded, rows_per_batch, shares_start
+from llmtune.evaluation.generate import greedy, rows_per_batch, shares_start
 from llmtune.evaluation.held_out.truth import TruthReader, kinds_of, same
 from llmtune.evaluation.questions import ANSWER_ROOM, last_answer_alone
+from llmtune.inference.passes import left_padded
 from llmtune.model.sharded import is_sharded_run
 from llmtune.recipe.sections import Recipe
 from llmtune.training.selection.best import SCORE, SHARDED, measure_of
