@@ -40,6 +40,7 @@ class Contest:
     cell: Cell
     work: Work
     base: Base
+    shape: Shape
     precision: str
 
     @cached_property
@@ -55,13 +56,6 @@ class Contest:
         if len(encoded.examples) != len(rows):
             raise SystemExit(f"{self.cell.name}: {self.base.name} makes rows of over {MAX_LENGTH} tokens of these")
         return encoded.examples
-
-    @cached_property
-    def shape(self) -> Shape:
-        """The sizes of the base."""
-        skeleton = build_skeleton(self.base)
-        block = sum(p.numel() for p in blocks(skeleton)[0].parameters() if p.ndim > 1)
-        return Shape(len(blocks(skeleton)), block, skeleton.get_output_embeddings().weight.numel())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,5 +146,13 @@ def gemm_rate(dtype: torch.dtype) -> float:
 @cache
 def make_contest(cell: Cell, work: Work, model: str, precision: str, folder: Path) -> Contest:
     """The contest of a cell, whose base is written to the folder of models where it has random weights."""
-    print(f"{cell.name}: preparing model and rows", file=sys.stderr, flush=True)
-    return Contest(cell, work, find_base(cell.size, folder, model), precision)
+    return Contest(cell, work, *_base_of(cell.size, model, folder), precision)
+
+
+@cache
+def _base_of(size: str, model: str, folder: Path) -> tuple[Base, Shape]:
+    print(f"{size}: preparing the model", file=sys.stderr, flush=True)
+    base = find_base(size, folder, model)
+    skeleton = build_skeleton(base)
+    block = sum(p.numel() for p in blocks(skeleton)[0].parameters() if p.ndim > 1)
+    return base, Shape(len(blocks(skeleton)), block, skeleton.get_output_embeddings().weight.numel())

@@ -38,8 +38,8 @@ class Measured:
 def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Measured:
     """Run a command to its end, its output in `folder`; where this process is interrupted, the command ends too.
 
-    Memory counts every process that the command starts. The largest one's peak is the system's own figure; what others
-    hold beside it is looked at twice a second, and pages of files that they share count once.
+    Memory counts every process that the command starts. What they hold together is looked at twice a second, and pages
+    of files that they share count once; the system's own figure for the largest one catches what lies between.
     """
     output = folder / "output.txt"
     with output.open("w") as file:
@@ -60,12 +60,11 @@ def measure(command: Sequence[str], environment: Mapping[str, str], folder: Path
             watch.stop()
     process.returncode = os.waitstatus_to_exitcode(status)
     lines = output.read_text(errors="replace").strip().splitlines()
-    peak = max(watch.peak, usage.ru_maxrss * UNIT) / 2**20
-    return Measured(process.returncode, wall, _processor_seconds(usage), peak, lines[-1] if lines else "")
-
-
-def _processor_seconds(usage: resource.struct_rusage) -> float:
-    return float(usage.ru_utime + usage.ru_stime)
+    # Linux counts what the parent held as the peak of a process that it starts, until that holds more itself.
+    largest = usage.ru_maxrss if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else 0
+    peak = max(watch.peak, largest * UNIT) / 2**20
+    cpu = float(usage.ru_utime + usage.ru_stime)
+    return Measured(process.returncode, wall, cpu, peak, lines[-1] if lines else "")
 
 
 class _Watch(threading.Thread):
