@@ -100,9 +100,9 @@ def make(planned: Sequence[Planned], options: argparse.Namespace, store: Store, 
     runs = [(run, contest_of(options, run.cell)) for run in planned]
     own = {run: version if run.tool.startswith("llamafactory") else "" for run, _ in runs}
     left = [pair for pair in runs if not store.done(pair[0], group_of(pair[1].settings), own[pair[0]])]
-    pace = Pace(store.runs, gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32))
     facts = machine()
     say(f"{facts['cpu']}, {facts['cores']} cores: {len(runs)} runs, {len(runs) - len(left)} of them done before")
+    pace = Pace(store.runs, gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32))
     for place, (run, contest) in enumerate(left):
         say(f"{place + 1}/{len(left)} {run.cell.name} {run.tool}; about {duration(pace.left(left[place:]))} left")
         interpreter = str(options.llamafactory) if own[run] else sys.executable

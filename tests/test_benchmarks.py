@@ -161,6 +161,7 @@ def test_goes_on_where_it_was_and_keeps_no_cell_of_two_codes(
         return {**dict.fromkeys(summary.MEDIANS, 2.0), "tokens": 9, "gemm_gflops": 1.0}
 
     monkeypatch.setattr(bench, "run_tool", fake)
+    monkeypatch.setattr(bench, "gemm_rate", lambda dtype: 1e11)
     words = options(tmp_path, "--only", "135M/80/lora", "--tools", "llmtune", "trainer", "trainer-tuned")
     assert bench.main(words) == 130
     assert bench.main(words) == bench.main(words) == 0
