@@ -106,7 +106,12 @@ def _figures(contest: Contest, tool: str, job: dict[str, Any], taken: Measured, 
 def write_job(contest: Contest, tool: str, folder: Path) -> dict[str, Any]:
     """Write what a tool trains to a folder: rows for llmtune, encoded rows in their order for others."""
     arm, work = ARMS[contest.cell.arm], contest.work
-    job = {"base": str(contest.base.folder), "arm": contest.cell.arm, "folder": str(folder), "batch": work.batch}
+    job: dict[str, Any] = {
+        "base": str(contest.base.folder),
+        "arm": contest.cell.arm,
+        "folder": str(folder),
+        "batch": work.batch,
+    }
     job |= {"steps": work.steps * arm.epochs, "precision": contest.precision, "tuned": tool.endswith(TUNED)}
     job |= {"rows": str(folder / "rows.jsonl"), "examples": str(folder / "examples.json")}
     Path(job["rows"]).write_text("".join(json.dumps(row) + "\n" for row in contest.records))
