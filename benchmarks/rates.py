@@ -27,6 +27,7 @@ from llmtune.numbers import rate
 from llmtune.plan.stages import Facts
 from llmtune.recipe.sections import Recipe
 from llmtune.run_log import read_log
+from llmtune.searching.space import text_of
 from llmtune.training.loop import train
 from llmtune.training.prepare import Prepared, prepare_all
 from llmtune.training.selection.answers import AnswerScore
@@ -110,8 +111,7 @@ class Bench:
 
     def measure(self, job: Job) -> dict[str, Any]:
         """Train, and return the loss per answer token of the held-out rows, and the share that is answered exactly."""
-        lr = list(job.lr) if len(job.lr) > 1 else job.lr[0]
-        more = (f"method.lr={lr}", f"train.max_steps={job.steps}", f"train.seed={job.seed}")
+        more = (f"method.lr={written(job.lr)}", f"train.max_steps={job.steps}", f"train.seed={job.seed}")
         settings = self.recipe(job.data, (*ARMS[job.arm].set, *job.set, *more))
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             began = time.perf_counter()
@@ -163,6 +163,12 @@ def table(points: list[dict[str, Any]], bench: Bench) -> str:
 def near(some: Sequence[float], others: Sequence[float]) -> bool:
     """Whether rates are the same, to a tenth."""
     return len(some) == len(others) and all(abs(a / b - 1) < 0.1 for a, b in zip(some, others, strict=True))
+
+
+def written(lr: Sequence[float]) -> str:
+    """Rates as a recipe has them, which YAML reads as numbers: 3.0e-05, or a list of one a stage."""
+    texts = ", ".join(map(text_of, lr))
+    return f"[{texts}]" if len(lr) > 1 else texts
 
 
 def shown(lr: Sequence[float]) -> str:

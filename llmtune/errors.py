@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 LONGEST_MESSAGE = 900
 """Characters of a message; what a user wrote and it repeats may be of any length."""
@@ -101,6 +101,17 @@ def nearest(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_word(option: str, word: str, known: Sequence[str]) -> None:
+    """Raise RecipeError, with the nearest word, for one that an option does not take."""
+    import difflib
+
+    if word in known:
+        return
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    raise RecipeError(f"{option} {word[:100]}: is not one of these; {hint}")
 
 
 class PlanError(ValueError):

@@ -38,11 +38,19 @@ Step = Callable[..., None]
 class Work:
     """One thing that goes on: its name, how much of `total` is done, and since when."""
 
-    def __init__(self, name: str, total: float | None, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name, self.total, self.unit = name, total, unit
+    def __init__(
+        self, name: str | Callable[[], str], total: float | None, unit: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total, self.unit = total, unit
+        self._name = name
         self._clock = clock
         self._begin = clock()
         self._done = 0.0
+
+    @property
+    def name(self) -> str:
+        """What goes on at this moment."""
+        return self._name if isinstance(self._name, str) else self._name()
 
     def step(self, amount: float = 1) -> None:
         """Count that so much more is done."""
@@ -77,11 +85,14 @@ def use_stdout() -> None:
 
 
 @contextlib.contextmanager
-def working(name: str, total: float | None = None, unit: str = "", on_terminal: bool = True) -> Iterator[Step]:
+def working(
+    name: str | Callable[[], str], total: float | None = None, unit: str = "", on_terminal: bool = True
+) -> Iterator[Step]:
     """Show that `name` goes on until the block ends; gives a function to call with how much more of `total` is done.
 
-    `unit` names what is counted, such as rows; bytes are shown as MB or GB. Without `on_terminal`, a terminal shows
-    nothing: for work under a bar of its own.
+    A function in place of the name is asked whenever it is shown: what goes on may change. `unit` names what is
+    counted, such as rows; bytes are shown as MB or GB. Without `on_terminal`, a terminal shows nothing: for work under
+    a bar of its own.
     """
     work = Work(name, total, unit)
     _STACK.append(work)

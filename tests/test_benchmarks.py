@@ -233,12 +233,12 @@ def test_rates_go_on_where_they_ended_and_tell_what_the_default_loses(
     words = [str(part) for pair in {**fixed, **counts}.items() for part in pair]
     rates.main([*words, "--factors", "1"])
     first = out.read_text()
-    rates.main([*words, "--factors", "1", "3"])
+    rates.main([*words, "--factors", "1", "0.0316"])  # 3e-05, which YAML would read as a text
     assert out.read_text().startswith(first)
-    default, higher = map(json.loads, out.read_text().splitlines())
-    assert (default["lr"], higher["lr"], default["asked"]) == ([9.5e-4], [2.9e-3], 2)
-    assert default["loss"] != higher["loss"]
-    out.write_text("".join(json.dumps(p | {"exact": e}) + "\n" for p, e in ((default, 0.5), (higher, 1.0))))
+    default, lower = map(json.loads, out.read_text().splitlines())
+    assert (default["lr"], lower["lr"], default["asked"]) == ([9.5e-4], [3e-5], 2)
+    assert default["loss"] != lower["loss"]
+    out.write_text("".join(json.dumps(p | {"exact": e}) + "\n" for p, e in ((default, 0.5), (lower, 1.0))))
     capsys.readouterr()
     rates.main([*words, "--table"])
-    assert "| sums | frozen | 2 | 9.5e-4 | 2.9e-3 of 2 | 0.500 / 1.000 | 50.0 |" in capsys.readouterr().out
+    assert "| sums | frozen | 2 | 9.5e-4 | 3e-5 of 2 | 0.500 / 1.000 | 50.0 |" in capsys.readouterr().out

@@ -24,7 +24,7 @@ FLOORS = (
     {"data", "launch", "storage", "tracking"},
     {"inference"},
     {"estimate", "frozen", "evaluation"},
-    {"terminal", "arms", "pool"},
+    {"terminal", "arms", "pool", "timing"},
     {"training", "merging"},
     {"answering", "combining", "exporting", "advising", "searching"},
     {"reporting"},

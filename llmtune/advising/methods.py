@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from llmtune.advising.lengths import sampled
-from llmtune.advising.seconds import Work, seconds_here
 from llmtune.arms.arm import Arm
 from llmtune.data.gate import check_sources, split_rows
 from llmtune.data.store.read import read_part
 from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
-from llmtune.estimate.cards import CARDS, Card, find_card
+from llmtune.estimate.cards import Card, find_card
 from llmtune.estimate.fit import Fit, Question, judge, on_card
 from llmtune.estimate.passes import setting_of
 from llmtune.launch.command import choose_config, count_processes
@@ -26,6 +23,9 @@ from llmtune.numbers import size
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.run import locates_mistakes
+from llmtune.timing.predicted import question_of
+from llmtune.timing.rate import card_rate
+from llmtune.timing.seconds import Work, seconds_here
 from llmtune.training.bases.base import check_model, locate
 from llmtune.training.plan_table import build_layout, plan_table
 from llmtune.training.prepare import as_launched
@@ -102,9 +102,7 @@ class _Arm:
     @cached_property
     def question(self) -> Question:
         """The rows and steps for which a device is to be judged."""
-        lengths, stages = self.work.lengths, self.table.stages
-        per_step = self.recipe.train.batch_size * lengths.tokens / lengths.rows
-        return Question(lengths, [stage.end - stage.start for stage in stages], per_step)
+        return question_of(self.recipe, self.table, self.work)
 
     def on(self, card: Card) -> tuple[Fit, float | None]:
         """What it takes on a card, and seconds."""
@@ -118,7 +116,7 @@ class _Arm:
         device = launch_device(recipe.launch)
         world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
         setting = setting_of(recipe, world, device.type)
-        rate = None if device.type == "cpu" else _known_rate(device)
+        rate = card_rate(device)
         fit = judge(recipe, self.layout, self.question, setting, str(device), free_bytes(device), rate)
         if device.type != "cpu" or fit.size is None:
             return fit, fit.seconds
@@ -153,10 +151,3 @@ def _reason(fit: Fit) -> str:
     if not fit.fits and fit.evaluation:
         return f"training fits, the evaluation needs {size(fit.evaluation.least)} at the least"
     return fit.size.reason
-
-
-def _known_rate(device: torch.device) -> float | None:
-    """The rate that the maker of this machine's card states; None for a card that is not in the table."""
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "").replace("geforce", "")
-    card = next((card for word, card in CARDS.items() if word.partition("-")[0] in name), None)
-    return card.rate if card else None

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
 from statistics import fmean, stdev
-from typing import Any
 
 from llmtune.arms.arm import ARMS
-from llmtune.arms.record import ArmRecord, Comparison
+from llmtune.arms.record import ArmRecord, Comparison, Rows
 from llmtune.files import home_folder
 from llmtune.numbers import count
 
@@ -167,10 +166,11 @@ def _score(arm: ArmRecord, metric: str) -> Score | None:
     return Score(fmean(means), stdev(means) / math.sqrt(len(means)), fmean(seed["seconds"] for seed in seeds) / 60)
 
 
-def _values(rows: Any, metric: str) -> list[float | None]:
+def _values(rows: Rows, metric: str) -> list[float | None]:
     if metric != "loss":
         return list(rows["score"])
-    return [loss / tokens if tokens else None for loss, tokens in zip(rows["loss"], rows["tokens"], strict=True)]
+    pairs = zip(rows["loss"], rows["tokens"], strict=True)
+    return [loss / tokens if tokens and loss is not None else None for loss, tokens in pairs]
 
 
 def _read() -> Iterable[Remembered]:

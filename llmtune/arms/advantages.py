@@ -1,18 +1,26 @@
 """What the training of a pretrained model gains: over one from random weights, over no training, and in time."""
 
 from collections.abc import Sequence
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
 from llmtune.arms.results import Result, at_size
 from llmtune.arms.scores import Gap, SeedVariance, gap, judge
+from llmtune.arms.sentences import change_words
 from llmtune.arms.times import best_loss, mean_seconds_to, seconds_of_best
-from llmtune.evaluation.metrics import Difference, format_difference
 from llmtune.numbers import duration
 
 SCRATCH = "scratch"
 UNTRAINED = ("zero-shot", "few-shot")
+
+
+class Compared(Gap):
+    """An arm minus something else, at a size."""
+
+    arm: str
+    to: str
+    size: float
 
 
 class Advantage(TypedDict):
@@ -20,8 +28,7 @@ class Advantage(TypedDict):
 
     words: str
     measured: bool
-    gaps: NotRequired[list[dict[str, Any]]]
-    """Differences of an arm to something else: `arm`, `to`, `size`, and the fields of Gap."""
+    gaps: NotRequired[list[Compared]]
     seconds: NotRequired[dict[str, float | None]]
     """Training seconds to the best validation loss of scratch: `tuned`, `scratch`."""
 
@@ -87,19 +94,20 @@ def _unknown(why: str) -> Advantage:
     return {"words": f"not measured: {why}", "measured": False}
 
 
-def _judged(pairs: Sequence[tuple[Result, Result]], between: SeedVariance | None, higher: bool) -> list[dict[str, Any]]:
+def _judged(pairs: Sequence[tuple[Result, Result]], between: SeedVariance | None, higher: bool) -> list[Compared]:
     """Return the differences of pairs of arms, judged together."""
     gaps: list[Gap] = [gap(one.scores, other.scores, between) for one, other in pairs]
     judge(gaps, higher)
-    names = ({"arm": one.name, "to": other.name, "size": one.size} for one, other in pairs)
-    return [{**name, **one} for name, one in zip(names, gaps, strict=True)]
+    return [
+        {**known, "arm": one.name, "to": other.name, "size": one.size}
+        for known, (one, other) in zip(gaps, pairs, strict=True)
+    ]
 
 
-def _words(one: dict[str, Any]) -> str:
+def _words(one: Compared) -> str:
     """Say a difference with its error, and that it is none where that was not measured."""
-    known: Difference = {"difference": one["difference"], "stderr": one["stderr"], "n": one["n"]}
     words = one["verdict"] if one["verdict"] not in ("better", "worse") else ""
-    return format_difference(known) + (f" ({words})" if words else "")
+    return change_words(one) + (f" ({words})" if words else "")
 
 
 def _share(size: float) -> str:

@@ -1,5 +1,6 @@
 """What compare.json holds: the shape of a comparison, which commands, pages and tests read."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -129,5 +130,5 @@ class Comparison(TypedDict):
     arms: list[ArmRecord]
     saved: NotRequired[dict[str, float]]
     """Seconds that sharing saved, by what was shared."""
-    verdict: NotRequired[dict[str, Any]]
-    """What the numbers say; see arms/verdict.py."""
+    verdict: NotRequired[Mapping[str, Any]]
+    """What the numbers say: a Verdict of arms/verdict.py."""

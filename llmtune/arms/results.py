@@ -38,8 +38,13 @@ def titled(name: str, size: float) -> str:
 
 def arm_results(comparison: Comparison) -> list[Result]:
     """Return what each arm reached that finished a training; others have nothing to compare."""
-    results = (_trained(arm["name"], arm, comparison["metric"], is_arm=True) for arm in comparison["arms"])
+    results = (arm_result(arm, comparison["metric"]) for arm in comparison["arms"])
     return [result for result in results if result]
+
+
+def arm_result(arm: ArmRecord, metric: str) -> Result | None:
+    """Return what an arm reached by a metric; None where it finished no training, or was not scored."""
+    return _trained(arm["name"], arm, metric, is_arm=True)
 
 
 def baseline_results(comparison: Comparison) -> list[Result]:

@@ -131,16 +131,20 @@ def _of_seeds(samples: Sequence[Sample], between: SeedVariance | None) -> float:
 def gap(new: Sample, old: Sample, between: SeedVariance | None) -> Gap:
     """Return `new` minus `old`, paired by row; seeds are no pairs, since each arm draws from its own trainings.
 
-    0/1 scores of one training each have McNemar's exact p, others that of a t-test. Raises ValueError for other rows.
+    0/1 scores of one training each have McNemar's exact p, others that of a t-test. One row has a difference alone.
+    Raises ValueError for other rows.
     """
     if len(new.weights) != len(old.weights):
         raise ValueError("differences are of the same rows")
     both = new.scored & old.scored
     rows = int(both.sum())
-    if rows < 2:
-        return {"difference": None, "stderr": None, "n": rows}
+    if not rows:
+        return {"difference": None, "stderr": None, "n": 0}
     change = _linear(new, both).mean(axis=0) - _linear(old, both).mean(axis=0)
-    value, of_rows = float(change.mean()), float(change.var(ddof=1)) / rows
+    value = float(change.mean())
+    if rows < 2:
+        return {"difference": value, "stderr": None, "n": rows}
+    of_rows = float(change.var(ddof=1)) / rows
     of_seeds = _of_seeds([new, old], between)
     stderr = math.sqrt(of_rows + of_seeds)
     freedom = _freedom(of_rows, rows - 1, of_seeds, between)

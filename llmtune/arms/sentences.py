@@ -4,7 +4,7 @@ from llmtune.arms.choice import Choice
 from llmtune.arms.record import Comparison
 from llmtune.arms.results import Result, titled
 from llmtune.arms.scores import Gap
-from llmtune.evaluation.metrics import format_score
+from llmtune.evaluation.metrics import format_difference, format_score
 from llmtune.evaluation.tables import TITLES
 from llmtune.numbers import duration, size
 
@@ -36,7 +36,7 @@ def _first(comparison: Comparison, choice: Choice) -> str:
     winner = choice.winner
     score, best = choice.means[winner.name], choice.ranked[0]
     seeds = f", mean of {score['seeds']} seeds" if score["seeds"] > 1 else ""
-    rows = f"on {score['n']:,} held-out rows{seeds}"
+    rows = f"on {score['n']:,} held-out row{'s' * (score['n'] != 1)}{seeds}"
     said = f"{winner.name} wins: {metric_title(comparison)} {format_score(score['value'], score['stderr'])} {rows}"
     if winner is not best:
         top = choice.means[best.name]
@@ -69,13 +69,22 @@ def _second(choice: Choice) -> str:
 def _told(choice: Choice, other: Result) -> str:
     """Name an arm that the data do not tell from the winner, with its distance and the rows that could."""
     gap = choice.against(other)
-    return f"{other.name} ({_amount(gap)}; {rows_words(gap)})"
+    return f"{other.name} ({_amount(gap)}; {rows_words(gap)})" if gap["n"] else f"{other.name} ({rows_words(gap)})"
+
+
+def change_words(gap: Gap) -> str:
+    """Format a difference with its sign and its error."""
+    return format_difference({"difference": gap["difference"], "stderr": gap["stderr"], "n": gap["n"]})
 
 
 def rows_words(gap: Gap) -> str:
     """Say how many rows show a difference of this size."""
+    if gap["difference"] is None:
+        return "no row was scored by both"
     if not gap["difference"]:
         return "their scores are equal"
+    if gap["n"] < 2:
+        return "one row cannot tell"
     rows = gap.get("could_tell")
     return f"about {_round(rows):,} rows could tell" if rows else "more seeds could tell, more rows could not"
 
@@ -90,6 +99,11 @@ def _amount(gap: Gap) -> str:
     """Say how far two arms lie apart, whichever is ahead."""
     value = gap["difference"]
     return format_score(None if value is None else abs(value), gap["stderr"])
+
+
+def _apart(gap: Gap) -> str:
+    """Say how far two lie apart that the data do not tell apart."""
+    return f"apart by {_amount(gap)}" if gap["n"] else rows_words(gap)
 
 
 def _third(choice: Choice, against: dict[str, Gap]) -> str:
@@ -107,7 +121,7 @@ def _third(choice: Choice, against: dict[str, Gap]) -> str:
         return f"{cost}; but {named} {'is' if len(better) == 1 else 'are'} measurably better than every arm."
     level = [name for name, gap in against.items() if gap.get("verdict") not in ("better", "worse")]
     if level:
-        named = _listed([f"{BASELINES[name]} (apart by {_amount(against[name])})" for name in level])
+        named = _listed([f"{BASELINES[name]} ({_apart(against[name])})" for name in level])
         return f"{cost}; no arm is measurably better than {named}."
     worse = _listed([f"{BASELINES[name]} (by {_amount(gap)})" for name, gap in against.items()])
     return f"{cost}; the best arm beats {worse}." if worse else f"{cost}; no baseline was measured."

@@ -1,12 +1,13 @@
 """The table of a comparison: a row an arm and a baseline, those that failed or were skipped with their reason."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 from llmtune.arms.record import ArmRecord, Baseline, Comparison
 from llmtune.arms.results import general, titled
-from llmtune.arms.sentences import metric_title, rows_words
-from llmtune.evaluation.metrics import format_difference, format_score
+from llmtune.arms.sentences import change_words, metric_title, rows_words
+from llmtune.arms.verdict import Numbers, Verdict
+from llmtune.evaluation.metrics import format_score
 from llmtune.numbers import duration, rate, size
 
 Cells = dict[str, str]
@@ -19,7 +20,7 @@ _THAN = {"better": "every arm", "worse": "the best arm"}
 """What a baseline is better or worse than: it was compared with the best arm."""
 
 
-def table(comparison: Comparison, verdict: dict[str, Any]) -> list[Cells]:
+def table(comparison: Comparison, verdict: Verdict) -> list[Cells]:
     """Return the rows of a comparison, best first, then baselines, then what was not compared.
 
     A column that no row fills is left out.
@@ -33,7 +34,7 @@ def table(comparison: Comparison, verdict: dict[str, Any]) -> list[Cells]:
     return _filled(rows)
 
 
-def _key(one: Mapping[str, Any], is_arm: bool) -> _Key:
+def _key(one: ArmRecord | Baseline | Numbers, is_arm: bool) -> _Key:
     return one["name"], one["size"], is_arm
 
 
@@ -44,7 +45,7 @@ def _trained(one: ArmRecord | Baseline | None) -> ArmRecord | None:
     return cast(ArmRecord, one) if "set" in one else one.get("arm")
 
 
-def _measured(one: dict[str, Any], record: ArmRecord | None, score: str, verdict: dict[str, Any]) -> Cells:
+def _measured(one: Numbers, record: ArmRecord | None, score: str, verdict: Verdict) -> Cells:
     return {
         "arm": titled(one["name"], one["size"]),
         "rate": rates_words(record.get("lr")) if record else "",
@@ -59,7 +60,7 @@ def _measured(one: dict[str, Any], record: ArmRecord | None, score: str, verdict
     }
 
 
-def _minutes(one: dict[str, Any], record: ArmRecord | None) -> str:
+def _minutes(one: Numbers, record: ArmRecord | None) -> str:
     """The time of one training, and of everything that the arm took."""
     if one["seconds"] is None:
         return ""
@@ -68,7 +69,7 @@ def _minutes(one: dict[str, Any], record: ArmRecord | None) -> str:
     return f"{duration(one['seconds'])}{total}"
 
 
-def _memory(one: dict[str, Any], record: ArmRecord | None) -> str:
+def _memory(one: Numbers, record: ArmRecord | None) -> str:
     """The measured peak, and what was predicted."""
     predicted = record.get("predicted", {}).get("bytes") if record else None
     told = f" (predicted {size(predicted)})" if predicted else ""
@@ -93,16 +94,18 @@ def _what(name: str) -> str:
     return name.partition(".")[0].removeprefix("general_")
 
 
-def verdict_words(one: dict[str, Any], verdict: dict[str, Any]) -> str:
+def verdict_words(one: Numbers, verdict: Verdict) -> str:
     """Say how an arm stands to the winner, and a baseline to the best arm."""
-    if one["is_arm"] and (one["name"], one["size"]) == (verdict["winner"], verdict["size"]):
+    if one["is_arm"] and (one["name"], one["size"]) == (verdict["winner"], verdict.get("size")):
         return "wins"
     gap = one.get("gap")
     if gap is None:
         return ""
-    words, change = gap.get("verdict", ""), format_difference(gap)
+    words, change = gap.get("verdict", ""), change_words(gap)
     if words in _THAN:
         return f"{words} than {'the winner' if one['is_arm'] else _THAN[words]}: {change}"
+    if gap["difference"] is None:
+        return f"{words}: {rows_words(gap)}"
     told = f"; {rows_words(gap)}" if gap.get("could_tell") or gap["difference"] == 0 else ""
     return f"{words}: {change}{told}"
 

@@ -73,6 +73,8 @@ def _problem(train: Sequence[Row], held_out: Sequence[Row]) -> str | None:
     facts = AnswerFacts()
     for row in (*train, *held_out):
         facts.add_row(row)
+    if facts.with_calls:
+        return "some answers call tools"
     if not facts.labels:
         return "answers do not repeat like labels"
     if len({row.answer for row in train}) < 2:

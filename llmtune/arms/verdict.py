@@ -2,18 +2,47 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired
 
-from llmtune.arms.advantages import advantages
+from typing_extensions import TypedDict
+
+from llmtune.arms.advantages import Advantage, advantages
 from llmtune.arms.choice import Choice, choose
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.results import Result, arm_results, at_size, baseline_results, titled
-from llmtune.arms.scores import Gap, SeedVariance, gap, judge, mean, seed_variance
+from llmtune.arms.scores import Gap, Mean, SeedVariance, gap, judge, mean, seed_variance
 from llmtune.arms.sentences import no_winner, three_sentences
 from llmtune.arms.times import mean_seconds_to, near_best
 
-Verdict = dict[str, Any]
-"""`winner` (a name, None for none) at `size`, three `sentences`, `results`, `advantages` and `notes`."""
+
+class Numbers(TypedDict):
+    """What an arm or a baseline reached and took at a size."""
+
+    name: str
+    size: float
+    is_arm: bool
+    score: Mean
+    loss: Mean | None
+    seconds: float | None
+    peak_bytes: int | None
+    delta_bytes: int | None
+    seconds_to_90: float | None
+    gap: NotRequired[Gap]
+    """An arm minus the winner, or a baseline minus the best arm, at the winner's size."""
+
+
+class Verdict(TypedDict):
+    """What the numbers of a comparison say."""
+
+    winner: str | None
+    """A name; None where no arm has a score."""
+    size: NotRequired[float]
+    """The share of the training rows at which it wins."""
+    sentences: list[str]
+    ranking: list[str]
+    results: list[Numbers]
+    advantages: dict[str, Advantage]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -64,16 +93,16 @@ def _baseline_gaps(
 
 def _results(
     choice: Choice, arms: Sequence[Result], baselines: Sequence[Result], errors: _Errors, against: dict[str, Gap]
-) -> list[dict[str, Any]]:
+) -> list[Numbers]:
     """Return the numbers of every arm and baseline: those of the winner's size first, best first."""
     place = {one.name: number for number, one in enumerate(choice.ranked)}
     ordered = sorted(arms, key=lambda one: (-one.size, place.get(one.name, len(place))))
     curves = {one.size: [arm.curves for arm in at_size(arms, one.size)] for one in arms}
     targets = {size: near_best(some) for size, some in curves.items()}
-    listed = []
+    listed: list[Numbers] = []
     for one in (*ordered, *baselines):
-        compared = _gap_shown(choice, one, against)
-        listed.append(_numbers(one, errors, targets.get(one.size)) | ({"gap": compared} if compared else {}))
+        numbers, compared = _numbers(one, errors, targets.get(one.size)), _gap_shown(choice, one, against)
+        listed.append({**numbers, "gap": compared} if compared else numbers)
     return listed
 
 
@@ -84,7 +113,7 @@ def _gap_shown(choice: Choice, one: Result, against: dict[str, Gap]) -> Gap | No
     return choice.gaps.get((one.name, choice.winner.name)) if one.is_arm else against.get(one.name)
 
 
-def _numbers(one: Result, errors: _Errors, target: float | None) -> dict[str, Any]:
+def _numbers(one: Result, errors: _Errors, target: float | None) -> Numbers:
     reached = mean_seconds_to(one.curves, target) if target is not None else None
     return {
         "name": one.name,
@@ -108,7 +137,7 @@ def _notes(comparison: Comparison, choice: Choice, between: SeedVariance | None)
             "add --seeds 2"
         )
     record = next(arm for arm in comparison["arms"] if (arm["name"], arm["size"]) == (winner.name, winner.size))
-    if not record.get("search"):
+    if len(record.get("search", [])) < 2:
         yield f"{winner.name} trained at its default rate: its share had no time to search for a better one"
     elif edge := edge_of_search(record):
         yield f"The best rate of {winner.name} lies at the {edge} end of those tried; one beyond may be better"

@@ -81,7 +81,7 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         fit = judge(recipe, layout, question, setting, name, free_bytes(device))
         if device.type != "cpu" or fit.size is None:
             return Prediction(fit, lengths, [], None)
-        from llmtune.advising.seconds import Work, seconds_here
+        from llmtune.timing.seconds import Work, seconds_here
 
         seconds = seconds_here(recipe, layout, table, setting, Work(lengths, 0), fit.size.checkpointing)
         return Prediction(fit, lengths, [], None, cpu_seconds=seconds)

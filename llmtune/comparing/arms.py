@@ -3,15 +3,15 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from llmtune.arms.arm import ARMS, Arm
 from llmtune.errors import RecipeError
 from llmtune.recipe.located_yaml import Located, load_yaml_list
 from llmtune.recipe.sections import Recipe
-from llmtune.searching.space import text_of
+from llmtune.searching.space import Value, text_of
 
 BASELINES = ("zero-shot", "few-shot", "scratch", "tf-idf")
 """What is reached without the training of the recipe's base."""
@@ -61,7 +61,7 @@ def _of_file(path: Path) -> list[Arm]:
     return arms
 
 
-def _arm(located: Located, place: int, entry: Any) -> Arm:
+def _arm(located: Located, place: int, entry: object) -> Arm:
     if isinstance(entry, str) and entry in ARMS:
         return ARMS[entry]
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -85,7 +85,7 @@ def _arm(located: Located, place: int, entry: Any) -> Arm:
     return Arm(name, overrides)
 
 
-def _overrides(settings: dict[str, Any], key: str = "") -> list[str]:
+def _overrides(settings: Mapping[str, object], key: str = "") -> list[str]:
     """The `a.b=c` overrides of nested or dotted keys; a method or an adapter is replaced, with all in its section."""
     overrides: list[str] = []
     for name, value in settings.items():
@@ -97,7 +97,7 @@ def _overrides(settings: dict[str, Any], key: str = "") -> list[str]:
     return overrides
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """A value in one line of YAML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
@@ -105,4 +105,4 @@ def _flow(value: Any) -> str:
         return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, str) and (not _PLAIN.fullmatch(value) or value.lower() in _WORDS_OF_YAML):
         return json.dumps(value, ensure_ascii=False)
-    return text_of(value)
+    return text_of(cast(Value, value))

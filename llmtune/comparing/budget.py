@@ -55,19 +55,43 @@ def training_seconds(share: float, seeds: int, costs: Costs) -> float:
     return max(FEWEST_STEPS * costs.step, rest / seeds)
 
 
-def check_minutes(minutes: float, spent: float, entrants: int, seeds: int, costs: Costs, slots: int = 1) -> None:
+@dataclass(frozen=True)
+class Shares:
+    """What the minutes are shared out over: arms and the scratch baseline at each size, with so many seeds."""
+
+    arms: int
+    scratch: bool
+    sizes: int
+    seeds: int
+
+    @property
+    def entrants(self) -> int:
+        """How many shares there are."""
+        return (self.arms + self.scratch) * self.sizes
+
+    @property
+    def words(self) -> str:
+        """What they are: an arm and the scratch baseline at 3 sizes with 2 seeds."""
+        arms = [{1: "an arm"}.get(self.arms, f"{self.arms} arms")] if self.arms else []
+        sizes = f" at {self.sizes} sizes" if self.sizes > 1 else ""
+        seeds = f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+        return f"{' and '.join([*arms, *['the scratch baseline'] * self.scratch])}{sizes} with {seeds}"
+
+
+def check_minutes(minutes: float, spent: float, shares: Shares, costs: Costs, slots: int = 1) -> None:
     """Raise RecipeError, naming the minutes that work, where an arm's share is too small to train in.
 
     `spent` are the seconds that baselines take; `slots` arms run side by side.
     """
-    least = costs.least(seeds)
+    entrants = shares.entrants
+    least = costs.least(shares.seeds)
     rounds = math.ceil(entrants / slots)
     if not entrants or share_of(minutes * 60 - spent, rounds) >= least:
         return
     enough = (spent + rounds * least) / 60
     words = math.ceil(enough) if enough >= 2 else math.ceil(enough * 10) / 10
-    what = f"{entrants} arms with {seeds} seeds" if entrants > 1 else f"an arm with {seeds} seeds"
-    raise RecipeError(f"--minutes {minutes:g}: is too little for {what}; the nearest that works is --minutes {words:g}")
+    message = f"is too little for {shares.words}; the nearest that works is --minutes {words:g}"
+    raise RecipeError(f"--minutes {minutes:g}: {message}")
 
 
 def steps_in(seconds: float, step: float, most: int) -> tuple[int, bool]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from llmtune.arms.record import Comparison
 from llmtune.comparing.arms import read_arms
 from llmtune.comparing.folder import Folder, is_comparison
-from llmtune.comparing.request import Options, Request, check_place
+from llmtune.comparing.request import Options, Request
 from llmtune.errors import RecipeError
 from llmtune.files import hold
+from llmtune.pool.opening import check_place
 from llmtune.recipe.sections import Recipe
 from llmtune.working import importing
 

@@ -1,6 +1,6 @@
 """The folder of a comparison: its recipe, what was asked, what each worker leaves, and compare.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -142,7 +142,7 @@ class Folder:
         if change:
             raise RecipeError(f"{self.path}: compares another recipe ({change}); choose another with --out")
 
-    def refuse_other_rows(self, files: dict[str, Any]) -> None:
+    def refuse_other_rows(self, files: Mapping[str, object]) -> None:
         """Raise RecipeError where the rows of the comparison here have changed."""
         before = self.stored()
         if before is not None and before["head"]["files"] != files:

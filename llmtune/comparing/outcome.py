@@ -8,7 +8,7 @@ from llmtune.comparing.entrants.measure import rows_of
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.request import Entrant
 from llmtune.errors import LlmtuneError
-from llmtune.evaluation.results import FEW_SHOT
+from llmtune.evaluation.results import FEW_SHOT, TEXTS_COMPARED, Result
 from llmtune.files import read_json, write_json
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.run import Run
@@ -93,14 +93,19 @@ def of_base(folder: Folder, name: str) -> Baseline:
     results = read_json(file)["results"]
     if name == "few-shot":
         if FEW_SHOT not in results:
-            reason = "no worked example fits beside a question"
-            return {"name": "few-shot", "status": "skipped", "reason": reason, "size": size}
+            return {"name": "few-shot", "status": "skipped", "reason": without_examples(results), "size": size}
         results = {HELD_OUT: results[FEW_SHOT]}
     try:
         rows = rows_of(results, folder.head()["metric"])
     except LlmtuneError as error:
         return {"name": name, "status": "skipped", "reason": str(error), "size": size}  # type: ignore[typeddict-item]
     return {"name": name, "status": "done", "size": size, "rows": rows}  # type: ignore[typeddict-item]
+
+
+def without_examples(results: dict[str, Result]) -> str:
+    """Why the base was asked without worked examples, by what was asked."""
+    texts = all(result.get("compared") == TEXTS_COMPARED for result in results.values())
+    return "held-out rows are plain texts" if texts else "no worked example fits beside a question"
 
 
 def saved(folder: Folder) -> dict[str, float]:

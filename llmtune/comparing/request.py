@@ -1,6 +1,5 @@
 """What a comparison is asked for, and what it adds to one that is in its folder."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, cast
@@ -8,11 +7,10 @@ from typing import Any, Literal, Self, cast
 from llmtune.arms.arm import Arm
 from llmtune.arms.results import titled
 from llmtune.comparing.arms import BASELINES
-from llmtune.errors import RecipeError
+from llmtune.errors import RecipeError, check_word
 
 Equal = Literal["minutes", "epochs"]
 MINUTES, SEEDS = 30.0, 2
-_PLACES = ("local", "gpus", "ray")
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,9 @@ class Options:
             if not 0 < size <= 1:
                 raise RecipeError(f"--sizes {size:g}: is no share of the training rows; try 0.1,0.3,1")
         for name in self.baselines or ():
-            check_word(name, BASELINES, "--baselines")
+            check_word("--baselines", name, BASELINES)
         if self.equal is not None:
-            check_word(self.equal, ("minutes", "epochs"), "--equal")
+            check_word("--equal", self.equal, ("minutes", "epochs"))
 
     def over(self, arms: tuple[Arm, ...], before: Request | None) -> Request:
         """The request of these options: what they leave open is as before, or the default."""
@@ -110,16 +108,3 @@ class Options:
             known.baselines if self.baselines is None else tuple(self.baselines),
             known.equal if self.equal is None else cast(Equal, self.equal),
         )
-
-
-def check_place(on: str) -> None:
-    """Raise RecipeError for a word that is no place where arms run."""
-    check_word(on, _PLACES, "--on")
-
-
-def check_word(word: str, known: Sequence[str], option: str) -> None:
-    """Raise RecipeError, with the nearest word, for one that an option does not take."""
-    if word not in known:
-        close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-        raise RecipeError(f"{option} {word}: is not one of these; {hint}")

@@ -7,7 +7,7 @@ from llmtune.advising.recall import remember
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.verdict import conclude
 from llmtune.comparing import outcome
-from llmtune.comparing.budget import Costs, check_minutes, share_of, training_seconds, validation_rows
+from llmtune.comparing.budget import Costs, Shares, check_minutes, share_of, training_seconds, validation_rows
 from llmtune.comparing.folder import Folder, Head
 from llmtune.comparing.progress import following, result_line
 from llmtune.comparing.request import Entrant, Request
@@ -50,17 +50,15 @@ class Running:
     def _known(self) -> list[Entrant]:
         return self._entrants() if self._folder.request_file.is_file() else []
 
-    def _count(self) -> int:
-        """How many entrants share the minutes."""
+    def _shares(self) -> Shares:
+        """The entrants that share the minutes."""
         arms = [arm for arm in self._request.arms if arm.name not in self._head["skipped"]]
-        scratch = "scratch" in self._request.baselines
-        return (len(arms) + scratch) * len(self._request.sizes)
+        request = self._request
+        return Shares(len(arms), "scratch" in request.baselines, len(request.sizes), request.seeds)
 
     def check(self) -> None:
         """Raise RecipeError where the minutes are too few for one arm."""
-        spent = self._baseline_seconds()
-        count, seeds = self._count(), self._request.seeds
-        check_minutes(self._request.minutes, spent, count, seeds, self._costs, self._slots)
+        check_minutes(self._request.minutes, self._baseline_seconds(), self._shares(), self._costs, self._slots)
 
     def run(self, settings: Recipe) -> Comparison:
         """Run what is left, and write what it says; raises LlmtuneError, Interrupted after a stop signal."""
@@ -108,7 +106,7 @@ class Running:
         if self._request.equal == "epochs":
             return None
         left = self._request.minutes * 60 - self._baseline_seconds()
-        share = share_of(left * self._slots, self._count())
+        share = share_of(left * self._slots, self._shares().entrants)
         new = training_seconds(share, self._request.seeds, self._costs)
         records = [self._folder.record(one.name) for one in self._known()]
         before = max((one.get("trains") or 0.0 for one in records if one), default=0.0)
@@ -178,9 +176,9 @@ class Running:
     def _conclude(self) -> Comparison:
         """Write what the comparison says: compare.json, the page and the winner's recipe."""
         comparison = outcome.gather(self._folder)
-        comparison["verdict"] = conclude(comparison)
+        verdict = comparison["verdict"] = conclude(comparison)
         write_json(self._folder.compare_file, comparison)
         write_winner(self._folder, comparison)
-        write_page(comparison, self._folder.page)
+        write_page(comparison, verdict, self._folder.page)
         remember(comparison)
         return comparison

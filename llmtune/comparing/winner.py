@@ -1,5 +1,6 @@
 """winner.yaml: the recipe of the arm that won, which runs as it is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -21,17 +22,14 @@ _WIDTH = 110
 def write_winner(folder: Folder, comparison: Comparison) -> bool:
     """Write the recipe of the arm that the verdict names, at all rows; gives whether there is one."""
     verdict = comparison.get("verdict", {})
-    record = next((arm for arm in comparison["arms"] if _is_winner(arm, verdict)), None)
+    wins = (verdict.get("winner"), verdict.get("size"))
+    record = next((arm for arm in comparison["arms"] if (arm["name"], arm["size"]) == wins), None)
     if record is None:
         folder.winner.unlink(missing_ok=True)
         return False
     text = yaml.safe_dump(_values(folder, comparison, record), sort_keys=False, allow_unicode=True)
-    write_text(folder.winner, "".join(f"# {line}\n" for line in _comment(folder, verdict)) + text)
+    write_text(folder.winner, "".join(f"# {line}\n" for line in _comment(folder, verdict["sentences"])) + text)
     return True
-
-
-def _is_winner(arm: ArmRecord, verdict: dict[str, Any]) -> bool:
-    return (arm["name"], arm["size"]) == (verdict.get("winner"), verdict.get("size"))
 
 
 def _values(folder: Folder, comparison: Comparison, record: ArmRecord) -> dict[str, Any]:
@@ -49,9 +47,9 @@ def _facts(comparison: Comparison, record: ArmRecord) -> Facts:
     return Facts(known["blocks"], known["hidden"], known["parameters"])
 
 
-def _comment(folder: Folder, verdict: dict[str, Any]) -> list[str]:
+def _comment(folder: Folder, sentences: Sequence[str]) -> list[str]:
     """Why it won, in lines of a comment."""
-    sentences = [one_line(sentence, 600) for sentence in verdict["sentences"]]
+    sentences = [one_line(sentence, 600) for sentence in sentences]
     words = f"The recipe that won the comparison in {folder.path.name}. {' '.join(sentences)}".split()
     lines, line = [], ""
     for word in words:

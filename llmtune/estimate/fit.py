@@ -118,7 +118,7 @@ def judge(
         [stage.listed(tokens, checkpointing) for stage in memory.stages],
         evaluation_memory(layout, setting) if recipe.eval.suite != "none" else None,
         merge_memory(layout, getattr(torch, recipe.merge.dtype)) if recipe.merge.enabled else None,
-        _seconds(layout, memory, question, size, rate, setting.world) if rate and size else None,
+        card_seconds(layout, memory, question, size, rate, setting.world) if rate and size else None,
         any(stage.trace.rough for stage in memory.stages),
     )
 
@@ -132,7 +132,9 @@ def _most_tokens(recipe: Recipe, setting: Setting, longest: int) -> int:
     return longest * -(-recipe.train.batch_size // setting.world)
 
 
-def _seconds(layout: Layout, memory: Forecast, question: Question, size: PassSize, rate: float, cards: int) -> float:
+def card_seconds(
+    layout: Layout, memory: Forecast, question: Question, size: PassSize, rate: float, cards: int
+) -> float:
     """Seconds of a training on so many cards, each of which does `rate` operations a second."""
     passes = sum(question.steps) * math.ceil(question.tokens_per_step / cards / size.tokens)
     work = _work(layout, memory, question, size.checkpointing)

@@ -40,6 +40,8 @@ def expand(located: Located) -> None:
 def open_word(located: Located, override: str) -> None:
     """Turn `method: lora`, or an adapter's word, into a section where an override sets a key in it."""
     parts = override.partition("=")[0].split(".")
+    if parts in (["method", "adapter"], ["method", "adapter", "kind"]):
+        _open_adapter(located)
     section = located.value
     for depth in range(1, min(len(parts), 3)):
         name, key = parts[depth - 1], tuple(parts[:depth])
@@ -48,6 +50,16 @@ def open_word(located: Located, override: str) -> None:
             section[name] = {"kind": word}
             located.places[*key, "kind"] = located.places[key]
         section = section.get(name) if isinstance(section, dict) else None
+
+
+def _open_adapter(located: Located) -> None:
+    """Turn a method that is an adapter's word into kind full with that adapter, which an override then replaces."""
+    method = located.value.get("method") if isinstance(located.value, dict) else None
+    if isinstance(method, str) and method in ALONE:
+        located.value["method"] = {"kind": "full", "adapter": {"kind": method}}
+        located.places["method", "adapter"] = located.places["method", "adapter", "kind"] = located.places["method",]
+    elif isinstance(method, dict) and _is_word(method.get("kind")) and _agrees(method):
+        located.value["method"] = _split(located, method)
 
 
 def is_config_file(accelerate: object) -> bool:
@@ -131,8 +143,8 @@ def _expand_method(located: Located) -> None:
         located.value["method"] = {"kind": "full", "adapter": method}
     elif isinstance(method, dict) and "adapter" in method and "kind" not in method:
         located.value["method"] = {"kind": "full", **method}
-    elif isinstance(method, dict) and _is_word(method.get("kind")) and _agrees(method):
-        located.value["method"] = _split(located, method)
+    elif isinstance(method, dict) and _is_word(method.get("kind")):
+        located.value["method"] = _split(located, method) if _agrees(method) else _told_apart(located, method)
     method = located.value.get("method")
     if isinstance(method, dict) and "adapter" in method:
         _expand_adapter(located, method)
@@ -148,6 +160,16 @@ def _agrees(method: dict[str, Any]) -> bool:
     if isinstance(adapter, dict):
         return adapter.get("kind") in (None, method["kind"])
     return adapter in (None, method["kind"])
+
+
+def _told_apart(located: Located, method: dict[str, Any]) -> dict[str, Any]:
+    """Raise RecipeError for two adapters; a method that holds the mistake alone where the second is none."""
+    adapter = method["adapter"]
+    word = adapter.get("kind") if isinstance(adapter, dict) else adapter
+    if isinstance(word, str) and word in WORDS:
+        message = f"{word} contradicts method.kind, which is {method['kind']}; write one of them"
+        raise located.error(("method", "adapter"), message)
+    return {"kind": "full", "adapter": adapter}
 
 
 def _split(located: Located, method: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def read_history(log: list[Record]) -> History:
     known = [record for record in log if whole(record.get("step")) is not None]
     steps = {record["step"]: record for record in known if "loss" in record or "lr" in record}
     validations = {record["step"]: record for record in known if "eval_loss" in record}
-    others = [record for record in known if {"frozen_blocks", "warning", "memory"} & set(record)]
+    others = [record for record in known if {"frozen_blocks", "warning", "memory", "time"} & set(record)]
     return History([steps[step] for step in sorted(steps)], [validations[s] for s in sorted(validations)], others)
 
 

@@ -11,6 +11,7 @@ from llmtune.reporting.course.loss import loss_section
 from llmtune.reporting.course.memory import memory_section
 from llmtune.reporting.course.rates import rates_section
 from llmtune.reporting.course.throughput import throughput_section
+from llmtune.reporting.course.time import time_section
 from llmtune.reporting.document import document
 from llmtune.reporting.evaluations import read_evaluations
 from llmtune.reporting.examples import examples_section
@@ -61,6 +62,7 @@ def _training_sections(history: History, plan: PlanTable | None) -> list[Html | 
         rates_section(history, plan),
         throughput_section(history, plan),
         memory_section(history),
+        time_section(history),
     ]
 
 

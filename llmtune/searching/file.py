@@ -7,7 +7,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmtune.errors import MachineError, RecipeError
 from llmtune.searching.space import differences
@@ -51,7 +51,7 @@ def refuse_foreign(file: Path) -> None:
         raise RecipeError(f"{file}: is a database without studies; choose another folder with --out")
 
 
-def refuse_others(file: Path, before: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
+def refuse_others(file: Path, before: Mapping[str, object] | None, facts: Mapping[str, object]) -> None:
     """Raise RecipeError where a file holds a study of something else."""
     for difference in differences(before, json.loads(json.dumps(facts))) if before is not None else ():
         raise RecipeError(f"{file}: holds another study ({difference}); choose another folder with --out")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -102,14 +102,14 @@ def shown(values: Values) -> str:
     return ", ".join(f"{key} {text}" for key, text in texts)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
     """Yield the keys of two flat mappings that differ, those of the new one first, in words."""
     for key in dict.fromkeys((*new, *old)):
         if old.get(key) != new.get(key):
             yield f"{key} is {_or_unset(old, key)} there and {_or_unset(new, key)} here"
 
 
-def _or_unset(facts: Mapping[str, Any], key: str) -> object:
+def _or_unset(facts: Mapping[str, object], key: str) -> object:
     return "not set" if facts.get(key) is None else facts[key]
 
 

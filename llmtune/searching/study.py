@@ -56,7 +56,7 @@ class Trial:
             self._trial.report(loss, step)
             return self._trial.should_prune()
 
-    def tell(self, loss: float, **facts: Any) -> None:
+    def tell(self, loss: float, **facts: object) -> None:
         """End the trial with its final loss; one that is no finite number makes it a failed one."""
         if not math.isfinite(loss):
             self.fail(f"its loss is {loss}", **facts)
@@ -65,22 +65,22 @@ class Trial:
         with at_work(self._file):
             self._study.tell(self._trial, loss)
 
-    def prune(self, **facts: Any) -> None:
+    def prune(self, **facts: object) -> None:
         """End the trial early, with the loss that was reported last."""
         self._end("PRUNED", facts)
 
-    def fail(self, reason: str, **facts: Any) -> None:
+    def fail(self, reason: str, **facts: object) -> None:
         """End the trial without a loss, and say why."""
         self._end("FAIL", {_REASON: reason, **facts})
 
-    def _end(self, state: str, facts: dict[str, Any]) -> None:
+    def _end(self, state: str, facts: Mapping[str, object]) -> None:
         from optuna.trial import TrialState
 
         self._note(facts)
         with at_work(self._file):
             self._study.tell(self._trial, state=TrialState[state])
 
-    def _note(self, facts: dict[str, Any]) -> None:
+    def _note(self, facts: Mapping[str, object]) -> None:
         with at_work(self._file):
             for key, value in facts.items():
                 self._trial.set_user_attr(key, value)
@@ -97,7 +97,7 @@ class Study:
     def open(
         cls,
         file: Path,
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         space: Space,
         *,
         seed: int = 0,

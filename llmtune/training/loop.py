@@ -42,6 +42,7 @@ from llmtune.training.checkpoint import checkpoint_step, complete_checkpoints
 from llmtune.training.distributed import check_engine, check_world, describe_cards, deterministic, join_processes
 from llmtune.training.objective import SupervisedTrainer
 from llmtune.training.passes.choice import RunPasses, choose_passes, record_start
+from llmtune.training.passes.time import predict_seconds
 from llmtune.training.plan_table import build_layout, count_trained, lay_out, total_steps
 from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
@@ -93,6 +94,7 @@ def _train(
         done = complete_checkpoints(run.checkpoints)
     longest = max(lengths_of(data.train))
     passes = choose_passes(recipe, layout, state, longest, done[-1] if done else None)
+    seconds = predict_seconds(run, recipe, layout, state, data, passes)
     with working("loading the base model"):
         weights, offloaded = _load(base, recipe, layout, dtype, state.device)
         model = insert(weights, recipe.method.adapter, plan, base)
@@ -103,7 +105,7 @@ def _train(
     schedule = lay_out(recipe.train, plan, steps)
     recipe.method.adapter.move_weight(model, run.checkpoints, bool(done), state.device)
     progress = _progress(run, schedule, done, state.process_index)
-    stop, record = Stop(), step_recorder(progress, watch)
+    stop, record = Stop(), step_recorder(progress, watch, seconds)
     best = best_checkpoint(recipe, schedule.starts[-1])
     if state.is_main_process:
         heading("train")

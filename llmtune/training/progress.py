@@ -21,12 +21,13 @@ from llmtune.estimate.measured import MemoryWatch
 from llmtune.machine.device import run_device
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
+from llmtune.timing.predicted import time_record
 
 LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
-_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "best", "hardware")
+_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "time", "best", "hardware")
 """The keys of records that are a line for people."""
 
 
@@ -190,10 +191,13 @@ def _bar(console: Console) -> Bar:
     return Bar(*columns, console=console, expand=True)
 
 
-def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Callable[[Record], None]:
+def step_recorder(
+    progress: Progress, watch: MemoryWatch | None = None, predicted: float | None = None
+) -> Callable[[Record], None]:
     """A function that completes a step's record with time, speed and memory and hands it to the log.
 
-    `watch` adds predicted and measured memory at the end of each stage.
+    `watch` adds predicted and measured memory at the end of each stage, `predicted` seconds of all steps what they took
+    after the last one.
     """
     began = time.monotonic()
     earlier = progress.previous.get("seconds", 0.0)
@@ -218,6 +222,9 @@ def step_recorder(progress: Progress, watch: MemoryWatch | None = None) -> Calla
         memory = watch and watch.at(entry["step"])
         if memory:
             progress.note(memory, memory["memory"])
+        if predicted is not None and entry["step"] == progress.total_steps:
+            spent = time_record(entry["step"], predicted, measured["seconds"])
+            progress.note(spent, spent["time"])
 
     return record
 

@@ -1,5 +1,6 @@
 """Gives workers their trials and takes what comes of them: the one process that reads and writes the study."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 from llmtune.searching.space import overrides
 from llmtune.searching.study import ENDED, Study, Trial, Tried
-from llmtune.tuning.files import Folder, TrialFolder
+from llmtune.tuning.files import Folder, TrialFolder, TrialResult
 
 POLL = 0.1
 """Seconds between two looks at the folder."""
@@ -127,7 +128,7 @@ class Dealer:
     def _begin(self, worker: int) -> None:
         trial = self.study.ask()
         folder = self.folder.trial(trial.number)
-        folder.begin({"set": overrides(trial.values), _VALIDATION: self.study.noted(_VALIDATION)})
+        folder.begin({"set": overrides(trial.values), "validation": self.study.noted(_VALIDATION)})
         self._open[worker] = Open(trial, folder)
         self.folder.send(worker, trial.number)
         self._began(trial)
@@ -153,21 +154,22 @@ class Dealer:
             one.stopped = True
             one.folder.stop(reason)
 
-    def _finish(self, worker: int, result: dict[str, Any]) -> None:
+    def _finish(self, worker: int, result: TrialResult) -> None:
         """Tell the study what came of a trial."""
         one = self._open.pop(worker)
-        rows, known = result.get(_VALIDATION), self.study.noted(_VALIDATION)
+        rows, known = result.get("validation"), self.study.noted(_VALIDATION)
         if rows and known is None:
             self.study.note(_VALIDATION, rows)
         facts: dict[str, Any] = {"points": one.folder.curve()}
-        facts |= {key: result[key] for key in ("steps", "total") if key in result}
+        facts |= {key: value for key, value in result.items() if key in ("steps", "total")}
         if result["state"] == "complete" and rows != (known or rows):
             one.trial.fail("its validation rows are not those of other trials, so losses do not compare", **facts)
         elif result["state"] == "complete":
-            one.trial.tell(result["loss"], **facts)
+            loss = result.get("loss")
+            one.trial.tell(math.nan if loss is None else loss, **facts)
         elif result["state"] == "pruned":
             one.trial.prune(reason=one.folder.stops(), **facts)
         else:
             self.exit_code = int(result.get("exit_code", 4))
-            one.trial.fail(result["reason"], **facts)
+            one.trial.fail(result.get("reason", ENDED), **facts)
         self._ended(next(tried for tried in self.study.trials if tried.number == one.trial.number))

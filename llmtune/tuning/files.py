@@ -8,10 +8,35 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
 from llmtune.arms.record import Point
-from llmtune.files import read_json, write_json, write_text
+from llmtune.files import delete, read_json, write_json, write_text
+
+
+class TrialTask(TypedDict):
+    """What a worker is to train."""
+
+    set: list[str]
+    """The overrides of the search's recipe."""
+    validation: str | None
+    """Names the rows that losses are measured on; None where they are not known yet."""
+
+
+class TrialResult(TypedDict):
+    """What came of a trial, as its worker tells it."""
+
+    state: Literal["complete", "pruned", "failed"]
+    loss: NotRequired[float | None]
+    steps: NotRequired[int]
+    total: NotRequired[int]
+    """Steps of the whole training."""
+    seconds: NotRequired[float]
+    validation: NotRequired[str]
+    reason: NotRequired[str]
+    """Why it failed."""
+    exit_code: NotRequired[int]
+    """Of the error that ended it."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +55,13 @@ class TrialFolder:
         """The run in which it trains, which is removed at its end."""
         return self.path / "run"
 
-    def begin(self, task: dict[str, Any]) -> None:
+    def begin(self, task: TrialTask) -> None:
         """Write what is to be trained."""
         write_json(self.path / "trial.json", task)
 
-    def task(self) -> dict[str, Any]:
-        """What is to be trained: `set`, the overrides, and `validation`, the rows' name, None where it is not known."""
-        return dict(read_json(self.path / "trial.json"))
+    def task(self) -> TrialTask:
+        """What is to be trained."""
+        return cast(TrialTask, read_json(self.path / "trial.json"))
 
     def clear(self) -> None:
         """Forget the validations of a training that ended with its process."""
@@ -71,14 +96,14 @@ class TrialFolder:
         """Whether the training is to end."""
         return bool(self.stops())
 
-    def end(self, result: dict[str, Any]) -> None:
+    def end(self, result: TrialResult) -> None:
         """Write what came of the training."""
         write_json(self.path / "result.json", result)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> TrialResult | None:
         """What came of the training; None before its end."""
         file = self.path / "result.json"
-        return dict(read_json(file)) if file.is_file() else None
+        return cast(TrialResult, read_json(file)) if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -124,6 +149,11 @@ class Folder:
     def trial(self, number: int) -> TrialFolder:
         """The folder of a trial."""
         return TrialFolder(self.path / "trials" / str(number))
+
+    def remove_leftovers(self) -> None:
+        """Remove the runs of trials whose processes were killed."""
+        for run in self.path.glob("trials/*/run"):
+            delete(run)
 
     def send(self, worker: int, trial: int | None) -> None:
         """Tell a worker which trial comes next; None for the end."""

@@ -12,7 +12,7 @@ from llmtune import terminal
 from llmtune.errors import Interrupted, RecipeError
 from llmtune.files import hold, write_text
 from llmtune.numbers import duration
-from llmtune.pool import Ended, Pool, Task, open_pool
+from llmtune.pool import Ended, Pool, Task, check_place, open_pool
 from llmtune.run.folder import UNOWNED, refuse_file
 from llmtune.searching.record import SearchRecord
 from llmtune.searching.space import shown
@@ -43,10 +43,12 @@ def tune(
     `over` has a text for each key, such as method.lr=1e-4..1e-2:log. A search that was stopped goes on. Gives what
     tune.json holds. Raises RecipeError, MachineError, TrainingError, Interrupted.
     """
+    check_place(on)
     request = read_request(recipe, over, set=set, trials=trials, minutes=minutes, seed=seed, out=out)
     folder = Folder(request.out)
     _check_folder(folder)
     with hold(folder.lock, f"{folder.path}: another llmtune process is at work in this folder; wait until it ends"):
+        folder.remove_leftovers()
         pool = open_pool(on, folder.path)
         study = Study.open(folder.study, request.facts(), request.space, seed=seed, first=request.first())
         write_text(folder.recipe, recipe_text(request.recipe, ["What the trials of a search by llmtune override."]))

@@ -4,7 +4,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from llmtune.tuning.files import Folder, TrialFolder
+from llmtune.tuning.files import Folder, TrialFolder, TrialResult
 
 POLL = 0.1
 """Seconds between two looks for the next trial."""
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
             trial.end(train(folder.recipe, trial))
 
 
-def train(recipe: Path, trial: TrialFolder) -> dict[str, object]:
+def train(recipe: Path, trial: TrialFolder) -> TrialResult:
     """Train one trial; gives what came of it: whatever ends it is a result, in one line."""
     from llmtune.errors import LlmtuneError, TrainingError
     from llmtune.launch.faults import told_in_one_line

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmtune import terminal
-from llmtune.advising import advice, methods, rate
+from llmtune.advising import advice, methods
 from llmtune.advising.limits import Limits
 from llmtune.advising.methods import MethodPrediction, predict_methods
 from llmtune.advising.recall import remember
@@ -18,6 +18,7 @@ from llmtune.errors import RecipeError
 from llmtune.estimate.memory import forecast
 from llmtune.estimate.passes import setting_of
 from llmtune.recipe.sections import Recipe
+from llmtune.timing import rate
 from llmtune.training.prepare import layout_of
 from tests.advising.test_recall import comparison
 from tests.support import tiny
@@ -38,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose products take their time: a billion operations a second."""
-    monkeypatch.setattr("llmtune.advising.seconds.cpu_rate", lambda *_: 1e9)
+    monkeypatch.setattr("llmtune.timing.seconds.cpu_rate", lambda *_: 1e9)
     monkeypatch.setattr(terminal.console, "width", 300)
 
 

@@ -11,6 +11,8 @@ from tests.support import tiny
 
 TOPICS = {"card": "my card is {} lost", "cash": "the machine gave {} no money", "rate": "what do {} euros cost"}
 
+CALL: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [{}]}
+
 
 def _row(question: str, answer: str, *before: dict[str, Any]) -> Row:
     turns = (*before, {"role": "user", "content": question}, {"role": "assistant", "content": answer})
@@ -39,6 +41,7 @@ def test_predicts_labels_from_the_last_text_of_the_user() -> None:
         (_rows(30), [], "no held-out row is a question"),
         ([Row("a", (), "a", text="a text")], _rows(3), "training rows are plain texts"),
         ([_row(f"{n}?", f"{n}") for n in range(30)], _rows(3), "answers do not repeat like labels"),
+        ([Row("a", (CALL,), "a")] * 30, _rows(3), "some answers call tools"),
         ([_row(f"card {n}", "card") for n in range(30)], _rows(3), "all training rows have the same answer"),
         ([_row("?!", "a"), _row("!?", "b")] * 9, _rows(3), "questions have no words"),
     ],

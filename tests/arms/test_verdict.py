@@ -66,9 +66,9 @@ def test_shows_the_three_advantages() -> None:
     arms = [arm("lora", 0.6), arm("lora", 0.4, size=0.1)]
     scratches = [scratch(0.2, end=2.5), scratch(0.1, size=0.1)]
     known = conclude(comparison(arms, [baseline("zero-shot", 0.1), *scratches]))["advantages"]
-    assert [round(one["difference"], 3) for one in known["transfer"]["gaps"]] == [0.4, 0.3]
+    assert [one["difference"] for one in known["transfer"]["gaps"]] == pytest.approx([0.4, 0.3])
     assert "+0.300 ± 0.032 with 10% of the rows" in known["transfer"]["words"]
-    assert round(known["better"]["gaps"][0]["difference"], 3) == 0.5
+    assert known["better"]["gaps"][0]["difference"] == pytest.approx(0.5)
     assert known["quicker"]["seconds"] == {"tuned": 25.0, "scratch": 100.0}
     assert known["quicker"]["words"].endswith("in 0:25 against 1:40, 4.0 times as fast")
     without = conclude(comparison(arms))["advantages"]
@@ -99,6 +99,21 @@ def test_tells_of_what_failed_and_of_a_rate_at_the_edge() -> None:
         None,
         ["No arm has a score, so none wins.", "qlora: no GPU."],
     )
+
+
+def test_one_held_out_row_has_differences_and_tells_nothing() -> None:
+    """A row that both scored has a difference; none that both scored has none, and no number is made up."""
+    arms, baselines = [arm("lora", 1.0, n=1), arm("full", 0.0, n=1)], [scratch(0.0, n=1)]
+    known = conclude(comparison(arms, baselines))
+    assert known["sentences"][0] == "lora wins: exact match 1.000 on 1 held-out row, the best of 2 arms."
+    assert known["sentences"][1] == "No difference was measured to full (1.000; one row cannot tell)."
+    assert "random weights (apart by 1.000)" in known["sentences"][2]
+    assert table(comparison(arms, baselines), known)[1]["verdict"] == "too few rows to tell: -1.000"
+    apart = [arm("lora", 1.0, n=2), arm("full", 0.0, n=2)]
+    apart[0]["seeds"][0]["rows"]["score"][0] = apart[1]["seeds"][0]["rows"]["score"][1] = None
+    known = conclude(comparison(apart))
+    assert known["sentences"][1] == "No difference was measured to full (no row was scored by both)."
+    assert table(comparison(apart), known)[1]["verdict"] == "too few rows to tell: no row was scored by both"
 
 
 def test_lower_loss_wins_on_plain_texts() -> None:

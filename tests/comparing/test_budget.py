@@ -7,6 +7,7 @@ import pytest
 from llmtune.comparing.arms import read_arms
 from llmtune.comparing.budget import (
     Costs,
+    Shares,
     check_minutes,
     checkpoints_at,
     count_validations,
@@ -40,11 +41,22 @@ def test_shares_minutes_out() -> None:
 def test_names_minutes_that_work() -> None:
     least = COSTS.least(2)
     assert least == 8 + 2 * (2 + 8 + 10)
+    five = Shares(arms=5, scratch=False, sizes=1, seeds=2)
     with pytest.raises(RecipeError, match="is too little for 5 arms with 2 seeds; the nearest that works is") as caught:
-        check_minutes(3, 30, 5, 2, COSTS)
+        check_minutes(3, 30, five, COSTS)
     words = float(str(caught.value).rsplit(" ", 1)[1])
-    check_minutes(words, 30, 5, 2, COSTS)
-    check_minutes(3, 30, 5, 2, COSTS, slots=3)
+    check_minutes(words, 30, five, COSTS)
+    check_minutes(3, 30, five, COSTS, slots=3)
+
+
+def test_names_what_the_minutes_are_for() -> None:
+    assert Shares(1, True, 1, 2).words == "an arm and the scratch baseline with 2 seeds"
+    assert (Shares(3, True, 2, 1).words, Shares(3, True, 2, 1).entrants) == (
+        "3 arms and the scratch baseline at 2 sizes with 1 seed",
+        8,
+    )
+    assert Shares(0, True, 1, 1).words == "the scratch baseline with 1 seed"
+    check_minutes(0.0, 0, Shares(0, False, 1, 1), COSTS)  # nothing trains
 
 
 def test_reads_arms_of_a_file_as_overrides(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_compares_arms_and_goes_on_after_an_interruption(
 @pytest.mark.parametrize(
     ("arms", "options", "message"),
     [
-        (["lora"], {"minutes": 0.0001}, r"--minutes 0.0001: is too little for 2 arms with 2 seeds; the nearest"),
+        (["lora"], {"minutes": 0.0001}, r"is too little for an arm and the scratch baseline with 2 seeds; the"),
         (["lora"], {"set": ["data.eval_fraction=0"]}, r"data.eval_fraction: no validation row is there"),
         (["lora"], {"set": ["data.eval_fraction=0", "data.test=null"]}, r"no row is held out to compare on"),
         (["lora", "dora", "lora"], {}, "two arms have the name lora"),

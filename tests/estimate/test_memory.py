@@ -160,7 +160,13 @@ def test_log_shows_predicted_beside_measured_for_every_stage(
     stages = [record for record in records if "memory" in record]
     assert [record["stage"] for record in stages] == [1, 2]
     assert all(record["predicted"] > 0 and record["before"] > 0 for record in stages)
-    assert "memory, stage 2: predicted at most" in capsys.readouterr().out
+    (time,) = [record for record in records if "time" in record]
+    steps = [record for record in records if "loss" in record]
+    assert time["predicted_seconds"] > 0
+    assert (time["step"], time["measured_seconds"]) == (steps[-1]["step"], round(steps[-1]["seconds"], 3))
+    out = capsys.readouterr().out
+    assert "memory, stage 2: predicted at most" in out
+    assert time["time"] in out
 
 
 def test_gpu_is_measured_by_stage_in_allocated_and_reserved_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,9 @@ def test_qlora_is_lora_over_a_4bit_base(tmp_path: Path) -> None:
         ("{kind: lora, rank: 8}", ["method.adapter.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
         ("{kind: lora, adapter: {rank: 8}}", ["method.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
         ("lora", ["method.adapter.rank=8", "method.rank=4"], "{kind: full, adapter: {kind: lora, rank: 4}}"),
+        ("lora", ["method.adapter=ia3"], "{kind: full, adapter: {kind: ia3}}"),
+        ("{kind: dora, rank: 8, lr: 1.0e-4}", ["method.adapter=ia3"], "{kind: full, lr: 1.0e-4, adapter: ia3}"),
+        ("{kind: dora, rank: 8}", ["method.adapter.kind=lora"], "{kind: full, adapter: {kind: lora, rank: 8}}"),
     ],
 )
 def test_override_reaches_into_a_short_method(tmp_path: Path, text: str, overrides: list[str], long: str) -> None:
@@ -94,6 +97,22 @@ def test_override_reaches_into_a_short_method(tmp_path: Path, text: str, overrid
 def test_refuses_a_key_that_stands_beside_and_in_the_adapter(tmp_path: Path) -> None:
     message = load_error(write(tmp_path, method("{kind: lora, rank: 8, adapter: {rank: 4}}")))
     assert "method.rank: is set in method.adapter.rank too; remove one of them" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("{kind: lora, adapter: ia3}", [], "method.adapter: ia3 contradicts method.kind, which is lora; write one of"),
+        ("{kind: lora, adapter: {kind: none}}", [], "method.adapter: none contradicts method.kind"),
+        ("{kind: lora, rank: 8, adapter: lorra}", [], "method.adapter: one of none, lora"),
+        ("lora", ["method.adapter=lorra"], "--set method.adapter=lorra: method.adapter: one of none, lora"),
+        ("lora", ["method.adapter.kind=lorra"], "--set method.adapter.kind=lorra: method.adapter.kind: one of none"),
+    ],
+)
+def test_second_adapter_is_told_by_its_name(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    shown = load_error(write(tmp_path, method(text)), *overrides)
+    assert message in shown
+    assert "lorra" not in message or shown.endswith("got 'lorra'; did you mean 'lora'?")
 
 
 def test_mistake_in_a_short_method_names_its_line(tmp_path: Path) -> None:

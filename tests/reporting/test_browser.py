@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llmtune.arms.verdict import conclude
 from llmtune.reporting.comparison.page import render
 from llmtune.reporting.comparison.runs import render_runs
 from llmtune.reporting.page import report
@@ -101,7 +102,8 @@ def test_pages_open_offline_draw_their_charts_and_are_accessible(finished: Run, 
     (tmp_path / lora / "report.html").write_text("")
     compared = comparison(arms, [baseline("tf-idf", 0.8), scratch(0.1), scratch(0.1, 0.1)])
     other = Run(Path(shutil.copytree(finished.path, tmp_path / "other")))
-    pages = {"run.html": report(finished).read_text(encoding="utf-8"), "compared.html": render(compared, tmp_path)}
+    of_arms = render(compared, conclude(compared), tmp_path)
+    pages = {"run.html": report(finished).read_text(encoding="utf-8"), "compared.html": of_arms}
     pages |= {"sides.html": render_runs([finished, other]), "study.html": render_study(study())}
     told = judged(pages, tmp_path)
     assert len(told) == sum(map(len, JUDGED.values()))

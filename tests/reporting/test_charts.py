@@ -11,11 +11,23 @@ from llmtune.plan.table import PlanTable
 from llmtune.reporting.charts.axes import Axis
 from llmtune.reporting.charts.drawing import line_picture
 from llmtune.reporting.charts.lines import Line, Lines, thin
-from llmtune.reporting.charts.scales import Scale, decades, linear_range, log_floor, log_range, spans_decades, ticks
+from llmtune.reporting.charts.scales import (
+    Scale,
+    decades,
+    linear_range,
+    log_floor,
+    log_range,
+    needs_log,
+    spans_decades,
+    ticks,
+)
+from llmtune.reporting.comparison.charts import rates
 from llmtune.reporting.course.loss import loss_chart, loss_section
 from llmtune.reporting.history import read_history
 from llmtune.reporting.page import report
+from llmtune.reporting.studies.page import render as render_study
 from llmtune.run_log import read_log
+from tests.support.comparisons import curve, study
 from tests.support.pages import Page, charted, empty, falling, page, stage, with_log
 
 TRAINING, VALIDATION = "stroke:var(--tuned)", "stroke:var(--valid)"
@@ -196,6 +208,32 @@ def test_ranges_hold_their_values() -> None:
     assert not spans_decades([1.0, 0.0, 0.011])
     assert not spans_decades([0.0])
     assert log_floor([10.0, 1e-12]) == pytest.approx(1e-5)
+
+
+def scales(markup: str, title: str) -> set[str]:
+    """The kinds of scale that the charts of a page have on axes of a title."""
+    axis = rf'"scale": {{([^}}]*)}}, "axis": {{"title": "{title}"'
+    return {"log" if '"log"' in scale else "linear" for scale in re.findall(axis, markup)}
+
+
+@pytest.mark.parametrize(("highest", "kind"), [(15.0, "log"), (8.0, "linear")])
+def test_losses_of_a_search_that_span_decades_get_a_logarithmic_axis(highest: float, kind: str) -> None:
+    """A rate that is too high drives one loss up; the rates themselves are over a logarithmic axis in any case."""
+    chart = str(rates([("lora", [(1e-4, 0.6), (1e-3, 0.5), (1e-2, highest)])], {"lora": "red"}))
+    assert scales(chart, "validation loss") == {kind}
+    assert scales(chart, "learning rate at the output") == {"log"}
+    tuned = study()
+    tuned["trials"][0]["loss"], tuned["trials"][0]["curve"], tuned["log"] = highest * 2, curve(9.0, highest * 2), []
+    page = render_study(tuned)
+    assert scales(page, "validation loss") == {kind}
+    assert scales(page, "method.lr") == {"log"}  # these values span decades, though they were listed
+    assert scales(page, "adapter.r") == {"linear"}
+
+
+def test_a_loss_of_zero_keeps_a_search_linear() -> None:
+    assert needs_log([0.5, 15.0])
+    assert not needs_log([0.0, 15.0])
+    assert not needs_log([])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-190, -3.0, 1e150, 7.0])

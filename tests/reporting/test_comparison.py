@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmtune import api
+from llmtune.arms.verdict import conclude
 from llmtune.errors import RecipeError
 from llmtune.files import write_json
 from llmtune.reporting.comparison.page import render
@@ -62,7 +63,8 @@ def test_page_shows_a_whole_comparison_and_escapes_reasons(finished: Run, tmp_pa
 
 @pytest.mark.parametrize("arms", [[], [FAILED]])
 def test_page_of_a_comparison_that_has_only_begun(arms: list[Any], tmp_path: Path) -> None:
-    text = render(comparison(arms), tmp_path)
+    begun = comparison(arms)
+    text = render(begun, conclude(begun), tmp_path)
     assert titles(text) == [*SECTIONS[:2], LAST]
     assert "No arm has a score, so none wins." in Page(text).text
 
@@ -70,7 +72,8 @@ def test_page_of_a_comparison_that_has_only_begun(arms: list[Any], tmp_path: Pat
 def test_page_of_arms_without_curves_or_memory(tmp_path: Path) -> None:
     one = arm("lora", 0.5, peak=None, plan={"stages": "damaged"})
     one["seeds"][0]["curve"] = []
-    text = render(comparison([one]), tmp_path)
+    compared = comparison([one])
+    text = render(compared, conclude(compared), tmp_path)
     assert titles(text) == [*SECTIONS[:4], LAST]
     assert drawn(text) == 1
 

@@ -49,7 +49,7 @@ def test_refuses_what_cannot_be_searched(file: Path, over: str, message: str) ->
         ({"minutes": 0}, "--minutes 0: more than 0"),
         ({"set": ["data.eval_fraction=0"]}, "data.eval: trials are compared by validation loss"),
         ({"set": ["launch.accelerate=fsdp2"]}, "launch.accelerate: a trial trains in one process"),
-        ({"on": "rays"}, "--on rays: is local, gpus or ray; did you mean 'ray'?"),
+        ({"on": "rays"}, "--on rays: is not one of these; did you mean ray?"),
         ({"out": "."}, "is not empty and holds no study"),
         ({"out": "s3://bucket/tune"}, "a study is a SQLite file"),
     ],
@@ -60,6 +60,13 @@ def test_refuses_what_cannot_be_run(file: Path, options: dict[str, object], mess
         tune(file, ["method.lr=1e-4..1e-2:log"], **options)  # type: ignore[arg-type]
     assert message in str(error.value)
     assert error.value.exit_code == 2
+
+
+def test_misspelt_adapter_of_a_short_method_is_told_with_the_nearest(file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^--over method.adapter=ia3,lorra: .*got 'lorra'; did you mean 'lora'"):
+        read_request(file, ["method.adapter=ia3,lorra"], set=["method=lora"])
+    request = read_request(file, ["method.adapter=ia3,lora"], set=["method=lora"])
+    assert request.with_values({"method.adapter": "ia3"}).method.adapter.kind == "ia3"
 
 
 def test_reads_ranges_and_values() -> None:

@@ -50,7 +50,10 @@ def test_leaves_the_best_recipe_a_study_and_a_page_and_goes_on(
     assert best.model.base == str(tmp_path / "base")
     study = optuna.load_study(study_name=None, storage=first["study"])
     assert study.best_params == {"method.lr": 0.01}
+    left = out / "trials" / "7" / "run"
+    left.mkdir(parents=True)
     again = step.tune(file, over, trials=3, out=out)
+    assert not left.exists()  # what a killed worker left
     assert again["trials"] == first["trials"]
     assert "going on after 3 trials" in capsys.readouterr().out
     assert json.loads((out / "tune.json").read_text()) == again

@@ -1,6 +1,7 @@
 """The scratch baseline: the base's architecture from random weights, to be trained like an arm."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def scratch_arm(base: Base, folder: Path, seed: int) -> Arm:
     """
     facts = {"base": weights_digest(base), "seed": seed, "torch": torch.__version__}
     if not _is_complete(folder, facts):
-        _write(base, folder, facts)
+        _write(base, folder, seed, facts)
     rate = learning_rate(model_facts(build_skeleton(base)).parameters)
     whole = ("model.revision=null", "model.start=null", "model.add_tokens=[]", "model.quantize=none")
     return Arm("scratch", (f"model.base={folder.absolute()}", *whole, f"method={{kind: full, lr: {rate:.1e}}}"))
@@ -57,7 +58,7 @@ def random_model(base: Base, seed: int) -> PreTrainedModel:
     return started
 
 
-def _is_complete(folder: Path, facts: dict[str, Any]) -> bool:
+def _is_complete(folder: Path, facts: Mapping[str, object]) -> bool:
     try:
         return bool(read_json(folder / FACTS) == {"facts": facts, "files": _sizes(folder)})
     except LlmtuneError:
@@ -69,9 +70,9 @@ def _sizes(folder: Path) -> str:
     return digest_of([[file.relative_to(folder).as_posix(), file.stat().st_size] for file in files])
 
 
-def _write(base: Base, folder: Path, facts: dict[str, Any]) -> None:
+def _write(base: Base, folder: Path, seed: int, facts: Mapping[str, object]) -> None:
     with working("drawing random weights"), write_folder(folder) as partial:
-        random_model(base, facts["seed"]).save_pretrained(partial)
+        random_model(base, seed).save_pretrained(partial)
         for file in named_like(base.folder, COPIED):
             target = partial / file.relative_to(base.folder)
             target.parent.mkdir(exist_ok=True)

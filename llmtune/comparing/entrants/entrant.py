@@ -76,7 +76,7 @@ class ArmRun:
         self._train_seeds(session, pace, memory)
         self.keep(status="done")
 
-    def _pace(self, session: Session) -> tuple[Pace, dict[str, Any]]:
+    def _pace(self, session: Session) -> tuple[Pace, dict[str, str]]:
         """Seconds of a start and of a step, by a few steps, and how frozen blocks are kept in all trainings."""
         steps = max(PROBE_STEPS, session.fewest_steps)
         watch = Watch(())
@@ -88,7 +88,7 @@ class ArmRun:
         caches = is_open and rows > 2 * len(session.data.train) and any(session.layout(session.recipe).boundaries)
         return pace, {"frozen_blocks": "cache"} if caches else {}
 
-    def _search(self, session: Session, pace: Pace, memory: dict[str, Any]) -> Pace | None:
+    def _search(self, session: Session, pace: Pace, memory: dict[str, str]) -> Pace | None:
         seconds = self._left_for_search(pace)
         steps = trial_steps(seconds, pace.step, pace.load, self._steps_of(session, pace)[0])
         if not steps:
@@ -111,7 +111,7 @@ class ArmRun:
         evaluation = self._folder.head()["costs"]["evaluation"]
         return left - self._request.seeds * (self._training + pace.load + evaluation)
 
-    def _train_seeds(self, session: Session, pace: Pace, memory: dict[str, Any]) -> None:
+    def _train_seeds(self, session: Session, pace: Pace, memory: dict[str, str]) -> None:
         steps = self._steps(session, pace)
         factor = best_factor(self._record["search"])
         first = session.recipe.train.seed
@@ -119,7 +119,7 @@ class ArmRun:
             known = self._record.get("seeds", [])
             if any(one["seed"] == seed for one in known):
                 continue
-            recipe = session.variant(factor, steps, seed, **memory)
+            recipe = session.variant(factor, steps, seed, memory)
             done = self._train(session, recipe, seed)
             self.keep(seeds=[*known, done])
 

@@ -1,7 +1,7 @@
 """The search of an arm's learning rate: short trainings at multiples of the default rate, with successive halving."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,7 @@ from llmtune.comparing.budget import EDGES, FACTORS
 from llmtune.comparing.entrants.session import Session, rates_of
 from llmtune.errors import Interrupted, LlmtuneError, TrainingError
 from llmtune.files import delete
-from llmtune.searching.space import Choice
+from llmtune.searching.space import Choice, Values
 from llmtune.searching.study import Study, Trial, Tried
 from llmtune.searching.watch import Watch
 
@@ -36,10 +36,10 @@ class Search:
 
     session: Session
     folder: Path
-    facts: dict[str, Any]
+    facts: Mapping[str, object]
     steps: int
     """Of each trial."""
-    memory: dict[str, Any]
+    memory: Mapping[str, str]
     """How the memory section differs."""
     tell: Callable[[list[Try]], None]
     """Called after each trial with all of them."""
@@ -70,7 +70,7 @@ class Search:
 
     def _try(self, trial: Trial) -> Pace | None:
         """Train with a trial's rate, and leave nothing but its numbers; gives the pace where it came to a step."""
-        recipe = self.session.variant(_factor(trial.values), self.steps, **self.memory)
+        recipe = self.session.variant(_factor(trial.values), self.steps, memory=self.memory)
         steps = self.session.validations(self.steps, VALIDATIONS)
         watch = Watch(steps, report=lambda number, point: trial.report(number, point["loss"]))
         began = time.monotonic()
@@ -128,5 +128,5 @@ def _next(study: Study) -> bool:
     return True
 
 
-def _factor(values: Any) -> float:
-    return float(values[_KEY])
+def _factor(values: Values) -> float:
+    return float(str(values[_KEY]))

@@ -3,10 +3,10 @@
 import contextlib
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from llmtune.comparing.budget import checkpoints_at, count_validations
 from llmtune.data.example import Example
@@ -67,8 +67,10 @@ class Session:
                 return steps
         return 10_000
 
-    def variant(self, factor: float, steps: int, seed: int | None = None, **memory: Any) -> Recipe:
-        """The recipe with its default rates times a factor, over so many steps, with another seed."""
+    def variant(
+        self, factor: float, steps: int, seed: int | None = None, memory: Mapping[str, str] | None = None
+    ) -> Recipe:
+        """The recipe with its default rates times a factor, over so many steps; another seed, other keys of memory."""
         recipe = self.recipe
         section = recipe.train.model_copy(
             update={"max_steps": steps, "seed": recipe.train.seed if seed is None else seed}
@@ -115,12 +117,13 @@ def scaled(method: BaseMethod, factor: float) -> BaseMethod:
     return type(method).model_validate(_scaled(method.model_dump(exclude_unset=True), factor))
 
 
-def _scaled(value: Any, factor: float, key: str = "") -> Any:
+def _scaled(value: object, factor: float, key: str = "") -> object:
     if isinstance(value, dict):
         return {name: _scaled(inner, factor, name) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_scaled(inner, factor, key) for inner in value)
-    return float(f"{value * factor:.4g}") if key == "lr" and value is not None and factor != 1 else value
+    is_rate = key == "lr" and isinstance(value, int | float)
+    return float(f"{float(str(value)) * factor:.4g}") if is_rate and factor != 1 else value
 
 
 def rates_of(method: BaseMethod) -> float | list[float]:

@@ -40,7 +40,7 @@ class Interval:
 def dots(values: Sequence[Dot], label: str, x: Axis, y: Axis, height: int = 300) -> Html:
     """Draw values with their errors over another quantity, each with its name."""
     x, y = (_widened(axis, bounds) for axis, bounds in ((x, _bounds_x(values)), (y, _bounds_y(values))))
-    labels = named(values, x.log, height)
+    labels = named(values, x.log, y.log, height)
     rows: list[list[object]] = [
         [one.title, one.x, one.y, *_around(one.y, one.error), *_around(one.x, one.error_x), one.color, *label]
         for one, label in zip(values, labels, strict=True)
@@ -132,7 +132,7 @@ PHONE_PIXELS, LETTER_PIXELS, LINE_PIXELS, MARGIN, FAR = 260.0, 6.5, 12.0, 24.0, 
 """What a phone leaves a chart, the size of a name on it, the room above and below values, and how far a name goes."""
 
 
-def named(values: Sequence[Dot], log: bool, height: int) -> list[tuple[str, str, float]]:
+def named(values: Sequence[Dot], log_x: bool, log_y: bool, height: int) -> list[tuple[str, str, float]]:
     """Return the name that each dot shows, how it is aligned and how far below its dot it stands, in pixels.
 
     Names stand on the side where there is more room, and below each other where they would overlap on a phone;
@@ -140,8 +140,8 @@ def named(values: Sequence[Dot], log: bool, height: int) -> list[tuple[str, str,
     """
     left, right = _bounds_x(values)
     low, high = _bounds_y(values)
-    across = Scale(left, right if right > left else left + (abs(left) or 1.0), 0.0, PHONE_PIXELS, log=log)
-    upward = Scale(low, high if high > low else low + 1.0, height - MARGIN, MARGIN)
+    across = Scale(left, right if right > left else left + (abs(left) or 1.0), 0.0, PHONE_PIXELS, log=log_x)
+    upward = Scale(low, high if high > low else low + 1.0, height - MARGIN, MARGIN, log=log_y)
     placed: list[tuple[float, float, float]] = []
     names: dict[int, tuple[str, str, float]] = {}
     for index in sorted(range(len(values)), key=lambda index: -values[index].y):

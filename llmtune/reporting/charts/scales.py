@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 Range = tuple[float, float]
 
-DECADES_OF_LOG, MOST_DECADES = 2, 6
+DECADES_OF_LOG, MOST_DECADES, FACTOR_OF_LOG = 2, 6, 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ def spans_decades(values: Iterable[float]) -> bool:
     """Whether the positive ones of these values lie two orders of magnitude apart or more."""
     positive = [value for value in values if value > 0]
     return bool(positive) and max(positive) >= 10**DECADES_OF_LOG * min(positive)
+
+
+def needs_log(values: Iterable[float]) -> bool:
+    """Whether values of which the low ones matter, such as the losses of a search, need a logarithmic scale.
+
+    A rate that is too high drives its loss up, and the others would lie on one line.
+    """
+    known = list(values)
+    return bool(known) and min(known) > 0 and max(known) > FACTOR_OF_LOG * min(known)
 
 
 def log_floor(values: Iterable[float]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from llmtune.reporting.charts.axes import RATE, Axis
 from llmtune.reporting.charts.dots import Dot, dots
 from llmtune.reporting.charts.lines import Line, Lines, legend
-from llmtune.reporting.charts.scales import spans_decades
+from llmtune.reporting.charts.scales import needs_log, spans_decades
 from llmtune.reporting.history import Point
 from llmtune.reporting.html import Html, join
 
@@ -62,7 +62,8 @@ def rates(courses: Sequence[Course], palette: Mapping[str, str]) -> Html | None:
         return None
     told = "; ".join(f"{name} lowest at {min(points, key=lambda point: point[1])[0]:.2g}" for name, points in shown)
     x = Axis("learning rate at the output", RATE, log=True)
-    return _drawn(shown, f"Loss by learning rate: {told}", Axis("validation loss"), x, palette)
+    y = Axis("validation loss", log=needs_log(loss for _, points in shown for _, loss in points))
+    return _drawn(shown, f"Loss by learning rate: {told}", y, x, palette)
 
 
 def by_size(courses: Sequence[Course], quality: str, palette: Mapping[str, str]) -> Html | None:

@@ -1,13 +1,12 @@
 """The page of a comparison: who wins and why, every arm in a table, and what its numbers look like."""
 
 from pathlib import Path
-from typing import Any
 
 from llmtune import __version__
 from llmtune.arms.record import Comparison
 from llmtune.arms.stored import read_comparison
 from llmtune.arms.table import table as rows_of
-from llmtune.arms.verdict import conclude
+from llmtune.arms.verdict import Verdict, conclude
 from llmtune.files import write_text
 from llmtune.numbers import count, duration
 from llmtune.reporting.comparison.sections import (
@@ -26,9 +25,9 @@ from llmtune.reporting.values import number, text, whole
 PAGE = "index.html"
 
 
-def write_page(comparison: Comparison, page: Path) -> None:
+def write_page(comparison: Comparison, verdict: Verdict, page: Path) -> None:
     """Write the page of a comparison, as far as that has come, into its folder."""
-    write_text(page, render(comparison, page.parent))
+    write_text(page, render(comparison, verdict, page.parent))
 
 
 def draw_again(folder: Path) -> Path:
@@ -36,13 +35,13 @@ def draw_again(folder: Path) -> Path:
 
     Raises RecipeError where the folder holds no comparison that can be read.
     """
-    write_page(read_comparison(folder), folder / PAGE)
+    comparison = read_comparison(folder)
+    write_page(comparison, conclude(comparison), folder / PAGE)
     return folder / PAGE
 
 
-def render(comparison: Comparison, folder: Path) -> str:
-    """Return the page of a comparison; `folder` is where its runs lie."""
-    verdict = conclude(comparison)
+def render(comparison: Comparison, verdict: Verdict, folder: Path) -> str:
+    """Return the page of a comparison and of what it says; `folder` is where its runs lie."""
     size = verdict.get("size") or max((one["size"] for one in comparison["arms"]), default=1.0)
     base = text(comparison["base"].get("name")) or "a base"
     name = f"Methods compared on {base.rstrip('/').rsplit('/', 1)[-1].removeprefix('package:')}"
@@ -63,7 +62,7 @@ def render(comparison: Comparison, folder: Path) -> str:
     return document(name, body)
 
 
-def _lede(verdict: dict[str, Any]) -> Html:
+def _lede(verdict: Verdict) -> Html:
     winner = verdict["winner"]
     return tag("p", f"{winner} wins" if winner else "No arm wins so far", class_="lede")
 
@@ -83,7 +82,7 @@ def _facts(comparison: Comparison, base: str) -> list[tuple[str, object]]:
     ]
 
 
-def _verdict_section(verdict: dict[str, Any]) -> Html:
+def _verdict_section(verdict: Verdict) -> Html:
     sentences = (tag("p", sentence) for sentence in verdict["sentences"])
     notes = [tag("li", f"{note}.") for note in verdict["notes"]]
     return section("Who wins, and why", *sentences, tag("ul", *notes, class_="note") if notes else None)

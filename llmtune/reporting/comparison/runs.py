@@ -7,8 +7,9 @@ from typing import Any
 
 from llmtune import __version__
 from llmtune.arms.scores import Sample, gap, judge, mean, sample
+from llmtune.arms.sentences import change_words
 from llmtune.errors import LlmtuneError
-from llmtune.evaluation.metrics import format_difference, format_score
+from llmtune.evaluation.metrics import format_score
 from llmtune.evaluation.tables import TITLES
 from llmtune.files import write_text
 from llmtune.numbers import duration, number, size
@@ -23,7 +24,7 @@ from llmtune.reporting.document import document
 from llmtune.reporting.history import History, read_history
 from llmtune.reporting.html import Html, fold, section, table, tag
 from llmtune.reporting.layers import strip
-from llmtune.reporting.values import mapping, mappings, read_object, text
+from llmtune.reporting.values import JSON, mapping, mappings, read_object, text
 from llmtune.reporting.values import number as finite
 from llmtune.run import Run
 from llmtune.run_log import read_log
@@ -90,7 +91,7 @@ def _side(run: Run, name: str) -> _Side:
     return _Side(name, run, recipe.model_dump(mode="json"), base, history, plan, questions, _samples(stored, len(rows)))
 
 
-def _samples(stored: dict[str, Any], rows: int) -> dict[str, Sample]:
+def _samples(stored: JSON, rows: int) -> dict[str, Sample]:
     result = mapping(mapping(stored.get("results")).get(HELD_OUT))
     tokens = result.get("tokens")
     samples = {}
@@ -158,8 +159,7 @@ def _differences(sides: Sequence[_Side], metrics: Sequence[str]) -> list[list[ob
         gaps = [gap(side.scores[metric], first.scores[metric], None) for side in others]
         judge(gaps, higher_is_better=metric not in ("loss", "perplexity"))
         for side, one in zip(others, gaps, strict=True):
-            shown = {"difference": one["difference"], "stderr": one["stderr"], "n": one["n"]}
-            rows.append([side.name, TITLES[metric], format_difference(shown), one.get("verdict"), one["n"]])  # type: ignore[arg-type]
+            rows.append([side.name, TITLES[metric], change_words(one), one.get("verdict"), one["n"]])
     return rows
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from urllib.parse import quote
 
 from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.arms.results import titled
 from llmtune.arms.sentences import metric_title
 from llmtune.arms.table import LEFT, Cells
+from llmtune.arms.verdict import Numbers, Verdict
 from llmtune.plan.table import PlanTable
 from llmtune.reporting.charts.axes import STEPS, Axis
 from llmtune.reporting.charts.dots import Dot
@@ -92,36 +93,34 @@ def _links(arm: ArmRecord, folder: Path) -> Html | None:
     return tag("small", *shown) if shown else None
 
 
-def cost_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None:
+Unit = tuple[str, float]
+"""A cost in words, and how much of it is one."""
+Cost = Literal["seconds", "peak_bytes"]
+
+
+def cost_section(comparison: Comparison, verdict: Verdict) -> Html | None:
     """Draw quality against training minutes, and against peak memory."""
     quality = metric_title(comparison)
-    shown = [one for one in verdict["results"] if one["size"] == verdict["size"]] if verdict["winner"] else []
+    shown = [one for one in verdict["results"] if one["size"] == verdict.get("size")] if verdict["winner"] else []
     palette = palette_of(comparison)
-    charts = [
-        (name, against(list(_dots(shown, key, unit, palette)), cost, quality))
-        for name, key, (cost, unit) in (
-            (
-                "Time",
-                "seconds",
-                _unit(shown, "seconds", ("seconds of one training", 1), ("minutes of one training", 60)),
-            ),
-            ("Memory", "peak_bytes", _unit(shown, "peak_bytes", ("peak memory, MB", 1e6), ("peak memory, GB", 1e9))),
-        )
-    ]
+    costs: tuple[tuple[str, Cost, Unit, Unit], ...] = (
+        ("Time", "seconds", ("seconds of one training", 1), ("minutes of one training", 60)),
+        ("Memory", "peak_bytes", ("peak memory, MB", 1e6), ("peak memory, GB", 1e9)),
+    )
+    charts = []
+    for name, key, small, large in costs:
+        cost, unit = _unit(shown, key, small, large)
+        charts.append((name, against(list(_dots(shown, key, unit, palette)), cost, quality)))
     drawn = [part for name, one in charts if one for part in (tag("h3", name), one)]
     return section("Quality against cost", *drawn, note=f"Bars: {_NOTE[4:]}") if drawn else None
 
 
-Unit = tuple[str, float]
-"""A cost in words, and how much of it is one."""
-
-
-def _unit(shown: list[dict[str, Any]], key: str, small: Unit, large: Unit) -> Unit:
+def _unit(shown: list[Numbers], key: Cost, small: Unit, large: Unit) -> Unit:
     """Return the large unit where the highest cost is two of it or more."""
     return large if max((one[key] or 0 for one in shown), default=0) >= 2 * large[1] else small
 
 
-def _dots(shown: list[dict[str, Any]], key: str, unit: float, palette: dict[str, str]) -> Iterator[Dot]:
+def _dots(shown: list[Numbers], key: Cost, unit: float, palette: dict[str, str]) -> Iterator[Dot]:
     for one in shown:
         cost, value = one[key], one["score"]["value"]
         if cost and value is not None:
@@ -145,7 +144,7 @@ def _curves(arms: list[tuple[str, ArmRecord]], over: str) -> list[Course]:
     ]
 
 
-def advantages_section(verdict: dict[str, Any]) -> Html | None:
+def advantages_section(verdict: Verdict) -> Html | None:
     """Say what the training of a pretrained model gains, or why that was not measured."""
     titles = {"transfer": "Transfer", "better": "Better results", "quicker": "Quicker"}
     lines = [
@@ -154,7 +153,7 @@ def advantages_section(verdict: dict[str, Any]) -> Html | None:
     return section("What training a pretrained model gains", tag("ul", *lines)) if lines else None
 
 
-def sizes_section(comparison: Comparison, verdict: dict[str, Any]) -> Html | None:
+def sizes_section(comparison: Comparison, verdict: Verdict) -> Html | None:
     """Draw quality by data size, where arms were trained on several."""
     rows = whole(comparison["train"].get("rows"))
     by_name: dict[str, list[tuple[float, float]]] = {}

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from llmtune.arms.stored import FILE, read_comparison
+from llmtune.arms.verdict import conclude
 from llmtune.errors import LlmtuneError
 from llmtune.files import digest_of
 from llmtune.reporting.comparison import page as comparison
@@ -52,9 +53,15 @@ class LivePage:
 def _renderer(folder: Path) -> Callable[[], str]:
     """What renders a folder: a comparison where it holds one, else a run."""
     if (folder / FILE).is_file():
-        return lambda: comparison.render(read_comparison(folder), folder)
+        return lambda: _compared(folder)
     run = open_run(folder)
     return lambda: render(run)
+
+
+def _compared(folder: Path) -> str:
+    """The page of a comparison, with what its numbers say as far as they go now."""
+    compared = read_comparison(folder)
+    return comparison.render(compared, conclude(compared), folder)
 
 
 def _refreshing(page: str, version: str) -> str:

@@ -1,19 +1,20 @@
 """The page of a search, which opens offline."""
 
 import math
+from collections.abc import Iterable
 
 from llmtune import __version__
 from llmtune.numbers import duration, rate
 from llmtune.reporting.charts.axes import RATE, Axis
 from llmtune.reporting.charts.dots import Dot, dots
 from llmtune.reporting.charts.lines import Line, Lines, key
+from llmtune.reporting.charts.scales import needs_log
 from llmtune.reporting.document import document
 from llmtune.reporting.html import Html, facts, section, table, tag
 from llmtune.searching.record import SearchRecord, TrialRecord
 
 _STATES = {"pruned": "ended early", "failed": "failed"}
 BEST, OTHER, EARLY = "var(--tuned)", "var(--valid)", "var(--quiet)"
-LOSS = Axis("validation loss", padding=24)
 
 
 def render(record: SearchRecord) -> str:
@@ -48,7 +49,7 @@ def _key_section(record: SearchRecord, name: str) -> Html | None:
     values = [one["values"][name] for one in tried]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return section(f"Loss by {name}", _by_word(tried, name))
-    is_log = name in record["log"]
+    is_log = name in record["log"] or needs_log(map(float, values))
     axis = Axis(name, RATE if is_log else None, log=is_log, padding=24)
     shown = [
         Dot(
@@ -62,7 +63,8 @@ def _key_section(record: SearchRecord, name: str) -> Html | None:
     ]
     best = next(one for one in tried if one["number"] == record["best"])
     label = f"Validation loss by {name}: lowest, {best['loss']:.4g}, at {_text(best['values'][name])}"
-    return section(f"Loss by {name}", _legend("dot"), dots(shown, label, axis, LOSS), note="Each mark is a trial.")
+    drawn = dots(shown, label, axis, _loss_axis(one.y for one in shown))
+    return section(f"Loss by {name}", _legend("dot"), drawn, note="Each mark is a trial.")
 
 
 def _by_word(tried: list[TrialRecord], name: str) -> Html:
@@ -88,7 +90,12 @@ def _curves(record: SearchRecord) -> Html | None:
     if not any(line.points for line in lines):
         return None
     label = f"Validation loss by step of {len(lines)} trials; trial {record['best']} ends lowest"
-    return section("Losses while they trained", _legend(), Lines(lines, label, LOSS).draw())
+    axis = _loss_axis(loss for line in lines for _, loss in line.points)
+    return section("Losses while they trained", _legend(), Lines(lines, label, axis).draw())
+
+
+def _loss_axis(losses: Iterable[float]) -> Axis:
+    return Axis("validation loss", log=needs_log(losses), padding=24)
 
 
 def _trials(record: SearchRecord) -> Html:

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from llmtune.advising.rate import cpu_rate
 from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.estimate.lengths import Lengths
 from llmtune.estimate.memory import Forecast, Setting, forecast
@@ -11,6 +10,7 @@ from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.model.layout import Layout
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
+from llmtune.timing.rate import cpu_rate
 
 SHARE = 0.6
 """Of the rate of large products, what a training's products reach with all that is computed around them."""

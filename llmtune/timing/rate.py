@@ -11,22 +11,26 @@ from typing import Any
 import torch
 
 from llmtune.errors import LlmtuneError
+from llmtune.estimate.cards import CARDS
 from llmtune.files import cache_folder, write_json
 from llmtune.model.blocks import blocks
 from llmtune.model.layout import Layout
 
 SECONDS = 0.25
 """For how long products are measured."""
+PRODUCTS = 200
+"""How many are measured at the most: enough for small ones."""
 TOKENS = 512
 """Rows of the measured products."""
 _MOST = 2**26
 """Numbers of the largest matrix that is measured: a larger one runs at the same rate."""
 
 
-def cpu_rate(layout: Layout, dtype: torch.dtype) -> float:
+def cpu_rate(layout: Layout, dtype: torch.dtype, fresh: bool = True) -> float:
     """Operations a second of products of a model's own shape on this CPU, as many threads as torch uses.
 
-    The best rate of a machine is kept in the cache folder: one that other programs slow down says little.
+    The best rate of a machine is kept in the cache folder: one that other programs slow down says little. Without
+    `fresh`, one of an earlier day is good enough.
     """
     shape = _shape(layout)
     key = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}, {shape}"
@@ -34,7 +38,7 @@ def cpu_rate(layout: Layout, dtype: torch.dtype) -> float:
     known = _read(file)
     entry = known.get(key, {})
     today = date.today().isoformat()
-    if entry.get("date") == today:
+    if entry.get("date") == today or (entry and not fresh):
         return float(entry["rate"])
     rate = max(_measure(shape, dtype), float(entry.get("rate", 0.0)))
     with contextlib.suppress(OSError, LlmtuneError):  # a disk that cannot be written costs another measurement
@@ -42,16 +46,28 @@ def cpu_rate(layout: Layout, dtype: torch.dtype) -> float:
     return rate
 
 
+def card_rate(device: torch.device) -> float | None:
+    """The rate that the maker of this machine's card states; None for a card that is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).lower().replace(" ", "").replace("geforce", "")
+    card = next((card for word, card in CARDS.items() if word.partition("-")[0] in name), None)
+    return card.rate if card else None
+
+
 def _measure(shape: tuple[int, int], dtype: torch.dtype) -> float:
     """Operations a second of the quickest product of (TOKENS, in) and (in, out)."""
     wide, narrow = shape
-    left, right = torch.randn(TOKENS, narrow).to(dtype), torch.randn(narrow, wide).to(dtype)
-    best, end = float("inf"), 0.0
+    own = torch.Generator()  # a training may be seeded already
+    left, right = (torch.randn(shape, generator=own).to(dtype) for shape in ((TOKENS, narrow), (narrow, wide)))
+    best = float("inf")
     with torch.inference_mode():
         torch.mm(left, right)
         end = time.perf_counter() + SECONDS
-        while time.perf_counter() < end:
+        for _ in range(PRODUCTS):
             began = time.perf_counter()
+            if began > end:
+                break
             torch.mm(left, right)
             best = min(best, time.perf_counter() - began)
     return 2 * TOKENS * wide * narrow / best
