@@ -9,11 +9,12 @@
 
 It writes to stderr, so that results on stdout stay clean, and to stdout after `use_stdout()`, where progress is what
 stdout holds. Outside a terminal, what takes less than 5 seconds prints nothing; then there is a line every 10 seconds.
-With a `total`, the share that is done and the time left are shown. Of several processes of a training, the first on
-each machine shows it. Blocks may be nested: the inner one is shown.
+The first imports of a process print theirs at once. With a `total`, the share that is done and the time left are shown.
+Of several processes of a training, the first on each machine shows it. Blocks may be nested: the inner one is shown.
 """
 
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -77,6 +78,9 @@ class Work:
 _STACK: list[Work] = []
 """What goes on now, the innermost last."""
 _ON_STDOUT = threading.Event()
+_OWN = threading.Event()
+_NOT_COMPILED = "TORCHDYNAMO_DISABLE"
+"""Set to 1, torch compiles nothing. It is read where a function is handed to torch.compile: at import, for some."""
 
 
 def use_stdout() -> None:
@@ -86,47 +90,84 @@ def use_stdout() -> None:
 
 @contextlib.contextmanager
 def working(
-    name: str | Callable[[], str], total: float | None = None, unit: str = "", on_terminal: bool = True
+    name: str | Callable[[], str],
+    total: float | None = None,
+    unit: str = "",
+    on_terminal: bool = True,
+    at_once: bool = False,
 ) -> Iterator[Step]:
     """Show that `name` goes on until the block ends; gives a function to call with how much more of `total` is done.
 
     A function in place of the name is asked whenever it is shown: what goes on may change. `unit` names what is
     counted, such as rows; bytes are shown as MB or GB. Without `on_terminal`, a terminal shows nothing: for work under
-    a bar of its own.
+    a bar of its own. With `at_once`, the first line does not wait.
     """
     work = Work(name, total, unit)
     _STACK.append(work)
     try:
-        with _shown(on_terminal):
+        with _shown(on_terminal, at_once):
             yield work.step
     finally:
         _STACK.remove(work)
 
 
-def importing() -> contextlib.AbstractContextManager[Step]:
-    """Show that torch and what stands on it are imported, which takes seconds."""
-    return working("loading torch and transformers")
+def own_process() -> None:
+    """Note that this process is llmtune's alone, so that `importing` may settle it for good: no caller's code runs."""
+    _OWN.set()
 
 
-def _shown(on_terminal: bool) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def importing(name: str = "loading torch and transformers") -> Iterator[Step]:
+    """Show, from the first one on at once, that torch and what stands on it are imported, which takes seconds."""
+    first = "transformers" not in sys.modules  # torch alone may be there: it counts GPUs
+    with working(name, at_once=first) as step, _imports_alone(first and _OWN.is_set()):
+        yield step
+
+
+@contextlib.contextmanager
+def _imports_alone(settle: bool) -> Iterator[None]:
+    """Let the block import modules and do nothing else: no garbage is looked for among the objects that they keep.
+
+    With `settle`, it is never looked for there again, nor at the end of the process, which takes longer than the rest
+    of it; and functions that bitsandbytes asks torch to compile are not, for which torch would load its compiler.
+    """
+    collecting, compiling = gc.isenabled(), os.environ.get(_NOT_COMPILED)
+    gc.disable()
+    if settle and compiling is None:
+        os.environ[_NOT_COMPILED] = "1"
+    try:
+        yield
+    finally:
+        if settle:
+            gc.freeze()
+            if compiling is None:
+                del os.environ[_NOT_COMPILED]
+        if collecting:
+            gc.enable()
+
+
+def _shown(on_terminal: bool, at_once: bool) -> contextlib.AbstractContextManager[None]:
     """Show what goes on in the way that fits where stderr goes; what shows an outer piece of work shows inner ones."""
     if os.environ.get("LOCAL_RANK", "0") != "0" or len(_STACK) > 1:
         return contextlib.nullcontext()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return _on_terminal() if on_terminal else contextlib.nullcontext()
-    return _in_lines()
+    return _in_lines(at_once)
 
 
 @contextlib.contextmanager
-def _in_lines() -> Iterator[None]:
-    """Print a line about the innermost work after a while, and then from time to time."""
+def _in_lines(at_once: bool) -> Iterator[None]:
+    """Print a line about the innermost work after a while or at once, and then from time to time."""
 
     def print_line() -> None:
         stream = sys.stdout if _ON_STDOUT.is_set() else sys.stderr
         work = _STACK[-1]
         print(": ".join(text for text in (work.name, work.facts()) if text), file=stream, flush=True)
 
-    with _repeating(print_line, DELAY, INTERVAL):
+    if at_once:
+        with contextlib.suppress(OSError, ValueError):
+            print_line()
+    with _repeating(print_line, INTERVAL if at_once else DELAY, INTERVAL):
         yield
 
 

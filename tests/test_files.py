@@ -1,18 +1,20 @@
 """Files and folders are complete or absent, whatever happens while they are written."""
 
+import io
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmtune.errors import LlmtuneError, MachineError
-from llmtune.files import fingerprint, hold, read_json, write_folder, write_json, write_text
+from llmtune.files import fingerprint, hashes, hold, link, read_json, write_folder, write_json, write_text
 
 
-def full_disk(descriptor: int) -> None:
+def full_disk(*_: object) -> None:
     """Write to a disk without room."""
     raise OSError(28, "No space left on device")
 
@@ -26,6 +28,41 @@ def test_fingerprint_is_size_and_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert fingerprint(tmp_path / "file") == {"bytes": 3, "sha256": digest}
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, second, reads, digest = tmp_path / "file", tmp_path / "second", list[str](), hashes._sha256
+
+    def watched(stream: io.FileIO, size: int) -> str:
+        reads.append(str(stream.name))
+        return digest(stream, size)
+
+    monkeypatch.setattr(hashes, "_sha256", watched)
+    monkeypatch.setattr(hashes, "FINE", 10**15)
+    file.write_bytes(b"h")
+    assert fingerprint(file) == fingerprint(file)
+    assert len(reads) == 2, "a next change might have the same time"
+    monkeypatch.setattr(hashes, "FINE", 0)
+    reads.clear()
+    facts = fingerprint(file)
+    link(file, second)
+    assert fingerprint(file) == fingerprint(second) == facts
+    assert reads == [str(file)]
+    write_text(second, "new")  # replaces one name, and leaves the other
+    time.sleep(0.02)  # more than a tick of a kernel's clock
+    file.write_bytes(b"i")
+    assert [fingerprint(one)["bytes"] for one in (file, second)] == [1, 3]
+    assert fingerprint(file) != facts
+
+
+def test_links_share_a_file_and_a_disk_without_links_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"weights")
+    link(file, tmp_path / "linked")
+    monkeypatch.setattr(os, "link", full_disk)
+    link(file, tmp_path / "copied")
+    file.unlink()
+    assert [(tmp_path / name).read_bytes() for name in ("linked", "copied")] == [b"weights"] * 2
 
 
 def test_writes_json_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,37 @@
 """What shows that something long goes on: lines outside a terminal, a line that vanishes on one, and the time left."""
 
+import gc
 import io
+import os
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from llmtune import working as module
-from llmtune.working import Work, use_stdout, working
+from llmtune.working import Work, importing, own_process, use_stdout, working
+from tests.support import ROOT
+
+SWITCH = "TORCHDYNAMO_DISABLE"
+IMPORTS = """
+import gc, os, sys
+from llmtune.launch.quiet import quiet_libraries
+from llmtune.working import importing, own_process
+own_process()
+quiet_libraries()
+with importing():
+    import peft
+assert "bitsandbytes" in sys.modules and "torch._inductor.compile_fx" not in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 100_000 and "TORCHDYNAMO_DISABLE" not in os.environ
+import atexit, pathlib
+file = open(sys.argv[1], "w")
+file.write("kept open")
+atexit.register(pathlib.Path(sys.argv[2]).write_text, "at exit")
+sys.exit(7)
+"""
 
 
 class Terminal(io.StringIO):
@@ -99,3 +122,64 @@ def test_ends_with_an_error_of_the_block(monkeypatch: pytest.MonkeyPatch, capsys
     with working("hashing"):
         time.sleep(0.1)
     assert capsys.readouterr().err.startswith("hashing")
+
+
+def test_names_imports_at_once_and_once_in_a_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", sys)
+    with importing():
+        assert capsys.readouterr() == ("", "")
+    monkeypatch.delitem(sys.modules, "transformers")
+    with importing():
+        assert capsys.readouterr() == ("", "loading torch and transformers\n")
+    use_stdout()
+    with importing("loading accelerate and torch"):
+        assert capsys.readouterr() == ("loading accelerate and torch\n", "")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with importing():
+        assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("own", "users"), [(False, None), (True, None), (True, "0")])
+def test_imports_change_nothing_that_lasts_in_a_process_of_a_caller(
+    monkeypatch: pytest.MonkeyPatch, own: bool, users: str | None
+) -> None:
+    frozen = list[bool]()
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(module, "_OWN", threading.Event())
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
+    if own:
+        own_process()
+    if users:
+        monkeypatch.setenv(SWITCH, users)
+    during = dict[str, object]()
+
+    def fail() -> None:
+        during.update(collects=gc.isenabled(), switch=os.environ.get(SWITCH))
+        raise ImportError
+
+    with pytest.raises(ImportError), importing():
+        fail()
+    assert during == {"collects": False, "switch": users or ("1" if own else None)}
+    assert (gc.isenabled(), os.environ.get(SWITCH)) == (True, users)
+    assert frozen == [False] * own
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_process_of_its_own_loads_no_compiler_and_ends_with_all_files_written(tmp_path: Path) -> None:
+    files = [tmp_path / "open", tmp_path / "last"]
+    command = [sys.executable, "-c", IMPORTS, *map(str, files)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    first, *later = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout, first) == (7, "", "loading torch and transformers")
+    assert all(line.startswith(f"{first}: for ") for line in later), later  # where it takes over ten seconds
+    assert [file.read_text() for file in files] == ["kept open", "at exit"]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import ProofError
-from llmtune.files import write_folder, write_json
+from llmtune.files import link, write_folder, write_json
 from llmtune.model.base import Base, load_config, vocabulary
 from llmtune.model.blocks import unwrap
 from llmtune.model.files.fingerprints import TOKENIZER, fingerprint_base, named_like
@@ -25,11 +25,13 @@ from llmtune.model.kinds import auto_class
 TENSORS = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
 BASE = "base.json"
+Trained = dict[str, torch.Tensor] | Path
+"""Trained tensors by name, or the safetensors file that holds exactly them."""
 
 
 def save_delta(
     model: nn.Module,
-    tensors: dict[str, torch.Tensor],
+    tensors: Trained,
     folder: Path,
     base: Base,
     kind: str,
@@ -37,6 +39,8 @@ def save_delta(
     combined: dict[str, Any] | None = None,
 ) -> None:
     """Write what was trained and what it was trained on, completely or not at all; `tensors` are the trained ones.
+
+    Those of a file are linked, not written again, where the delta holds them by the same names.
 
     `kind` is the adapter's; `start` says what training went on from, `combined` which runs were combined, if any.
     """
@@ -63,7 +67,11 @@ def _copy_tokenizer(base: Base, folder: Path) -> dict[str, object]:
     return {"ids": list(base.added), "rows": vocabulary(load_config(base))}
 
 
-def _save_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], folder: Path, kind: str) -> None:
+def _save_tensors(model: nn.Module, trained: Trained, folder: Path, kind: str) -> None:
+    if isinstance(trained, Path) and not isinstance(model, PeftModel):
+        link(trained, folder / TENSORS)
+        return
+    tensors = load_file(trained) if isinstance(trained, Path) else trained
     if isinstance(model, PeftModel):
         # PEFT picks what belongs to the adapter; VeRA's random matrices are buffers, which each layer shares.
         buffers = dict(model.named_buffers(remove_duplicate=False))

@@ -64,6 +64,10 @@ def do(run: Run, name: str, **options: Any) -> Any:
 
 def step_function(name: str) -> Callable[..., Any]:
     """The function that does a step, or shows what it would do; importing it imports torch, but for the report's."""
+    if name == "report":
+        from llmtune.reporting import page
+
+        return page.report
     with importing():
         if name == "eval":
             from llmtune.evaluation import step as evaluation
@@ -77,13 +81,9 @@ def step_function(name: str) -> Callable[..., Any]:
             from llmtune.exporting import step as exporting
 
             return exporting.export
-        if name in ("publish", "preview"):
-            from llmtune.publishing import step as publishing
+        from llmtune.publishing import step as publishing
 
-            return publishing.publish if name == "publish" else publishing.preview
-        from llmtune.reporting import page
-
-        return page.report
+        return publishing.publish if name == "publish" else publishing.preview
 
 
 def open_with(folder: Folder, overrides: Overrides) -> Run:

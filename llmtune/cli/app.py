@@ -18,6 +18,7 @@ from llmtune.errors import LlmtuneError, nearest
 from llmtune.launch.faults import VERBOSE
 from llmtune.launch.guard import run_command
 from llmtune.launch.quiet import quiet_libraries
+from llmtune.working import own_process
 
 UsageError: Any = typer.BadParameter.__base__
 _COMPLETE = "_LLMTUNE_COMPLETE"
@@ -96,7 +97,12 @@ def build() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a user's mistake is one line on stderr."""
+    """Run one command and return its exit code; a user's mistake is one line on stderr.
+
+    Without `arguments`, this process is that command alone, with the words that it was started with.
+    """
+    if arguments is None:
+        own_process()
     command = typer.main.get_command(build())
     if arguments is None and _COMPLETE in os.environ:
         command.main(prog_name="llmtune")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from llmtune.estimate.autocast import MetaAutocast, change_tensors
+from llmtune.estimate.autocast import MetaAutocast, TooManyCalls, change_tensors
 from llmtune.estimate.live import fold_on_meta, folded_shapes, working_bytes
 from llmtune.estimate.trace import BlockTrace, Trace, extended, rough_trace
 from llmtune.kernels.lora import patch_lora, skip_input_casts
@@ -116,24 +116,27 @@ def trace(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace
 
 
 def _measured(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> Trace:
-    run = partial(_run, model, dtype=dtype, kind=kind)
+    run, many = partial(_run, model, dtype=dtype, kind=kind), _CALLS_A_TOKEN * _PROBE * len(blocks(model))
     if tokens > 2 * _PROBE + 1:
+        # Most models call far less: their one pass tells it all.
+        with suppress(TooManyCalls):
+            return run(tokens, most=many)[0]
         few = run(_PROBE)
-        if few[1] > _CALLS_A_TOKEN * _PROBE * len(blocks(model)):
+        if few[1] > many:
             more = run(2 * _PROBE + 1)
             if more[1] > 1.5 * few[1]:
                 return extended(few[0], more[0], tokens)
     return run(tokens)[0]
 
 
-def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[Trace, int]:
-    """The trace of a pass, and how many functions of torch it called."""
+def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str, most: int | None = None) -> tuple[Trace, int]:
+    """The trace of a pass, and how many functions of torch it called; raises TooManyCalls for more than `most`."""
     listed = list(blocks(model))
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     known = [*model.parameters(), *model.buffers(), ids]
     ignored = {id(tensor.untyped_storage()) for tensor in known}
     saved = _Saved(ignored, weight_shapes(model), folded_shapes(model))
-    cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind)
+    cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind, most)
     captured: dict[int, tuple[Any, Any]] = {}
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         for index, block in enumerate(listed):
@@ -159,7 +162,15 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str) -> tuple[
     if parts[largest].saved:
         working = working_bytes(listed[largest], *captured[largest], MetaAutocast(cast.dtype, kind))
     folded = [saved.added(index) for index in range(len(listed))]
-    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products, folded=folded), calls
+    spared = _spared_casts(model, cast.casts)
+    return Trace(tokens, parts, saved.sum(-1), casts, working, cast.products, False, folded, spared), calls
+
+
+def _spared_casts(model: nn.Module, casts: dict[int, torch.Tensor]) -> int:
+    """Bytes of the casts of linear layers' weights, but for one of each shape: a buffer that all of a shape share."""
+    linear = {id(module.weight) for module in model.modules() if type(module) is nn.Linear}
+    copies = [cast for key, cast in casts.items() if key in linear]
+    return sum(cast.nbytes for cast in copies) - sum({tuple(cast.shape): cast.nbytes for cast in copies}.values())
 
 
 def _spared(block: nn.Module) -> int:

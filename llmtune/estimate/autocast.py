@@ -77,15 +77,20 @@ _WITH_DTYPE = frozenset({"softmax", "log_softmax", "sum", "prod", "cumsum", "cum
 """A data type that is asked for stands."""
 
 
+class TooManyCalls(Exception):  # noqa: N818
+    """A model called more functions of torch than it was allowed to."""
+
+
 class MetaAutocast(TorchFunctionMode):
     """Casts as autocast does on a kind of device, attends as its fused kernels do, and counts matrix products.
 
     `dtype` is None where nothing is cast. `casts` are the copies of weights that autocast keeps for a forward pass.
+    More than `most` calls raise TooManyCalls.
     """
 
-    def __init__(self, dtype: torch.dtype | None, kind: str) -> None:
+    def __init__(self, dtype: torch.dtype | None, kind: str, most: int | None = None) -> None:
         super().__init__()
-        self.dtype, self._kind = dtype, kind
+        self.dtype, self._kind, self._most = dtype, kind, most
         self._stack = ExitStack()
         self.casts: dict[int, torch.Tensor] = {}
         self.products, self.calls = Products(), 0
@@ -104,6 +109,8 @@ class MetaAutocast(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute a function of torch on tensors as autocast would."""
         self.calls += 1
+        if self._most is not None and self.calls > self._most:
+            raise TooManyCalls
         kwargs = kwargs or {}
         name = str(getattr(function, "__name__", ""))
         name = _OPERATORS.get(name, name)

@@ -19,7 +19,7 @@ from llmtune.estimate.memory import (
     forecast,
     merge_memory,
 )
-from llmtune.estimate.passes import PassSize, fit_pass, setting_of, settings_for
+from llmtune.estimate.passes import PassSize, fit_pass, setting_of, settings_for, without_copies
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe
 
@@ -109,6 +109,7 @@ def judge(
         missing = error.message
     tokens = min(size.tokens, _most_tokens(recipe, setting, longest)) if size else longest
     checkpointing = size.checkpointing if size else True
+    memory = memory if size and size.copies else without_copies(memory)
     return Fit(
         name,
         free,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from llmtune.estimate.memory import forecast
-from llmtune.estimate.passes import setting_of
+from llmtune.estimate.passes import setting_of, without_copies
 from llmtune.machine.peak import peak, reset_peak, resident_bytes
 from llmtune.model.layout import Layout
 from llmtune.numbers import size
@@ -14,11 +14,22 @@ from llmtune.run_log import Record
 
 
 def stage_peaks(
-    recipe: Recipe, layout: Layout, world: int, device: torch.device, longest: int, tokens: int, checkpointing: bool
+    recipe: Recipe,
+    layout: Layout,
+    world: int,
+    device: torch.device,
+    longest: int,
+    tokens: int,
+    checkpointing: bool,
+    copies: bool,
 ) -> list[int]:
-    """Predicted bytes of each stage on one device, in passes of so many tokens of rows of up to `longest`."""
+    """Predicted bytes of each stage on one device, in passes of so many tokens of rows of up to `longest`.
+
+    Without `copies`, CPUs keep no 16-bit copies of weights.
+    """
     memory = forecast(layout, setting_of(recipe, world, device.type), longest)
-    return [stage.peak(tokens, checkpointing) for stage in memory.stages]
+    stages = (memory if copies else without_copies(memory)).stages
+    return [stage.peak(tokens, checkpointing) for stage in stages]
 
 
 class MemoryWatch:

@@ -17,6 +17,7 @@ from llmtune.model.files.stored import SHARD_BYTES
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import WEIGHT_BYTES
 
+COPIES = "16-bit copies of weights"
 ANSWERS = 2 * 2**30
 """Bytes of the keys and values of a batch of answers, and of its logits: 1 GiB each at the most."""
 
@@ -52,6 +53,8 @@ class StageMemory:
     trace: Trace = field(repr=False)
     unchecked: int = 0
     """Bytes that a pass of any size needs beside `parts` without checkpointing."""
+    optional: int = 0
+    """Of the 16-bit copies in `parts`, what CPUs can do without."""
 
     @property
     def fixed(self) -> int:
@@ -142,7 +145,7 @@ class _Counted:
         kept = trace(model, longest | 1, setting.dtype, setting.device)
         parts = {
             **self.states(now, reached),
-            "16-bit copies of weights": 0 if setting.sharded else kept.casts,
+            COPIES: 0 if setting.sharded else kept.casts,
             "gathered weights": self._gathered() if setting.sharded else 0,
             "buffers between processes": 4 * trained if setting.world > 1 and not setting.sharded else 0,
             "experts with their updates": 2 * max(kept.folded, default=0),
@@ -156,9 +159,8 @@ class _Counted:
         # The sums of all blocks are kept until their backward passes; the largest, and its gradient, are in `parts`.
         unchecked = sum(kept.folded) - max(kept.folded, default=0)
         filled = {name: size for name, size in parts.items() if size}
-        return StageMemory(
-            filled, plain, checkpointed, logits, HEAD_CHUNK_BYTES if on_gpu else math.inf, kept, unchecked
-        )
+        chunk, optional = (HEAD_CHUNK_BYTES, 0) if on_gpu else (math.inf, 0 if setting.sharded else kept.spared_casts)
+        return StageMemory(filled, plain, checkpointed, logits, chunk, kept, unchecked, optional)
 
     def states(self, now: set[str], reached: set[str]) -> dict[str, int]:
         """Weights, gradients of `now` and optimizer states of `reached`, in bytes on one device."""

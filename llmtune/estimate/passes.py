@@ -1,13 +1,13 @@
 """How large one forward and backward pass may be: in tokens, from the memory that is free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
 
 from llmtune.data.batches.passes import DEFAULT_ROWS
 from llmtune.errors import FieldError, MachineError
-from llmtune.estimate.memory import Forecast, Setting, forecast
+from llmtune.estimate.memory import COPIES, Forecast, Setting, StageMemory, forecast
 from llmtune.launch.command import read_config
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.layout import Layout
@@ -31,6 +31,8 @@ class PassSize:
     """Whether activations are recomputed in the backward pass."""
     reason: str
     """One line for people: passes of up to 8,192 tokens without checkpointing (12.3 GB of 71.0 GB free)."""
+    copies: bool = True
+    """Whether 16-bit copies of weights fit beside it; only CPUs do without."""
 
 
 def choose_pass_size(
@@ -79,14 +81,29 @@ def fit_pass(train: Train, memory: Forecast, setting: Setting, longest: int, fre
     named = _named_tokens(train, longest)
     goal = min(step, named or (LARGE if setting.device == "cuda" else step))
     enough = longest if setting.device == "cpu" else min(goal, max(longest, ENOUGH))
+    least = without_copies(memory)
     for checkpointing in (False, True) if wanted == "auto" else (bool(wanted),):
-        room = memory.room(budget, checkpointing)
+        room = least.room(budget, checkpointing)
         last = checkpointing or wanted != "auto"
         if room >= (goal if named else longest if last else enough):
             return _chosen(memory, named or max(longest, min(goal, room)), goal, checkpointing, free)
-    if memory.room(free, wanted is not False) >= longest:
+    if least.room(free, wanted is not False) >= longest:
         return _chosen(memory, named or longest, goal, wanted is not False, free)
-    raise _nothing_fits(train, memory, setting, longest, free)
+    raise _nothing_fits(train, least, setting, longest, free)
+
+
+def without_copies(memory: Forecast) -> Forecast:
+    """The memory where CPUs cast a weight at each use; the same on a device that keeps its casts anyway."""
+
+    def least(stage: StageMemory) -> StageMemory:
+        return replace(stage, parts={**stage.parts, COPIES: stage.parts[COPIES] - stage.optional}, optional=0)
+
+    return Forecast([least(stage) if stage.optional else stage for stage in memory.stages])
+
+
+def copies_fit(memory: Forecast, tokens: int, checkpointing: bool, free: int) -> bool:
+    """Whether `free` bytes hold 16-bit copies of weights beside passes of so many tokens."""
+    return memory.peak(tokens, checkpointing) <= free
 
 
 def _named_tokens(train: Train, longest: int) -> int | None:
@@ -96,13 +113,13 @@ def _named_tokens(train: Train, longest: int) -> int | None:
 
 
 def _chosen(memory: Forecast, tokens: int, goal: int, checkpointing: bool, free: int) -> PassSize:
-    need = memory.peak(min(tokens, goal), checkpointing)
-    how = "with" if checkpointing else "without"
+    copies, least = copies_fit(memory, min(tokens, goal), checkpointing, free), without_copies(memory)
+    need = (memory if copies else least).peak(min(tokens, goal), checkpointing)
+    how = ("with" if checkpointing else "without") + " activation checkpointing"
+    how += "" if copies or least == memory else ", without 16-bit copies of weights"
     of = f"{size(need)} of {size(free)} free"
     words = f"{of}; it may not fit" if need > free else of
-    return PassSize(
-        tokens, checkpointing, f"passes of up to {tokens:,} tokens {how} activation checkpointing ({words})"
-    )
+    return PassSize(tokens, checkpointing, f"passes of up to {tokens:,} tokens {how} ({words})", copies)
 
 
 def _nothing_fits(train: Train, memory: Forecast, setting: Setting, longest: int, free: int) -> FieldError:

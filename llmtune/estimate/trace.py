@@ -40,6 +40,8 @@ class Trace:
     """Whether the numbers follow a rule, since the model could not be run without its weights."""
     folded: list[int] = field(default_factory=list)
     """For each block, the weights that an adapter is added to before they compute, whatever the tokens."""
+    spared_casts: int = 0
+    """Of `casts`, what CPUs that cast a linear layer's weight at each use do without."""
 
     @property
     def plain(self) -> int:
@@ -77,6 +79,7 @@ def extended(few: Trace, more: Trace, tokens: int) -> Trace:
         at(few.working, more.working),
         Products(at(few.products.forward, more.products.forward), at(few.products.backward, more.products.backward)),
         folded=few.folded,
+        spared_casts=few.spared_casts,
     )
 
 

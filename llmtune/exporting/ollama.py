@@ -1,8 +1,6 @@
 """The form ollama: a GGUF file of the merged weights and a Modelfile for `ollama create`."""
 
-import os
 import shlex
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from llmtune.exporting.chat_format import ChatFormat, chat_format
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import form as gguf
 from llmtune.exporting.rows import ROWS
-from llmtune.files import read_json
+from llmtune.files import link, read_json
 from llmtune.model.base import Base, load_config
 from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.run import Run
@@ -37,7 +35,7 @@ def write(export: Export, folder: Path) -> dict[str, Any]:
         facts = gguf.write(export, folder)
     else:
         facts = {key: value for key, value in before.items() if key != "files"}
-        _link(export.run.path / before["files"][0], folder / facts["file"])
+        link(export.run.path / before["files"][0], folder / facts["file"])
     merged = export.merged()
     text, has_template = modelfile(export.run, Base(merged, str(merged), None, None), facts["file"])
     (folder / MODELFILE).write_text(text, encoding="utf-8")
@@ -103,11 +101,3 @@ def _exported(export: Export) -> dict[str, Any] | None:
     with working("checking the GGUF file"):
         export.run.verify("export")
     return facts
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -1,12 +1,10 @@
 """export(run, to): writes a form for another program to exported/, and keeps it only with its proof."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from llmtune.exporting.forms import Export, Form, check_converter, read_form
-from llmtune.files import write_folder
+from llmtune.files import link, write_folder
 from llmtune.merging.step import merge
 from llmtune.run import Run, locates_mistakes
 from llmtune.working import working
@@ -76,7 +74,4 @@ def _keep(folder: Path, partial: Path, own: list[Path]) -> None:
     for file in folder.iterdir() if folder.is_dir() else ():
         target = partial / file.name
         if file.is_file() and file not in own and not target.exists():
-            try:
-                os.link(file, target)
-            except OSError:  # a file system without hard links
-                shutil.copy2(file, target)
+            link(file, target)

@@ -86,7 +86,7 @@ class FrozenBlocks:
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
             reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
-            reason = reason or decoder.inspect(first_only=offloaded is not None)
+            reason = reason or decoder.inspect()
             if reason and offloaded:
                 raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:

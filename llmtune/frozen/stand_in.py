@@ -77,10 +77,10 @@ class StubbedDecoder:
         outputs = stored.fetch(rows, tokens).to(device)
         self._cached = rearrange(outputs) if rearrange else outputs
 
-    def inspect(self, first_only: bool) -> str | None:
-        """Run the shortest row to learn what blocks return.
+    def inspect(self) -> str | None:
+        """Run the shortest row through the first block to learn what blocks return.
 
-        With `first_only`, only the first block computes. Returns the reason where blocks cannot be stubbed.
+        Returns the reason where blocks cannot be stubbed.
         """
         outputs: list[object] = []
 
@@ -91,7 +91,7 @@ class StubbedDecoder:
                 self._rest = (None,) * (len(output) - 1)
 
         hook = self.blocks[0].register_forward_hook(note_output)
-        self.stub(0, 1 if first_only else None)
+        self.stub(0, 1)
         self.forward([min(range(len(self._rows)), key=self.lengths.__getitem__)])
         self.stub()
         hook.remove()

@@ -1,4 +1,4 @@
-"""The attention that models compute with while they train: short rows on CPUs, joined rows on GPUs, or the default."""
+"""The attention that models compute with while they train: a kernel for CPUs, one for joined rows, or the default."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmtune.kernels import device, varlen
-from llmtune.kernels.cpu.attention import attend, is_short
+from llmtune.kernels.cpu import block_attention
+from llmtune.kernels.cpu.attention import attend, is_long, is_masked, is_short
 from llmtune.kernels.rows import JoinedRows
 
 SDPA = "sdpa"
@@ -27,7 +28,8 @@ class JoinError(Exception):
 class AttentionRouter:
     """Replaces transformers' "sdpa" and its masks: sends rows to the kernel that is made for them, or to the default.
 
-    On CPUs, short rows go to `ShortAttention`. On GPUs, joined rows go to a kernel that keeps rows apart by itself.
+    On CPUs, short rows go to `ShortAttention`, and long ones to `BlockAttention`, which keeps joined rows apart by
+    itself. On GPUs, a kernel for rows of various lengths does.
     """
 
     def __init__(self, default: Attention, default_mask: Mask) -> None:
@@ -75,16 +77,20 @@ class AttentionRouter:
         plain = dropout == 0 and all(options.get(name) is None for name in self._changing)
         rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if rows is not None and not device.on_cpu(query.device):
-            if not plain or attention_mask is not None or options.get("is_causal") is False:
+        causal = options.get("is_causal")
+        if rows is not None and not is_masked(rows.shape[1], query.device):
+            if not plain or attention_mask is not None or causal is False:
                 raise JoinError(f"{type(module).__name__} attends with {'its own mask' if plain else 'an extra'}")
             return self._attend_joined(query, key, value, rows, scale, options.get("sliding_window")), None
-        if not (plain and attention_mask is not None and is_short(query, key, value, attention_mask, rows)):
-            options = {"dropout": dropout, "scaling": scaling, **options}
-            return self._default(module, query, key, value, attention_mask, **options)
-        bias = self._bias(attention_mask, rows)
-        with torch.autocast(query.device.type, enabled=False):  # which would compute the scores in bf16
-            return attend(query, key, value, bias, scale, rows), None
+        if plain and attention_mask is not None and is_short(query, key, value, attention_mask, rows):
+            bias = self._bias(attention_mask, rows)
+            with torch.autocast(query.device.type, enabled=False):  # which would compute the scores in bf16
+                return attend(query, key, value, bias, scale, rows), None
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        if plain and attention_mask is None and causal and is_long(query, key, value):
+            return block_attention.attend(query, key, value, scale), None
+        options = {"dropout": dropout, "scaling": scaling, **options}
+        return self._default(module, query, key, value, attention_mask, **options)
 
     def _attend_joined(
         self,
@@ -96,7 +102,7 @@ class AttentionRouter:
         window: int | None,
     ) -> torch.Tensor:
         """Outputs (1, N, H, V) of queries (1, H, N, D), keys (1, K, N, D) and values (1, K, N, V)."""
-        kernel = varlen.kernel()
+        kernel = block_attention.attend_joined if device.on_cpu(query.device) else varlen.kernel()
         if kernel is None:
             raise JoinError("no kernel for rows of various lengths is installed")
         window = None if window is None or window >= rows.longest else window
@@ -131,7 +137,7 @@ class AttentionRouter:
         """The default's mask, or None where a kernel keeps joined rows apart; read nowhere on the host."""
         rows = self.rows
         shape = options.get("batch_size"), options.get("kv_length")
-        if rows is not None and not device.on_cpu(rows.device) and shape == (1, rows.length):
+        if rows is not None and not is_masked(rows.shape[1], rows.device) and shape == (1, rows.length):
             return None
         if not self.hides_padding:
             options["attention_mask"] = None

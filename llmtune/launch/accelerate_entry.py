@@ -7,14 +7,15 @@ import sys
 
 from llmtune.errors import LONGEST_LINE, MachineError, first_line
 from llmtune.launch.process import leave_code, report_failure
-from llmtune.working import use_stdout, working
+from llmtune.working import importing, own_process, use_stdout
 
 if __name__ == "__main__":
+    own_process()
     use_stdout()
     # Else torch adds forty lines of C++ frames to a machine that is not reached; read at import, and not for children.
     hushed = "TORCH_CPP_LOG_LEVEL" not in os.environ
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    with working("loading accelerate and torch"):
+    with importing("loading accelerate and torch"):
         from accelerate.commands.launch import main
         from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

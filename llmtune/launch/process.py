@@ -24,7 +24,7 @@ from llmtune.launch.streams import show_any_text
 from llmtune.machine.gpus import find_gpus, show_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
-from llmtune.working import use_stdout
+from llmtune.working import own_process, use_stdout
 
 EXIT_FILE = "LLMTUNE_EXIT_FILE"
 AT_ONCE = "ending at once"
@@ -173,6 +173,7 @@ def serve_command(command: Callable[[list[str]], int]) -> NoReturn:
     """
     follow_parent()
     os.environ.update(show_gpus(os.environ))
+    own_process()
     use_stdout()
     quiet_libraries()  # bitsandbytes warns when it is imported
     exit_process(reporting_failures(lambda: command(sys.argv[1:])))

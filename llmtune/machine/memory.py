@@ -56,6 +56,17 @@ def release_pages(tensor: "torch.Tensor") -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
+def file_mappings() -> list[range]:
+    """The addresses at which this process has files mapped that are no code; none where the system does not tell."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    files = [fields for line in lines if len(fields := line.split(maxsplit=5)) == 6 and fields[5].startswith("/")]
+    ends = [fields[0].split("-") for fields in files if ".so" not in Path(fields[5]).name]
+    return [range(int(first, 16), int(last, 16)) for first, last in ends]
+
+
 def trim_heap() -> None:
     """Return freed memory that glibc's allocator keeps to the system."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

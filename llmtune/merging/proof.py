@@ -34,6 +34,14 @@ _SIGN, _EXPONENT, _BITS = -(2**31), 0x7F800000, torch.arange(32, dtype=torch.int
 _PIECE = 2**18
 """Numbers that are changed at once."""
 
+_IMPORTS = """
+import gc
+gc.disable()
+from transformers import AutoModelForCausalLM
+gc.freeze()
+gc.enable()
+"""
+"""Imports in which no garbage is looked for, then or when the process ends: that takes longer than the rest of both."""
 STOCK = """
 import json, shutil, sys, torch, transformers
 from safetensors.torch import save_file
@@ -137,7 +145,12 @@ def load_with_stock_transformers(folder: Path, texts: list[str], auto: str) -> R
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with working("reading the merged folder with stock transformers in a fresh process"):
             child = subprocess.run(
-                [sys.executable, "-c", STOCK], input=task, capture_output=True, text=True, cwd=elsewhere, env=env
+                [sys.executable, "-c", _IMPORTS + STOCK],
+                input=task,
+                capture_output=True,
+                text=True,
+                cwd=elsewhere,
+                env=env,
             )
         if child.returncode == -signal.SIGKILL:
             raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")

@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import MachineError, TrainingError
-from llmtune.files import fingerprint, read_json, write_folder, write_json
+from llmtune.files import fingerprint, finish, read_json, write_folder, write_json
 from llmtune.machine import processes
-from llmtune.model.sharded import gather, shard_like
+from llmtune.model.sharded import shard_like
 from llmtune.numbers import size as number_of_bytes
 from llmtune.working import working
 
 TENSORS = "trained.safetensors"
 OBJECTIVE = "objective.json"
 MANIFEST = "manifest.json"
-OPTIMIZER = "optimizer.pt"
-SCHEDULER = "scheduler.pt"
 TRAINER_STATE = "trainer_state.json"
 Stamps = dict[str, tuple[int, int, int, int]]
 """What changes when a file does, by the names of a checkpoint's files."""
@@ -41,9 +39,39 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+class Draft:
+    """A checkpoint that is being written: its folder, whose files are put on disk and hashed beside the next one."""
+
+    def __init__(self, folder: Path, threads: ThreadPoolExecutor) -> None:
+        self.folder, self._threads = folder, threads
+        self._seals: dict[str, Future[dict[str, Any]]] = {}
+
+    def seal(self, name: str) -> None:
+        """Put a file on disk and hash it, in a thread: its content is final."""
+        self._seals[name] = self._threads.submit(_sealed, self.folder / name)
+
+    def manifest(self) -> dict[str, Any]:
+        """The fingerprints of all files, by name, once they are on disk."""
+        files = {file.relative_to(self.folder).as_posix(): file for file in self.folder.rglob("*") if file.is_file()}
+        for name in files.keys() - self._seals.keys():
+            self.seal(name)
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        with working("sealing the checkpoint", sum(sizes.values()), "bytes", on_terminal=False) as step:
+            manifest = {}
+            for name in sorted(files):
+                manifest[name] = self._seals[name].result()
+                step(sizes[name])
+        return manifest
+
+
+def _sealed(file: Path) -> dict[str, Any]:
+    finish(file)
+    return fingerprint(file)
+
+
 @contextmanager
-def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[Path]:
-    """A folder that every process fills; the `first` one then writes the manifest and gives the folder its name.
+def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[Draft]:
+    """A draft that every process fills; the `first` one then writes the manifest and gives the folder its name.
 
     `size` is how many bytes it takes, about; raises MachineError where the disk has less, and an error notes it.
     """
@@ -52,8 +80,8 @@ def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[P
     if lack := processes.broadcast(_lack_of_room(checkpoint.parent, size) if first else None):
         raise MachineError(lack)
     try:
-        with _written(checkpoint, first) as partial:
-            yield partial
+        with _written(checkpoint, first) as draft:
+            yield draft
     except Exception as error:
         if size:
             error.add_note(f"a checkpoint takes about {number_of_bytes(size)}")
@@ -62,9 +90,9 @@ def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[P
         _VERIFIED[checkpoint.absolute()] = _stamps(checkpoint)
 
 
-def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> int:
+def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> int:
     """Bytes of a checkpoint, about: the trained tensors in fp32, and the optimizer's states; whole, where sharded."""
-    states = (value for state in optimizer.state.values() for value in state.values())
+    states = (value for state in (optimizer.state.values() if optimizer else ()) for value in state.values())
     return sum(4 * tensor.numel() for tensor in tensors) + sum(
         value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor)
     )
@@ -81,30 +109,18 @@ def _lack_of_room(folder: Path, size: int) -> str | None:
 
 
 @contextmanager
-def _written(checkpoint: Path, first: bool) -> Iterator[Path]:
-    with write_folder(checkpoint) if first else nullcontext(checkpoint) as partial:
+def _written(checkpoint: Path, first: bool) -> Iterator[Draft]:
+    with ExitStack() as stack:
+        folder = stack.enter_context(write_folder(checkpoint)) if first else checkpoint
+        # Hashing and syncing leave the interpreter free.
+        threads = stack.enter_context(ThreadPoolExecutor(4))
         # The folder that is filled has a random name.
-        yield Path(processes.broadcast(str(partial)))
+        draft = Draft(Path(processes.broadcast(str(folder))), threads)
+        yield draft
         processes.wait()
         if first:
-            write_json(partial / MANIFEST, _hashed(partial))
+            write_json(folder / MANIFEST, draft.manifest())
     processes.wait()
-
-
-def _hashed(folder: Path) -> dict[str, Any]:
-    """The fingerprints of all files in a folder, by name."""
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    # Hashing leaves the interpreter free: the tensors and the optimizer's states take the time of the larger one.
-    with (
-        working("sealing the checkpoint", sum(sizes.values()), "bytes", on_terminal=False) as step,
-        ThreadPoolExecutor(4) as pool,
-    ):
-        manifest = {}
-        for name, facts in zip(files, pool.map(fingerprint, files.values()), strict=True):
-            manifest[name] = facts
-            step(sizes[name])
-    return manifest
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -160,10 +176,11 @@ def remove_old(folder: Path, keep: int, best: int | None = None) -> None:
             shutil.rmtree(checkpoint)
 
 
-def save_state(folder: Path, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:
-    """Write the trained tensors and the objective's state into a checkpoint's folder."""
-    save_file(tensors, folder / TENSORS)
-    write_json(folder / OBJECTIVE, objective)
+def save_state(draft: Draft, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:
+    """Write the trained tensors and the objective's state into a checkpoint."""
+    save_file(tensors, draft.folder / TENSORS)
+    draft.seal(TENSORS)
+    write_json(draft.folder / OBJECTIVE, objective)
 
 
 @torch.no_grad()
@@ -181,47 +198,3 @@ def load_state(checkpoint: Path, tensors: dict[str, nn.Parameter]) -> dict[str, 
             step()
     objective: dict[str, Any] = read_json(checkpoint / OBJECTIVE)
     return objective
-
-
-def save_sharded_optimizer(
-    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, folder: Path, first: bool
-) -> None:
-    """Write the state of an optimizer of sharded parameters with whole tensors: the `first` process, though all ask."""
-    stored = optimizer.state_dict()
-    for place, state in stored["state"].items():
-        stored["state"][place] = {key: _on_first(value, first) for key, value in state.items()}
-    if first:
-        torch.save(stored, folder / OPTIMIZER)
-        torch.save(scheduler.state_dict(), folder / SCHEDULER)
-
-
-def _on_first(value: Any, first: bool) -> Any:
-    """The full tensor of a state, in memory of the host, in the `first` process alone; what is no tensor as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    full = gather(value)
-    return full.cpu() if first else None
-
-
-def load_sharded_optimizer(
-    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, checkpoint: Path
-) -> None:
-    """Read what `save_sharded_optimizer` wrote into an optimizer of sharded parameters, and its scheduler."""
-    # Mapped: the processes of a machine share the file's pages, and each copies its shards alone.
-    stored = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, state in stored["state"].items():
-        like = parameters[place]
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                # A copy: the file stays on disk for as long as a tensor is mapped from it.
-                state[key] = shard_like(like, value) if value.shape == like.shape else value.clone()
-    optimizer.load_state_dict(stored)
-    scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
-
-
-def drop_states(optimizer: torch.optim.Optimizer, tensors: Iterable[nn.Parameter]) -> None:
-    """Drop the optimizer's states of the tensors that are frozen now, which frees their memory."""
-    for tensor in tensors:
-        if not tensor.requires_grad:
-            optimizer.state.pop(tensor, None)

@@ -14,7 +14,7 @@ from llmtune.errors import first_line
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels import device
 from llmtune.kernels.attention import AttentionRouter, JoinError
-from llmtune.kernels.cpu.attention import SHORT
+from llmtune.kernels.cpu.attention import is_masked
 from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
@@ -31,7 +31,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 class RowJoiner:
-    """Joins the rows of a batch, short ones alone on CPUs; where a model cannot, GPUs are spared the mask."""
+    """Joins the rows of a batch; where a model cannot, attention is spared the mask, but for short rows on CPUs."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RowJoiner:
         config = self._model.config.get_text_config()
         self._windows = [value for key in WINDOWS if isinstance(value := getattr(config, key, None), int)]
         self._uses_sdpa = self._model.config._attn_implementation == "sdpa"
-        self._equal: dict[tuple[Way, int], bool] = {}
+        self._equal: dict[tuple[Way, int, bool], bool] = {}
         self.router: AttentionRouter | None = None
         """Attends to rows; they are joined while there is one."""
         self.refusals: dict[Way, str] = {}
@@ -53,7 +53,7 @@ class RowJoiner:
     @property
     def ways(self) -> list[Way]:
         """The ways that were proved to be equal."""
-        return [way for (way, _), equal in self._equal.items() if equal]
+        return [way for (way, *_), equal in self._equal.items() if equal]
 
     def reset(self) -> None:
         """Prove it anew, since other blocks compute now."""
@@ -80,18 +80,22 @@ class RowJoiner:
         """The fastest way that is proved to be equal, for rows of these lengths."""
         if self.router is None or not self._uses_sdpa:
             return None
-        if device.on_cpu(ids.device):
-            short = ids.shape[1] <= SHORT and min(lengths) < ids.shape[1]
-            return "joined" if short and self._is_equal("joined", ids, lengths, index) else None
-        ways: tuple[Way, Way] = ("joined", "unmasked")
+        masked = is_masked(ids.shape[1], ids.device)
+        if device.on_cpu(ids.device) and min(lengths) == ids.shape[1] and (masked or not self._passed(lengths)):
+            return None  # there is no padding, and attention takes no mask as it is
+        ways: tuple[Way, ...] = ("joined",) if masked else ("joined", "unmasked")
         return next((way for way in ways if self._is_equal(way, ids, lengths, index)), None)
+
+    def _passed(self, lengths: Sequence[int]) -> list[int]:
+        """The windows that the longest row exceeds."""
+        return [window for window in self._windows if window < max(lengths)]
 
     def _is_equal(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
         """Whether a way is proved to be equal, for rows that exceed as many windows as the longest of these."""
-        key = way, sum(max(lengths) > window for window in self._windows)
+        key = way, len(self._passed(lengths)), is_masked(ids.shape[1], ids.device)
         if key not in self._equal:
             # Processes that share weights prove together, in a first pass; their rows have different lengths.
-            settled = any(known == way or equal for (known, _), equal in self._equal.items())
+            settled = any(known == way or equal for (known, *_), equal in self._equal.items())
             self._equal[key] = not (settled and self._is_sharded()) and self._try(way, ids, lengths, index)
         return self._equal[key]
 
@@ -130,8 +134,7 @@ class RowJoiner:
         """Whether the shortest and the longest row give the hidden states that they give padded and masked."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         probes = [order[0], order[-1]]
-        passed = [window for window in self._windows if window < max(lengths)]
-        width = min(ids.shape[1], max(PROBED, 2 * max(passed, default=0)))
+        width = min(ids.shape[1], max(PROBED, 2 * max(self._passed(lengths), default=0)))
         # Where all rows are as long, one is cut: without padding, nothing would be tried.
         kept = [max(1, min(lengths[probes[0]], width - 1)), min(lengths[probes[1]], width)]
         whole, probe_index = ids[probes], [index[row] for row in probes] if index else None
@@ -156,8 +159,8 @@ class RowJoiner:
         return equal and _is_near(moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT)
 
     def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows) -> None:
-        """Let a GPU's kernel refuse what a model does in training alone, such as dropout of attention weights."""
-        if device.on_cpu(ids.device):
+        """Let a kernel refuse what a model does in training alone, such as dropout of attention weights."""
+        if is_masked(ids.shape[1], ids.device):
             return
         self._model.train()
         with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
@@ -233,7 +236,7 @@ def _reversed(model: nn.Module, count: int) -> Iterator[None]:
 def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> Inputs:
     """A model's inputs for rows (B, T) that are joined: ids and positions, which start anew at every row."""
     inputs = {"input_ids": rows.joined(ids), "position_ids": rows.positions()}
-    if device.on_cpu(ids.device):
+    if is_masked(ids.shape[1], ids.device):
         return inputs
     # Without a mask, transformers looks for rows in the positions, for which the host waits.
     return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}

@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from llmtune.adapters.delta import save_delta
+from llmtune.adapters.delta import Trained, save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.batches.rows import ExampleRows
@@ -122,6 +122,7 @@ def _train(
             frozen_blocks=_frozen_blocks(recipe, base, layout, rows, offloaded, dtype, start),
             grouped=recipe.train.group_by_length,
             limits=passes.limits,
+            copies=passes.copies,
             args=training_arguments(recipe, run, steps, state.num_processes, passes, rows_to_validate),
             train_dataset=ExampleRows(data.train),
             eval_dataset=ExampleRows(data.eval, len(data.train)) if data.eval else None,
@@ -145,7 +146,8 @@ def _train(
         with working("saving the trained weights"):
             delta = trainer.trained_state()
             if state.is_main_process:
-                _save(run, recipe, model, tensors_of(run.checkpoints, choice, delta), base, start)
+                chosen = tensors_of(run.checkpoints, choice, trainer.file_of(delta) or delta)
+                _save(run, recipe, model, chosen, base, start)
                 facts = {"best": choice.to_json()} if choice else {}
                 run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
             processes.wait()
@@ -159,9 +161,7 @@ def _settle_memory(streams: bool) -> None:
         keep_freed()
 
 
-def _save(
-    run: Run, recipe: Recipe, model: PreTrainedModel, trained: dict[str, torch.Tensor], base: Base, start: Start | None
-) -> None:
+def _save(run: Run, recipe: Recipe, model: PreTrainedModel, trained: Trained, base: Base, start: Start | None) -> None:
     """Write the delta, with what the training went on from where that is trained tensors."""
     whole = add_rest(trained, start) if start else trained
     save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
@@ -176,7 +176,8 @@ def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Prog
 def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
     """Predicted bytes of each stage on one device, in the largest pass that there may be."""
     tokens = passes.largest(recipe.train, state.num_processes, longest)
-    return stage_peaks(recipe, layout, state.num_processes, state.device, longest, tokens, passes.checkpointing)
+    world, how = state.num_processes, (passes.checkpointing, passes.copies)
+    return stage_peaks(recipe, layout, world, state.device, longest, tokens, *how)
 
 
 def _check_again(run: Run, recipe: Recipe, base: Base, state: PartialState) -> Layout:

@@ -17,6 +17,7 @@ from llmtune.errors import TrainingError
 from llmtune.frozen.boundary import Span
 from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels.attention import row_attention
+from llmtune.kernels.cpu.copies import WeightCopies
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.head import Supervised, SupervisedHead
 from llmtune.kernels.install import install
@@ -51,9 +52,13 @@ class SupervisedTrainer(SplitSteps):
         *,
         frozen_blocks: FrozenBlocks | None = None,
         answers: AnswerScore | None = None,
+        copies: bool = False,
         **arguments: Any,
     ) -> None:
-        """`answers` are scored at each validation; `arguments` go to SplitSteps."""
+        """`answers` are scored at each validation; `copies` of weights are kept on CPUs; `arguments` go to SplitSteps.
+
+        Weights that are sharded are not copied.
+        """
         if frozen_blocks is not None:
             arguments["data_collator"] = frozen_blocks.expecting(arguments["data_collator"])
         super().__init__(model, **arguments)
@@ -65,7 +70,8 @@ class SupervisedTrainer(SplitSteps):
         self.args.logging_strategy = IntervalStrategy.NO
         self._readings = Readings(self.args.device)
         self._step_loss = self._gradient_norm = torch.zeros((), device=self.args.device)
-        self._pending = install(model, self.args)
+        self._copies = WeightCopies() if copies and not self.is_fsdp_enabled else None
+        self._pending = install(model, self.args, self._copies)
         self._head = SupervisedHead(unwrap(model))
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
 

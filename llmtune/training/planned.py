@@ -18,9 +18,9 @@ from llmtune.plan.schedule import Schedule
 from llmtune.run_log import Record
 from llmtune.training import checkpoint as checkpoints
 from llmtune.training.arguments import accepted_by_trainer
-from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, prove_schedule
+from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, checksums, prove_schedule
+from llmtune.training.stages import groups, states
 from llmtune.training.stages.callback import PlanCallback
-from llmtune.training.stages.groups import freeze_to_stage, keep_embeddings_in_32_bits, optimizer_groups
 from llmtune.training.stages.replicas import rewrap
 from llmtune.working import working
 
@@ -60,11 +60,12 @@ class Planned(Trainer):
         unwrap(model).disable_input_require_grads()
         for tensor in tensors.values():
             tensor.requires_grad_(True)
-            if not self.is_fsdp_enabled:  # which raises shards: whole copies would fill the memory of the host
-                tensor.data = tensor.data.float()
+        if not self.is_fsdp_enabled:  # which raises shards: whole copies would fill the memory of the host
+            groups.hold_in_fp32(model, tensors.values())
         live = model.named_parameters()
         self._checksums = {name: checksum(p.float() if name in tensors else p) for name, p in live}
         self._reduced: set[str] = set()
+        self._saved: tuple[Path, dict[str, int]] | None = None
         self._update_check = UpdateCheck(record)
         self.add_callback(PlanCallback(self))
         self.add_callback(self._update_check)
@@ -86,9 +87,9 @@ class Planned(Trainer):
     def enter_stage(self, step: int) -> None:
         """Let exactly what trains at `step` require gradients; where a stage draws anew, the rest loses its states."""
         tensors = self.current_tensors()
-        freeze_to_stage(tensors, self.distance, self.schedule, step)
+        groups.freeze_to_stage(tensors, self.distance, self.schedule, step)
         if self.schedule.redraws(step):
-            checkpoints.drop_states(self.optimizer, tensors.values())
+            states.drop_states(self.optimizer, tensors.values())
         learning = {name for name, tensor in tensors.items() if tensor.requires_grad}
         if learning != self._reduced and isinstance(self.model_wrapped, DistributedDataParallel):
             handler = self.accelerator.ddp_handler
@@ -107,10 +108,10 @@ class Planned(Trainer):
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
-            groups = optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
-            self.optimizer: torch.optim.Optimizer = kind(groups, lr=1.0, **options)
+            parameters = groups.optimizer_groups(self.current_tensors(), self.distance, self.args.weight_decay)
+            self.optimizer: torch.optim.Optimizer = kind(parameters, lr=1.0, **options)
             if options.get("optim_bits") == 8:
-                keep_embeddings_in_32_bits(self.model)
+                groups.keep_embeddings_in_32_bits(self.model)
         self._prepare_to_wrap()
         return self.optimizer
 
@@ -120,7 +121,7 @@ class Planned(Trainer):
             prepare_to_shard(self.model, self.accelerator.state.fsdp_plugin)
         elif self.args.world_size > 1 and self.state.max_steps > 0:
             tensors, schedule = self.current_tensors(), self._make_schedule(self.state.max_steps)
-            freeze_to_stage(tensors, self.distance, schedule, self.state.global_step)
+            groups.freeze_to_stage(tensors, self.distance, schedule, self.state.global_step)
             self._reduced = {name for name, tensor in tensors.items() if tensor.requires_grad}
 
     def create_scheduler(
@@ -195,25 +196,34 @@ class Planned(Trainer):
         """The trained tensors by name, on the CPU, in fp32: for the first process, though each must ask."""
         return gather_to_host(self.current_tensors(), self.args.process_index == 0)
 
+    def file_of(self, trained: dict[str, torch.Tensor]) -> Path | None:
+        """The file of the newest checkpoint that this process wrote, where it holds exactly this `trained_state`."""
+        if self._saved and self._saved[0].is_file() and self._saved[1] == checksums(trained):
+            return self._saved[0]
+        return None
+
     # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
         tensors, objective = self.current_tensors(), self.objective_state()
         assert_replicas_equal(tensors, step)
-        size = checkpoints.checkpoint_size(tensors.values(), self.optimizer)
+        ends = step >= self.state.max_steps  # no step follows that would need the optimizer's states
+        size = checkpoints.checkpoint_size(tensors.values(), None if ends else self.optimizer)
         with (
             working("writing a checkpoint", on_terminal=False),
-            checkpoints.write_checkpoint(checkpoints.checkpoint_folder(folder, step), first, size) as partial_folder,
+            checkpoints.write_checkpoint(checkpoints.checkpoint_folder(folder, step), first, size) as draft,
         ):
             trained = self.trained_state()
             if first:
-                checkpoints.save_state(partial_folder, trained, objective)
-                self.state.save_to_json(str(partial_folder / checkpoints.TRAINER_STATE))
+                checkpoints.save_state(draft, trained, objective)
+                self._saved = (checkpoints.checkpoint_folder(folder, step) / checkpoints.TENSORS, checksums(trained))
+                self.state.save_to_json(str(draft.folder / checkpoints.TRAINER_STATE))
             del trained  # before the states of the optimizer, which take twice as much
-            self._save_optimizer_and_scheduler(str(partial_folder))
-            self._save_rng_state(str(partial_folder))
-            self._save_scaler(str(partial_folder))
+            if not ends:
+                self._save_optimizer_and_scheduler(str(draft.folder))
+            self._save_rng_state(str(draft.folder))
+            self._save_scaler(str(draft.folder))
         if first:
             checkpoints.remove_old(folder, self._keep, self.state.best_global_step)
 
@@ -223,15 +233,15 @@ class Planned(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:
             # Accelerate's way wants a state for every parameter, and those of later stages have none yet.
-            checkpoints.save_sharded_optimizer(
-                self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save
-            )
+            states.save_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir), self.args.should_save)
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not states.has_states(Path(checkpoint), self.state.max_steps):
+            return
         with working("reading the optimizer's states", on_terminal=False):
-            if checkpoint is not None and self.is_fsdp_enabled:
-                checkpoints.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
+            if self.is_fsdp_enabled:
+                states.load_sharded_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint))
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)

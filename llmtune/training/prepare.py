@@ -20,7 +20,7 @@ from llmtune.launch.command import choose_config, count_processes, with_absolute
 from llmtune.launch.engine import needs_sharding
 from llmtune.machine.gpus import smallest_gpu
 from llmtune.model.base import Base, load_config
-from llmtune.model.files.fingerprints import TOKENIZER, named_like
+from llmtune.model.files.fingerprints import TOKENIZER, hash_beside, named_like
 from llmtune.model.layout import Layout
 from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
@@ -80,6 +80,7 @@ def prepare_all(recipe: Recipe, out: Path, gpus: int, overwrite: bool = False) -
     """What `prepare` makes, with the base, the encoded data and the plan laid over the model."""
     recipe, base = locate(recipe)
     refuse_own_folder(recipe, out)
+    hash_beside(base)
     recipe = _with_day(recipe, base, out)
     examination = examine(recipe, gpus, base)
     run = create(resolve(recipe, base, examination.layout.facts), out, overwrite)

@@ -30,8 +30,10 @@ def train(recipe: Path, trial: TrialFolder) -> TrialResult:
     from llmtune.errors import LlmtuneError, TrainingError
     from llmtune.launch.faults import told_in_one_line
     from llmtune.recipe.sections import Recipe
-    from llmtune.searching.trial import train_trial
+    from llmtune.working import importing
 
+    with importing():
+        from llmtune.searching.trial import train_trial
     task = trial.task()
     trial.clear()
     try:

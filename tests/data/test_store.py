@@ -45,8 +45,8 @@ Usage = namedtuple("Usage", "total used free")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a cache into which even few rows go, in batches of five."""
     monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
-    for name, value in (("stored_rows.IN_MEMORY", 3), ("stored_rows.BATCH_ROWS", 5), ("build.IN_MEMORY", 3)):
-        monkeypatch.setattr(f"llmtune.data.store.{name.removeprefix('stored_')}", value)
+    for name, value in (("IN_MEMORY", 3), ("BATCH_ROWS", 5)):
+        monkeypatch.setattr(f"llmtune.data.store.rows.{name}", value)
     return tmp_path / "cache" / "rows"
 
 
@@ -104,6 +104,21 @@ def test_stored_examples_equal_those_encoded_at_once(tmp_path: Path, cache: Path
     assert alone.examples[:] == encode([rows[20], rows[3]], JOB.tokenizer, {2}, JOB.rules).examples
     assert len(encoded_files(cache)) == 1, "few rows are encoded without the disk"
     assert stat_mode(cache) == 0o700
+
+
+def test_few_long_rows_are_encoded_once_too(
+    tmp_path: Path, cache: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path)
+    monkeypatch.setattr("llmtune.data.store.rows.IN_MEMORY", ROWS)
+    size = read_part(data, "train").size
+    for limit, times in ((size, 2), (size - 1, 1)):
+        calls.clear()
+        monkeypatch.setattr("llmtune.data.store.rows.IN_MEMORY_BYTES", limit)
+        parts = [build.encode_rows(read_part(data, "train"), JOB) for _ in range(2)]
+        assert parts[0].examples[:] == parts[1].examples[:]
+        assert calls.count(0) == times
+        assert len(encoded_files(cache)) == 2 - times
 
 
 def stat_mode(path: Path) -> int:

@@ -106,7 +106,7 @@ def test_processes_that_encode_otherwise_are_not_used(
             build.encode_rows(rows, JOB)
     assert not list(cache.glob(".encoded-*.parts/*"))
     examples = build.encode_rows(rows, JOB).examples[:]
-    monkeypatch.setattr(build, "IN_MEMORY", 100)
+    monkeypatch.setattr("llmtune.data.store.rows.IN_MEMORY", 100)
     assert examples == build.encode_rows(rows, JOB).examples[:]
 
 
@@ -117,7 +117,7 @@ from llmtune.data.store import build, rows
 from llmtune.data.store.read import read_part
 from tests.data.test_store import JOB
 from llmtune.recipe.data import Data
-rows.IN_MEMORY, build.IN_MEMORY, rows.BATCH_ROWS = 3, 3, 20
+rows.IN_MEMORY, rows.BATCH_ROWS = 3, 20
 build.processes_for = lambda rows, least: 2
 build.encode_rows(read_part(Data(train=sys.argv[1], max_length=64), "train"), JOB)
 """

@@ -13,8 +13,9 @@ from llmtune import recipe as recipes
 from llmtune.estimate.autocast import IN_FP32, LOWERED, MetaAutocast
 from llmtune.estimate.live import working_bytes
 from llmtune.estimate.measured import MemoryWatch
-from llmtune.estimate.memory import Forecast, Setting, evaluation_memory, forecast, merge_memory
+from llmtune.estimate.memory import COPIES, Forecast, Setting, evaluation_memory, forecast, merge_memory
 from llmtune.estimate.optimizers import state_bytes
+from llmtune.estimate.passes import without_copies
 from llmtune.model.layout import Layout
 from llmtune.model.quantize import NF4_BYTES
 from llmtune.recipe.sections import Train
@@ -109,6 +110,17 @@ def test_gpu_keeps_a_16_bit_copy_of_what_trains(tmp_path: Path) -> None:
     parts = forecast(layout, Setting("cuda", torch.bfloat16), 40).stages[0].parts
     matrices = [module.weight for module in layout.skeleton.modules() if isinstance(module, nn.Linear)]
     assert parts["16-bit copies of weights"] == 2 * sum(weight.numel() for weight in matrices)
+
+
+def test_cpu_that_keeps_no_copies_casts_into_a_buffer_of_each_shape(tmp_path: Path) -> None:
+    layout = laid_out(tmp_path, {"kind": "full", "lr": 1e-3})
+    kept = forecast(layout, Setting("cpu", torch.bfloat16), 40)
+    matrices = [module.weight for module in layout.skeleton.modules() if isinstance(module, nn.Linear)]
+    shapes = {tuple(weight.shape): 2 * weight.numel() for weight in matrices}
+    assert kept.stages[0].parts[COPIES] == 2 * sum(weight.numel() for weight in matrices)
+    assert without_copies(kept).stages[0].parts == {**kept.stages[0].parts, COPIES: sum(shapes.values())}
+    for setting in (Setting("cpu", torch.bfloat16, 2, sharded=True), Setting("cuda", torch.bfloat16)):
+        assert without_copies(forecast(layout, setting, 40)) == forecast(layout, setting, 40)
 
 
 def test_room_is_the_most_that_fits(tmp_path: Path) -> None:

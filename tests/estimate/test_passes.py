@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmtune.errors import FieldError
-from llmtune.estimate.memory import Forecast, Setting, StageMemory
+from llmtune.estimate.memory import COPIES, Forecast, Setting, StageMemory
 from llmtune.estimate.passes import PassSize, fit_pass, setting_of
 from llmtune.estimate.products import Products
 from llmtune.estimate.trace import Trace
@@ -17,9 +17,12 @@ LONGEST = 1000
 FIXED, PLAIN, CHECKPOINTED = 10 * GB, 5 * 10**6, 10**6
 
 
-def choose(free: float, kind: Literal["cuda", "cpu"] = "cuda", world: int = 1, **train: Any) -> PassSize:
-    """The choice for rows of up to 1,000 tokens of 5 MB, 1 MB with checkpointing, beside 10 GB."""
-    stage = StageMemory({"weights": FIXED}, PLAIN, CHECKPOINTED, 0, 0.0, Trace(1, [], 0, 0, 0, Products()))
+def choose(
+    free: float, kind: Literal["cuda", "cpu"] = "cuda", world: int = 1, copies: int = 0, **train: Any
+) -> PassSize:
+    """The choice for rows of up to 1,000 tokens of 5 MB, 1 MB with checkpointing, beside 10 GB and optional copies."""
+    parts, trace = {"weights": FIXED, COPIES: copies}, Trace(1, [], 0, 0, 0, Products())
+    stage = StageMemory(parts, PLAIN, CHECKPOINTED, 0, 0.0, trace, optional=copies)
     setting = Setting(kind, torch.bfloat16, world)
     return fit_pass(Train(**{"batch_size": 64, **train}), Forecast([stage]), setting, LONGEST, round(free * GB))
 
@@ -54,6 +57,13 @@ def test_whole_step_that_fits_needs_no_checkpointing() -> None:
 def test_cpu_takes_8_rows_or_what_fits(free: float, tokens: int, checkpointing: bool) -> None:
     size = choose(free, "cpu")
     assert (size.tokens, size.checkpointing) == (tokens, checkpointing)
+
+
+@pytest.mark.parametrize(("free", "kept"), [(53, True), (51, False), (20, False), (11.5, False)])
+def test_cpu_keeps_copies_of_weights_where_they_take_nothing_from_a_pass(free: float, kept: bool) -> None:
+    size, plain = choose(free, "cpu", copies=2 * GB), choose(free, "cpu")
+    assert (size.tokens, size.checkpointing, size.copies) == (plain.tokens, plain.checkpointing, kept)
+    assert ("without 16-bit copies of weights" in size.reason) == (not kept)
 
 
 def test_processes_on_cpus_share_what_is_free() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from llmtune.kernels.cpu import autocast
 from llmtune.kernels.cpu.autocast import PendingGradients, patch_embedding, patch_linears
+from llmtune.kernels.cpu.copies import WeightCopies
 from tests.support import tiny
 from tests.support.layers import relative_error, run_layer, saved_tensors
 
@@ -70,6 +71,32 @@ def test_saves_one_copy_of_the_input_and_no_cast_weight() -> None:
     patch_linears(layers)
     x = torch.randn(2, 7, 24).requires_grad_()
     assert [(saved.shape, saved.dtype) for saved in saved_tensors(layers, x, mixed=True)] == [(x.shape, torch.bfloat16)]
+
+
+def test_casts_a_weight_once_a_step_or_where_it_changed_in_it() -> None:
+    layer, copies = nn.Linear(5, 3, bias=False), WeightCopies()
+    patch_linears(layer, copies=copies)
+    weight = layer.weight
+
+    def is_current() -> bool:
+        copy = copies.get(weight, torch.bfloat16)
+        return copy is not None and torch.equal(copy, weight.bfloat16())
+
+    assert copies.get(weight, torch.bfloat16) is None, "before the first step"
+    copies.begin_step()
+    assert is_current()
+    weight.data.add_(1)
+    assert not is_current(), "nothing tells of a change through .data; a step begins after it"
+    copies.begin_step()
+    assert is_current()
+    for change in (lambda: weight.add_(1), lambda: setattr(weight, "data", torch.ones(3, 5))):
+        with torch.no_grad():
+            change()
+        assert is_current()
+    assert copies.get(weight, torch.float16) is None
+    weight.requires_grad_(False)
+    copies.begin_step()
+    assert copies.get(weight, torch.bfloat16) is None
 
 
 def test_leaves_frozen_layers_and_other_precisions_alone() -> None:

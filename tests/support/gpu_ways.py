@@ -81,8 +81,8 @@ def step(
     inputs = padded(LENGTHS)
     rows, columns = inputs["attention_mask"][:, 1:].nonzero(as_tuple=True)
     targets = IDS[rows, columns + 1]
-    if ours:
-        install(model, arguments(bf16=mixed, gradient_checkpointing=_checkpoints(model)))
+    checkpointing = _checkpoints(model)
+    pending = install(model, arguments(bf16=mixed, gradient_checkpointing=checkpointing)) if ours else None
     model = share(model)
     with joiner_of(model, mixed) if ours else nullcontext() as joiner:
         joined = None
@@ -94,6 +94,8 @@ def step(
             logits = model(**inputs, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[rows, columns].float(), targets)
         torch.autograd.backward(loss)
+    if pending is not None:
+        pending.flush()
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     return [loss.detach(), *gradients], joiner
 

@@ -38,9 +38,10 @@ from llmtune.model.sharded import prepare_to_shard, raise_to_fp32
 from llmtune.plan.schedule import Schedule
 from llmtune.training import checkpoint
 from llmtune.training import process as training_process
-from llmtune.training.checkpoint import complete_checkpoints, drop_states
+from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.distributed import join_processes
 from llmtune.training.stages.groups import freeze_to_stage, optimizer_groups
+from llmtune.training.stages.states import drop_states
 from tests.support import architectures, tiny, training
 
 GRADUAL = {"kind": "gradual", "reaches": [1, 2, "all"], "lr": 0.01, "bottom_ratio": 0.3}

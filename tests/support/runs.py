@@ -76,7 +76,7 @@ def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
         output = io.StringIO()
         monkeypatch.setattr(sys, "stdin", io.StringIO(input))
         with contextlib.redirect_stdout(output):
-            exec(arguments[-1], {})
+            exec(proof.STOCK, {})
         return subprocess.CompletedProcess(arguments, 0, output.getvalue(), "")
 
     monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=run))

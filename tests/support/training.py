@@ -106,6 +106,7 @@ def trainer(
     frozen_blocks: FrozenBlocks | None = None,
     grouped: bool = False,
     limits: PassLimits | None = None,
+    copies: bool = False,
     **arguments: Any,
 ) -> SupervisedTrainer:
     """A trainer for a method on a tiny model (4 blocks by default), ready to train; `arguments` are transformers'."""
@@ -140,6 +141,7 @@ def trainer(
         frozen_blocks=frozen_blocks,
         grouped=grouped,
         limits=limits,
+        copies=copies,
         args=TrainingArguments(output_dir=str(out), **{**defaults, **arguments}),
         train_dataset=data or rows(),
         eval_dataset=eval_data,

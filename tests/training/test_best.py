@@ -73,6 +73,7 @@ def test_delta_is_the_best_checkpoint_and_says_so(tmp_path: Path, losses: Any) -
     assert kept == ["step-000004", "step-000008"]
     delta, last = (load_file(file) for file in (run.delta / TENSORS, run.checkpoints / kept[1] / TENSORS))
     best = load_file(run.checkpoints / kept[0] / TENSORS)
+    assert (run.delta / TENSORS).samefile(run.checkpoints / kept[0] / TENSORS)
     assert all(torch.equal(delta[name], best[name]) for name in best)
     assert any(not torch.equal(delta[name], last[name]) for name in last)
     words = "best: step 4, validation loss 1, is the result; step 8, the last one, has nan"

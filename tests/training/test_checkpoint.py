@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmtune.errors import MachineError
+from llmtune.errors import MachineError, TrainingError
 from llmtune.files import fingerprint
 from llmtune.machine import processes
 from llmtune.run_log import Record
 from llmtune.training import checkpoint
 from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.stages.states import OPTIMIZER
 from tests.support import tiny, training
 from tests.support.training import GRADUAL, LORA, METHODS, fit
 
@@ -44,17 +45,26 @@ def test_resume_after_any_step_is_bit_equal(tmp_path: Path, adapter: Any, over: 
 
 def test_ignores_a_damaged_checkpoint(tmp_path: Path) -> None:
     fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=2)
-    newest = tmp_path / "step-000006"
+    shutil.rmtree(tmp_path / "step-000006")  # the last one holds no states
+    newest = tmp_path / "step-000004"
     names = [file.name for file in newest.iterdir()]
     assert len(names) >= 6
     for name in names:
         content = (newest / name).read_bytes()
         (newest / name).write_bytes(content[: len(content) // 2])
-        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000002", name
         (newest / name).unlink()
-        assert complete_checkpoints(tmp_path)[-1].name == "step-000004", name
+        assert complete_checkpoints(tmp_path)[-1].name == "step-000002", name
         (newest / name).write_bytes(content)
     assert complete_checkpoints(tmp_path)[-1] == newest
+
+
+def test_last_checkpoint_holds_no_states_and_is_not_gone_on_from(tmp_path: Path) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    assert [(folder / OPTIMIZER).exists() for folder in complete_checkpoints(tmp_path)] == [True, False]
+    longer = training.trainer(tmp_path / "longer", METHODS["full"], steps=8)
+    with pytest.raises(TrainingError, match="without the optimizer's states; 8 steps need a new run"):
+        longer.train(resume_from_checkpoint=str(tmp_path / "step-000006"))
 
 
 def test_keeps_only_the_newest_checkpoints(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from llmtune.kernels.cpu.attention import ShortAttention
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.rows import JoinedRows
-from llmtune.training import joined, objective
+from llmtune.training import objective
 from llmtune.training.joined import model_inputs
 from tests.support import architectures, tiny, training
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, Fit, assert_equal, fit
@@ -115,11 +115,6 @@ def test_keeps_padding_for_a_model_that_mixes_neighbors(tmp_path: Path, monkeypa
     assert padding(ours) > 0
     plainly(monkeypatch)
     assert_equal(ours, fit(tmp_path, FULL, keep=False, model=model()))
-
-
-def test_keeps_padding_for_rows_too_long_for_short_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "SHORT", 8)
-    assert padding(fit(tmp_path, FULL, keep=False)) > 0
 
 
 @pytest.mark.slow

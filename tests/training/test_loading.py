@@ -1,5 +1,7 @@
 """Where the base is loaded, and when its weights are hashed."""
 
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import torch
 
 from llmtune import recipe as recipes
 from llmtune.machine import processes
-from llmtune.model.base import Base
+from llmtune.model.base import Base, load_model
 from llmtune.training import loop
+from llmtune.training.stages.groups import hold_in_fp32
 from tests.support import tiny
 
 GPU, CPU = torch.device("cuda", 1), torch.device("cpu")
@@ -49,6 +52,33 @@ def test_weights_go_straight_to_the_gpu_but_where_they_are_sharded(
     recipe = a_recipe(tmp_path, model=section, method={"kind": "frozen", "reach": 1, "lr": 0.1})
     layout: Any = _Layout()
     assert loop._load(Base(tmp_path, "base", None, None), recipe, layout, torch.float32, device) == (expected, None)
+
+
+def _resident(file: Path) -> int:
+    """Kibibytes of a file that are mapped into this process and in memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-", line):
+            inside = line.endswith(str(file))
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages back")
+def test_weights_in_16_bits_leave_memory_when_they_train_in_fp32(tmp_path: Path) -> None:
+    stored = tiny.model(hidden=128, blocks=3).to(torch.bfloat16)
+    stored.save_pretrained(tmp_path)
+    model = load_model(Base(tmp_path, "base", None, None), torch.bfloat16)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    full = _resident(tmp_path / "model.safetensors")
+    trained = dict(model.model.layers[1:].named_parameters())
+    hold_in_fp32(model, trained.values())
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    assert all(torch.equal(one, now.bfloat16()) for one, now in zip(before, model.parameters(), strict=True))
+    left = _resident(tmp_path / "model.safetensors")
+    size = sum(parameter.numel() for parameter in trained.values()) * 2 // 1024
+    assert 0 < left < full - 0.7 * size  # a page at each end of a tensor stays
 
 
 def frozen_blocks(tmp_path: Path, layout: _Layout, revision: str | None = None, **sections: Any) -> Any:

@@ -33,6 +33,7 @@ from llmtune.run_log import read_log
 from llmtune.training.checkpoint import complete_checkpoints
 from llmtune.training.loop import train
 from llmtune.training.prepare import prepare
+from llmtune.training.stages.states import OPTIMIZER
 from tests.support import ROOT, tiny
 from tests.support.training import GRADUAL, prepare_run
 
@@ -96,10 +97,32 @@ def test_takes_no_step_more_where_only_the_delta_is_gone(tmp_path: Path) -> None
     run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01}, train={"max_steps": 3, "batch_size": 4})
     train(run)
     weights, log = (run.delta / TENSORS).read_bytes(), run.log_file.read_bytes()
+    last = run.checkpoints / "step-000003"
+    assert (run.delta / TENSORS).samefile(last / TENSORS)
+    assert not (last / OPTIMIZER).exists()
     shutil.rmtree(run.delta)
+    assert complete_checkpoints(run.checkpoints)[-1] == last
     train(run)
     assert (run.delta / TENSORS).read_bytes() == weights
     assert run.log_file.read_bytes() == log
+    shutil.rmtree(run.checkpoints)
+    assert run.done("train")
+    assert run.verify("train")[f"delta/{TENSORS}"] == fingerprint(run.delta / TENSORS)
+
+
+class ChangeTrained(TrainerCallback):
+    """Changes a trained tensor after the last checkpoint."""
+
+    def on_train_end(self, *_: object, model: nn.Module, **named: object) -> None:
+        with torch.no_grad():
+            model.get_parameter("model.norm.weight").mul_(2)
+
+
+def test_delta_is_what_was_trained_and_not_the_checkpoint_where_they_differ(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path, {"kind": "full", "lr": 0.01}, train={"max_steps": 1, "batch_size": 4})
+    train(run, callbacks=[ChangeTrained()])
+    delta, saved = load_file(run.delta / TENSORS), load_file(run.checkpoints / "step-000001" / TENSORS)
+    assert [name for name in saved if not torch.equal(delta[name], saved[name])] == ["model.norm.weight"]
 
 
 def test_refuses_to_resume_on_changed_data(tmp_path: Path) -> None:

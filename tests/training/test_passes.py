@@ -17,10 +17,12 @@ from llmtune import recipe
 from llmtune.data.batches.passes import PassLimits
 from llmtune.errors import FieldError
 from llmtune.estimate.passes import PassSize
+from llmtune.files import write_json
+from llmtune.kernels.cpu.copies import WeightCopies
 from llmtune.run import Run
 from llmtune.run_log import read_log
 from llmtune.training.arguments import ARGUMENTS
-from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.checkpoint import OBJECTIVE, complete_checkpoints
 from llmtune.training.loop import train
 from llmtune.training.passes import choice
 from llmtune.training.passes.choice import RunPasses
@@ -140,8 +142,8 @@ def chosen(prepared: Prepared) -> Choose:
     return choose
 
 
-def _offer(monkeypatch: pytest.MonkeyPatch, tokens: int, checkpointing: bool = False) -> None:
-    size = PassSize(tokens, checkpointing, f"passes of up to {tokens} tokens")
+def _offer(monkeypatch: pytest.MonkeyPatch, tokens: int, checkpointing: bool = False, copies: bool = True) -> None:
+    size = PassSize(tokens, checkpointing, f"passes of up to {tokens} tokens", copies)
     monkeypatch.setattr(choice, "choose_pass_size", lambda *_: size)
 
 
@@ -193,6 +195,40 @@ def test_settings_of_a_recipe_stand_whatever_is_free(
 ) -> None:
     _offer(monkeypatch, 5)
     assert chosen(settings).limits == expected
+
+
+def test_resumed_run_keeps_copies_of_weights_where_they_fit_now(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / OBJECTIVE, {"passes": {"rows": 4, "tokens": 60, "checkpointing": True}})
+    for free, kept in ((10**10, True), (10**5, False)):
+        monkeypatch.setattr(choice, "free_bytes", lambda _, free=free: free)
+        passes = choice.choose_passes(prepared.run.recipe(), prepared.layout, PartialState(), 30, tmp_path)
+        assert (passes.limits, passes.checkpointing, passes.copies) == (PassLimits(4, 60), True, kept)
+
+
+@pytest.mark.slow
+def test_training_without_room_for_copies_of_weights_keeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, predicted, begun, begin_step = [], [], list[WeightCopies](), WeightCopies.begin_step
+
+    def noted(self: WeightCopies) -> None:
+        begun.append(self)
+        begin_step(self)
+
+    monkeypatch.setattr(WeightCopies, "begin_step", noted)
+    for copies in (True, False):
+        _offer(monkeypatch, 500, copies=copies)
+        model = {"base": str(tmp_path / "base"), "precision": "bf16"}
+        settings = {"batch_size": 8, "max_steps": 2}
+        run = prepare_run(tmp_path, METHODS["full"], name=f"copies-{copies}", model=model, train=settings)
+        train(run)
+        assert len(begun) == 2, "the steps of the run with copies alone"
+        trained.append(_trained(run))
+        predicted += [entry["predicted"] for entry in read_log(run.log_file) if "predicted" in entry]
+    assert trained[0] == trained[1]
+    assert predicted[0] > predicted[1]
 
 
 def test_refuses_checkpointing_that_a_model_cannot_do(chosen: Choose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from llmtune.data.store.batches import SPECIAL, Job, encode_batch, find_parts, r
 from llmtune.data.store.encoded import SCHEMA, EncodedRows, Summary, add_summary, notes_of, summary_of
 from llmtune.data.store.entries import Entry, StoredTable, cache_root, check_room, explained
 from llmtune.data.store.pool import Batch, NoStartError, encode_in_processes, processes_for
-from llmtune.data.store.rows import IN_MEMORY, StoredRows
+from llmtune.data.store.rows import StoredRows, are_few
 from llmtune.data.store.worker import INDICES, JOB, TOKENIZER
 from llmtune.files import as_json, digest_of_files, write_json
 from llmtune.working import working
@@ -47,7 +47,7 @@ class EncodedPart:
 
 def encode_rows(rows: StoredRows, job: Job) -> EncodedPart:
     """Encode and check rows, or take what an earlier run or another process encoded; raises as `encode_batch`."""
-    if len(rows) <= IN_MEMORY or rows.stored.file is None:
+    if rows.stored.file is None or are_few(len(rows), rows.size):
         return _part(_in_memory(rows, job))
     with tempfile.TemporaryDirectory(prefix="llmtune-encode-") as name:
         folder = Path(name)

@@ -95,7 +95,7 @@ def _start(folder: Path) -> "subprocess.Popen[str]":
     environment = os.environ | one_thread | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "errors.txt").open("a") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "llmtune.data.store.worker", str(folder)],
+            [sys.executable, "-P", "-m", "llmtune.data.store.process", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -17,8 +17,8 @@ from llmtune.data.store.entries import Entry, StoredTable
 from llmtune.errors import RecipeError
 from llmtune.working import working
 
-IN_MEMORY = 2_000
-"""Rows up to which nothing is written to disk: they are read and encoded in a second."""
+IN_MEMORY, IN_MEMORY_BYTES = 2_000, 1 << 19
+"""Rows, and bytes of them, up to which nothing is written to disk: they are read and encoded in half a second."""
 BATCH_ROWS, BATCH_BYTES = 1_000, 4 << 20
 """Rows, and bytes of them, that are written and encoded together."""
 _LABELS = ("source", "form")
@@ -134,15 +134,20 @@ def store_rows(rows: Iterable[Row], entry: Entry) -> StoredRows:
     summary: dict[str, list[str]] = {"ignored": []}
     with working("reading the rows"):
         batches = _batches(rows, summary["ignored"])
-        head, count = list[pa.RecordBatch](), 0
-        while count <= IN_MEMORY and (batch := next(batches, None)) is not None:
+        head, count, read = list[pa.RecordBatch](), 0, 0
+        while are_few(count, read) and (batch := next(batches, None)) is not None:
             head.append(batch)
-            count += batch.num_rows
-        if count <= IN_MEMORY:
+            count, read = count + batch.num_rows, read + batch.column("row").nbytes
+        if are_few(count, read):
             return StoredRows(StoredTable(pa.Table.from_batches(head, _SCHEMA), summary))
         with entry.locked():
             stored = entry.open()  # another process may have written it meanwhile
             return StoredRows(stored or _write(entry, itertools.chain(head, batches), summary))
+
+
+def are_few(rows: int, size: int) -> bool:
+    """Whether so many rows, of so many bytes, are read and encoded faster than what was kept of them is found."""
+    return rows <= IN_MEMORY and size <= IN_MEMORY_BYTES
 
 
 def _write(entry: Entry, batches: Iterable[pa.RecordBatch], summary: dict[str, list[str]]) -> StoredTable:

@@ -1,4 +1,4 @@
-"""`python -m llmtune.data.store.worker FOLDER`: encodes the batches whose numbers stand in its input.
+"""Encodes the batches whose numbers stand in the input of this process, by what lies in the folder that it is told.
 
 It answers each with a line of JSON. It ends when its input does, at once: whoever started it is gone then.
 """
@@ -57,7 +57,3 @@ def _answer(rows: StoredRows, job: Job, parts: Path, number: int, start: int, en
         return {"errno": error.errno or 0, "message": error.strerror or str(error), "file": str(error.filename or "")}
     except Exception as error:
         return {"fault": f"{type(error).__name__}: {first_line(error)}"}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Attention over short rows on CPUs: the backward pass of torch's own kernel takes several times as long there."""
+"""Attention over rows on CPUs: the backward pass of torch's own kernel takes several times as long there."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,8 @@ from llmtune.kernels.rows import JoinedRows
 
 SHORT = 192
 """The longest row, in tokens, that `ShortAttention` takes."""
+LONG = 64
+"""The shortest row, in tokens, that `BlockAttention` takes where rows have no padding."""
 
 
 class _AttentionContext(Context):
@@ -75,8 +77,21 @@ def is_short(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, rows: JoinedRows | None
 ) -> bool:
     """Whether `ShortAttention` computes for these tensors, with a mask whose shape it knows, and is the faster way."""
-    known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
-    known = known and not mask.requires_grad  # no gradient is computed for it
-    fits = query.shape[1] % key.shape[1] == 0 and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+    fits = not mask.requires_grad and mask.shape[1:] == (1, query.shape[2], key.shape[2])  # no gradient is computed
     longest = rows.shape[1] if rows else query.shape[2]
-    return known and fits and device.on_cpu(query.device) and longest <= SHORT
+    return fits and longest <= SHORT and _is_known(query, key, value)
+
+
+def is_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `BlockAttention` computes for these tensors of rows without padding or a mask, and is the faster way."""
+    return LONG <= query.shape[2] == key.shape[2] and _is_known(query, key, value)
+
+
+def is_masked(width: int, where: torch.device) -> bool:
+    """Whether a mask keeps joined rows apart, as short ones on CPUs: padded to a width, on a device."""
+    return device.on_cpu(where) and width <= SHORT
+
+
+def _is_known(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    known = query.dtype in (torch.bfloat16, torch.float32) and query.dtype == key.dtype == value.dtype
+    return known and query.shape[1] % key.shape[1] == 0 and device.on_cpu(query.device)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llmtune.kernels.context import Context
+from llmtune.kernels.cpu.copies import WeightCopies
 
 MAX_REUSED_BYTES, MAX_PART_BYTES = 2**25, 2**23
 """The largest buffer that is kept for reuse, and the largest part of a weight gradient that is computed at once."""
@@ -17,7 +18,8 @@ MAX_REUSED_BYTES, MAX_PART_BYTES = 2**25, 2**23
 class _Buffers:
     """Buffers that are reused, and the last input's copy: memory that stays costs less than memory taken again."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: WeightCopies | None) -> None:
+        self._copies = copies
         self._buffers: dict[tuple[torch.Size, torch.dtype, str], torch.Tensor] = {}
         self._input: Callable[[], torch.Tensor | None] = lambda: None
         self._version, self._copy = 0, torch.empty(0)
@@ -33,7 +35,10 @@ class _Buffers:
         return buffer
 
     def cast_weight(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The weight in `dtype`, in a buffer that the next weight of this shape overwrites."""
+        """The weight in `dtype`: its copy, or a buffer that the next weight of this shape overwrites."""
+        copy = None if self._copies is None else self._copies.get(weight, dtype)
+        if copy is not None:
+            return copy
         return self.take(weight.shape, dtype, "weight").copy_(weight)
 
     def cast_input(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -144,16 +149,18 @@ def _forward(
         return _cast_linear(x, low, layer.weight, layer.bias, buffers, pending)
 
 
-def patch_linears(model: nn.Module, pending: PendingGradients | None = None) -> int:
+def patch_linears(model: nn.Module, pending: PendingGradients | None = None, copies: WeightCopies | None = None) -> int:
     """Patch linear layers with fp32 weights to compute as `CastLinear`; returns their number.
 
-    With `pending`, their weights have gradients only after its `flush`.
+    With `pending`, their weights have gradients only after its `flush`; with `copies`, they are cast once a step.
     """
-    buffers = _Buffers()
+    buffers = _Buffers(copies)
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
     unpatched = [layer for layer in layers if not vars(layer).get("forward")]
     for layer in unpatched:
         vars(layer)["forward"] = partial(_forward, layer, buffers, pending)
+    if copies is not None:
+        copies.watch(unpatched)
     return len(unpatched)
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ TOKENIZER = (
 COPIED = (*TOKENIZER, "*processor_config.json", "LICENSE*", "NOTICE*")
 """The files that go with a base's weights, or with weights that were made from them."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASHING = threading.Lock()
 
 Files = dict[str, dict[str, Any]]
 """Size and SHA-256 of files by their names in the base's folder."""
@@ -69,6 +72,28 @@ def fingerprint_base(base: Base) -> Files:
 
     A file of the Hub's cache is named by its hash. Any other is read again only where size, times or inode changed.
     """
+    with working(f"hashing {base.name}, once"), _HASHING:
+        return _fingerprints(base, working)
+
+
+def hash_beside(base: Base) -> None:
+    """Begin to hash what is not known of a base's files, in a thread: who asks for the fingerprints waits for it."""
+
+    def hash_all() -> None:
+        # Whoever asks gets the error.
+        with contextlib.suppress(Exception), _HASHING:
+            _fingerprints(base, _silently)
+
+    threading.Thread(target=hash_all, name="hashing", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _silently(name: str, total: float, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show nothing of what a thread does."""
+    yield lambda size: None
+
+
+def _fingerprints(base: Base, shown: Callable[..., AbstractContextManager[Callable[..., None]]]) -> Files:
     files = base_files(base.folder)
     if base.converted:  # each version of transformers writes the small files in another way
         files = [file for file in files if file.suffix == ".safetensors"]
@@ -78,7 +103,7 @@ def fingerprint_base(base: Base) -> Files:
     known = {name: facts for name, (stamp, facts) in memo.items() if stamps.get(name) == stamp}
     known |= {name: facts for name in stamps if (facts := _by_hub(base.folder / name))}
     new = [name for name in stamps if name not in known]
-    with working(f"hashing {base.name}, once", sum(stamps[name][0] for name in new), "bytes") as step:
+    with shown(f"hashing {base.name}, once", sum(stamps[name][0] for name in new), "bytes") as step:
         for name in new:
             known[name] = fingerprint(base.folder / name)
             step(stamps[name][0])

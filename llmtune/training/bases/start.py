@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from llmtune.adapters.base import AdapterSpec
-from llmtune.adapters.delta import ADAPTER, BASE, TENSORS
+from llmtune.adapters.delta import ADAPTER, BASE, TENSORS, Trained
 from llmtune.adapters.kinds import KINDS
 from llmtune.errors import FieldError
 from llmtune.files import digest_of, fingerprint, read_json
@@ -192,8 +192,8 @@ def load_start(model: nn.Module, start: Start, trained: Collection[str]) -> None
                 parameter.copy_(tensor)
 
 
-def add_rest(delta: dict[str, torch.Tensor], start: Start) -> dict[str, torch.Tensor]:
+def add_rest(trained: Trained, start: Start) -> Trained:
     """Trained tensors together with those that the start changed and this training did not."""
     if start.is_adapter:
-        return delta
-    return {**load_file(start.file), **delta}
+        return trained
+    return {**load_file(start.file), **(load_file(trained) if isinstance(trained, Path) else trained)}

@@ -1,7 +1,7 @@
 """How large the passes of a run are: as before in a resumed run, else as the recipe says and free memory allows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from llmtune.data.findings import Findings
 from llmtune.data.mixture import source_notes
 from llmtune.data.store.encoded import lengths_of
 from llmtune.errors import FieldError
-from llmtune.estimate.passes import choose_pass_size
+from llmtune.estimate.memory import forecast
+from llmtune.estimate.passes import choose_pass_size, copies_fit, setting_of
 from llmtune.files import read_json
 from llmtune.machine import processes
 from llmtune.machine.device import free_bytes
@@ -33,6 +34,8 @@ class RunPasses:
     """Whether activations are recomputed in the backward pass."""
     line: str = ""
     """What to say of it; empty where there is nothing to say."""
+    copies: bool = False
+    """Whether CPUs keep 16-bit copies of weights, which changes no result: each start chooses by what is free."""
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint and the run's arguments hold of it."""
@@ -58,18 +61,30 @@ def choose_passes(recipe: Recipe, layout: Layout, state: PartialState, longest: 
     Every process must ask, before it loads the base: the one with the least free memory decides for all.
     """
     recorded = read_json(newest / OBJECTIVE).get("passes") if newest else None
+    free = min(processes.gather(free_bytes(state.device)))
     if recorded:
-        return RunPasses(PassLimits(recorded["rows"], recorded["tokens"]), recorded["checkpointing"])
+        passes = RunPasses(PassLimits(recorded["rows"], recorded["tokens"]), recorded["checkpointing"])
+        return replace(passes, copies=_copies_fit(recipe, layout, state, longest, passes, free))
     train, able = recipe.train, layout.skeleton.supports_gradient_checkpointing
     if train.activation_checkpointing is True and not able:
         raise FieldError("train.activation_checkpointing", "this model's code does not support it; try auto")
     share = rows_per_process(train, state.num_processes)
     rows = rows_per_pass(share, train.micro_batch_size, state.device.type == "cpu")
-    free = min(processes.gather(free_bytes(state.device)))
     size = choose_pass_size(recipe, layout, state.num_processes, longest, state.device, free)
     # Settings of the recipe stand, whatever is free.
     tokens = train.micro_batch_tokens or (None if train.micro_batch_size else size.tokens)
-    return RunPasses(PassLimits(rows, tokens), size.checkpointing and able, size.reason)
+    return RunPasses(PassLimits(rows, tokens), size.checkpointing and able, size.reason, size.copies)
+
+
+def _copies_fit(
+    recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses, free: int
+) -> bool:
+    """Whether CPUs have room for copies of weights beside the passes that a run began with."""
+    if state.device.type != "cpu":
+        return False
+    world = state.num_processes
+    memory = forecast(layout, setting_of(recipe, world, "cpu"), longest)
+    return copies_fit(memory, passes.largest(recipe.train, world, longest), passes.checkpointing, free // world)
 
 
 def record_start(

@@ -14,6 +14,7 @@ from llmtune.data.batches.order import EpochSampler
 from llmtune.data.batches.passes import PassLimits
 from llmtune.data.batches.rows import row_lengths
 from llmtune.kernels.cpu.autocast import PendingGradients
+from llmtune.kernels.cpu.copies import WeightCopies
 from llmtune.training.passes.choice import RunPasses
 from llmtune.training.passes.steps import Batch, PassRows, StepSampler, join_passes
 from llmtune.training.planned import Planned
@@ -33,6 +34,7 @@ class SplitSteps(Planned):
         self._grouped, self._limits = grouped, limits or PassLimits()
         self._step_counts = TokenCounts()
         self._pending: PendingGradients | None = None
+        self._copies: WeightCopies | None = None
 
     def get_train_dataloader(self) -> DataLoaderShard:
         """Batches of this process, in an order that follows from seed and epoch alone; each is made one ahead."""
@@ -57,10 +59,18 @@ class SplitSteps(Planned):
         model: nn.Module = self.model_wrapped
         vars(model)["zero_grad"] = self.optimizer.zero_grad
 
+    def begin_step(self, step: int) -> None:
+        """Enter the stage of a step; weights, which may have changed in any way, are cast anew in it."""
+        super().begin_step(step)
+        if self._copies is not None:
+            self._copies.begin_step()
+
     def end_plan(self) -> None:
-        """Let the model clear its gradients itself again."""
+        """Let the model clear its gradients itself again, and keep no copy of a weight."""
         model: nn.Module = self.model_wrapped
         vars(model).pop("zero_grad", None)
+        if self._copies is not None:
+            self._copies.drop()
         super().end_plan()
 
     def get_batch_samples(

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtune.adapters.delta import Trained
 from llmtune.errors import FieldError, TrainingError
 from llmtune.recipe.sections import Recipe
 from llmtune.run_log import Record
@@ -128,11 +127,11 @@ def check_selection(recipe: Recipe) -> list[str]:
     return [] if recipe.data.test else [told]
 
 
-def tensors_of(checkpoints: Path, choice: Choice | None, last: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The trained tensors of the chosen checkpoint, in fp32, or the `last` ones; raises TrainingError for none."""
+def tensors_of(checkpoints: Path, choice: Choice | None, last: Trained) -> Trained:
+    """The file with the trained tensors of the chosen checkpoint, or the `last` ones; raises TrainingError for none."""
     if choice is None or choice.step == choice.last_step:
         return last
     file = checkpoint_folder(checkpoints, choice.step) / TENSORS
     if not file.is_file():
         raise TrainingError(f"{file.parent}: the best checkpoint is gone, so it cannot be the result")
-    return load_file(file)
+    return file

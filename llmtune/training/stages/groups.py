@@ -1,10 +1,13 @@
 """Optimizer groups by distance, what requires gradients at a step, and 32-bit states for embeddings."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from llmtune.errors import TrainingError
+from llmtune.machine.memory import file_mappings, release_pages
 from llmtune.plan.schedule import Schedule
 
 
@@ -22,6 +25,18 @@ def optimizer_groups(
     if sorted(map(id, listed)) != sorted(map(id, tensors.values())):
         raise TrainingError("the optimizer's groups are no partition of what trains")
     return [groups[key] for key in sorted(groups)]
+
+
+def hold_in_fp32(model: nn.Module, tensors: Iterable[nn.Parameter]) -> None:
+    """Hold tensors of a model in fp32; the pages of a file that held them in 16 bits are not needed any more."""
+    uses, mappings = Counter(parameter.data_ptr() for parameter in model.parameters()), file_mappings()
+    for tensor in tensors:
+        stored = tensor.data
+        tensor.data = stored.float()
+        address = stored.data_ptr()
+        is_stale = tensor.data_ptr() != address and uses[address] == 1
+        if is_stale and any(address in mapping for mapping in mappings):
+            release_pages(stored)
 
 
 def freeze_to_stage(tensors: dict[str, nn.Parameter], distance: dict[str, int], schedule: Schedule, step: int) -> None:

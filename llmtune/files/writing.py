@@ -1,51 +1,24 @@
-"""Files and folders that are complete or absent, their fingerprints and locks, and folders that ship with llmtune."""
+"""Files and folders that are complete or absent, whatever ends the process that writes them."""
 
 import contextlib
 import fcntl
 import glob
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import LlmtuneError, MachineError, RecipeError
+from llmtune.errors import LlmtuneError
+from llmtune.files.hashes import remember
 
 ERROR_FILE = "error.txt"
 """Where the full text of a fault of llmtune is written in a folder."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 """The names, as globs, of files in a folder of weights: a folder behind a link is emptied of them alone."""
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def are_fingerprints(value: object) -> bool:
-    """Whether a JSON value holds fingerprints by file name."""
-    return isinstance(value, dict) and all(
-        isinstance(one, dict) and isinstance(one.get("bytes"), int) and isinstance(one.get("sha256"), str)
-        for one in value.values()
-    )
-
-
-def digest_of(value: object) -> str:
-    """The SHA-256 of a text in UTF-8, or of any other value as JSON with sorted keys."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def digest_of_files(folder: Path, pattern: str) -> str:
-    """The SHA-256 of the names and contents of a folder's files, in its own folders too."""
-    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
-    return digest_of([[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files])
 
 
 def as_json(value: object) -> Any:
@@ -90,8 +63,7 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     with _temporary_folder(where) as partial:
         yield partial
         for file in (file for file in partial.rglob("*") if file.is_file()):
-            _open_to_others(file, partial)
-            sync(file)
+            finish(file)
         if stays:
             _replace_content(partial, folder)
             return
@@ -104,10 +76,11 @@ def write_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
                 raise
 
 
-def _open_to_others(file: Path, folder: Path) -> None:
-    """Give a file that its owner alone may read the rights of a new folder: safetensors writes weights so."""
+def finish(file: Path) -> None:
+    """Wait until a file is on disk, with its folder's rights where its owner alone may read it, as of safetensors."""
     if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o600:
-        file.chmod(folder.stat().st_mode & 0o666)
+        file.chmod(file.parent.stat().st_mode & 0o666)
+    sync(file)
 
 
 @contextlib.contextmanager
@@ -164,6 +137,20 @@ def delete(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names.
+
+    A file under two names must never be changed in place: what replaces a file under one leaves the other.
+    """
+    before = source.stat()
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)
+    else:
+        remember(before, target.stat())
+
+
 def sync(file: Path) -> None:
     """Wait until a file's content is on disk."""
     with file.open("rb") as stream:
@@ -181,69 +168,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LlmtuneError(f"{path}: cannot be read: {error}; remove it to have it written again") from error
-
-
-def shipped_folder(name: str) -> Path:
-    """A folder that ships with llmtune, in an installed wheel or in a checkout."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).parent.parent / name
-
-
-@contextlib.contextmanager
-def hold(file: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made where it is missing, and which the system releases when this process ends.
-
-    Raises RecipeError with the message `busy` where another process holds it, and MachineError where the folder cannot
-    be written to or its file system has no locks.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RecipeError(busy) from error
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MachineError(
-            f"{file.parent}: cannot be locked and written to: {reason}; choose another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def user_path(text: str) -> Path:
-    """The path that a user wrote, with `~` as a home folder; raises RecipeError where there is no such home."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise RecipeError(f"{text}: this machine knows no home folder for {Path(text).parts[0]}") from error
-
-
-def home_folder() -> Path | None:
-    """The user's home folder, None where the machine knows none."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return None
-
-
-def cache_folder() -> Path:
-    """The folder for files that can be rebuilt: $LLMTUNE_CACHE, or llmtune in the user's cache folder.
-
-    A user without a home has it in the folder for temporary files; raises MachineError where another user took it.
-    """
-    root, user = os.environ.get("LLMTUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if root or user:
-        return Path(root) if root else Path(str(user)) / "llmtune"
-    home = home_folder()
-    if home is not None:
-        return home / ".cache" / "llmtune"
-    folder = Path(tempfile.gettempdir()) / f"llmtune-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise MachineError(f"{folder}: belongs to another user; set LLMTUNE_CACHE to a folder of yours")
-    return folder
