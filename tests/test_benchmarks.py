@@ -1,61 +1,60 @@
-"""The bench: every tool trains on the same tokens, the first losses are the model's own, and the counts are right."""
+"""The bench: all tools train the same tokens, what differs is WRONG, it goes on where it was, its tables are true."""
 
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import bench, rates, results
+from benchmarks import bench, cells, contest, process, rates, rows, store, summary, tables, targets
 from benchmarks.arms import ARMS, Shape, operations
-from llmtune.data.rows import read
-from llmtune.files import read_json, shipped_folder
+from benchmarks.cells import Cell, Planned
+from benchmarks.tools import llamafactory, trainer
+from benchmarks.tools.clock import Clock
+from llmtune.files import read_json
+from llmtune.machine.memory import TUNABLES
 from tests.support import tiny
+
+LORA = Cell("135M", "80", "lora")
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:
     """Options for a bench on a tiny model in fp32."""
-    tiny.save_base(tmp_path / "base", blocks=10, tied=True)
-    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(40))
-    fixed = {"--model": tmp_path / "base", "--data": rows, "--out": tmp_path / "results.json", "--precision": "fp32"}
-    return [
-        *(str(part) for pair in fixed.items() for part in pair),
-        "--steps",
-        "2",
-        "--batch",
-        "4",
-        "--repeats",
-        "1",
-        *more,
-    ]
+    tiny.save_base(tmp_path / "base", blocks=10, tied=True, max_position_embeddings=2048)
+    fixed = {"--model": tmp_path / "base", "--out": tmp_path / "results.json", "--work": tmp_path / "work"}
+    fixed |= {"--precision": Path("fp32"), "--steps": Path("2"), "--batch": Path("4")}
+    return [*(str(part) for pair in fixed.items() for part in pair), *more]
+
+
+def ready(tmp_path: Path, cell: Cell) -> contest.Contest:
+    """What is trained in a cell on a tiny model."""
+    return bench.contest_of(bench.parse(options(tmp_path)), cell)
+
+
+def run(tool: str, repeat: int, seconds: float, **more: Any) -> dict[str, Any]:
+    """A run of LoRA whose figures are all one number."""
+    figures = dict.fromkeys(summary.MEDIANS, seconds) | {"first_loss": 2.0, "gemm_gflops": 400.0, "tokens": 9}
+    when = {"date": "2026-11-27T10:00:00", "commit": "abc", "settings": {"precision": "bf16", "batch": 8, "steps": 16}}
+    place = {"size": "135M", "rows": "80", "arm": "lora", "tool": tool, "repeat": repeat}
+    return {**place, **when, **figures, **more}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arm", "tools"), [("frozen-3", ["llmtune", "trainer"]), ("lora-top8", bench.TOOLS)])
-def test_feeds_every_tool_the_same_tokens_and_llmtune_starts_as_the_plain_model(
-    tmp_path: Path, arm: str, tools: Sequence[str]
-) -> None:
-    bench.main(options(tmp_path, "--arms", arm, "--tools", *tools))
-    results = read_json(tmp_path / "results.json")
-    assert [run.get("error") for run in results["runs"]] == [None] * len(tools)
-    rows = {row["tool"]: row for row in results["rows"]}
-    assert set(rows) == set(tools)
-    assert len({row["tokens"] for row in rows.values()}) == 1
-    for tool in tools[1:]:
-        assert rows["llmtune"]["losses"] == pytest.approx(rows[tool]["losses"], rel=1e-3)
-    assert rows["llmtune"]["losses"][0] == pytest.approx(plain_loss(tmp_path), rel=1e-5)
-    keys = {"arm", "tool", "seconds_per_step", "tokens_per_s", "peak_rss_mb", "wall_s", "final_loss", "utilization"}
-    assert all({*keys, "wall_s_spread"} <= set(row) for row in rows.values())
+def test_feeds_every_tool_the_same_tokens_and_llmtune_starts_as_the_plain_model(tmp_path: Path) -> None:
+    chosen = options(tmp_path, "--only", "135M/80/frozen-3", "--tools", "llmtune", "trainer-tuned")
+    assert bench.main(chosen) == 0
+    runs = {run["tool"]: run for run in read_json(tmp_path / "results.json")["runs"]}
+    assert runs["llmtune"]["losses"] == pytest.approx(runs["trainer-tuned"]["losses"], rel=1e-3)
+    assert runs["llmtune"]["first_loss"] == pytest.approx(plain_loss(tmp_path), rel=1e-5)
+    assert all(run["wall_s"] > run["seconds"] and run["peak_rss_mb"] > 100 for run in runs.values())
 
 
 def plain_loss(tmp_path: Path) -> float:
     """The mean loss of the untrained model on the bench's first batch."""
-    parsed = bench.parse(options(tmp_path))
-    ready = bench.prepare(parsed, tmp_path)
-    batch = bench.batches(ready["examples"], parsed.batch, 1, False)[: parsed.batch]
-    model, total, count = tiny.model(blocks=10, tied=True), 0.0, 0
+    batch = rows.in_order(ready(tmp_path, LORA).examples, 4, 1)[:4]
+    model, total, count = tiny.model(blocks=10, tied=True, max_position_embeddings=2048), 0.0, 0
     for row in batch:
         with torch.no_grad():
             logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
@@ -65,25 +64,63 @@ def plain_loss(tmp_path: Path) -> float:
     return total / count
 
 
+def test_other_tools_train_the_rows_that_llmtune_does(tmp_path: Path) -> None:
+    entered = ready(tmp_path, LORA)
+    (tmp_path / "run").mkdir()
+    job, clock = contest.write_job(entered, "trainer", tmp_path / "run"), Clock()
+    assert trainer.train(job, clock)["tokens"] == entered.tokens
+    assert clock.losses[0] == pytest.approx(plain_loss(tmp_path), rel=1e-5)
+    assert len(clock.losses) == job["steps"] == 2
+    assert clock.figures()["seconds"] > 0
+    written = llamafactory.settings(job, tmp_path, 10)
+    assert (written["max_steps"], written["lora_rank"], written["lora_target"]) == (2, 16, "all")
+    top = llamafactory.what_trains(ARMS["lora-top"], 10)["lora_target"].split(",")
+    assert (len(top), top[0], top[-1]) == (56, "layers.2.self_attn.q_proj", "layers.9.mlp.down_proj")
+    assert llamafactory.what_trains(ARMS["frozen"], 10)["freeze_trainable_layers"] == 4
+
+
+def test_rows_are_turns_of_the_sample_in_order_and_none_twice_before_its_end() -> None:
+    for length, work in cells.WORK.items():
+        made = rows.joined_rows(length, work.batch * work.steps)
+        assert made == rows.joined_rows(length, work.batch * work.steps)
+        roles = [[message["role"] for message in row["messages"]] for row in made]
+        assert all(row == ["system", *["user", "assistant"] * (len(row) // 2)] for row in roles)
+        asked = [message["content"] for row in made for message in row["messages"] if message["role"] == "user"]
+        assert len(set(asked[:600])) > 0.95 * len(asked[:600])
+        # A turn takes SmolLM2 41 tokens, a row 12 more.
+        tokens = 12 + 41.3 * sum(len(row) // 2 for row in roles) / len(roles)
+        assert tokens == pytest.approx(int(length), rel=0.05)
+
+
 def test_batches_hold_every_row_once_per_epoch(tmp_path: Path) -> None:
-    parsed = bench.parse(options(tmp_path))
-    ready = bench.prepare(parsed, tmp_path)
-    assert len(ready["examples"]) == 8
-    for grouped in (False, True):
-        rows = bench.batches(ready["examples"], 4, 3, grouped)
-        assert len(rows) == 24
-        ids = sorted(example.input_ids for example in ready["examples"])
-        assert all(sorted(row["input_ids"] for row in rows[start : start + 8]) == ids for start in (0, 8, 16))
-    records = [json.loads(line) for line in Path(ready["rows"]).read_text().splitlines()]
-    assert [row["id"] for row in records] == [example.id for example in ready["examples"]]
+    examples = ready(tmp_path, LORA).examples
+    batches = rows.in_order(examples, 4, 3)
+    ids = sorted(example.input_ids for example in examples)
+    assert len(batches) == 24
+    assert all(sorted(row["input_ids"] for row in batches[start : start + 8]) == ids for start in (0, 8, 16))
+    assert [row["input_ids"] for row in batches[:8]] != [row["input_ids"] for row in batches[8:16]]
 
 
-def test_trains_on_the_shipped_sample_by_default(tmp_path: Path) -> None:
-    tiny.save_base(tmp_path / "base")
-    ready = bench.prepare(bench.parse(["--model", str(tmp_path / "base")]), tmp_path)
-    assert len(ready["examples"]) == 160
-    sample = {row.id for row in read(str(shipped_folder("sample") / "train.jsonl"))}
-    assert {example.id for example in ready["examples"]} < sample
+def test_tuned_tools_get_what_llmtunes_training_process_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    plain, tuned = (contest.environment(tool, tmp_path) for tool in ("trainer", "trainer-tuned"))
+    assert plain["OMP_NUM_THREADS"] == tuned["OMP_NUM_THREADS"]
+    assert (TUNABLES in plain, TUNABLES in tuned) == (False, True)
+    assert {name for name in cells.TOOLS if name.endswith(cells.TUNED)} == {
+        "trainer-tuned",
+        "trl-best",
+        "llamafactory-best",
+    }
+
+
+def test_measures_a_command_with_all_that_it_starts(tmp_path: Path) -> None:
+    below = "import time; held = bytearray(200 * 2**20); time.sleep(0.7)"
+    above = f"import subprocess, sys; held = bytearray(100 * 2**20); subprocess.run([sys.executable, '-c', {below!r}])"
+    taken = process.measure([sys.executable, "-c", above], {}, tmp_path)
+    assert (taken.code, taken.wall_s > 0.7) == (0, True)
+    assert 300 < taken.peak_rss_mb < 400
+    failed = process.measure([sys.executable, "-c", "import sys; sys.exit('no room')"], {}, tmp_path)
+    assert failed.error == "exit code 1: no room"
 
 
 def test_counts_the_operations_of_the_plan() -> None:
@@ -92,31 +129,96 @@ def test_counts_the_operations_of_the_plan() -> None:
     assert counts["full"] == 10 * 30 * 100 * 6 + 2 * 1000 * 6
     assert counts["lora"] == 10 * 30 * 100 * 4 + 2 * 1000 * 4 == counts["qlora"]
     assert counts["frozen"] == 10 * 100 * (2 * 26 + 4 * 6) + 2 * 1000 * 4
-    assert counts["frozen-10"] == 10 * 100 * (2 * 26 + 10 * 4 * 6) + 10 * 2 * 1000 * 4
-    assert counts["lora-top8"] == 10 * 100 * (2 * 22 + 3 * 8 * 4) + 3 * 2 * 1000 * 4
+    assert counts["frozen-3"] == 10 * 100 * (2 * 26 + 3 * 4 * 6) + 3 * 2 * 1000 * 4
+    assert counts["lora-top"] == 10 * 100 * (2 * 22 + 3 * 8 * 4) + 3 * 2 * 1000 * 4
     assert counts["gradual-3"] == 10 * 100 * (2 * 30 + 4 * 6 + 30 * 6) + 2 * 1000 * (4 + 4 + 6)
 
 
-def test_repeats_longer_arms_less_and_each_at_least_once() -> None:
-    assert [bench.rounds(arm, 3) for arm in ("lora", "frozen-3", "frozen-10")] == [3, 1, 1]
-    assert [bench.rounds(arm, 6) for arm in ("lora", "frozen-3", "frozen-10")] == [6, 2, 1]
+def test_sets_hold_every_target_and_runs_are_interleaved(tmp_path: Path) -> None:
+    named = {(arm, shape) for arm, shapes in targets.TIMES.items() for shape in shapes}
+    assert named == {(cell.arm, f"{cell.size}/{cell.rows}") for cell in cells.DEFAULT}
+    assert set(cells.DEFAULT) < set(cells.FULL)
+    planned = bench.plan(bench.parse(["--arms", "qlora", "--tools", "trl", "llmtune", "--repeats", "2"]), False)
+    assert [(run.cell.rows, run.tool) for run in planned[:2]] == [("80", "llmtune"), ("80", "trl")]
+    assert [(run.repeat, run.tool) for run in planned[6:8]] == [(1, "trl"), (1, "llmtune")]
+    assert {run.tool for run in bench.plan(bench.parse(["full"]), True)} == set(cells.TOOLS)
+    with pytest.raises(SystemExit, match="nearest: 135M/80/lora"):
+        bench.plan(bench.parse(["--only", "135M/80/laro"]), False)
+    with pytest.raises(SystemExit, match="has no LLaMA-Factory; `make bench-llamafactory`"):
+        bench.main(["--llamafactory", str(tmp_path / "none")])
 
 
-def test_summarizes_by_arm_and_tool() -> None:
-    def run(tool: str, repeat: int, seconds: float) -> dict[str, Any]:
-        figures = dict.fromkeys(results.MEDIANS, seconds)
-        more = {"tokens": 1, "padding": 0.1, "frozen_blocks": "", "losses": [1.0]}
-        return {"arm": "full", "tool": tool, "repeat": repeat, **figures, **more}
+def test_goes_on_where_it_was_and_keeps_no_cell_of_two_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
 
+    def fake(entered: contest.Contest, tool: str, interpreter: str, folder: Path) -> dict[str, Any]:
+        if len(made) == 2:
+            made.append("interrupted")
+            raise KeyboardInterrupt
+        made.append(tool)
+        return {**dict.fromkeys(summary.MEDIANS, 2.0), "tokens": 9, "gemm_gflops": 1.0}
+
+    monkeypatch.setattr(bench, "run_tool", fake)
+    monkeypatch.setattr(bench, "gemm_rate", lambda dtype: 1e11)
+    words = options(tmp_path, "--only", "135M/80/lora", "--tools", "llmtune", "trainer", "trainer-tuned")
+    assert bench.main(words) == 130
+    assert bench.main(words) == bench.main(words) == 0
+    assert made == ["llmtune", "trainer", "interrupted", "trainer-tuned"]
+    assert "1/1 135M/80/lora trainer-tuned; about 0:" in capsys.readouterr().err
+    monkeypatch.setattr(store, "code", lambda: "changed")
+    assert bench.main([*words, "--tools", "llmtune"]) == 0
+    assert [run["tool"] for run in read_json(tmp_path / "results.json")["runs"]] == ["llmtune"]
+
+
+def test_a_failed_run_is_told_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = store.Store(tmp_path / "results.json")
+    planned, group = Planned(LORA, "trainer", 0), store.group_of({"precision": "bf16", "batch": 8, "steps": 16})
+    kept.add(planned, group, "", {"error": "signal 9", "gemm_gflops": 1.0})
+    assert not kept.done(planned, group, "")
+    assert bench.report(kept, [planned]) == 1
+    assert "135M/80/lora trainer: failed: signal 9" in capsys.readouterr().err
+
+
+def test_compares_pairs_and_marks_what_trained_something_else() -> None:
     pairs = [(0, 1.0, 4.0), (1, 3.0, 6.0), (2, 2.0, 6.0)]
-    runs = [run(tool, at, seconds) for at, ours, trl in pairs for tool, seconds in (("llmtune", ours), ("trl", trl))]
-    rows = results.summarize([*runs, {"arm": "full", "tool": "trainer", "repeat": 0, "error": "no room"}])
-    assert [(row["tool"], row["runs"]) for row in rows] == [("llmtune", 3), ("trl", 3), ("trainer", 0)]
-    assert (rows[0]["wall_s"], rows[0]["wall_s_spread"]) == (2.0, 2.0)
-    assert (rows[1]["times"], rows[1]["memory"]) == (3.0, pytest.approx(1 / 3))
-    table = results.table(rows)
-    assert "| full | trl | 6.000 | 3.00 | 6 | 6 | 0.33 | 6.0 | 6.000 | 6.00 |" in table
+    runs = [run(tool, at, s) for at, ours, trl in pairs for tool, s in (("trl", trl), ("llmtune", ours))]
+    runs += [run("trainer", 0, 0.1, first_loss=2.03), run("trl-best", 0, 0.1, tokens=8)]
+    runs += [{**run("llamafactory", 0, 0.1), "error": "no room"}]
+    rows = {row["tool"]: row for row in summary.summarize(runs)}
+    assert next(iter(rows)) == "llmtune"
+    assert (rows["llmtune"]["wall_s"], rows["llmtune"]["wall_s_spread"]) == (2.0, 2.0)
+    assert (rows["trl"]["times_step"], rows["trl"]["memory"]) == (3.0, pytest.approx(1 / 3))
+    assert rows["trainer"]["wrong"] == "first loss 2.0300, llmtune 2.0000"
+    assert rows["trl-best"]["wrong"] == "8 tokens, llmtune 9"
+    # What is WRONG or failed is no measure of llmtune, however fast it was.
+    assert targets.judge(list(rows.values()))[0] == [
+        "lora", "135M/80", "3.00 of 1.5: hit (trl)", "3.00 of 1.5: hit (trl)", "0.33 of 0.55: hit (trl)"
+    ]  # fmt: skip
+    table = tables.figures(list(rows.values()))
+    assert (
+        "| lora | trl | 6.000 ± 1.000 | 3.00 | 6.0 ± 1.0 | 3.00 | 0.01 | 0.33 | 2.0000 | 6.0000 | 6.00 | 3 |" in table
+    )
     assert "failed: no room" in table
+    assert "WRONG: first loss 2.0300, llmtune 2.0000" in table
+
+
+def test_a_missed_target_is_a_miss() -> None:
+    rows = summary.summarize([run("llmtune", 0, 2.0), run("trainer-tuned", 0, 2.9), run("trainer", 0, 9.0)])
+    assert targets.judge(rows)[0][2:4] == ["1.45 of 1.5: **miss** (trainer-tuned)"] * 2
+    assert targets.judge(rows)[0][4] == "0.69 of 0.55: **miss** (trainer-tuned)"
+
+
+def test_documents_show_the_results_of_every_machine() -> None:
+    text = tables.DOCUMENT.read_text()
+    assert len(tables.MARKS.findall(text)) == 1
+    assert text == tables.page(text, tables.all_results()), "run: python -m benchmarks.tables"
+    for result in tables.all_results():
+        for one in result["runs"]:
+            if one["size"] == "135M" and "error" not in one:
+                rows_trained = one["settings"]["batch"] * len(one["losses"])
+                assert one["tokens"] / rows_trained == pytest.approx(int(one["rows"]), rel=0.05)
 
 
 def test_rates_go_on_where_they_ended_and_tell_what_the_default_loses(

@@ -12,7 +12,7 @@ from benchmarks.gpu.comparison import contest
 from benchmarks.gpu.runs.clock import Clock
 from benchmarks.gpu.runs.models import tokenizer
 from benchmarks.gpu.runs.rows import MAX_LENGTH
-from benchmarks.models import load_for
+from benchmarks.tools.models import load_for
 from llmtune.data.batches.collate import Collator
 
 

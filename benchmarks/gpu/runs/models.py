@@ -1,12 +1,13 @@
 """Models made from configurations, with random weights, and a tokenizer of one token per byte."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+from benchmarks.random_weights import write_random
 
 SHAPES = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64, "num_attention_heads": 4}
@@ -55,15 +56,4 @@ def config(name: str) -> PreTrainedConfig:
 
 def make_base(folder: Path, name: str, device: str, dtype: torch.dtype) -> Path:
     """Write a base of random weights, drawn on a device, with its tokenizer; a folder that exists is complete."""
-    if folder.is_dir():
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config(name), dtype=dtype)
-    model.generation_config.eos_token_id = 2
-    model.save_pretrained(partial)
-    tokenizer().save_pretrained(partial)
-    partial.rename(folder)
-    return folder
+    return write_random(folder, config(name), tokenizer(), device, dtype)

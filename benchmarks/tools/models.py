@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from benchmarks.arms import Arm
 from llmtune.model.blocks import blocks
@@ -14,6 +13,8 @@ from llmtune.model.blocks import blocks
 def load_for(arm: Arm, base: Path, dtype: torch.dtype, **options: Any) -> Any:
     """Load a base with its trained weights in fp32, and with LoRA where the arm has it."""
     if arm.quantize:
+        from transformers import BitsAndBytesConfig
+
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -23,6 +24,8 @@ def load_for(arm: Arm, base: Path, dtype: torch.dtype, **options: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True, **options)
     count = len(blocks(model))
     if arm.lora:
+        from peft import LoraConfig, get_peft_model
+
         layers = None if arm.top is None else list(range(count - arm.top, count))
         # PEFT accepts layers_to_transform only together with module names.
         linears = (name for name, module in blocks(model).named_modules() if isinstance(module, torch.nn.Linear))

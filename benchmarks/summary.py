@@ -1,0 +1,82 @@
+"""The runs of a machine by cell and tool: medians, how each tool stands beside llmtune, and what is WRONG."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MEDIANS = (
+    "seconds_per_step",
+    "tokens_per_s",
+    "wall_s",
+    "cpu_s",
+    "peak_rss_mb",
+    "first_loss",
+    "last_loss",
+    "utilization",
+)
+FIRST_LOSS = {"bf16": 1e-2, "fp32": 1e-3}
+"""How far the first loss of a tool may be from llmtune's, relative, by precision: before it, no weight has changed."""
+Runs = Sequence[dict[str, Any]]
+
+
+def summarize(runs: Runs) -> list[dict[str, Any]]:
+    """Make one row per cell and tool, in the order of the runs; llmtune's first in its cell."""
+    groups = dict.fromkeys((run["size"], run["rows"], run["arm"], run["tool"]) for run in runs)
+    cells = list(dict.fromkeys(group[:3] for group in groups))
+    ordered = sorted(groups, key=lambda group: (cells.index(group[:3]), group[3] != "llmtune"))
+    return [_row(group, [run for run in runs if _group(run) == group], runs) for group in ordered]
+
+
+def _group(run: dict[str, Any]) -> tuple[str, str, str, str]:
+    return run["size"], run["rows"], run["arm"], run["tool"]
+
+
+def _row(group: tuple[str, ...], same: Runs, runs: Runs) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(("size", "rows", "arm", "tool"), group, strict=True))
+    good = [run for run in same if "error" not in run]
+    row["runs"] = len(good)
+    if not good:
+        return row | {"error": same[-1]["error"]}
+    row |= {name: statistics.median(run[name] for run in good) for name in MEDIANS}
+    row |= {f"{name}_spread": spread(run[name] for run in good) for name in ("seconds_per_step", "wall_s")}
+    row["frozen_blocks"] = good[-1].get("frozen_blocks", "")
+    pairs = paired(good, runs)
+    wrong = next(filter(None, (fault(theirs, ours) for theirs, ours in pairs)), None)
+    if wrong:
+        return row | {"wrong": wrong}
+    return row | ({name: statistics.median(map(ratio, pairs)) for name, ratio in RATIOS.items()} if pairs else {})
+
+
+def spread(values: Any) -> float:
+    """The largest minus the smallest value."""
+    listed = list(values)
+    return max(listed) - min(listed)
+
+
+def paired(runs: Runs, others: Runs) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each run beside llmtune's of the same cell and repeat, where that ended well."""
+    ours = {(_group(run)[:3], run["repeat"]): run for run in others if run["tool"] == "llmtune" and "error" not in run}
+    keys = [(_group(run)[:3], run["repeat"]) for run in runs]
+    return [(run, ours[key]) for run, key in zip(runs, keys, strict=True) if key in ours]
+
+
+def fault(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """What shows that two runs did not train the same: their tokens, or their first losses; None where nothing does."""
+    if theirs["tokens"] != ours["tokens"]:
+        return f"{theirs['tokens']} tokens, llmtune {ours['tokens']}"
+    gap = abs(theirs["first_loss"] / ours["first_loss"] - 1)
+    if not gap <= FIRST_LOSS[theirs["settings"]["precision"]]:  # NaN too
+        return f"first loss {theirs['first_loss']:.4f}, llmtune {ours['first_loss']:.4f}"
+    return None
+
+
+def _times(name: str) -> Callable[[tuple[dict[str, Any], dict[str, Any]]], float]:
+    return lambda pair: pair[0][name] / pair[1][name]
+
+
+RATIOS: dict[str, Callable[[tuple[dict[str, Any], dict[str, Any]]], float]] = {
+    "times_step": _times("seconds_per_step"),
+    "times_wall": _times("wall_s"),
+    "memory": lambda pair: pair[1]["peak_rss_mb"] / pair[0]["peak_rss_mb"],
+}
+"""How many times faster llmtune is a step and as a whole process, and its share of the tool's memory."""

@@ -1,0 +1,73 @@
+"""LLaMA-Factory, by the interpreter of its own virtual environment: `python -m benchmarks.tools.llamafactory JOB.json`.
+
+It gets encoded rows, as `tokenized_path`. As documented it checkpoints activations; at its best it does not. Where the
+top blocks train, it leaves the final norm as it is: its key for more modules would take the norms of all blocks.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms import ARMS, LORA, Arm
+from benchmarks.tools.clock import Clock, serve
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PLACES = {name: "self_attn" if name in LINEAR[:4] else "mlp" for name in LINEAR}
+
+
+def what_trains(arm: Arm, blocks: int) -> dict[str, Any]:
+    """The keys that say what an arm trains, in a model of so many blocks."""
+    quantized = {"quantization_bit": 4, "quantization_method": "bnb"} if arm.quantize else {}
+    if arm.lora:
+        top = range(blocks - arm.top, blocks) if arm.top else ()
+        layers = [f"layers.{block}.{PLACES[name]}.{name}" for block in top for name in LINEAR] or ["all"]
+        sizes = {"lora_rank": LORA["rank"], "lora_alpha": LORA["alpha"], "lora_target": ",".join(layers)}
+        return {"finetuning_type": "lora", **sizes, **quantized}
+    if arm.top:
+        return {"finetuning_type": "freeze", "freeze_trainable_layers": arm.top}
+    return {"finetuning_type": "full"}
+
+
+def settings(job: dict[str, Any], rows: Path, blocks: int) -> dict[str, Any]:
+    """The keys of a LLaMA-Factory recipe for a job whose rows are in a folder."""
+    return {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": job["base"],
+        "tokenized_path": str(rows),
+        "template": "empty",
+        "output_dir": str(Path(job["folder"]) / "out"),
+        "per_device_train_batch_size": job["batch"],
+        "gradient_accumulation_steps": 1,
+        "max_steps": job["steps"],
+        "learning_rate": ARMS[job["arm"]].method["lr"],
+        "lr_scheduler_type": "constant",
+        "bf16": job["precision"] == "bf16",
+        "use_cpu": True,
+        "seed": 0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "disable_shuffling": True,
+        "disable_gradient_checkpointing": job["tuned"],
+        **what_trains(ARMS[job["arm"]], blocks),
+    }
+
+
+def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Train, and save what was trained."""
+    from datasets import Dataset, DatasetDict
+    from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found]
+
+    examples = json.loads(Path(job["examples"]).read_text())
+    encoded = [{**example, "attention_mask": [1] * len(example["input_ids"])} for example in examples]
+    rows = Path(job["folder"]) / "encoded"
+    DatasetDict({"train": Dataset.from_list(encoded)}).save_to_disk(str(rows))
+    blocks = json.loads((Path(job["base"]) / "config.json").read_text())["num_hidden_layers"]
+    run_exp(settings(job, rows, blocks), callbacks=[clock])
+    return {}
+
+
+if __name__ == "__main__":
+    serve(train)
