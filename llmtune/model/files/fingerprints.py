@@ -72,8 +72,12 @@ def fingerprint_base(base: Base) -> Files:
 
     A file of the Hub's cache is named by its hash. Any other is read again only where size, times or inode changed.
     """
-    with working(f"hashing {base.name}, once"), _HASHING:
+    with working(f"hashing {base.name}, once"):
+        _HASHING.acquire()
+    try:
         return _fingerprints(base, working)
+    finally:
+        _HASHING.release()
 
 
 def hash_beside(base: Base) -> None:
