@@ -34,6 +34,8 @@ COMPARES = {
     "inference/switch.py": "copies lie in main memory where a GPU has no room",
     "model/base.py": "transformers maps files on CPUs where no device is named",
     "model/quantize.py": "the CPU copies of weights that a file is mapped to are let go",
+    "timing/predicted.py": "a CPU's rate is timed; a card's is known by its name",
+    "timing/rate.py": "a card is known by its name",
     "training/arguments.py": "transformers asks whether to use the CPU and to pin rows",
     "training/distributed.py": "NCCL and what a GPU lacks; gloo between CPUs",
     "training/joined.py": "attention over short rows is a kernel for CPUs",
