@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from benchmarks.arms import ARMS
+
 RESULT = "result.json"
 
 
@@ -33,6 +35,24 @@ class Clock(TrainerCallback):
     def figures(self) -> dict[str, Any]:
         """Seconds of the training, and the loss of each step."""
         return {"seconds": self.ended - self.began, "losses": self.losses}
+
+
+def arguments(job: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a job's training that all tools take by these names: no evaluation, no reports."""
+    return {
+        "output_dir": str(Path(job["folder"]) / "out"),
+        "per_device_train_batch_size": job["batch"],
+        "max_steps": job["steps"],
+        "learning_rate": ARMS[job["arm"]].method["lr"],
+        "lr_scheduler_type": "constant",
+        "bf16": job["precision"] == "bf16",
+        "use_cpu": True,
+        "seed": 0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def serve(train: Callable[[dict[str, Any], Clock], dict[str, Any]]) -> None:

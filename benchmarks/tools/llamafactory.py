@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import ARMS, LORA, Arm
-from benchmarks.tools.clock import Clock, serve
+from benchmarks.tools.clock import Clock, arguments, serve
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PLACES = {name: "self_attn" if name in LINEAR[:4] else "mlp" for name in LINEAR}
@@ -31,24 +31,13 @@ def what_trains(arm: Arm, blocks: int) -> dict[str, Any]:
 def settings(job: dict[str, Any], rows: Path, blocks: int) -> dict[str, Any]:
     """The keys of a LLaMA-Factory recipe for a job whose rows are in a folder."""
     return {
+        **arguments(job),
+        "gradient_accumulation_steps": 1,
         "stage": "sft",
         "do_train": True,
         "model_name_or_path": job["base"],
         "tokenized_path": str(rows),
         "template": "empty",
-        "output_dir": str(Path(job["folder"]) / "out"),
-        "per_device_train_batch_size": job["batch"],
-        "gradient_accumulation_steps": 1,
-        "max_steps": job["steps"],
-        "learning_rate": ARMS[job["arm"]].method["lr"],
-        "lr_scheduler_type": "constant",
-        "bf16": job["precision"] == "bf16",
-        "use_cpu": True,
-        "seed": 0,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
         "disable_shuffling": True,
         "disable_gradient_checkpointing": job["tuned"],
         **what_trains(ARMS[job["arm"]], blocks),

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from benchmarks.arms import ARMS
-from benchmarks.tools.clock import Clock, serve
+from benchmarks.tools.clock import Clock, arguments, serve
 from benchmarks.tools.models import load_for
 
 
@@ -25,23 +25,9 @@ class Counter:
         return batch
 
 
-def arguments(job: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a Trainer, those of TRL and LLaMA-Factory too: the rows in their order, and no evaluation."""
-    return {
-        "output_dir": str(Path(job["folder"]) / "out"),
-        "per_device_train_batch_size": job["batch"],
-        "max_steps": job["steps"],
-        "learning_rate": ARMS[job["arm"]].method["lr"],
-        "lr_scheduler_type": "constant",
-        "bf16": job["precision"] == "bf16",
-        "use_cpu": True,
-        "seed": 0,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-    }
+def in_order(job: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a trainer that takes encoded rows as they come."""
+    return arguments(job) | {"remove_unused_columns": False, "train_sampling_strategy": "sequential"}
 
 
 def load(job: dict[str, Any], in_fp32: bool = False) -> Any:
@@ -63,8 +49,7 @@ def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Train, save what was trained, and count its tokens."""
     from transformers import Trainer, TrainingArguments
 
-    named = arguments(job) | {"train_sampling_strategy": "sequential"}
-    return finish(Trainer(args=TrainingArguments(**named), model=load(job), **parts(job, clock)))
+    return finish(Trainer(args=TrainingArguments(**in_order(job)), model=load(job), **parts(job, clock)))
 
 
 def finish(trainer: Any) -> dict[str, Any]:

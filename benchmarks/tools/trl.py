@@ -9,16 +9,15 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.tools.clock import Clock, serve
-from benchmarks.tools.trainer import arguments, finish, load, parts
+from benchmarks.tools.trainer import finish, in_order, load, parts
 
 
 def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     """Train, save what was trained, and count its tokens."""
     from trl import SFTConfig, SFTTrainer
 
-    named = arguments(job) | {"train_sampling_strategy": "sequential"}
     best = {"gradient_checkpointing": False} if job["tuned"] else {}
-    config = SFTConfig(**named, **best, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
+    config = SFTConfig(**in_order(job), **best, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
     model = load(job, in_fp32=not job["tuned"])
     return finish(SFTTrainer(args=config, model=model, processing_class=tokenizer, **parts(job, clock)))

@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from llmtune.adapters.delta import Trained, save_delta
+from llmtune.adapters.delta import save_delta
 from llmtune.adapters.insert import insert, trained_tensors
 from llmtune.data.batches.collate import Collator
 from llmtune.data.batches.rows import ExampleRows
@@ -48,7 +48,7 @@ from llmtune.training.prepare import Prepared
 from llmtune.training.progress import Progress, step_recorder
 from llmtune.training.proof import warn_of_unchanged
 from llmtune.training.selection.answers import answer_score
-from llmtune.training.selection.best import SCORE, best_checkpoint, measure_of, tensors_of
+from llmtune.training.selection.best import SCORE, Choice, best_checkpoint, measure_of, tensors_of
 from llmtune.training.stop import Stop
 from llmtune.working import working
 
@@ -79,7 +79,9 @@ def _train(
 ) -> None:
     card_lines = describe_cards(recipe, state)  # now: what the base takes is not in use by others
     if state.device.type == "cpu":
-        _settle_memory(recipe.memory.frozen_blocks == "stream")
+        bound_primitive_cache()
+        if recipe.memory.frozen_blocks != "stream":  # which gives the memory of its blocks back
+            keep_freed()
     set_seed(recipe.train.seed)
     watch = MemoryWatch(state.device)
     base = prepared.base if prepared else locate_base(recipe.model)
@@ -143,28 +145,30 @@ def _train(
             warn_of_unchanged(trainer.prove_changes(), reached, record)
         choice = best.choose(trainer.state, record) if best else None
     if keeps:
-        with working("saving the trained weights"):
-            delta = trainer.trained_state()
-            if state.is_main_process:
-                chosen = tensors_of(run.checkpoints, choice, trainer.file_of(delta) or delta)
-                _save(run, recipe, model, chosen, base, start)
-                facts = {"best": choice.to_json()} if choice else {}
-                run.mark("train", [run.delta], steps=reached, trained=count_trained(schedule, layout), **facts)
-            processes.wait()
+        _leave_delta(run, recipe, trainer, model, base, start, choice, count_trained(schedule, layout))
     state.destroy_process_group()
 
 
-def _settle_memory(streams: bool) -> None:
-    """Keep kernels few and freed memory at hand; blocks that stream give theirs back."""
-    bound_primitive_cache()
-    if not streams:
-        keep_freed()
-
-
-def _save(run: Run, recipe: Recipe, model: PreTrainedModel, trained: Trained, base: Base, start: Start | None) -> None:
-    """Write the delta, with what the training went on from where that is trained tensors."""
-    whole = add_rest(trained, start) if start else trained
-    save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
+def _leave_delta(
+    run: Run,
+    recipe: Recipe,
+    trainer: SupervisedTrainer,
+    model: PreTrainedModel,
+    base: Base,
+    start: Start | None,
+    choice: Choice | None,
+    parameters: int,
+) -> None:
+    """Write the delta of the last step, or of the chosen one, with what its start trained; every process must ask."""
+    with working("saving the trained weights"):
+        last = trainer.trained_state()
+        if trainer.is_world_process_zero():
+            trained = tensors_of(run.checkpoints, choice, trainer.file_of(last) or last)
+            whole = add_rest(trained, start) if start else trained
+            save_delta(model, whole, run.delta, base, recipe.method.adapter.kind, start.facts() if start else None)
+            best = {"best": choice.to_json()} if choice else {}
+            run.mark("train", [run.delta], steps=trainer.state.global_step, trained=parameters, **best)
+        processes.wait()
 
 
 def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Progress:
