@@ -52,13 +52,13 @@ class CachePolicy:
 
 
 class FrozenBlocks:
-    """Caches, returns and checks the outputs of the blocks below a stage's boundary, for rows of token ids."""
+    """Caches, returns and checks the outputs of the blocks below a stage's `boundary`, for rows of token ids."""
 
     def __init__(self, rows: Sequence[list[int]], policy: CachePolicy) -> None:
         self._rows, self._policy = rows, policy
         self._decoder: StubbedDecoder | None = None
         self._outputs: dict[int, OutputReader] = {}
-        self._boundary = 0
+        self.boundary = 0
         self._freed = False
 
     @property
@@ -177,9 +177,9 @@ class FrozenBlocks:
 
     def enter(self, boundary: int) -> None:
         """Stub the blocks below a boundary, as far up as their outputs are cached; every other block computes."""
-        self._boundary = self._highest(boundary + 1)
+        self.boundary = self._highest(boundary + 1)
         if self._decoder:
-            self._decoder.stub(self._boundary)
+            self._decoder.stub(self.boundary)
 
     def end(self) -> None:
         """Let every block compute again, unless weights were freed."""
@@ -190,13 +190,13 @@ class FrozenBlocks:
         self, rows: Sequence[int], tokens: int, device: torch.device, rearrange: Rearrange | None = None
     ) -> None:
         """Choose the rows of the next forward pass, padded to `tokens` and rearranged by `rearrange`."""
-        if self._boundary and self._decoder:
-            self._decoder.set_cached(self._outputs[self._boundary], rows, tokens, device, rearrange)
+        if self.boundary and self._decoder:
+            self._decoder.set_cached(self._outputs[self.boundary], rows, tokens, device, rearrange)
 
     def expect(self, rows: Sequence[int]) -> None:
         """Read the outputs of these rows ahead: their batch was made, and comes after those that were made before."""
-        if self._boundary:
-            self._outputs[self._boundary].expect(rows)
+        if self.boundary:
+            self._outputs[self.boundary].expect(rows)
 
     def expecting(self, collate: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
         """A function that makes batches as `collate` does, and has the outputs of their rows read ahead."""

@@ -59,8 +59,9 @@ class History:
 
     @property
     def notes(self) -> list[str]:
-        """What training said of frozen blocks."""
-        return [note for record in self.others if (note := text(record.get("frozen_blocks")))]
+        """What training said of frozen blocks, and of rows that stay padded."""
+        keys = ("frozen_blocks", "rows")
+        return [note for record in self.others for key in keys if (note := text(record.get(key)))]
 
     @property
     def warnings(self) -> list[str]:
@@ -88,7 +89,7 @@ def read_history(log: list[Record]) -> History:
     known = [record for record in log if whole(record.get("step")) is not None]
     steps = {record["step"]: record for record in known if "loss" in record or "lr" in record}
     validations = {record["step"]: record for record in known if "eval_loss" in record}
-    others = [record for record in known if {"frozen_blocks", "warning", "memory", "time"} & set(record)]
+    others = [record for record in known if {"frozen_blocks", "rows", "warning", "memory", "time"} & set(record)]
     return History([steps[step] for step in sorted(steps)], [validations[s] for s in sorted(validations)], others)
 
 

@@ -28,7 +28,7 @@ from llmtune.model.blocks import blocks, unwrap
 from llmtune.model.sharded import gather, reshard
 from llmtune.plan.stages import boundaries
 from llmtune.run_log import Record
-from llmtune.training.joined import RowJoiner
+from llmtune.training.joining.joiner import RowJoiner
 from llmtune.training.passes.trainer import SplitSteps
 from llmtune.training.proof import REMEDY, check_validation
 from llmtune.training.selection.answers import AnswerScore
@@ -74,6 +74,7 @@ class SupervisedTrainer(SplitSteps):
         self._pending = install(model, self.args, self._copies)
         self._head = SupervisedHead(unwrap(model))
         self._joiner = RowJoiner(model, frozen_blocks, self.accelerator.autocast)
+        self._told: set[str] = set()
 
     def train(self, resume_from_checkpoint: str | None = None, **named: Any) -> TrainOutput:
         """Train as the plan says; rows are attended to by the kernels that are made for them."""
@@ -96,6 +97,7 @@ class SupervisedTrainer(SplitSteps):
         refuse_unlabelled(count)
         targets, slots = labels[rows, columns + 1], counts.slots
         inputs, joined = self._joiner.prepare(inputs, index, lengths)
+        self._tell_of_rows()
         if joined is not None:
             rows, columns, slots = torch.zeros_like(rows), joined.places(rows, columns), counts.seen
         with self._head.at(Supervised(rows, columns, targets)), self.accelerator.autocast():
@@ -108,6 +110,13 @@ class SupervisedTrainer(SplitSteps):
                 loss = loss * self.accelerator.num_processes
             self._step_loss = self._step_loss + loss.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _tell_of_rows(self) -> None:
+        """Record why rows stay padded, once for each reason."""
+        note = self._joiner.note
+        if note is not None and note not in self._told:
+            self._told.add(note)
+            self._record({"step": self.state.global_step, "rows": note})
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         self._gradient_norm = super()._get_grad_norm(model, grad_norm)

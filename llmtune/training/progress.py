@@ -27,7 +27,7 @@ LINE_SHARE = 0.05
 LINE_SECONDS = 30.0
 PACE_STEPS = 30
 SMOOTHING = 0.9
-_NOTES = ("sources", "frozen_blocks", "passes", "warning", "memory", "time", "best", "hardware")
+_NOTES = ("sources", "frozen_blocks", "rows", "passes", "warning", "memory", "time", "best", "hardware")
 """The keys of records that are a line for people."""
 
 

