@@ -135,9 +135,27 @@ def test_loop_over_tokens_is_measured_on_a_few(monkeypatch: pytest.MonkeyPatch) 
     model = as_trained(whole.to("meta"), names, names, torch.float32)
     exact = trace(model, 31, torch.float32, "cpu")
     monkeypatch.setattr(activations, "_PROBE", 5)
+    monkeypatch.setattr(activations, "_CALLS_A_BLOCK", 60)
     extended = trace(model, 31, torch.float32, "cpu")
     assert extended.plain == pytest.approx(exact.plain, rel=0.02)
     assert extended.products.forward == pytest.approx(exact.products.forward, rel=0.02)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
+def test_model_without_a_loop_is_measured_in_one_pass(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, plan = tuned("llama", adapter)
+    names = set(trained_tensors(whole, plan))
+    model = as_trained(whole.to("meta"), names, names, torch.bfloat16)
+    passes: list[int] = []
+    run = activations._run
+
+    def counted(model: Any, tokens: int, *others: Any, **options: Any) -> Any:
+        passes.append(tokens)
+        return run(model, tokens, *others, **options)
+
+    monkeypatch.setattr(activations, "_run", counted)
+    trace(model, TOKENS, torch.bfloat16, "cpu")
+    assert passes == [TOKENS]
 
 
 def test_model_that_does_not_run_without_weights_is_judged_by_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
