@@ -123,7 +123,7 @@ class AdapterSpec(Closed):
             taken["targets"] = targets
         return type(self).model_validate({**taken, **self.model_dump(exclude_unset=True)})
 
-    def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
+    def count_stored(self, tuned: "nn.Module", tensors: "dict[str, nn.Parameter]") -> int:
         """Return how many numbers the delta holds; `tensors` are those that train."""
         return sum(tensor.numel() for tensor in tensors.values())
 

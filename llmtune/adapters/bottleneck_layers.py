@@ -92,7 +92,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         return self.mlp.down.weight.device, torch.float32
 
-    def forward(self, x: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
         """Return the MLP's output plus what the active adapters add: (..., hidden)."""
         tapped, self._input = self._input, None
         out: torch.Tensor = self.base_layer(x, *args, **named)
@@ -165,7 +165,7 @@ class BottleneckModel(BaseTuner):
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: Any) -> BottleneckConfig:
+    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: object) -> BottleneckConfig:
         return peft_config
 
     def _prepare_model(self, peft_config: BottleneckConfig, model: PreTrainedModel) -> None:

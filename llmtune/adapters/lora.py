@@ -227,7 +227,7 @@ class Lora(AdapterSpec):
         changed: dict[str, Any] = {"rank": rank, "alpha": float(rank or 0), "ranks": {}, "alphas": {}, "rslora": False}
         return self.model_copy(update={**changed, "init": "default"})
 
-    def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
+    def count_stored(self, tuned: "nn.Module", tensors: "dict[str, nn.Parameter]") -> int:
         """Return the size of what trains, with A and B twice where their start is stored too."""
         start = [p for name, p in tensors.items() if self.takes_weight and (".lora_A." in name or ".lora_B." in name)]
         return super().count_stored(tuned, tensors) + sum(tensor.numel() for tensor in start)

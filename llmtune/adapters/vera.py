@@ -1,6 +1,6 @@
 """VeRA: one pair of random matrices for all layers, and two trained vectors a layer."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ from llmtune.fields import Names, Positive, Width
 from llmtune.plan.stages import Facts, Plan
 
 if TYPE_CHECKING:
-    from peft import VeraConfig
+    from peft import PeftModel, VeraConfig
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -68,7 +68,7 @@ class Vera(AdapterSpec):
             fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
         )
 
-    def count_stored(self, tuned: Any, tensors: "dict[str, nn.Parameter]") -> int:
+    def count_stored(self, tuned: "PeftModel", tensors: "dict[str, nn.Parameter]") -> int:
         """Return the size of the trained vectors and of the two random matrices."""
         matrices = (tuned.base_model.vera_A, tuned.base_model.vera_B)
         return super().count_stored(tuned, tensors) + sum(each["default"].numel() for each in matrices)

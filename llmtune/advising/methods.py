@@ -11,7 +11,7 @@ from llmtune.data.gate import check_sources, split_rows
 from llmtune.data.store.read import read_part
 from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
-from llmtune.estimate.cards import Card, find_card
+from llmtune.estimate.cards import Card
 from llmtune.estimate.fit import Fit, Question, judge, on_card
 from llmtune.estimate.passes import setting_of
 from llmtune.launch.command import choose_config, count_processes
@@ -57,17 +57,16 @@ class RecipeRows:
     work: Work
 
 
-def predict_methods(recipe: Recipe, arms: Sequence[Arm], gpu: str | None = None) -> list[MethodPrediction]:
-    """What each arm of a recipe takes on this machine, or on a card by name; an arm that cannot be says why.
+def predict_methods(recipe: Recipe, arms: Sequence[Arm]) -> list[MethodPrediction]:
+    """What each arm of a recipe takes on this machine; an arm that cannot be says why.
 
-    Raises RecipeError for a bad card or bad rows. Nothing is trained; the base's weights are not loaded.
+    Raises RecipeError for bad rows. Nothing is trained; the base's weights are not loaded.
     """
-    card = None if gpu is None else find_card(gpu)
-    return predict_on(recipe, arms, read_rows(recipe), card)
+    return predict_on(recipe, arms, read_rows(recipe), None)
 
 
 def predict_on(recipe: Recipe, arms: Sequence[Arm], rows: RecipeRows, card: Card | None) -> list[MethodPrediction]:
-    """The same for rows that were read, and a card that was found."""
+    """The same for rows that were read, on a card where one is given."""
     with working("predicting memory and time", total=len(arms), unit="methods") as step:
         predictions = []
         for arm in arms:

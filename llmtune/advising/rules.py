@@ -103,9 +103,10 @@ def _problem(name: str, wanted: object, is_fact: bool) -> str:
     return ""
 
 
-def _holds(wanted: Any, value: Any) -> bool:
+def _holds(wanted: object, value: object) -> bool:
     if value is None:
         return False
     if isinstance(wanted, Mapping):
-        return bool(wanted.get("from", value) <= value and ("below" not in wanted or value < wanted["below"]))
-    return value in wanted if isinstance(wanted, list) else bool(value == wanted)
+        above = "from" not in wanted or wanted["from"] <= value
+        return bool(above and ("below" not in wanted or wanted["below"] > value))
+    return value in wanted if isinstance(wanted, list) else value == wanted

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import RecipeError, nearest
@@ -9,6 +10,20 @@ from llmtune.files import user_path
 from llmtune.storage.urls import url_of
 
 MODELS = {"tuned": ("tuned",), "base": ("base",), "both": ("base", "tuned")}
+
+
+class Options(TypedDict, total=False):
+    """The fields of a `Request` that have defaults, as keywords."""
+
+    model: str
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int | None
+    samples: int
+    seed: int
+    system: str | None
+    overwrite: bool
 
 
 @dataclass(frozen=True)

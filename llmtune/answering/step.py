@@ -4,6 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from llmtune.answering.batches import Answerer, Ask, modes
 from llmtune.answering.journal import Answer, Journal, open_journal, refuse_other_settings
 from llmtune.answering.models import Prompts, find_base, load_models, read_prompts
@@ -161,7 +163,7 @@ class Decoder:
         return Answer(text, len(tokens))
 
 
-def _refuse_broken(model: Any, tokens: list[int], name: str) -> None:
+def _refuse_broken(model: PreTrainedModel, tokens: list[int], name: str) -> None:
     """Raise ProofError for a model whose logits are not finite numbers: it has no answers."""
     if not has_finite_logits(model, tokens):
         dtype = str(model.dtype).removeprefix("torch.")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from llmtune.answering.request import Request
+from llmtune.answering.request import Options, Request
 from llmtune.api.job import begin
 from llmtune.api.steps import (
     Folder,
@@ -51,7 +51,9 @@ def evaluate(run: Folder, *, set: Overrides = ()) -> "Evaluations":
         return do(ready, "eval")
 
 
-def infer(run: Folder, rows: Path | str, out: Path | str, *, set: Overrides = (), **options: Any) -> dict[str, Any]:
+def infer(
+    run: Folder, rows: Path | str, out: Path | str, *, set: Overrides = (), **options: Unpack[Options]
+) -> dict[str, Any]:
     """Answer the rows of a file with a run's models, into the .jsonl `out`; gives the summary that lies beside it.
 
     `options` are those of the command: `model`, `temperature`, `top_p`, `top_k`, `max_new_tokens`, `samples`, `seed`,

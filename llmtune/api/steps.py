@@ -51,7 +51,7 @@ def require_trained(run: Run) -> None:
         raise TrainingError(f"{run.path}: nothing is trained yet; first: llmtune train {run.path}")
 
 
-def do(run: Run, name: str, **options: Any) -> Any:
+def do(run: Run, name: str, **options: object) -> Any:
     """Do one step, with its options, of a run whose lock the caller holds, and keep the settings that it followed."""
     step = step_function(name)
     if name == "report":

@@ -5,6 +5,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+Status = Literal["done", "failed", "skipped", "running"]
+
 
 class Rows(TypedDict):
     """Scores on the held-out rows, row by row, in the rows' order."""
@@ -60,35 +62,40 @@ class SeedRecord(TypedDict):
     """What the training cost: general questions and texts, tuned minus base, by metric."""
 
 
-class ArmRecord(TypedDict):
+class ArmFacts(TypedDict, total=False):
+    """What an arm reached so far."""
+
+    reason: str
+    """Why it failed or was skipped, in one line."""
+    limited: str
+    """What ended its training before its minutes were over, in words."""
+    trains: float | None
+    """The seconds that each seed was given to train in; None for equal epochs."""
+    steps: int
+    """The steps that each seed trains."""
+    method: str
+    """The method in words."""
+    plan: dict[str, Any]
+    """The plan table."""
+    predicted: dict[str, float | None]
+    """Bytes of memory and seconds of training: `bytes`, `seconds`."""
+    minutes: float
+    """All that it took: search, training with every seed, evaluation."""
+    search: list[Try]
+    lr: float | list[float]
+    """The rate that the search chose."""
+    seeds: list[SeedRecord]
+
+
+class ArmRecord(ArmFacts):
     """An arm, from what it is to what it reached."""
 
     name: str
     set: list[str]
     size: float
     """The share of the training rows that it saw."""
-    status: Literal["done", "failed", "skipped", "running"]
+    status: Status
     """running in arm.json alone: compare.json has what ended."""
-    reason: NotRequired[str]
-    """Why it failed or was skipped, in one line."""
-    limited: NotRequired[str]
-    """What ended its training before its minutes were over, in words."""
-    trains: NotRequired[float | None]
-    """The seconds that each seed was given to train in; None for equal epochs."""
-    steps: NotRequired[int]
-    """The steps that each seed trains."""
-    method: NotRequired[str]
-    """The method in words."""
-    plan: NotRequired[dict[str, Any]]
-    """The plan table."""
-    predicted: NotRequired[dict[str, float | None]]
-    """Bytes of memory and seconds of training: `bytes`, `seconds`."""
-    minutes: NotRequired[float]
-    """All that it took: search, training with every seed, evaluation."""
-    search: NotRequired[list[Try]]
-    lr: NotRequired[float | list[float]]
-    """The rate that the search chose."""
-    seeds: NotRequired[list[SeedRecord]]
 
 
 class Baseline(TypedDict):

@@ -197,11 +197,6 @@ def rows_to_tell(difference: float, square: float, of_seeds: float = 0.0) -> int
     return math.ceil(_POWER * square / left) if left > 0 and difference else None
 
 
-def least_to_see(square: float, rows: int) -> float:
-    """Return the least difference that so many rows show at 5% four times of five."""
-    return math.sqrt(_POWER * square / rows)
-
-
 def holm(chances: Sequence[float]) -> list[float]:
     """Return p-values after Holm, in their order: each is the level at which its difference counts among all."""
     order = sorted(range(len(chances)), key=lambda index: chances[index])

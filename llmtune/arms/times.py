@@ -41,14 +41,14 @@ def seconds_of_best(curves: Sequence[Sequence[Point]]) -> float | None:
     return sum(times) / len(times) if times else None
 
 
-def near_best(all_curves: Sequence[Sequence[Sequence[Point]]], start: float | None = None) -> float | None:
-    """Return the loss that is 90% of the way from `start` to the best of all arms.
+def near_best(all_curves: Sequence[Sequence[Sequence[Point]]]) -> float | None:
+    """Return the loss that is 90% of the way from the base's to the best of all arms; None without validations.
 
-    Without the base's own loss as `start`, the highest first validation stands for it. None without validations.
+    The highest first validation stands for the base's loss.
     """
     bests = [best for curves in all_curves if (best := best_loss(curves)) is not None]
     firsts = [curve[0]["loss"] for curves in all_curves for curve in curves if curve]
     if not bests:
         return None
-    first = max(firsts) if start is None else start
+    first = max(firsts)
     return first - SHARE * (first - min(bests))

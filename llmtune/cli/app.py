@@ -103,18 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         own_process()
-    command = typer.main.get_command(build())
+    app = build()
     if arguments is None and _COMPLETE in os.environ:
-        command.main(prog_name="llmtune")
+        typer.main.get_command(app).main(prog_name="llmtune")
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _verbose("--verbose" in words) as verbose:
         if not verbose:
             quiet_libraries()
-        return run_command(lambda: _run(command, words, verbose))
+        return run_command(lambda: _run(app, words, verbose))
 
 
-def _run(command: Any, words: list[str], verbose: bool) -> int:
+def _run(app: typer.Typer, words: list[str], verbose: bool) -> int:
     """Run the command that the words name and return its exit code; raises what ends it but a usage error."""
+    command = typer.main.get_command(app)
     try:
         with command.make_context("llmtune", words) as context:
             return int(command.invoke(context) or 0)
@@ -131,21 +132,21 @@ def _run(command: Any, words: list[str], verbose: bool) -> int:
 def _refuse(error: Any) -> int:
     """Print a usage error in one line, with the nearest option, and where the help is."""
     option, possible = getattr(error, "option_name", None), getattr(error, "possibilities", None)
-    hint = f"; did you mean {possible[0]}?" if possible else _usual(str(option), error) if option else ""
+    context = getattr(error, "ctx", None)
+    hint = f"; did you mean {possible[0]}?" if possible else _usual(str(option), context) if option else ""
     message = f"no such option: {option}" if option and possible is not None else error.format_message()
     message = message[:1].lower() + message[1:].rstrip(".")
     print(f"llmtune: {message}{hint}", file=sys.stderr)
-    context = getattr(error, "ctx", None)
     if context is not None:
         print(f"See: {context.command_path} --help", file=sys.stderr)
     return 2
 
 
-def _usual(option: str, error: Any) -> str:
+def _usual(option: str, context: typer.Context | None) -> str:
     """Where the value goes that users of other tools give in an option of its own; "" for an option of another kind."""
-    takes = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
-    if option in ("--config", "-c", "--recipe") and "recipe" in takes:
-        return f"; give the file as it is: {error.ctx.command_path} RECIPE"
+    takes = {name for parameter in context.command.params for name in parameter.opts} if context else set()
+    if context and option in ("--config", "-c", "--recipe") and "recipe" in takes:
+        return f"; give the file as it is: {context.command_path} RECIPE"
     return "; a recipe's value is set by --set section.key=value" if "--set" in takes else ""
 
 

@@ -117,7 +117,7 @@ def _summed_units(tuned: PeftModel, weights: dict[str, float]) -> Iterator[None]
 
 
 @torch.no_grad()
-def _sum_into(layer: Any, weights: dict[str, float]) -> None:
+def _sum_into(layer: BaseTunerLayer, weights: dict[str, float]) -> None:
     """Give a layer's base new weights, in fp64 until they are summed: its own, and what each merge alone adds."""
     parameters = list(layer.get_base_layer().parameters())
     before = [parameter.data.double() for parameter in parameters]

@@ -34,17 +34,14 @@ def write_winner(folder: Folder, comparison: Comparison) -> bool:
 
 def _values(folder: Folder, comparison: Comparison, record: ArmRecord) -> dict[str, Any]:
     recipe = Recipe.load(folder.recipe_file, record["set"])
-    method = scaled(recipe.method.resolved(_facts(comparison, record)), best_factor(record["search"]))
+    base = comparison["base"]
+    facts = Facts(base["blocks"], base["hidden"], base["parameters"])
+    method = scaled(recipe.method.resolved(facts), best_factor(record["search"]))
     values = written(recipe)
     values["method"] = method.model_dump(mode="json", exclude_unset=True)
     if comparison["equal"] == "minutes":
         values.setdefault("train", {})["max_steps"] = record["seeds"][0]["steps"]
     return values
-
-
-def _facts(comparison: Comparison, record: ArmRecord) -> Facts:
-    known = comparison["base"]
-    return Facts(known["blocks"], known["hidden"], known["parameters"])
 
 
 def _comment(folder: Folder, sentences: Sequence[str]) -> list[str]:

@@ -48,11 +48,11 @@ def iterate(source: str, default_split: str = "train", form: Form | None = None)
         raise RecipeError(f"{source}: is empty: it has no rows")
 
 
-def guess_form(source: str, default_split: str = "train") -> Form:
+def guess_form(source: str) -> Form:
     """Return the form of a source by its first record: with a map where its columns have other usual names."""
     at = Cursor(source)
     with explained(at):
-        record = next(iter(records(at, default_split)), None)
+        record = next(iter(records(at, "train")), None)
     if not isinstance(record, dict) or recognize(record):
         return Form()
     return Form(map=suggest_map(record))

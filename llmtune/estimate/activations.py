@@ -25,6 +25,8 @@ _CALLS_A_TOKEN = 12
 """Calls per block and token from which a model is taken to loop over tokens."""
 _CALLS_A_BLOCK = 600
 """Calls per block up to which a pass goes on to its end; blocks with adapters that loop over nothing make up to 300."""
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments and options of a call."""
 
 
 @dataclass
@@ -138,7 +140,7 @@ def _run(model: nn.Module, tokens: int, dtype: torch.dtype, kind: str, most: int
     ignored = {id(tensor.untyped_storage()) for tensor in known}
     saved = _Saved(ignored, weight_shapes(model), folded_shapes(model))
     cast = MetaAutocast(None if dtype == torch.float32 else dtype, kind, most)
-    captured: dict[int, tuple[Any, Any]] = {}
+    captured: dict[int, _Call] = {}
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
         for index, block in enumerate(listed):
             keep: Callable[..., None] = partial(_capture, captured, index)
@@ -186,7 +188,9 @@ def _spared(block: nn.Module) -> int:
     return features
 
 
-def _capture(captured: dict[int, Any], index: int, module: nn.Module, arguments: Any, options: Any) -> None:
+def _capture(
+    captured: dict[int, _Call], index: int, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
     captured[index] = (arguments, options)
 
 

@@ -1,9 +1,10 @@
 """Attention as fused kernels keep it for the backward pass: inputs, output and one number a row, never the scores."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+
+from llmtune.kernels.context import Context
 
 Attention = Callable[..., torch.Tensor]
 
@@ -12,7 +13,9 @@ class _Fused(torch.autograd.Function):
     """The shapes of an attention whose scores are computed again in its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> torch.Tensor:
+    def forward(
+        ctx: Context, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """An output (B, H, T, V) of query (B, H, T, D), key and value."""
         batch, heads, tokens, _ = query.shape
         # As kernels lay it out: joining the heads of a token, which comes next, copies nothing.
@@ -22,7 +25,7 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of query, key and value."""
         query, key, value = ctx.saved_tensors[:3]
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
@@ -40,7 +43,7 @@ def attend(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Any,
+    **options: bool | float | None,
 ) -> torch.Tensor:
     """The output of scaled_dot_product_attention on a kind of device; `function` where that has no fused kernel."""
     learned = attn_mask is not None and attn_mask.requires_grad

@@ -101,12 +101,18 @@ class MetaAutocast(TorchFunctionMode):
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         """Cast no more."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Compute a function of torch on tensors as autocast would."""
         self.calls += 1
         if self._most is not None and self.calls > self._most:
@@ -125,14 +131,14 @@ class MetaAutocast(TorchFunctionMode):
             return _fused_norm(*args, **kwargs)
         return function(*args, **kwargs)
 
-    def _cast(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if name in LOWERED:
             change: Callable[[torch.Tensor], torch.Tensor] = self._lower
         elif self._kind == "cuda" and name in IN_FP32 and not (name in _WITH_DTYPE and kwargs.get("dtype")):
             change = _widen
         else:
             return args, kwargs
-        return change_tensors((tuple(args), dict(kwargs)), change)
+        return change_tensors((args, kwargs), change)
 
     def _lower(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype == self.dtype or not tensor.is_floating_point() or tensor.dtype == torch.float64:
@@ -156,12 +162,12 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def change_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def change_tensors(value: object, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A value whose tensors, in lists, tuples and dicts too, are changed."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
         return {key: change_tensors(one, change) for key, one in value.items()}
-    if type(value) in (list, tuple):
+    if type(value) is list or type(value) is tuple:
         return type(value)(change_tensors(one, change) for one in value)
     return value

@@ -1,6 +1,7 @@
 """How many bytes of tensors live at one time while a block computes forward and backward, without any content."""
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ignored = ignored
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Compute an operation and count what it makes."""
         result = function(*args, **(kwargs or {}))
         for one in result if isinstance(result, tuple | list) else (result,):
@@ -59,7 +66,7 @@ def fold_on_meta(model: nn.Module) -> None:
         vars(wrapper)["forward"] = partial(_folded, wrapper)
 
 
-def _folded(wrapper: ParamWrapper, *arguments: Any, **options: Any) -> Any:
+def _folded(wrapper: ParamWrapper, *arguments: object, **options: object) -> Any:
     inner, weight = wrapper.base_layer, wrapper.get_param()
     if weight.ndim == 3:
         left, right, scale = wrapper.get_delta_factors("default")
@@ -70,7 +77,9 @@ def _folded(wrapper: ParamWrapper, *arguments: Any, **options: Any) -> Any:
     return torch.func.functional_call(inner, {name: total}, arguments, options)
 
 
-def working_bytes(block: nn.Module, arguments: Any, options: Any, autocast: TorchFunctionMode) -> int:
+def working_bytes(
+    block: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], autocast: TorchFunctionMode
+) -> int:
     """The most bytes that a block's passes take at one time beyond what its forward pass keeps.
 
     The block is called with `arguments` and `options`, which `autocast` casts. Gradients of weights, and weights with

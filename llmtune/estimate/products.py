@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from llmtune.kernels.context import Context
+
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 
 
@@ -16,7 +18,7 @@ class Products:
     forward: float = 0.0
     backward: float = 0.0
 
-    def count(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    def count(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add a call of a function of torch, where it is a product."""
         operands = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
         if name == "scaled_dot_product_attention":
@@ -49,18 +51,22 @@ class Products:
         self.backward += operations * (left.requires_grad + right.requires_grad)
 
 
+class _GroupedContext(Context):
+    shapes: tuple[torch.Size, torch.Size]
+
+
 class _Grouped(torch.autograd.Function):
     """The shapes of a product of rows with one matrix a group."""
 
     @staticmethod
-    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: _GroupedContext, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """An output (S, N) of rows (S, K) and matrices (G, K, N)."""
         ctx.shapes = left.shape, right.shape
-        ctx.save_for_backward(left if right.requires_grad else None, right if left.requires_grad else None)
+        ctx.save_for_backward(*([left] if right.requires_grad else []), *([right] if left.requires_grad else []))
         return left.new_empty(*left.shape[:-1], right.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _GroupedContext, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of both."""
         of_left = gradients[0].new_empty(ctx.shapes[0]) if ctx.needs_input_grad[0] else None
         return of_left, gradients[0].new_empty(ctx.shapes[1]) if ctx.needs_input_grad[1] else None

@@ -4,14 +4,12 @@ from llmtune.files.hashes import are_fingerprints, digest_of, digest_of_files, f
 from llmtune.files.places import cache_folder, hold, home_folder, shipped_folder, user_path
 from llmtune.files.writing import (
     ERROR_FILE,
-    MODEL_FILES,
     as_json,
     delete,
     finish,
     link,
     read_json,
     remove_leftovers,
-    sync,
     write_file,
     write_folder,
     write_json,
@@ -20,7 +18,6 @@ from llmtune.files.writing import (
 
 __all__ = [
     "ERROR_FILE",
-    "MODEL_FILES",
     "are_fingerprints",
     "as_json",
     "cache_folder",
@@ -35,7 +32,6 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "shipped_folder",
-    "sync",
     "user_path",
     "write_file",
     "write_folder",

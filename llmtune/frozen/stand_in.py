@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import nn
@@ -135,7 +134,7 @@ class StubbedDecoder:
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
 
-    def _run_whole(self, **inputs: Any) -> list[torch.Tensor]:
+    def _run_whole(self, **inputs: object) -> list[torch.Tensor]:
         """The last hidden states, from a pass through a sharded model, of which no part can run alone."""
         hidden: list[torch.Tensor] = []
         below_head, head = decoder(self.inner), self.inner.get_output_embeddings()

@@ -74,14 +74,14 @@ def trim_heap() -> None:
         malloc_trim(0)
 
 
-def machine_memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> str:
-    """How much memory this machine has, or its container's limit (a cgroup file), and how much is free, in words."""
+def machine_memory() -> str:
+    """How much memory this machine has, its container's limit by the cgroup file, and how much is free, in words."""
     import psutil  # type: ignore[import-untyped]
 
     memory = psutil.virtual_memory()
     words = f"this machine has {size(memory.total)} of memory, {size(memory.available)} of it free now"
     with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        allowed = int(limit.read_text())
+        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text())
         if allowed < memory.total:
             words += f", and this container may use {size(allowed)}"
     return words

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 """How long a process waits for another one that works alone: hashes, seals, downloads or fills a cache."""
 _GROUPS: list[tuple[Any, Any]] = []
@@ -70,7 +71,7 @@ def ahead(first: bool) -> Iterator[None]:
         wait()
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """What every process gives, in each, by their numbers."""
     import torch.distributed as dist
 
@@ -80,18 +81,18 @@ def gather(value: Any) -> list[Any]:
     return answers
 
 
-def gather_on_first(value: Any) -> list[Any]:
+def gather_on_first(value: T) -> list[T]:
     """What every process gives, in the first one; an empty list in the others."""
     import torch.distributed as dist
 
     if world() == 1:
         return [value]
-    answers: list[Any] = [None] * world() if rank() == 0 else []
+    answers = [value] * world() if rank() == 0 else []
     dist.gather_object(value, answers or None, dst=0, group=_group())
     return answers
 
 
-def broadcast(value: Any) -> Any:
+def broadcast(value: T) -> T:
     """What the first process gives, in each."""
     import torch.distributed as dist
 
@@ -101,6 +102,6 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def share(items: list[Any]) -> list[Any]:
+def share(items: list[T]) -> list[T]:
     """The part of `items` that this process works on; together the processes have all of them."""
     return items[rank() :: world()]

@@ -97,7 +97,13 @@ class MetaChoices(TorchFunctionMode):
 
     _ANSWERS: ClassVar = {torch.Tensor.__bool__: True, torch.Tensor.item: 1, torch.Tensor.__contains__: False}
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if function in self._ANSWERS and args[0].is_meta:
             return self._ANSWERS[function]
         return function(*args, **(kwargs or {}))

@@ -8,7 +8,8 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from llmtune.errors import MachineError, first_line
 from llmtune.launch.ending import Exit
@@ -17,6 +18,9 @@ from llmtune.pool.endings import Stops, ended_as, was_stopped
 from llmtune.pool.remote import run_process
 from llmtune.pool.task import Ended, Task, log_file
 from llmtune.working import working
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 TRIES = 3
 """How often a task runs again whose worker was lost."""
@@ -69,7 +73,7 @@ def _not_there(address: str, reason: str) -> str:
 class Cluster:
     """A pool on a Ray cluster that this process is connected to."""
 
-    def __init__(self, folder: Path, ray: Any) -> None:
+    def __init__(self, folder: Path, ray: ModuleType) -> None:
         self._folder, self._ray = folder.absolute(), ray
         self._machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and _count(node, "CPU")]
 
@@ -121,7 +125,7 @@ class Cluster:
         finally:
             mark.unlink(missing_ok=True)
 
-    def _send(self, task: Task, mark: Path) -> Any:
+    def _send(self, task: Task, mark: Path) -> "ObjectRef":
         gpus, cores = self.share(task.gpus)
         words = ["-m", task.module, *task.words]
         # Ray's own retries would be without end where memory was full.
@@ -133,9 +137,9 @@ class Cluster:
 class _Running:
     """The tasks that a cluster has, how often each was sent, and the stop signals so far."""
 
-    def __init__(self, ray: Any, send: Callable[[Task], Any]) -> None:
+    def __init__(self, ray: ModuleType, send: Callable[[Task], "ObjectRef"]) -> None:
         self._ray, self._send = ray, send
-        self.tasks: dict[Any, tuple[Task, int]] = {}
+        self.tasks: dict[ObjectRef, tuple[Task, int]] = {}
         self.stops = Stops()
 
     def __enter__(self) -> "_Running":
@@ -167,7 +171,7 @@ class _Running:
                 ends.append(ended_as(task, result))
         return ends
 
-    def _result(self, sent: Any, task: Task, again: int) -> Exit | None:
+    def _result(self, sent: "ObjectRef", task: Task, again: int) -> Exit | None:
         """How a task ended; None for one that was cancelled, or that runs again since its worker was lost."""
         errors = self._ray.exceptions
         try:

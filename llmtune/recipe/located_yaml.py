@@ -76,7 +76,7 @@ class Located:
             self.places[(*key, slot)] = place
         return container[slot], (*key, slot)
 
-    def _slot(self, container: Any, key: Key, part: str, place: str) -> str | int:
+    def _slot(self, container: object, key: Key, part: str, place: str) -> str | int:
         """Return the key or list index that `part` names in a container."""
         if isinstance(container, dict):
             return part

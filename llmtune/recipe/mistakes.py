@@ -105,7 +105,7 @@ def _expected(schema: type[BaseModel], group: list[ErrorDetails]) -> str:
     return f"{' or '.join(unique)} is expected, got {_format(group[0]['input'])}"
 
 
-def _hint(value: Any, group: list[ErrorDetails]) -> str:
+def _hint(value: object, group: list[ErrorDetails]) -> str:
     """Say how to write the number that a text looks like, or name the nearest valid word."""
     if not isinstance(value, str):
         return "; put it in quotes" if group[0]["type"] == "string_type" and isinstance(value, int | float) else ""
@@ -119,7 +119,7 @@ def _hint(value: Any, group: list[ErrorDetails]) -> str:
     return nearest(value, [word for details in group if details["type"] == "literal_error" for word in _words(details)])
 
 
-def _section(schema: type[BaseModel], loc: Loc, value: Any) -> str:
+def _section(schema: type[BaseModel], loc: Loc, value: object) -> str:
     """Say which section a key expects in place of a single value or a list."""
     kinds, words = _kinds(schema, loc), shorthand.words(loc)
     if isinstance(value, str) and words:
@@ -159,7 +159,7 @@ def _unknown(schema: type[BaseModel], loc: Loc) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _options(annotation: Any) -> list[type[BaseModel]]:
+def _options(annotation: object) -> list[type[BaseModel]]:
     """List the sections among the members of an annotation, however nested."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -222,7 +222,7 @@ def _example(schema: type[BaseModel], loc: Loc) -> str:
     )
 
 
-def _inner_examples(annotation: Any) -> list[Any]:
+def _inner_examples(annotation: object) -> list[Any]:
     """Return the examples of the members of an annotation, such as the texts of a list."""
     own = annotation.examples if isinstance(annotation, FieldInfo) else None
     return own or [one for member in get_args(annotation) for one in _inner_examples(member)]
@@ -237,7 +237,7 @@ def _words(details: ErrorDetails) -> list[str]:
     return re.findall(r"'([^']*)'", details["ctx"]["expected"])
 
 
-def _format(value: Any) -> str:
+def _format(value: object) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, dict | list | tuple):

@@ -80,11 +80,12 @@ def describe_places(value: str, places: tuple[Path, ...]) -> str:
     return f"looked for {' and '.join(paths)}"
 
 
-def strip_paths(value: Any) -> Any:
+def strip_paths(value: object) -> Any:
     """Replace every text that is an absolute path by its last part, in lists and mappings too."""
     if isinstance(value, dict):
         return {key: strip_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(strip_paths(item) for item in value)
-    is_path = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value)
-    return PurePath(value.replace("\\", "/")).name if is_path else value
+    if isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[\\/]|\\\\", value):
+        return PurePath(value.replace("\\", "/")).name
+    return value

@@ -178,7 +178,7 @@ def _split(located: Located, method: dict[str, Any]) -> dict[str, Any]:
     own = [key for key in method if key in spec.model_fields and key not in full.model_fields]
     inner = method.get("adapter")
     section = inner if isinstance(inner, dict) else {}
-    _choose(located, method, section, own)
+    _choose(located, section, own)
     taken = [key for key in own if key not in section]
     adapter = {**section, "kind": method["kind"], **{key: method[key] for key in taken}}
     for key in (*taken, "kind"):
@@ -187,7 +187,7 @@ def _split(located: Located, method: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "kind": "full", "adapter": adapter}
 
 
-def _choose(located: Located, method: dict[str, Any], section: dict[str, Any], own: list[str]) -> None:
+def _choose(located: Located, section: dict[str, Any], own: list[str]) -> None:
     """Keep the later override of a key that stands both in `method` and in its adapter's section.
 
     Raises RecipeError where the file sets both.

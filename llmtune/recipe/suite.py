@@ -169,7 +169,7 @@ def _refuse_code(file: Path, seen: set[Path]) -> None:
         _refuse_code(target, {*seen, file})
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -155,7 +155,7 @@ class Run:
                 raise error(f"{self.path / file}: was {change} after `llmtune {name}`; run it again: {command}")
         return actual
 
-    def mark(self, step: str, outputs: list[Path], **facts: Any) -> None:
+    def mark(self, step: str, outputs: list[Path], **facts: object) -> None:
         """Record that a step finished: its facts, and size and SHA-256 of each file in `outputs` (files or folders)."""
         for missing in (output for output in outputs if not output.exists()):
             raise LlmtuneError(f"{missing}: the step {step} should have left it and did not")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -111,8 +111,3 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> Iterato
 
 def _or_unset(facts: Mapping[str, object], key: str) -> object:
     return "not set" if facts.get(key) is None else facts[key]
-
-
-def same(values: Values, others: Sequence[Values]) -> bool:
-    """Whether these values are among others."""
-    return any(dict(values) == dict(one) for one in others)

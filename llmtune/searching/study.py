@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import optuna
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
-_FACTS, _SPENT, _REASON, _POINTS = "llmtune:facts", "llmtune:seconds", "reason", "points"
+_FACTS, _SPENT, _REASON = "llmtune:facts", "llmtune:seconds", "reason"
 VALIDATIONS = 10
 """Validations of a trial: enough to tell early that it is behind, few enough to cost little."""
 ENDED = "the process that trained it ended"

@@ -53,7 +53,7 @@ def cpu_seconds(
         steps.append(stage.end - stage.start)
         checks = (stage.end // every - stage.start // every) * work.validation
         spans.append(Span(boundary, steps[-1] * train.batch_size + checks))
-    cached = _cached(recipe, layout, table, spans, work, tokens)
+    cached = _cached(recipe, table, spans, work, tokens)
     operations, updates = 0.0, 0.0
     for stage, kept, span, count in zip(table.stages, memory.stages, spans, steps, strict=True):
         forward, backward = (kept.trace.products.forward, kept.trace.products.backward)
@@ -74,9 +74,7 @@ def cpu_seconds(
     return operations / (share * rate) + updates * UPDATE_SECONDS + unpacked * UNPACK_SECONDS
 
 
-def _cached(
-    recipe: Recipe, layout: Layout, table: PlanTable, spans: list[Span], work: Work, tokens: float
-) -> list[int]:
+def _cached(recipe: Recipe, table: PlanTable, spans: list[Span], work: Work, tokens: float) -> list[int]:
     """The boundaries whose outputs a training keeps, as it decides itself."""
     if not table.frozen_blocks.boundaries:
         return []

@@ -93,7 +93,7 @@ class Tracking:
             more["MLFLOW_RUN_ID"] = self._ids["mlflow"]
         # Trackers read some of these variables later, with the first number.
         self._variables.enter_context(environment(name, self._folder, self._ids["run"], **more))
-        self._live[name] = _callback(name, self._folder, self._start)
+        self._live[name] = _callback(name, self._start)
         self._call(name, "on_train_begin", raises=True)
         if name == "mlflow":
             import mlflow
@@ -101,7 +101,7 @@ class Tracking:
             self._ids["mlflow"] = mlflow.active_run().info.run_id
             write_json(self._folder / IDS, self._ids)
 
-    def _call(self, name: str, event: str, raises: bool = False, **named: Any) -> None:
+    def _call(self, name: str, event: str, raises: bool = False, **named: object) -> None:
         from transformers import TrainerControl
 
         def call() -> None:
@@ -159,7 +159,7 @@ def _forget_settings(name: str) -> None:
             wandb.teardown()
 
 
-def _callback(name: str, folder: Path, start_step: int) -> "TrainerCallback":
+def _callback(name: str, start_step: int) -> "TrainerCallback":
     from transformers.integrations import get_reporting_integration_callbacks
 
     (kind,) = get_reporting_integration_callbacks([name])

@@ -40,7 +40,7 @@ class Planned(Trainer):
         tensors: dict[str, nn.Parameter],
         record: Callable[[Record], None],
         keep: int,
-        **arguments: Any,
+        **arguments: object,
     ) -> None:
         """`make_schedule` lays the plan over that many steps; `tensors` ever train; `keep` checkpoints stay.
 

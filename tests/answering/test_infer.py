@@ -10,6 +10,7 @@ import pytest
 
 import llmtune
 from llmtune.answering import batches
+from llmtune.answering.request import Options
 from llmtune.cli import main
 from llmtune.errors import Interrupted, MachineError, RecipeError, TrainingError
 from llmtune.evaluation.generate import greedy
@@ -97,7 +98,7 @@ def test_rows_keep_their_order_form_and_columns(run: Run, tmp_path: Path, capsys
 def test_an_interrupted_file_goes_on(
     run: Run, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 4, "seed": 3}
+    drawn: Options = {"temperature": 1.5, "max_new_tokens": 4, "seed": 3}
     llmtune.infer(run, rows, tmp_path / "whole.jsonl", **drawn)
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.partial.jsonl"
     real, asked = greedy, list[int]()
@@ -118,7 +119,7 @@ def test_an_interrupted_file_goes_on(
         with journal.open("a") as file:
             file.write('{"model": "tuned", "ro')  # as a killed process leaves it
     with pytest.raises(RecipeError, match=r"holds answers of other settings \(seed 3 there, 4 here\)"):
-        llmtune.infer(run, rows, out, **{**drawn, "seed": 4})
+        llmtune.infer(run, rows, out, temperature=1.5, max_new_tokens=4, seed=4)
     with pytest.raises(RecipeError, match="other rows"):
         llmtune.infer(run, tiny.write_rows(tmp_path / "more.jsonl", [{"prompt": "a"}]), out, **drawn)
     llmtune.infer(run, rows, out, **drawn)
@@ -150,23 +151,22 @@ def test_a_full_disk_keeps_what_was_answered(
 
 def test_takes_no_file_that_is_not_its_own(run: Run, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    few: dict[str, Any] = {"max_new_tokens": 2}
     out.write_text("mine\n")
     with pytest.raises(RecipeError, match=r"out\.jsonl: was not written by llmtune infer; give another -o"):
         llmtune.infer(run, rows, out)
-    summary = llmtune.infer(run, rows, out, overwrite=True, **few)
+    summary = llmtune.infer(run, rows, out, overwrite=True, max_new_tokens=2)
     before = out.stat().st_mtime_ns
-    assert llmtune.infer(run, rows, out, **few) == summary
+    assert llmtune.infer(run, rows, out, max_new_tokens=2) == summary
     assert out.stat().st_mtime_ns == before
     with pytest.raises(RecipeError, match=r"max_new_tokens 2 there, 3 here\)"):
         llmtune.infer(run, rows, out, max_new_tokens=3)
     (tmp_path / "out.summary.json").write_text("{")
     with pytest.raises(RecipeError, match=r"out\.summary\.json: is damaged; .*--overwrite"):
-        llmtune.infer(run, rows, out, **few)
+        llmtune.infer(run, rows, out, max_new_tokens=2)
     write_json(tmp_path / "out.summary.json", summary)
     out.write_text("changed\n")
     with pytest.raises(RecipeError, match="was changed after it was written"):
-        llmtune.infer(run, rows, out, **few)
+        llmtune.infer(run, rows, out, max_new_tokens=2)
     journal = tmp_path / "other.partial.jsonl"
     journal.write_text("mine\n")
     with pytest.raises(RecipeError, match=r"other\.partial\.jsonl: was not written by llmtune infer"):

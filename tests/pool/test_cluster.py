@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -55,10 +56,11 @@ def test_machine_with_another_disk_says_so(tmp_path: Path) -> None:
     )
 
 
-class Machines:
+class Machines(ModuleType):
     """What a cluster tells of its machines."""
 
     def __init__(self, *resources: dict[str, float]) -> None:
+        super().__init__("ray")
         self._resources = resources
 
     def nodes(self) -> list[dict[str, object]]:

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -43,18 +42,18 @@ def _linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]
 
 
 def _obstacle(owner: nn.Module, leaf: str, layer: nn.Module) -> str | None:
-    kind: Any = type(owner)
+    kind: type = type(owner)
     if leaf in _read_weights(kind):
-        return f"{type(owner).__name__} reads its weight without calling it"
+        return f"{kind.__name__} reads its weight without calling it"
     if _passes_no_gradient(kind):
-        return f"{type(owner).__name__} passes no gradient"
+        return f"{kind.__name__} passes no gradient"
     if not _returns_features(layer):
         return f"a {type(layer).__name__} returns more than a linear layer does"
     return None
 
 
 @cache
-def _passes_no_gradient(kind: Any) -> bool:
+def _passes_no_gradient(kind: type) -> bool:
     """Whether a module computes without gradients, as those that choose which tokens to attend to."""
     try:
         source = inspect.getsource(kind)
@@ -64,7 +63,7 @@ def _passes_no_gradient(kind: Any) -> bool:
 
 
 @cache
-def _read_weights(kind: Any) -> frozenset[str]:
+def _read_weights(kind: type) -> frozenset[str]:
     """The attributes of a module whose weight its code uses by itself, as fused kernels do, not by calling them.
 
     What only asks for a weight's precision, device or shape does not count, nor does what sets its first values, nor

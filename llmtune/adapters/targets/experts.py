@@ -78,7 +78,7 @@ def _matrices(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @cache
-def _reads(kind: Any) -> frozenset[tuple[str, str]]:
+def _reads(kind: type) -> frozenset[tuple[str, str]]:
     """What a module's code reads of its children, as (child, attribute), calls aside."""
     try:
         source = inspect.getsource(kind)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from llmtune.arms.record import Comparison
 from llmtune.cli.comparing import Arms, Baselines, Comparable, CompareOut, Equal, Minutes, On, Seeds, Sizes, Strict
 from llmtune.cli.options import Json, Set, Verbose
 from llmtune.cli.output import results
@@ -62,12 +63,12 @@ def _numbers(text: str | None) -> list[float] | None:
         ) from None
 
 
-def _show(comparison: Any, folder: Path) -> None:
+def _show(comparison: Comparison, folder: Path) -> None:
     """The table, what it says, and where the page and the winner's recipe are."""
     from llmtune import terminal
     from llmtune.arms.table import table
 
-    verdict = comparison["verdict"]
+    verdict: Any = comparison["verdict"]
     print()
     terminal.rows(table(comparison, verdict))
     terminal.plain(["", *verdict["sentences"], *verdict["notes"], "", f"page    {folder / 'index.html'}"])

@@ -3,11 +3,12 @@
 import shutil
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from llmtune.api.steps import at_work, do
-from llmtune.arms.record import ArmRecord, SeedRecord
+from llmtune.arms.record import ArmFacts, ArmRecord, SeedRecord, Status
 from llmtune.comparing.budget import MOST_EPOCHS, MOST_VALIDATIONS, VALIDATED, steps_in, trial_steps
 from llmtune.comparing.entrants.measure import seed_record
 from llmtune.comparing.entrants.search import Pace, Search, best_factor, remove_leftovers
@@ -52,28 +53,28 @@ class ArmRun:
         """Seconds that it took so far, in earlier processes too."""
         return self._earlier + time.monotonic() - self._began
 
-    def keep(self, **facts: Any) -> None:
+    def keep(self, status: Status | None = None, **facts: Unpack[ArmFacts]) -> None:
         """Write the record with these facts, and the minutes so far, but for those that asked the untrained base."""
-        self._record.update(facts)  # type: ignore[typeddict-item]
+        self._record = {**self._record, **facts, "status": status or self._record["status"]}
         self._record["minutes"] = (self.spent - self._folder.base_seconds(self._name)) / 60
         self._folder.write_record(self._name, self._record)
 
     def fail(self, reason: str) -> None:
         """Keep why it failed."""
-        self.keep(status="failed", reason=reason)
+        self.keep("failed", reason=reason)
 
     def go(self) -> None:
         """Do what is left; raises LlmtuneError where it cannot be done, Interrupted after a stop signal."""
         self._home.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._home)
-        self.keep(status="running", trains=self._training)
+        self.keep("running", trains=self._training)
         session = Session(self.recipe, self._folder.head()["validation_rows"])
         table = session.table(self.recipe).to_json()
         self.keep(method=self.recipe.method_words, plan=table)
         pace, memory = self._pace(session)
         pace = self._search(session, pace, memory) or pace
         self._train_seeds(session, pace, memory)
-        self.keep(status="done")
+        self.keep("done")
 
     def _pace(self, session: Session) -> tuple[Pace, dict[str, str]]:
         """Seconds of a start and of a step, by a few steps, and how frozen blocks are kept in all trainings."""
@@ -127,7 +128,9 @@ class ArmRun:
         if "steps" in self._record:
             return self._record["steps"]
         steps, is_limited = self._steps_of(session, pace)
-        self.keep(steps=steps, **({"limited": f"{MOST_EPOCHS} times the recipe's epochs"} if is_limited else {}))
+        if is_limited:
+            self._record["limited"] = f"{MOST_EPOCHS} times the recipe's epochs"
+        self.keep(steps=steps)
         return steps
 
     def _steps_of(self, session: Session, pace: Pace) -> tuple[int, bool]:
@@ -164,7 +167,7 @@ def _remove_other(path: Path, recipe: Recipe) -> None:
         shutil.rmtree(path)
 
 
-def _stopping() -> Any:
+def _stopping() -> AbstractContextManager[None]:
     """Let SIGTERM end an evaluation as Ctrl-C does."""
 
     def stop(number: int) -> None:

@@ -1,7 +1,5 @@
 """Conversations: a list of turns with role and content, with tools where there are some."""
 
-from typing import Any
-
 from llmtune.data.formats.base import Content, Format, Record
 from llmtune.data.formats.tools import parse_tools
 from llmtune.data.formats.turns import OPENAI, Keys, check_ends, parse_turns
@@ -49,7 +47,7 @@ def is_sharegpt(record: Record) -> bool:
     return isinstance(first, dict) and "role" not in first and ("from" in first or "value" in first)
 
 
-def _is_turns(value: Any) -> bool:
+def _is_turns(value: object) -> bool:
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and ("role" in first or "from" in first)
 

@@ -45,11 +45,9 @@ class Keys(NamedTuple):
 OPENAI, SHAREGPT = Keys("role", "content"), Keys("from", "value")
 
 
-def parse_conversation(
-    where: str, column: str, value: object, keys: Keys = OPENAI
-) -> tuple[tuple[Message, ...], frozenset[str]]:
+def parse_conversation(where: str, column: str, value: object) -> tuple[tuple[Message, ...], frozenset[str]]:
     """Return the checked turns of a whole conversation, and the names of keys in them that are not used."""
-    messages, unused = parse_turns(where, column, value, keys)
+    messages, unused = parse_turns(where, column, value)
     check_ends(where, column, messages)
     return messages, unused
 

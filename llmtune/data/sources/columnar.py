@@ -38,7 +38,7 @@ def plain_records(rows: Iterable[Any], at: Cursor) -> Iterator[Any]:
         yield {name: _without_nulls(value) for name, value in record.items()} if nested else record
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -130,10 +130,10 @@ def _split_at_returns(lines: Iterator[str]) -> Iterator[str]:
             yield line
 
 
-def _next_cells(reader: Any, start: int, at: Cursor) -> list[str] | None:
+def _next_cells(reader: Iterator[list[str]], start: int, at: Cursor) -> list[str] | None:
     """Return the next record's cells, None at the end; the cursor is put on the line on which it starts."""
     try:
-        cells: list[str] | None = next(reader, None)
+        cells = next(reader, None)
     except csv.Error:
         at.line = start
         raise

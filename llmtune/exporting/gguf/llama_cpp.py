@@ -1,5 +1,6 @@
 """llama.cpp itself, where llama-cpp-python is installed: its tokens, and its greedy answers to the same rows."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -31,7 +32,7 @@ def compare(
     others = []
     with working("answering rows with llama.cpp", len(prompts.ids), "rows") as step:
         for prompt in prompts.ids:
-            others.append(_answer(model, prompt, prompts))
+            others.append(_answer(model.generate(prompt, temp=0.0, repeat_penalty=1.0), prompts))
             step()
     differing = [row for row, (one, other) in enumerate(zip(merged, others, strict=True)) if one != other]
     equal = len(merged) - len(differing)
@@ -45,10 +46,10 @@ def compare(
     return {"version": library.__version__, "equal": equal}
 
 
-def _answer(model: Any, prompt: list[int], prompts: Prompts) -> list[int]:
-    """llama.cpp's likeliest tokens after a prompt, the first stop token included."""
+def _answer(tokens: Iterator[int], prompts: Prompts) -> list[int]:
+    """The tokens that llama.cpp generates for a prompt, up to the first stop token and with it."""
     answer: list[int] = []
-    for token in islice(model.generate(prompt, temp=0.0, repeat_penalty=1.0), prompts.new_tokens):
+    for token in islice(tokens, prompts.new_tokens):
         answer.append(int(token))
         if token in prompts.stop:
             break

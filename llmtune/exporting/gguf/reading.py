@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from llmtune.errors import MachineError, ProofError, first_line, lacks_memory
@@ -105,6 +112,6 @@ def _check_stops(file: Path, fields: dict[str, Any], vocabulary: Vocabulary) -> 
     return stops
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text that holds its special tokens already."""
     return list(tokenizer(text, add_special_tokens=False).input_ids)

@@ -57,11 +57,6 @@ def named_tensors(folder: Path, config: PreTrainedConfig, base: str) -> list[Ten
     return tensors
 
 
-def file_bytes(tensors: list[Tensor], kind: str) -> int:
-    """How many bytes a file of `kind` takes, less its header."""
-    return sum(stored_bytes(kind, tensor.stored.shape) for tensor in tensors)
-
-
 def write_gguf(
     folder: Path, file: Path, kind: str, name: str, config: PreTrainedConfig, vocabulary: Vocabulary
 ) -> dict[str, int]:

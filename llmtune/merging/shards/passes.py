@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -56,7 +56,7 @@ def run_pass(
         if change:
             change.forget([unit])
 
-    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+    def keep(module: nn.Module, arguments: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         states.append((output[0] if isinstance(output, tuple) else output).float())
 
     hooks = [block.register_forward_hook(keep) for block in blocks(unwrap(model))]

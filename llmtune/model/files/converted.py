@@ -102,13 +102,13 @@ def convert_gguf(file: Path, name: str) -> tuple[Path, Converted]:
         with FileLock(locks / f"gguf-{digest[:16]}.lock"):
             remove_leftovers(folder)
             if not (folder / "config.json").is_file():
-                _write(file, name, folder)
+                _write(file, folder)
             if not (folder / RECORD).is_file():  # converted by an older version
                 write_json(folder / RECORD, asdict(Converted(file.name, digest, count_types(file, name))))
     return folder, Converted(**read_json(folder / RECORD))
 
 
-def _write(file: Path, name: str, folder: Path) -> None:
+def _write(file: Path, folder: Path) -> None:
     print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
     with working(f"converting {file.name}"), write_folder(folder, replace=False) as partial:
         _convert(file, partial)

@@ -3,7 +3,8 @@
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from socket import socket
+from socketserver import BaseServer
 
 from llmtune.errors import MachineError, RecipeError
 from llmtune.reporting.live.page import LivePage
@@ -45,9 +46,9 @@ class Handler(BaseHTTPRequestHandler):
 
     server_version, sys_version = "llmtune", ""
 
-    def __init__(self, page: LivePage, *arguments: Any) -> None:
+    def __init__(self, page: LivePage, request: socket, address: tuple[str, int], server: BaseServer) -> None:
         self._page = page
-        super().__init__(*arguments)
+        super().__init__(request, address, server)
 
     def do_GET(self) -> None:
         """Answer a request; one for another host is refused, as a name may have been bound to this address."""
@@ -69,5 +70,5 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         """Print nothing."""

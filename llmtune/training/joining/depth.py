@@ -1,6 +1,6 @@
 """The first blocks of a model, as many as show each kind of block that it has, and the states that they give."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def states_after(model: nn.Module, count: int, inputs: dict[str, torch.Tensor]) 
     """
     shape = inputs["input_ids"].shape
 
-    def stop(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+    def stop(module: nn.Module, arguments: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         states = output if isinstance(output, torch.Tensor) else output[0]
         if states.shape[:-1] == shape:
             raise _ReachedError(states)

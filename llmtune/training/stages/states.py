@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ def save_sharded_optimizer(
         torch.save(scheduler.state_dict(), folder / SCHEDULER)
 
 
-def _on_first(value: Any, first: bool) -> Any:
+def _on_first(value: object, first: bool) -> object:
     """The full tensor of a state, in memory of the host, in the `first` process alone; what is no tensor as it is."""
     if not isinstance(value, torch.Tensor):
         return value

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from llmtune.data.encoding.rendering.reasoning import FIELDS, empty_block_end
 from llmtune.data.encoding.template import Renderer, Request
@@ -146,7 +145,7 @@ def written_forms(value: str) -> list[str]:
     return [value, value.strip(), json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1]]
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: object) -> Iterator[str]:
     if isinstance(value, dict):
         for inner in value.values():
             yield from _leaves(inner)
