@@ -33,7 +33,7 @@ REFRESH = 0.2
 """Seconds between two looks on a terminal."""
 
 Step = Callable[..., None]
-"""Called with how much more is done, 1 where nothing is given."""
+"""Called with how much more is done, 1 where nothing is given, and the seconds that it took before the block began."""
 
 
 class Work:
@@ -46,16 +46,17 @@ class Work:
         self._name = name
         self._clock = clock
         self._begin = clock()
-        self._done = 0.0
+        self._done = self._earlier = 0.0
 
     @property
     def name(self) -> str:
         """What goes on at this moment."""
         return self._name if isinstance(self._name, str) else self._name()
 
-    def step(self, amount: float = 1) -> None:
-        """Count that so much more is done."""
+    def step(self, amount: float = 1, earlier: float = 0.0) -> None:
+        """Count that so much more is done; `earlier` are seconds that it took before this work began."""
         self._done += amount
+        self._earlier += earlier
 
     @property
     def share(self) -> float | None:
@@ -72,7 +73,8 @@ class Work:
         done = f"{amount(self._done)} of {amount(self.total)}{unit}"
         if not self._done:
             return done
-        return f"{done}, {duration(spent / self._done * max(0.0, self.total - self._done))} left"
+        pace = (spent + self._earlier) / self._done
+        return f"{done}, {duration(pace * max(0.0, self.total - self._done))} left"
 
 
 _STACK: list[Work] = []

@@ -53,6 +53,16 @@ def test_tells_share_and_time_left() -> None:
     assert (work.share, work.facts()) == (1.0, "10.0 MB of 4.0 MB, 0:00 left")
 
 
+def test_time_left_counts_what_was_done_earlier_at_the_pace_it_had() -> None:
+    now = [50.0]
+    work = Work("tuning", 10, "trials", clock=lambda: now[0])
+    work.step(4, 120)
+    assert work.facts() == "4 of 10 trials, 3:00 left"
+    now[0] += 20
+    work.step()
+    assert work.facts() == "5 of 10 trials, 2:20 left"
+
+
 def test_names_the_unit_and_counts_one_by_one() -> None:
     now = [0.0]
     work = Work("answering", 500, "rows", clock=lambda: now[0])

@@ -54,7 +54,7 @@ class SeedRecord(TypedDict):
     seconds: float
     """Training, without start-up and evaluation."""
     peak_bytes: int | None
-    """The most memory that the training took: a card's, or this process's."""
+    """The most memory that the training took: of a card, or over what its process held before it loaded the base."""
     delta_bytes: int
     rows: Rows
     curve: list[Point]

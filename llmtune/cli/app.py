@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from llmtune import __version__
 from llmtune.cli.catalog import COMMANDS, PANELS
 from llmtune.cli.options import Verbose
-from llmtune.errors import LlmtuneError, nearest
+from llmtune.errors import LONGEST_MESSAGE, LlmtuneError, nearest, one_line
 from llmtune.launch.faults import VERBOSE
 from llmtune.launch.guard import run_command
 from llmtune.launch.quiet import quiet_libraries
@@ -50,7 +50,7 @@ class Group(TyperGroup):
         if self.get_command(ctx, word) is None and not word.startswith("-"):
             is_file = Path(word).exists() or word.endswith((".yaml", ".yml"))
             usual = f"; here it is 'llmtune {_ELSEWHERE[word]}'" if word in _ELSEWHERE else ""
-            close = usual or nearest(word, list(self.commands)) or "; llmtune --help lists them"
+            close = usual or nearest(word, list(self.commands))
             hint = f"; did you mean 'llmtune run {word}'?" if is_file else close
             ctx.fail(f"there is no command {word!r}{hint}")
         return super().resolve_command(ctx, args)
@@ -135,10 +135,9 @@ def _refuse(error: Any) -> int:
     context = getattr(error, "ctx", None)
     hint = f"; did you mean {possible[0]}?" if possible else _usual(str(option), context) if option else ""
     message = f"no such option: {option}" if option and possible is not None else error.format_message()
-    message = message[:1].lower() + message[1:].rstrip(".")
-    print(f"llmtune: {message}{hint}", file=sys.stderr)
-    if context is not None:
-        print(f"See: {context.command_path} --help", file=sys.stderr)
+    message = " ".join(f"{message[:1].lower()}{message[1:].rstrip('.')}{hint}".split())
+    see = f" (see: {context.command_path} --help)" if context is not None else ""
+    print(f"llmtune: {one_line(message, LONGEST_MESSAGE)}{see}", file=sys.stderr)
     return 2
 
 

@@ -13,7 +13,8 @@ from llmtune.data.batches.collate import Collator
 from llmtune.data.batches.rows import ExampleRows
 from llmtune.data.findings import check_same_data
 from llmtune.data.gate import gate
-from llmtune.data.store.encoded import TokenIds, lengths_of
+from llmtune.data.store.encoded import TokenIds
+from llmtune.estimate.lengths import counted
 from llmtune.estimate.measured import MemoryWatch, stage_peaks
 from llmtune.files import cache_folder, write_json
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
@@ -32,6 +33,7 @@ from llmtune.plan.schedule import Schedule
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, locates_mistakes
 from llmtune.terminal import heading
+from llmtune.timing.seconds import Work
 from llmtune.tracking.hardware import HardwareRecorder
 from llmtune.tracking.tracking import tracked
 from llmtune.training.arguments import ARGUMENTS, resolved_arguments, training_arguments
@@ -94,9 +96,9 @@ def _train(
     dtype = computing_dtype(recipe.model.precision, state.device)
     with working("checking the checkpoints"):
         done = complete_checkpoints(run.checkpoints)
-    longest = max(lengths_of(data.train))
-    passes = choose_passes(recipe, layout, state, longest, done[-1] if done else None)
-    seconds = predict_seconds(run, recipe, layout, state, data, passes)
+    lengths = counted(data.train)
+    passes = choose_passes(recipe, layout, state, lengths.longest, done[-1] if done else None)
+    seconds = predict_seconds(run, recipe, layout, state, Work(lengths, len(data.eval)), passes)
     with working("loading the base model"):
         weights, offloaded = _load(base, recipe, layout, dtype, state.device)
         model = insert(weights, recipe.method.adapter, plan, base)
@@ -134,7 +136,7 @@ def _train(
             callbacks=[stop, HardwareRecorder(record, state.device), *([best] if best else []), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        watch.expect(_predicted(recipe, layout, state, longest, passes), schedule.ends)
+        watch.expect(_predicted(recipe, layout, state, lengths.longest, passes), schedule.ends)
         if state.is_main_process:
             write_json(run.path / ARGUMENTS, resolved_arguments(trainer.args, passes))
         del tensors  # whole weights, which sharding replaces

@@ -76,7 +76,7 @@ def _search(request: Request, folder: Folder, study: Study, pool: Pool) -> int:
     workers = min(width, total) if total else width
     terminal.heading("tune")
     with working("tuning", total=float(total) if total else None, unit="trials") as advance:
-        news = News(study, total, advance)
+        news = News(study, workers, advance)
         dealer = Dealer(
             study,
             folder,
@@ -147,8 +147,8 @@ def _serving(dealer: Dealer) -> Iterator[None]:
 class News:
     """Tells how a search goes on: a line for each trial that ends, and in between how much is done."""
 
-    def __init__(self, study: Study, total: int | None, advance: Step) -> None:
-        self._study, self._total, self._advance = study, total, advance
+    def __init__(self, study: Study, workers: int, advance: Step) -> None:
+        self._study, self._advance = study, advance
         self._validations = 0
         self.seconds_left: Callable[[], float | None] = lambda: None
         done = study.ended
@@ -156,7 +156,7 @@ class News:
             best = study.best
             known = f", the best loss {best.loss:.4f}" if best and best.loss is not None else ""
             terminal.plain([f"going on after {len(done)} {'trial' if len(done) == 1 else 'trials'}{known}"])
-            advance(len(done))
+            advance(len(done), sum(tried.seconds for tried in done) / workers)
 
     def began(self, trial: Trial) -> None:
         """Say what is tried."""

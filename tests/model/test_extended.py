@@ -1,5 +1,6 @@
 """New tokens: the base that has them, what trains of it, and what is saved, merged and published with it."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.loaded_model import LoadedModel
 from llmtune.merging.step import merge
 from llmtune.model.base import load_model
+from llmtune.model.files import room
 from llmtune.model.files.extended import _with_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
@@ -183,3 +185,25 @@ def test_refuses_tokens_that_cannot_be_new(
     with pytest.raises(RecipeError) as error:
         plan_alone(recipe, 0)
     assert words in str(error.value)
+
+
+def test_bases_used_least_recently_leave_the_cache_but_none_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTUNE_CACHE", str(tmp_path / "cache"))
+    base, cache = tiny.save_base(tmp_path / "base"), tmp_path / "cache" / "extended"
+    in_use = locate_base(recipes.sections.Model(base=str(base), add_tokens=("<one>",))).folder
+    size = sum(file.lstat().st_size for file in in_use.iterdir())
+    for age, name in ((10, "used"), (20, "unused"), (30, "oldest")):
+        (cache / name).mkdir()
+        (cache / name / "weights").write_bytes(b"x" * size)
+        (cache / name / "linked").symlink_to(in_use / "model.safetensors")
+        os.utime(cache / name, (1e9 - age,) * 2)
+    os.utime(in_use, (1e8,) * 2)
+    monkeypatch.setattr(room, "LIMIT", round(3.5 * size))
+    newest = locate_base(recipes.sections.Model(base=str(base), add_tokens=("<two>",))).folder
+    assert {folder.name for folder in cache.iterdir()} == {in_use.name, newest.name, "used"}
+    assert (in_use / "model.safetensors").is_file()
+    monkeypatch.setattr(room, "LIMIT", 0)
+    locate_base(recipes.sections.Model(base=str(base), add_tokens=("<three>",)))
+    assert len(list(cache.iterdir())) == 3, "what this process uses stays, whatever the limit"

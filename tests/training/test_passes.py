@@ -3,7 +3,8 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from transformers import LlamaForCausalLM
 
 from llmtune import recipe
 from llmtune.data.batches.passes import PassLimits
-from llmtune.errors import FieldError
+from llmtune.data.example import Example
+from llmtune.errors import FieldError, LlmtuneError
 from llmtune.estimate.passes import PassSize
 from llmtune.files import write_json
 from llmtune.kernels.cpu.copies import WeightCopies
 from llmtune.run import Run
 from llmtune.run_log import read_log
+from llmtune.training import loop
 from llmtune.training.arguments import ARGUMENTS
 from llmtune.training.checkpoint import OBJECTIVE, complete_checkpoints
 from llmtune.training.loop import train
@@ -205,6 +208,26 @@ def test_resumed_run_keeps_copies_of_weights_where_they_fit_now(
         monkeypatch.setattr(choice, "free_bytes", lambda _, free=free: free)
         passes = choice.choose_passes(prepared.run.recipe(), prepared.layout, PartialState(), 30, tmp_path)
         assert (passes.limits, passes.checkpointing, passes.copies) == (PassLimits(4, 60), True, kept)
+
+
+def test_lengths_of_rows_are_read_once_before_the_base_loads(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    class Rows(list[Example]):
+        def __iter__(self) -> Iterator[Example]:
+            reads.append("rows")
+            return super().__iter__()
+
+    def load(*_: object) -> None:
+        raise LlmtuneError("the base loads")
+
+    monkeypatch.setattr(loop, "_load", load)
+    data = replace(prepared.data, train=Rows(prepared.data.train))
+    with pytest.raises(LlmtuneError, match="the base loads"):
+        train(prepared.run, replace(prepared, data=data))
+    assert len(reads) == 2, "their lengths, and the tokens that are learned"
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import pytest
 from llmtune import recipe
 from llmtune.methods.full import Full
 from llmtune.pool import Ended, Task
+from llmtune.searching.space import Range
+from llmtune.searching.study import Study
 from llmtune.tuning import step, worker
 from tests.support import tiny
 
@@ -61,3 +63,14 @@ def test_leaves_the_best_recipe_a_study_and_a_page_and_goes_on(
     assert "Loss by method.lr" in page
     assert "Losses while they trained" in page
     assert first["winner"] in page
+
+
+def test_resumed_search_counts_the_seconds_of_its_trials_in_the_time_left(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "study.db", {"x": 1}, {"method.lr": Range(1e-5, 1e-2, log=True)})
+    for loss in (1.0, 2.0):
+        study.ask().tell(loss)
+    counted: list[tuple[float, ...]] = []
+    step.News(study, 2, lambda *amounts: counted.append(amounts))
+    seconds = sum(tried.seconds for tried in study.ended)
+    assert counted == [(2, seconds / 2)], "two workers share them"
+    assert seconds > 0

@@ -54,9 +54,9 @@ def curve(log: list[Record]) -> list[Point]:
 
 
 def peak_bytes(log: list[Record]) -> int | None:
-    """The most memory of the training's stages: a card's, or that of the process with all that it held before."""
+    """The most memory that a stage took, as it is predicted: a card's, or over what the process held before."""
     measured = [record for record in log if "memory" in record]
-    peaks = [record.get("allocated") or record.get("resident", 0) + record.get("before", 0) for record in measured]
+    peaks = [record.get("allocated") or record.get("resident") for record in measured]
     return max((int(peak) for peak in peaks if peak), default=None)
 
 

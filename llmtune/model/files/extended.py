@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from torch import nn
 
 from llmtune.errors import FieldError
@@ -16,6 +15,7 @@ from llmtune.files import cache_folder, digest_of, remove_leftovers, write_folde
 from llmtune.model.base import Base, build_skeleton, load_config, vocabulary
 from llmtune.model.blocks import text_model
 from llmtune.model.files.fingerprints import COPIED, leads_outside, named_like, stamp
+from llmtune.model.files.room import hold_until_end, lock_of, make_room
 from llmtune.model.files.stored import INDEX, holds_weights, stored_tensors
 from llmtune.model.reading import reading
 from llmtune.working import working
@@ -42,11 +42,15 @@ def extend(base: Base, tokens: Sequence[str]) -> Base:
     digest = digest_of([str(base.folder.resolve()), stamps, list(tokens)])[:16]
     folder, locks = cache_folder() / "extended" / digest, cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"extended-{digest}.lock"):
+    with lock_of(folder, locks):
         remove_leftovers(folder)
-        if not (folder / RECORD).is_file():
+        is_new = not (folder / RECORD).is_file()
+        if is_new:
             with working(f"adding {len(tokens)} tokens to {base.name}"), write_folder(folder, replace=False) as partial:
                 _write(base, tokenizer, tokens, partial)
+        hold_until_end(folder)
+    if is_new:
+        make_room(folder.parent, locks)
     ids = tuple(json.loads((folder / RECORD).read_text())["ids"])
     return replace(base, folder=folder, added=ids)
 

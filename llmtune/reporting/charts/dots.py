@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from llmtune.reporting.charts.axes import Axis
 from llmtune.reporting.charts.chart import Data, Spec, Table, chart, zooming
+from llmtune.reporting.charts.names import ASIDE, Mark, Name, place_names
 from llmtune.reporting.charts.scales import Scale
 from llmtune.reporting.html import Html
 
@@ -40,19 +41,31 @@ class Interval:
 def dots(values: Sequence[Dot], label: str, x: Axis, y: Axis, height: int = 300) -> Html:
     """Draw values with their errors over another quantity, each with its name."""
     x, y = (_widened(axis, bounds) for axis, bounds in ((x, _bounds_x(values)), (y, _bounds_y(values))))
-    labels = named(values, x.log, y.log, height)
+    names = _names(values, x, y, height)
     rows: list[list[object]] = [
-        [one.title, one.x, one.y, *_around(one.y, one.error), *_around(one.x, one.error_x), one.color, *label]
-        for one, label in zip(values, labels, strict=True)
+        [
+            one.title,
+            one.x,
+            one.y,
+            *_around(one.y, one.error),
+            *_around(one.x, one.error_x),
+            one.color,
+            name.text,
+            name.align,
+            name.down,
+        ]
+        for one, name in zip(values, names, strict=True)
     ]
     columns = ["name", "x", "y", "low", "high", "left", "right", "color", "label", "align", "down"]
-    data = {"dots": Data(columns, rows)}
+    led = [row for row, name in zip(rows, names, strict=True) if name.leads]
+    data = {"dots": Data(columns, rows), "led": Data(columns, led)}
     at: Spec = {"x": x.channel("x"), "y": y.channel("y")}
     color = {"field": "color", "type": "nominal", "scale": None}
     tooltip = [{"field": "name", "title": "name"}, x.tip("x"), y.tip("y")]
     layers = [
         _layer("dots", "rule", {"x": at["x"], "y": y.channel("low"), "y2": {"field": "high"}, "stroke": color}),
         _layer("dots", "rule", {"y": at["y"], "x": x.channel("left"), "x2": {"field": "right"}, "stroke": color}),
+        _layer("led", "leader", {**at, "x2": {"field": "x"}, "y2": {"field": "y"}}),
         _layer("dots", "text", {**at, "text": {"field": "label"}}),
         {**_layer("dots", "point", {**at, "fill": color, "tooltip": tooltip}), "params": zooming()},
     ]
@@ -86,29 +99,39 @@ def intervals(values: Sequence[Interval], label: str, x: Axis) -> Html:
     return chart({"height": height, "layer": layers}, data, label, behind, zooms=False)
 
 
+_ASIDE = {"expr": f"datum.align === 'left' ? {ASIDE} : {-ASIDE}"}
 _MARKS: dict[str, Spec] = {
-    "rule": {"strokeWidth": 2, "aria": False},
+    "rule": {"type": "rule", "strokeWidth": 2, "aria": False},
+    "leader": {
+        "type": "rule",
+        "x2Offset": _ASIDE,
+        "y2Offset": {"expr": "datum.down"},
+        "stroke": "var(--quiet)",
+        "aria": False,
+    },
     "text": {
+        "type": "text",
         "align": {"expr": "datum.align"},
-        "dx": {"expr": "datum.align === 'left' ? 8 : -8"},
+        "baseline": "middle",
+        "dx": _ASIDE,
         "dy": {"expr": "datum.down"},
         "fill": "var(--ink)",
         "aria": False,
     },
-    "point": {"filled": True, "size": 90, "opacity": 1},
+    "point": {"type": "point", "filled": True, "size": 90, "opacity": 1},
 }
 
 
 def _layer(data: str, mark: str, encoding: Spec, clip: bool = True) -> Spec:
     return {
         "data": {"name": data},
-        "mark": {"type": mark, "clip": clip and mark != "text", **_MARKS[mark]},
+        "mark": {"clip": clip and mark not in ("text", "leader"), **_MARKS[mark]},
         "encoding": encoding,
     }
 
 
-def _around(value: float, error: float | None) -> list[object]:
-    return [value - (error or 0.0), value + (error or 0.0)]
+def _around(value: float, error: float | None) -> tuple[float, float]:
+    return value - (error or 0.0), value + (error or 0.0)
 
 
 def _bounds_x(values: Sequence[Dot]) -> tuple[float, float]:
@@ -128,31 +151,23 @@ def _widened(axis: Axis, bounds: tuple[float, float]) -> Axis:
     return axis if high > low else replace(axis, domain=(low - room, high + room))
 
 
-PHONE_PIXELS, LETTER_PIXELS, LINE_PIXELS, MARGIN, FAR = 260.0, 6.5, 12.0, 24.0, 40.0
-"""What a phone leaves a chart, the size of a name on it, the room above and below values, and how far a name goes."""
+PHONE_PIXELS = 260.0
+"""What a phone leaves a chart."""
 
 
-def named(values: Sequence[Dot], log_x: bool, log_y: bool, height: int) -> list[tuple[str, str, float]]:
-    """Return the name that each dot shows, how it is aligned and how far below its dot it stands, in pixels.
+def _names(values: Sequence[Dot], x: Axis, y: Axis, height: int) -> list[Name]:
+    """Return the name beside each dot; one that is not to be named has none."""
+    across, down = _scale(x, _bounds_x(values), 0.0, PHONE_PIXELS), _scale(y, _bounds_y(values), height, 0.0)
+    marks = [
+        Mark(one.title if one.named else "", across(one.x), down(one.y), down(high), down(low))
+        for one, (low, high) in ((one, _around(one.y, one.error)) for one in values)
+    ]
+    return place_names(marks, PHONE_PIXELS, height)
 
-    Names stand on the side where there is more room, and below each other where they would overlap on a phone;
-    one that would end up far from its dot is empty.
-    """
-    left, right = _bounds_x(values)
-    low, high = _bounds_y(values)
-    across = Scale(left, right if right > left else left + (abs(left) or 1.0), 0.0, PHONE_PIXELS, log=log_x)
-    upward = Scale(low, high if high > low else low + 1.0, height - MARGIN, MARGIN, log=log_y)
-    placed: list[tuple[float, float, float]] = []
-    names: dict[int, tuple[str, str, float]] = {}
-    for index in sorted(range(len(values)), key=lambda index: -values[index].y):
-        one, at = values[index], across(values[index].x)
-        width, align = LETTER_PIXELS * len(one.title) + 8, "left" if at <= PHONE_PIXELS / 2 else "right"
-        start = at if align == "left" else at - width
-        line = own = upward(one.y) - 8
-        for begin, end, other in sorted(placed, key=lambda box: box[2]):
-            if begin < start + width and start < end and abs(line - other) < LINE_PIXELS:
-                line = other + LINE_PIXELS
-        near = one.named and line - own <= FAR
-        names[index] = (one.title if near else "", align, line - own - 8)
-        placed += [(start, start + width, line)] * near
-    return [names[index] for index in range(len(values))]
+
+def _scale(axis: Axis, bounds: tuple[float, float], start: float, end: float) -> Scale:
+    """Pixels of values between bounds, as Vega-Lite lays an axis out."""
+    if axis.domain:
+        return Scale(*axis.domain, start, end, log=axis.log)
+    room = axis.padding if end > start else -axis.padding
+    return Scale(*bounds, start + room, end - room, log=axis.log)

@@ -68,6 +68,7 @@ def _tables(rows: Sequence[Cells], quality: Sequence[str], links: dict[str, Html
 _TOOK = {
     "rate": "Rate: the learning rate that the search chose. ",
     "minutes": "Minutes: one training, of everything that the arm took with its search. ",
+    "peak memory": "Peak memory: on CPUs, over what the process held before it loaded the base, as it is predicted. ",
     "to 90%": "To 90%: until a training had come 90% of the way to the lowest validation loss of all arms. ",
 }
 """What the titles of costs mean."""

@@ -2,8 +2,6 @@
 
 from accelerate import PartialState
 
-from llmtune.data.gate import Gate
-from llmtune.estimate.lengths import counted
 from llmtune.model.layout import Layout
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
@@ -13,7 +11,7 @@ from llmtune.training.passes.choice import RunPasses
 
 
 def predict_seconds(
-    run: Run, recipe: Recipe, layout: Layout, state: PartialState, data: Gate, passes: RunPasses
+    run: Run, recipe: Recipe, layout: Layout, state: PartialState, work: Work, passes: RunPasses
 ) -> float | None:
     """Seconds of a run's training, for the process that logs; None in others, and where they are not known.
 
@@ -21,6 +19,5 @@ def predict_seconds(
     """
     if not state.is_main_process:
         return None
-    world, work = state.num_processes, Work(counted(data.train), len(data.eval))
-    tokens = passes.largest(recipe.train, world, work.lengths.longest)
-    return run_seconds(run, recipe, layout, work, state.device, world, tokens, passes.checkpointing)
+    tokens = passes.largest(recipe.train, state.num_processes, work.lengths.longest)
+    return run_seconds(run, recipe, layout, work, state.device, state.num_processes, tokens, passes.checkpointing)
