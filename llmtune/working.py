@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DELAY, INTERVAL = 5.0, 10.0
 """Seconds before the first line, and between two lines, outside a terminal."""
+_TELLING = 0.001
+"""The share that must be done before it tells how long the rest will take."""
 REFRESH = 0.2
 """Seconds between two looks on a terminal."""
 
@@ -71,7 +73,7 @@ class Work:
         amount = size if self.unit == "bytes" else count
         unit = "" if self.unit == "bytes" else f" {self.unit}".rstrip()
         done = f"{amount(self._done)} of {amount(self.total)}{unit}"
-        if not self._done:
+        if self._done < _TELLING * self.total:
             return done
         pace = (spent + self._earlier) / self._done
         return f"{done}, {duration(pace * max(0.0, self.total - self._done))} left"

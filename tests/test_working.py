@@ -45,6 +45,9 @@ def test_tells_share_and_time_left() -> None:
     now = [100.0]
     work = Work("hashing", 4_000_000, "bytes", clock=lambda: now[0])
     assert work.facts() == "0 B of 4.0 MB"
+    work.step(3_999)
+    assert work.facts() == "4.0 kB of 4.0 MB", "too little to tell how long the rest takes"
+    work.step(-3_999)
     now[0] += 10
     work.step(1_000_000)
     assert work.facts() == "1.0 MB of 4.0 MB, 0:30 left"

@@ -11,14 +11,14 @@ from llmtune.run_log import read_log
 
 
 def recipe(job: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a job: what the other tools are told, and defaults for all else."""
+    """The recipe of a job: what the other tools are told, and defaults for all else. Nobody saves before the end."""
     arm = ARMS[job["arm"]]
     return {
         "model": {"base": job["base"], "quantize": "4bit" if arm.quantize else "none", "precision": job["precision"]},
         "data": {"train": job["rows"], "eval_fraction": 0, "max_length": MAX_LENGTH},
         "method": arm.method,
         "train": {"epochs": arm.epochs, "batch_size": job["batch"], "warmup": 0, "schedule": "constant", "seed": 0}
-        | {"group_by_length": False},
+        | {"group_by_length": False, "save_every": 1.0},
         "eval": {"suite": "none"},
         "launch": {"accelerate": "cpu"},
     }

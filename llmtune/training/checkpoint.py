@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +71,47 @@ def _sealed(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def write_checkpoint(checkpoint: Path, first: bool, size: int = 0) -> Iterator[Draft]:
+def write_checkpoint(
+    checkpoint: Path,
+    first: bool,
+    size: int = 0,
+    keep: tuple[int, int | None] | None = None,
+    then: Callable[[Callable[[], None]], None] = call,
+) -> Iterator[Draft]:
     """A draft that every process fills; the `first` one then writes the manifest and gives the folder its name.
 
-    `size` is how many bytes it takes, about; raises MachineError where the disk has less, and an error notes it.
+    `size` is how many bytes it takes, about; raises MachineError where the disk has less, and an error notes it. `keep`
+    says which others stay: so many of the newest, and the one after a step. `then` is given what completes the
+    checkpoint, once it is filled; of several processes, each must call it at once.
     """
     if first:
         _remove_unfinished(checkpoint.parent)
     if lack := processes.broadcast(_lack_of_room(checkpoint.parent, size) if first else None):
         raise MachineError(lack)
+    with _noting(size), ExitStack() as stack:
+        yield stack.enter_context(_written(checkpoint, first))
+        completing = stack.pop_all()
+
+    def complete() -> None:
+        with _noting(size):
+            completing.close()
+        if first:
+            _VERIFIED[checkpoint.absolute()] = _stamps(checkpoint)
+        if first and keep:
+            remove_old(checkpoint.parent, *keep)
+
+    then(complete)
+
+
+@contextmanager
+def _noting(size: int) -> Iterator[None]:
+    """Note on what is raised how many bytes a checkpoint takes."""
     try:
-        with _written(checkpoint, first) as draft:
-            yield draft
+        yield
     except Exception as error:
         if size:
             error.add_note(f"a checkpoint takes about {number_of_bytes(size)}")
         raise
-    if first:
-        _VERIFIED[checkpoint.absolute()] = _stamps(checkpoint)
 
 
 def checkpoint_size(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
-from llmtune.errors import TrainingError
 from llmtune.machine.precision import catch_up, skipped
 from llmtune.model.blocks import distances, unwrap
 from llmtune.model.sharded import gather_to_host, prepare_to_shard, raise_to_fp32, warm_up_dtypes
@@ -19,6 +19,7 @@ from llmtune.run_log import Record
 from llmtune.training import checkpoint as checkpoints
 from llmtune.training.arguments import accepted_by_trainer
 from llmtune.training.proof import UpdateCheck, assert_replicas_equal, checksum, checksums, prove_schedule
+from llmtune.training.sealing import Sealing
 from llmtune.training.stages import groups, states
 from llmtune.training.stages.callback import PlanCallback
 from llmtune.training.stages.replicas import rewrap
@@ -46,9 +47,7 @@ class Planned(Trainer):
 
         `arguments` go to the Trainer.
         """
-        quantized = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-        if quantized:
-            raise TrainingError(f"{quantized[0]} should train but is quantized")
+        groups.check_floating(tensors)
         self._make_schedule, self._record, self._keep = make_schedule, record, keep
         self._trained_names = list(tensors)
         self._tensors: dict[str, nn.Parameter] | None = None
@@ -66,9 +65,15 @@ class Planned(Trainer):
         self._checksums = {name: checksum(p.float() if name in tensors else p) for name, p in live}
         self._reduced: set[str] = set()
         self._saved: tuple[Path, dict[str, int]] | None = None
+        self._sealing = Sealing()
         self._update_check = UpdateCheck(record)
         self.add_callback(PlanCallback(self))
         self.add_callback(self._update_check)
+
+    def train(self, resume_from_checkpoint: str | None = None, **named: object) -> TrainOutput:
+        """Train as the plan says; every checkpoint is complete when it ends, however it ends."""
+        with self._sealing:
+            return super().train(resume_from_checkpoint, **named)
 
     def end_step(self) -> None:
         """What an objective does after each step, before a validation or a checkpoint."""
@@ -165,11 +170,7 @@ class Planned(Trainer):
             assert_replicas_equal(self.current_tensors(), step)
         self.enter_stage(step)
         catch_up(self.lr_scheduler, step)
-        grouped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        live = self.current_tensors().items()
-        missing = [name for name, p in live if p.requires_grad and id(p) not in grouped]
-        if missing:
-            raise TrainingError(f"{missing[0]} should train but is not in the optimizer")
+        groups.check_grouped(self.current_tensors(), self.optimizer)
 
     def step_record(self) -> Record:
         """What is known of the latest step without its loss."""
@@ -179,8 +180,7 @@ class Planned(Trainer):
 
     def record_step(self, loss: float, gradient_norm: float | None) -> None:
         """Hand a step's numbers, which Trainer read, to the run's log."""
-        entry = self.step_record()
-        entry |= skipped(self.args.fp16, gradient_norm)
+        entry = self.step_record() | skipped(self.args.fp16, gradient_norm)
         self._record({"step": entry["step"], "loss": loss, **entry, "grad_norm": gradient_norm})
 
     def record_evaluation(self, loss: float, score: float | None) -> None:
@@ -205,27 +205,29 @@ class Planned(Trainer):
     # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        step, folder, first = self.state.global_step, Path(self.args.output_dir), self.args.should_save
+        self._sealing.wait()
+        step, first = self.state.global_step, self.args.should_save
         tensors, objective = self.current_tensors(), self.objective_state()
         assert_replicas_equal(tensors, step)
         ends = step >= self.state.max_steps  # no step follows that would need the optimizer's states
         size = checkpoints.checkpoint_size(tensors.values(), None if ends else self.optimizer)
+        keep = (self._keep, self.state.best_global_step)
+        then = partial(self._sealing.begin, beside=not ends and self.args.world_size == 1)
+        target = checkpoints.checkpoint_folder(Path(self.args.output_dir), step)
         with (
             working("writing a checkpoint", on_terminal=False),
-            checkpoints.write_checkpoint(checkpoints.checkpoint_folder(folder, step), first, size) as draft,
+            checkpoints.write_checkpoint(target, first, size, keep, then) as draft,
         ):
             trained = self.trained_state()
             if first:
                 checkpoints.save_state(draft, trained, objective)
-                self._saved = (checkpoints.checkpoint_folder(folder, step) / checkpoints.TENSORS, checksums(trained))
+                self._saved = (target / checkpoints.TENSORS, checksums(trained))
                 self.state.save_to_json(str(draft.folder / checkpoints.TRAINER_STATE))
             del trained  # before the states of the optimizer, which take twice as much
             if not ends:
                 self._save_optimizer_and_scheduler(str(draft.folder))
             self._save_rng_state(str(draft.folder))
             self._save_scaler(str(draft.folder))
-        if first:
-            checkpoints.remove_old(folder, self._keep, self.state.best_global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.load_objective_state(checkpoints.load_state(Path(resume_from_checkpoint), self.current_tensors()))

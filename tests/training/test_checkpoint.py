@@ -1,12 +1,14 @@
 """Checkpoints are complete or absent, and a run resumed from any of them ends bit-equal."""
 
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from llmtune.errors import MachineError, TrainingError
 from llmtune.files import fingerprint
@@ -144,3 +146,49 @@ def test_one_process_on_each_machine_hashes_the_checkpoints(tmp_path: Path, monk
     (whole[-1] / "objective.json").write_text("{}")  # as another machine's first process sees it
     assert complete_checkpoints(tmp_path) == whole[:-1]
     assert {path.parent for path in hashed} == set(whole)
+
+
+def test_the_next_step_runs_while_a_checkpoint_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second_step, sealed_late = threading.Event(), threading.Event()
+    seal = checkpoint._sealed
+
+    def slow(file: Path) -> dict[str, Any]:
+        if ".step-000001" in str(file):
+            assert second_step.wait(60), "the training waits for the disk"
+            sealed_late.set()
+        return seal(file)
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if state.global_step == 2:
+                assert not (tmp_path / "step-000001").exists(), "it has its name before it is on disk"
+                second_step.set()
+
+    monkeypatch.setattr(checkpoint, "_sealed", slow)
+    trainer = training.trainer(tmp_path, METHODS["full"], save_strategy="steps", save_steps=1, keep=9)
+    trainer.add_callback(Steps())
+    trainer.train()
+    assert sealed_late.is_set()
+    steps = [f"step-{number:06d}" for number in range(1, trainer.state.max_steps + 1)]
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == steps
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_what_fails_while_a_checkpoint_is_sealed_ends_the_training_and_keeps_the_one_before(
+    tmp_path: Path, fails: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = checkpoint._sealed
+
+    def failing(file: Path) -> dict[str, Any]:
+        if f".step-{2 * fails:06d}" in str(file):
+            raise OSError(28, "No space left on device")
+        return seal(file)
+
+    monkeypatch.setattr(checkpoint, "_sealed", failing)
+    trainer = training.trainer(tmp_path, METHODS["full"], save_strategy="steps", save_steps=2, keep=1)
+    with pytest.raises(OSError, match="No space left") as caught:
+        trainer.train()
+    assert "a checkpoint takes about" in caught.value.__notes__[0]
+    left = [folder.name for folder in complete_checkpoints(tmp_path)]
+    assert left == ([] if fails == 1 else ["step-000002"]), "an old one goes once the new one is complete"
+    assert not [*tmp_path.glob(".step-*")]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from llmtune.errors import TrainingError
@@ -54,3 +55,18 @@ def keep_embeddings_in_32_bits(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+
+def check_floating(tensors: dict[str, nn.Parameter]) -> None:
+    """Raise TrainingError for a tensor that is to train but holds no floating-point numbers."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TrainingError(f"{name} should train but is quantized")
+
+
+def check_grouped(tensors: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Raise TrainingError for a tensor that requires a gradient but is not in the optimizer."""
+    grouped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, tensor in tensors.items():
+        if tensor.requires_grad and id(tensor) not in grouped:
+            raise TrainingError(f"{name} should train but is not in the optimizer")
