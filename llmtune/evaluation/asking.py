@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,9 @@ from llmtune.evaluation.reuse.answers import BaseAnswers, Part
 from llmtune.evaluation.reuse.facts import GENERAL
 from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.evaluation.tables import task_title
+from llmtune.evaluation.vllm.engine import VllmModel
+from llmtune.inference.room import LargestBatch, largest_batch
+from llmtune.machine.processes import gather
 from llmtune.recipe.suite import HELD_OUT
 from llmtune.working import working
 
@@ -90,26 +94,30 @@ def _asked(part: str, work: Callable[[], Part], base: BaseAnswers | None, name: 
 
 
 def _ask_task(exam: Exam, model: PreTrainedModel, task: Task, values: Mapping[str, Any] | None, name: str) -> Part:
-    return score_tasks(model, exam.tokenizer, [task], exam.suite.shots, exam.limit, values, name), []
+    with _batches(model) as rows:
+        results = score_tasks(model, exam.tokenizer, [task], exam.suite.shots, exam.limit, values, name)
+    return _with_batches(results, answers=rows), []
 
 
 def _ask_held_out(exam: Exam, model: PreTrainedModel, key: str, rows: Questions, name: str) -> Part:
     """Score a model on held-out rows and return its answers."""
     with quiet():
         task = HeldOut(key, rows, exam.stop, exam.new_tokens, exam.metrics)
-    result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
+    with _batches(model) as of_answers:
+        result = score_tasks(model, exam.tokenizer, [task], name=name)[key]
     outputs = result.pop("outputs")
     result |= {"shots": len(rows.shots), "of": rows.of, "limit": exam.limit if len(rows.rows) < rows.of else None}
     result["compared"] = task.comparison
     title = f"{name}, {task_title(key, result)}"
     labels = _label_rows(exam, model, rows, result, title) if exam.labels else None
-    losses = _losses(exam, model, rows, title)
+    with _batches(model) as of_losses:
+        losses = _losses(exam, model, rows, title)
     tokens = [example.supervised for example in rows.examples]
     answers = _answers(rows, result, outputs, [loss and loss / n for loss, n in zip(losses, tokens, strict=True)])
     for answer, label in zip(answers, labels or (), strict=False):
         answer["label"] = label
     add_losses(result, losses, tokens, PERPLEXITY in exam.metrics)
-    return {key: result}, answers
+    return _with_batches({key: result}, answers=of_answers, losses=of_losses), answers
 
 
 def _label_rows(exam: Exam, model: PreTrainedModel, rows: Questions, result: Result, name: str) -> list[str | None]:
@@ -145,19 +153,31 @@ def _answers(rows: Questions, result: Result, outputs: list[str], losses: list[f
 
 def _read_texts(exam: Exam, model: PreTrainedModel, key: str, texts: Texts, name: str) -> Part:
     """Measure a model's loss on held-out texts; raises ProofError where no text has a finite one."""
-    with lacks_named(name), working(name, len(texts.rows), "texts") as step:
+    with lacks_named(name), working(name, len(texts.rows), "texts") as step, _batches(model) as rows:
         result, answers = score_texts(model, texts, exam.tokenizer, exam.limit, step)
     if result["not_finite"] == result["n"]:
         raise ProofError(f"{name}: no text has a finite loss, so nothing can be scored")
-    return {key: result}, answers
+    return _with_batches({key: result}, losses=rows), answers
 
 
 def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> Part:
     """Score a model on the general questions and texts."""
     title = f"{name}, {GENERAL}"
     requests = len(general.texts) + sum(map(len, general.questions))
-    with lacks_named(title), working(title, requests, "requests") as step:
-        return ask_general(general, model, exam.tokenizer, of_all(step)), []
+    with lacks_named(title), working(title, requests, "requests") as step, _batches(model) as rows:
+        results = ask_general(general, model, exam.tokenizer, of_all(step))
+    return _with_batches(results, losses=rows), []
+
+
+def _batches(model: PreTrainedModel) -> AbstractContextManager[LargestBatch]:
+    """Find the largest batch of the block; vLLM makes its own."""
+    return nullcontext(LargestBatch()) if isinstance(model, VllmModel) else largest_batch(model)
+
+
+def _with_batches(results: dict[str, Result], **batches: LargestBatch) -> dict[str, Result]:
+    """Add to results the largest batches of all processes, by what they were for."""
+    rows = {what: max(gather(batch.rows)) for what, batch in batches.items()}
+    return {task: {**result, "batch_rows": rows} if any(rows.values()) else result for task, result in results.items()}
 
 
 def _losses(exam: Exam, model: PreTrainedModel, rows: Questions, name: str) -> list[float | None]:

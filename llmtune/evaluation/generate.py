@@ -12,6 +12,7 @@ from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.cache import repeated
+from llmtune.inference.ends import find_questions, score_ends
 from llmtune.inference.live import LiveRows
 from llmtune.inference.passes import by_length, common_length, left_padded, limit_head, read_start
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
@@ -106,15 +107,42 @@ def _has_ended(answer: Sequence[int], stop: set[int], new_tokens: int) -> bool:
 def answer_losses(
     model: PreTrainedModel, examples: list[Example], pad_id: int, step: Step | None = None
 ) -> list[float]:
-    """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32."""
+    """Return the summed negative log-likelihood, in nats, of each example's supervised tokens, computed in fp32.
+
+    A prompt of several examples is read once, as is what all start with.
+    """
+    if isinstance(model, VllmModel):
+        return model.losses(examples) if examples else []
+    losses = [0.0] * len(examples)
+    questions = find_questions([_text_and_end(row) for row in examples], model.config) if shares_start(model) else []
+    for question, scores in zip(questions, score_ends(model, questions, step), strict=True):
+        for place, score in zip(question.places, scores, strict=True):
+            losses[place] = score.loss
+    known = {place for question in questions for place in question.places}
+    others = [place for place in range(len(examples)) if place not in known]
+    rest = _losses_of_rows(model, [examples[place] for place in others], pad_id, step)
+    for place, loss in zip(others, rest, strict=True):
+        losses[place] = loss
+    return losses
+
+
+def _text_and_end(example: Example) -> tuple[Sequence[int], Sequence[int]]:
+    """Cut a row before its first supervised token; there is no end where others after it are not supervised."""
+    first = _first_supervised(example)
+    text, end = example.input_ids[:first], example.input_ids[first:]
+    return text, end if list(end) == list(example.labels[first:]) else []
+
+
+def _first_supervised(example: Example) -> int:
+    return next(place for place, label in enumerate(example.labels) if label != IGNORED)
+
+
+def _losses_of_rows(model: PreTrainedModel, examples: Sequence[Example], pad_id: int, step: Step | None) -> list[float]:
     if not examples:
         return []
-    if isinstance(model, VllmModel):
-        return model.losses(examples)
-    first = min(next(place for place, label in enumerate(row.labels) if label != IGNORED) for row in examples)
     common = common_length([example.input_ids for example in examples])
     # The last prompt token stays with the rows: its output predicts the answer's first token.
-    shared = max(0, min(common, first - 1)) if shares_start(model) else 0
+    shared = max(0, min(common, min(map(_first_supervised, examples)) - 1)) if shares_start(model) else 0
     start = read_start(model, examples[0].input_ids[:shared])
     rest = [{"input_ids": row.input_ids[shared:], "labels": row.labels[shared:]} for row in examples]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import bypass_agg, mean
+from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +21,7 @@ from llmtune.evaluation.aggregates import add_metric
 from llmtune.evaluation.boundary import failures_named
 from llmtune.evaluation.generate import rows_per_batch
 from llmtune.evaluation.held_out.task import HeldOut
-from llmtune.evaluation.loaded_model import LoadedModel, StandIn
+from llmtune.evaluation.loaded_model import LoadedModel
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.results import Result
 from llmtune.evaluation.vllm.engine import VllmModel
@@ -53,6 +55,22 @@ def score_tasks(
             built = _load(model, tokenizer, task, template, title)
             results[task.task_name] = _score_task(built, task, shots, limit, template is not None)
     return results
+
+
+class StandIn(LM):
+    """Gives every request the same answer, where a task is to be scored without a model."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return the same log-likelihood for each continuation."""
+        return [(-1.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return the same log-likelihood for each text."""
+        return [-1.0] * len(requests)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return the same text for each prompt."""
+        return ["answer"] * len(requests)
 
 
 def rehearse(task: Task, shots: int | None) -> bool:

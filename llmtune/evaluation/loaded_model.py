@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM, CacheHook
+from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.evaluation.generate import greedy, hides_left_padding, rows_per_batch, shares_start
 from llmtune.evaluation.spread.share import of_all, spread, total
+from llmtune.inference.ends import find_questions, score_ends
 from llmtune.inference.passes import left_padded
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
 from llmtune.working import Step, working
@@ -45,22 +46,6 @@ def _left_as_tied(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del model.tie_weights
-
-
-class StandIn(LM):
-    """Gives every request the same answer, where a task is to be scored without a model."""
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return the same log-likelihood for each continuation."""
-        return [(-1.0, False)] * len(requests)
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the same log-likelihood for each text."""
-        return [-1.0] * len(requests)
-
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return the same text for each prompt."""
-        return ["answer"] * len(requests)
 
 
 class LoadedModel(HFLM):
@@ -167,14 +152,38 @@ class LoadedModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
-        """Return log-likelihood and greediness of each request; rolling windows, which have no text, count here."""
-        self._limit_batch(max((len(before) + len(after) for _, before, after in requests), default=1))
+        """Return log-likelihood and greediness of each request; a text that several ends go on from is read once.
+
+        Rolling windows, which have no text, count here.
+        """
         self.truncated += sum(len(before) + len(after) > self.max_length + 1 for _, before, after in requests)
-        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **{**options, "disable_tqdm": True})
+        known = self._score_questions(requests)
+        others = [request for place, request in enumerate(requests) if place not in known]
+        self._limit_batch(max((len(before) + len(after) for _, before, after in others), default=1))
+        rest = iter(super()._loglikelihood_tokens(others, **{**options, "disable_tqdm": True}) if others else ())
+        scores = [known[place] if place in known else next(rest) for place in range(len(requests))]
         self.requests += len(scores)
         self.not_finite += sum(not math.isfinite(score) for score, _ in scores)
         self._step(sum(text is None for text, _, _ in requests))
         return scores
+
+    def _score_questions(
+        self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]]
+    ) -> dict[int, tuple[float, bool]]:
+        """Return the scores of the requests whose text is that of others too, by place; counts them."""
+        if not shares_start(self.model):
+            return {}
+        rows = [
+            ((before + after)[-self.max_length - 1 : -len(after)] if text else [], after)
+            for text, before, after in requests
+        ]
+        questions = find_questions(rows, self.model.config)
+        scores = score_ends(self.model, questions, self._step)
+        return {
+            place: (-score.loss, score.is_greedy)
+            for question, of_question in zip(questions, scores, strict=True)
+            for place, score in zip(question.places, of_question, strict=True)
+        }
 
     def _limit_batch(self, tokens: int) -> None:
         """Choose a batch whose logits, of rows of `tokens` tokens, fit with their fp32 log-softmax."""

@@ -47,6 +47,9 @@ class Result(TypedDict):
     """By metric, where it is known."""
     resamples: dict[str, list[float | None]]
     """Each metric of all rows at once, such as perplexity, on rows drawn with replacement: the same for every model."""
+    batch_rows: NotRequired[dict[str, int]]
+    """Rows at the most that went through the model at one time, for its answers and for its losses: batches follow what
+    memory is free, and in 16 bits other batches round otherwise."""
     tokens: NotRequired[list[int]]
     """Answer tokens of each row: the weights of the loss."""
     compared: NotRequired[str]

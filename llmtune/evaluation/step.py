@@ -18,6 +18,7 @@ from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.reuse.answers import BaseAnswers
 from llmtune.evaluation.reuse.facts import model_facts
 from llmtune.evaluation.spread.children import evaluate_in_children, wants_children
+from llmtune.evaluation.tables import batch_notes
 from llmtune.evaluation.tasks import load_tasks_and_groups
 from llmtune.evaluation.vllm import models
 from llmtune.evaluation.vllm.engine import VllmModel
@@ -67,6 +68,8 @@ def evaluate_here(run: Run, unasked: str | None = None) -> Evaluations:
                 _check_logits(asked.exam, tuned, "tuned")
             answers = ask(asked.exam, tuned)
         after = cast(Evaluation, _about(asked, "tuned") | {"delta": delta} | answers)
+        for note in batch_notes(after, before):
+            print(f"note: {note}", flush=True)
         stored: Evaluations = {
             "base": before,
             "tuned": {**after, "differences": differences(after, before)},

@@ -10,6 +10,7 @@ from llmtune.evaluation.results import (
     GENERAL_TEXTS,
     TEXTS,
     TEXTS_COMPARED,
+    Evaluation,
     Result,
     read_evaluation,
 )
@@ -113,6 +114,18 @@ def base_note(run: Run) -> str | None:
     if quantize == "none":
         return None
     return f"Base and tuned model answered over the {quantize.replace('bit', '-bit')} base that was trained."
+
+
+def batch_notes(tuned: Evaluation, base: Evaluation) -> list[str]:
+    """Say, by task, in which batches base and tuned model were asked where those differ, as kept answers may."""
+    return [
+        f"{task}: at most {before} rows a batch for the base's {what}, and {rows[what]} for the tuned model's; "
+        "in 16 bits they round otherwise, so a greedy answer may turn"
+        for task, result in tuned["results"].items()
+        if (rows := result.get("batch_rows")) and task in base["results"]
+        for what, before in base["results"][task].get("batch_rows", {}).items()
+        if before != rows.get(what, before)
+    ]
 
 
 def selection_note(run: Run) -> str | None:

@@ -1,5 +1,7 @@
 """Keys and values of rows that a model reads together: the start that they share, and what each has of its own."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -54,11 +56,25 @@ def repeated(
     start: Cache | None, config: PreTrainedConfig, rows: int, layer: type[DynamicLayer] = DynamicLayer
 ) -> Cache:
     """Return a cache in which each of some rows begins with the one row of `start`, which is copied when they go on."""
+    return _begun(start, config, layer, lambda states: states.expand(rows, -1, -1, -1))
+
+
+def chosen(start: Cache, config: PreTrainedConfig, places: torch.Tensor) -> Cache:
+    """Return a cache whose rows begin with those of `start` at these places, of which one may stand several times."""
+    return _begun(start, config, DynamicLayer, lambda states: states.index_select(0, places))
+
+
+def _begun(
+    start: Cache | None,
+    config: PreTrainedConfig,
+    layer: type[DynamicLayer],
+    take: Callable[[torch.Tensor], torch.Tensor],
+) -> Cache:
     cache = empty_cache(config, layer)
     for mine, other in zip(cache.layers, start.layers if start else (), strict=False):
         if other.is_initialized:
             mine.lazy_initialization(other.keys, other.values)
-            mine.keys, mine.values = (states.expand(rows, -1, -1, -1) for states in (other.keys, other.values))
+            mine.keys, mine.values = take(other.keys), take(other.values)
     return cache
 
 

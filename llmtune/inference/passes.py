@@ -45,6 +45,14 @@ def left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[to
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, LongTensors (B, T) padded on the right with zeros."""
+    width = max(map(len, rows))
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
 @torch.no_grad()
 def read_start(model: PreTrainedModel, tokens: list[int]) -> Cache | None:
     """Return the keys and values (1, H, T, D) of the tokens that rows share; None without any."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from transformers import PreTrainedModel
 
 from llmtune.errors import lacks_memory
@@ -56,6 +57,35 @@ def measured_once(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         _MEASURED.pop()
+
+
+class LargestBatch:
+    """How many rows went through a model at one time, at the most; a pass that memory ended does not count."""
+
+    def __init__(self) -> None:
+        self.rows, self._now = 0, 0
+
+    def begin(self, module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        """Take the token ids (B, T) of a pass, as a hook of the embeddings."""
+        self._now = len(given[0])
+
+    def end(self, *_: object) -> None:
+        """Count the pass, as a hook of the head."""
+        self.rows = max(self.rows, self._now)
+
+
+@contextlib.contextmanager
+def largest_batch(model: PreTrainedModel) -> Iterator[LargestBatch]:
+    """Find the largest batch of the block."""
+    batch = LargestBatch()
+    # Not of the model: what wraps it calls it in more than one way.
+    begin = model.get_input_embeddings().register_forward_pre_hook(batch.begin)
+    end = model.get_output_embeddings().register_forward_hook(batch.end)
+    try:
+        yield batch
+    finally:
+        begin.remove()
+        end.remove()
 
 
 def in_halves(

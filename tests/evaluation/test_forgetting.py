@@ -11,12 +11,14 @@ from llmtune.evaluation.forgetting.general import ask_general, load_general
 from llmtune.evaluation.forgetting.words import forgetting_notes, is_chance
 from llmtune.evaluation.metrics import Score
 from llmtune.evaluation.results import GENERAL_QUESTIONS, GENERAL_TEXTS
+from llmtune.evaluation.spread import share
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tables import table
 from llmtune.files import read_json, write_json
 from llmtune.publishing.card import card
 from tests.support import tiny
 from tests.support.pages import page
+from tests.support.rooms import recorded
 from tests.support.runs import QUICK, with_held_out_rows
 
 CHANCE = "the base does not know these questions: only the texts count"
@@ -75,6 +77,16 @@ def test_scores_are_the_models_own() -> None:
         assert results[GENERAL_QUESTIONS]["scores"]["acc"][number] == is_right
     text = general.texts[3]
     assert results[GENERAL_TEXTS]["scores"]["loss"][3] == pytest.approx(loss(text.input_ids, text.labels), rel=1e-5)
+
+
+def test_reads_each_question_once_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny.model().eval(), tiny.tokenizer()
+    questions = load_general(tokenizer, 512)
+    monkeypatch.setattr(share, "world", lambda: 2)
+    monkeypatch.setattr(share, "gather", lambda results: [[(place, 1.0) for place in range(260)], results])
+    shapes = recorded(model)
+    ask_general(questions, model, tokenizer)
+    assert sum(rows for rows, _ in shapes) == 30 + 4 * 30 + 10, "questions, their ends, and texts: half of all"
 
 
 def test_no_rule_without_knowledge_answers_the_questions() -> None:

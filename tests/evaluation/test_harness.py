@@ -221,6 +221,6 @@ def test_batches_of_tasks_fit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     whole = score()
     assert max(rows for rows, _ in shapes) > 2
     longest = len("is 0 odd? yes")
-    set_room(monkeypatch, Room(3 * row_bytes(model, longest, scored=longest), 128, 2048))
+    set_room(monkeypatch, Room(4 * row_bytes(model, longest), 128, 2048))
     assert score()["metrics"] == whole["metrics"]
     assert max(rows for rows, _ in shapes) == 2

@@ -16,7 +16,8 @@ from llmtune.evaluation.forgetting import general
 from llmtune.evaluation.reuse import answers, store
 from llmtune.evaluation.reuse.facts import GENERAL, part_facts
 from llmtune.evaluation.step import ask_base, evaluate
-from llmtune.files import cache_folder
+from llmtune.files import cache_folder, read_json
+from llmtune.inference import room
 from llmtune.run import Run
 from tests.support import runs
 from tests.support.suites import mine
@@ -86,6 +87,33 @@ def test_kept_answers_are_those_that_a_base_gives(
     save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
     changed = ask_base(_other(tmp_path / "changed", run))
     assert changed["results"]["held_out"]["scores"]["loss"] != first["base"]["results"]["held_out"]["scores"]["loss"]
+
+
+def test_results_tell_in_which_batches_base_and_tuned_model_were_asked(
+    tmp_path: Path, suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base's kept answers with those that they were given in, whatever is free when the tuned model is asked."""
+    run = runs.with_held_out_rows(tmp_path, eval=suite)
+    told: dict[int, Any] = {}
+    for free in (2**18, 2**40):
+        monkeypatch.setattr(room, "free_bytes", lambda device, free=free: free)
+        capsys.readouterr()
+        evaluate(run)
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+        results = [read_json(run.eval / f"{name}.json")["results"] for name in ("base", "tuned")]
+        told[free] = notes, *({task: one["batch_rows"] for task, one in of_model.items()} for of_model in results)
+    notes, base, tuned = told[2**18]
+    few_shot = base.pop("held_out_few_shot")
+    assert notes == []
+    assert base == tuned
+    assert base["held_out"].keys() == few_shot.keys() == {"answers", "losses"}
+    assert base["mine"].keys() == {"answers"}
+    notes, again, more = told[2**40]
+    assert again == {**base, "held_out_few_shot": few_shot}, "kept with the answers"
+    before, after = base["held_out"]["answers"], more["held_out"]["answers"]
+    assert before < after
+    words = f"at most {before} rows a batch for the base's answers, and {after} for the tuned model's; in 16 bits"
+    assert any(note.startswith(f"note: held_out: {words}") for note in notes)
 
 
 def _exam(run: Run, monkeypatch: pytest.MonkeyPatch) -> Exam:

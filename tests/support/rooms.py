@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from llmtune.evaluation import generate, loaded_model
+from llmtune.inference import ends
 from llmtune.inference.room import Room
 
 
 def set_room(monkeypatch: pytest.MonkeyPatch, room: Room) -> None:
     """Let batches be chosen for this room, whatever is free."""
-    for module in (generate, loaded_model):
+    for module in (ends, generate, loaded_model):
         monkeypatch.setattr(module, "room_for_batches", lambda model: room)
 
 

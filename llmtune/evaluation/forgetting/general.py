@@ -54,7 +54,8 @@ def ask_general(
     """Return a model's accuracy on the questions, by the likelihood per character, and its loss on the texts."""
     ends = [example for question in general.questions for example in question]
     ask = partial(answer_losses, model, pad_id=int(tokenizer.pad_token_id), step=step)
-    losses = spread([*ends, *general.texts], ask, lambda example: len(example.input_ids))
+    # The ends of a question are scored after one pass over it.
+    losses = spread([*ends, *general.texts], ask, lambda one: len(one.input_ids), lambda one: one.id)
     of_ends, of_texts = losses[: len(ends)], [finite(loss) for loss in losses[len(ends) :]]
     right = [
         _is_right([of_ends[4 * number + place] / length for place, length in enumerate(lengths)])
