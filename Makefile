@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
+# Where it is set, as in many containers, each process of the tests compiles every module again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup quickstart check test test-oldest test-newest coverage fuzz kills bench bench-llamafactory gpu-check gpu-bundle methods reference
 

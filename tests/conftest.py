@@ -64,11 +64,13 @@ def _asked_anew(_cache: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(pytestconfig: pytest.Config) -> None:
     """Let every test draw the same numbers, whatever ran before."""
     import torch
 
-    torch.manual_seed(0)
+    # torch.manual_seed keeps the stack for GPUs that are not in use yet, which takes longer than many a test.
+    seed = torch.manual_seed if _wants_gpus(pytestconfig) else torch.default_generator.manual_seed
+    seed(0)
 
 
 @pytest.fixture(autouse=True)

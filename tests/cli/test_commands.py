@@ -192,13 +192,11 @@ def test_check_and_plan_print_json(place: Path, capsys: pytest.CaptureFixture[st
 
 def test_help_and_recipe_errors_import_no_torch(place: Path) -> None:
     (place / "bad.yaml").write_text("modle: 1")
+    code = "import sys\nfrom llmtune.cli import main\n"
     for arguments in (["--help"], ["check", "bad.yaml"]):
-        code = (
-            "import sys\nfrom llmtune.cli import main\n"
-            f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-            "sys.exit(len({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
-        )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+        code += f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        code += f"assert not {{'torch', 'transformers', 'datasets'}} & set(sys.modules), {arguments}\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.gpu.runs.models import CHATML, SPECIAL, tokenizer
 
 __all__ = ["CHATML", "tokenizer"]
+LARGEST_KEPT = 4 * 2**20
+_BASES: dict[str, tuple[dict[str, bytes], torch.Tensor]] = {}
+"""The files of each base that this process has made, and the state in which that left the generator of numbers."""
 
 
 def config(kind: str = "llama", blocks: int = 2, hidden: int = 32, tied: bool = True, **more: Any) -> Any:
@@ -35,10 +38,21 @@ def model(kind: str = "llama", seed: int = 0, **more: Any) -> Any:
 
 def save_base(folder: Path, kind: str = "llama", seed: int = 0, **more: Any) -> Path:
     """Write a base model's folder like one from the Hub: safetensors, tokenizer, template, generation config."""
+    key = repr((kind, seed, sorted(more.items())))
+    made_here = not (folder.exists() and any(folder.iterdir()))
+    if made_here and key in _BASES:
+        files, random_state = _BASES[key]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        torch.set_rng_state(random_state)
+        return folder
     base = model(kind, seed, **more)
     base.generation_config.eos_token_id = 2
     base.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    if made_here and sum(file.stat().st_size for file in folder.iterdir()) < LARGEST_KEPT:
+        _BASES[key] = {file.name: file.read_bytes() for file in folder.iterdir()}, torch.get_rng_state()
     return folder
 
 
