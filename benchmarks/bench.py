@@ -18,7 +18,7 @@ from benchmarks.bases import SHIPPED
 from benchmarks.cells import REPEATS, SIZES, TOOLS, WORK, Cell, Planned, Work, choose_cells, plan_runs, tools_of
 from benchmarks.contest import ROOT, Contest, gemm_rate, make_contest, run_tool
 from benchmarks.pace import Pace
-from benchmarks.store import Store, default_file, group_of, machine
+from benchmarks.store import Store, default_file, describe, group_of, machine
 from benchmarks.summary import summarize
 from benchmarks.tables import of_machine
 from llmtune.files import read_json
@@ -101,8 +101,7 @@ def make(planned: Sequence[Planned], options: argparse.Namespace, store: Store, 
     runs = [(run, contest_of(options, run.cell)) for run in planned]
     own = {run: version if run.tool.startswith("llamafactory") else "" for run, _ in runs}
     left = [pair for pair in runs if not store.done(pair[0], group_of(pair[1].settings), own[pair[0]])]
-    facts = machine()
-    say(f"{facts['cpu']}, {facts['cores']} cores: {len(runs)} runs, {len(runs) - len(left)} of them done before")
+    say(f"{describe(machine())}: {len(runs)} runs, {len(runs) - len(left)} of them done before")
     pace = Pace(store.runs, gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32))
     for place, (run, contest) in enumerate(left):
         say(f"{place + 1}/{len(left)} {run.cell.name} {run.tool}; about {duration(pace.left(left[place:]))} left")

@@ -13,7 +13,7 @@ from benchmarks.arms import ARMS, Shape, operations
 from benchmarks.cells import Cell, Planned
 from benchmarks.tools import llamafactory, trainer
 from benchmarks.tools.clock import Clock
-from llmtune.files import read_json
+from llmtune.files import read_json, write_json
 from llmtune.machine.memory import TUNABLES
 from tests.support import tiny
 
@@ -170,6 +170,28 @@ def test_goes_on_where_it_was_and_keeps_no_cell_of_two_codes(
     monkeypatch.setattr(store, "code", lambda: "changed")
     assert bench.main([*words, "--tools", "llmtune"]) == 0
     assert [run["tool"] for run in read_json(tmp_path / "results.json")["runs"]] == ["llmtune"]
+
+
+def test_processors_of_one_name_and_two_generations_share_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CPUINFO", tmp_path / "cpuinfo")
+    files = set()
+    for family, model in (("25", "17"), ("26", "2")):
+        core = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\n"
+        store.CPUINFO.write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")
+        files.add(store.default_file())
+        assert f"AMD EPYC (family {family}, model {model}), " in store.describe(store.machine())
+    assert len(files) == 2
+    assert store.default_file().name.startswith("amd-epyc-26-2-")
+    kept, unnamed = tmp_path / "results.json", {"cpu": "AMD EPYC", "cores": store.machine()["cores"], "memory_gb": 25}
+    named = {**unnamed, "family": "25", "model": "17"}
+    for other, words in ((named, "family 25, model 17"), (unnamed, "family not recorded")):
+        write_json(kept, {"machine": other, "runs": []})
+        with pytest.raises(SystemExit, match=words):
+            store.Store(kept)
+    write_json(kept, {"machine": {**store.machine(), "memory_gb": 1}, "runs": []})
+    assert store.Store(kept).runs == []
 
 
 def test_a_failed_run_is_told_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
