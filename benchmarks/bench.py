@@ -28,6 +28,11 @@ LLAMAFACTORY = ROOT / "build" / "llamafactory" / "bin" / "python"
 """The interpreter of the virtual environment that `make bench-llamafactory` makes."""
 
 
+def absolute(path: str) -> Path:
+    """A path from the root: tools run in folders of their own."""
+    return Path(path).absolute()
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the bench's options."""
     parser = argparse.ArgumentParser(
@@ -44,9 +49,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows of a step, on every cell")
     parser.add_argument("--model", default=SHIPPED, help="another base in place of the smallest")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
-    parser.add_argument("--llamafactory", type=Path, default=LLAMAFACTORY, metavar="PYTHON",
+    parser.add_argument("--llamafactory", type=absolute, default=LLAMAFACTORY, metavar="PYTHON",
                         help="the interpreter of a virtual environment that has LLaMA-Factory")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="a folder for models and runs")
+    parser.add_argument("--work", type=absolute, default=ROOT / "build" / "bench", help="a folder for models and runs")
     parser.add_argument("--out", type=Path, help="the file of results (one for each machine in benchmarks/results)")
     return parser.parse_args(arguments)
 

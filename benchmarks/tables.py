@@ -38,7 +38,7 @@ def of_machine(result: dict[str, Any]) -> str:
 def heading(result: dict[str, Any]) -> str:
     """Which machine it was, when, on which code and libraries, and how fast products were there."""
     machine, runs = result["machine"], result["runs"]
-    dates, commits = (sorted({run[key][:10] for run in runs}) for key in ("date", "commit"))
+    dates, commits = sorted({run["date"][:10] for run in runs}), sorted({run["commit"] for run in runs})
     rates = [run["gemm_gflops"] / 1000 for run in runs]
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     where = f"### {describe(machine)}, {machine['memory_gb']} GB of memory"
