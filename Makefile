@@ -69,7 +69,7 @@ bench-llamafactory: build/llamafactory/.ready
 build/llamafactory/.ready: constraints.txt benchmarks/llamafactory.txt
 	$(PYTHON) -m venv build/llamafactory
 	build/llamafactory/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" -r benchmarks/llamafactory.txt
-	build/llamafactory/bin/pip install --quiet --no-deps llamafactory==0.9.5 torchaudio==2.11.0
+	build/llamafactory/bin/pip install --quiet --no-deps llamafactory==0.9.5
 	touch $@
 
 # Ten minutes on one card, without a network: is it right there, and how fast beside other tools?

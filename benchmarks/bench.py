@@ -18,7 +18,7 @@ from benchmarks.bases import SHIPPED
 from benchmarks.cells import REPEATS, SIZES, TOOLS, WORK, Cell, Planned, Work, choose_cells, plan_runs, tools_of
 from benchmarks.contest import ROOT, Contest, gemm_rate, make_contest, run_tool
 from benchmarks.pace import Pace
-from benchmarks.store import Store, default_file, group_of, machine
+from benchmarks.store import Store, default_file, describe, group_of, machine
 from benchmarks.summary import summarize
 from benchmarks.tables import of_machine
 from llmtune.files import read_json
@@ -26,6 +26,11 @@ from llmtune.numbers import duration
 
 LLAMAFACTORY = ROOT / "build" / "llamafactory" / "bin" / "python"
 """The interpreter of the virtual environment that `make bench-llamafactory` makes."""
+
+
+def absolute(path: str) -> Path:
+    """A path from the root: tools run in folders of their own."""
+    return Path(path).absolute()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,9 +49,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows of a step, on every cell")
     parser.add_argument("--model", default=SHIPPED, help="another base in place of the smallest")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
-    parser.add_argument("--llamafactory", type=Path, default=LLAMAFACTORY, metavar="PYTHON",
+    parser.add_argument("--llamafactory", type=absolute, default=LLAMAFACTORY, metavar="PYTHON",
                         help="the interpreter of a virtual environment that has LLaMA-Factory")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench", help="a folder for models and runs")
+    parser.add_argument("--work", type=absolute, default=ROOT / "build" / "bench", help="a folder for models and runs")
     parser.add_argument("--out", type=Path, help="the file of results (one for each machine in benchmarks/results)")
     return parser.parse_args(arguments)
 
@@ -101,8 +106,7 @@ def make(planned: Sequence[Planned], options: argparse.Namespace, store: Store, 
     runs = [(run, contest_of(options, run.cell)) for run in planned]
     own = {run: version if run.tool.startswith("llamafactory") else "" for run, _ in runs}
     left = [pair for pair in runs if not store.done(pair[0], group_of(pair[1].settings), own[pair[0]])]
-    facts = machine()
-    say(f"{facts['cpu']}, {facts['cores']} cores: {len(runs)} runs, {len(runs) - len(left)} of them done before")
+    say(f"{describe(machine())}: {len(runs)} runs, {len(runs) - len(left)} of them done before")
     pace = Pace(store.runs, gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32))
     for place, (run, contest) in enumerate(left):
         say(f"{place + 1}/{len(left)} {run.cell.name} {run.tool}; about {duration(pace.left(left[place:]))} left")

@@ -16,16 +16,22 @@ from benchmarks.cells import Planned
 from llmtune.files import digest_of, digest_of_files, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+CPUINFO = Path("/proc/cpuinfo")
 FOLDER = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
 class Store:
-    """The runs of a machine. All runs of a cell are of the same code, libraries and settings: others make room."""
+    """The runs of a machine. All runs of a cell are of the same code, libraries and settings: others make room.
+
+    Raises SystemExit for a file with runs of another machine.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         content = read_json(file) if file.exists() else {}
+        if content and not same_machine(content["machine"], machine()):
+            raise SystemExit(f"{file}: results of {describe(content['machine'])}; this is {describe(machine())}")
         self.runs: list[dict[str, Any]] = content.get("runs", [])
 
     def done(self, planned: Planned, group: dict[str, Any], version: str) -> bool:
@@ -91,18 +97,33 @@ def commit() -> str:
 def machine() -> dict[str, Any]:
     """What decides speed on this machine, without its name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"cpu": cpu(), "cores": cores, "memory_gb": round(psutil.virtual_memory().total / 1e9)}
+    return {**processor(), "cores": cores, "memory_gb": round(psutil.virtual_memory().total / 1e9)}
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "cpu")
+def processor() -> dict[str, Any]:
+    """Return the processor's name, and its family and model: on rented machines several generations share a name."""
+    first = CPUINFO.read_text().split("\n\n")[0] if CPUINFO.exists() else ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    name = facts.get("model name") or platform.processor() or "cpu"
+    return {"cpu": name, "family": facts.get("cpu family", ""), "model": facts.get("model", "")}
+
+
+def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two machines have the same processor and as many cores; one whose family is not recorded equals none."""
+    return all(one.get(key) == other.get(key) for key in ("cpu", "family", "model", "cores"))
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """A machine's processor and cores in words."""
+    if "family" not in facts:
+        generation = " (family not recorded)"
+    else:
+        generation = f" (family {facts['family']}, model {facts['model']})" if facts["family"] else ""
+    return f"{facts['cpu']}{generation}, {facts['cores']} cores"
 
 
 def default_file() -> Path:
     """The file of this machine's results, named after its processor and cores."""
     facts = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", facts["cpu"].lower()).strip("-")
-    return FOLDER / f"{slug}-{facts['cores']}-cores.json"
+    words = f"{facts['cpu']} {facts['family']} {facts['model']} {facts['cores']} cores"
+    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')}.json"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store import FOLDER, ROOT
+from benchmarks.store import FOLDER, ROOT, describe
 from benchmarks.summary import summarize
 from benchmarks.targets import judge
 from llmtune.files import read_json, write_text
@@ -38,10 +38,10 @@ def of_machine(result: dict[str, Any]) -> str:
 def heading(result: dict[str, Any]) -> str:
     """Which machine it was, when, on which code and libraries, and how fast products were there."""
     machine, runs = result["machine"], result["runs"]
-    dates, commits = (sorted({run[key][:10] for run in runs}) for key in ("date", "commit"))
+    dates, commits = sorted({run["date"][:10] for run in runs}), sorted({run["commit"] for run in runs})
     rates = [run["gemm_gflops"] / 1000 for run in runs]
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    where = f"### {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory"
+    where = f"### {describe(machine)}, {machine['memory_gb']} GB of memory"
     libraries = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     own = sorted({f"{run['tool'].partition('-')[0]} {run['version']}" for run in runs if run.get("version")})
     code = f"Measured {days}, commit {', '.join(commits)}."

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from benchmarks.arms import ARMS, Shape, operations
 from benchmarks.cells import Cell, Planned
 from benchmarks.tools import llamafactory, trainer
 from benchmarks.tools.clock import Clock
-from llmtune.files import read_json
+from llmtune.files import read_json, write_json
 from llmtune.machine.memory import TUNABLES
 from tests.support import tiny
 
@@ -77,6 +79,32 @@ def test_other_tools_train_the_rows_that_llmtune_does(tmp_path: Path) -> None:
     top = llamafactory.what_trains(ARMS["lora-top"], 10)["lora_target"].split(",")
     assert (len(top), top[0], top[-1]) == (56, "layers.2.self_attn.q_proj", "layers.9.mlp.down_proj")
     assert llamafactory.what_trains(ARMS["frozen"], 10)["freeze_trainable_layers"] == 4
+
+
+def test_llamafactory_trains_the_same_rows_without_an_audio_library_and_counts_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_exp(keys: dict[str, Any], callbacks: list[Any]) -> None:
+        import torchaudio  # type: ignore[import-not-found]
+        from datasets import load_from_disk
+
+        assert find_spec("torchaudio") is torchaudio.__spec__
+        assert (keys["dataset"] is not None, keys["disable_shuffling"]) == (True, True)
+        seen = load_from_disk(keys["tokenized_path"])["train"]
+        assert [row["input_ids"] for row in seen] == [row["input_ids"] for row in given]
+        Path(keys["output_dir"]).mkdir()
+        tokens = sum(map(sum, seen["attention_mask"])) if keys["include_num_input_tokens_seen"] == "non_padding" else 0
+        write_json(Path(keys["output_dir"]) / "trainer_state.json", {"num_input_tokens_seen": tokens})
+
+    for name in ("llamafactory", "llamafactory.train", "llamafactory.train.tuner", "torchaudio"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["llamafactory.train.tuner"].run_exp = run_exp  # type: ignore[attr-defined]
+    monkeypatch.delitem(sys.modules, "torchaudio")
+    entered = ready(tmp_path, LORA)
+    (tmp_path / "run").mkdir()
+    job = contest.write_job(entered, "llamafactory-best", tmp_path / "run")
+    given = read_json(Path(job["examples"]))
+    assert llamafactory.train(job, Clock())["tokens"] == entered.tokens
 
 
 def test_rows_are_turns_of_the_sample_in_order_and_none_twice_before_its_end() -> None:
@@ -144,6 +172,7 @@ def test_sets_hold_every_target_and_runs_are_interleaved(tmp_path: Path) -> None
     assert {run.tool for run in bench.plan(bench.parse(["full"]), True)} == set(cells.TOOLS)
     with pytest.raises(SystemExit, match="nearest: 135M/80/lora"):
         bench.plan(bench.parse(["--only", "135M/80/laro"]), False)
+    assert all(path.is_absolute() for path in vars(bench.parse(["--work", "there"])).values() if isinstance(path, Path))
     with pytest.raises(SystemExit, match="has no LLaMA-Factory; `make bench-llamafactory`"):
         bench.main(["--llamafactory", str(tmp_path / "none")])
 
@@ -170,6 +199,28 @@ def test_goes_on_where_it_was_and_keeps_no_cell_of_two_codes(
     monkeypatch.setattr(store, "code", lambda: "changed")
     assert bench.main([*words, "--tools", "llmtune"]) == 0
     assert [run["tool"] for run in read_json(tmp_path / "results.json")["runs"]] == ["llmtune"]
+
+
+def test_processors_of_one_name_and_two_generations_share_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CPUINFO", tmp_path / "cpuinfo")
+    files = set()
+    for family, model in (("25", "17"), ("26", "2")):
+        core = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\n"
+        store.CPUINFO.write_text(f"processor\t: 0\n{core}\nprocessor\t: 1\n{core}")
+        files.add(store.default_file())
+        assert f"AMD EPYC (family {family}, model {model}), " in store.describe(store.machine())
+    assert len(files) == 2
+    assert store.default_file().name.startswith("amd-epyc-26-2-")
+    kept, unnamed = tmp_path / "results.json", {"cpu": "AMD EPYC", "cores": store.machine()["cores"], "memory_gb": 25}
+    named = {**unnamed, "family": "25", "model": "17"}
+    for other, words in ((named, "family 25, model 17"), (unnamed, "family not recorded")):
+        write_json(kept, {"machine": other, "runs": []})
+        with pytest.raises(SystemExit, match=words):
+            store.Store(kept)
+    write_json(kept, {"machine": {**store.machine(), "memory_gb": 1}, "runs": []})
+    assert store.Store(kept).runs == []
 
 
 def test_a_failed_run_is_told_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +253,13 @@ def test_compares_pairs_and_marks_what_trained_something_else() -> None:
     )
     assert "failed: no room" in table
     assert "WRONG: first loss 2.0300, llmtune 2.0000" in table
+
+
+def test_a_heading_tells_that_the_code_was_not_the_commits() -> None:
+    facts = {"cpu": "one", "family": "", "cores": 2, "memory_gb": 8}
+    result = {"machine": facts, "versions": {}, "runs": [run("llmtune", 0, 2.0, commit="abc1234 with changes")]}
+    assert tables.heading(result).startswith("### one, 2 cores, 8 GB of memory\n\nMeasured 2026-11-27, ")
+    assert "commit abc1234 with changes." in tables.heading(result)
 
 
 def test_a_missed_target_is_a_miss() -> None:
