@@ -6,6 +6,7 @@ documents.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("LLaMA-Factory is left out: `make bench-llamafactory` installs it, or name its --llamafactory PYTHON")
     store = Store(options.out or default_file())
     planned = plan(options, version is not None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the tool that runs, as Ctrl-C does
     try:
         make(planned, options, store, version or "")
     except KeyboardInterrupt:

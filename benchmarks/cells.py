@@ -23,7 +23,7 @@ class Work:
 
 WORK = {"80": Work(8, 16), "437": Work(4, 6), "947": Work(2, 6)}
 """What is trained in one epoch, by the mean tokens of a row."""
-STEPS_OF_LARGE = 6
+STEPS_OF_LARGE = 4
 """The steps of an epoch at most, of a model larger than the first."""
 
 
@@ -91,14 +91,16 @@ def choose_cells(
 def tools_of(cell: Cell, name: str, tools: Sequence[str], llamafactory: bool) -> list[str]:
     """The tools that run on a cell: those that are named, else those of the set.
 
-    The default set has Trainer without llmtune's allocator settings on LoRA alone, where it shows what they do.
+    The default set has Trainer without llmtune's allocator settings on LoRA alone, where it shows what they do, and
+    LLaMA-Factory where all blocks train.
     """
     if tools:
         return [tool for tool in TOOLS if tool in tools]
     if name == "full":
         return [tool for tool in TOOLS if llamafactory or not tool.startswith("llamafactory")]
     plain = ["trainer"] if cell.arm == "lora" else []
-    return ["llmtune", *plain, "trainer-tuned", *(["llamafactory-best"] if llamafactory else [])]
+    third = ["llamafactory-best"] if llamafactory and cell.arm in ("lora", "full") else []
+    return ["llmtune", *plain, "trainer-tuned", *third]
 
 
 def plan_runs(cells: Sequence[Cell], tools: dict[Cell, list[str]], repeats: int) -> list[Planned]:
