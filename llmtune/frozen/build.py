@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
 
 from llmtune.frozen.reader import OutputReader
-from llmtune.frozen.stand_in import StubbedDecoder, hidden_states
+from llmtune.frozen.stand_in import StubbedDecoder
 from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room, write_outputs
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.machine import processes
@@ -106,31 +107,25 @@ def run_rows(
 
     Raises OSError where the disk fills up; of a sharded model after the last row, as others wait in each pass.
     """
-    batch: list[int] = []
     failures: list[OSError] = []
 
-    def write_to(writer: OutputWriter | None) -> Callable[[nn.Module, object, object], None]:
-        def write(module: nn.Module, arguments: object, output: object) -> None:
-            if writer is None or failures:
-                return
-            try:
-                writer.add(hidden_states(output), [decoder.lengths[row] for row in batch])
-            except OSError as error:
-                if not decoder.sharded:
-                    raise
-                failures.append(error)
+    def write(writer: OutputWriter, lengths: list[int], outputs: torch.Tensor) -> None:
+        try:
+            if not failures:
+                writer.add(outputs, lengths)
+        except OSError as error:
+            if not decoder.sharded:
+                raise
+            failures.append(error)
 
-        return write
-
-    with ExitStack() as hooks:
-        hooks.callback(decoder.stub)
-        for boundary, writer in writers.items():
-            hooks.enter_context(decoder.blocks[boundary - 1].register_forward_hook(write_to(writer)))
+    with ExitStack() as stubs:
+        stubs.callback(decoder.stub)
         decoder.stub(start, max(writers))
         for rows in decoder.batches():
-            batch[:] = rows
-            decoder.forward(rows, stored)
-            progress.add(sum(decoder.lengths[row] for row in rows), part)
+            lengths = [decoder.lengths[row] for row in rows]
+            takers = {boundary: partial(write, writer, lengths) for boundary, writer in writers.items() if writer}
+            decoder.forward(rows, stored, takers)
+            progress.add(sum(lengths), part)
     if failures:
         raise failures[0]
 

@@ -22,7 +22,7 @@ from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete
 from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
-from llmtune.frozen.stand_in import Rearrange, StubbedDecoder
+from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder
 from llmtune.frozen.store import digest_of_rows, entry_name, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
 from llmtune.frozen.weights import free_weights
@@ -73,11 +73,12 @@ class FrozenBlocks:
         distance: dict[str, int],
         autocast: Callable[[], AbstractContextManager[object]],
         before: list[int] | None = None,
+        join: Join | None = None,
     ) -> str | None:
         """Cache what saves time in the coming `spans`; returns one line on it, None where no block is frozen.
 
-        A resumed run uses the boundaries `before`, so that its result stays the same. Raises RecipeError, MachineError
-        or TrainingError where offloaded blocks cannot be replaced by their output.
+        A resumed run uses the boundaries `before`: its result stays the same. Raises RecipeError, MachineError or
+        TrainingError where offloaded blocks cannot be replaced by their output.
         """
         useful = sorted({span.boundary for span in spans if span.boundary})
         if not useful:
@@ -85,12 +86,12 @@ class FrozenBlocks:
         offloaded = self._policy.offloaded
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
-            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :])
-            reason = reason or decoder.inspect()
+            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :]) or decoder.inspect()
             if reason and offloaded:
                 raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:
                 return f"frozen blocks: not cached; {reason}"
+            decoder.join = None if offloaded or decoder.sharded else join
             entries = {boundary: self._entry(decoder, boundary, distance) for boundary in useful}
             notes = self._fill(decoder, spans, entries, before)
         return f"frozen blocks: {'; '.join([*notes, *self._free_weights(decoder, spans)])}"

@@ -1,7 +1,8 @@
 """Runs a model's blocks with some of them stubbed: by cached output, or by identity."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,11 +12,14 @@ from transformers import PreTrainedModel
 from llmtune.data.store.encoded import TokenIds
 from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
+from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
+Join = Callable[[dict[str, torch.Tensor], Sequence[int]], tuple[dict[str, torch.Tensor], JoinedRows | None]]
+"""Gives a model's inputs for padded rows of these lengths, and how they are joined; None where they stay padded."""
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 """What a block returns: hidden states, alone or first in a tuple."""
 _OWN = "_class_before_stub"
@@ -42,6 +46,7 @@ class StubbedDecoder:
         self.lengths = list(rows.lengths) if isinstance(rows, TokenIds) else [len(row) for row in rows]
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
+        self.join: Join | None = None
         self._cached: torch.Tensor | None = None
         self._rest: tuple[None, ...] | None = None
 
@@ -111,10 +116,16 @@ class StubbedDecoder:
             del order[:count]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[int], stored: OutputReader | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        rows: Sequence[int],
+        stored: OutputReader | None = None,
+        take: Mapping[int, Callable[[torch.Tensor], None]] | None = None,
+    ) -> torch.Tensor:
         """The last hidden states (B, T, H) of rows, right-padded, in evaluation mode; stubs return `stored`.
 
-        Of a sharded model, every process must run the same rows.
+        `take` is given the outputs (B, T, H) of the blocks below boundaries. Of a sharded model, every process must run
+        the same rows.
         """
         device = self.device
         lengths = [self.lengths[row] for row in rows]
@@ -123,14 +134,20 @@ class StubbedDecoder:
         for index, row in enumerate(rows):
             ids[index, : lengths[index]] = torch.tensor(self._rows[row])
             mask[index, : lengths[index]] = 1
-        if stored is not None:
-            self.set_cached(stored, rows, max(lengths), device)
+        inputs, joined = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, None
         training = self.inner.training
         self.inner.eval()
-        with self._autocast():
+        if self.join is not None:
+            inputs, joined = self.join(inputs, lengths)
+        if stored is not None:
+            self.set_cached(stored, rows, max(lengths), device, joined.joined if joined else None)
+        with self._autocast(), ExitStack() as hooks:
+            for boundary, taker in (take or {}).items():
+                hooks.enter_context(self.blocks[boundary - 1].register_forward_hook(partial(_hand, taker, joined)))
             run = self._run_whole if self.sharded else decoder(self.inner)
-            hidden = run(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)[0]
+            hidden = run(**inputs, use_cache=False)[0]
         self.inner.train(training)
+        hidden = joined.padded(hidden) if joined else hidden
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
 
@@ -154,6 +171,18 @@ class StubbedDecoder:
     def _return_input(self, *arguments: torch.Tensor, **options: torch.Tensor) -> Output:
         hidden = arguments[0] if arguments else options["hidden_states"]
         return hidden if self._rest is None else (hidden, *self._rest)
+
+
+def _hand(
+    taker: Callable[[torch.Tensor], None],
+    joined: JoinedRows | None,
+    module: nn.Module,
+    arguments: object,
+    output: object,
+) -> None:
+    """Give the hidden states (B, T, H) that a block returns to what takes them."""
+    hidden = hidden_states(output)
+    taker(joined.padded(hidden) if joined else hidden)
 
 
 def _set_forward(block: nn.Module, forward: Callable[..., Output | None] | None) -> None:

@@ -45,6 +45,10 @@ class JoinedRows:
         """Values (B, T, ...) as (1, N, ...); the filler repeats the first one."""
         return values.flatten(0, 1).index_select(0, self._sources)[None]
 
+    def padded(self, values: torch.Tensor) -> torch.Tensor:
+        """Joined values (1, N, ...) as padded rows (B, T, ...); padding takes the filler's value."""
+        return values[0][self._places.to(values.device)]
+
     def split_heads(self, values: torch.Tensor) -> torch.Tensor:
         """Joined values of heads (1, H, N, D) as padded rows (B, H, T, D); padding takes the filler's value."""
         heads, width = values.shape[1], values.shape[3]

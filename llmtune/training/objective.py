@@ -210,6 +210,7 @@ class SupervisedTrainer(SplitSteps):
             return
         step: int = self.state.global_step
         message = self._cache_frozen_blocks(self.frozen_blocks, step)
+        self._joiner.reset()  # not every block computed while rows were tried
         if message:
             self._record({"step": step, "frozen_blocks": message})
 
@@ -223,8 +224,8 @@ class SupervisedTrainer(SplitSteps):
             for boundary, start, end in zip(self._boundaries, starts, [*starts[1:], self.schedule.steps], strict=True)
             if end > step
         ]
-        autocast = self.accelerator.autocast
-        return frozen_blocks.begin(self.model, coming, distance, autocast, self._cached_before)
+        how = self.accelerator.autocast, self._cached_before, self._joiner.prepare_uncached
+        return frozen_blocks.begin(self.model, coming, distance, *how)
 
     def _rows_between(self, start: int, end: int) -> int:
         """Rows, for training and validation, that pass through the model in steps `start` to `end`."""

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
 from llmtune.kernels import install
+from llmtune.kernels.cpu import attention
+from llmtune.kernels.rows import JoinedRows
 from llmtune.machine import processes
 from llmtune.training.checkpoint import complete_checkpoints
+from llmtune.training.joining.joiner import Inputs, RowJoiner
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 
@@ -83,7 +86,8 @@ def test_skips_cached_blocks(tmp_path: Path) -> None:
     ran: list[int] = []
     model.model.layers[0].mlp.register_forward_hook(lambda module, arguments, output: ran.append(len(arguments[0])))
     assert "reused below block 2" in fit(tmp_path, FROZEN, model=model)[0]
-    assert ran == [1, CHECKED_ROWS], "more than the inspection and one pass of the check"
+    tried = [2, 1, 1]
+    assert ran == [1, *tried, 1], "more than the inspection, three passes that try to join rows, and one of the check"
 
 
 def test_frees_weights_that_no_coming_stage_runs(tmp_path: Path) -> None:
@@ -129,6 +133,36 @@ def test_builds_a_deeper_boundary_from_a_lower_one(tmp_path: Path) -> None:
     assert "reused below block 2" in ours[0]
     assert len(ran) <= 2 * (1 + CHECKED_ROWS) + 1
     assert_equal(ours, fit(tmp_path, method, model=tiny.model(blocks=4), keep=False))
+
+
+@pytest.mark.parametrize("short", [attention.SHORT, 0], ids=["masked", "in blocks"])
+@pytest.mark.parametrize(
+    "method", [FROZEN, {"kind": "gradual", "reaches": [1, 2], "lr": 0.1}], ids=["frozen", "gradual"]
+)
+def test_outputs_are_built_of_joined_rows_and_equal_those_of_padded_ones(
+    tmp_path: Path, method: dict[str, Any], short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", short)
+    joined: list[bool] = []
+    prepare = RowJoiner.prepare_uncached
+
+    def watched(joiner: RowJoiner, inputs: Inputs, lengths: Sequence[int]) -> tuple[Inputs, JoinedRows | None]:
+        prepared = prepare(joiner, inputs, lengths)
+        joined.append(prepared[1] is not None or len(set(lengths)) == 1)
+        return prepared
+
+    def outputs(folder: Path) -> torch.Tensor:
+        assert "cached below block" in fit(folder, method, always=True, steps=2)[0]
+        files = sorted((folder / "cache").glob(f"*/{DATA}"), key=lambda file: file.parent.name)
+        return torch.cat([torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32) for file in files])
+
+    monkeypatch.setattr(RowJoiner, "prepare_uncached", watched)
+    ours = outputs(tmp_path / "joined")
+    assert joined
+    assert all(joined)
+    monkeypatch.setattr(RowJoiner, "prepare_uncached", lambda joiner, inputs, lengths: (inputs, None))
+    padded = outputs(tmp_path / "padded")
+    assert (ours - padded).norm() <= 1e-6 * padded.norm()
 
 
 def test_never_uses_outputs_of_another_model(tmp_path: Path) -> None:

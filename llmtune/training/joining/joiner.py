@@ -64,6 +64,8 @@ class RowJoiner:
     def reset(self) -> None:
         """Prove it anew, since other blocks compute now."""
         self._equal = {}
+        if self.router is not None:
+            self.router.rows, self.router.hides_padding = None, True
 
     def prepare(
         self, inputs: Inputs, index: list[int] | None, lengths: Sequence[int] | None = None
@@ -81,6 +83,10 @@ class RowJoiner:
             inputs = inputs | {"attention_mask": torch.ones_like(mask)}
         self._select(index, ids, rows, hides_padding=way != "unmasked")
         return (inputs if rows is None else model_inputs(ids, rows)), rows
+
+    def prepare_uncached(self, inputs: Inputs, lengths: Sequence[int]) -> tuple[Inputs, JoinedRows | None]:
+        """As `prepare`, where no cached outputs stand in for blocks."""
+        return self.prepare(inputs, None, lengths)
 
     def _choose(self, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> Way | None:
         """The fastest way that is proved to be equal, for rows of these lengths."""
