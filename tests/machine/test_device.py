@@ -38,7 +38,7 @@ COMPARES = {
     "timing/rate.py": "a card is known by its name",
     "training/arguments.py": "transformers asks whether to use the CPU and to pin rows",
     "training/distributed.py": "NCCL and what a GPU lacks; gloo between CPUs",
-    "training/joined.py": "attention over short rows is a kernel for CPUs",
+    "training/joining/joiner.py": "attention over short rows is a kernel for CPUs",
     "training/loop.py": "settings of glibc and oneDNN are for CPUs",
     "training/objective.py": "the kernels for CPUs",
     "training/passes/choice.py": "on CPUs a pass is sized in rows",
