@@ -34,10 +34,7 @@ NOT_WORTH_IT = "not cached; this run is too short for caching to save time"
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What may be cached, and where; outputs with the same facts are shared between runs.
-
-    The blocks in `offloaded` are not in memory, so the output of their last one must be cached.
-    """
+    """What may be cached, and where; outputs with the same facts are shared between runs."""
 
     folder: Path
     facts: dict[str, object]
@@ -49,6 +46,7 @@ class CachePolicy:
     always: bool
     """Whether to cache even where that saves no time."""
     offloaded: OffloadedBlocks | None = None
+    """Blocks that are not in memory, so that the output of their last one must be cached."""
 
 
 class FrozenBlocks:
@@ -58,8 +56,12 @@ class FrozenBlocks:
         self._rows, self._policy = rows, policy
         self._decoder: StubbedDecoder | None = None
         self._outputs: dict[int, OutputReader] = {}
-        self.boundary = 0
         self._freed = False
+
+    @property
+    def boundary(self) -> int:
+        """The number of blocks that cached outputs stand in for now."""
+        return self._decoder.cached if self._decoder else 0
 
     @property
     def kept(self) -> list[int]:
@@ -80,8 +82,7 @@ class FrozenBlocks:
         A resumed run uses the boundaries `before`: its result stays the same. Raises RecipeError, MachineError or
         TrainingError where offloaded blocks cannot be replaced by their output.
         """
-        useful = sorted({span.boundary for span in spans if span.boundary})
-        if not useful:
+        if not (useful := sorted({span.boundary for span in spans if span.boundary})):
             return None
         offloaded = self._policy.offloaded
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
@@ -178,9 +179,8 @@ class FrozenBlocks:
 
     def enter(self, boundary: int) -> None:
         """Stub the blocks below a boundary, as far up as their outputs are cached; every other block computes."""
-        self.boundary = self._highest(boundary + 1)
         if self._decoder:
-            self._decoder.stub(self.boundary)
+            self._decoder.stub(self._highest(boundary + 1))
 
     def end(self) -> None:
         """Let every block compute again, unless weights were freed."""

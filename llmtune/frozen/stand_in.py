@@ -18,8 +18,12 @@ from llmtune.model.sharded import reshard
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
-Join = Callable[[dict[str, torch.Tensor], Sequence[int]], tuple[dict[str, torch.Tensor], JoinedRows | None]]
-"""Gives a model's inputs for padded rows of these lengths, and how they are joined; None where they stay padded."""
+Inputs = dict[str, torch.Tensor]
+Join = Callable[[Inputs, list[int], Sequence[int]], tuple[Inputs, JoinedRows | None]]
+"""Gives a model's inputs for padded rows, these ones, of these lengths, and how they are joined; None for padded ones.
+
+It chooses the cached outputs of these rows too.
+"""
 Output = torch.Tensor | tuple[torch.Tensor | None, ...]
 """What a block returns: hidden states, alone or first in a tuple."""
 _OWN = "_class_before_stub"
@@ -47,6 +51,8 @@ class StubbedDecoder:
         self.width, self.dtype = 0, torch.float32
         self._rows, self._autocast = rows, autocast
         self.join: Join | None = None
+        self.cached = 0
+        """How many blocks are stubbed by their cached output."""
         self._cached: torch.Tensor | None = None
         self._rest: tuple[None, ...] | None = None
 
@@ -65,6 +71,7 @@ class StubbedDecoder:
 
     def stub(self, cached: int = 0, end: int | None = None) -> None:
         """Stub the first `cached` blocks by their cached output and those from `end` on by identity; others compute."""
+        self.cached = cached
         for index, block in enumerate(self.blocks):
             skipped = end is not None and index >= end
             _set_forward(block, self._return_cached if index < cached else self._return_input if skipped else None)
@@ -138,9 +145,9 @@ class StubbedDecoder:
         training = self.inner.training
         self.inner.eval()
         if self.join is not None:
-            inputs, joined = self.join(inputs, lengths)
-        if stored is not None:
-            self.set_cached(stored, rows, max(lengths), device, joined.joined if joined else None)
+            inputs, joined = self.join(inputs, list(rows), lengths)
+        elif stored is not None:
+            self.set_cached(stored, rows, max(lengths), device)
         with self._autocast(), ExitStack() as hooks:
             for boundary, taker in (take or {}).items():
                 hooks.enter_context(self.blocks[boundary - 1].register_forward_hook(partial(_hand, taker, joined)))

@@ -224,7 +224,7 @@ class SupervisedTrainer(SplitSteps):
             for boundary, start, end in zip(self._boundaries, starts, [*starts[1:], self.schedule.steps], strict=True)
             if end > step
         ]
-        how = self.accelerator.autocast, self._cached_before, self._joiner.prepare_uncached
+        how = self.accelerator.autocast, self._cached_before, self._joiner.prepare
         return frozen_blocks.begin(self.model, coming, distance, *how)
 
     def _rows_between(self, start: int, end: int) -> int:

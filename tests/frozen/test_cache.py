@@ -16,13 +16,13 @@ from llmtune.frozen import cache
 from llmtune.frozen.boundary import Span, choose_boundaries
 from llmtune.frozen.cache import CachePolicy, FrozenBlocks
 from llmtune.frozen.check import CHECKED_ROWS
+from llmtune.frozen.stand_in import Inputs, StubbedDecoder
 from llmtune.frozen.store import DATA, MANIFEST, OutputWriter, StoredOutputs, make_room
 from llmtune.kernels import install
 from llmtune.kernels.cpu import attention
 from llmtune.kernels.rows import JoinedRows
 from llmtune.machine import processes
 from llmtune.training.checkpoint import complete_checkpoints
-from llmtune.training.joining.joiner import Inputs, RowJoiner
 from tests.support import tiny
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, assert_equal, fit
 
@@ -144,23 +144,36 @@ def test_outputs_are_built_of_joined_rows_and_equal_those_of_padded_ones(
 ) -> None:
     monkeypatch.setattr(attention, "SHORT", short)
     joined: list[bool] = []
-    prepare = RowJoiner.prepare_uncached
+    forward = StubbedDecoder.forward
 
-    def watched(joiner: RowJoiner, inputs: Inputs, lengths: Sequence[int]) -> tuple[Inputs, JoinedRows | None]:
-        prepared = prepare(joiner, inputs, lengths)
-        joined.append(prepared[1] is not None or len(set(lengths)) == 1)
-        return prepared
+    def watched(decoder: StubbedDecoder, *arguments: Any) -> torch.Tensor:
+        join = decoder.join
+
+        def joining(inputs: Inputs, rows: list[int], lengths: Sequence[int]) -> tuple[Inputs, JoinedRows | None]:
+            assert join is not None
+            prepared = join(inputs, rows, lengths)
+            joined.append(prepared[1] is not None or len(set(lengths)) == 1)
+            return prepared
+
+        decoder.join = joining if join else None
+        states = forward(decoder, *arguments)
+        decoder.join = join
+        return states
+
+    def padding(decoder: StubbedDecoder, *arguments: Any) -> torch.Tensor:
+        decoder.join = None
+        return forward(decoder, *arguments)
 
     def outputs(folder: Path) -> torch.Tensor:
         assert "cached below block" in fit(folder, method, always=True, steps=2)[0]
         files = sorted((folder / "cache").glob(f"*/{DATA}"), key=lambda file: file.parent.name)
         return torch.cat([torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32) for file in files])
 
-    monkeypatch.setattr(RowJoiner, "prepare_uncached", watched)
+    monkeypatch.setattr(StubbedDecoder, "forward", watched)
     ours = outputs(tmp_path / "joined")
     assert joined
     assert all(joined)
-    monkeypatch.setattr(RowJoiner, "prepare_uncached", lambda joiner, inputs, lengths: (inputs, None))
+    monkeypatch.setattr(StubbedDecoder, "forward", padding)
     padded = outputs(tmp_path / "padded")
     assert (ours - padded).norm() <= 1e-6 * padded.norm()
 

@@ -84,10 +84,6 @@ class RowJoiner:
         self._select(index, ids, rows, hides_padding=way != "unmasked")
         return (inputs if rows is None else model_inputs(ids, rows)), rows
 
-    def prepare_uncached(self, inputs: Inputs, lengths: Sequence[int]) -> tuple[Inputs, JoinedRows | None]:
-        """As `prepare`, where no cached outputs stand in for blocks."""
-        return self.prepare(inputs, None, lengths)
-
     def _choose(self, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> Way | None:
         """The fastest way that is proved to be equal, for rows of these lengths."""
         if self.router is None or not self._uses_sdpa:
