@@ -12,7 +12,7 @@ from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import IGNORED, Example
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.cache import repeated
-from llmtune.inference.ends import find_questions, score_ends
+from llmtune.inference.ends import score_shared
 from llmtune.inference.live import LiveRows
 from llmtune.inference.passes import by_length, common_length, left_padded, limit_head, read_start
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
@@ -113,17 +113,10 @@ def answer_losses(
     """
     if isinstance(model, VllmModel):
         return model.losses(examples) if examples else []
-    losses = [0.0] * len(examples)
-    questions = find_questions([_text_and_end(row) for row in examples], model.config) if shares_start(model) else []
-    for question, scores in zip(questions, score_ends(model, questions, step), strict=True):
-        for place, score in zip(question.places, scores, strict=True):
-            losses[place] = score.loss
-    known = {place for question in questions for place in question.places}
-    others = [place for place in range(len(examples)) if place not in known]
-    rest = _losses_of_rows(model, [examples[place] for place in others], pad_id, step)
-    for place, loss in zip(others, rest, strict=True):
-        losses[place] = loss
-    return losses
+    known = score_shared(model, [_text_and_end(row) for row in examples], step) if shares_start(model) else {}
+    others = [row for place, row in enumerate(examples) if place not in known]
+    rest = iter(_losses_of_rows(model, others, pad_id, step))
+    return [known[place].loss if place in known else next(rest) for place in range(len(examples))]
 
 
 def _text_and_end(example: Example) -> tuple[Sequence[int], Sequence[int]]:

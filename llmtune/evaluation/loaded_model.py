@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.evaluation.generate import greedy, hides_left_padding, rows_per_batch, shares_start
 from llmtune.evaluation.spread.share import of_all, spread, total
-from llmtune.inference.ends import find_questions, score_ends
+from llmtune.inference.ends import score_shared
 from llmtune.inference.passes import left_padded
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
 from llmtune.working import Step, working
@@ -177,13 +177,8 @@ class LoadedModel(HFLM):
             ((before + after)[-self.max_length - 1 : -len(after)] if text else [], after)
             for text, before, after in requests
         ]
-        questions = find_questions(rows, self.model.config)
-        scores = score_ends(self.model, questions, self._step)
-        return {
-            place: (-score.loss, score.is_greedy)
-            for question, of_question in zip(questions, scores, strict=True)
-            for place, score in zip(question.places, of_question, strict=True)
-        }
+        scores = score_shared(self.model, rows, self._step)
+        return {place: (-score.loss, score.is_greedy) for place, score in scores.items()}
 
     def _limit_batch(self, tokens: int) -> None:
         """Choose a batch whose logits, of rows of `tokens` tokens, fit with their fp32 log-softmax."""

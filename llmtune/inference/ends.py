@@ -45,6 +45,18 @@ def find_questions(rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: 
     return [question for question in by_text.values() if len(question.ends) > 1]
 
 
+def score_shared(
+    model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], step: Step | None = None
+) -> dict[int, Score]:
+    """Return the scores, by place, of those rows whose text others have too; rows are texts with one end each."""
+    questions = find_questions(rows, model.config)
+    return {
+        place: score
+        for question, scores in zip(questions, score_ends(model, questions, step), strict=True)
+        for place, score in zip(question.places, scores, strict=True)
+    }
+
+
 @torch.no_grad()
 def score_ends(model: PreTrainedModel, questions: Sequence[Question], step: Step | None = None) -> list[list[Score]]:
     """Return the score of each end of each question, computed in fp32; `step` is told how many ends are done.

@@ -62,7 +62,8 @@ def fit(
 def assert_equal(ours: Fit, plain: Fit) -> None:
     """Losses and whole gradients of two fits are the same to 1e-6 at every step."""
     losses = [
-        [entry.get("loss", entry.get("eval_loss")) for entry in fit[1] if "rows" not in entry] for fit in (ours, plain)
+        [entry.get("loss", entry.get("eval_loss")) for entry in result[1] if "rows" not in entry]
+        for result in (ours, plain)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for mine, other in zip(ours[2], plain[2], strict=True):

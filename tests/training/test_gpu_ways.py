@@ -163,9 +163,9 @@ def test_tries_no_more_of_long_rows_than_windows_need(tmp_path: Path, monkeypatc
     tried: set[int] = set()
     hidden = RowJoiner._hidden
 
-    def watched(joiner: RowJoiner, inputs: Inputs) -> torch.Tensor:
+    def watched(joiner: RowJoiner, inputs: Inputs, depth: int) -> torch.Tensor:
         tried.add(inputs["input_ids"].shape[1])
-        return hidden(joiner, inputs)
+        return hidden(joiner, inputs, depth)
 
     monkeypatch.setattr(RowJoiner, "_hidden", watched)
     assert refused() == (["joined"], {})

@@ -150,32 +150,33 @@ class RowJoiner:
         ids = whole[:, :width]
         rows = JoinedRows(kept, width, ids.device)
         real = (torch.arange(width) < torch.tensor(kept)[:, None]).to(ids.device)
+        depth = self._depth()
         self._select(probe_index, whole, None, width)
-        padded = self._hidden({"input_ids": ids, "attention_mask": real.long()})
+        padded = self._hidden({"input_ids": ids, "attention_mask": real.long()}, depth)
         expected = rows.joined(padded)[0, :-1]
-        near = tolerance(padded, self._depth())
+        near = tolerance(padded, depth)
         if way == "unmasked":
             self._select(probe_index, whole, None, width, hides_padding=False)
-            unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, depth)
             check_states(rows.joined(unmasked)[0, :-1], expected, near, "hidden states without a mask")
             return
         self._select(probe_index, whole, rows, width)
-        joined = self._hidden(model_inputs(ids, rows))
+        joined = self._hidden(model_inputs(ids, rows), depth)
         with features_reversed(self._model, kept[0]):
-            moved = self._hidden(model_inputs(ids, rows))
-        self._try_in_training(ids, rows)
+            moved = self._hidden(model_inputs(ids, rows), depth)
+        self._try_in_training(ids, rows, depth)
         check_states(joined[0, :-1], expected, near, "hidden states of joined rows")
         check_states(
             moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT, "hidden states of a row beside another one"
         )
 
-    def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows) -> None:
+    def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows, depth: int) -> None:
         """Let a kernel refuse what a model does in training alone, such as dropout of attention weights."""
         if is_masked(ids.shape[1], ids.device):
             return
         self._model.train()
         with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
-            self._hidden(model_inputs(ids, rows))
+            self._hidden(model_inputs(ids, rows), depth)
         self._model.eval()
 
     def _depth(self) -> int:
@@ -184,10 +185,10 @@ class RowJoiner:
             return len(blocks(self._model))
         return blocks_to_run(self._model, self._frozen_blocks.boundary if self._frozen_blocks else 0)
 
-    def _hidden(self, inputs: Inputs) -> torch.Tensor:
-        """Hidden states (B, T, H) of the last block that is run; sharded, of the last of all, normed."""
+    def _hidden(self, inputs: Inputs, depth: int) -> torch.Tensor:
+        """Hidden states (B, T, H) of the last of `depth` blocks; sharded, of the last of all, normed."""
         if not self._is_sharded():
-            return states_after(self._model, self._depth(), inputs)
+            return states_after(self._model, depth, inputs)
         # Weights are gathered by the outermost module alone.
         below_head = decoder(self._model)
         outputs: list[torch.Tensor] = []
