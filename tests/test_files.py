@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from llmtune.errors import LlmtuneError, MachineError
-from llmtune.files import fingerprint, hashes, hold, link, read_json, write_folder, write_json, write_text
+from llmtune.files import (
+    fingerprint,
+    hashes,
+    hold,
+    link,
+    read_json,
+    remove_unused,
+    write_folder,
+    write_json,
+    write_text,
+)
 
 
 def full_disk(*_: object) -> None:
@@ -229,3 +239,23 @@ def test_folder_that_cannot_be_locked_is_one_line(tmp_path: Path) -> None:
     message = r"file: cannot be locked and written to: .*; choose another folder"
     with pytest.raises(MachineError, match=message), hold(tmp_path / "file" / ".lock", "busy"):
         pass
+
+
+def test_what_was_not_used_for_longest_is_removed_until_the_rest_fits(tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "newer", "busy", "oldest")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "data").write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "newest" / "link").symlink_to("/dev/null")
+    asked: list[str] = []
+
+    def remove(path: Path) -> bool:
+        asked.append(path.name)
+        return path.name != "busy"
+
+    remove_unused(tmp_path.iterdir(), 350, remove=remove)
+    assert asked == ["oldest"]
+    remove_unused(tmp_path.iterdir(), 250, [tmp_path / "newest"], remove=remove)
+    assert asked == ["oldest", "oldest", "busy", "newer"], "what could not be removed takes its bytes still"
+    remove_unused(tmp_path.iterdir(), 0, [tmp_path / "newest", tmp_path / "absent"])
+    assert names(tmp_path) == ["newest"]

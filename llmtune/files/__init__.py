@@ -2,6 +2,7 @@
 
 from llmtune.files.hashes import are_fingerprints, digest_of, digest_of_files, fingerprint
 from llmtune.files.places import cache_folder, hold, home_folder, shipped_folder, user_path
+from llmtune.files.room import remove_unused, used_at
 from llmtune.files.writing import (
     ERROR_FILE,
     as_json,
@@ -31,7 +32,9 @@ __all__ = [
     "link",
     "read_json",
     "remove_leftovers",
+    "remove_unused",
     "shipped_folder",
+    "used_at",
     "user_path",
     "write_file",
     "write_folder",

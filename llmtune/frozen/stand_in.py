@@ -12,13 +12,12 @@ from transformers import PreTrainedModel
 from llmtune.data.store.encoded import TokenIds
 from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
-from llmtune.kernels.rows import JoinedRows
+from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
-Inputs = dict[str, torch.Tensor]
 Join = Callable[[Inputs, list[int], Sequence[int]], tuple[Inputs, JoinedRows | None]]
 """Gives a model's inputs for padded rows, these ones, of these lengths, and how they are joined; None for padded ones.
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from llmtune.files import digest_of, write_folder, write_json
+from llmtune.files import digest_of, remove_unused, used_at, write_folder, write_json
 
 DATA, MANIFEST = "states.bin", "manifest.json"
 SPARE = 2**28
@@ -157,11 +157,5 @@ def make_room(root: Path, size: int, limit: int, in_use: set[Path]) -> None:
     """Delete the least recently used entries until `size` more bytes fit into `limit`."""
     day_ago = time.time() - 86_400
     # A hidden folder is being written by another process, unless it was left behind long ago.
-    entries = (folder for folder in root.glob("*") if folder.name[0] != "." or folder.stat().st_mtime < day_ago)
-    others = [folder for folder in entries if folder.is_dir() and folder not in in_use]
-    others.sort(key=lambda folder: folder.stat().st_mtime)
-    sizes = {folder: sum(file.stat().st_size for file in folder.glob("*")) for folder in {*others, *in_use}}
-    while others and sum(sizes.values()) + size > limit:
-        oldest = others.pop(0)
-        shutil.rmtree(oldest, ignore_errors=True)
-        sizes.pop(oldest)
+    entries = [folder for folder in root.glob("*") if folder.name[0] != "." or used_at(folder) < day_ago]
+    remove_unused((folder for folder in entries if folder.is_dir()), limit - size, in_use)

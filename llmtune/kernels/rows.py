@@ -7,6 +7,9 @@ from itertools import accumulate
 import torch
 from torch.nn import functional
 
+Inputs = dict[str, torch.Tensor]
+"""What a model is given, by name."""
+
 
 class JoinedRows:
     """Maps right-padded rows (B, T) to one row (1, N) that holds all their tokens and no padding, and back.

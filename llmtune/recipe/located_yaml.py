@@ -135,6 +135,29 @@ def _dotted(key: Key) -> str:
     return ".".join(map(str, key)) + ": " if key else ""
 
 
+class _BoundedLoader(yaml.SafeLoader):
+    """Raises RecipeError for aliases, and for what would exhaust the stack or minutes, before it goes on."""
+
+    def __init__(self, text: str, place: Callable[[int], str]) -> None:
+        super().__init__(text)
+        self._place = place
+        self._depth = self._values = 0
+
+    def get_event(self) -> yaml.Event:
+        """The next event, which is counted."""
+        event = super().get_event()
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        self._values += isinstance(event, yaml.NodeEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(f"{self._place(line)}: aliases (*{event.anchor}) are not allowed; write the value out")
+        if self._depth > LIMIT_DEPTH:
+            raise RecipeError(f"{self._place(line)}: nested more than {LIMIT_DEPTH} levels deep; no recipe is")
+        if self._values > LIMIT_VALUES:
+            raise RecipeError(f"{self._place(line)}: more than {LIMIT_VALUES:,} keys and values; no recipe has them")
+        return event
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Turns YAML text into values; `place` names a line, `places` collects the place of each key."""
@@ -145,8 +168,7 @@ class _Reader:
     def read(self, text: str, key: Key) -> Any:
         """Parse the text of the value at `key`; raises RecipeError with its place."""
         try:
-            self._refuse_bombs(text)
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = _BoundedLoader(text, self.place).get_single_node()
             return None if node is None else self._value(node, key)
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
@@ -155,20 +177,6 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             problem = error.problem or error.context
             raise RecipeError(f"{self.place(mark.line + 1 if mark else 1)}: not YAML: {problem}") from error
-
-    def _refuse_bombs(self, text: str) -> None:
-        """Raise RecipeError for aliases, and for what would exhaust the stack or minutes, before any value is built."""
-        depth = values = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise RecipeError(f"{self.place(line)}: aliases (*{event.anchor}) are not allowed; write the value out")
-            if depth > LIMIT_DEPTH:
-                raise RecipeError(f"{self.place(line)}: nested more than {LIMIT_DEPTH} levels deep; no recipe is")
-            values += isinstance(event, yaml.NodeEvent)
-            if values > LIMIT_VALUES:
-                raise RecipeError(f"{self.place(line)}: more than {LIMIT_VALUES:,} keys and values; no recipe has them")
 
     def _error(self, node: yaml.Node, key: Key, message: str) -> RecipeError:
         return RecipeError(f"{self.place(node.start_mark.line + 1)}: {_dotted(key)}{message}")
@@ -200,7 +208,7 @@ class _Reader:
         if (tag == "int" and not _DECIMAL.fullmatch(text)) or (tag == "float" and ":" in text):
             raise self._error(node, key, f"{text} is not a plain decimal number; write one, or put the text in quotes")
         try:
-            value = yaml.SafeLoader("").construct_object(node)
+            value = yaml.constructor.SafeConstructor().construct_object(node)
         except ValueError as error:
             raise self._error(node, key, f"not a valid {tag}: {text[:40]!r}") from error
         if isinstance(value, int) and abs(value) > LIMIT_NUMBER:

@@ -13,7 +13,16 @@ from typing import Any
 import pyarrow as pa
 
 from llmtune.errors import LlmtuneError, MachineError, first_line
-from llmtune.files import cache_folder, delete, digest_of, fingerprint, read_json, write_folder, write_json
+from llmtune.files import (
+    cache_folder,
+    delete,
+    digest_of,
+    fingerprint,
+    read_json,
+    remove_unused,
+    write_folder,
+    write_json,
+)
 from llmtune.numbers import size
 from llmtune.working import working
 
@@ -176,12 +185,5 @@ def make_room(root: Path, newest: Path) -> None:
         with contextlib.suppress(OSError):
             if left.stat().st_mtime < time.time() - UNFINISHED:
                 delete(left)
-    folders = [folder for folder in root.glob("*") if folder.name[0] != "." and folder.is_dir() and folder != newest]
-    with contextlib.suppress(OSError):
-        folders.sort(key=lambda folder: folder.stat().st_mtime)
-        sizes = {folder: sum(file.stat().st_size for file in folder.glob("*")) for folder in [*folders, newest]}
-        for folder in folders:
-            if sum(sizes.values()) <= LIMIT:
-                return
-            shutil.rmtree(folder, ignore_errors=True)
-            del sizes[folder]
+    entries = (folder for folder in root.glob("*") if folder.name[0] != "." and folder.is_dir())
+    remove_unused(entries, LIMIT, [newest])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.errors import LlmtuneError
-from llmtune.files import cache_folder, digest_of, read_json, write_text
+from llmtune.files import cache_folder, digest_of, read_json, remove_unused, write_text
 
 LIMIT = 2**29
 """Bytes that kept answers may take; those that were not read for longest go first."""
@@ -48,19 +48,9 @@ def keep(facts: Mapping[str, object], answers: object, seconds: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.parent.chmod(0o700)  # they hold the text of rows
         write_text(file, json.dumps(stored, ensure_ascii=False))
-        _make_room(file)
+        remove_unused(file.parent.glob("*"), LIMIT, [file])
 
 
 def _file(facts: Mapping[str, object]) -> Path:
     return cache_folder() / "answers" / f"{digest_of(dict(facts))[:32]}.json"
 
-
-def _make_room(newest: Path) -> None:
-    """Remove the files that were not read for longest until all are within the limit."""
-    files = [file for file in newest.parent.glob("*") if file != newest]
-    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    taken = newest.stat().st_size
-    for file in files:
-        taken += file.stat().st_size
-        if taken > LIMIT:
-            file.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from llmtune.files import remove_unused
+
 LIMIT = 20 * 2**30
 """Bytes that they may take."""
 _HELD: dict[Path, int] = {}
@@ -28,15 +30,8 @@ def hold_until_end(folder: Path) -> None:
 
 def make_room(root: Path, locks: Path) -> None:
     """Remove folders that were not used for longest until all are within the limit, but none that is in use."""
-    with contextlib.suppress(OSError):
-        folders = [folder for folder in root.iterdir() if folder.name[0] != "." and folder.is_dir()]
-        folders.sort(key=lambda folder: folder.stat().st_mtime)
-        sizes = {folder: sum(file.lstat().st_size for file in folder.rglob("*")) for folder in folders}
-        for folder in folders:
-            if sum(sizes.values()) <= LIMIT:
-                return
-            if _remove(folder, lock_of(folder, locks)):
-                del sizes[folder]
+    folders = (folder for folder in root.glob("*") if folder.name[0] != "." and folder.is_dir())
+    remove_unused(folders, LIMIT, remove=lambda folder: _remove(folder, lock_of(folder, locks)))
 
 
 def lock_of(folder: Path, locks: Path) -> FileLock:

@@ -15,7 +15,7 @@ from llmtune.frozen.cache import FrozenBlocks
 from llmtune.kernels import device
 from llmtune.kernels.attention import AttentionRouter, JoinError
 from llmtune.kernels.cpu.attention import is_masked
-from llmtune.kernels.rows import JoinedRows
+from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
 from llmtune.training.joining.comparison import EXACT, check_states, features_reversed, tolerance
@@ -27,7 +27,6 @@ PROBED = 384
 """The tokens of a row that are tried, or twice the longest window that a row exceeds."""
 Way = Literal["joined", "unmasked"]
 """Rows joined into one; or rows padded on the right without a mask, since no token sees what comes after it."""
-Inputs = dict[str, torch.Tensor]
 
 
 class RowJoiner:
