@@ -27,6 +27,8 @@ ARMS = {
     "lora-top": Arm({"kind": "frozen", "reach": 8, "lr": 5e-4, "adapter": LORA}, 3, top=8, lora=True),
     "qlora": Arm({"kind": "full", "lr": 5e-4, "adapter": LORA}, lora=True, quantize=True),
 }
+GRADUAL = {name for name, arm in ARMS.items() if arm.method["kind"] == "gradual"}
+"""The arms for which other tools train all blocks from the first step on."""
 
 
 @dataclass(frozen=True)

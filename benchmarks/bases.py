@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.random_weights import write_random
+from llmtune.files import digest_of
 from llmtune.model.base import Base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
@@ -27,5 +28,7 @@ def find_base(size: str, folder: Path, model: str = SHIPPED) -> Base:
     if size not in SHAPES:
         return base
     config = AutoConfig.from_pretrained(base.folder, **SHAPES[size], head_dim=64)
-    written = write_random(folder / size, config, load_tokenizer(base), "cpu", torch.bfloat16)
+    written = write_random(
+        folder / f"{size}-{digest_of(SHAPES[size])[:8]}", config, load_tokenizer(base), "cpu", torch.bfloat16
+    )
     return locate_base(Model(base=str(written)))

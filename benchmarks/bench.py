@@ -82,8 +82,10 @@ def llamafactory_version(interpreter: Path) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the runs that are left and print the tables; gives 1 where a run failed or trained something else."""
     options = parse(arguments)
-    if options.model != SHIPPED and not options.out:
-        raise SystemExit("--model: results of another base go to a file of their own; name it with --out")
+    others = {"model": SHIPPED, "precision": "bf16", "steps": None, "batch": None}
+    changed = next((name for name, usual in others.items() if getattr(options, name) != usual), None)
+    if changed and not options.out:
+        raise SystemExit(f"--{changed}: such results go to a file of their own; name it with --out")
     version = llamafactory_version(options.llamafactory)
     if version is None:
         wanted = any(tool.startswith("llamafactory") for tool in options.tools)
@@ -127,10 +129,10 @@ def report(store: Store, planned: Sequence[Planned]) -> int:
     print(of_machine(read_json(store.file)))
     names = {(run.cell.name, run.tool) for run in planned}
     rows = [row for row in summarize(store.runs) if (f"{row['size']}/{row['rows']}/{row['arm']}", row["tool"]) in names]
-    bad = [row for row in rows if "error" in row or "wrong" in row]
+    bad = [row for row in rows if row["failed"] or "wrong" in row]
     for row in bad:
         name = f"{row['size']}/{row['rows']}/{row['arm']} {row['tool']}"
-        say(f"{name}: {'failed: ' + row['error'] if 'error' in row else 'WRONG: ' + row['wrong']}")
+        say(f"{name}: {'WRONG: ' + row['wrong'] if 'wrong' in row else 'failed: ' + row['error']}")
     return int(bool(bad))
 
 

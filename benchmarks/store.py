@@ -18,6 +18,8 @@ from llmtune.files import digest_of, digest_of_files, read_json, write_json
 ROOT = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")
 FOLDER = ROOT / "benchmarks" / "results"
+_MEASURING = ("arms.py", "bases.py", "contest.py", "process.py", "random_weights.py", "rows.py")
+"""What starts the tools here, gives them their work and measures them."""
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 
 
@@ -71,8 +73,9 @@ def group_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def code() -> str:
-    """The digest of the code that is measured."""
-    return digest_of([digest_of_files(ROOT / name, "*.py") for name in ("llmtune", "benchmarks/tools")])[:12]
+    """The digest of the code that is measured, and of what starts and measures it."""
+    folders = [digest_of_files(ROOT / name, "*.py") for name in ("llmtune", "benchmarks/tools")]
+    return digest_of([*folders, *((ROOT / "benchmarks" / name).read_text() for name in _MEASURING)])[:12]
 
 
 @functools.cache

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.arms import GRADUAL
+
 MEDIANS = (
     "seconds_per_step",
     "tokens_per_s",
@@ -16,6 +18,8 @@ MEDIANS = (
 )
 FIRST_LOSS = {"bf16": 1e-2, "fp32": 1e-3}
 """How far the first loss of a tool may be from llmtune's, relative, by precision: before it, no weight has changed."""
+NEXT_LOSSES, NEXT = 2e-2, 3
+"""How far those of the next steps may be, up to this one: LoRA starts from other numbers in each tool."""
 Runs = Sequence[dict[str, Any]]
 
 
@@ -34,9 +38,10 @@ def _group(run: dict[str, Any]) -> tuple[str, str, str, str]:
 def _row(group: tuple[str, ...], same: Runs, runs: Runs) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(("size", "rows", "arm", "tool"), group, strict=True))
     good = [run for run in same if "error" not in run]
-    row["runs"] = len(good)
+    errors = [run["error"] for run in same if "error" in run]
+    row |= {"runs": len(good), "failed": len(errors), "error": errors[-1] if errors else ""}
     if not good:
-        return row | {"error": same[-1]["error"]}
+        return row
     row |= {name: statistics.median(run[name] for run in good) for name in MEDIANS}
     row |= {f"{name}_spread": spread(run[name] for run in good) for name in ("seconds_per_step", "wall_s")}
     row["frozen_blocks"] = good[-1].get("frozen_blocks", "")
@@ -61,12 +66,19 @@ def paired(runs: Runs, others: Runs) -> list[tuple[dict[str, Any], dict[str, Any
 
 
 def fault(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
-    """What shows that two runs did not train the same: their tokens, or their first losses; None where nothing does."""
+    """What shows that two runs did not train the same: their tokens or first losses; None where nothing does.
+
+    Later losses are compared but for gradual runs, beside which other tools train all blocks.
+    """
     if theirs["tokens"] != ours["tokens"]:
         return f"{theirs['tokens']} tokens, llmtune {ours['tokens']}"
     gap = abs(theirs["first_loss"] / ours["first_loss"] - 1)
     if not gap <= FIRST_LOSS[theirs["settings"]["precision"]]:  # NaN too
         return f"first loss {theirs['first_loss']:.4f}, llmtune {ours['first_loss']:.4f}"
+    later = zip(theirs["losses"][1:NEXT], ours["losses"][1:NEXT], strict=False)
+    for step, (loss, expected) in enumerate(later, 2):
+        if theirs["arm"] not in GRADUAL and not abs(loss / expected - 1) <= NEXT_LOSSES:
+            return f"loss {loss:.4f} at step {step}, llmtune {expected:.4f}"
     return None
 
 

@@ -67,7 +67,7 @@ def figures(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     names = [row["arm"], row["tool"]]
-    if "error" in row:
+    if not row["runs"]:
         return [*names, f"failed: {row['error'][:80].replace('|', '/')}", *[""] * (len(COLUMNS) - 3)]
     if "wrong" in row:
         return [*names, f"WRONG: {row['wrong']}", *[""] * (len(COLUMNS) - 3)]
@@ -76,7 +76,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "" if ours or key not in row else f"{row[key]:.2f}" for key in ("times_step", "times_wall", "memory")
     )
     more = [f"{row['peak_rss_mb'] * 2**20 / 1e9:.2f}", share, f"{row['first_loss']:.4f}", f"{row['last_loss']:.4f}"]
-    last = [f"{row['utilization']:.2f}", str(row["runs"])]
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    last = [f"{row['utilization']:.2f}", f"{row['runs']}{failed}"]
     return [*names, _spread(row, "seconds_per_step", 3), step, _spread(row, "wall_s", 1), wall, *more, *last]
 
 

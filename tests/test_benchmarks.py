@@ -38,6 +38,7 @@ def ready(tmp_path: Path, cell: Cell) -> contest.Contest:
 def run(tool: str, repeat: int, seconds: float, **more: Any) -> dict[str, Any]:
     """A run of LoRA whose figures are all one number."""
     figures = dict.fromkeys(summary.MEDIANS, seconds) | {"first_loss": 2.0, "gemm_gflops": 400.0, "tokens": 9}
+    figures |= {"losses": [2.0, 1.5, 1.2, 0.1]}
     when = {"date": "2026-11-27T10:00:00", "commit": "abc", "settings": {"precision": "bf16", "batch": 8, "steps": 16}}
     place = {"size": "135M", "rows": "80", "arm": "lora", "tool": tool, "repeat": repeat}
     return {**place, **when, **figures, **more}
@@ -187,7 +188,7 @@ def test_goes_on_where_it_was_and_keeps_no_cell_of_two_codes(
             made.append("interrupted")
             raise KeyboardInterrupt
         made.append(tool)
-        return {**dict.fromkeys(summary.MEDIANS, 2.0), "tokens": 9, "gemm_gflops": 1.0}
+        return {**dict.fromkeys(summary.MEDIANS, 2.0), "losses": [2.0], "tokens": 9, "gemm_gflops": 1.0}
 
     monkeypatch.setattr(bench, "run_tool", fake)
     monkeypatch.setattr(bench, "gemm_rate", lambda dtype: 1e11)
@@ -236,21 +237,24 @@ def test_compares_pairs_and_marks_what_trained_something_else() -> None:
     pairs = [(0, 1.0, 4.0), (1, 3.0, 6.0), (2, 2.0, 6.0)]
     runs = [run(tool, at, s) for at, ours, trl in pairs for tool, s in (("trl", trl), ("llmtune", ours))]
     runs += [run("trainer", 0, 0.1, first_loss=2.03), run("trl-best", 0, 0.1, tokens=8)]
-    runs += [{**run("llamafactory", 0, 0.1), "error": "no room"}]
+    runs += [run("trainer-tuned", 0, 0.1, losses=[2.0, 1.5, 1.25, 0.2]), run("trl", 3, 6.0), run("llmtune", 3, 2.0)]
+    runs += [{**run(tool, 4, 0.1), "error": "no room"} for tool in ("llamafactory", "trl")]
     rows = {row["tool"]: row for row in summary.summarize(runs)}
     assert next(iter(rows)) == "llmtune"
     assert (rows["llmtune"]["wall_s"], rows["llmtune"]["wall_s_spread"]) == (2.0, 2.0)
     assert (rows["trl"]["times_step"], rows["trl"]["memory"]) == (3.0, pytest.approx(1 / 3))
     assert rows["trainer"]["wrong"] == "first loss 2.0300, llmtune 2.0000"
     assert rows["trl-best"]["wrong"] == "8 tokens, llmtune 9"
+    assert rows["trainer-tuned"]["wrong"] == "loss 1.2500 at step 3, llmtune 1.2000"
+    gradual = [run(tool, 0, 2.0, arm="gradual-3", losses=[2.0, at]) for tool, at in (("llmtune", 1.5), ("trl", 1.1))]
+    assert all("wrong" not in row for row in summary.summarize(gradual))
     # What is WRONG or failed is no measure of llmtune, however fast it was.
     assert targets.judge(list(rows.values()))[0] == [
         "lora", "135M/80", "3.00 of 1.5: hit (trl)", "3.00 of 1.5: hit (trl)", "0.33 of 0.55: hit (trl)"
     ]  # fmt: skip
     table = tables.figures(list(rows.values()))
-    assert (
-        "| lora | trl | 6.000 ± 1.000 | 3.00 | 6.0 ± 1.0 | 3.00 | 0.01 | 0.33 | 2.0000 | 6.0000 | 6.00 | 3 |" in table
-    )
+    figures = "6.000 ± 1.000 | 3.00 | 6.0 ± 1.0 | 3.00 | 0.01 | 0.33 | 2.0000 | 6.0000 | 6.00"
+    assert f"| lora | trl | {figures} | 4, 1 failed |" in table
     assert "failed: no room" in table
     assert "WRONG: first loss 2.0300, llmtune 2.0000" in table
 
