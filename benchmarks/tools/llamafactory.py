@@ -51,7 +51,7 @@ def settings(job: dict[str, Any], rows: Path, blocks: int) -> dict[str, Any]:
 
 
 def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train, save what was trained, and count its tokens."""
+    """Train, save as the tool does, and count the tokens."""
     from datasets import Dataset, DatasetDict
 
     stand_in_for_audio()

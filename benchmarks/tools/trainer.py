@@ -46,7 +46,7 @@ def parts(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train, save what was trained, and count its tokens."""
+    """Train, save as the tool does, and count the tokens."""
     from transformers import Trainer, TrainingArguments
 
     return finish(Trainer(args=TrainingArguments(**in_order(job)), model=load(job), **parts(job, clock)))

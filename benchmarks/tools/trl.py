@@ -13,7 +13,7 @@ from benchmarks.tools.trainer import finish, in_order, load, parts
 
 
 def train(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train, save what was trained, and count its tokens."""
+    """Train, save as the tool does, and count the tokens."""
     from trl import SFTConfig, SFTTrainer
 
     best = {"gradient_checkpointing": False} if job["tuned"] else {}
