@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.data import sources
-from llmtune.data.mixture import draw_places
-from llmtune.data.overlap import share_of
 from llmtune.data.row import Row
 from llmtune.data.rows import SPLITS, Form, iterate
 from llmtune.data.store.build import code_digest
@@ -46,13 +44,6 @@ def read_part(data: Data, part: str) -> StoredRows:
     if fingerprints(data, part) != files:
         raise RecipeError(f"{next(iter(named.values()))}: was changed while it was read; start again")
     return _by_content(entry, rows) if unknown and rows.stored.file else rows
-
-
-def training_rows(data: Data, seed: int) -> StoredRows:
-    """The share of data.train that is used, drawn by `seed` where it names a mixture."""
-    rows = read_part(data, "train")
-    drawn = rows.take(draw_places(data, rows.labels("source"), seed))
-    return drawn.take(share_of(drawn.contents, data.share))
 
 
 def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
