@@ -19,6 +19,8 @@ from llmtune.evaluation.held_out.choice import AnswerFacts
 from llmtune.launch.devices import launch_device
 from llmtune.numbers import duration, size
 from llmtune.recipe.sections import Recipe
+from llmtune.run import locates_mistakes
+from llmtune.training.plan_table import steps_per_epoch, total_steps
 from llmtune.training.prepare import layout_of
 from llmtune.working import working
 
@@ -103,6 +105,7 @@ def _device(recipe: Recipe) -> str:
     return "cpu" if launch_device(recipe.launch).type == "cpu" else "gpu"
 
 
+@locates_mistakes
 def _facts(
     recipe: Recipe, rows: RecipeRows, methods: Sequence[MethodPrediction], own: str, limits: Limits, device: str
 ) -> Facts:
@@ -111,7 +114,7 @@ def _facts(
     lora, mine, lengths = predicted["lora"], predicted[own], rows.work.lengths
     layout, adapter = layout_of(recipe), recipe.method.adapter
     rate = max(stage.lr for stage in layout.plan.stages)
-    steps = recipe.train.max_steps or round(recipe.train.epochs * lengths.rows / recipe.train.batch_size)
+    steps = total_steps(recipe.train, lengths.rows, 1)
     kind = kind_of(answers)
     usual = None if lora.seconds is None else lora.seconds / 60
     rate_at_32 = adapter.rate_at_32(rate)
@@ -124,7 +127,7 @@ def _facts(
         parameters=layout.facts.parameters,
         device=device,
         minutes=usual if limits.minutes is None else limits.minutes,
-        epochs=steps * recipe.train.batch_size / lengths.rows,
+        epochs=steps / steps_per_epoch(recipe.train, lengths.rows, 1),
         steps=steps,
         batch_size=recipe.train.batch_size,
         adapter=adapter.kind,
