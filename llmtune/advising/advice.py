@@ -6,26 +6,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmtune.advising.choice import Choice, choose, points
-from llmtune.advising.facts import Facts, kind_of
+from llmtune.advising.facts import Facts, answers_of, count_labels, kind_of
 from llmtune.advising.limits import Limits
 from llmtune.advising.methods import MethodPrediction, RecipeRows, predict_on, read_rows, with_arm
 from llmtune.advising.recall import Remembered, like
 from llmtune.advising.rules import GENERAL, Rule, applying, load_rules
 from llmtune.arms.arm import ARMS, Arm
-from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.cards import find_card
-from llmtune.evaluation.held_out.choice import AnswerFacts
 from llmtune.launch.devices import launch_device
 from llmtune.numbers import duration, size
 from llmtune.recipe.sections import Recipe
+from llmtune.run import locates_mistakes
+from llmtune.training.plan_table import steps_per_epoch, total_steps
 from llmtune.training.prepare import layout_of
-from llmtune.working import working
 
 OWN = "as written"
 """The name of a recipe's own method where no arm has one."""
-_LOOKED_AT = 5000
-"""Rows whose answers decide what kind of data it is."""
 
 
 @dataclass(frozen=True)
@@ -103,28 +100,28 @@ def _device(recipe: Recipe) -> str:
     return "cpu" if launch_device(recipe.launch).type == "cpu" else "gpu"
 
 
+@locates_mistakes
 def _facts(
     recipe: Recipe, rows: RecipeRows, methods: Sequence[MethodPrediction], own: str, limits: Limits, device: str
 ) -> Facts:
-    answers = _answers(rows.train)
+    answers = answers_of(rows.train)
     predicted = {one.arm: one for one in methods}
     lora, mine, lengths = predicted["lora"], predicted[own], rows.work.lengths
     layout, adapter = layout_of(recipe), recipe.method.adapter
     rate = max(stage.lr for stage in layout.plan.stages)
-    steps = recipe.train.max_steps or round(recipe.train.epochs * lengths.rows / recipe.train.batch_size)
-    kind = kind_of(answers)
+    steps = total_steps(recipe.train, lengths.rows, 1)
     usual = None if lora.seconds is None else lora.seconds / 60
     rate_at_32 = adapter.rate_at_32(rate)
     is_lora = rate_at_32 is not None
     return Facts(
         rows=lengths.rows,
-        kind=kind,
-        labels=len(answers.labels) if kind == "labels" else 0,
+        kind=kind_of(answers),
+        labels=count_labels(answers),
         held_out=len(rows.held_out),
         parameters=layout.facts.parameters,
         device=device,
         minutes=usual if limits.minutes is None else limits.minutes,
-        epochs=steps * recipe.train.batch_size / lengths.rows,
+        epochs=steps / steps_per_epoch(recipe.train, lengths.rows, 1),
         steps=steps,
         batch_size=recipe.train.batch_size,
         adapter=adapter.kind,
@@ -133,17 +130,6 @@ def _facts(
         lora_rate=rate_at_32,
         load=lengths.tokens * lengths.supervised / mine.trained if is_lora and mine.trained else None,
     )
-
-
-def _answers(rows: StoredRows) -> AnswerFacts:
-    """The facts of answers, of rows that are spread over all."""
-    facts, every = AnswerFacts(), max(1, len(rows) // _LOOKED_AT)
-    with working("looking at the answers"):
-        for place in range(0, len(rows), every):
-            row = rows[place]
-            if row.messages:
-                facts.add_row(row)
-    return facts
 
 
 def _beyond(one: MethodPrediction, limits: Limits) -> str:

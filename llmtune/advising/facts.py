@@ -1,11 +1,16 @@
 """What advice depends on: facts of the data, the base and the machine. Importing this imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from llmtune.data.row import Row
 from llmtune.evaluation.held_out.choice import AnswerFacts
+from llmtune.working import working
 
 KINDS = ("labels", "json", "text")
 DEVICES = ("cpu", "gpu")
+_LOOKED_AT = 5000
+"""Rows whose answers decide what kind of data it is."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,24 @@ class Facts:
 NAMES = tuple(one.name for one in fields(Facts))
 
 
+def answers_of(rows: Sequence[Row]) -> AnswerFacts:
+    """The facts of answers, of rows that are spread over all."""
+    answers, every = AnswerFacts(), max(1, len(rows) // _LOOKED_AT)
+    with working("looking at the answers"):
+        for place in range(0, len(rows), every):
+            row = rows[place]
+            if row.messages:
+                answers.add_row(row)
+    return answers
+
+
 def kind_of(answers: AnswerFacts) -> str:
     """The kind of data that answers make: labels, json or text."""
     if answers.rows and answers.is_json:
         return "json"
     return "labels" if answers.labels else "text"
+
+
+def count_labels(answers: AnswerFacts) -> int:
+    """How many labels there are; 0 where answers are of another kind."""
+    return len(answers.labels) if kind_of(answers) == "labels" else 0

@@ -5,14 +5,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
-from statistics import fmean, stdev
+from typing import Any
 
 from llmtune.arms.arm import ARMS
-from llmtune.arms.record import ArmRecord, Comparison, Rows
+from llmtune.arms.record import ArmRecord, Comparison
 from llmtune.files import home_folder
 from llmtune.numbers import count
 
@@ -24,7 +24,7 @@ FACTOR = 3
 
 @dataclass(frozen=True)
 class Score:
-    """What an arm reached on held-out rows, with its standard error over them, and minutes of one training."""
+    """What an arm reached on held-out rows, its standard error over rows and seeds, minutes of one training."""
 
     score: float
     error: float
@@ -128,10 +128,11 @@ def _apart(one: Score, other: Score) -> float:
 
 def _entry(comparison: Comparison) -> Remembered | None:
     largest = max(comparison["sizes"], default=1.0)
+    named = {arm["name"] for arm in comparison["arms"] if _is_named(arm)}
     arms = {
-        arm["name"].partition("@")[0]: score
-        for arm in comparison["arms"]
-        if arm["size"] == largest and _is_named(arm) and (score := _score(arm, comparison["metric"]))
+        one["name"]: score
+        for one in comparison.get("verdict", {}).get("results", [])
+        if one["is_arm"] and one["size"] == largest and one["name"] in named and (score := _score(one))
     }
     base, train = comparison["base"], comparison["train"]
     if not arms:
@@ -151,26 +152,15 @@ def _entry(comparison: Comparison) -> Remembered | None:
 
 
 def _is_named(arm: ArmRecord) -> bool:
-    """Whether an arm is done and one of llmtune's own: a name of the user's would say nothing to another recipe."""
-    known = ARMS.get(arm["name"].partition("@")[0])
-    return arm["status"] == "done" and known is not None and list(known.set) == arm["set"]
+    """Whether an arm is one of llmtune's own: a name of the user's would say nothing to another recipe."""
+    known = ARMS.get(arm["name"])
+    return known is not None and list(known.set) == arm["set"]
 
 
-def _score(arm: ArmRecord, metric: str) -> Score | None:
-    """The mean over rows and seeds; a row without a score counts for nothing."""
-    seeds = arm.get("seeds", [])
-    by_row = list(zip(*(_values(seed["rows"], metric) for seed in seeds), strict=False))
-    means = [fmean(value for value in row if value is not None) for row in by_row if any(v is not None for v in row)]
-    if len(means) < 2:
-        return None
-    return Score(fmean(means), stdev(means) / math.sqrt(len(means)), fmean(seed["seconds"] for seed in seeds) / 60)
-
-
-def _values(rows: Rows, metric: str) -> list[float | None]:
-    if metric != "loss":
-        return list(rows["score"])
-    pairs = zip(rows["loss"], rows["tokens"], strict=True)
-    return [loss / tokens if tokens and loss is not None else None for loss, tokens in pairs]
+def _score(numbers: Mapping[str, Any]) -> Score | None:
+    """What was concluded of an arm; None where one row or none was scored."""
+    value, error, seconds = numbers["score"]["value"], numbers["score"]["stderr"], numbers["seconds"]
+    return None if value is None or error is None or seconds is None else Score(value, error, seconds / 60)
 
 
 def _read() -> Iterable[Remembered]:

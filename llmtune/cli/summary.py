@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llmtune.advising.facts import count_labels, kind_of
 from llmtune.data.row import Row
 from llmtune.data.rows import guess_form, iterate
-from llmtune.evaluation.held_out.choice import JSON, AnswerFacts, by_data
+from llmtune.evaluation.held_out.choice import AnswerFacts, by_data
 
-_LONGEST_LABEL = 60
-"""Characters of an answer that may be a label."""
 _TEXT_BYTES = 2400
 """Bytes of a plain text that a row of the default length holds."""
 
@@ -23,8 +22,10 @@ class DataSummary:
     turns: int
     longest: int
     """Estimated tokens of the longest row."""
+    kind: str
+    """What advice distinguishes: labels, json or text."""
     labels: int
-    """Different answers, if they repeat like labels; else 0."""
+    """Different answers, if they are labels; else 0."""
     form: str
     """The format of the rows, with its columns."""
     map: Mapping[str, str]
@@ -32,27 +33,20 @@ class DataSummary:
     metrics: tuple[str, ...]
     """What answers such as these are scored by; nothing where the rows are plain texts."""
 
-    @property
-    def kind(self) -> str:
-        """What advice distinguishes: labels, json or text."""
-        return "json" if JSON in self.metrics else "labels" if self.labels else "text"
-
 
 def summarize(source: str) -> DataSummary:
     """Read a source's rows once; raises RecipeError for a bad one."""
     form, count, size, turns = guess_form(source), 0, 0, 0
-    answers, longest_answer, name, facts = set[str](), 0, "", AnswerFacts()
+    name, facts = "", AnswerFacts()
     for row in iterate(source, form=form):
         count, size, turns = count + 1, max(size, _size(row)), max(turns, len(row.messages))
-        longest_answer, name = max(longest_answer, len(row.answer)), row.form
-        if longest_answer <= _LONGEST_LABEL:
-            answers.add(row.answer)
+        name = row.form
         if row.messages:
             facts.add_row(row)
-    labels = len(answers) if longest_answer <= _LONGEST_LABEL and len(answers) <= count / 5 else 0
     metrics = by_data(facts, lambda: facts) if facts.rows else ()
     # Three bytes a token is on the safe side in most languages; the rest is what chat templates add.
-    return DataSummary(source, count, turns, size // 3 + 32 + 8 * turns, labels, name, form.map, metrics)
+    length, kind, labels = size // 3 + 32 + 8 * turns, kind_of(facts), count_labels(facts)
+    return DataSummary(source, count, turns, length, kind, labels, name, form.map, metrics)
 
 
 def _size(row: Row) -> int:

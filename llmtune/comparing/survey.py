@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+from llmtune.advising.facts import answers_of, kind_of
 from llmtune.advising.methods import MethodPrediction, predict_methods
 from llmtune.arms.arm import ARMS, Arm
 from llmtune.comparing.arms import USUAL
@@ -14,7 +15,7 @@ from llmtune.comparing.budget import MOST_ROWS
 from llmtune.comparing.folder import SETTINGS, Head
 from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
-from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose, facts_of
+from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose
 from llmtune.launch.command import read_config
 from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
@@ -85,16 +86,16 @@ def _file(settings: Recipe) -> Any:
 
 
 def decides(recipe: Recipe, data: Gate) -> tuple[str, str]:
-    """The metric that decides on these held-out rows, and the kind of the answers: labels, json or text."""
+    """The metric that decides on the held-out rows, and the kind of the training rows: labels, json or text."""
     facts = AnswerFacts()
     for row in islice(data.test, recipe.eval.limit):
         if row.messages:
             facts.add_row(row)
     train = data.rows["train"]
-    metrics, labels = choose(recipe.eval.metrics, facts, train)
+    metrics, _ = choose(recipe.eval.metrics, facts, train)
     if not facts.rows:
         return "loss", "text"
-    kind = "json" if facts.is_json else "labels" if labels or facts_of(train).labels else "text"
+    kind = kind_of(answers_of(train))
     asked = ("rougeL",) if ROUGE in metrics else (CHRF,) if CHRF in metrics else ()
     return (EXACT_MATCH if kind != "text" or not asked else asked[0]), kind
 

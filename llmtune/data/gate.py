@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -86,12 +87,7 @@ def check_data(
     wanted = data.max_length
     if limits and limits.positions and limits.positions < wanted:
         data = data.model_copy(update={"max_length": limits.positions})
-    sources = {part: read_part(data, part) for part in SPLITS}
-    kept, overlap = remove_overlap(sources, data.overlap)
-    used = kept.take(draw_places(data, kept.labels("source"), seed))
-    train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
-    train = train.take(share_of(train.contents, data.share))
-    rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
+    sources, used, rows, overlap = _parted(data, seed)
     job = Job(tokenizer, frozenset(stop), Rules.of(data), limits.vocabulary if limits else None)
     encoded = {part: encode_rows(rows[part], job) for part in ("train", "eval")}
     for part, result in encoded.items():
@@ -99,7 +95,7 @@ def check_data(
         check_supervised(data, part, result.examples)
     findings = describe(data, sources, rows, encoded, tokenizer) | {"overlap": overlap}
     examples = encoded["train"].examples
-    tokens = count_tokens(train.labels("source"), examples.rows, examples.lengths)
+    tokens = count_tokens(rows["train"].labels("source"), examples.rows, examples.lengths)
     findings["sources"] = describe_sources(data, sources["train"].counts("source"), used.counts("source"), tokens)
     if documents is not None:
         findings["near_duplicates"] = find_near(rows, documents)
@@ -108,18 +104,36 @@ def check_data(
     if data.max_length < wanted:
         message = f"the model learned {data.max_length} positions, so max_length is {data.max_length}, not {wanted}"
         findings["notes"].insert(0, message)
-    drawn = draw_shots(train, examples, shots) if tokenizer.chat_template else []
+    drawn = draw_shots(rows["train"], examples, shots) if tokenizer.chat_template else []
     return Gate(examples, encoded["eval"].examples, rows["test"], drawn, findings, rows)
 
 
 def split_rows(data: Data, seed: int) -> tuple[StoredRows, StoredRows]:
     """The rows that are trained on, and those that base and tuned model are compared on, as `check_data` has them."""
+    rows = _parted(data, seed).rows
+    return rows["train"], rows["test"]
+
+
+class _Parted(NamedTuple):
+    """The rows of a data section."""
+
+    sources: Parts
+    """All that were read, by part."""
+    used: StoredRows
+    """Those of train without overlap, drawn where it is a mixture, before any is held out."""
+    rows: Parts
+    """Those to train on, to validate on and to compare on: train, eval and test."""
+    overlap: Findings
+
+
+def _parted(data: Data, seed: int) -> _Parted:
     sources = {part: read_part(data, part) for part in SPLITS}
-    kept, _ = remove_overlap(sources, data.overlap)
+    kept, overlap = remove_overlap(sources, data.overlap)
     used = kept.take(draw_places(data, kept.labels("source"), seed))
     train, held_out = (used, sources["eval"]) if data.eval else _split(used, data.eval_fraction)
     train = train.take(share_of(train.contents, data.share))
-    return train, sources["test"] if data.test else held_out
+    rows = {"train": train, "eval": held_out, "test": sources["test"] if data.test else held_out}
+    return _Parted(sources, used, rows, overlap)
 
 
 def _split(rows: StoredRows, fraction: float) -> tuple[StoredRows, StoredRows]:

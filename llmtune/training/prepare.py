@@ -7,9 +7,8 @@ from pathlib import Path
 
 from llmtune.data.encoding.dates import DATE, NOW, day_notes, with_day
 from llmtune.data.findings import check_same_data
-from llmtune.data.gate import Gate, check_sources, gate
+from llmtune.data.gate import Gate, check_sources, gate, split_rows
 from llmtune.data.near.texts import suite_documents
-from llmtune.data.store.read import training_rows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
@@ -180,7 +179,7 @@ def outline(recipe: Recipe, gpus: int) -> Outline:
     check_sources(recipe)
     layout = build_layout(recipe, base, check_model(recipe, base))
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-    rows = training_rows(recipe.data, recipe.train.seed)
+    rows, _ = split_rows(recipe.data, recipe.train.seed)
     table = plan_table(recipe, base, layout, len(rows), world)
     table = replace(table, notes=[*table.notes, *_launch_notes(recipe, table, gpus)])
     return Outline(table, layout, estimated(rows, recipe.data.max_length))

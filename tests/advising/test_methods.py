@@ -19,7 +19,7 @@ from llmtune.estimate.memory import forecast
 from llmtune.estimate.passes import setting_of
 from llmtune.recipe.sections import Recipe
 from llmtune.timing import rate
-from llmtune.training.prepare import layout_of
+from llmtune.training.prepare import layout_of, plan_alone
 from tests.advising.test_recall import comparison
 from tests.support import tiny
 
@@ -105,12 +105,8 @@ def test_recommends_one_method_and_says_what_is_known(
     assert shlex.split(answer["command"]) == ["llmtune", "run", str(recipe), "--set", "method=frozen"]
     assert answer["tf_idf"]["rows"] == 40
     # What was measured on like data counts more than rules.
-    measured = comparison(base=str(recipe.parent / "base"), rows=120)
-    frozen, lora, *_ = measured["arms"]
-    frozen["seeds"][0]["rows"]["score"] = frozen["seeds"][1]["rows"]["score"] = [0.1, 0.1, 0.1, 0.11]
-    lora["seeds"][0]["rows"]["score"] = lora["seeds"][1]["rows"]["score"] = [0.9, 0.9, 0.9, 0.91]
     assert not kept.exists()
-    remember(measured)
+    remember(comparison(base=str(recipe.parent / "base"), rows=120, frozen=[0.25, 0.25], lora=[1.0, 1.0]))
     assert main(["plan", str(recipe), "--methods"]) == 0
     out = capsys.readouterr().out
     assert "full (the recipe's)" in out
@@ -118,6 +114,14 @@ def test_recommends_one_method_and_says_what_is_known(
     assert "a linear model over TF-IDF reaches" in out
     assert "40 held-out rows in 1 s: a tuned model has to beat that" in out
     assert out.splitlines()[-1] == f"next: llmtune run {shlex.quote(str(recipe))} --set method=lora"
+
+
+def test_facts_have_the_steps_of_the_plan(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "ARMS", {name: ARMS[name] for name in ("full", "lora")})
+    settings = Recipe.load(recipe, ["train.epochs=0.35"])
+    facts = advice.advise(settings, None, Limits()).facts
+    assert facts.steps == plan_alone(settings, 0).steps == 6
+    assert facts.epochs == 6 / 15
 
 
 def test_limits_leave_methods_out_and_name_the_nearest_that_works(

@@ -7,30 +7,39 @@ import pytest
 
 from llmtune.advising import recall
 from llmtune.advising.recall import family, like, remember
+from llmtune.arms.record import ArmRecord, Comparison
+from llmtune.arms.verdict import conclude
+from tests.support import comparisons
 
 
-def comparison(base: str = "HuggingFaceTB/SmolLM2-135M-Instruct", rows: int = 1000, **changes: Any) -> Any:
-    """A finished comparison of two arms of llmtune's and one of the user's."""
+def comparison(
+    base: str = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    rows: int = 1000,
+    frozen: list[float] | None = None,
+    lora: list[float] | None = None,
+    **changes: Any,
+) -> Comparison:
+    """A finished comparison of two arms of llmtune's and one of the user's, by the share that each seed got right."""
 
-    def arm(name: str, words: list[str], scores: list[float]) -> dict[str, Any]:
-        seed = {"rows": {"score": scores, "loss": [1.0] * 4, "tokens": [2] * 4}, "seconds": 120.0}
-        return {"name": name, "set": words, "size": 1.0, "status": "done", "seeds": [seed, seed]}
+    def arm(name: str, right: list[float], **facts: Any) -> ArmRecord:
+        record = comparisons.arm(name, right, n=4, seconds=120.0, **facts)
+        for seed in record["seeds"]:
+            seed["rows"]["tokens"] = [1, 2, 3, 10]
+        return record
 
-    return {
-        "base": {"name": base, "parameters": 134_500_000},
-        "train": {"rows": rows, "tokens": 9000, "kind": "labels"},
-        "sizes": [1.0],
-        "minutes": 30.0,
-        "metric": "exact_match",
-        "higher_is_better": True,
-        "arms": [
-            arm("frozen", ["method=frozen"], [1.0, 1.0, 0.0, 1.0]),
-            arm("lora", ["method=lora"], [1.0, 0.0, 0.0, 1.0]),
-            arm("my secret arm", ["method.lr=1"], [1.0] * 4),
+    known = comparisons.comparison(
+        [
+            arm("frozen", frozen or [0.75, 0.75]),
+            arm("lora", lora or [0.5, 0.5]),
+            arm("my secret arm", [1.0, 1.0], set=["method.lr=1"]),
             {"name": "full", "set": ["method=full"], "size": 1.0, "status": "failed", "reason": "no memory"},
         ],
+        base={"name": base, "parameters": 134_500_000},
+        train={"rows": rows, "tokens": 9000, "kind": "labels"},
         **changes,
-    }
+    )
+    known["verdict"] = conclude(known)
+    return known
 
 
 def test_finished_comparison_is_found_for_like_data(kept: Path) -> None:
@@ -51,6 +60,16 @@ def test_finished_comparison_is_found_for_like_data(kept: Path) -> None:
     assert "HuggingFaceTB" not in kept.read_text()
 
 
+def test_numbers_are_those_that_the_comparison_told() -> None:
+    told = comparison(frozen=[0.75, 0.25])
+    remember(told)
+    (one,) = like("SmolLM2", 134_500_000, "labels", 1000)
+    scores = {numbers["name"]: numbers["score"] for numbers in told["verdict"]["results"]}
+    assert list(one.arms) == [name for name in scores if name in ("frozen", "lora")]
+    for name, score in one.arms.items():
+        assert (score.score, score.error) == (scores[name]["value"], scores[name]["stderr"])
+
+
 def test_damaged_lines_are_skipped_and_a_half_written_one_stays_alone(kept: Path) -> None:
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b'{"date": 1}\n[]\n\xff\xfe\n{"arms": {"lora": 5}}\n{"half')
@@ -58,7 +77,7 @@ def test_damaged_lines_are_skipped_and_a_half_written_one_stays_alone(kept: Path
     remember(comparison(metric="loss", higher_is_better=False))
     newest = like("SmolLM2", 134_500_000, "labels", 1000)
     assert [one.metric for one in newest] == ["exact_match", "loss"]
-    assert newest[1].arms["lora"].score == 0.5
+    assert newest[1].arms["lora"].score == pytest.approx((2 + 2 + 4 + 4) / (1 + 2 + 3 + 10))
 
 
 def test_comparisons_are_kept_where_the_user_says_or_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

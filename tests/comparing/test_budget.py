@@ -16,6 +16,7 @@ from llmtune.comparing.budget import (
     trial_steps,
     validation_rows,
 )
+from llmtune.comparing.entrants.session import Session
 from llmtune.errors import RecipeError
 from llmtune.recipe.sections import Recipe
 
@@ -74,6 +75,11 @@ def test_reads_arms_of_a_file_as_overrides(tmp_path: Path) -> None:
     recipe.write_text("model: {base: a/b}\ndata: {train: rows.jsonl}\nmethod: full\n")
     loaded = Recipe.load(recipe, [*top.set, *slow.set])
     assert (loaded.method.adapter.kind, loaded.train.schedule) == ("lora", "linear")
+
+
+def test_entrant_has_the_steps_of_the_plan(recipe: Path) -> None:
+    session = Session(Recipe.load(recipe, ["train.epochs=1.2"]), 16)
+    assert session.most_steps == session.table(session.recipe).steps == 8
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from llmtune import recipe
-from llmtune.data.gate import Gate, gate
+from llmtune.data.gate import Gate, gate, split_rows
 from llmtune.data.mixture import count_shared, draw, sizes
-from llmtune.data.store.read import training_rows
 from llmtune.errors import RecipeError
 from llmtune.files import read_json
 from llmtune.reporting.page import render
 from llmtune.run_log import read_log
 from llmtune.training.loop import train
-from llmtune.training.prepare import plan_alone, prepare
+from llmtune.training.prepare import examine, outline, plan_alone, prepare
 from tests.support import tiny
 
 
@@ -129,7 +128,8 @@ def test_run_on_a_mixture_logs_and_reports_its_sources_and_keeps_absolute_paths(
     run = prepare(recipe.load(file), tmp_path / "run", 0)
     names = [part.source for part in run.recipe().data.sources("train")]
     assert names == [str(tmp_path / name) for name in ("own.jsonl", "replay.jsonl")]
-    assert [row.source for row in training_rows(run.recipe().data, 0)] == [names[0]] * 18 + [names[1]] * 2
+    rows, _ = split_rows(run.recipe().data, 0)
+    assert [row.source for row in rows] == [names[0]] * 18 + [names[1]] * 2
     assert plan_alone(recipe.load(file), 0).steps == plan_alone(run.recipe(), 0).steps == 5
     train(run)
     line = next(record["sources"] for record in read_log(run.log_file) if "sources" in record)
@@ -139,3 +139,16 @@ def test_run_on_a_mixture_logs_and_reports_its_sources_and_keeps_absolute_paths(
     assert "source of the mixture" in page
     assert all(f">{count:,}<" in page for count in tokens)
     assert json.dumps(mixture[0]["source"])[1:-1] in page
+
+
+def test_plan_counts_the_rows_that_check_trains_on(tmp_path: Path) -> None:
+    rows = tiny.sums(40)
+    mixture = sources(tmp_path, ("own.jsonl", 0.5, rows), ("replay.jsonl", 0.5, tiny.sums(40, 100)))
+    test, base = tiny.write_rows(tmp_path / "test.jsonl", rows[:8]), tiny.save_base(tmp_path / "base")
+    for train_on in (mixture[0]["source"], mixture):
+        data = {"train": train_on, "test": str(test), "max_length": 64}
+        loaded = recipe.load(tiny.write_recipe(tmp_path / "recipe.yaml", base, Path("unused"), data=data))
+        assert loaded.data.eval_fraction == 0.05
+        planned, checked = outline(loaded, 0), examine(loaded, 0)
+        assert planned.lengths.rows == checked.lengths.rows == (30 if train_on is not mixture else 60)
+        assert planned.table.steps == checked.table.steps

@@ -22,7 +22,7 @@ from llmtune.recipe.sections import Recipe
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.searching.watch import Watch, train_watched
 from llmtune.training.bases.base import bind_base, check_model, locate
-from llmtune.training.plan_table import build_layout, lay_out, plan_table, steps_per_epoch
+from llmtune.training.plan_table import build_layout, lay_out, plan_table, steps_per_epoch, total_steps
 from llmtune.training.prepare import Prepared, resolve
 from llmtune.working import working
 
@@ -54,8 +54,7 @@ class Session:
     @property
     def most_steps(self) -> int:
         """The steps of the recipe as it is."""
-        train_section = self.recipe.train
-        return train_section.max_steps or max(1, round(train_section.epochs * self.steps_per_epoch))
+        return total_steps(self.recipe.train, len(self.data.train), 1)
 
     @cached_property
     def fewest_steps(self) -> int:

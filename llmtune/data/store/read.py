@@ -4,14 +4,11 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from llmtune.data import sources
-from llmtune.data.mixture import draw_places
-from llmtune.data.overlap import share_of
 from llmtune.data.row import Row
 from llmtune.data.rows import SPLITS, Form, iterate
 from llmtune.data.store.build import code_digest
@@ -48,13 +45,6 @@ def read_part(data: Data, part: str) -> StoredRows:
     return _by_content(entry, rows) if unknown and rows.stored.file else rows
 
 
-def training_rows(data: Data, seed: int) -> StoredRows:
-    """The share of data.train that is used, drawn by `seed` where it names a mixture."""
-    rows = read_part(data, "train")
-    drawn = rows.take(draw_places(data, rows.labels("source"), seed))
-    return drawn.take(share_of(drawn.contents, data.share))
-
-
 def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
     """Size and SHA-256 of each source of a part, of all its files together; None for a Hub data set."""
     measured = {}
@@ -66,21 +56,11 @@ def fingerprints(data: Data, part: str) -> dict[str, dict[str, Any] | None]:
 
 def _of_files(files: list[Path]) -> dict[str, Any] | None:
     """Size and SHA-256 of a file; of several, the size of all, and the SHA-256 of their names and own digests."""
-    measured = [_fingerprint(file) for file in files]
+    measured = [fingerprint(file) for file in files]
     if len(measured) < 2:
         return measured[0] if measured else None
     digest = digest_of([[file.name, one["sha256"]] for file, one in zip(files, measured, strict=True)])
     return {"files": len(files), "bytes": sum(one["bytes"] for one in measured), "sha256": digest}
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return dict(_measured(path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
-
-
-@cache
-def _measured(path: Path, *state: int) -> dict[str, Any]:
-    return fingerprint(path)
 
 
 def _iterate(data: Data, part: str) -> Iterator[Row]:

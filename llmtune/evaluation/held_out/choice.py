@@ -86,7 +86,7 @@ class AnswerFacts:
         return labels if len(labels) <= min(CHOSEN_LABELS, self.rows / _CHOSEN_REPEATED) else []
 
 
-def facts_of(rows: Iterable[Row]) -> AnswerFacts:
+def _facts_of(rows: Iterable[Row]) -> AnswerFacts:
     """Return the facts of rows' last answers; those behind the first one that cannot be a label are not read."""
     facts = AnswerFacts()
     with working("looking for labels in the training rows"):
@@ -120,7 +120,7 @@ def choose(
     if not answers.rows:
         _check_texts(wanted or ())
         return (), ()
-    trained = functools.cache(lambda: facts_of(train))
+    trained = functools.cache(lambda: _facts_of(train))
     metrics = by_data(answers, trained) if wanted is None else tuple(dict.fromkeys((EXACT_MATCH, *wanted)))
     for name in metrics:
         reason = _problem(name, answers, trained)
