@@ -53,4 +53,3 @@ def keep(facts: Mapping[str, object], answers: object, seconds: float) -> None:
 
 def _file(facts: Mapping[str, object]) -> Path:
     return cache_folder() / "answers" / f"{digest_of(dict(facts))[:32]}.json"
-
