@@ -21,8 +21,8 @@ from llmtune.machine.memory import machine_memory
 from llmtune.model.layout import Layout
 from llmtune.recipe.compare import difference
 from llmtune.recipe.sections import Recipe, values
+from llmtune.recipe.standing import standing
 from llmtune.run import locates_mistakes
-from llmtune.searching.standing import standing
 from llmtune.training.prepare import Examination, examine
 
 _LOAD_BASE, _LOAD_PARAMETER = 1.0, 1.5e-8

@@ -58,12 +58,6 @@ def config_file(name: str) -> Path:
     return Path(name).absolute() if is_config_file(name) else shipped_folder("accelerate_configs") / f"{name}.yaml"
 
 
-def with_absolute_config(launch: Launch) -> Launch:
-    """Return a launch section that names a config of the user's own wherever it is read."""
-    own = is_config_file(launch.accelerate)
-    return launch.model_copy(update={"accelerate": str(config_file(launch.accelerate))}) if own else launch
-
-
 def _nearest_file(file: Path) -> str:
     beside = [other.name for other in file.parent.glob("*.y*ml")] if exists(str(file.parent)) else []
     close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)

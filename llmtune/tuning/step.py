@@ -13,10 +13,10 @@ from llmtune.errors import Interrupted, RecipeError
 from llmtune.files import hold, write_text
 from llmtune.numbers import duration
 from llmtune.pool import Ended, Pool, Task, check_place, open_pool
+from llmtune.recipe.standing import recipe_text
 from llmtune.run.folder import UNOWNED, refuse_file
 from llmtune.searching.record import SearchRecord
 from llmtune.searching.space import shown
-from llmtune.searching.standing import recipe_text
 from llmtune.searching.study import VALIDATIONS, Study, Trial, Tried
 from llmtune.storage.urls import url_of
 from llmtune.tuning.dealer import Dealer

@@ -23,13 +23,13 @@ from llmtune.launch.command import (
     training_command,
     training_environment,
     training_process,
-    with_absolute_config,
 )
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.process import train_in_children
 from llmtune.machine.gpus import VISIBLE, Gpus
 from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
+from llmtune.recipe.standing import with_absolute_config
 from llmtune.run import Run
 from tests.support.recipes import GOOD, write
 
