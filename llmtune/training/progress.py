@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import resource
 import time
 from bisect import bisect_right
 from collections import deque
@@ -12,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from llmtune.estimate.measured import MemoryWatch
 from llmtune.machine.device import run_device
+from llmtune.machine.peak import peak
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 from llmtune.timing.predicted import time_record
@@ -230,6 +229,5 @@ def step_recorder(
 
 
 def _peak_memory_mb() -> float:
-    if run_device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    most = peak(run_device())
+    return (most.allocated or most.resident or 0) / 2**20

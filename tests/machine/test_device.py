@@ -42,7 +42,6 @@ COMPARES = {
     "training/loop.py": "settings of glibc and oneDNN are for CPUs",
     "training/objective.py": "the kernels for CPUs",
     "training/passes/choice.py": "on CPUs a pass is sized in rows",
-    "training/progress.py": "peak memory is the GPU's, or the process's",
 }
 """Modules that tell a CPU from a GPU elsewhere, each with its reason; the fewer the better."""
 WORDS = re.compile(rf"{'|'.join(GPU_QUESTIONS)}|\.type\b|fork_rng")
