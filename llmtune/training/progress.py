@@ -36,7 +36,6 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
-        tokens_total: int | None,
         log: Path,
         *,
         start_step: int = 0,
@@ -46,7 +45,6 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
-        self.tokens_total = tokens_total
         self.log = log
         self.start_step = start_step
         self.stage_starts = tuple(stage_starts)
@@ -151,8 +149,6 @@ class Progress:
         facts = [f"loss {self._smooth.value:.4f}"]
         if record.get("tokens_per_s") is not None:
             facts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
-        if not self._bar and self.tokens_total and record.get("tokens") is not None:
-            facts.append(f"{record['tokens']:,} of {self.tokens_total:,} tokens")
         if record.get("peak_memory_mb") is not None:
             facts.append(size(record["peak_memory_mb"] * 2**20))
         left = self.seconds_left()
