@@ -60,7 +60,7 @@ def check_card(gpu: str | None) -> None:
 
 def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
     """What a recipe takes on this machine, or on a card by name; raises RecipeError for an unknown card."""
-    from llmtune.estimate.fit import Question, judge, nearest, on_card
+    from llmtune.estimate.fit import Question, judge, nearest_fit, on_card
     from llmtune.estimate.passes import setting_of
     from llmtune.launch.command import choose_config, count_processes
     from llmtune.launch.devices import launch_device
@@ -94,7 +94,7 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         other = Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *overrides])
         return other, layout_of(other)
 
-    instead, then = nearest(recipe, changed, question, card, cards) or ([], None)
+    instead, then = nearest_fit(recipe, changed, question, card, cards) or ([], None)
     return Prediction(fit, lengths, instead, then, sought=True)
 
 

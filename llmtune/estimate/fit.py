@@ -176,7 +176,7 @@ def changes(recipe: Recipe) -> Iterator[list[str]]:
         yield [*lighter, "model.quantize=4bit"]
 
 
-def nearest(
+def nearest_fit(
     recipe: Recipe,
     changed: Callable[[list[str]], tuple[Recipe, Layout]],
     question: Question,

@@ -1,6 +1,5 @@
 """Builds the command line and environment that train, from the recipe's launch section and this machine."""
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import FieldError, MachineError
+from llmtune.errors import FieldError, MachineError, nearest
 from llmtune.files import shipped_folder
 from llmtune.launch.engine import KEY, check_kind
 from llmtune.launch.surroundings import forget_launchers
@@ -60,8 +59,7 @@ def config_file(name: str) -> Path:
 
 def _nearest_file(file: Path) -> str:
     beside = [other.name for other in file.parent.glob("*.y*ml")] if exists(str(file.parent)) else []
-    close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return nearest(file.name, beside, 0.75)
 
 
 def count_processes(launch: Launch, name: str, gpus: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 from llmtune import terminal
 from llmtune.cli import main
 from llmtune.data.row import Row
+from llmtune.errors import RecipeError
 from llmtune.estimate import activations
 from llmtune.estimate.cards import CARDS, CONTEXT, Card, find_card
 from llmtune.estimate.fit import changes
@@ -135,6 +136,13 @@ def test_unknown_card_is_one_line_with_the_nearest(
     assert capsys.readouterr().err.splitlines() == [
         "llmtune: --gpu a100-8: is no card that llmtune knows; did you mean 'a100-80'? A number of GB is taken too"
     ]
+
+
+def test_card_like_no_other_is_answered_with_all() -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_card("zzz")
+    known = "h200, h100, a100-80, a100-40, l40s, rtx4090, rtx3090, t4. A number of GB is taken too"
+    assert str(caught.value) == f"--gpu zzz: is no card that llmtune knows; it knows {known}"
 
 
 def test_card_is_found_by_name_or_by_size() -> None:
