@@ -96,7 +96,7 @@ def _shorten(text: str, limit: int) -> str:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """The ending `; did you mean ...?` for a message, or "" where no known word is as close as `cutoff`, 1 being equal."""
+    """The ending `; did you mean ...?` for a message, or "" where no known word is as close as `cutoff`, at most 1."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)

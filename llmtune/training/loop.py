@@ -235,7 +235,7 @@ def _frozen_blocks(
         cache_folder() / "frozen-blocks",
         facts,
         None if adapter.trains_base else {**adapter.model_dump(), "seed": recipe.train.seed},
-        round(memory.cache_limit_gb * 2**30),
+        memory.cache_limit,
         memory.frozen_blocks == "cache",
         offloaded,
     )
