@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST_MESSAGE = 900
 """Characters of a message; what a user wrote and it repeats may be of any length."""
@@ -95,23 +95,19 @@ def _shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} ... {text[-limit // 3 + 5 :]}"
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """The ending `; did you mean ...?` for a message, or "" where no known word is close."""
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The ending `; did you mean ...?` for a message, or "" where no known word is as close as `cutoff`, at most 1."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_word(option: str, word: str, known: Sequence[str]) -> None:
     """Raise RecipeError, with the nearest word, for one that an option does not take."""
-    import difflib
-
-    if word in known:
-        return
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-    raise RecipeError(f"{option} {word[:100]}: is not one of these; {hint}")
+    if word not in known:
+        hint = nearest(word, known, 0.4) or f"; it takes {', '.join(known)}"
+        raise RecipeError(f"{option} {word[:100]}: is not one of these{hint}")
 
 
 class PlanError(ValueError):

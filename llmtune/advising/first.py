@@ -8,6 +8,7 @@ from llmtune.advising.headers import parameters_of
 from llmtune.advising.recall import Remembered, like
 from llmtune.advising.rules import applying, load_rules
 from llmtune.machine.gpus import count_gpus
+from llmtune.machine.memory import free_memory
 
 CANDIDATES = ("lora", "frozen", "full", "qlora")
 """The methods that init chooses among: the others have to be asked for."""
@@ -54,6 +55,4 @@ def _free(gpu: bool) -> int:
         from llmtune.machine.device import free_bytes, run_device
 
         return free_bytes(run_device())
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().available)
+    return free_memory()

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+from llmtune.advising.here import fit_here
 from llmtune.advising.lengths import sampled
 from llmtune.arms.arm import Arm
 from llmtune.data.gate import check_sources, split_rows
@@ -12,23 +12,16 @@ from llmtune.data.store.read import read_part
 from llmtune.data.store.rows import StoredRows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.cards import Card
-from llmtune.estimate.fit import Fit, Question, judge, on_card
-from llmtune.estimate.passes import setting_of
-from llmtune.launch.command import choose_config, count_processes
-from llmtune.launch.devices import launch_device
-from llmtune.machine.device import free_bytes
+from llmtune.estimate.fit import Fit, on_card
 from llmtune.machine.gpus import count_gpus
 from llmtune.model.layout import Layout
-from llmtune.numbers import size
 from llmtune.plan.table import PlanTable
 from llmtune.recipe.sections import Recipe
 from llmtune.run import locates_mistakes
 from llmtune.timing.predicted import question_of
-from llmtune.timing.rate import card_rate
-from llmtune.timing.seconds import Work, seconds_here
+from llmtune.timing.seconds import Work
 from llmtune.training.bases.base import check_model, locate
 from llmtune.training.plan_table import build_layout, plan_table
-from llmtune.training.prepare import as_launched
 from llmtune.working import working
 
 
@@ -98,28 +91,13 @@ class _Arm:
     table: PlanTable
     work: Work
 
-    @cached_property
-    def question(self) -> Question:
-        """The rows and steps for which a device is to be judged."""
-        return question_of(self.recipe, self.table, self.work)
-
-    def on(self, card: Card) -> tuple[Fit, float | None]:
-        """What it takes on a card, and seconds."""
-        fit = on_card(self.recipe, self.layout, self.question, card, self.recipe.launch.processes or 1)
+    def on(self, card: Card | None) -> tuple[Fit, float | None]:
+        """What it takes on a card, or on this machine, and seconds."""
+        if card is None:
+            return fit_here(self.recipe, self.layout, self.table, self.work, count_gpus())
+        question = question_of(self.recipe, self.table, self.work)
+        fit = on_card(self.recipe, self.layout, question, card, self.recipe.launch.processes or 1)
         return fit, fit.seconds
-
-    def here(self) -> tuple[Fit, float | None]:
-        """What it takes on this machine, and seconds."""
-        gpus = count_gpus()
-        recipe = as_launched(self.recipe, self.table, gpus)
-        device = launch_device(recipe.launch)
-        world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-        setting = setting_of(recipe, world, device.type)
-        rate = card_rate(device)
-        fit = judge(recipe, self.layout, self.question, setting, str(device), free_bytes(device), rate)
-        if device.type != "cpu" or fit.size is None:
-            return fit, fit.seconds
-        return fit, seconds_here(recipe, self.layout, self.table, setting, self.work, fit.size.checkpointing)
 
 
 def with_arm(recipe: Recipe, arm: Arm) -> Recipe:
@@ -130,11 +108,11 @@ def with_arm(recipe: Recipe, arm: Arm) -> Recipe:
 def _predict(recipe: Recipe, arm: Arm, work: Work, card: Card | None) -> MethodPrediction:
     try:
         laid = _lay_out(with_arm(recipe, arm), work)
-        fit, seconds = laid.here() if card is None else laid.on(card)
+        fit, seconds = laid.on(card)
     except LlmtuneError as error:
         return MethodPrediction(arm.name, None, None, False, str(error))
     most = max(sum(parts.values()) for parts in fit.stages)
-    return MethodPrediction(arm.name, most, seconds, fit.fits, _reason(fit), laid.table.trained)
+    return MethodPrediction(arm.name, most, seconds, fit.fits, fit.reason, laid.table.trained)
 
 
 @locates_mistakes
@@ -142,11 +120,3 @@ def _lay_out(recipe: Recipe, work: Work) -> _Arm:
     recipe, base = locate(recipe, weights=False)
     layout = build_layout(recipe, base, check_model(recipe, base))
     return _Arm(recipe, layout, plan_table(recipe, base, layout, work.lengths.rows, 1), work)
-
-
-def _reason(fit: Fit) -> str:
-    if fit.size is None:
-        return fit.missing
-    if not fit.fits and fit.evaluation:
-        return f"training fits, the evaluation needs {size(fit.evaluation.least)} at the least"
-    return fit.size.reason

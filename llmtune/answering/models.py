@@ -1,6 +1,5 @@
 """Base and tuned model of a run in memory as one, with what their prompts depend on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +8,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.encoding.encode import prompt_ids
-from llmtune.data.first_rows import first_rows
-from llmtune.data.row import Message, Row, Tool
+from llmtune.data.findings import thinking_block
+from llmtune.data.row import Message, Tool
 from llmtune.errors import RecipeError
-from llmtune.files import read_json
 from llmtune.inference.placement import Placement, load_placed, place
 from llmtune.inference.switch import AsBase, load_switchable
 from llmtune.model.base import Base
 from llmtune.model.files.fingerprints import refuse_other_base
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer, stop_ids
-from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
-
-READ_ROWS = 300
-"""Rows of each held-out source that are read for their system prompt and tools."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,7 @@ def find_base(run: Run) -> Base:
 def read_prompts(run: Run, base: Base) -> Prompts:
     """Return what renders prompts for the models of a run."""
     data = run.recipe().data
-    block = str(read_json(run.data_file).get("thinking_block", "")) if run.data_file.exists() else ""
-    return Prompts(load_tokenizer(base), stop_ids(base), data.template, data.reasoning, block)
+    return Prompts(load_tokenizer(base), stop_ids(base), data.template, data.reasoning, thinking_block(run))
 
 
 def load_models(run: Run, base: Base, placement: Placement | None = None) -> Models:
@@ -73,20 +66,3 @@ def load_models(run: Run, base: Base, placement: Placement | None = None) -> Mod
     model, as_base = load_switchable(load_placed(base, settings, placement), run.delta)
     settings.method.adapter.match_precision(model, placement.dtype)
     return Models(model, as_base)
-
-
-def shared_opening(settings: Recipe) -> tuple[str | None, tuple[Tool, ...]]:
-    """Return the system prompt and the tools that the first held-out conversations of each source share.
-
-    Neither where they differ, or where no row can be read.
-    """
-    data = settings.data
-    rows = [row for row in first_rows(data, data.held_out_part, READ_ROWS) if row.messages]
-    systems = {_system(row) for row in rows}
-    tools = {json.dumps(row.tools): row.tools for row in rows}
-    return systems.pop() if len(systems) == 1 else None, next(iter(tools.values())) if len(tools) == 1 else ()
-
-
-def _system(row: Row) -> str | None:
-    first = row.messages[0]
-    return first["content"] if first["role"] == "system" else None

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from llmtune.answering.models import shared_opening
 from llmtune.answering.request import Request
 from llmtune.answering.rows import RowsSurvey
-from llmtune.data.first_rows import first_rows
+from llmtune.data.first_rows import first_rows, shared_opening
 from llmtune.data.row import Message, Row, Tool
 from llmtune.errors import RecipeError, one_line
 from llmtune.recipe.sections import Recipe
@@ -40,7 +39,7 @@ def choose_opening(recipe: Recipe, rows: RowsSurvey, request: Request, has_templ
     """
     if request.system and not has_template:
         raise RecipeError("--system: the tokenizer has no chat template, so a prompt is one text alone")
-    system, tools = shared_opening(recipe) if has_template else (None, ())
+    system, tools = shared_opening(recipe.data) if has_template else (None, ())
     tools = () if rows.has_tools else tools
     system = None if rows.has_system else system
     if request.system is not None:

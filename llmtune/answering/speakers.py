@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtune.answering.models import Prompts, find_base, load_models, read_prompts, shared_opening
+from llmtune.answering.models import Prompts, find_base, load_models, read_prompts
 from llmtune.answering.sampling import Sampling
+from llmtune.data.first_rows import shared_opening
 from llmtune.data.row import Message, Tool
 from llmtune.inference.placement import place
 from llmtune.inference.switch import AsBase
@@ -66,7 +67,7 @@ def load_speakers(run: Run) -> list[Speaker]:
     if placement.note:
         print(f"chat: {placement.note}", file=sys.stderr, flush=True)
     models, prompts = load_models(run, base, placement), read_prompts(run, base)
-    system, tools = shared_opening(run.recipe())
+    system, tools = shared_opening(run.recipe().data)
     return [
         Speaker("base", _answerer(models.model, prompts, models.as_base, tools), system, tools),
         Speaker("tuned", _answerer(models.model, prompts, nullcontext, tools), system, tools),

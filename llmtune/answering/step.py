@@ -4,8 +4,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from llmtune.answering.batches import Answerer, Ask, modes
 from llmtune.answering.journal import Answer, Journal, open_journal, refuse_other_settings
 from llmtune.answering.models import Prompts, find_base, load_models, read_prompts
@@ -17,9 +15,9 @@ from llmtune.answering.rows import choose_form, read_rows, survey
 from llmtune.answering.sampling import Sampling
 from llmtune.data.encoding.template import template_sha256
 from llmtune.data.rows import Form
-from llmtune.errors import Interrupted, LlmtuneError, ProofError, RecipeError
+from llmtune.errors import Interrupted, LlmtuneError, RecipeError
 from llmtune.evaluation.boundary import failures_named, lacks_named
-from llmtune.evaluation.generate import has_finite_logits
+from llmtune.evaluation.generate import refuse_broken
 from llmtune.evaluation.questions import asking_rules, context_length
 from llmtune.files import digest_of, fingerprint, read_json
 from llmtune.inference.placement import place
@@ -140,7 +138,7 @@ class Work:
             if not ids:
                 continue
             with modes(models)[name](), working(f"{name} model", len(ids), "answers") as step:
-                _refuse_broken(models.model, list(ids[asks[0]]), name)
+                refuse_broken(models.model, list(ids[asks[0]]), name)
                 for batch, answers in answerer.answer(ids, step):
                     journal.add(name, dict(zip(batch, map(decode, answers), strict=True)))
 
@@ -161,11 +159,3 @@ class Decoder:
         kept = [token for token in tokens if not self.keeps_special or token != self.tokenizer.pad_token_id]
         text = str(self.tokenizer.decode(kept, skip_special_tokens=not self.keeps_special))
         return Answer(text, len(tokens))
-
-
-def _refuse_broken(model: PreTrainedModel, tokens: list[int], name: str) -> None:
-    """Raise ProofError for a model whose logits are not finite numbers: it has no answers."""
-    if not has_finite_logits(model, tokens):
-        dtype = str(model.dtype).removeprefix("torch.")
-        remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"
-        raise ProofError(f"the {name} model's logits are not finite in {dtype}; {remedy}")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llmtune.errors import FieldError, ProofError, RecipeError, TrainingError
-from llmtune.launch.command import with_absolute_config
 from llmtune.recipe.compare import DEFINING
 from llmtune.recipe.sections import Recipe
+from llmtune.recipe.standing import with_absolute_config
 from llmtune.recipe.suite import resolve_suite
 from llmtune.run import Run, open_run
 from llmtune.storage import fetch, keep_stored, run_folder

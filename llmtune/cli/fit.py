@@ -60,32 +60,19 @@ def check_card(gpu: str | None) -> None:
 
 def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
     """What a recipe takes on this machine, or on a card by name; raises RecipeError for an unknown card."""
-    from llmtune.estimate.fit import Question, judge, nearest, on_card
-    from llmtune.estimate.passes import setting_of
-    from llmtune.launch.command import choose_config, count_processes
-    from llmtune.launch.devices import launch_device
-    from llmtune.machine.device import free_bytes
+    from llmtune.advising.here import fit_here
+    from llmtune.estimate.fit import nearest_fit, on_card
     from llmtune.machine.gpus import count_gpus
-    from llmtune.training.prepare import as_launched, layout_of
+    from llmtune.timing.predicted import question_of
+    from llmtune.timing.seconds import Work
+    from llmtune.training.prepare import layout_of
 
     table, layout, lengths = planned.table, planned.layout, planned.lengths
-    tokens_per_step = recipe.train.batch_size * lengths.tokens / lengths.rows
-    question = Question(lengths, [stage.end - stage.start for stage in table.stages], tokens_per_step)
+    work = Work(lengths, 0)
     if gpu is None:
-        gpus = count_gpus()
-        recipe = as_launched(recipe, table, gpus)
-        device = launch_device(recipe.launch)
-        world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
-        name = "this machine" if device.type == "cpu" else f"this machine's {device}"
-        setting = setting_of(recipe, world, device.type)
-        fit = judge(recipe, layout, question, setting, name, free_bytes(device))
-        if device.type != "cpu" or fit.size is None:
-            return Prediction(fit, lengths, [], None)
-        from llmtune.timing.seconds import Work, seconds_here
-
-        seconds = seconds_here(recipe, layout, table, setting, Work(lengths, 0), fit.size.checkpointing)
-        return Prediction(fit, lengths, [], None, cpu_seconds=seconds)
-    card, cards = find_card(gpu), recipe.launch.processes or 1
+        fit, seconds = fit_here(recipe, layout, table, work, count_gpus())
+        return Prediction(fit, lengths, [], None, cpu_seconds=seconds if fit.seconds is None else None)
+    question, card, cards = question_of(recipe, table, work), find_card(gpu), recipe.launch.processes or 1
     fit = on_card(recipe, layout, question, card, cards)
     if fit.fits:
         return Prediction(fit, lengths, [], None)
@@ -94,7 +81,7 @@ def predict(recipe: Recipe, planned: Planned, gpu: str | None) -> Prediction:
         other = Recipe.load(Path(str(recipe.file)), [*recipe.overrides, *overrides])
         return other, layout_of(other)
 
-    instead, then = nearest(recipe, changed, question, card, cards) or ([], None)
+    instead, then = nearest_fit(recipe, changed, question, card, cards) or ([], None)
     return Prediction(fit, lengths, instead, then, sought=True)
 
 
@@ -128,11 +115,7 @@ def lines(prediction: Prediction) -> list[str]:
 
 
 def _verdict(fit: "Fit") -> str:
-    if fit.size is None:
-        return f"it does not fit: {fit.missing}"
-    if not fit.fits and fit.evaluation:
-        return f"training fits, the evaluation does not: it needs {size(fit.evaluation.least)} at the least"
-    return f"it fits: {fit.size.reason}{_time(fit)}"
+    return f"it fits: {fit.reason}{_time(fit)}" if fit.fits else f"it does not fit: {fit.reason}"
 
 
 def _time(fit: "Fit") -> str:

@@ -1,6 +1,5 @@
 """The arms that a comparison is asked for: names of ARMS, or a file of the user's own."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from llmtune.arms.arm import ARMS, Arm
-from llmtune.errors import RecipeError
+from llmtune.errors import RecipeError, nearest
 from llmtune.recipe.located_yaml import Located, load_yaml_list
 from llmtune.recipe.sections import Recipe
 from llmtune.searching.space import Value, text_of
@@ -41,9 +40,8 @@ def read_arms(words: Sequence[str]) -> tuple[Arm, ...]:
 def _named(word: str) -> Arm:
     if word in ARMS:
         return ARMS[word]
-    close = difflib.get_close_matches(word, ARMS, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"arms are {', '.join(ARMS)}, or a .yaml file of your own"
-    raise RecipeError(f"--arms: {word!r} is no arm; {hint}")
+    hint = nearest(word, ARMS) or f"; arms are {', '.join(ARMS)}, or a .yaml file of your own"
+    raise RecipeError(f"--arms: {word!r} is no arm{hint}")
 
 
 def _of_file(path: Path) -> list[Arm]:
@@ -68,8 +66,8 @@ def _arm(located: Located, place: int, entry: object) -> Arm:
         raise located.error((place,), f"an arm has a name and what it sets, as in {_EXAMPLE}")
     unknown = next((key for key in entry if key not in ("name", "set")), None)
     if unknown is not None:
-        close = difflib.get_close_matches(unknown, ("name", "set"), n=1, cutoff=0.5)
-        raise located.error((place, unknown), f"is no key of an arm; did you mean {close[0] if close else 'set'!r}?")
+        hint = nearest(str(unknown), ("name", "set")) or "; an arm has a name and what it sets, in set"
+        raise located.error((place, unknown), f"is no key of an arm{hint}")
     name, settings = entry["name"], entry.get("set", {})
     if not _NAME.fullmatch(name) or name in BASELINES:
         reason = "is the name of a baseline" if name in BASELINES else "names a folder: letters, digits and .,+=- alone"

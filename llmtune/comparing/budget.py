@@ -9,6 +9,8 @@ FACTORS = (1.0, 2.5, 0.4)
 """The rates that are tried first, as multiples of the default one."""
 EDGES = {0.4: 0.16, 2.5: 6.25}
 """The rate that is tried as well where the best one lies at an edge."""
+MOST_TRIALS = len(FACTORS) + 1
+"""Rates of a search at the most: one more where the best one lies at either edge."""
 SEARCH = 1 / 3
 """The part of a share that the search of the rate takes."""
 MOST_EPOCHS = 3
@@ -107,7 +109,7 @@ def trial_steps(seconds: float, step: float, load: float, training: int) -> int:
     """
     step = max(step, 1e-9)
     shortest = min(training, max(TRIAL_STEPS, math.ceil(TRIAL_PART * training)))
-    trials = min(len(FACTORS) + 1, math.floor(seconds / (load + shortest * step) + 1e-9))
+    trials = min(MOST_TRIALS, math.floor(seconds / (load + shortest * step) + 1e-9))
     return 0 if trials < 2 else min(training, math.floor((seconds / trials - load) / step + 1e-9))
 
 

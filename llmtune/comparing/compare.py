@@ -11,6 +11,7 @@ from llmtune.errors import RecipeError
 from llmtune.files import hold
 from llmtune.pool.opening import check_place
 from llmtune.recipe.sections import Recipe
+from llmtune.storage.urls import url_of
 from llmtune.working import importing
 
 
@@ -70,6 +71,8 @@ def _opened(recipe: Path, out: Path | str | None, overrides: Sequence[str]) -> t
         return Recipe.load(folder.recipe_file), folder
     settings = Recipe.load(recipe, overrides)
     folder = Folder(Path(out) if out is not None else Path("compare") / recipe.stem)
+    if url := url_of(folder.path):
+        raise RecipeError(f"--out {url}: arms train and are kept on this machine; give a folder of it")
     if folder.stored():
         folder.refuse_other_recipe(settings)
     return settings, folder

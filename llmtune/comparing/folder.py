@@ -14,8 +14,8 @@ from llmtune.errors import LlmtuneError, RecipeError
 from llmtune.files import read_json, write_json, write_text
 from llmtune.recipe.compare import difference
 from llmtune.recipe.sections import Recipe
+from llmtune.recipe.standing import recipe_text, standing
 from llmtune.run import Run
-from llmtune.searching.standing import recipe_text, standing
 
 HEADER = "The recipe that the arms of a comparison override."
 SETTINGS = (

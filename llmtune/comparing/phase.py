@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtune.arms.record import ArmRecord
-from llmtune.comparing.budget import EDGES, FACTORS
+from llmtune.comparing.budget import MOST_TRIALS
 from llmtune.comparing.folder import Folder
 from llmtune.comparing.request import Entrant
 from llmtune.errors import LlmtuneError
 from llmtune.run import Run
 
-MOST_TRIALS = len(FACTORS) + len(EDGES) // 2
-"""Rates of a search at the most: one more where the best one lies at either edge."""
 _TAIL = 4096
 """Bytes at the end of a log in which its last step stands."""
 

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from llmtune.advising.facts import answers_of, kind_of
@@ -22,8 +23,8 @@ from llmtune.machine.memory import machine_memory
 from llmtune.model.layout import Layout
 from llmtune.recipe.compare import difference
 from llmtune.recipe.sections import Recipe, values
+from llmtune.recipe.standing import standing
 from llmtune.run import locates_mistakes
-from llmtune.searching.standing import standing
 from llmtune.training.prepare import Examination, examine
 
 _LOAD_BASE, _LOAD_PARAMETER = 1.0, 1.5e-8
@@ -54,7 +55,7 @@ def check_rows(settings: Recipe) -> None:
 @locates_mistakes
 def survey(settings: Recipe, arms: Sequence[Arm]) -> Head:
     """Check a recipe and its rows, and predict each arm; raises RecipeError where nothing can be compared."""
-    recipe = Recipe.load(_file(settings), [*settings.overrides, *SETTINGS])
+    recipe = Recipe.load(Path(str(settings.file)), [*settings.overrides, *SETTINGS])
     examination = examine(recipe, count_gpus())
     data = examination.data
     if not len(data.test):
@@ -77,12 +78,6 @@ def survey(settings: Recipe, arms: Sequence[Arm]) -> Head:
         "predicted": {one.arm: {"bytes": one.bytes, "seconds": one.seconds} for one in predictions},
         "skipped": {one.arm: one.reason for one in predictions if not one.fits},
     }
-
-
-def _file(settings: Recipe) -> Any:
-    if settings.file is None:
-        raise RecipeError("recipe: a comparison needs a recipe's file; write it with llmtune.Recipe's dump first")
-    return settings.file
 
 
 def decides(recipe: Recipe, data: Gate) -> tuple[str, str]:
@@ -157,7 +152,7 @@ def check_arms(settings: Recipe, arms: Sequence[Arm]) -> None:
     known: list[tuple[Arm, Recipe]] = []
     for arm in arms:
         try:
-            recipe = Recipe.load(_file(settings), [*settings.overrides, *SETTINGS, *arm.set])
+            recipe = Recipe.load(Path(str(settings.file)), [*settings.overrides, *SETTINGS, *arm.set])
         except RecipeError:
             continue  # a row of its own says why it cannot be
         _refuse_sharded(recipe)

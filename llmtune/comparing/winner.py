@@ -13,7 +13,7 @@ from llmtune.errors import one_line
 from llmtune.files import write_text
 from llmtune.plan.stages import Facts
 from llmtune.recipe.sections import Recipe
-from llmtune.searching.standing import written
+from llmtune.recipe.standing import written
 
 _WIDTH = 110
 """Characters of a comment's line."""

@@ -131,6 +131,11 @@ def check_same_data(run: Run, findings: Findings) -> None:
         raise RecipeError(f"{run.path}: the data changed since this run was made; start a new one with --out")
 
 
+def thinking_block(run: Run) -> str:
+    """The empty thinking block behind which the answers start that a run learned; "" where there is none."""
+    return str(read_json(run.data_file).get("thinking_block", "")) if run.data_file.exists() else ""
+
+
 def _names(names: list[str]) -> str:
     """Join names that a user gave for one line."""
     return ", ".join(one_line(name, _LONGEST_NAME) for name in names)

@@ -1,10 +1,9 @@
 """GPUs by name: memory that torch can use, and rates, as their makers state them."""
 
-import difflib
 import math
 from dataclasses import dataclass
 
-from llmtune.errors import RecipeError
+from llmtune.errors import RecipeError, nearest
 from llmtune.numbers import size
 
 CONTEXT = 600 * 10**6
@@ -62,6 +61,5 @@ def find_card(word: str) -> Card:
         gigabytes = math.nan
     if 1 <= gigabytes <= 10_000:
         return Card(f"{gigabytes:g}", round(gigabytes * 10**9))
-    close = difflib.get_close_matches(name, list(CARDS), n=1, cutoff=0.3)
-    known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(CARDS)}"
-    raise RecipeError(f"--gpu {word}: is no card that llmtune knows; {known} A number of GB is taken too")
+    hint = nearest(name, CARDS, 0.3) or f"; it knows {', '.join(CARDS)}."
+    raise RecipeError(f"--gpu {word}: is no card that llmtune knows{hint} A number of GB is taken too")

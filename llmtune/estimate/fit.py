@@ -21,6 +21,7 @@ from llmtune.estimate.memory import (
 )
 from llmtune.estimate.passes import PassSize, fit_pass, setting_of, settings_for, without_copies
 from llmtune.model.layout import Layout
+from llmtune.numbers import size as number_of_bytes
 from llmtune.recipe.sections import Recipe
 
 MOST_CARDS = 8
@@ -53,6 +54,15 @@ class Fit:
     def fits(self) -> bool:
         """Whether training and evaluation fit; the merge is main memory's matter."""
         return self.size is not None and (self.evaluation is None or self.evaluation.least <= self.free)
+
+    @property
+    def reason(self) -> str:
+        """How it fits, or why it does not, in one line."""
+        if self.size is None:
+            return self.missing
+        if not self.fits and self.evaluation:
+            return f"training fits, the evaluation needs {number_of_bytes(self.evaluation.least)} at the least"
+        return self.size.reason
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, bytes and seconds."""
@@ -176,7 +186,7 @@ def changes(recipe: Recipe) -> Iterator[list[str]]:
         yield [*lighter, "model.quantize=4bit"]
 
 
-def nearest(
+def nearest_fit(
     recipe: Recipe,
     changed: Callable[[list[str]], tuple[Recipe, Layout]],
     question: Question,

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.batches.collate import Collator
 from llmtune.data.encoding.encode import IGNORED, Example
+from llmtune.errors import ProofError
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.cache import repeated
 from llmtune.inference.ends import score_shared
@@ -153,8 +154,16 @@ def _losses_of_rows(model: PreTrainedModel, examples: Sequence[Example], pad_id:
     return losses
 
 
+def refuse_broken(model: PreTrainedModel, tokens: list[int], name: str) -> None:
+    """Raise ProofError for a model, base or tuned, whose logits after some tokens are no finite numbers."""
+    if not _has_finite_logits(model, tokens):
+        dtype = str(model.dtype).removeprefix("torch.")
+        remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"
+        raise ProofError(f"the {name} model's logits are not finite in {dtype}, so it has no answers; {remedy}")
+
+
 @torch.no_grad()
-def has_finite_logits(model: PreTrainedModel, tokens: list[int]) -> bool:
+def _has_finite_logits(model: PreTrainedModel, tokens: list[int]) -> bool:
     """Tell whether the model's answer to some tokens is one: logits without NaN, the largest of them finite."""
     if isinstance(model, VllmModel):
         return model.is_finite(tokens)

@@ -12,7 +12,7 @@ from llmtune.errors import ProofError, RecipeError
 from llmtune.evaluation.asking import ask
 from llmtune.evaluation.boundary import lacks_named
 from llmtune.evaluation.exam import Exam, make_exam, settings_of
-from llmtune.evaluation.generate import has_finite_logits
+from llmtune.evaluation.generate import refuse_broken
 from llmtune.evaluation.questions import context_length
 from llmtune.evaluation.results import Evaluation, Evaluations, differences
 from llmtune.evaluation.reuse.answers import BaseAnswers
@@ -193,10 +193,7 @@ def _check_logits(exam: Exam, model: Any, name: str) -> None:
     """Raise ProofError for a model whose logits are not finite numbers on the first question."""
     rows = exam.held_out.get(HELD_OUT)
     tokens = list(rows.prompt_ids[0]) if rows else exam.tokenizer(_PROBE).input_ids
-    if not has_finite_logits(model, tokens[-context_length(model.config) :]):
-        dtype = str(model.dtype).removeprefix("torch.")
-        remedy = "train again at a lower rate" if name == "tuned" else "a base in that precision cannot be used here"
-        raise ProofError(f"the {name} model's logits are not finite in {dtype}, so nothing can be scored; {remedy}")
+    refuse_broken(model, tokens[-context_length(model.config) :], name)
 
 
 def _write(run: Run, stored: Evaluations) -> None:

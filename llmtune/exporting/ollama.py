@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmtune.data.first_rows import first_rows
+from llmtune.data.findings import thinking_block
+from llmtune.data.first_rows import first_rows, shared_opening
 from llmtune.evaluation.questions import context_length
 from llmtune.exporting.chat_format import ChatFormat, chat_format
 from llmtune.exporting.forms import Export
 from llmtune.exporting.gguf import form as gguf
 from llmtune.exporting.rows import ROWS
-from llmtune.files import link, read_json
+from llmtune.files import link
 from llmtune.model.base import Base, load_config
 from llmtune.model.tokens import load_tokenizer, stop_ids
 from llmtune.run import Run
@@ -70,12 +71,11 @@ def modelfile(run: Run, merged: Base, file: str) -> tuple[str, bool]:
     if tokenizer.chat_template:
         form = chat_format(tokenizer, stops, dict(settings.data.template), adds_bos, samples)
     if form:
-        block = str(read_json(run.data_file).get("thinking_block", "")) if run.data_file.exists() else ""
-        form = replace(form, opening=form.opening + block)
+        form = replace(form, opening=form.opening + thinking_block(run))
     context = min(context_length(load_config(merged)), max(_CONTEXT, settings.data.max_length))
     lines = [f"FROM ./{file}", f"PARAMETER num_ctx {context}", "PARAMETER temperature 0"]
     lines += [f'PARAMETER stop "{text}"' for text in stops if text and '"' not in text]
-    lines += _template_lines(form, _shared_system(samples))
+    lines += _template_lines(form, shared_opening(settings.data)[0])
     return "\n".join(lines) + "\n", form is not None
 
 
@@ -84,12 +84,6 @@ def _template_lines(form: ChatFormat | None, shared: str | None) -> list[str]:
     system = shared if shared is not None else form.default_system if form else None
     lines = [f'TEMPLATE """{form.go_template()}"""'] if form else []
     return lines + ([f'SYSTEM """{system}"""'] if system and '"""' not in system else [])
-
-
-def _shared_system(samples: list[list[dict[str, Any]]]) -> str | None:
-    """The system prompt with which every sample starts; None where they differ or have none."""
-    prompts = {turns[0]["content"] if turns[0]["role"] == "system" else None for turns in samples}
-    return prompts.pop() if len(prompts) == 1 else None
 
 
 def _exported(export: Export) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
 from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder
 from llmtune.frozen.store import digest_of_rows, entry_name, make_room
-from llmtune.frozen.stream import KEY, OffloadedBlocks
+from llmtune.frozen.stream import KEY, OffloadedBlocks, too_low_limit
 from llmtune.frozen.weights import free_weights
 from llmtune.machine import processes
 from llmtune.numbers import size as number_of_bytes
@@ -144,8 +144,7 @@ class FrozenBlocks:
         """Build the outputs of the last offloaded block, block by block; raises MachineError where disk lacks."""
         needed = size * min(2, offloaded.count)
         if needed > self._policy.limit:
-            message = f"streaming needs {number_of_bytes(needed)} for cached outputs; try {needed / 2**30:.2g}"
-            raise FieldError("memory.cache_limit_gb", message, MachineError)
+            raise too_low_limit(needed, MachineError)
         entries = [self._entry(decoder, boundary, {}) for boundary in range(1, offloaded.count + 1)]
         try:
             build_by_block(decoder, offloaded, entries, size, self._policy.limit)

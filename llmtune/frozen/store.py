@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 
 from llmtune.files import digest_of, remove_unused, used_at, write_folder, write_json
+from llmtune.numbers import size as number_of_bytes
 
 DATA, MANIFEST = "states.bin", "manifest.json"
 SPARE = 2**28
@@ -150,7 +151,7 @@ def check_room(root: Path, size: int) -> None:
     """Raise OSError where a folder, which is created, has no room for `size` bytes."""
     root.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(root).free < size + SPARE:
-        raise OSError(f"no room for {size / 2**30:.2f} GB in {root}")
+        raise OSError(f"no room for {number_of_bytes(size)} in {root}")
 
 
 def make_room(root: Path, size: int, limit: int, in_use: set[Path]) -> None:

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmtune.errors import FieldError
+from llmtune.errors import FieldError, LlmtuneError, RecipeError
 from llmtune.frozen.boundary import find_randomness
 from llmtune.machine.memory import trim_heap
 from llmtune.model.base import Base, build_skeleton, load_config
@@ -18,6 +18,7 @@ from llmtune.model.blocks import blocks
 from llmtune.model.files.stored import stored_tensors
 from llmtune.model.layout import Layout
 from llmtune.model.parts import load_partly, parameter_names
+from llmtune.numbers import size as number_of_bytes
 from llmtune.plan.table import CacheSize
 from llmtune.recipe.sections import Recipe
 
@@ -128,11 +129,16 @@ def check_disk(recipe: Recipe, size: CacheSize, processes: int) -> None:
         return
     if processes > 1 or recipe.launch.accelerate == "fsdp2":
         raise _not_alone()
-    need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries) / 2**30
-    if need > recipe.memory.cache_limit_gb:
-        message = f"stream needs {need:.2g} GB of disk, for the outputs of two blocks at a time"
-        enough = math.ceil(need * 100) / 100
-        raise FieldError("memory.cache_limit_gb", f"{message}; try {enough:g}")
+    need = min(2, size.boundaries[0]) * (size.bytes or 0) / len(size.boundaries)
+    if need > recipe.memory.cache_limit:
+        raise too_low_limit(need)
+
+
+def too_low_limit(need: float, kind: type[LlmtuneError] = RecipeError) -> FieldError:
+    """The error of a cache that may not take the bytes that streaming needs, with the limit that is enough."""
+    message = f"stream needs {number_of_bytes(need)} of disk, for the outputs of two blocks at a time"
+    enough = math.ceil(need / 10**7) / 100
+    return FieldError("memory.cache_limit_gb", f"{message}; try {enough:g}", kind)
 
 
 def _not_alone() -> FieldError:

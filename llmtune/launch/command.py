@@ -1,6 +1,5 @@
 """Builds the command line and environment that train, from the recipe's launch section and this machine."""
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtune.errors import FieldError, MachineError
+from llmtune.errors import FieldError, MachineError, nearest
 from llmtune.files import shipped_folder
 from llmtune.launch.engine import KEY, check_kind
 from llmtune.launch.surroundings import forget_launchers
@@ -58,16 +57,9 @@ def config_file(name: str) -> Path:
     return Path(name).absolute() if is_config_file(name) else shipped_folder("accelerate_configs") / f"{name}.yaml"
 
 
-def with_absolute_config(launch: Launch) -> Launch:
-    """Return a launch section that names a config of the user's own wherever it is read."""
-    own = is_config_file(launch.accelerate)
-    return launch.model_copy(update={"accelerate": str(config_file(launch.accelerate))}) if own else launch
-
-
 def _nearest_file(file: Path) -> str:
     beside = [other.name for other in file.parent.glob("*.y*ml")] if exists(str(file.parent)) else []
-    close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return nearest(file.name, beside, 0.75)
 
 
 def count_processes(launch: Launch, name: str, gpus: int) -> int:
@@ -111,32 +103,30 @@ class TrainingProcess:
 def training_process(
     launch: Launch, arguments: list[str], gpus: Gpus, cores: int, module: str = TRAIN_MODULE
 ) -> TrainingProcess:
-    """Build what starts a training on a machine with these GPUs and CPU cores; raises as `training_command`."""
-    name = choose_config(launch, gpus.count)
-    config, count = read_config(name), count_processes(launch, name, gpus.count)
-    single = single_process_environment(config)
-    environment = training_environment(count, cores, 0 if config.get("use_cpu") else gpus.count) | single
-    environment |= gpu_environment(config, count, environment)
-    return TrainingProcess(training_command(launch, arguments, gpus, module), environment, launcher=not single)
+    """Build what starts a training, or another `module` as one, on a machine with these GPUs and CPU cores.
 
-
-def training_command(launch: Launch, arguments: list[str], gpus: Gpus, module: str = TRAIN_MODULE) -> list[str]:
-    """Build the command line that trains, or runs another `module` as a training is run.
-
-    Raises MachineError where the machine has too few GPUs for it, FieldError for a config of several machines. A single
-    process starts without accelerate's launcher, which would import torch only to start the same command.
+    Raises MachineError where the machine has too few GPUs for it, FieldError for a config of several machines.
     """
     name = choose_config(launch, gpus.count)
     config, count = read_config(name), count_processes(launch, name, gpus.count)
+    _check_machine(name, config, count, gpus)
+    single = single_process_environment(config)
+    environment = training_environment(count, cores, 0 if config.get("use_cpu") else gpus.count) | single
+    environment |= gpu_environment(config, count, environment)
+    # A single process starts without the launcher, which would import torch only to start the same command.
+    alone = [sys.executable, "-m", module, *arguments]
+    command = alone if single else _launcher_command(name, count, [], module, arguments)
+    return TrainingProcess(command, environment, launcher=not single)
+
+
+def _check_machine(name: str, config: Mapping[str, Any], count: int, gpus: Gpus) -> None:
+    """Raise MachineError or FieldError for a config under which this machine cannot start so many processes."""
     _refuse_several_machines(config, name)
     if not config.get("use_cpu"):
         _refuse_too_few(name, count, gpus)
     if config["distributed_type"] == "FSDP" and count == 1:
         message = f"{KEY}: {name} shards over several GPUs and would find one; try single_gpu, or auto"
         raise MachineError(message)
-    if single_process_environment(config):
-        return [sys.executable, "-m", module, *arguments]
-    return _launcher_command(name, count, [], module, arguments)
 
 
 def node_process(

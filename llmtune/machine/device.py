@@ -1,18 +1,14 @@
 """The device on which this process computes, and what is free on it: the one place that looks for a GPU."""
 
-import contextlib
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llmtune.machine.memory import free_memory
 
 if TYPE_CHECKING:
     import torch
-
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_USED = Path("/sys/fs/cgroup/memory.current")
-_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def told_to_use_cpu(environment: Mapping[str, str]) -> bool:
@@ -33,17 +29,13 @@ def run_device(cpu: bool = False) -> "torch.device":
 
 def free_bytes(device: "torch.device") -> int:
     """Bytes that may still be allocated on a device: free memory of the GPU, or of this machine or container."""
-    import psutil  # type: ignore[import-untyped]
     import torch
 
     if device.type == "cuda":
         # What torch keeps for its next tensors is not free for others, but for this process.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()) + _cached_files())
-    return free
+    return free_memory()
 
 
 def release_cached(device: "torch.device") -> None:
@@ -61,11 +53,3 @@ def forked_rng(*devices: "torch.device") -> AbstractContextManager[None]:
     gpus = [device for device in devices if device.type == "cuda"]
     context: AbstractContextManager[None] = torch.random.fork_rng(devices=gpus)
     return context
-
-
-def _cached_files() -> int:
-    """Bytes of files that a container's memory holds only while nothing else needs them; they count as used."""
-    with contextlib.suppress(OSError, ValueError):
-        stat = dict(line.split() for line in _STAT.read_text().splitlines())
-        return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-    return 0

@@ -23,6 +23,8 @@ With the cache, small objects settle beside tensors, and the space of a freed te
 """
 PRIMITIVES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 """How many compiled kernels oneDNN and torch's layer over it cache; a step uses about forty, per row length."""
+_CGROUP = Path("/sys/fs/cgroup")
+"""Where the system tells what this process's container may use, and uses."""
 
 
 def keep_freed() -> bool:
@@ -74,14 +76,37 @@ def trim_heap() -> None:
         malloc_trim(0)
 
 
+def free_memory() -> int:
+    """Bytes of main memory that may still be allocated: free on this machine, and within its container's limit."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        free = min(free, _allowed() - int((_CGROUP / "memory.current").read_text()) + _cached_files())
+    return free
+
+
+def _allowed() -> int:
+    """Bytes that this container may use; raises OSError or ValueError where nothing limits it."""
+    return int((_CGROUP / "memory.max").read_text())  # "max": no limit
+
+
+def _cached_files() -> int:
+    """Bytes of files that a container's memory holds only while nothing else needs them; they count as used."""
+    with contextlib.suppress(OSError, ValueError):
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return 0
+
+
 def machine_memory() -> str:
     """How much memory this machine has, its container's limit by the cgroup file, and how much is free, in words."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     memory = psutil.virtual_memory()
     words = f"this machine has {size(memory.total)} of memory, {size(memory.available)} of it free now"
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    with contextlib.suppress(OSError, ValueError):
+        allowed = _allowed()
         if allowed < memory.total:
             words += f", and this container may use {size(allowed)}"
     return words

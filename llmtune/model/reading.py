@@ -35,10 +35,10 @@ def reading(name: str, what: str) -> Iterator[None]:
         if lacks_memory(error) and not isinstance(error, MemoryError):
             raise  # of the machine, not of the base: who trains or evaluates knows what needs less
         kind = MachineError if isinstance(error, ImportError | MemoryError) else RecipeError
-        raise FieldError("model.base", f"{name}: {what} cannot be read: {one_line(error)}", kind) from error
+        raise FieldError("model.base", f"{name}: {what} cannot be read: {error_words(error)}", kind) from error
 
 
-def one_line(error: BaseException) -> str:
+def error_words(error: BaseException) -> str:
     """The first line of an error's text, shortened; after the error's name where the text alone says little."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which llmtune never runs"

@@ -10,7 +10,7 @@ from llmtune.errors import FieldError
 from llmtune.model.base import Base, load_config, vocabulary
 from llmtune.model.files.fingerprints import TOKENIZER, named_like
 from llmtune.model.files.stored import refuse_damaged
-from llmtune.model.reading import bounded, one_line, reading
+from llmtune.model.reading import bounded, error_words, reading
 
 RENDER_SECONDS, RENDER_BYTES = 5, 1 << 30
 """What rendering one conversation may take."""
@@ -76,7 +76,7 @@ def _try_template(base: Base, tokenizer: PreTrainedTokenizerBase) -> None:
             with bounded(RENDER_SECONDS, RENDER_BYTES):
                 tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         except TemplateSyntaxError as error:
-            raise ValueError(f"{one_line(error)} (line {error.lineno})") from error
+            raise ValueError(f"{error_words(error)} (line {error.lineno})") from error
         except MemoryError as error:
             raise ValueError(f"it takes over {RENDER_BYTES >> 30} GB of memory") from error
         except Exception:

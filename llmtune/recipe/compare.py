@@ -1,6 +1,6 @@
 """Two recipes side by side: whether they are the same run, and in which key they differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmtune.recipe.sections import Recipe, values
@@ -12,8 +12,14 @@ DEFINING = ("model", "data", "method", "train")
 def difference(old: Recipe, new: Recipe) -> str:
     """Name the first key in which two recipes are different runs, with both values; "" for the same run."""
     before, after = (dict(flatten(_defining(one))) for one in (old, new))
-    key = next((key for key in [*after, *before] if before.get(key) != after.get(key)), None)
-    return f"{key} is {_shown(before.get(key))} there and {_shown(after.get(key))} here" if key else ""
+    return next(differences(before, after), "")
+
+
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
+    """Yield the keys of two flat mappings that differ, those of the new one first, in words."""
+    for key in dict.fromkeys((*new, *old)):
+        if old.get(key) != new.get(key):
+            yield f"{key} is {_shown(old.get(key))} there and {_shown(new.get(key))} here"
 
 
 def _defining(settings: Recipe) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Safe YAML that remembers the line of every key: of bounded size, without duplicate keys, aliases or tags."""
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from llmtune.errors import RecipeError, one_line
+from llmtune.errors import RecipeError, nearest, one_line
 
 LONGEST_PLACE = 160
 """Characters of an override in a message."""
@@ -118,8 +117,7 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path}: is a folder; give a file" + (f", such as {recipe}" if recipe.is_file() else ""))
     if not path.exists():
         beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
-        raise RecipeError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+        raise RecipeError(f"{path}: no such file{nearest(str(path), beside)}")
     if not path.is_file():
         raise RecipeError(f"{path}: is not a regular file")
     if path.stat().st_size > LIMIT_BYTES:

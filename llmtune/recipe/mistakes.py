@@ -149,9 +149,8 @@ def _unknown(schema: type[BaseModel], loc: Loc) -> str:
     elsewhere = other_tools.answer(name)
     if elsewhere:
         return elsewhere
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"unknown key; did you mean {close[0]!r}?"
+    if hint := nearest(name, known, 0.6):
+        return f"unknown key{hint}"
     everywhere = {} if any(isinstance(part, int) for part in loc) else _everywhere(schema)
     close = difflib.get_close_matches(name, everywhere, n=1, cutoff=0.8)
     if close:

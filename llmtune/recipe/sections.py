@@ -66,6 +66,11 @@ class Memory(Closed):
     """Disk that cached outputs of all runs together may take; the least recently used go first. stream needs room for
     the outputs of two blocks."""
 
+    @property
+    def cache_limit(self) -> int:
+        """The same in bytes."""
+        return round(min(self.cache_limit_gb, 1e9) * 1e9)  # a float may be too large for any number of bytes
+
 
 class Launch(Closed):
     """How training processes are started."""

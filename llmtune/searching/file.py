@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmtune.errors import MachineError, RecipeError
-from llmtune.searching.space import differences
+from llmtune.recipe.compare import differences
 
 if TYPE_CHECKING:
     import optuna

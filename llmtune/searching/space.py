@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -100,14 +100,3 @@ def shown(values: Values) -> str:
     """Values for people, numbers in four digits: method.lr 0.0003162, method.adapter.rank 8."""
     texts = ((key, f"{value:.4g}" if isinstance(value, float) else text_of(value)) for key, value in values.items())
     return ", ".join(f"{key} {text}" for key, text in texts)
-
-
-def differences(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
-    """Yield the keys of two flat mappings that differ, those of the new one first, in words."""
-    for key in dict.fromkeys((*new, *old)):
-        if old.get(key) != new.get(key):
-            yield f"{key} is {_or_unset(old, key)} there and {_or_unset(new, key)} here"
-
-
-def _or_unset(facts: Mapping[str, object], key: str) -> object:
-    return "not set" if facts.get(key) is None else facts[key]

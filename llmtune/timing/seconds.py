@@ -80,9 +80,8 @@ def _cached(recipe: Recipe, table: PlanTable, spans: list[Span], work: Work, tok
         return []
     rows = work.lengths.rows + work.validation
     size = round(rows * tokens * table.frozen_blocks.bytes_per_token / len(table.frozen_blocks.boundaries))
-    limit = round(recipe.memory.cache_limit_gb * 2**30)
     always = recipe.memory.frozen_blocks in ("cache", "stream")
-    return choose_boundaries(spans, set(), rows, size, limit, always)
+    return choose_boundaries(spans, set(), rows, size, recipe.memory.cache_limit, always)
 
 
 def _head_operations(layout: Layout) -> float:

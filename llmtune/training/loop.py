@@ -176,7 +176,7 @@ def _leave_delta(
 def _progress(run: Run, schedule: Schedule, done: list[Path], rank: int) -> Progress:
     """The display and the log of a training that goes on from the newest checkpoint."""
     start_step = checkpoint_step(done[-1]) if done else 0
-    return Progress(schedule.steps, None, run.log_file, start_step=start_step, stage_starts=schedule.starts, rank=rank)
+    return Progress(schedule.steps, run.log_file, start_step=start_step, stage_starts=schedule.starts, rank=rank)
 
 
 def _predicted(recipe: Recipe, layout: Layout, state: PartialState, longest: int, passes: RunPasses) -> list[int]:
@@ -235,7 +235,7 @@ def _frozen_blocks(
         cache_folder() / "frozen-blocks",
         facts,
         None if adapter.trains_base else {**adapter.model_dump(), "seed": recipe.train.seed},
-        round(memory.cache_limit_gb * 2**30),
+        memory.cache_limit,
         memory.frozen_blocks == "cache",
         offloaded,
     )

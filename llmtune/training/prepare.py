@@ -13,9 +13,9 @@ from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
 from llmtune.evaluation.questions import check_questions, context_length
 from llmtune.evaluation.vllm.engine import check_installed
-from llmtune.files import read_json, user_path, write_json
+from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
-from llmtune.launch.command import choose_config, count_processes, with_absolute_config
+from llmtune.launch.command import choose_config, count_processes
 from llmtune.launch.engine import needs_sharding
 from llmtune.machine.gpus import smallest_gpu
 from llmtune.model.base import Base, load_config
@@ -25,9 +25,9 @@ from llmtune.model.tokens import load_tokenizer, model_limits, stop_ids
 from llmtune.numbers import size
 from llmtune.plan.stages import Facts
 from llmtune.plan.table import PlanTable
-from llmtune.recipe.paths import absolute_source, exists
 from llmtune.recipe.sections import Recipe, load
-from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval, resolve_suite
+from llmtune.recipe.standing import standing
+from llmtune.recipe.suite import HELD_OUT, check_rows, load_suite, needs_lm_eval
 from llmtune.run import Run, create, locates_mistakes
 from llmtune.training.bases.base import bind_base, check_model, locate
 from llmtune.training.bases.find import refuse_own_folder
@@ -222,18 +222,5 @@ def _launch_notes(recipe: Recipe, table: PlanTable, gpus: int) -> list[str]:
 def resolve(recipe: Recipe, base: Base, facts: Facts) -> Recipe:
     """The recipe with revision, rates and absolute file paths, the suite's too, written out."""
     revision = base.revision if base.hub_id == base.name else recipe.model.revision
-    resolved = recipe.resolved(facts, revision)
-    into = recipe.model.merge_into
-    changed = {
-        "model": resolved.model.model_copy(
-            update={"base": _absolute(base.name), "merge_into": _absolute(into) if into else None}
-        ),
-        "data": recipe.data.renamed(lambda _, source: absolute_source(source)),
-        "eval": recipe.eval.model_copy(update={"suite": resolve_suite(recipe.eval.suite)}),
-        "launch": with_absolute_config(recipe.launch),
-    }
-    return resolved.model_copy(update=changed)
-
-
-def _absolute(source: str) -> str:
-    return str(user_path(source).absolute()) if exists(source) else source
+    named = recipe.model.model_copy(update={"base": base.name})
+    return standing(recipe.model_copy(update={"model": named})).resolved(facts, revision)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import resource
 import time
 from bisect import bisect_right
 from collections import deque
@@ -12,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from llmtune.estimate.measured import MemoryWatch
 from llmtune.machine.device import run_device
+from llmtune.machine.peak import peak
 from llmtune.numbers import duration, size
 from llmtune.run_log import Record, trim_log
 from llmtune.timing.predicted import time_record
@@ -37,7 +36,6 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
-        tokens_total: int | None,
         log: Path,
         *,
         start_step: int = 0,
@@ -47,7 +45,6 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
-        self.tokens_total = tokens_total
         self.log = log
         self.start_step = start_step
         self.stage_starts = tuple(stage_starts)
@@ -152,8 +149,6 @@ class Progress:
         facts = [f"loss {self._smooth.value:.4f}"]
         if record.get("tokens_per_s") is not None:
             facts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
-        if not self._bar and self.tokens_total and record.get("tokens") is not None:
-            facts.append(f"{record['tokens']:,} of {self.tokens_total:,} tokens")
         if record.get("peak_memory_mb") is not None:
             facts.append(size(record["peak_memory_mb"] * 2**20))
         left = self.seconds_left()
@@ -230,6 +225,5 @@ def step_recorder(
 
 
 def _peak_memory_mb() -> float:
-    if run_device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    most = peak(run_device())
+    return (most.allocated or most.resident or 0) / 2**20

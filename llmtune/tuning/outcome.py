@@ -4,10 +4,10 @@ from llmtune import __version__
 from llmtune.errors import LlmtuneError, RecipeError, TrainingError
 from llmtune.files import write_json, write_text
 from llmtune.numbers import duration
+from llmtune.recipe.standing import recipe_text
 from llmtune.searching.file import address
 from llmtune.searching.record import SearchRecord, TrialRecord
 from llmtune.searching.space import Range, shown
-from llmtune.searching.standing import recipe_text
 from llmtune.searching.study import Study, Tried
 from llmtune.tuning.dealer import HOPELESS
 from llmtune.tuning.files import Folder

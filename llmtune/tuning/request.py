@@ -8,9 +8,9 @@ from typing import Any
 from llmtune.errors import FieldError, RecipeError
 from llmtune.recipe.compare import DEFINING, flatten
 from llmtune.recipe.sections import Recipe, values
+from llmtune.recipe.standing import standing
 from llmtune.run import locates_mistakes
 from llmtune.searching.space import Choice, Range, Value, combinations, overrides, text_of
-from llmtune.searching.standing import standing
 from llmtune.tuning.over import read_space
 
 TRIALS = 20

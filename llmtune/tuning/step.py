@@ -13,11 +13,12 @@ from llmtune.errors import Interrupted, RecipeError
 from llmtune.files import hold, write_text
 from llmtune.numbers import duration
 from llmtune.pool import Ended, Pool, Task, check_place, open_pool
+from llmtune.recipe.standing import recipe_text
 from llmtune.run.folder import UNOWNED, refuse_file
 from llmtune.searching.record import SearchRecord
 from llmtune.searching.space import shown
-from llmtune.searching.standing import recipe_text
 from llmtune.searching.study import VALIDATIONS, Study, Trial, Tried
+from llmtune.storage.urls import url_of
 from llmtune.tuning.dealer import Dealer
 from llmtune.tuning.files import Folder
 from llmtune.tuning.outcome import best_of, record_of, write
@@ -60,8 +61,8 @@ def tune(
 
 def _check_folder(folder: Folder) -> None:
     """Raise RecipeError for a folder that holds something else."""
-    if "://" in str(folder.path) or str(folder.path).startswith(("s3:/", "gs:/", "hf:/")):
-        raise RecipeError(f"--out {folder.path}: a study is a SQLite file; give a folder of this machine")
+    if url := url_of(folder.path):
+        raise RecipeError(f"--out {url}: a study is a SQLite file; give a folder of this machine")
     refuse_file(folder.path)
     others = [file.name for file in folder.path.iterdir() if file.name not in UNOWNED] if folder.path.is_dir() else []
     if others and not folder.study.exists():

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from llmtune.advising import first
 from llmtune.advising.choice import choose
 from llmtune.advising.facts import Facts
-from llmtune.advising.first import CANDIDATES
+from llmtune.advising.first import CANDIDATES, first_advice
 from llmtune.advising.recall import Remembered, Score
 from llmtune.advising.rules import ADVICE, Rule, applying, load_rules
 from llmtune.errors import RecipeError
@@ -51,6 +52,22 @@ def test_advises_what_was_measured_best(facts: dict[str, Any], advised: str) -> 
     assert choice is not None
     assert choice.arm == advised
     assert "confidence" in choice.reason
+
+
+@pytest.mark.parametrize(("free", "fits"), [(3000, True), (2999, False)])
+def test_init_counts_the_memory_that_a_container_leaves(monkeypatch: pytest.MonkeyPatch, free: int, fits: bool) -> None:
+    known: list[Facts] = []
+
+    def applying(_: object, facts: Facts) -> list[Rule]:
+        known.append(facts)
+        return []
+
+    monkeypatch.setattr(first, "applying", applying)
+    monkeypatch.setattr(first, "parameters_of", lambda _: 1000)
+    monkeypatch.setattr(first, "count_gpus", lambda: 0)
+    monkeypatch.setattr(first, "free_memory", lambda: free)
+    first_advice("base", 2000, "text", 0, 2)
+    assert [one.lora_fits for one in known] == [fits]
 
 
 def test_what_was_measured_on_like_data_goes_before_rules_and_differences_within_errors_do_not() -> None:

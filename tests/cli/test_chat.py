@@ -11,12 +11,13 @@ from rich.console import Console
 
 from llmtune import recipe
 from llmtune.adapters.delta import TENSORS, load_delta
-from llmtune.answering import models, speakers
+from llmtune.answering import speakers
 from llmtune.answering.sampling import Sampling
 from llmtune.answering.speakers import Show, Speaker
 from llmtune.cli import chat, main
 from llmtune.cli.chat import HELP, talk
 from llmtune.data.encoding.encode import prompt_ids
+from llmtune.data.first_rows import shared_opening
 from llmtune.errors import MachineError, ProofError, RecipeError
 from llmtune.files import read_json, write_json
 from llmtune.model.base import load_model
@@ -155,11 +156,11 @@ def test_uses_system_prompt_shared_by_test_rows(tmp_path: Path) -> None:
     base = tiny.save_base(tmp_path / "base")
     file = tmp_path / "rows.jsonl"
     settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, tiny.write_rows(file, rows(SYSTEM, SYSTEM))))
-    assert models.shared_opening(settings)[0] == "Add."
+    assert shared_opening(settings.data)[0] == "Add."
     tiny.write_rows(file, rows(SYSTEM, {"role": "system", "content": "Add up."}))
-    assert models.shared_opening(settings)[0] is None
+    assert shared_opening(settings.data)[0] is None
     file.unlink()
-    assert models.shared_opening(settings)[0] is None
+    assert shared_opening(settings.data)[0] is None
 
 
 def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_first_rows_of_any_kind_give_what_they_share(tmp_path: Path) -> None:
     mixture = [{"source": str(chats), "fraction": 0.5}, {"source": str(texts), "fraction": 0.5}]
     for data in ({"train": mixture}, {"train": str(texts), "test": str(chats)}, {"train": str(texts)}):
         settings = recipe.load(tiny.write_recipe(tmp_path / "r.json", base, texts, data=data))
-        system, tools = models.shared_opening(settings)
+        system, tools = shared_opening(settings.data)
         assert (system, [one["function"]["name"] for one in tools]) == (
             (None, []) if data == {"train": str(texts)} else ("Add.", ["add"])
         )
@@ -188,7 +189,7 @@ def test_prompts_get_the_tools_and_the_values_of_the_template(tmp_path: Path, mo
     run = runs.trained(tmp_path, base=base, data=data)
     tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
     write_json(run.data_file, {**read_json(run.data_file), "thinking_block": "<think></think>"})
-    monkeypatch.setattr(speakers, "shared_opening", lambda settings: (None, (tool,)))
+    monkeypatch.setattr(speakers, "shared_opening", lambda data: (None, (tool,)))
     prompts: list[str] = []
 
     def generate(model: Any, input_ids: torch.Tensor, **_: Any) -> None:

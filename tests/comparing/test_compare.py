@@ -110,12 +110,13 @@ def test_compares_arms_and_goes_on_after_an_interruption(
         (["lora"], {"set": ["data.eval_fraction=0"]}, r"data.eval_fraction: no validation row is there"),
         (["lora"], {"set": ["data.eval_fraction=0", "data.test=null"]}, r"no row is held out to compare on"),
         (["lora", "dora", "lora"], {}, "two arms have the name lora"),
-        (["loar"], {}, "--arms: 'loar' is no arm; did you mean lora"),
-        (["lora"], {"baselines": ["tfidf"]}, "--baselines tfidf: is not one of these; did you mean tf-idf"),
+        (["loar"], {}, "--arms: 'loar' is no arm; did you mean 'lora'"),
+        (["lora"], {"baselines": ["tfidf"]}, "--baselines tfidf: is not one of these; did you mean 'tf-idf'"),
         (["lora"], {"sizes": [0.5, 2]}, "--sizes 2: is no share"),
-        (["lora"], {"on": "gpu"}, "--on gpu: is not one of these; did you mean gpus"),
+        (["lora"], {"on": "gpu"}, "--on gpu: is not one of these; did you mean 'gpus'"),
         (["lora"], {"seeds": 0}, "--seeds 0: an arm is trained with 1 to 100 seeds"),
         (["lora"], {"set": ["launch.accelerate=fsdp2"]}, "launch.accelerate: fsdp2 shards a base .*, and each arm"),
+        (["lora"], {"out": "s3://bucket/mine"}, "--out s3://bucket/mine: arms train and are kept on this machine"),
         (["same.yaml"], {}, "--arms: lora and mine are the same recipe"),
         (
             ["rows.yaml"],
@@ -134,9 +135,11 @@ def test_refuses_in_one_line_before_anything_trains(
     (tmp_path / "rows.yaml").write_text("- {name: easy, set: {method: full, data: {test: easy.jsonl}}}\n")
     (tmp_path / "seed.yaml").write_text("- {name: lucky, set: {train.seed: 7}}\n")
     (tmp_path / "lisa.yaml").write_text("- {name: many, set: {method: {kind: lisa, blocks: 100}}}\n")
+    asked: Any = {"out": "out", **options}
     with pytest.raises(RecipeError, match=message):
-        compare(recipe, arms, out="out", **options)
+        compare(recipe, arms, **asked)
     assert not Path("out/arms").exists()
+    assert not Path("s3:").exists()
 
 
 def test_refuses_a_folder_of_something_else(tmp_path: Path, recipe: Path) -> None:

@@ -18,7 +18,7 @@ from llmtune.comparing.request import Entrant, Request
 from llmtune.evaluation.results import TEXTS_COMPARED
 from llmtune.files import write_json
 from llmtune.recipe.sections import Recipe
-from llmtune.searching.standing import written
+from llmtune.recipe.standing import written
 from tests.support.comparisons import arm
 
 LORA = Entrant(ARMS["lora"], 1.0)

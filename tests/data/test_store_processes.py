@@ -14,7 +14,7 @@ import pytest
 
 from llmtune.data.store import build, pool
 from llmtune.data.store.batches import encode_batch, write_part
-from llmtune.data.store.pool import NoStartError, encode_in_processes
+from llmtune.data.store.pool import MEMORY, NoStartError, encode_in_processes, processes_for
 from llmtune.data.store.read import read_part
 from llmtune.errors import FieldError, FullMemoryError, MachineError, RecipeError
 from llmtune.recipe.data import Data
@@ -44,6 +44,13 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(pool, "_start", start)
 
     return replace_worker
+
+
+def test_a_process_starts_for_each_core_and_memory_that_a_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    for free, count in ((100 * MEMORY, 64), (2 * MEMORY + 1, 2), (1000, 1)):
+        monkeypatch.setattr(pool, "free_memory", lambda free=free: free)
+        assert processes_for(64_000, 1000) == count
 
 
 def test_parts_are_given_as_they_are_finished(tmp_path: Path, answer: Callable[[str], None]) -> None:

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmtune import terminal
+from llmtune.advising import here
 from llmtune.cli import main
 from llmtune.data.row import Row
+from llmtune.errors import RecipeError
 from llmtune.estimate import activations
 from llmtune.estimate.cards import CARDS, CONTEXT, Card, find_card
 from llmtune.estimate.fit import changes
 from llmtune.estimate.lengths import estimated
-from llmtune.machine import device
 from llmtune.recipe.sections import Recipe
 from tests.support import tiny
 
@@ -60,7 +62,7 @@ def test_recipe_that_fits_is_told_with_pass_and_time(
     assert memory["evaluation"] > 2**31  # answers alone take 2 GiB
     assert memory["fits"] is False
     assert main(words) == 0
-    assert "training fits, the evaluation does not" in capsys.readouterr().out
+    assert "it does not fit: training fits, the evaluation needs 2.1 GB at the least" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_this_machine_is_told_what_lowers_it_and_rough_figures_are_said(
         raise NotImplementedError
 
     monkeypatch.setattr(activations, "_measured", refuse)
-    monkeypatch.setattr(device, "free_bytes", lambda device: 10**5)
+    monkeypatch.setattr(here, "free_bytes", lambda device: 10**5)
     monkeypatch.setattr(terminal.console, "width", 400)
     assert main(ask(tmp_path, base, FULL)) == 0
     output = capsys.readouterr().out
@@ -128,6 +130,22 @@ def test_plan_without_a_card_judges_this_machine(
     assert "estimated" not in capsys.readouterr().out
 
 
+def test_plan_on_a_machine_with_a_known_card_tells_the_time(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(here, "launch_device", lambda launch: torch.device("cuda", 0))
+    monkeypatch.setattr(here, "free_bytes", lambda device: 10**10)
+    monkeypatch.setattr(here, "card_rate", lambda device: 1e12)
+    monkeypatch.setattr(terminal.console, "width", 300)
+    words = ask(tmp_path, base, FULL, model={"base": str(base), "precision": "bf16"})
+    memory = answer(words, capsys)
+    assert memory["seconds"] == pytest.approx(memory["steps"] * 2 * 0.003)
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    assert "memory on this machine's cuda:0, 10.0 GB free" in output
+    assert "at 40% of the rate that its maker states" in output
+
+
 def test_unknown_card_is_one_line_with_the_nearest(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +153,13 @@ def test_unknown_card_is_one_line_with_the_nearest(
     assert capsys.readouterr().err.splitlines() == [
         "llmtune: --gpu a100-8: is no card that llmtune knows; did you mean 'a100-80'? A number of GB is taken too"
     ]
+
+
+def test_card_like_no_other_is_answered_with_all() -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_card("zzz")
+    known = "h200, h100, a100-80, a100-40, l40s, rtx4090, rtx3090, t4. A number of GB is taken too"
+    assert str(caught.value) == f"--gpu zzz: is no card that llmtune knows; it knows {known}"
 
 
 def test_card_is_found_by_name_or_by_size() -> None:

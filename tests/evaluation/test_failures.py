@@ -94,7 +94,7 @@ def test_refuses_base_whose_logits_are_not_finite(tmp_path: Path) -> None:
     run = with_held_out_rows(tmp_path)
     spoiled(tmp_path / "base" / "model.safetensors", "layers.1.mlp.down_proj")
     made_with_this_base(run)
-    with pytest.raises(ProofError, match="the base model's logits are not finite in float32, so nothing can be scored"):
+    with pytest.raises(ProofError, match="the base model's logits are not finite in float32, so it has no answers"):
         evaluate(run)
 
 

@@ -70,6 +70,8 @@ def test_modelfile_has_the_system_prompt_that_the_rows_share_or_the_templates_ow
     text, has_template = ollama.modelfile(shared, base, "a.gguf")
     assert text.endswith('<|im_start|>assistant\n<think></think>{{ end }}{{ end }}"""\nSYSTEM """Count."""\n')
     assert has_template
+    tiny.write_rows(Path(data["test"]), [rows[0]] * 25 + [{"messages": TURNS[:2]}])  # more than the samples
+    assert ollama.modelfile(shared, base, "a.gguf")[0].endswith('"""\nSYSTEM """Be kind."""\n')
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too large": (
         {"memory": {"frozen_blocks": "stream", "cache_limit_gb": 0.0001}},
-        "stream needs 0.000.* GB of disk, for the outputs of two blocks at a time; try 0.01",
+        r"stream needs [\d.]+ [kM]B of disk, for the outputs of two blocks at a time; try 0.01",
     ),
     "dropout": ({"kind": "gpt2"}, r"embd_pdrop is 0\.1|drop\.p is 0\.1"),
 }

@@ -15,7 +15,6 @@ from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json
 from llmtune.inference import placement
 from llmtune.inference.placement import load_placed, place
-from llmtune.machine import device
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.quantize import load_quantized
@@ -161,14 +160,3 @@ def test_base_larger_than_the_device_is_refused_before_it_is_read(
         evaluate(over_4bit)
     # Files in the dtype of the computation are mapped on a CPU, and need no room.
     assert place(over_whole.recipe(), locate_base(over_whole.recipe().model)).device == CPU
-
-
-def test_container_memory_that_only_caches_files_counts_as_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in (("_LIMIT", "1000"), ("_USED", "900"), ("_STAT", "anon 5\ninactive_file 300\nactive_file 50\n")):
-        (tmp_path / name).write_text(text)
-        monkeypatch.setattr(device, name, tmp_path / name)
-    assert device.free_bytes(CPU) == 450
-    (tmp_path / "_LIMIT").write_text("max")
-    assert device.free_bytes(CPU) > 10**6

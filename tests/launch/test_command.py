@@ -20,16 +20,15 @@ from llmtune.launch.command import (
     config_file,
     count_processes,
     read_config,
-    training_command,
     training_environment,
     training_process,
-    with_absolute_config,
 )
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.process import train_in_children
 from llmtune.machine.gpus import VISIBLE, Gpus
 from llmtune.machine.memory import TUNABLES, UNCACHED
 from llmtune.recipe.sections import Launch
+from llmtune.recipe.standing import with_absolute_config
 from llmtune.run import Run
 from tests.support.recipes import GOOD, write
 
@@ -102,7 +101,7 @@ def test_takes_a_config_of_the_users_beside_the_recipe_or_in_the_working_folder(
     launch = recipe.load(Path("recipes") / file.name).launch
     own = str(tmp_path / "recipes" / "mine.yaml")
     assert with_absolute_config(launch).accelerate == own
-    words = training_command(launch, ARGUMENTS, Gpus(3))
+    words = training_process(launch, ARGUMENTS, Gpus(3), cores=2).arguments
     assert words[words.index("--config_file") + 1] == own
     assert words[words.index("--num_processes") + 1] == "3"
     assert count_processes(launch.model_copy(update={"processes": 2}), launch.accelerate, 8) == 2
@@ -161,7 +160,7 @@ def test_names_the_recipe_line_of_a_wrong_number_of_processes(tmp_path: Path) ->
 )
 def test_refuses_a_machine_with_too_few_gpus(accelerate: str, processes: int | None, gpus: int, words: str) -> None:
     with pytest.raises(MachineError, match=words) as caught:
-        training_command(section(accelerate, processes), ARGUMENTS, Gpus(gpus))
+        training_process(section(accelerate, processes), ARGUMENTS, Gpus(gpus), cores=2)
     assert caught.value.exit_code == 3
 
 
@@ -247,7 +246,7 @@ def test_a_gpu_that_torch_cannot_use_ends_a_gpu_launch_and_not_auto(
 ) -> None:
     fault = "torch 2.13.0 is built for CUDA 13.0 and finds no GPU that it can use with the NVIDIA driver 535.104"
     with pytest.raises(MachineError) as caught:
-        training_command(section("ddp", 2), ARGUMENTS, Gpus(0, fault))
+        training_process(section("ddp", 2), ARGUMENTS, Gpus(0, fault), cores=2)
     assert caught.value.exit_code == 3
     assert str(caught.value) == f"launch.accelerate: ddp needs 2 GPUs and torch can use 0: {fault}"
     started: dict[str, str] = {}
@@ -269,7 +268,7 @@ def test_refuses_to_start_several_machines_and_says_how(tmp_path: Path, own: boo
     (tmp_path / "two.yaml").write_text(text)
     launch = section(str(tmp_path / "two.yaml") if own else "multi_node")
     with pytest.raises(FieldError) as caught:
-        training_command(launch, ARGUMENTS, Gpus(8))
+        training_process(launch, ARGUMENTS, Gpus(8), cores=2)
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert "is for 2 machines, and this command starts one; on each, run llmtune launch RECIPE --rank RANK" in message
@@ -280,13 +279,13 @@ def test_refuses_to_start_several_machines_and_says_how(tmp_path: Path, own: boo
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*ALONE, "multi_node"}))
 def test_command_names_config_and_number_of_processes(name: str) -> None:
     launch = section(name)
-    words = training_command(launch, ARGUMENTS, Gpus(8))
-    assert training_process(launch, ARGUMENTS, Gpus(8), cores=8).launcher
+    training = training_process(launch, ARGUMENTS, Gpus(8), cores=8)
+    words = training.arguments
+    assert training.launcher
     assert words[:3] == [sys.executable, "-m", "llmtune.launch.accelerate_entry"]
     assert words[words.index("--config_file") + 1] == str(config_file(name))
     assert words[words.index("--num_processes") + 1] == str(count_processes(launch, name, 8))
     assert words[-4:] == ["-m", "llmtune.train", *ARGUMENTS]
-    assert training_command(launch, ARGUMENTS, Gpus(8)) == words
 
 
 def test_environment_shares_out_cores_and_keeps_the_users_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,7 @@ MAY_ASK = ("machine/device.py", "machine/gpus.py")
 MAY_COMPARE = ("machine/", "kernels/")
 COMPARES = {
     "advising/advice.py": "conditions of rules name a CPU or a GPU",
-    "advising/methods.py": "steps are timed on a CPU; of a card its usual rate is known",
-    "cli/fit.py": "what this machine is called",
+    "advising/here.py": "steps are timed on a CPU; of a card its usual rate is known; what this machine is called",
     "evaluation/spread/part.py": "Accelerate is told to use the CPU, and CUDA starts on a process's own GPU",
     "evaluation/reuse/facts.py": "answers of two processors differ: a card's name, a CPU's instructions",
     "estimate/measured.py": "peak memory is what torch reserved on a GPU, or what the process held",
@@ -42,7 +41,6 @@ COMPARES = {
     "training/loop.py": "settings of glibc and oneDNN are for CPUs",
     "training/objective.py": "the kernels for CPUs",
     "training/passes/choice.py": "on CPUs a pass is sized in rows",
-    "training/progress.py": "peak memory is the GPU's, or the process's",
 }
 """Modules that tell a CPU from a GPU elsewhere, each with its reason; the fewer the better."""
 WORDS = re.compile(rf"{'|'.join(GPU_QUESTIONS)}|\.type\b|fork_rng")

@@ -6,12 +6,22 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from llmtune.launch.command import training_environment
-from llmtune.machine.memory import PRIMITIVES, UNCACHED, bound_primitive_cache, release_pages
+from llmtune.machine import memory
+from llmtune.machine.device import free_bytes
+from llmtune.machine.memory import (
+    PRIMITIVES,
+    UNCACHED,
+    bound_primitive_cache,
+    free_memory,
+    machine_memory,
+    release_pages,
+)
 
 FREED = """
 import os, sys
@@ -86,6 +96,21 @@ def test_releases_a_tensors_own_pages_and_no_others() -> None:
     transposed = pages[6:].T
     release_pages(transposed)
     assert transposed.all()
+
+
+def test_container_memory_that_only_caches_files_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000")
+    (tmp_path / "memory.current").write_text("900")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\nactive_file 50\n")
+    assert free_memory() == free_bytes(torch.device("cpu")) == 450
+    assert machine_memory().endswith("and this container may use 1.0 kB")
+    limit.write_text("max")
+    assert free_memory() > 10**6
+    assert "container" not in machine_memory()
 
 
 GROWN = """

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from llmtune.errors import FieldError, MachineError, ProofError
-from llmtune.model.reading import TooMuch, bounded, one_line, reading
+from llmtune.model.reading import TooMuch, bounded, error_words, reading
 
 
 class PanicException(BaseException):
@@ -79,7 +79,7 @@ def test_leaves_other_threads_alone() -> None:
 
 
 def test_says_no_more_than_an_error_without_text() -> None:
-    assert one_line(OSError()) == "OSError"
+    assert error_words(OSError()) == "OSError"
 
 
 def test_full_memory_is_no_fault_of_the_base() -> None:

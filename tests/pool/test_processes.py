@@ -109,7 +109,7 @@ def test_says_which_gpus_are_missing(stub: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_names_the_nearest_place(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="--on gpu: is not one of these; did you mean gpus"):
+    with pytest.raises(RecipeError, match="--on gpu: is not one of these; did you mean 'gpus'"):
         open_pool("gpu", tmp_path)
 
 

@@ -82,7 +82,7 @@ def test_refuses_more_than_a_mebibyte_unread(tmp_path: Path) -> None:
 
 def test_names_the_nearest_file(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
-    assert load_error(tmp_path / "recip.yaml") == "recip.yaml: no such file; did you mean recipe.yaml?"
+    assert load_error(tmp_path / "recip.yaml") == "recip.yaml: no such file; did you mean 'recipe.yaml'?"
     assert load_error(tmp_path / "x" / "recipe.yaml") == "recipe.yaml: no such file"
 
 

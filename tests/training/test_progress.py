@@ -54,7 +54,7 @@ def test_prints_plain_lines_to_a_pipe_every_twentieth_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    with Progress(200, 20_000, tmp_path / "log.jsonl", stage_starts=(0, 100), clock=clock) as progress:
+    with Progress(200, tmp_path / "log.jsonl", stage_starts=(0, 100), clock=clock) as progress:
         for step in range(1, 201):
             clock.now += 0.5
             progress.step(record(step))
@@ -65,7 +65,7 @@ def test_prints_plain_lines_to_a_pipe_every_twentieth_of_the_run(
     assert "\r" not in out
     assert "\x1b" not in out
     assert 20 <= len([line for line in lines if " tokens/s" in line]) <= 22
-    assert lines[0] == "step   1/200  stage 1/2  loss 2.0000  512 tokens/s  100 of 20,000 tokens  1.6 GB  1:40 left"
+    assert lines[0] == "step   1/200  stage 1/2  loss 2.0000  512 tokens/s  1.6 GB  1:40 left"
     assert "step 100/200  validation loss 1.2500" in lines
     assert lines[-1].startswith("step 200/200  stage 2/2")
     assert lines[-1].endswith("0:00 left")
@@ -73,7 +73,7 @@ def test_prints_plain_lines_to_a_pipe_every_twentieth_of_the_run(
 
 def test_prints_every_half_minute_of_a_slow_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with Progress(1000, None, tmp_path / "log.jsonl", clock=clock) as progress:
+    with Progress(1000, tmp_path / "log.jsonl", clock=clock) as progress:
         for step in range(1, 13):
             clock.now += 10
             progress.step(record(step))
@@ -83,7 +83,7 @@ def test_prints_every_half_minute_of_a_slow_run(tmp_path: Path, capsys: pytest.C
 
 def test_writes_every_record_as_one_json_line_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    with Progress(3, None, log) as progress:
+    with Progress(3, log) as progress:
         progress.step(record(1, loss=math.nan))
         assert json.loads(log.read_text(), parse_constant=pytest.fail) == record(1) | {"loss": None}
         progress.step(record(2))
@@ -95,7 +95,7 @@ def test_writes_every_record_as_one_json_line_at_once(tmp_path: Path) -> None:
 def test_empties_the_log_of_a_new_run(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps(record(7)) + "\n")
-    with Progress(3, None, log) as progress:
+    with Progress(3, log) as progress:
         progress.step(record(1))
         assert progress.previous == {}
     assert steps(log) == [1]
@@ -109,7 +109,7 @@ def test_drops_what_came_after_the_checkpoint_of_a_resumed_run(
     lines = [json.dumps(one) for one in [*kept, record(5), {"step": 5, "eval_loss": 1.4}, record(6)]]
     log.write_text("\n".join(lines) + '\n{"step": 7, "lo')
     clock = Clock()
-    with Progress(10, None, log, start_step=4, clock=clock) as progress:
+    with Progress(10, log, start_step=4, clock=clock) as progress:
         assert progress.previous == record(4)
         assert read_log(log) == kept
         clock.now += 2
@@ -124,7 +124,7 @@ def test_drops_what_came_after_the_checkpoint_of_a_resumed_run(
 
 def test_estimates_time_left_from_the_latest_steps(tmp_path: Path) -> None:
     clock = Clock()
-    with Progress(300, None, tmp_path / "log.jsonl", clock=clock) as progress:
+    with Progress(300, tmp_path / "log.jsonl", clock=clock) as progress:
         assert progress.seconds_left() is None
         for step in range(1, 101):
             clock.now += 1
@@ -139,7 +139,7 @@ def test_estimates_time_left_from_the_latest_steps(tmp_path: Path) -> None:
 def test_prints_and_writes_only_in_the_first_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text(json.dumps(record(1)) + "\n")
-    with Progress(3, None, log, rank=1) as progress:
+    with Progress(3, log, rank=1) as progress:
         progress.step(record(1, loss=9.0))
         progress.evaluation({"step": 1, "eval_loss": 1.0})
     assert capsys.readouterr().out == ""
@@ -150,7 +150,7 @@ def test_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
     screen = Terminal()
     console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
     clock = Clock()
-    with Progress(60, None, tmp_path / "log.jsonl", stage_starts=(0, 20), console=console, clock=clock) as progress:
+    with Progress(60, tmp_path / "log.jsonl", stage_starts=(0, 20), console=console, clock=clock) as progress:
         for step in range(1, 31):
             clock.now += 2
             progress.step(record(step))
@@ -171,7 +171,7 @@ def test_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
 def test_closes_the_bar_and_raises_the_error(tmp_path: Path) -> None:
     screen = Terminal()
     console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
-    with pytest.raises(KeyError), Progress(9, None, tmp_path / "log.jsonl", console=console) as progress:
+    with pytest.raises(KeyError), Progress(9, tmp_path / "log.jsonl", console=console) as progress:
         progress.step({"step": 1})
     assert screen.getvalue().rstrip("\n").endswith("\x1b[?25h")  # the cursor is shown again
 
@@ -192,7 +192,7 @@ class Gone(io.StringIO):
 
 def test_reader_that_is_gone_ends_no_training(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    with Progress(2, None, log, console=Console(file=Gone(), highlight=False, soft_wrap=True)) as progress:
+    with Progress(2, log, console=Console(file=Gone(), highlight=False, soft_wrap=True)) as progress:
         progress.step(record(1))
         progress.step(record(2))
     assert steps(log) == [1, 2]

@@ -49,9 +49,10 @@ def test_refuses_what_cannot_be_searched(file: Path, over: str, message: str) ->
         ({"minutes": 0}, "--minutes 0: more than 0"),
         ({"set": ["data.eval_fraction=0"]}, "data.eval: trials are compared by validation loss"),
         ({"set": ["launch.accelerate=fsdp2"]}, "launch.accelerate: a trial trains in one process"),
-        ({"on": "rays"}, "--on rays: is not one of these; did you mean ray?"),
+        ({"on": "rays"}, "--on rays: is not one of these; did you mean 'ray'?"),
         ({"out": "."}, "is not empty and holds no study"),
-        ({"out": "s3://bucket/tune"}, "a study is a SQLite file"),
+        ({"out": "s3://bucket/tune"}, "--out s3://bucket/tune: a study is a SQLite file"),
+        ({"out": "abfs://bucket/tune"}, "--out abfs://bucket/tune: a study is a SQLite file"),
     ],
 )
 def test_refuses_what_cannot_be_run(file: Path, options: dict[str, object], message: str) -> None:

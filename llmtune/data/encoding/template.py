@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llmtune.data.row import Message, Tool
 from llmtune.errors import FieldError, RecipeError, nearest
 from llmtune.files import digest_of
-from llmtune.model.reading import TooMuch, bounded, one_line
+from llmtune.model.reading import TooMuch, bounded, error_words
 from llmtune.model.tokens import RENDER_BYTES, RENDER_SECONDS
 
 _OWN = {
@@ -56,10 +56,10 @@ class Renderer:
             with bounded(RENDER_SECONDS, RENDER_BYTES):
                 return self._apply(request)
         except TemplateError as error:
-            raise RecipeError(f"{where}: the chat template rejects this conversation: {one_line(error)}") from error
+            raise RecipeError(f"{where}: the chat template rejects this conversation: {error_words(error)}") from error
         except (Exception, TooMuch) as error:
             # A template runs code of its own, such as `content.split('x')[1]`, and that may raise anything.
-            raise RecipeError(f"{where}: the chat template fails on this conversation: {one_line(error)}") from error
+            raise RecipeError(f"{where}: the chat template fails on this conversation: {error_words(error)}") from error
 
     def render_all(self, requests: Sequence[Request]) -> list[str | None]:
         """Render conversations within the bounds of one; None for each where one fails: alone, it says why."""
@@ -103,7 +103,7 @@ def variables(template: str) -> frozenset[str]:
     try:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateError as error:
-        raise RecipeError(f"the chat template cannot be read: {one_line(error)}") from error
+        raise RecipeError(f"the chat template cannot be read: {error_words(error)}") from error
     return frozenset(meta.find_undeclared_variables(parsed) - _set_inside(parsed))
 
 

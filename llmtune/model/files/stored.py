@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from llmtune.errors import FieldError
-from llmtune.model.reading import one_line, reading
+from llmtune.model.reading import error_words, reading
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -90,7 +90,7 @@ def _tensors(file: Path, name: str) -> Iterator[tuple[str, StoredTensor]]:
             parts = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118
             tensors = {key: StoredTensor(file, list(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
     except Exception as error:
-        message = f"{name}: {file.name} is damaged or incomplete ({one_line(error)}); download it again"
+        message = f"{name}: {file.name} is damaged or incomplete ({error_words(error)}); download it again"
         raise FieldError("model.base", message) from error
     yield from tensors.items()
 

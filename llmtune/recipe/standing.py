@@ -1,14 +1,15 @@
 """A recipe that stands on its own: what its author wrote, with overrides, and every path absolute."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmtune.errors import FieldError
 from llmtune.files import user_path
-from llmtune.launch.command import with_absolute_config
 from llmtune.recipe.paths import absolute_source, exists
-from llmtune.recipe.sections import Recipe
+from llmtune.recipe.sections import Launch, Recipe
+from llmtune.recipe.shorthand import is_config_file
 from llmtune.recipe.suite import resolve_suite
 
 
@@ -28,6 +29,12 @@ def standing(recipe: Recipe) -> Recipe:
             "launch": with_absolute_config(recipe.launch),
         }
     )
+
+
+def with_absolute_config(launch: Launch) -> Launch:
+    """Return a launch section that names a config of the user's own wherever it is read."""
+    own = is_config_file(launch.accelerate)
+    return launch.model_copy(update={"accelerate": str(Path(launch.accelerate).absolute())}) if own else launch
 
 
 def written(recipe: Recipe) -> dict[str, Any]:
