@@ -114,7 +114,7 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "merge: no space is left on the disk; mend that"),
         (
             MemoryError(),
             r"merge: out of memory: .*; merging holds a file of weights in .* float32, [\d.]+ kB; .* merge.enabled: f",
