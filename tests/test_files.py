@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,12 @@ from llmtune.files import (
     link,
     read_json,
     remove_unused,
+    write_file,
     write_folder,
     write_json,
     write_text,
 )
+from tests.support import ROOT
 
 
 def full_disk(*_: object) -> None:
@@ -107,6 +112,45 @@ def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert seen
     assert all(value in values for value in seen)
     assert names(tmp_path) == ["value.json"]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    file = tmp_path / "value.json"
+    with write_file(file) as first:
+        first.write_text("hal")
+        with write_file(file) as second:
+            assert second.name == file.name
+            second.write_text("second")
+        assert file.read_text() == "second"
+        first.unlink()  # as libraries do that rename a file of their own
+        first.write_text("first")
+    assert file.read_text() == "first"
+    assert names(tmp_path) == ["value.json"]
+
+
+def test_many_writers_of_one_file_end_with_a_whole_one(tmp_path: Path) -> None:
+    values = [list(range(size)) for size in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda value: write_json(tmp_path / "value.json", value), values))
+    assert read_json(tmp_path / "value.json") in values
+    assert names(tmp_path) == ["value.json"]
+
+
+def test_half_file_of_a_killed_writer_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "value.json"
+    code = f"""
+import os
+from pathlib import Path
+from llmtune.files import write_file
+with write_file(Path({str(file)!r})) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert len(names(tmp_path)) == 1
+    (tmp_path / ".value.json.backup.partial-1").mkdir()
+    write_json(file, 1)
+    assert names(tmp_path) == [".value.json.backup.partial-1", "value.json"]
 
 
 def test_folder_appears_complete_and_replaces_the_old_one(tmp_path: Path) -> None:

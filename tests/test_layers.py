@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "llmtune"
 FLOORS = (
-    {"errors", "kernels"},
+    {"errors", "kernels", "loggers"},
     {"files", "numbers", "fields"},
     {"machine", "plan", "working"},
     {"run_log", "model"},
@@ -38,6 +38,7 @@ FLOORS = (
 MODULES_PER_FOLDER, LINES_PER_FILE = 14, 250
 LIGHT = (
     "errors",
+    "loggers",
     "files",
     "numbers",
     "machine.memory",

@@ -241,13 +241,13 @@ def test_training_that_outlives_its_command_keeps_others_out(tmp_path: Path) -> 
         pass
 
 
-HALF = (".recipe.yaml.partial", ".data.json.partial", ".plan.json.partial-7", ".manifest.json.partial")
+HALF = (".recipe.yaml.partial", ".data.json.partial", ".plan.json.partial-7", ".manifest.json.partial-7/manifest.json")
 
 
 @pytest.mark.parametrize("half", HALF)
 def test_half_files_of_killed_processes_are_no_content(tmp_path: Path, half: str) -> None:
     path = tmp_path / "run"
-    path.mkdir()
+    (path / half).parent.mkdir(parents=True)
     (path / half).write_text("# half")
     run = create(settings(tmp_path), path)
     assert run.recipe().train.epochs == 2

@@ -3,18 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import torch
-
-from llmtune.answering.draw import Draw, DrawnAlone, stream
+from llmtune.answering.draw import Draw, stream
 from llmtune.answering.models import Models, Prompts
 from llmtune.answering.sampling import Sampling
 from llmtune.errors import lacks_memory
-from llmtune.evaluation.generate import greedy, hides_left_padding, rows_per_batch, shares_start
-from llmtune.inference.passes import left_padded
+from llmtune.evaluation.generate import greedy, rows_per_batch
 from llmtune.machine.device import release_cached
 from llmtune.working import Step
 
@@ -71,42 +67,9 @@ class Answerer:
         yield from self._halved(batch[half:], rows[half:], room, step)
 
     def _tokens(self, batch: list[Ask], rows: list[list[int]], room: int, step: Step) -> list[list[int]]:
-        draw = self._draw(batch) if self.sampling.temperature else None
-        if shares_start(self.models.model):
-            return greedy(self.models.model, rows, self.prompts.stop, room, step, draw)
-        if len(set(map(len, rows))) == 1 or self._pads:
-            return self._generated(rows, room, draw, step)
-        alone = [[row] for row in rows]
-        draws = [self._draw([ask]) if draw else None for ask in batch]
-        return [self._generated(one, room, own, step)[0] for one, own in zip(alone, draws, strict=True)]
-
-    def _draw(self, batch: list[Ask]) -> Draw:
-        return Draw(self.sampling, [stream(self.sampling.seed, ask.row, ask.sample) for ask in batch])
-
-    @cached_property
-    def _pads(self) -> bool:
-        return hides_left_padding(self.models.model)
-
-    def _generated(self, rows: list[list[int]], room: int, draw: Draw | None, step: Step) -> list[list[int]]:
-        """Let transformers generate, where rows cannot share a start."""
-        ids, mask = left_padded(rows, self.models.model.device)
-        options: dict[str, Any] = {"logits_processor": [DrawnAlone(draw)]} if draw else {}
-        with torch.no_grad():
-            output = self.models.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=room,
-                do_sample=False,
-                eos_token_id=sorted(self.prompts.stop),
-                pad_token_id=self.prompts.tokenizer.pad_token_id,
-                **options,
-            )
-        step(len(rows))
-        return [self._until_stop(answer) for answer in output[:, ids.shape[1] :].tolist()]
-
-    def _until_stop(self, tokens: list[int]) -> list[int]:
-        end = next((place for place, token in enumerate(tokens) if token in self.prompts.stop), len(tokens))
-        return tokens[:end]
+        streams = [stream(self.sampling.seed, ask.row, ask.sample) for ask in batch]
+        draw = Draw(self.sampling, streams) if self.sampling.temperature else None
+        return greedy(self.models.model, rows, self.prompts.stop, room, step, draw)
 
 
 def modes(models: Models) -> dict[str, Callable[[], Any]]:

@@ -2,10 +2,8 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers import LogitsProcessor
 
 from llmtune.answering.sampling import Sampling
 
@@ -25,18 +23,6 @@ class Draw:
         """Return the next tokens (B,) by logits (B, V) of the rows at these places."""
         points = [self.streams[row].random() for row in rows]
         return drawn(logits, self.sampling, torch.tensor(points, device=logits.device))
-
-
-class DrawnAlone(LogitsProcessor):  # type: ignore[misc, unused-ignore]
-    """Leaves `generate` no other token than the one that is drawn."""
-
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
-        """Return scores (B, V) of which all but the drawn tokens' are minus infinity."""
-        tokens = self.draw(scores, range(len(scores)))
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
 def drawn(logits: torch.Tensor, sampling: Sampling, points: torch.Tensor) -> torch.Tensor:

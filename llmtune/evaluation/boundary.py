@@ -1,7 +1,6 @@
 """Where other libraries' errors end: each becomes one line that names what was at work, with the right exit code."""
 
 import contextlib
-import errno
 import traceback
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from llmtune.errors import (
     first_line,
     lacks_memory,
 )
+from llmtune.machine.disk import disk_fault
 from llmtune.machine.shortage import shortage
 
 LESS_MEMORY = "lower eval.shots, ask fewer rows with eval.limit, free some memory, or go without with eval.suite: none"
@@ -57,10 +57,10 @@ def machine_lacks(error: Exception, less_memory: str = LESS_MEMORY) -> str | Non
     """Say what this machine lacks, if an error means that (memory, disk, network or package), and what to do."""
     if memory := next(filter(lacks_memory, causes(error)), None):
         return f"{shortage(memory)}; {less_memory}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{f' ({error.filename})' if error.filename else ''}; free some room and run it again"
     if isinstance(error, ConnectionError):
         return f"the network cannot be reached: {kind_and_line(error)}"
+    if disk := disk_fault(error):
+        return f"{disk}; mend that and run it again"
     if isinstance(error, ModuleNotFoundError):
         return f"it needs the Python package {error.name}; install it and run this again"
     return None

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, LogitsProcessor, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.batches.collate import Collator
@@ -69,9 +69,63 @@ def greedy(
 ) -> list[list[int]]:
     """Return the likeliest tokens after each prompt, at most `new_tokens`, the first stop token included.
 
-    The model has to satisfy `shares_start`. `step` is told how many prompts are done, with shares of the others.
-    `choose` takes other tokens than the likeliest ones.
+    Each answer is the one that its prompt gets alone. `step` is told how many prompts are done, with shares of the
+    others. `choose` takes other tokens than the likeliest ones.
     """
+    if shares_start(model):
+        return _after_shared_start(model, prompts, stop, new_tokens, step, choose)
+    places = range(len(prompts))
+    together = len(set(map(len, prompts))) == 1 or hides_left_padding(model)
+    batches: list[Sequence[int]] = [places] if together else [[place] for place in places]
+    answers: list[list[int]] = []
+    for batch in batches:
+        processors = [_Chosen(choose, batch)] if choose else []
+        answers += _generated(model, [prompts[place] for place in batch], stop, new_tokens, processors)
+        if step:
+            step(len(batch))
+    return answers
+
+
+class _Chosen(LogitsProcessor):  # type: ignore[misc, unused-ignore]
+    """Leaves `generate` no other token than the one that is chosen for the row at each place."""
+
+    def __init__(self, choose: Choose, places: Sequence[int]) -> None:
+        self._choose, self._places = choose, places
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        """Return scores (B, V) of which all but the chosen tokens' are minus infinity."""
+        tokens = self._choose(scores, self._places)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+
+def _generated(
+    model: PreTrainedModel,
+    rows: list[list[int]],
+    stop: set[int],
+    new_tokens: int,
+    processors: Sequence[LogitsProcessor],
+) -> list[list[int]]:
+    """Let transformers generate, where rows cannot share a start."""
+    ids, mask = left_padded(rows, model.device)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens, "logits_processor": processors}
+    options |= {"eos_token_id": sorted(stop), "pad_token_id": 0, "use_cache": True}
+    output: torch.Tensor = model.generate(input_ids=ids, attention_mask=mask, **options)
+    return [_through_stop(answer, stop) for answer in output[:, ids.shape[1] :].tolist()]
+
+
+def _through_stop(tokens: list[int], stop: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in stop), len(tokens))
+    return tokens[: end + 1]
+
+
+def _after_shared_start(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    stop: set[int],
+    new_tokens: int,
+    step: Step | None,
+    choose: Choose | None,
+) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     done = 0.0

@@ -26,6 +26,7 @@ from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.results import Result
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.evaluation.vllm.served import ServedModel
+from llmtune.loggers import quiet_loggers
 from llmtune.machine.device import forked_rng
 from llmtune.working import working
 
@@ -195,14 +196,6 @@ def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the logs of lm-eval and of what it uses, and warnings; llmtune reports what matters in them."""
-    logs = [logging.getLogger(name) for name in ("lm_eval", "sacrebleu", "datasets")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+    with quiet_loggers(("lm_eval", "sacrebleu", "datasets"), logging.CRITICAL), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

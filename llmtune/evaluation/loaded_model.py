@@ -121,8 +121,8 @@ class LoadedModel(HFLM):
         self._step = _uncounted
 
     def _count(self) -> None:
-        """Count one request; the rows of `greedy` count themselves while they grow."""
-        if not (self.prompt_ids and shares_start(self.model)):
+        """Count one request; held-out rows are counted while their answers grow."""
+        if not self.prompt_ids:
             self._step()
 
     def tok_batch_encode(
@@ -197,12 +197,8 @@ class LoadedModel(HFLM):
         **options: object,
     ) -> torch.Tensor:
         """Return prompts and answers (B, T); held-out rows end at the model's stop tokens, tasks at their own."""
-        if stop_ids is None or not shares_start(self.model):
-            ends = {} if stop_ids is None else {"eos_token_id": stop_ids}
-            generated = self._generate(context, max_length, stop, attention_mask, **ends, **options)
-            after = generated[:, context.shape[1] :]
-            after[torch.isin(after, torch.tensor(stop_ids or [], device=after.device))] = self.tokenizer.pad_token_id
-            return generated
+        if stop_ids is None:
+            return self._generate(context, max_length, stop, attention_mask, **options)
         rows = zip(context.tolist(), attention_mask.tolist(), strict=True)
         prompts = [[token for token, is_token in zip(row, mask, strict=True) if is_token] for row, mask in rows]
         room = max_length - context.shape[1]

@@ -21,6 +21,7 @@ from llmtune.evaluation.questions import context_length
 from llmtune.exporting.forms import Export
 from llmtune.exporting.room import check_room
 from llmtune.exporting.rows import Prompts, answers, prompts_of
+from llmtune.machine.exits import ending_signal, exit_words
 from llmtune.merging.checks import disk_bytes
 from llmtune.merging.outcome import fp32_bound, largest_gap
 from llmtune.merging.proof import TOKENS, logits, probes
@@ -162,10 +163,11 @@ def _run(script: str, task: list[Any], name: str, folder: Path) -> dict[str, Any
         child = subprocess.run(
             [sys.executable, "-c", script], input=json.dumps(task), capture_output=True, text=True, env=environment
         )
-    if child.returncode == -signal.SIGKILL:
-        raise MachineError(f"{name} was killed; was memory full?")
+    ended = exit_words(child.returncode)
+    if ending_signal(child.returncode) == signal.SIGKILL:
+        raise MachineError(f"{name}: its process {ended}")
     if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (child.stderr.strip().splitlines() or [f"its process {ended}"])[-1]
         if unknown := re.search(r"Model type (\S+) not supported", child.stderr):
             raise RecipeError(f"--to mlx: mlx-lm {version('mlx-lm')} knows no models of type {unknown[1]}")
         raise ProofError(f"{name} failed on {folder}: {last}")

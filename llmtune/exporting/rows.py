@@ -1,5 +1,6 @@
 """The rows whose answers are compared, as token ids, and greedy answers to them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -7,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtune.data.first_rows import first_rows
-from llmtune.evaluation.generate import greedy, shares_start
+from llmtune.evaluation.generate import greedy
 from llmtune.evaluation.questions import Survey, answer_room, asking_rules, questions
+from llmtune.inference.room import in_halves
 from llmtune.recipe.sections import Recipe
 from llmtune.working import working
 
@@ -47,13 +49,8 @@ def answers(model: PreTrainedModel, prompts: Prompts, name: str) -> list[list[in
     if not prompts.ids:
         return []
     with working(f"answering rows with {name}", len(prompts.ids), "rows") as step, torch.inference_mode():
-        if shares_start(model):
-            return greedy(model, prompts.ids, prompts.stop, prompts.new_tokens, step)
-        return [_answer(model, prompt, prompts) for prompt in prompts.ids]
 
+        def answer(rows: Sequence[list[int]]) -> list[list[int]]:
+            return greedy(model, rows, prompts.stop, prompts.new_tokens, step)
 
-def _answer(model: PreTrainedModel, prompt: list[int], prompts: Prompts) -> list[int]:
-    ids = torch.tensor([prompt])
-    options = {"do_sample": False, "max_new_tokens": prompts.new_tokens, "eos_token_id": sorted(prompts.stop)}
-    output: torch.Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-    return output[0, len(prompt) :].tolist()
+        return in_halves(answer, prompts.ids, model)

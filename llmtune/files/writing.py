@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,18 @@ def as_json(value: object) -> Any:
 
 @contextlib.contextmanager
 def write_file(path: Path) -> Iterator[Path]:
-    """A path to write aside; when the block ends, what stands there is on disk and takes the file's name at once."""
+    """A path to write aside; when the block ends, what stands there is on disk and takes the file's name at once.
+
+    Each writer of a file has a path of its own; what killed ones left is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    _remove_unlocked(path.parent.glob(f".{glob.escape(path.name)}.partial-*"))
+    # A folder: its lock holds where a library writes to a file of its own and renames it.
+    with _temporary_folder(path) as folder:
+        partial = folder / path.name
         yield partial
         sync(partial)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,22 +89,36 @@ def finish(file: Path) -> None:
 @contextlib.contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, locked until the block ends, when it is removed."""
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(6)}")
-    partial.mkdir()
-    descriptor = os.open(partial, os.O_RDONLY)
+    partial, descriptor = _new_locked_folder(folder)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(descriptor)
 
 
+def _new_locked_folder(folder: Path) -> tuple[Path, int]:
+    """A new folder beside `folder`, and the descriptor that holds its lock."""
+    while True:
+        partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(6)}")
+        partial.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(partial, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if partial.is_dir():  # else another writer took it for a leftover before it was locked
+                return partial, descriptor
+            os.close(descriptor)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders of `folder` whose writers are dead: they hold no lock any more."""
     name = glob.escape(folder.name)
-    for partial in (*folder.parent.glob(f".{name}.partial-*"), *folder.parent.glob(f"{name}.partial-*")):
+    _remove_unlocked((*folder.parent.glob(f".{name}.partial-*"), *folder.parent.glob(f"{name}.partial-*")))
+
+
+def _remove_unlocked(partials: Iterable[Path]) -> None:
+    for partial in partials:
         with contextlib.suppress(OSError):
             descriptor = os.open(partial, os.O_RDONLY)
             try:

@@ -5,12 +5,12 @@ import signal
 from dataclasses import dataclass
 
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.machine.exits import STOPS, ending_signal, exit_words
 from llmtune.machine.gpus import count_gpus
-from llmtune.machine.memory import machine_memory
 from llmtune.recipe.sections import Recipe
 from llmtune.run import Run
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WHO = "the training process"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def training_error(result: Exit, run: Run, recipe: Recipe | None = None) -> Llmt
 
     `recipe` serves to name the settings that lower memory.
     """
-    number, resume = result.code - 128, resume_words(run)
+    number, resume = ending_signal(result.code), resume_words(run)
     if result.message:
         error = LlmtuneError(result.message)
         error.exit_code = result.code
@@ -34,12 +34,10 @@ def training_error(result: Exit, run: Run, recipe: Recipe | None = None) -> Llmt
         error = Interrupted(f"stopped; {resume}")
         error.exit_code = result.code
     elif number == signal.SIGKILL:
-        error = MachineError(f"{_killed(recipe)}; {resume}")
-    elif number in set(signal.Signals):
-        name = signal.Signals(number).name
-        error = TrainingError(f"the training process crashed (signal {number}, {name}); {resume}")
+        advice = f"; {less_memory(recipe)}" if recipe else ""
+        error = MachineError(f"{_WHO} {exit_words(result.code)}{advice}; {resume}")
     else:
-        error = TrainingError(f"training ended with code {result.code}; {resume}")
+        error = TrainingError(f"{_WHO} {exit_words(result.code)}; {resume}")
     return error
 
 
@@ -51,11 +49,6 @@ def resume_words(run: Run) -> str:
     saved = [int(name) for name in names if name.isdecimal()]
     safe = f"training is safe up to step {max(saved)}; " if saved else ""
     return f"{safe}continue with: llmtune run {shlex.quote(str(run.path))}"
-
-
-def _killed(recipe: Recipe | None) -> str:
-    cause = "the training process was killed (signal 9), probably by the system for lack of memory"
-    return f"{cause}: {machine_memory()}; {less_memory(recipe)}" if recipe else f"{cause}: {machine_memory()}"
 
 
 def less_memory(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from llmtune.data.first_rows import first_rows
 from llmtune.data.row import Row
 from llmtune.errors import MachineError, ProofError
+from llmtune.machine.exits import ending_signal, exit_words
 from llmtune.recipe.sections import Recipe
 from llmtune.working import working
 
@@ -152,10 +153,11 @@ def load_with_stock_transformers(folder: Path, texts: list[str], auto: str) -> R
                 cwd=elsewhere,
                 env=env,
             )
-        if child.returncode == -signal.SIGKILL:
-            raise MachineError(f"{folder}: the process that reads the merged folder was killed; was memory full?")
+        ended = exit_words(child.returncode)
+        if ending_signal(child.returncode) == signal.SIGKILL:
+            raise MachineError(f"{folder}: the process that reads the merged folder {ended}")
         if child.returncode:
-            last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            last = (child.stderr.strip().splitlines() or [f"its process {ended}"])[-1]
             raise ProofError(f"stock transformers cannot load the merged folder: {last}")
         answer = json.loads(child.stdout.splitlines()[-1])
         computed = load_file(out)["logits"]

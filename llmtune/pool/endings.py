@@ -1,11 +1,10 @@
 """How a task's process ended, in one line."""
 
 import os
-import signal
 
 from llmtune.errors import Interrupted
-from llmtune.launch.ending import STOPS, Exit
-from llmtune.machine.memory import machine_memory
+from llmtune.launch.ending import Exit
+from llmtune.machine.exits import STOPS, ending_signal, exit_words
 from llmtune.pool.task import Ended, Task
 
 
@@ -36,15 +35,8 @@ class Stops(list[int]):
 
 def was_stopped(result: Exit) -> bool:
     """Whether a process ended as after Ctrl-C: its state is kept, and it is neither done nor failed."""
-    return result.code - 128 in STOPS
+    return ending_signal(result.code) in STOPS
 
 
 def _words(code: int) -> str:
-    number = code - 128
-    if number in STOPS:
-        return "was stopped"
-    if number == signal.SIGKILL:
-        return f"was killed (signal 9), probably by the system for lack of memory: {machine_memory()}"
-    if number in set(signal.Signals):
-        return f"crashed (signal {number}, {signal.Signals(number).name})"
-    return f"ended with code {code}; its log.txt says more"
+    return exit_words(code) if ending_signal(code) else f"{exit_words(code)}; its log.txt says more"

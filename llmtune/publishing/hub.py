@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from llmtune.errors import MachineError, PublishError
 from llmtune.files import fingerprint
+from llmtune.loggers import quiet_loggers
 from llmtune.model.base import Base
 from llmtune.publishing.endpoint import check_endpoint, hub_words
 from llmtune.publishing.header import is_ours, sign
@@ -48,7 +49,6 @@ def target(publish: Publish, sleep: Sleep = time.sleep) -> "Target":
             f"{publish.repo} on {hub_words()} cannot be reached: HF_HUB_OFFLINE is set; unset it to publish, "
             "or take publish out of the recipe; llmtune publish RUN --dry-run works offline"
         )
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return Target(publish, sleep)
 
 
@@ -64,7 +64,8 @@ class Target:
         """Return the result of `action`, retried for two minutes while Hub or connection fail; raises PublishError."""
         for wait in (*WAITS, None):
             try:
-                return action()
+                with quiet_loggers(("huggingface_hub",), logging.ERROR):
+                    return action()
             except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
                 response = _response(error)
                 status = response.status_code if response is not None else None

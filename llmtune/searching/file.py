@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmtune.errors import MachineError, RecipeError
+from llmtune.loggers import quiet_loggers
 from llmtune.recipe.compare import differences
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def refuse_others(file: Path, before: Mapping[str, object] | None, facts: Mappin
 @contextlib.contextmanager
 def at_work(file: Path) -> Iterator[None]:
     """Read or write a study's file, quietly; raises MachineError or RecipeError where that cannot be done."""
-    with quiet(), _told(file):
+    with _quiet(), _told(file):
         yield
 
 
@@ -80,18 +81,10 @@ def _told(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep Optuna's and Alembic's lines off the terminal: what matters of them is told in llmtune's own."""
     import optuna  # now: it sets its own level when it is imported
 
-    loggers = [logging.getLogger(name) for name in (optuna.__name__, "alembic")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="optuna")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    with quiet_loggers((optuna.__name__, "alembic"), logging.ERROR), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="optuna")
+        yield

@@ -66,8 +66,8 @@ def test_parts_are_given_as_they_are_finished(tmp_path: Path, answer: Callable[[
         ("{'key': 'data.train', 'message': f'{number}', 'kind': 'MachineError'}", FieldError, "data.train: 2"),
         ("{'errno': 28, 'message': f'full {number}', 'file': 'f'}", OSError, "28.*full 2"),
         ("{'fault': f'KeyError: {number}'}", RuntimeError, "KeyError: 2"),
-        ("os.kill(os.getpid(), 9)", FullMemoryError, "memory is full"),
-        ("os._exit(7)", MachineError, "exit code 7"),
+        ("os.kill(os.getpid(), 9)", FullMemoryError, "lack of memory"),
+        ("os._exit(7)", MachineError, "ended with code 7"),
     ],
 )
 @pytest.mark.slow

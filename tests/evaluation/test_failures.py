@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from llmtune import working
 from llmtune.errors import LlmtuneError, MachineError, ProofError, RecipeError
 from llmtune.evaluation import asking, loaded_model, step, tasks
-from llmtune.evaluation.boundary import failures_named, lacks_named
 from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tables import difference_table, table
@@ -167,30 +166,6 @@ def test_full_memory_says_what_lowers_it_and_that_the_training_is_safe(
     named = {"greedy": "base, zero-shot: ", "answer_losses": "base, zero-shot, loss: ", "load_placed": "evaluation: "}
     assert str(raised.value).startswith(f"{named[part]}out of memory")
     assert not run.eval.exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (OSError(28, "No space left on device", "/big/file"), MachineError, "x: the disk is full (/big/file)"),
-        (ModuleNotFoundError("No module named 'antlr4'", name="antlr4"), MachineError, "needs the Python package antl"),
-        (ConnectionError("refused"), MachineError, "x: the network cannot be reached: ConnectionError: refused"),
-        (ZeroDivisionError(), ProofError, "x: ZeroDivisionError (in "),
-        (ValueError("one\ntwo"), ProofError, "x: ValueError: one (in "),
-        (RecipeError("as it is"), RecipeError, "as it is"),
-    ],
-)
-def test_every_error_of_a_library_is_one_line(error: Exception, kind: type[LlmtuneError], message: str) -> None:
-    with pytest.raises(kind) as raised, failures_named("x", "do this"):
-        raise error
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert str(raised.value).endswith("; do this") == (kind is ProofError)
-
-
-def test_errors_that_lack_nothing_pass() -> None:
-    with pytest.raises(ZeroDivisionError), lacks_named("x"):
-        raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from llmtune.inference import cache, live, room
 from llmtune.inference.live import LiveRows
 from llmtune.inference.passes import limit_head
 from llmtune.inference.room import Room, in_halves, measured_once, row_bytes
-from tests.support import tiny
+from tests.support import architectures, tiny
 from tests.support.rooms import set_room
 
 PROMPTS = [[1, 40, 41, 42, 43, *range(60, 60 + 5 * n + 1)] for n in range(5)]
@@ -58,6 +58,33 @@ def test_ended_rows_leave_the_batch_without_changing_others() -> None:
     answers = greedy(model, prompts, stop, 10)
     assert answers == [alone(model, prompt, stop, 10) for prompt in prompts]
     assert len({len(answer) for answer in answers}) > 1, "all rows ended together: nothing was tested"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "rwkv"])
+def test_answers_of_models_that_share_no_start_equal_single_rows(kind: str) -> None:
+    """RWKV reads padding on the left as text."""
+    model = architectures.wide_model(kind)
+    assert not shares_start(model)
+    prompts = [[40], list(range(40, 57)), [50, 60, 70], list(range(80, 97))]
+
+    def alone(prompt: list[int], stop: set[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        options |= {"attention_mask": torch.ones_like(ids), "eos_token_id": sorted(stop)}
+        output: torch.Tensor = model.generate(ids, **options)
+        answer: list[int] = output[0, len(prompt) :].tolist()
+        return answer
+
+    def second(logits: torch.Tensor, places: Any) -> torch.Tensor:
+        return logits.topk(2).indices[:, 1]
+
+    free = [alone(prompt, {2}) for prompt in prompts]
+    stop, counted = {free[0][len(free[0]) // 2]}, list[float]()
+    assert greedy(model, prompts, stop, 6, counted.append) == [alone(prompt, stop) for prompt in prompts]
+    assert sum(counted) == len(prompts)
+    seconds = greedy(model, prompts, stop, 6, choose=second)
+    assert seconds == [greedy(model, [prompt], stop, 6, choose=second)[0] for prompt in prompts]
+    assert all(one[0] != likeliest[0] for one, likeliest in zip(seconds, free, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])

@@ -45,9 +45,7 @@ def test_answers_equal_model_generate(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["rwkv", "qwen3_5_text", "granitemoehybrid"])
 def test_answers_of_models_that_carry_a_state_equal_those_of_single_rows(tmp_path: Path, kind: str) -> None:
-    model, tokenizer = architectures.model(kind).eval(), tiny.tokenizer()
-    for parameter in model.parameters():
-        parameter.data.mul_(4 if parameter.ndim > 1 else 1)  # else every row gets one answer
+    model, tokenizer = architectures.wide_model(kind), tiny.tokenizer()
     assert hides_left_padding(model) == (kind != "rwkv")
     task = held_out(tmp_path, [{"id": str(n), "prompt": "a" * n, "completion": "b"} for n in (1, 9, 4)])
     outputs = score_tasks(model, tokenizer, [task])["held_out"]["outputs"]

@@ -89,6 +89,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         (Exit(2, "suite.yaml:1: tasks: is missing"), LlmtuneError, 2, "suite.yaml:1: tasks: is missing"),
         (Exit(137), MachineError, 3, "a process was killed (signal 9), probably by the system for lack of memory"),
         (Exit(1), ProofError, 5, "evaluation: a process ended with code 1"),
+        (Exit(139), ProofError, 5, "evaluation: a process crashed (signal 11, SIGSEGV)"),
     ],
 )
 def test_what_ends_a_process_is_told_and_other_settings_are_not_kept(

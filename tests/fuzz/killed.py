@@ -187,7 +187,7 @@ class Bench:
             "begun": lambda: (run / "recipe.yaml").is_file(),
             "checkpoint": lambda: any(checkpoints.glob(".step-*partial*")),
             "sealed": lambda: set(checkpoints.glob("step-*")) - before,
-            "file": lambda: any(run.glob(".*.partial")),
+            "file": lambda: any(run.glob(".*.*.partial-*")),
             "delta": lambda: any(run.glob(".delta*partial*")) or (run / "delta").is_dir(),
             "cache": lambda: any(self.cache.rglob(".*partial*")),
         }[moment]

@@ -310,7 +310,7 @@ def test_environment_shares_out_cores_and_keeps_the_users_values(monkeypatch: py
     [
         (Exit(4, "the loss is not finite"), True, 4, "the loss is not finite"),
         (Exit(5, "a proof failed"), True, 5, "a proof failed"),
-        (Exit(1), True, 4, "training ended with code 1; continue with: llmtune run "),
+        (Exit(1), True, 4, "the training process ended with code 1; continue with: llmtune run "),
         (Exit(130), True, 130, "stopped; continue with: llmtune run "),
         (Exit(143), False, 143, "stopped; nothing was trained yet"),
         (Exit(130, "stopped at step 3"), True, 130, "stopped at step 3"),

@@ -1,7 +1,6 @@
 """Whatever ends a step is one line: a disk or memory that lacks, by name, and a fault of llmtune with its full text."""
 
 import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from llmtune.launch.ending import less_memory
 from llmtune.launch.faults import VERBOSE, in_one_line, told_in_one_line
 from llmtune.machine import device
 from tests.support import runs, tiny
+from tests.support.disks import WRAPPINGS, disk_error
 
 
 def safe() -> str:
@@ -42,22 +42,11 @@ def told(error: Exception, folder: Path, kind: type[LlmtuneError] = TrainingErro
         (errno.ENOENT, "no such file or folder"),
     ],
 )
-@pytest.mark.parametrize("wrapped", ["bare", "cause", "safetensors", "pyarrow"])
+@pytest.mark.parametrize("wrapped", WRAPPINGS)
 def test_names_what_a_disk_lacks(tmp_path: Path, number: int, words: str, wrapped: str) -> None:
     file = tmp_path / "log.jsonl"
-    error: Exception = OSError(number, os.strerror(number), str(file))
-    place = str(file)
-    if wrapped == "cause":
-        outer = RuntimeError("a save failed")
-        outer.__cause__ = error
-        error = outer
-    elif wrapped != "bare":
-        place = str(tmp_path)
-        hidden = f"I/O error: {os.strerror(number)} (os error {number})"
-        error = RuntimeError(f"Error while serializing: {hidden}")
-        if wrapped == "pyarrow":
-            error = OSError(f"[Errno {number}] Error writing bytes to file")
-    line = told(error, tmp_path)
+    place = str(file if wrapped in ("bare", "cause") else tmp_path)
+    line = told(disk_error(number, file, wrapped), tmp_path)
     assert (type(line), line.exit_code) == (MachineError, 3)
     assert str(line).startswith(f"{place}: {words}")
     assert str(line).endswith(f"; {safe()}")

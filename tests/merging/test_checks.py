@@ -114,7 +114,7 @@ def test_a_merged_folder_behind_a_link_needs_room_beside_the_old_one(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "merge: the disk is full; free some room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "merge: no space is left on the disk; mend that"),
         (
             MemoryError(),
             r"merge: out of memory: .*; merging holds a file of weights in .* float32, [\d.]+ kB; .* merge.enabled: f",
@@ -139,7 +139,7 @@ def test_killed_proof_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     run = runs.trained(tmp_path)
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
     monkeypatch.setattr(proof, "subprocess", SimpleNamespace(run=lambda *_, **__: killed))
-    with pytest.raises(MachineError, match=r"the process that reads the merged folder was killed; was memory full\?"):
+    with pytest.raises(MachineError, match=r"the process that reads the merged folder was killed \(signal 9\)"):
         merge(run)
     assert nothing_left(run)
 

@@ -160,6 +160,14 @@ def model(kind: str, seed: int = 0, **more: Any) -> PreTrainedModel:
     return built
 
 
+def wide_model(kind: str) -> PreTrainedModel:
+    """A model for evaluation with large weights, without which it gives every row one answer."""
+    built = model(kind).eval()
+    for parameter in built.parameters():
+        parameter.data.mul_(4 if parameter.ndim > 1 else 1)
+    return built
+
+
 def config_folder(folder: Path, config: PreTrainedConfig, stored: str | None = None) -> Base:
     """A base that has a configuration alone, whose file says it holds a model of the class `stored`."""
     config.architectures = [stored] if stored else None

@@ -14,7 +14,7 @@ from llmtune import recipe as recipes
 from llmtune.data.example import Example
 from llmtune.data.row import Row
 from llmtune.errors import FieldError, RecipeError
-from llmtune.evaluation.generate import greedy
+from llmtune.evaluation.generate import greedy, hides_left_padding
 from llmtune.evaluation.held_out.truth import Truth
 from llmtune.files import read_json
 from llmtune.reporting.page import render
@@ -24,7 +24,7 @@ from llmtune.training.loop import train
 from llmtune.training.prepare import plan_alone
 from llmtune.training.selection.answers import AnswerScore, answer_score
 from llmtune.training.selection.best import BestCheckpoint
-from tests.support import tiny
+from tests.support import architectures, tiny
 from tests.support.training import prepare_run
 
 FULL = {"kind": "full", "lr": 0.01}
@@ -164,6 +164,22 @@ def test_score_takes_questions_that_follow_plain_texts() -> None:
     score = answer_score(recipe, [*texts, *chats], rows, tiny.tokenizer(), {2}, state)
     assert score is not None
     assert score.count == 2
+
+
+def test_score_is_of_the_answers_that_a_model_that_reads_padding_gives_alone() -> None:
+    model, tokenizer = architectures.wide_model("rwkv"), tiny.tokenizer()
+    assert not hides_left_padding(model)
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "d"})
+    answer = tokenizer("dddd", add_special_tokens=False)["input_ids"]
+    examples, rows = list[Example](), list[Row]()
+    for size in (1, 9, 4):
+        ids, labels = [*range(40, 40 + size), *answer, 2], [*[-100] * size, *answer, 2]
+        examples.append(Example(str(size), f"t:{size}", ids, labels, size))
+        rows.append(Row(str(size), turns, f"t:{size}"))
+    score = AnswerScore(examples, rows, tokenizer, {2}, (0, 1))
+    alone = [score._answer(model, [prompt])[0] for prompt in score._prompts]
+    assert score._answer(model, score._prompts) == alone
+    assert len(set(map(tuple, alone))) == 3
 
 
 def test_score_compares_answers_as_the_evaluation_does(monkeypatch: pytest.MonkeyPatch) -> None:

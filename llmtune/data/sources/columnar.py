@@ -9,6 +9,7 @@ from typing import Any
 from llmtune.data.sources.cursor import Cursor
 from llmtune.data.sources.text_files import Reader
 from llmtune.errors import RecipeError, first_line, nearest
+from llmtune.loggers import quiet_loggers
 
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 
@@ -19,11 +20,11 @@ def columnar(builder: str, title: str, **options: int) -> Reader:
     def read(path: Path, at: Cursor) -> Iterator[Any]:
         import datasets
 
-        logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it prints what it also raises
         try:
-            files = glob.escape(str(path))
-            rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
-            yield from plain_records(rows, at)
+            with quiet_loggers(("datasets",), logging.CRITICAL):  # it prints what it also raises
+                files = glob.escape(str(path))
+                rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
+                yield from plain_records(rows, at)
         except Exception as error:
             raise RecipeError(f"{at.where}: not {title}, or a damaged one: {first_line(error)}") from error
 

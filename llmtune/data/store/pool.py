@@ -6,6 +6,7 @@ multiprocessing would run a user's script again.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import IO, Any, cast
 import llmtune
 from llmtune import errors
 from llmtune.errors import FieldError, FullMemoryError, LlmtuneError, MachineError
+from llmtune.machine.exits import ending_signal, exit_words
 from llmtune.machine.memory import free_memory
 
 Batch = tuple[int, int, int]
@@ -123,11 +125,12 @@ def _feed(command: "subprocess.Popen[str]", tasks: _Tasks, answers: "SimpleQueue
 def _error(answer: Answer, folder: Path) -> Exception:
     """The error that a process answered with, as it was raised there."""
     if "ended" in answer:
-        if answer["ended"] == -9:
-            return FullMemoryError("a process that encodes rows was killed, as where memory is full; free some memory")
+        words = f"a process that encodes rows {exit_words(answer['ended'])}"
+        if ending_signal(answer["ended"]) == signal.SIGKILL:
+            return FullMemoryError(f"{words}; free some memory")
         if not answer["began"]:
             return NoStartError((folder / "errors.txt").read_text(errors="replace")[-500:])
-        return MachineError(f"a process that encodes rows ended early, with exit code {answer['ended']}")
+        return MachineError(words)
     if "errno" in answer:
         return OSError(answer["errno"], answer["message"], answer["file"])
     if "fault" in answer:

@@ -8,11 +8,11 @@ from llmtune.errors import FieldError, LlmtuneError, MachineError, ProofError
 from llmtune.evaluation.results import Evaluations
 from llmtune.files import read_json
 from llmtune.launch.command import choose_config, count_processes, read_config
-from llmtune.launch.ending import STOPS, Exit
+from llmtune.launch.ending import Exit
 from llmtune.launch.guard import Stopped
 from llmtune.launch.process import run_module
+from llmtune.machine.exits import STOPS, ending_signal, exit_words
 from llmtune.machine.gpus import count_gpus
-from llmtune.machine.memory import machine_memory
 from llmtune.recipe.sections import Launch
 from llmtune.run import Run, kept_for_children
 
@@ -45,14 +45,12 @@ def evaluate_in_children(run: Run) -> Evaluations:
 
 def _error(result: Exit) -> BaseException:
     """Make the error of an evaluation that ended early: its own line and code, or what a signal means."""
-    number = result.code - 128
+    number = ending_signal(result.code)
     if result.message:
         error = LlmtuneError(result.message)
         error.exit_code = result.code
         return error
     if number in STOPS:
         return Stopped(number)
-    if number == signal.SIGKILL:
-        cause = "a process was killed (signal 9), probably by the system for lack of memory"
-        return MachineError(f"evaluation: {cause}: {machine_memory()}; set launch.processes: 1")
-    return ProofError(f"evaluation: a process ended with code {result.code}")
+    words = f"evaluation: a process {exit_words(result.code)}"
+    return MachineError(f"{words}; set launch.processes: 1") if number == signal.SIGKILL else ProofError(words)

@@ -64,6 +64,8 @@ class ServedModel(LoadedModel):
         """Return prompts and answers (B, T); held-out rows end at the model's stop tokens, tasks at their own."""
         prompts = [row[mask].tolist() for row, mask in zip(context, attention_mask.bool(), strict=True)]
         answers = self.served.answers(prompts, max_length - context.shape[1], stop_ids, stop)
+        if self.prompt_ids:
+            self._step(len(answers))
         width = max(map(len, answers), default=0)
         padded = [answer + [self.tokenizer.pad_token_id] * (width - len(answer)) for answer in answers]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long).reshape(len(answers), width)], dim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtune.data.example import Example
 from llmtune.data.row import Message, Row
 from llmtune.errors import FieldError
-from llmtune.evaluation.generate import greedy, rows_per_batch, shares_start
+from llmtune.evaluation.generate import greedy, rows_per_batch
 from llmtune.evaluation.held_out.truth import TruthReader, kinds_of, same
 from llmtune.evaluation.questions import ANSWER_ROOM, last_answer_alone
-from llmtune.inference.passes import left_padded
+from llmtune.inference.room import in_halves
 from llmtune.model.sharded import is_sharded_run
 from llmtune.recipe.sections import Recipe
 from llmtune.training.selection.best import SCORE, SHARDED, measure_of
@@ -34,7 +35,7 @@ class AnswerScore:
     ) -> None:
         """`rows` are those of the examples; `share` is (process, processes): each answers some of them."""
         process, world = share
-        self._tokenizer, self._stop, self.count = tokenizer, stop, len(examples)
+        self._stop, self.count = stop, len(examples)
         mine = [examples[index] for index in range(process, len(examples), world)]
         self._prompts = [list(example.input_ids[: example.prompt_size]) for example in mine]
         answers = [list(example.input_ids[example.prompt_size :]) for example in examples]
@@ -54,7 +55,7 @@ class AnswerScore:
         right = 0
         with working("answering validation rows", len(self._prompts), "rows", on_terminal=False) as step:
             for start in range(0, len(self._prompts), size):
-                answers = self._answer(model, self._prompts[start : start + size])
+                answers = in_halves(partial(self._answer, model), self._prompts[start : start + size], model)
                 true = self._true[start : start + size]
                 right += sum(
                     same(truth.compared(self._reader.text(ids)), truth.final, kind)
@@ -63,23 +64,8 @@ class AnswerScore:
                 step(len(answers))
         return right
 
-    def _answer(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
-        if shares_start(model):
-            return greedy(model, prompts, self._stop, self._new_tokens)
-        ids, mask = left_padded(prompts, model.device)
-        output = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=self._new_tokens,
-            eos_token_id=sorted(self._stop),
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        return [self._until_stop(row[ids.shape[1] :].tolist()) for row in output]
-
-    def _until_stop(self, tokens: list[int]) -> list[int]:
-        end = next((place for place, token in enumerate(tokens) if token in self._stop), len(tokens))
-        return tokens[:end]
+    def _answer(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[list[int]]:
+        return greedy(model, prompts, self._stop, self._new_tokens)
 
     def _asked(self, row: Row, example: Example) -> Row:
         """Return a conversation up to the answer that an example ends with: the last one whose words it has."""
