@@ -20,7 +20,7 @@ from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT, follow_parent
 from llmtune.launch.quiet import quiet_libraries
 from llmtune.launch.signals import handling, heeded
-from llmtune.launch.streams import show_any_text
+from llmtune.launch.streams import outlive_readers, show_any_text
 from llmtune.machine.gpus import find_gpus, show_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
@@ -162,7 +162,7 @@ def reporting_failures(command: Callable[[], int]) -> int:
             return command()
     except LlmtuneError as error:
         return report_failure(error)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return Interrupted.exit_code
 
 
@@ -174,6 +174,7 @@ def serve_command(command: Callable[[list[str]], int]) -> NoReturn:
     follow_parent()
     os.environ.update(show_gpus(os.environ))
     own_process()
+    outlive_readers()
     use_stdout()
     quiet_libraries()  # bitsandbytes warns when it is imported
     exit_process(reporting_failures(lambda: command(sys.argv[1:])))
