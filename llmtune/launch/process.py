@@ -21,6 +21,7 @@ from llmtune.launch.parent import PARENT, follow_parent
 from llmtune.launch.quiet import quiet_libraries
 from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import outlive_readers, show_any_text
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import find_gpus, show_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
@@ -50,7 +51,7 @@ def run_module(module: str, launch: Launch, arguments: list[str]) -> Exit:
     gpus = find_gpus()
     if launch.accelerate == "auto" and gpus.fault:
         print(f"launch: {gpus.fault}; going on with {_devices(gpus.count)}", flush=True)
-    training = training_process(launch, arguments, gpus, len(os.sched_getaffinity(0)), module)
+    training = training_process(launch, arguments, gpus, count_cores(), module)
     return execute(training.arguments, training.environment, training.launcher)
 
 

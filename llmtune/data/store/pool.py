@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 import llmtune
 from llmtune import errors
 from llmtune.errors import FieldError, FullMemoryError, LlmtuneError, MachineError
+from llmtune.machine.cores import count_cores
 
 Batch = tuple[int, int, int]
 """The number of a batch, and the places of its first row and of the row after its last."""
@@ -33,8 +34,7 @@ def processes_for(rows: int, least: int) -> int:
     """How many processes encode so many rows: one a core, and for each `least` rows and memory that is free."""
     import psutil  # type: ignore[import-untyped]
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, rows // least, psutil.virtual_memory().available // MEMORY))
+    return max(1, min(count_cores(), rows // least, psutil.virtual_memory().available // MEMORY))
 
 
 def encode_in_processes(
