@@ -7,6 +7,7 @@ import sys
 
 from llmtune.errors import LONGEST_LINE, MachineError, first_line
 from llmtune.launch.process import leave_code, report_failure
+from llmtune.launch.quiet import is_verbose
 from llmtune.launch.streams import outlive_readers
 from llmtune.working import importing, own_process, use_stdout
 
@@ -23,7 +24,8 @@ if __name__ == "__main__":
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     if hushed:
         del os.environ["TORCH_CPP_LOG_LEVEL"]
-    logging.disable()
+    if not is_verbose():
+        logging.disable()
     try:
         main()
     except ChildFailedError as error:

@@ -18,7 +18,7 @@ from llmtune.launch.command import TRAIN_MODULE, training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT, follow_parent
-from llmtune.launch.quiet import quiet_libraries
+from llmtune.launch.quiet import is_verbose, quiet_libraries
 from llmtune.launch.signals import handling, heeded
 from llmtune.launch.streams import outlive_readers, show_any_text
 from llmtune.machine.cores import count_cores
@@ -177,7 +177,8 @@ def serve_command(command: Callable[[list[str]], int]) -> NoReturn:
     own_process()
     outlive_readers()
     use_stdout()
-    quiet_libraries()  # bitsandbytes warns when it is imported
+    if not is_verbose():
+        quiet_libraries()  # bitsandbytes warns when it is imported
     exit_process(reporting_failures(lambda: command(sys.argv[1:])))
 
 
