@@ -25,6 +25,7 @@ from llmtune.data.example import Example
 from llmtune.data.row import Row
 from llmtune.files import digest_of, read_json, write_json
 from llmtune.launch.command import training_environment
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import VISIBLE
 from llmtune.model.base import Base, build_skeleton
 from llmtune.model.blocks import blocks
@@ -139,7 +140,7 @@ def command_of(tool: str, interpreter: str, job: dict[str, Any]) -> list[str]:
 
 def environment(tool: str, folder: Path) -> dict[str, str]:
     """The environment of a tool: as many threads for each, and llmtune's own settings for those that are tuned."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     tuned = tool.endswith(TUNED)
     plain = training_environment(1, cores) if tuned else {"OMP_NUM_THREADS": str(cores), **os.environ}
     own = {"LLMTUNE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), VISIBLE: "", "HF_HUB_OFFLINE": "1"}

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.cells import Planned
 from llmtune.files import digest_of, digest_of_files, read_json, write_json
+from llmtune.machine.cores import count_cores
 
 ROOT = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")
@@ -99,8 +99,7 @@ def commit() -> str:
 
 def machine() -> dict[str, Any]:
     """What decides speed on this machine, without its name."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**processor(), "cores": cores, "memory_gb": round(psutil.virtual_memory().total / 1e9)}
+    return {**processor(), "cores": count_cores(), "memory_gb": round(psutil.virtual_memory().total / 1e9)}
 
 
 def processor() -> dict[str, Any]:

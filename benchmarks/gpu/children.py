@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.budget import ROOT
 from llmtune.files import write_json
+from llmtune.machine.cores import count_cores
 
 GRACE = 45.0
 """Seconds after its end in which a part must have come back; after that it hangs and is killed."""
@@ -104,5 +105,5 @@ def child_environment(task: Task) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    environment = training_environment(1, len(os.sched_getaffinity(0)), int(on_gpu)) | own
+    environment = training_environment(1, count_cores(), int(on_gpu)) | own
     return environment | gpu_environment({"use_cpu": not on_gpu}, 1, environment)

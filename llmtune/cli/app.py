@@ -17,7 +17,8 @@ from llmtune.cli.options import Verbose
 from llmtune.errors import LONGEST_MESSAGE, LlmtuneError, nearest, one_line
 from llmtune.launch.faults import VERBOSE
 from llmtune.launch.guard import run_command
-from llmtune.launch.quiet import quiet_libraries
+from llmtune.launch.quiet import is_verbose, quiet_libraries
+from llmtune.launch.streams import outlive_readers
 from llmtune.working import own_process
 
 UsageError: Any = typer.BadParameter.__base__
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         own_process()
+        outlive_readers()
     app = build()
     if arguments is None and _COMPLETE in os.environ:
         typer.main.get_command(app).main(prog_name="llmtune")
@@ -156,7 +158,7 @@ def _verbose(wanted: bool) -> Iterator[bool]:
     if wanted:
         os.environ[VERBOSE] = "1"
     try:
-        yield os.environ.get(VERBOSE, "") not in ("", "0")
+        yield is_verbose()
     finally:
         if wanted:
             os.environ.pop(VERBOSE)

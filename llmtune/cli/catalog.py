@@ -150,7 +150,8 @@ COMMANDS = (
         "export",
         export,
         "after",
-        "Write the tuned model for llama.cpp, Ollama, vLLM or MLX, with proof.",
+        "Write the tuned model for llama.cpp, Ollama, vLLM or MLX. All but vLLM are proved to answer as it does. "
+        "vLLM does not run here: merged weights have the merge's proof, an adapter is checked by names and shapes.",
         (
             "llmtune export runs/recipe --to gguf",
             "llmtune export runs/recipe --to ollama:q8_0",

@@ -1,6 +1,5 @@
 """What is known before an arm trains: the rows, the metric that decides, which arms can be, and what they take."""
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from llmtune.data.gate import Gate
 from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.held_out.choice import CHRF, EXACT_MATCH, ROUGE, AnswerFacts, choose
 from llmtune.launch.command import read_config
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import count_gpus
 from llmtune.machine.memory import machine_memory
 from llmtune.model.layout import Layout
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": count_cores(),
         "gpus": count_gpus(),
         "memory": machine_memory(),
     }

@@ -7,10 +7,13 @@ import sys
 
 from llmtune.errors import LONGEST_LINE, MachineError, first_line
 from llmtune.launch.process import leave_code, report_failure
+from llmtune.launch.quiet import is_verbose
+from llmtune.launch.streams import outlive_readers
 from llmtune.working import importing, own_process, use_stdout
 
 if __name__ == "__main__":
     own_process()
+    outlive_readers()
     use_stdout()
     # Else torch adds forty lines of C++ frames to a machine that is not reached; read at import, and not for children.
     hushed = "TORCH_CPP_LOG_LEVEL" not in os.environ
@@ -21,7 +24,8 @@ if __name__ == "__main__":
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     if hushed:
         del os.environ["TORCH_CPP_LOG_LEVEL"]
-    logging.disable()
+    if not is_verbose():
+        logging.disable()
     try:
         main()
     except ChildFailedError as error:

@@ -31,7 +31,7 @@ def told_in_one_line(
     try:
         yield
     except Exception as error:
-        if isinstance(error, (LlmtuneError, BrokenPipeError)):
+        if isinstance(error, LlmtuneError):
             raise
         raise in_one_line(error, kind, folder, safe, less_memory) from error
 

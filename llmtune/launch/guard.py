@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmtune.errors import FullMemoryError, Interrupted, LlmtuneError, ProofError, PublishError
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.signals import handling, heeded
-from llmtune.launch.streams import show_any_text
+from llmtune.launch.streams import check_printed, show_any_text
 from llmtune.launch.surroundings import forget_launchers
 
 if TYPE_CHECKING:
@@ -48,16 +48,16 @@ def run_command(command: Callable[[], int | None]) -> int:
     forget_launchers(os.environ)
     try:
         with _stops_raised(), told_in_one_line(LlmtuneError):
-            return command() or 0
+            code = command() or 0
+            if not code:
+                check_printed()
+            return code
     except LlmtuneError as error:
         print(f"llmtune: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print("llmtune: stopped", file=sys.stderr)
         return _code(stop)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 @contextlib.contextmanager

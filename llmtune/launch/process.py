@@ -18,9 +18,10 @@ from llmtune.launch.command import TRAIN_MODULE, training_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.faults import told_in_one_line
 from llmtune.launch.parent import PARENT, follow_parent
-from llmtune.launch.quiet import quiet_libraries
+from llmtune.launch.quiet import is_verbose, quiet_libraries
 from llmtune.launch.signals import handling, heeded
-from llmtune.launch.streams import show_any_text
+from llmtune.launch.streams import outlive_readers, show_any_text
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import find_gpus, show_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run, locates_mistakes
@@ -50,7 +51,7 @@ def run_module(module: str, launch: Launch, arguments: list[str]) -> Exit:
     gpus = find_gpus()
     if launch.accelerate == "auto" and gpus.fault:
         print(f"launch: {gpus.fault}; going on with {_devices(gpus.count)}", flush=True)
-    training = training_process(launch, arguments, gpus, len(os.sched_getaffinity(0)), module)
+    training = training_process(launch, arguments, gpus, count_cores(), module)
     return execute(training.arguments, training.environment, training.launcher)
 
 
@@ -162,7 +163,7 @@ def reporting_failures(command: Callable[[], int]) -> int:
             return command()
     except LlmtuneError as error:
         return report_failure(error)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return Interrupted.exit_code
 
 
@@ -174,8 +175,10 @@ def serve_command(command: Callable[[list[str]], int]) -> NoReturn:
     follow_parent()
     os.environ.update(show_gpus(os.environ))
     own_process()
+    outlive_readers()
     use_stdout()
-    quiet_libraries()  # bitsandbytes warns when it is imported
+    if not is_verbose():
+        quiet_libraries()  # bitsandbytes warns when it is imported
     exit_process(reporting_failures(lambda: command(sys.argv[1:])))
 
 

@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 
+from llmtune.launch.faults import VERBOSE
+
 
 def quiet_libraries() -> None:
     """Let the process, and its children, print errors of libraries alone: no warnings and no progress bars.
@@ -24,3 +26,8 @@ def quiet_libraries() -> None:
 
         set_verbosity_error()
         disable_progress_bar()
+
+
+def is_verbose() -> bool:
+    """Whether a user asked, by --verbose or by its variable, that nothing is hidden; children are told too."""
+    return os.environ.get(VERBOSE, "") not in ("", "0")

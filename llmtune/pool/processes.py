@@ -12,6 +12,7 @@ from llmtune.errors import MachineError
 from llmtune.launch.command import child_environment
 from llmtune.launch.process import Child
 from llmtune.launch.signals import handling, heeded
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import find_gpus, name_gpus, visibility
 from llmtune.pool.endings import Stops, ended_as, was_stopped
 from llmtune.pool.task import Ended, Task, log_file
@@ -34,7 +35,7 @@ class Processes:
         """Run every task and tell of each as it ends; raises Interrupted once what runs has stopped."""
         for task in tasks:
             self._check(task)
-        running = _Running(self._folder, self._gpus or ("",), bool(self._gpus), len(os.sched_getaffinity(0)))
+        running = _Running(self._folder, self._gpus or ("",), bool(self._gpus), count_cores())
         with running, handling([signal.SIGINT, signal.SIGTERM, *heeded(signal.SIGHUP)], running.stop):
             waiting = list(tasks)
             while running.tasks or (waiting and not running.stops):

@@ -1,6 +1,5 @@
 """Training progress: every record into log.jsonl, and a bar on a terminal or readable lines anywhere else."""
 
-import contextlib
 import json
 import math
 import time
@@ -128,12 +127,10 @@ class Progress:
                 self.also(finite)
 
     def _print(self, line: str) -> None:
-        # A reader that is gone, or a closed terminal, ends no training: the log has every record.
-        with contextlib.suppress(OSError):
-            if self._bar:
-                self._bar.console.print(line, markup=False)
-            elif self._file:
-                print(line, file=self._console.file, flush=True)
+        if self._bar:
+            self._bar.console.print(line, markup=False)
+        elif self._file:
+            print(line, file=self._console.file, flush=True)
 
     def _due(self, step: int) -> bool:
         at_step, at = self._line_at

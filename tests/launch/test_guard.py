@@ -1,5 +1,6 @@
 """The boundary of every command: its exit codes, its one line, and what stop signals lead to."""
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ def test_returns_the_commands_code() -> None:
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: raising(RecipeError("wrong"))) == 2
     assert capsys.readouterr().err == "llmtune: wrong\n"
+
+
+def test_a_pipe_to_another_program_that_broke_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: raising(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))) == 3
+    assert capsys.readouterr().err == "llmtune: Broken pipe\n"
 
 
 def test_a_fault_is_one_line_and_exit_1(

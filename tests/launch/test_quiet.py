@@ -41,12 +41,28 @@ assert not transformers_logging.is_progress_bar_enabled()
 assert logging.getLogger("bitsandbytes.nn").getEffectiveLevel() == logging.ERROR
 warnings.warn_explicit("soon", FutureWarning, "peft.py", 1, module="peft.tuners")
 """
+SERVE = """
+import os
+from llmtune.launch.process import serve_command
+def train(words):
+    print(os.environ.get("TRANSFORMERS_VERBOSITY"))
+    return 0
+serve_command(train)
+"""
+LAUNCH = """
+import logging, runpy
+import accelerate.commands.launch as launcher
+def main():
+    print("logged" if logging.getLogger("torch").isEnabledFor(logging.CRITICAL) else "hidden")
+launcher.main = main
+runpy.run_module("llmtune.launch.accelerate_entry", run_name="__main__")
+"""
 
 
-def fresh(code: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that runs `code`, without what this process has set for quiet."""
+def fresh(code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that runs `code`, with `more` variables and without what this process has set for quiet."""
     quiet = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
-    env = {name: value for name, value in os.environ.items() if name not in quiet} | {"PYTHONPATH": str(ROOT)}
+    env = {name: value for name, value in os.environ.items() if name not in quiet} | {"PYTHONPATH": str(ROOT)} | more
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
 
@@ -82,3 +98,17 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 def test_shows_no_progress_bars_of_libraries() -> None:
     bar = "from llmtune.launch.quiet import quiet_libraries\nquiet_libraries()\nimport tqdm\nlist(tqdm.tqdm([1, 2]))"
     assert fresh(bar).stderr == ""
+
+
+@pytest.mark.parametrize(("verbose", "printed"), [("0", "error"), ("1", "None")])
+def test_verbose_reaches_the_process_that_trains(verbose: str, printed: str) -> None:
+    run = fresh(SERVE, LLMTUNE_VERBOSE=verbose)
+    assert (run.returncode, run.stdout) == (0, f"{printed}\n"), run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verbose", "printed"), [("0", "hidden"), ("1", "logged")])
+def test_verbose_reaches_the_launcher_of_several_processes(verbose: str, printed: str) -> None:
+    run = fresh(LAUNCH, LLMTUNE_VERBOSE=verbose)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == printed

@@ -181,18 +181,3 @@ def test_closes_the_bar_and_raises_the_error(tmp_path: Path) -> None:
 )
 def test_formats_durations_as_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-class Gone(io.StringIO):
-    """A stream whose reader is gone."""
-
-    def write(self, text: str) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
-
-
-def test_reader_that_is_gone_ends_no_training(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    with Progress(2, log, console=Console(file=Gone(), highlight=False, soft_wrap=True)) as progress:
-        progress.step(record(1))
-        progress.step(record(2))
-    assert steps(log) == [1, 2]

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import llmtune
 from llmtune import errors
 from llmtune.errors import FieldError, FullMemoryError, LlmtuneError, MachineError
+from llmtune.machine.cores import count_cores
 from llmtune.machine.exits import ending_signal, exit_words
 from llmtune.machine.memory import free_memory
 
@@ -34,8 +35,7 @@ class NoStartError(Exception):
 
 def processes_for(rows: int, least: int) -> int:
     """How many processes encode so many rows: one a core, and for each `least` rows and memory that is free."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, rows // least, free_memory() // MEMORY))
+    return max(1, min(count_cores(), rows // least, free_memory() // MEMORY))
 
 
 def encode_in_processes(

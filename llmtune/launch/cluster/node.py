@@ -1,7 +1,6 @@
 """One machine's part of a training on several: the processes that it starts, and how they find the others."""
 
 import contextlib
-import os
 import socket
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from llmtune.launch.command import node_process
 from llmtune.launch.ending import Exit, training_error
 from llmtune.launch.engine import KEY
 from llmtune.launch.process import execute
+from llmtune.machine.cores import count_cores
 from llmtune.machine.gpus import find_gpus
 from llmtune.recipe.sections import Launch, Recipe
 from llmtune.run import Run
@@ -68,7 +68,7 @@ def run_node(launch: Launch, machines: Machines, place: Place, arguments: list[s
     options = ["--num_machines", str(machines.count), "--machine_rank", str(place.rank)]
     options += ["--main_process_ip", place.address, "--main_process_port", str(place.port)]
     options += ["--rdzv_backend", "static", "--rdzv_conf", f"timeout={PATIENCE}"]
-    here, cores = machines.processes, len(os.sched_getaffinity(0))
+    here, cores = machines.processes, count_cores()
     training = node_process(launch.accelerate, here, machines.world, find_gpus(), cores, options, arguments)
     return execute(training.arguments, training.environment, training.launcher)
 
