@@ -19,7 +19,7 @@ from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.forgetting.general import General
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import Questions
-from llmtune.evaluation.results import TEXTS
+from llmtune.evaluation.results import GENERAL_PART, TEXTS
 from llmtune.files import as_json, digest_of, digest_of_files
 from llmtune.inference.placement import Placement, linear_layers
 from llmtune.model.base import Base, build_skeleton
@@ -27,8 +27,6 @@ from llmtune.model.files.fingerprints import fingerprint_base
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 
-GENERAL = "general questions and texts"
-"""The part of the general questions and texts, whose results have a task each."""
 _SETTINGS = (
     "chat_template_sha256",
     "template",
@@ -66,7 +64,7 @@ def part_facts(exam: Exam, part: str) -> dict[str, Any]:
     """Return what a part of an exam asks and how it is scored, as plain values."""
     if part in exam.held_out:
         facts = _question_facts(exam, exam.held_out[part])
-    elif part == GENERAL and exam.general is not None:
+    elif part == GENERAL_PART and exam.general is not None:
         facts = _general_facts(exam.general)
     elif part in (TEXTS, HELD_OUT) and exam.texts is not None:
         facts = _text_facts(exam.texts)
