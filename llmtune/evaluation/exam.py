@@ -22,8 +22,8 @@ from llmtune.evaluation.questions import (
     Questions,
     Survey,
     answer_room,
+    asking_context,
     asking_rules,
-    context_length,
     few_shot_questions,
     fitting_shots,
     long_rows_notes,
@@ -79,7 +79,7 @@ def make_exam(
     Raises RecipeError where they are other rows than when the run was made.
     """
     recipe, tokenizer, stop = run.recipe(), load_tokenizer(base), stop_ids(base)
-    context = context_length(model.config)
+    context = asking_context(recipe, model.config)
     rules = asking_rules(recipe.data, context)
     held_out: dict[str, Questions] = {}
     texts: Texts | None = None

@@ -12,7 +12,7 @@ from llmtune.data.near.texts import suite_documents
 from llmtune.data.store.read import training_rows
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
-from llmtune.evaluation.questions import check_questions, context_length
+from llmtune.evaluation.questions import asking_context, check_questions
 from llmtune.evaluation.vllm.engine import check_installed
 from llmtune.files import read_json, user_path, write_json
 from llmtune.frozen.stream import check_disk
@@ -152,7 +152,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
-        context = context_length(load_config(base))
+        context = asking_context(recipe, load_config(base))
         checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(counted(examples).tokens for examples in (checked.train, checked.eval))
