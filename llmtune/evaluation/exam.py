@@ -147,7 +147,7 @@ def _held_out_questions(
     return held_out, notes
 
 
-def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: Placement) -> dict[str, Any]:
+def settings_of(recipe: Recipe, exam: Exam, placement: Placement) -> dict[str, Any]:
     """Return everything that decides scores beside the weights; results under other settings are not compared."""
     tokenizer = exam.tokenizer
     tasks = {
@@ -168,7 +168,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
-        "device": model.device.type,
+        "device": placement.device.type,
         "processes": world(),  # with other batches, 16 bits round otherwise and a greedy answer may turn
         "backend": recipe.eval.backend,
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},

@@ -14,11 +14,13 @@ import torch
 
 from llmtune.api.steps import open_with
 from llmtune.errors import MachineError, RecipeError
+from llmtune.evaluation import step
 from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.step import evaluate
 from llmtune.evaluation.tasks import load_tasks
 from llmtune.evaluation.vllm import engine as engines
 from llmtune.evaluation.vllm.engine import VllmModel
+from llmtune.inference.placement import Placement
 from llmtune.model.base import Base, build_skeleton, load_model
 from llmtune.run import Run
 from tests.support import runs, tiny
@@ -150,6 +152,19 @@ def test_windows_that_roll_over_a_text_leave_vllm_room_for_a_token(tmp_path: Pat
     assert values[0] == pytest.approx(values[1], rel=1e-4)
     assert (ours["n"], ours["truncated"]) == (3, 0)
     assert served.is_finite([5] * 512)
+
+
+def test_results_name_the_gpu_that_vllm_answers_on_and_another_one_is_asked_again(
+    tmp_path: Path, vllm: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_with(merged(tmp_path), ["eval.backend=vllm"])
+    monkeypatch.setattr(step, "place", lambda recipe, base: Placement(torch.device("cuda", 0), torch.float32))
+    asked = []
+    for card in ("A100", "A100", "H100"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        assert evaluate(run)["base"]["settings"]["device"] == "cuda"
+        asked.append(bool(run.manifest()["steps"]["eval"]["base_answers"]["asked"]))
+    assert asked == [True, False, True]
 
 
 def test_names_what_vllm_lacks_before_the_base_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

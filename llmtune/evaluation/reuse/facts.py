@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from transformers import PreTrainedModel
 
 import llmtune
 from llmtune.data.example import Example
@@ -43,9 +42,7 @@ _CODE = ("data", "evaluation", "inference", "kernels", "machine", "model")
 """The packages whose code decides answers."""
 
 
-def model_facts(
-    recipe: Recipe, base: Base, model: PreTrainedModel, placement: Placement, settings: dict[str, Any]
-) -> dict[str, Any]:
+def model_facts(recipe: Recipe, base: Base, placement: Placement, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what decides each of a base's answers beside the question, as plain values."""
     layers = linear_layers(recipe, build_skeleton(base)) if placement.bits else None
     files = {name: facts["sha256"] for name, facts in fingerprint_base(base).items()}
@@ -54,7 +51,7 @@ def model_facts(
             "settings": {name: settings[name] for name in _SETTINGS},
             "base": [base.revision if base.converted else None, files, base.added],
             "linear": layers and digest_of(layers),
-            "processor": _processor(model.device),
+            "processor": _processor(placement.device),
             "code": _code_digest(),
         }
     )
