@@ -23,9 +23,8 @@ from llmtune.evaluation.held_out.task import HeldOut
 from llmtune.evaluation.held_out.texts import Texts, score_texts
 from llmtune.evaluation.metrics import finite
 from llmtune.evaluation.questions import Questions
-from llmtune.evaluation.results import FEW_SHOT, TEXTS, Answer, Answers, Result
+from llmtune.evaluation.results import FEW_SHOT, GENERAL_PART, TEXTS, Answer, Answers, Result
 from llmtune.evaluation.reuse.answers import BaseAnswers, Part
-from llmtune.evaluation.reuse.facts import GENERAL
 from llmtune.evaluation.spread.share import of_all, spread
 from llmtune.evaluation.tables import task_title
 from llmtune.evaluation.vllm.engine import VllmModel
@@ -68,7 +67,7 @@ def _parts(exam: Exam, model: PreTrainedModel, name: str) -> dict[str, Callable[
     for task in exam.tasks:
         parts[task.task_name] = partial(_ask_task, exam, model, task, values, name)
     if exam.general is not None:
-        parts[GENERAL] = partial(_ask_general, exam, exam.general, model, name)
+        parts[GENERAL_PART] = partial(_ask_general, exam, exam.general, model, name)
     return parts
 
 
@@ -162,7 +161,7 @@ def _read_texts(exam: Exam, model: PreTrainedModel, key: str, texts: Texts, name
 
 def _ask_general(exam: Exam, general: General, model: PreTrainedModel, name: str) -> Part:
     """Score a model on the general questions and texts."""
-    title = f"{name}, {GENERAL}"
+    title = f"{name}, {GENERAL_PART}"
     requests = len(general.texts) + sum(map(len, general.questions))
     with lacks_named(title), working(title, requests, "requests") as step, _batches(model) as rows:
         results = ask_general(general, model, exam.tokenizer, of_all(step))
@@ -194,8 +193,8 @@ def _report(model: str, part: str, results: Mapping[str, Result], how: str) -> N
     """Say how many rows of a part were scored and how, and what to look at."""
     rows = sum(result["n"] for result in results.values())
     names = {task: task_title(task, result) for task, result in results.items()}
-    print(f"{model}, {part if part == GENERAL else names[part]}: {rows} rows {how}", flush=True)
-    for task, result in results.items() if part != GENERAL else ():
+    print(f"{model}, {part if part == GENERAL_PART else names[part]}: {rows} rows {how}", flush=True)
+    for task, result in results.items() if part != GENERAL_PART else ():
         title = f"{model}, {names[task]}"
         if result["truncated"]:
             lost = f"{result['truncated']} requests were longer than the model's context and lost their start"

@@ -22,8 +22,8 @@ from llmtune.evaluation.questions import (
     Questions,
     Survey,
     answer_room,
+    asking_context,
     asking_rules,
-    context_length,
     few_shot_questions,
     fitting_shots,
     long_rows_notes,
@@ -79,7 +79,7 @@ def make_exam(
     Raises RecipeError where they are other rows than when the run was made.
     """
     recipe, tokenizer, stop = run.recipe(), load_tokenizer(base), stop_ids(base)
-    context = context_length(model.config)
+    context = asking_context(recipe, model.config)
     rules = asking_rules(recipe.data, context)
     held_out: dict[str, Questions] = {}
     texts: Texts | None = None
@@ -147,7 +147,7 @@ def _held_out_questions(
     return held_out, notes
 
 
-def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: Placement) -> dict[str, Any]:
+def settings_of(recipe: Recipe, exam: Exam, placement: Placement) -> dict[str, Any]:
     """Return everything that decides scores beside the weights; results under other settings are not compared."""
     tokenizer = exam.tokenizer
     tasks = {
@@ -168,7 +168,7 @@ def settings_of(recipe: Recipe, exam: Exam, model: PreTrainedModel, placement: P
         "bos": {"token": tokenizer.bos_token, "by": "chat template" if tokenizer.chat_template else "tokenizer"},
         "dtype": str(placement.dtype).removeprefix("torch."),
         "quantize": f"{placement.bits}bit" if placement.bits else "none",
-        "device": model.device.type,
+        "device": placement.device.type,
         "processes": world(),  # with other batches, 16 bits round otherwise and a greedy answer may turn
         "backend": recipe.eval.backend,
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *_backend(recipe))},

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Cache, DynamicCache, LogitsProcessor, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from llmtune.data.batches.collate import Collator
@@ -14,6 +14,7 @@ from llmtune.errors import ProofError
 from llmtune.evaluation.vllm.engine import VllmModel
 from llmtune.inference.cache import repeated
 from llmtune.inference.ends import score_shared
+from llmtune.inference.generated import Choose, generated
 from llmtune.inference.live import LiveRows
 from llmtune.inference.passes import by_length, common_length, left_padded, limit_head, read_start
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
@@ -54,10 +55,6 @@ def rows_per_batch(model: PreTrainedModel, rows: int, tokens: int) -> int:
     return -(-rows // batches)
 
 
-Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
-"""Chooses the next tokens (B,) by logits (B, V) of the rows at these places in a batch."""
-
-
 @torch.no_grad()
 def greedy(
     model: PreTrainedModel,
@@ -79,43 +76,10 @@ def greedy(
     batches: list[Sequence[int]] = [places] if together else [[place] for place in places]
     answers: list[list[int]] = []
     for batch in batches:
-        processors = [_Chosen(choose, batch)] if choose else []
-        answers += _generated(model, [prompts[place] for place in batch], stop, new_tokens, processors)
+        answers += generated(model, [prompts[place] for place in batch], stop, new_tokens, choose, batch)
         if step:
             step(len(batch))
     return answers
-
-
-class _Chosen(LogitsProcessor):  # type: ignore[misc, unused-ignore]
-    """Leaves `generate` no other token than the one that is chosen for the row at each place."""
-
-    def __init__(self, choose: Choose, places: Sequence[int]) -> None:
-        self._choose, self._places = choose, places
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
-        """Return scores (B, V) of which all but the chosen tokens' are minus infinity."""
-        tokens = self._choose(scores, self._places)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-
-
-def _generated(
-    model: PreTrainedModel,
-    rows: list[list[int]],
-    stop: set[int],
-    new_tokens: int,
-    processors: Sequence[LogitsProcessor],
-) -> list[list[int]]:
-    """Let transformers generate, where rows cannot share a start."""
-    ids, mask = left_padded(rows, model.device)
-    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens, "logits_processor": processors}
-    options |= {"eos_token_id": sorted(stop), "pad_token_id": 0, "use_cache": True}
-    output: torch.Tensor = model.generate(input_ids=ids, attention_mask=mask, **options)
-    return [_through_stop(answer, stop) for answer in output[:, ids.shape[1] :].tolist()]
-
-
-def _through_stop(tokens: list[int], stop: set[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in stop), len(tokens))
-    return tokens[: end + 1]
 
 
 def _after_shared_start(

@@ -198,6 +198,11 @@ def context_length(config: PreTrainedConfig) -> int:
     return int(getattr(text, "max_position_embeddings", None) or 2048)
 
 
+def asking_context(recipe: Recipe, config: PreTrainedConfig) -> int:
+    """Return how many tokens a question may have with its answer: vLLM needs room for one more than it reads."""
+    return context_length(config) - (recipe.eval.backend == "vllm")
+
+
 def long_rows_notes(survey: Survey, context: int) -> list[str]:
     """Return a warning that names the rows that are not asked, if there are any."""
     if not survey.not_asked:

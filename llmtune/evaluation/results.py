@@ -21,6 +21,10 @@ TEXTS = "held_out_texts"
 """The task of held-out rows that are plain texts, where others are questions."""
 GENERAL_QUESTIONS, GENERAL_TEXTS = "general_questions", "general_texts"
 """What shows the cost of a training: the fixed questions and texts of eval/general."""
+GENERAL_PART = "general questions and texts"
+"""The part of an evaluation that asks both."""
+OWN_NAMES = (HELD_OUT, FEW_SHOT, TEXTS, GENERAL_QUESTIONS, GENERAL_TEXTS, GENERAL_PART)
+"""What llmtune calls its own parts and their results: no task of a suite may have such a name."""
 TEXTS_COMPARED = "every token of plain texts"
 """What `compared` says of them."""
 

@@ -123,9 +123,9 @@ def _prepare(run: Run) -> _Asked:
         placement = place(recipe, base)
         model = _load_base(base, recipe, placement)
         exam = make_exam(run, suite, tasks, groups, getattr(model, "skeleton", model), base)
-        settings = settings_of(recipe, exam, model, placement)
+        settings = settings_of(recipe, exam, placement)
         origin = {"name": base.name, "revision": base.revision, "hub_id": base.hub_id, "weights": _weights(base)}
-        kept = BaseAnswers(exam, model_facts(recipe, base, model, placement, settings))
+        kept = BaseAnswers(exam, model_facts(recipe, base, placement, settings))
         _check_logits(exam, model, "base")
     return _Asked(recipe, model, placement, exam, origin, settings, kept)
 

@@ -20,6 +20,7 @@ from llmtune.errors import LlmtuneError, MachineError, nearest
 from llmtune.evaluation.boundary import kind_and_line, machine_lacks
 from llmtune.evaluation.groups.members import local_group, member_names
 from llmtune.evaluation.harness import quiet, rehearse
+from llmtune.evaluation.results import OWN_NAMES
 from llmtune.recipe.located_yaml import Key
 from llmtune.recipe.suite import HELD_OUT, ROWS, LocalTask, Suite, local_examples, local_rows, row_files, task_file
 from llmtune.working import working
@@ -51,12 +52,24 @@ def load_tasks_and_groups(suite: Suite) -> tuple[list[Task], list[Group]]:
         manager = TaskManager(include_defaults=by_name)
         tasks: list[Task] = []
         groups: list[Group] = []
+        taken = dict.fromkeys(OWN_NAMES, "a part of llmtune's own")
         for index, entry in entries:
             loaded, group = _load(suite, index, entry, manager)
+            scored = [group] if group is not None and group.has_aggregation else []
+            _take_names(suite, index, [*(task.task_name for task in loaded), *(one.name for one in scored)], taken)
             tasks += loaded
-            groups += [group] if group is not None and group.has_aggregation else []
+            groups += scored
             step()
         return tasks, groups
+
+
+def _take_names(suite: Suite, index: int, names: list[str], taken: dict[str, str]) -> None:
+    """Raise RecipeError for a name whose results would replace those of another entry or part."""
+    for name in names:
+        if name in taken:
+            remedy = "leave one out, or rename the task in a task file (task: NAME)"
+            raise suite.error(("tasks", index), f"{name} is the name of {taken[name]} already; {remedy}")
+    taken |= dict.fromkeys(names, f"tasks.{index}")
 
 
 def _load(suite: Suite, index: int, entry: str | LocalTask, manager: TaskManager) -> tuple[list[Task], Group | None]:

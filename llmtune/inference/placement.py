@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from llmtune.errors import FullMemoryError
 from llmtune.launch.devices import launch_device
+from llmtune.machine import processes
 from llmtune.machine.device import free_bytes
 from llmtune.machine.precision import computing_dtype
 from llmtune.model.base import Base, build_skeleton, load_config, load_model, model_facts
@@ -37,12 +38,13 @@ class Placement:
 def place(recipe: Recipe, base: Base) -> Placement:
     """Choose device, dtype and form of a recipe's base, by what is free on the device.
 
+    All processes must ask together: the one with the least room decides for all.
     Raises FullMemoryError, before any weight is read, for a base that does not fit in any form that the run allows.
     """
     device = launch_device(recipe.launch)
     dtype = computing_dtype(recipe.model.precision, device)
     stored = dequantized_tensors(stored_tensors(base.folder, base.name), base.name)
-    free = free_bytes(device)
+    free = min(processes.gather(free_bytes(device) // processes.sharing(device)))
     whole = _whole_bytes(base, stored, dtype, device)
     bits = bits_of(recipe.model.quantize)
     if whole + ROOM * (bits is not None) <= free:
@@ -54,7 +56,9 @@ def place(recipe: Recipe, base: Base) -> Placement:
     if least > free:
         raise FullMemoryError(_too_large(base, device, f"{size(least)} in {bits} bits", free))
     needed = f"the base takes {size(whole)} in {width} and answers {size(ROOM)} more"
-    note = f"{needed}, and {size(free)} is free on {device}, so the {bits}-bit base of the training answers"
+    note = (
+        f"{needed}, and {size(free)} is free {_where(f'on {device}')}, so the {bits}-bit base of the training answers"
+    )
     return Placement(device, dtype, bits, note)
 
 
@@ -92,5 +96,13 @@ def _quantized_bytes(recipe: Recipe, base: Base, stored: dict[str, StoredTensor]
 
 def _too_large(base: Base, device: torch.device, needed: str, free: int) -> str:
     place = "in memory" if device.type == "cpu" else f"on {device}"
-    remedy = "free some memory" if device.type == "cpu" else "free some of it, or add --set launch.accelerate=cpu"
-    return f"{base.name} takes {needed}, and {size(free)} is free {place}; {remedy}"
+    fewer = ", or add --set launch.processes=1" if processes.world() > 1 else ""
+    remedy = (
+        f"free some memory{fewer}" if device.type == "cpu" else "free some of it, or add --set launch.accelerate=cpu"
+    )
+    return f"{base.name} takes {needed}, and {size(free)} is free {_where(place)}; {remedy}"
+
+
+def _where(place: str) -> str:
+    """Say where so much is free: of several processes, that each has as much."""
+    return f"for each of {processes.world()} processes" if processes.world() > 1 else place

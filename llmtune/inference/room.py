@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llmtune.errors import lacks_memory
+from llmtune.machine import processes
 from llmtune.machine.device import free_bytes, release_cached
 
 _ACTIVATIONS = (8, 3)
@@ -44,8 +45,8 @@ _MEASURED: list[int] = []
 
 
 def room_for_batches(model: PreTrainedModel) -> Room:
-    """Return the room for batches on a model's device: of its GPU, or of this machine or container."""
-    free = _MEASURED[-1] if _MEASURED else free_bytes(model.device) // _SHARE
+    """Return the room for batches on a model's device: of its GPU, or of its process on this machine or container."""
+    free = _MEASURED[-1] if _MEASURED else free_bytes(model.device) // processes.sharing(model.device) // _SHARE
     return Room(free, 128, 2048) if model.device.type == "cpu" else Room(free, 512, 16384, is_gpu=True)
 
 

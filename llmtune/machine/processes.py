@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
@@ -35,6 +38,11 @@ def is_first_here() -> bool:
 def here() -> int:
     """The number of processes on this machine."""
     return 1 if world() == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", str(world())))
+
+
+def sharing(device: "torch.device") -> int:
+    """The number of processes that share the memory of a device: of a CPU all on this machine, of a GPU one."""
+    return here() if device.type == "cpu" else 1
 
 
 def join() -> None:

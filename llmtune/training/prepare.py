@@ -11,7 +11,7 @@ from llmtune.data.gate import Gate, check_sources, gate, split_rows
 from llmtune.data.near.texts import suite_documents
 from llmtune.errors import LlmtuneError
 from llmtune.estimate.lengths import Lengths, counted, estimated
-from llmtune.evaluation.questions import check_questions, context_length
+from llmtune.evaluation.questions import asking_context, check_questions
 from llmtune.evaluation.vllm.engine import check_installed
 from llmtune.files import read_json, write_json
 from llmtune.frozen.stream import check_disk
@@ -151,7 +151,7 @@ def examine(recipe: Recipe, gpus: int, base: Base | None = None) -> Examination:
     if suite:
         check_rows(suite, len(checked.test))
     if recipe.data.test or (suite and HELD_OUT in suite.tasks):
-        context = context_length(load_config(base))
+        context = asking_context(recipe, load_config(base))
         checked.findings["notes"] += check_questions(recipe, checked, tokenizer, stop, context)
     world = count_processes(recipe.launch, choose_config(recipe.launch, gpus), gpus)
     tokens = sum(counted(examples).tokens for examples in (checked.train, checked.eval))

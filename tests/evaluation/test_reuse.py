@@ -13,8 +13,9 @@ from llmtune.arms.saved import seconds_saved
 from llmtune.evaluation import step
 from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.forgetting import general
+from llmtune.evaluation.results import GENERAL_PART
 from llmtune.evaluation.reuse import answers, store
-from llmtune.evaluation.reuse.facts import GENERAL, part_facts
+from llmtune.evaluation.reuse.facts import part_facts
 from llmtune.evaluation.step import ask_base, evaluate
 from llmtune.files import cache_folder, read_json
 from llmtune.inference import room
@@ -22,7 +23,7 @@ from llmtune.run import Run
 from tests.support import runs
 from tests.support.suites import mine
 
-PARTS = ["held_out", "held_out_few_shot", "mine", GENERAL]
+PARTS = ["held_out", "held_out_few_shot", "mine", GENERAL_PART]
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_another_question_or_setting_is_asked(
     assert len({str(part_facts(one, "held_out")) for one in exams}) == len(exams)
     assert exam.general is not None
     others = replace(exam, general=replace(exam.general, texts=exam.general.texts[1:]))
-    assert part_facts(others, GENERAL) != part_facts(exam, GENERAL)
+    assert part_facts(others, GENERAL_PART) != part_facts(exam, GENERAL_PART)
     (task,) = exam.tasks
     before = part_facts(exam, "mine")
     task.dataset["test"] = task.dataset["test"].select([0, 1, 3])

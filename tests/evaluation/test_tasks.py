@@ -198,6 +198,33 @@ def test_task_file_includes_one_of_lm_eval_and_changes_its_rows(tmp_path: Path) 
     assert set(results["arc_here"]["metrics"]) == {"acc", "acc_norm"}
 
 
+@pytest.mark.parametrize(
+    ("entries", "name", "message"),
+    [
+        (
+            "{task: copa, rows: copa.jsonl}, {task: copa, rows: copa.jsonl}",
+            "mine",
+            "tasks.1: copa is the name of tasks.0",
+        ),
+        (
+            "task.yaml, other.yaml",
+            "mine",
+            "tasks.1: mine is the name of tasks.0 already; leave one out, or rename the task",
+        ),
+        ("held_out, task.yaml", "held_out", "tasks.1: held_out is the name of a part of llmtune's own"),
+        ("task.yaml", "general_texts", "tasks.0: general_texts is the name of a part of llmtune's own"),
+    ],
+)
+def test_refuses_a_task_whose_name_is_taken(tmp_path: Path, entries: str, name: str, message: str) -> None:
+    mine(tmp_path, task=name)
+    (tmp_path / "other.yaml").write_bytes((tmp_path / "task.yaml").read_bytes())
+    public_rows(tmp_path, "copa", 3)
+    with pytest.raises(RecipeError) as raised:
+        from_suite(tmp_path, f"tasks: [{entries}]")
+    assert f"suite.yaml:1: {message}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.slow
 def test_whole_index_knows_the_tasks_of_the_standard_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "TaskManager", TaskManager)

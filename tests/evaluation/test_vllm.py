@@ -14,11 +14,17 @@ import torch
 
 from llmtune.api.steps import open_with
 from llmtune.errors import MachineError, RecipeError
+from llmtune.evaluation import step
+from llmtune.evaluation.harness import score_tasks
 from llmtune.evaluation.step import evaluate
+from llmtune.evaluation.tasks import load_tasks
 from llmtune.evaluation.vllm import engine as engines
-from llmtune.model.base import Base, load_model
-from tests.support import runs
-from tests.support.suites import mine
+from llmtune.evaluation.vllm.engine import VllmModel
+from llmtune.inference.placement import Placement
+from llmtune.model.base import Base, build_skeleton, load_model
+from llmtune.run import Run
+from tests.support import runs, tiny
+from tests.support.suites import load, mine
 
 
 @dataclass
@@ -79,12 +85,17 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     return Engine
 
 
-def test_vllm_gives_the_figures_of_transformers(
-    tmp_path: Path, vllm: type[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = runs.with_held_out_rows(tmp_path, method={"kind": "full", "lr": 1e-3}, step=0.2, merge={"dtype": "float32"})
+def merged(folder: Path, rows: list[dict[str, Any]] | None = None) -> Run:
+    """A trained run with its merged weights."""
+    full = {"kind": "full", "lr": 1e-3}
+    run = runs.with_held_out_rows(folder, rows, method=full, step=0.2, merge={"dtype": "float32"})
     runs.load_tuned(run).save_pretrained(run.merged)
     run.mark("merge", [run.merged])
+    return run
+
+
+def test_vllm_gives_the_figures_of_transformers(tmp_path: Path, vllm: type[Engine]) -> None:
+    run = merged(tmp_path)
     folder = tmp_path / "suite"
     folder.mkdir()
     mine(folder)
@@ -102,6 +113,58 @@ def test_vllm_gives_the_figures_of_transformers(
     assert len(vllm.started) == 2
     fixed = {"dtype": "float32", "max_model_len": 512, "trust_remote_code": False, "seed": 0}
     assert all(engine.options == fixed for engine in vllm.started)
+
+
+def test_a_row_that_fills_the_context_is_not_asked_by_vllm(tmp_path: Path, vllm: type[Engine]) -> None:
+    """Rows of 510 to 515 tokens, of which transformers reads those up to 512, and vLLM those up to 511."""
+    rows = [{"id": f"long-{n}", "prompt": chr(97 + n) * (488 + n), "completion": f"{n}{n}"} for n in range(5)]
+    run = merged(tmp_path, [*rows, *tiny.sums(25)])
+    plain, ours = (
+        {row["id"]: row["loss"] for row in evaluate(open_with(run, [f"eval.backend={name}"]))["tuned"]["rows"]}
+        for name in ("transformers", "vllm")
+    )
+    assert len(ours) == len(plain) - 1 > 0
+    assert [plain[name] for name in ours] == pytest.approx(list(ours.values()), abs=1e-5)
+
+
+def test_windows_of_plain_texts_leave_vllm_room_for_a_token(tmp_path: Path, vllm: type[Engine]) -> None:
+    run = merged(tmp_path, [{"text": f"There were {n} geese on the lake. " * 20} for n in range(30)])
+    for name, window in (("transformers", 512), ("vllm", 511)):
+        stored = evaluate(open_with(run, [f"eval.backend={name}"]))
+        assert stored["settings"]["texts"]["window"] == window
+        assert stored["tuned"]["results"]["held_out"]["n"] == 5
+
+
+def test_windows_that_roll_over_a_text_leave_vllm_room_for_a_token(tmp_path: Path, vllm: type[Engine]) -> None:
+    rows = tiny.write_rows(tmp_path / "texts.jsonl", [{"text": "a few words, " * size} for size in (3, 40, 90)])
+    keys: dict[str, Any] = {"dataset_kwargs": {"data_files": {"test": str(rows)}}, "doc_to_choice": None}
+    keys |= {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    keys |= {"metric_list": [{"metric": "byte_perplexity"}], "num_fewshot": 0}
+    base = Base(tiny.save_base(tmp_path / "base", initializer_range=0.3), "base", None, None)
+    served: Any = VllmModel(build_skeleton(base), Engine(str(base.folder), "float32", 512), torch.float32, 512)
+    plain: Any = load_model(base)
+    plain.config.max_position_embeddings = 510  # lm-eval's windows are a token longer than what they score
+    ours, expected = (
+        score_tasks(model, tiny.tokenizer(), load_tasks(load(tmp_path, mine(tmp_path, **keys))))["mine"]
+        for model in (served, plain)
+    )
+    values = [result["metrics"]["byte_perplexity"]["value"] for result in (ours, expected)]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert (ours["n"], ours["truncated"]) == (3, 0)
+    assert served.is_finite([5] * 512)
+
+
+def test_results_name_the_gpu_that_vllm_answers_on_and_another_one_is_asked_again(
+    tmp_path: Path, vllm: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_with(merged(tmp_path), ["eval.backend=vllm"])
+    monkeypatch.setattr(step, "place", lambda recipe, base: Placement(torch.device("cuda", 0), torch.float32))
+    asked = []
+    for card in ("A100", "A100", "H100"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        assert evaluate(run)["base"]["settings"]["device"] == "cuda"
+        asked.append(bool(run.manifest()["steps"]["eval"]["base_answers"]["asked"]))
+    assert asked == [True, False, True]
 
 
 def test_names_what_vllm_lacks_before_the_base_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from llmtune.evaluation.step import evaluate
 from llmtune.files import read_json
 from llmtune.inference import placement
 from llmtune.inference.placement import load_placed, place
+from llmtune.machine import processes
 from llmtune.model.base import load_model
 from llmtune.model.files.locate import locate_base
 from llmtune.model.quantize import load_quantized
@@ -102,6 +103,30 @@ def test_whole_base_answers_where_it_fits(over_4bit: Run, monkeypatch: pytest.Mo
     for number, bits in ((660_000 + placement.ROOM, None), (650_000 + placement.ROOM, 4)):
         free(monkeypatch, number, GPU)
         assert place(over_4bit.recipe(), base).bits == bits
+
+
+def test_processes_choose_one_form_by_what_the_one_with_the_least_room_has(
+    over_4bit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, settings = locate_base(over_4bit.recipe().model), over_4bit.recipe()
+    enough = 660_000 + placement.ROOM
+    free(monkeypatch, enough, GPU)
+    assert place(settings, base).bits is None
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "here", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda value: [value, 500_000])
+    chosen = place(settings, base)
+    assert chosen.bits == 4
+    assert "500 kB is free for each of 2 processes, so the 4-bit base" in chosen.note
+    monkeypatch.setattr(processes, "gather", lambda value: [value, value])
+    # Each has a GPU of its own, but half of the machine's memory.
+    for number, where, bits in ((enough, GPU, None), (enough, CPU, 4), (2 * enough, CPU, None)):
+        free(monkeypatch, number, where)
+        assert place(settings, base).bits == bits
+    free(monkeypatch, 100_000, CPU)
+    words = r"and 50\.0 kB is free for each of 2 processes; free some memory, or add --set launch\.processes=1$"
+    with pytest.raises(FullMemoryError, match=words):
+        place(settings, base)
 
 
 def test_weights_go_straight_to_the_device_of_the_run(over_4bit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

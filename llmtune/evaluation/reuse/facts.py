@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from transformers import PreTrainedModel
 
 import llmtune
 from llmtune.data.example import Example
@@ -19,7 +18,7 @@ from llmtune.evaluation.exam import Exam
 from llmtune.evaluation.forgetting.general import General
 from llmtune.evaluation.held_out.texts import Texts
 from llmtune.evaluation.questions import Questions
-from llmtune.evaluation.results import TEXTS
+from llmtune.evaluation.results import GENERAL_PART, TEXTS
 from llmtune.files import as_json, digest_of, digest_of_files
 from llmtune.inference.placement import Placement, linear_layers
 from llmtune.model.base import Base, build_skeleton
@@ -27,8 +26,6 @@ from llmtune.model.files.fingerprints import fingerprint_base
 from llmtune.recipe.sections import Recipe
 from llmtune.recipe.suite import HELD_OUT
 
-GENERAL = "general questions and texts"
-"""The part of the general questions and texts, whose results have a task each."""
 _SETTINGS = (
     "chat_template_sha256",
     "template",
@@ -45,9 +42,7 @@ _CODE = ("data", "evaluation", "inference", "kernels", "machine", "model")
 """The packages whose code decides answers."""
 
 
-def model_facts(
-    recipe: Recipe, base: Base, model: PreTrainedModel, placement: Placement, settings: dict[str, Any]
-) -> dict[str, Any]:
+def model_facts(recipe: Recipe, base: Base, placement: Placement, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what decides each of a base's answers beside the question, as plain values."""
     layers = linear_layers(recipe, build_skeleton(base)) if placement.bits else None
     files = {name: facts["sha256"] for name, facts in fingerprint_base(base).items()}
@@ -56,7 +51,7 @@ def model_facts(
             "settings": {name: settings[name] for name in _SETTINGS},
             "base": [base.revision if base.converted else None, files, base.added],
             "linear": layers and digest_of(layers),
-            "processor": _processor(model.device),
+            "processor": _processor(placement.device),
             "code": _code_digest(),
         }
     )
@@ -66,7 +61,7 @@ def part_facts(exam: Exam, part: str) -> dict[str, Any]:
     """Return what a part of an exam asks and how it is scored, as plain values."""
     if part in exam.held_out:
         facts = _question_facts(exam, exam.held_out[part])
-    elif part == GENERAL and exam.general is not None:
+    elif part == GENERAL_PART and exam.general is not None:
         facts = _general_facts(exam.general)
     elif part in (TEXTS, HELD_OUT) and exam.texts is not None:
         facts = _text_facts(exam.texts)

@@ -29,12 +29,13 @@ def check_installed() -> None:
 class VllmModel(nn.Module):
     """A model whose weights vLLM holds; here are its configuration, and the functions that ask it."""
 
-    def __init__(self, skeleton: PreTrainedModel, engine: Any, dtype: torch.dtype) -> None:
-        """`engine` is a vllm.LLM."""
+    def __init__(self, skeleton: PreTrainedModel, engine: Any, dtype: torch.dtype, context: int) -> None:
+        """`engine` is a vllm.LLM that was started for a context of so many tokens."""
         super().__init__()
         self.__dict__["skeleton"] = skeleton  # no submodule: its weights are nowhere
         self.engine, self.dtype = engine, dtype
         self.config, self.device = skeleton.config, torch.device("cpu")
+        self.longest = context - 1  # vLLM needs room for one token more than it reads
 
     def scores(self, rows: Sequence[Sequence[int]]) -> list[Scores]:
         """Return for each row of token ids the scores of its tokens but the first."""
@@ -64,7 +65,8 @@ class VllmModel(nn.Module):
 
     def is_finite(self, tokens: Sequence[int]) -> bool:
         """Tell whether the model's answer to some tokens has a likelihood that is a finite number."""
-        return all(math.isfinite(score) for row in self.scores([[*tokens, tokens[-1]]]) for score, _ in row)
+        row = [*tokens, tokens[-1]][-self.longest :]
+        return all(math.isfinite(score) for score, _ in self.scores([row])[0])
 
     def close(self) -> None:
         """Give back the memory of vLLM, which ends its processes when nothing holds it any more."""

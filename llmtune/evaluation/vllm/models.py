@@ -24,10 +24,12 @@ def check_run(run: Run, recipe: Recipe) -> None:
 def load_base(base: Base, placement: Placement, context: int) -> VllmModel:
     """Start vLLM on the base."""
     with working("starting vLLM on the base model"):
-        return VllmModel(build_skeleton(base), start_engine(base.folder, placement.dtype, context), placement.dtype)
+        engine = start_engine(base.folder, placement.dtype, context)
+        return VllmModel(build_skeleton(base), engine, placement.dtype, context)
 
 
 def load_tuned(base_model: VllmModel, run: Run, context: int) -> VllmModel:
     """End vLLM on the base, and start it on the merged weights."""
     base_model.close()
-    return VllmModel(base_model.skeleton, start_engine(run.merged, base_model.dtype, context), base_model.dtype)
+    engine = start_engine(run.merged, base_model.dtype, context)
+    return VllmModel(base_model.skeleton, engine, base_model.dtype, context)

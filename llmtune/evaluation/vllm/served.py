@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from transformers import PreTrainedTokenizerBase
 
 from llmtune.evaluation.loaded_model import LoadedModel
@@ -23,7 +24,7 @@ class ServedModel(LoadedModel):
         name: str,
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        self.served = served
+        self.served, self.rolls = served, False
         super().__init__(served.skeleton, tokenizer, rows, adds_bos, name, template)
         self.batch_size_per_gpu = 2**20
 
@@ -32,17 +33,29 @@ class ServedModel(LoadedModel):
         """The device of token ids."""
         return self.served.device
 
+    @property
+    def max_length(self) -> int:
+        """The tokens of a context; of a window that rolls over a text, those behind its first one."""
+        return self.served.longest - 1 if self.rolls else int(super().max_length)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each whole text, in windows that vLLM has room for."""
+        self.rolls = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self.rolls = False
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each request."""
-        # vLLM needs room for one token more than it reads.
-        rows = [[*before, *after][-self.max_length + 1 :] for _, before, after in requests]
+        rows = [[*before, *after][-self.served.longest :] for _, before, after in requests]
         self.truncated += sum(
             len(before) + len(after) > len(row) for (_, before, after), row in zip(requests, rows, strict=True)
         )
         ends = [
-            score[len(score) - len(after) :]
+            score[max(0, len(score) - len(after)) :]
             for score, (_, _, after) in zip(self.served.scores(rows), requests, strict=True)
         ]
         scores = [(math.fsum(score for score, _ in end), all(best for _, best in end)) for end in ends]
