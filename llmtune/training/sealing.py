@@ -1,7 +1,10 @@
 """Completes a checkpoint beside the training's next steps: disks and hashes take longer than copying its content."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from llmtune.errors import first_line
 
 
 class Sealing:
@@ -15,9 +18,14 @@ class Sealing:
         """Begin a training, at whose end nothing is left to be completed."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Wait, and raise what failed, whatever ended the training."""
-        self.wait()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait, whatever ended the training; a failure is raised, or told where the training ended with another one."""
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            print(f"llmtune: the last checkpoint was not completed: {first_line(failure)}", file=sys.stderr)
 
     def begin(self, complete: Callable[[], None], beside: bool) -> None:
         """Run a function: `beside` this thread, once the one before is done; else at once."""
@@ -29,6 +37,8 @@ class Sealing:
 
     def wait(self) -> None:
         """Wait until no checkpoint is being completed; raises what completing it raised, once."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        if self._running is not None:
+            failure = self._running.exception()  # a stop that comes meanwhile leaves it to the next `wait`
+            self._running = None
+            if failure is not None:
+                raise failure
