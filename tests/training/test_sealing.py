@@ -17,7 +17,8 @@ def fail() -> None:
 def train(ends_with: BaseException | None) -> None:
     """Train with a checkpoint that cannot be completed, up to an error."""
     with Sealing() as sealing:
-        sealing.begin(fail, beside=True)
+        with sealing.after_the_last(beside=True) as then:
+            then(fail)
         if ends_with is not None:
             raise ends_with
 
