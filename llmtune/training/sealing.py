@@ -27,7 +27,7 @@ class Sealing:
         except Exception as failure:
             if error is None:
                 raise
-            print(f"llmtune: the last checkpoint was not completed: {first_line(failure)}", file=sys.stderr)
+            print(f"llmtune: the newest checkpoint could not be completed: {first_line(failure)}", file=sys.stderr)
 
     @property
     def has_failed(self) -> bool:

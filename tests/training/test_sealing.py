@@ -35,5 +35,5 @@ def test_a_failure_is_told_beside_what_ended_the_training_and_not_in_its_place(
     with pytest.raises(type(error)) as caught:
         train(ends_with=error)
     assert caught.value is error
-    line = "llmtune: the last checkpoint was not completed: [Errno 28] No space left on device\n"
+    line = "llmtune: the newest checkpoint could not be completed: [Errno 28] No space left on device\n"
     assert capsys.readouterr().err == line
