@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import MachineError, TrainingError
-from llmtune.files import fingerprint, finish, read_json, write_folder, write_json
+from llmtune.files import fingerprint, finish, read_json, remove_at_once, write_folder, write_json
 from llmtune.machine import processes
 from llmtune.model.sharded import shard_like
 from llmtune.numbers import size as number_of_bytes
@@ -148,7 +148,7 @@ def _written(checkpoint: Path, first: bool) -> Iterator[Draft]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
+    """Remove what processes that were killed had begun to write or to remove."""
     for partial in folder.glob(".step-*.partial-*"):
         shutil.rmtree(partial)
 
@@ -197,7 +197,7 @@ def remove_old(folder: Path, keep: int, best: int | None = None) -> None:
     """Remove all complete checkpoints but the newest `keep`, and the one after step `best`."""
     for checkpoint in _complete_here(folder)[:-keep]:
         if checkpoint_step(checkpoint) != best:
-            shutil.rmtree(checkpoint)
+            remove_at_once(checkpoint)
 
 
 def save_state(draft: Draft, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:

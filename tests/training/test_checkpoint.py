@@ -228,3 +228,13 @@ def test_a_stop_leaves_its_checkpoint_though_the_one_before_fails(
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000003"]
+
+
+def test_what_a_kill_leaves_of_an_old_checkpoint_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoint.remove_old(tmp_path, keep=1)
+    assert [folder.name for folder in tmp_path.glob("step-*")] == ["step-000006"]
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]

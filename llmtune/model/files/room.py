@@ -3,12 +3,11 @@
 import contextlib
 import fcntl
 import os
-import shutil
 from pathlib import Path
 
 from filelock import FileLock
 
-from llmtune.files import remove_unused
+from llmtune.files import remove_at_once, remove_unused
 
 LIMIT = 20 * 2**30
 """Bytes that they may take."""
@@ -45,9 +44,7 @@ def _remove(folder: Path, lock: FileLock) -> bool:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = folder.with_name(f".{folder.name}.partial-removed")  # which remove_leftovers knows
-            folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_at_once(folder)
         finally:
             os.close(descriptor)
         return True
