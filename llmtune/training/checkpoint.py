@@ -161,12 +161,13 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """
     mine = {checkpoint.name for checkpoint in _complete_here(folder)} if processes.is_first_here() else None
     answers = [names for names in processes.gather(mine) if names is not None]
-    return [folder / name for name in sorted(set.intersection(*answers))]
+    return sorted((folder / name for name in set.intersection(*answers)), key=checkpoint_step)
 
 
 def _complete_here(folder: Path) -> list[Path]:
     """The complete checkpoints as this process sees them, oldest first."""
-    return [entry for entry in sorted(folder.glob("step-*")) if entry.name[5:].isdecimal() and _is_complete(entry)]
+    named = (entry for entry in folder.glob("step-*") if entry.name[5:].isdecimal())
+    return [entry for entry in sorted(named, key=checkpoint_step) if _is_complete(entry)]
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from llmtune.errors import MachineError, TrainingError
-from llmtune.files import fingerprint
+from llmtune.files import fingerprint, write_json
 from llmtune.machine import processes
 from llmtune.run_log import Record
 from llmtune.training import checkpoint
@@ -238,3 +238,12 @@ def test_what_a_kill_leaves_of_an_old_checkpoint_is_removed(tmp_path: Path, monk
     assert [folder.name for folder in tmp_path.glob("step-*")] == ["step-000006"]
     fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]
+
+
+def test_checkpoints_after_a_million_steps_are_the_newest(tmp_path: Path) -> None:
+    steps = (950_000, 1_000_000, 999_999)
+    for step in steps:
+        write_json(checkpoint.checkpoint_folder(tmp_path, step) / checkpoint.MANIFEST, {})
+    assert [checkpoint.checkpoint_step(folder) for folder in complete_checkpoints(tmp_path)] == sorted(steps)
+    checkpoint.remove_old(tmp_path, keep=1)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-1000000"]
