@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import call
 
 from llmtune.errors import first_line
@@ -38,12 +38,13 @@ class Sealing:
     def after_the_last(self, beside: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
         """Wait for the checkpoint before; give what runs the function that completes this one, `beside` or at once.
 
-        Where the one before failed, this one is completed at once, and then that failure is raised.
+        Where the one before failed, this one is completed at once; then that failure is raised, and none of this one.
         """
         try:
             self._wait()
         except Exception:  # what was learned since is saved first: the disk may have room again
-            yield call
+            with suppress(Exception):
+                yield call
             raise
         yield self._begin if beside else call
 

@@ -193,11 +193,11 @@ def test_what_fails_while_a_checkpoint_is_sealed_ends_the_training_and_keeps_the
 ) -> None:
     def fail(step: int) -> None:
         if step in full:
-            raise OSError(28, "No space left on device")
+            raise OSError(28, f"No space left on device for step {step}")
 
     _before_sealing(monkeypatch, fail)
     trainer = training.trainer(tmp_path, METHODS["full"], steps=60, save_strategy="steps", save_steps=20, keep=1)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match=f"No space left on device for step {full[0]}$") as caught:
         trainer.train()
     assert "a checkpoint takes about" in caught.value.__notes__[0]
     ended = trainer.state.global_step
