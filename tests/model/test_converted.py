@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from llmtune import recipe
 from llmtune.cli.init import write_recipe
-from llmtune.errors import RecipeError
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
 from llmtune.files import read_json
+from llmtune.launch.faults import told_in_one_line
 from llmtune.model.base import Base
 from llmtune.model.files.converted import Converted
 from llmtune.model.files.locate import locate_base
@@ -147,6 +149,27 @@ def test_refuses_a_file_that_is_no_gguf_in_one_line(tmp_path: Path, monkeypatch:
             locate(tmp_path)
         assert "\n" not in str(caught.value)
         assert not list((tmp_path / "cache" / "gguf").glob("*")) if (tmp_path / "cache" / "gguf").is_dir() else True
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+)
+def test_a_full_disk_is_no_mistake_in_the_recipe(
+    tmp_path: Path, converter: Converter, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(MachineError, match="no space is left on the disk"), told_in_one_line(LlmtuneError):
+        locate(tmp_path)
+    assert not list((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_a_cache_that_is_no_folder_is_no_mistake_in_the_recipe(tmp_path: Path, converter: Converter) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(MachineError, match="cache/locks: Not a directory"), told_in_one_line(LlmtuneError):
+        locate(tmp_path)
 
 
 def test_a_file_without_quantized_tensors_is_said_to_be_whole() -> None:

@@ -97,31 +97,32 @@ def convert_gguf(file: Path, name: str) -> tuple[Path, Converted]:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_folder() / "gguf" / digest[:16]
     locks = cache_folder() / "locks"
-    with reading(name, file.name):
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"gguf-{digest[:16]}.lock"):
-            remove_leftovers(folder)
-            if not (folder / "config.json").is_file():
-                _write(file, folder)
-            if not (folder / RECORD).is_file():  # converted by an older version
-                write_json(folder / RECORD, asdict(Converted(file.name, digest, count_types(file, name))))
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"gguf-{digest[:16]}.lock"):
+        remove_leftovers(folder)
+        if not (folder / "config.json").is_file():
+            _write(file, name, folder)
+        if not (folder / RECORD).is_file():  # converted by an older version
+            write_json(folder / RECORD, asdict(Converted(file.name, digest, count_types(file, name))))
     return folder, Converted(**read_json(folder / RECORD))
 
 
-def _write(file: Path, folder: Path) -> None:
+def _write(file: Path, name: str, folder: Path) -> None:
     print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
     with working(f"converting {file.name}"), write_folder(folder, replace=False) as partial:
-        _convert(file, partial)
+        _convert(file, name, partial)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(file: Path, name: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"gguf_file": file.name, "local_files_only": True}
     config = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, quantization_config=config, dtype=torch.bfloat16, **source
-    )
-    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+    with reading(name, file.name):  # a disk that cannot be written to is no fault of the file
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, quantization_config=config, dtype=torch.bfloat16, **source
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
