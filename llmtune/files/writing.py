@@ -128,6 +128,13 @@ def _remove_unlocked(partials: Iterable[Path]) -> None:
                 os.close(descriptor)
 
 
+def remove_at_once(folder: Path) -> None:
+    """Remove a folder, whose name goes first: what a kill leaves of it counts as what killed processes left."""
+    gone = folder.with_name(f".{folder.name}.partial-removed")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _replace_content(partial: Path, folder: Path) -> None:
     """Move what is in `partial`, a folder inside `folder`, to `folder`, in place of a model's files there."""
     for entry in _content(folder):

@@ -1,10 +1,14 @@
 """How a training that ended early is told: its own message, or what a signal means, what is safe, and how to go on."""
 
+import contextlib
+import json
 import shlex
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmtune.errors import Interrupted, LlmtuneError, MachineError, TrainingError
+from llmtune.files import are_fingerprints
 from llmtune.machine.exits import STOPS, ending_signal, exit_words
 from llmtune.machine.gpus import count_gpus
 from llmtune.recipe.sections import Recipe
@@ -45,10 +49,21 @@ def resume_words(run: Run) -> str:
     """What of a run's training is safe, and the command that continues it."""
     if not run.recipe_file.is_file():
         return "nothing was trained yet"
-    names = [file.parent.name.removeprefix("step-") for file in run.checkpoints.glob("step-*/manifest.json")]
+    manifests = filter(_is_whole, run.checkpoints.glob("step-*/manifest.json"))
+    names = [file.parent.name.removeprefix("step-") for file in manifests]
     saved = [int(name) for name in names if name.isdecimal()]
     safe = f"training is safe up to step {max(saved)}; " if saved else ""
     return f"{safe}continue with: llmtune run {shlex.quote(str(run.path))}"
+
+
+def _is_whole(manifest: Path) -> bool:
+    """Whether the files of a checkpoint are there in their sizes; to hash them would take too long here."""
+    with contextlib.suppress(OSError, ValueError):
+        files = json.loads(manifest.read_text(encoding="utf-8"))
+        return are_fingerprints(files) and all(
+            (manifest.parent / name).stat().st_size == one["bytes"] for name, one in files.items()
+        )
+    return False
 
 
 def less_memory(recipe: Recipe) -> str:

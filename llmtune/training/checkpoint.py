@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtune.errors import MachineError, TrainingError
-from llmtune.files import fingerprint, finish, read_json, write_folder, write_json
+from llmtune.files import fingerprint, finish, read_json, remove_at_once, write_folder, write_json
 from llmtune.machine import processes
 from llmtune.model.sharded import shard_like
 from llmtune.numbers import size as number_of_bytes
@@ -148,7 +148,7 @@ def _written(checkpoint: Path, first: bool) -> Iterator[Draft]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
+    """Remove what processes that were killed had begun to write or to remove."""
     for partial in folder.glob(".step-*.partial-*"):
         shutil.rmtree(partial)
 
@@ -161,12 +161,13 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """
     mine = {checkpoint.name for checkpoint in _complete_here(folder)} if processes.is_first_here() else None
     answers = [names for names in processes.gather(mine) if names is not None]
-    return [folder / name for name in sorted(set.intersection(*answers))]
+    return sorted((folder / name for name in set.intersection(*answers)), key=checkpoint_step)
 
 
 def _complete_here(folder: Path) -> list[Path]:
     """The complete checkpoints as this process sees them, oldest first."""
-    return [entry for entry in sorted(folder.glob("step-*")) if entry.name[5:].isdecimal() and _is_complete(entry)]
+    named = (entry for entry in folder.glob("step-*") if entry.name[5:].isdecimal())
+    return [entry for entry in sorted(named, key=checkpoint_step) if _is_complete(entry)]
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -197,7 +198,7 @@ def remove_old(folder: Path, keep: int, best: int | None = None) -> None:
     """Remove all complete checkpoints but the newest `keep`, and the one after step `best`."""
     for checkpoint in _complete_here(folder)[:-keep]:
         if checkpoint_step(checkpoint) != best:
-            shutil.rmtree(checkpoint)
+            remove_at_once(checkpoint)
 
 
 def save_state(draft: Draft, tensors: dict[str, torch.Tensor], objective: dict[str, Any]) -> None:

@@ -166,6 +166,7 @@ class Planned(Trainer):
 
     def begin_step(self, step: int) -> None:
         """Enter the stage of a step, and check what must hold there; raises TrainingError."""
+        self.control.should_save |= self._sealing.has_failed  # which ends the training, once that is saved
         if step in self.schedule.starts[1:]:
             assert_replicas_equal(self.current_tensors(), step)
         self.enter_stage(step)
@@ -205,17 +206,16 @@ class Planned(Trainer):
     # Trainer has no public way to write other checkpoints than its own, which are not atomic and hold every weight.
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        self._sealing.wait()
         step, first = self.state.global_step, self.args.should_save
         tensors, objective = self.current_tensors(), self.objective_state()
         assert_replicas_equal(tensors, step)
         ends = step >= self.state.max_steps  # no step follows that would need the optimizer's states
         size = checkpoints.checkpoint_size(tensors.values(), None if ends else self.optimizer)
         keep = (self._keep, self.state.best_global_step)
-        then = partial(self._sealing.begin, beside=not ends and self.args.world_size == 1)
         target = checkpoints.checkpoint_folder(Path(self.args.output_dir), step)
         with (
             working("writing a checkpoint", on_terminal=False),
+            self._sealing.after_the_last(beside=not ends and self.args.world_size == 1) as then,
             checkpoints.write_checkpoint(target, first, size, keep, then) as draft,
         ):
             trained = self.trained_state()

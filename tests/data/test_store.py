@@ -282,6 +282,22 @@ def test_cache_that_cannot_be_written_matters_for_many_rows_alone(
         read_part(write(tmp_path), "train")
 
 
+def test_few_rows_are_read_though_the_cache_is_another_users(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_file, text_of = Path.is_file, Path.read_text
+
+    def refuse(path: Path) -> Path:
+        if path.is_relative_to(cache):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return path
+
+    monkeypatch.setattr(Path, "is_file", lambda path: is_file(refuse(path)))
+    monkeypatch.setattr(Path, "read_text", lambda path, *how, **named: text_of(refuse(path), *how, **named))
+    few = write(tmp_path, tiny.sums(3))
+    assert len(build.encode_rows(read_part(few, "train"), JOB).examples) == 3
+
+
 def test_least_recently_used_entries_go_first(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "LIMIT", 250)
     names = ["rows-new", "rows-old", "rows-newest", ".rows-x.parts", ".rows-y.parts"]

@@ -1,5 +1,6 @@
 """Launching: which config, how many processes, which command and environment a recipe and a machine give."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -334,9 +335,12 @@ def test_raises_the_trainings_error_with_its_message_and_code(
 def test_killed_training_names_memory_settings_and_what_is_safe(tmp_path: Path) -> None:
     settings = recipe.load(write(tmp_path, GOOD + "train:\n  activation_checkpointing: true\n"))
     run = Run(tmp_path / "run")
-    for step in (3, 12):
+    for step in (3, 12, 15):
         (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
-    (run.checkpoints / "step-000003" / "manifest.json").touch()
+    manifest = json.dumps({"weights": {"bytes": 5, "sha256": ""}})
+    for step, content in ((3, "whole"), (12, "cut")):
+        (run.checkpoints / f"step-{step:06d}" / "manifest.json").write_text(manifest)
+        (run.checkpoints / f"step-{step:06d}" / "weights").write_text(content)
     run.recipe_file.touch()
     message = str(training_error(Exit(137), run, settings))
     assert "this machine has" in message

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from llmtune import recipe
 from llmtune.cli.init import write_recipe
-from llmtune.errors import RecipeError
+from llmtune.errors import LlmtuneError, MachineError, RecipeError
 from llmtune.files import read_json
+from llmtune.launch.faults import told_in_one_line
 from llmtune.model.base import Base
+from llmtune.model.files import converted
 from llmtune.model.files.converted import Converted
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Model
@@ -25,13 +28,13 @@ from tests.support import tiny
 TYPES = {"Q4_1": 2, "F32": 1}
 
 
-def write_gguf(file: Path) -> Path:
-    """A .gguf file with two tensors in 4 bits and one in fp32; of no model."""
+def write_gguf(file: Path, quantized: int = 2) -> Path:
+    """A .gguf file with tensors in 4 bits, two by default, and one in fp32; of no model."""
     writer = GGUFWriter(file, "llama")
-    for index in range(2):
+    for index in range(quantized):
         values = numpy.ones((4, 32), dtype=numpy.float32) * index
-        quantized = quants.quantize(values, GGMLQuantizationType.Q4_1)
-        writer.add_tensor(f"blk.{index}.weight", quantized, raw_dtype=GGMLQuantizationType.Q4_1)
+        content = quants.quantize(values, GGMLQuantizationType.Q4_1)
+        writer.add_tensor(f"blk.{index}.weight", content, raw_dtype=GGMLQuantizationType.Q4_1)
     writer.add_tensor("norm.weight", numpy.ones(4, dtype=numpy.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -111,6 +114,23 @@ def test_removes_what_killed_conversions_left(tmp_path: Path, converter: Convert
     assert [entry.name for entry in folder.parent.iterdir()] == [digest]
 
 
+def test_converted_bases_used_least_recently_leave_the_cache_but_none_that_is_in_use(
+    tmp_path: Path, converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use, cache = locate(tmp_path).folder, tmp_path / "cache" / "gguf"
+    size = sum(file.stat().st_size for file in in_use.iterdir())
+    for age, name in ((10, "used"), (20, "oldest"), (30, ".killed.partial-removed")):
+        (cache / name).mkdir()
+        (cache / name / "weights").write_bytes(b"x" * size)
+        os.utime(cache / name, (1e9 - age,) * 2)
+    os.utime(in_use, (1e8,) * 2)
+    monkeypatch.setattr(converted, "LIMIT", round(3.5 * size))
+    write_gguf(tmp_path / "other.gguf", quantized=3)
+    newest = locate_base(Model(base=str(tmp_path / "other.gguf"))).folder
+    assert {folder.name for folder in cache.iterdir()} == {in_use.name, newest.name, "used"}
+    assert (in_use / "model.safetensors").is_file()
+
+
 def test_a_second_conversion_waits_for_the_first(tmp_path: Path, converter: Converter) -> None:
     began, go_on = threading.Event(), threading.Event()
 
@@ -147,6 +167,27 @@ def test_refuses_a_file_that_is_no_gguf_in_one_line(tmp_path: Path, monkeypatch:
             locate(tmp_path)
         assert "\n" not in str(caught.value)
         assert not list((tmp_path / "cache" / "gguf").glob("*")) if (tmp_path / "cache" / "gguf").is_dir() else True
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")]
+)
+def test_a_full_disk_is_no_mistake_in_the_recipe(
+    tmp_path: Path, converter: Converter, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(MachineError, match="no space is left on the disk"), told_in_one_line(LlmtuneError):
+        locate(tmp_path)
+    assert not list((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_a_cache_that_is_no_folder_is_no_mistake_in_the_recipe(tmp_path: Path, converter: Converter) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(MachineError, match="cache/locks: Not a directory"), told_in_one_line(LlmtuneError):
+        locate(tmp_path)
 
 
 def test_a_file_without_quantized_tensors_is_said_to_be_whole() -> None:

@@ -16,7 +16,7 @@ from llmtune.errors import FieldError, RecipeError
 from llmtune.evaluation.loaded_model import LoadedModel
 from llmtune.merging.step import merge
 from llmtune.model.base import load_model
-from llmtune.model.files import room
+from llmtune.model.files import extended
 from llmtune.model.files.extended import _with_rows
 from llmtune.model.files.locate import locate_base
 from llmtune.model.tokens import load_tokenizer
@@ -200,10 +200,10 @@ def test_bases_used_least_recently_leave_the_cache_but_none_that_is_in_use(
         (cache / name / "linked").symlink_to(in_use / "model.safetensors")
         os.utime(cache / name, (1e9 - age,) * 2)
     os.utime(in_use, (1e8,) * 2)
-    monkeypatch.setattr(room, "LIMIT", round(3.5 * size))
+    monkeypatch.setattr(extended, "LIMIT", round(3.5 * size))
     newest = locate_base(recipes.sections.Model(base=str(base), add_tokens=("<two>",))).folder
     assert {folder.name for folder in cache.iterdir()} == {in_use.name, newest.name, "used"}
     assert (in_use / "model.safetensors").is_file()
-    monkeypatch.setattr(room, "LIMIT", 0)
+    monkeypatch.setattr(extended, "LIMIT", 0)
     locate_base(recipes.sections.Model(base=str(base), add_tokens=("<three>",)))
     assert len(list(cache.iterdir())) == 3, "what this process uses stays, whatever the limit"

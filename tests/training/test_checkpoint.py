@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from llmtune.errors import MachineError, TrainingError
-from llmtune.files import fingerprint
+from llmtune.files import fingerprint, write_json
 from llmtune.machine import processes
 from llmtune.run_log import Record
 from llmtune.training import checkpoint
@@ -173,22 +174,76 @@ def test_the_next_step_runs_while_a_checkpoint_is_sealed(tmp_path: Path, monkeyp
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == steps
 
 
-@pytest.mark.parametrize("fails", [1, 2])
-def test_what_fails_while_a_checkpoint_is_sealed_ends_the_training_and_keeps_the_one_before(
-    tmp_path: Path, fails: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _before_sealing(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], None]) -> None:
+    """Have a function called with a checkpoint's step before each of its files is put on disk."""
     seal = checkpoint._sealed
 
-    def failing(file: Path) -> dict[str, Any]:
-        if f".step-{2 * fails:06d}" in str(file):
-            raise OSError(28, "No space left on device")
+    def sealed(file: Path) -> dict[str, Any]:
+        do(checkpoint.checkpoint_step(Path(file.parent.name.split(".")[1])))
         return seal(file)
 
-    monkeypatch.setattr(checkpoint, "_sealed", failing)
-    trainer = training.trainer(tmp_path, METHODS["full"], save_strategy="steps", save_steps=2, keep=1)
-    with pytest.raises(OSError, match="No space left") as caught:
+    monkeypatch.setattr(checkpoint, "_sealed", sealed)
+
+
+@pytest.mark.parametrize(
+    ("full", "left"), [(range(20, 21), None), (range(40, 41), None), (range(40, 61), "step-000020")]
+)
+def test_what_fails_while_a_checkpoint_is_sealed_ends_the_training_and_keeps_the_one_before(
+    tmp_path: Path, full: range, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(step: int) -> None:
+        if step in full:
+            raise OSError(28, f"No space left on device for step {step}")
+
+    _before_sealing(monkeypatch, fail)
+    trainer = training.trainer(tmp_path, METHODS["full"], steps=60, save_strategy="steps", save_steps=20, keep=1)
+    with pytest.raises(OSError, match=f"No space left on device for step {full[0]}$") as caught:
         trainer.train()
     assert "a checkpoint takes about" in caught.value.__notes__[0]
-    left = [folder.name for folder in complete_checkpoints(tmp_path)]
-    assert left == ([] if fails == 1 else ["step-000002"]), "an old one goes once the new one is complete"
+    ended = trainer.state.global_step
+    assert full[0] < ended < full[0] + 20, "it goes on to the next checkpoint"
+    names = [folder.name for folder in complete_checkpoints(tmp_path)]
+    assert names == [left or f"step-{ended:06d}"], "one more is tried; an old one goes once the new one is complete"
     assert not [*tmp_path.glob(".step-*")]
+
+
+def test_a_stop_leaves_its_checkpoint_though_the_one_before_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+
+    def fail(step: int) -> None:
+        if step == 2:
+            assert stopped.wait(60)
+            raise OSError(28, "No space left on device")
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if state.global_step == 3:
+                control.should_save = control.should_training_stop = True
+                stopped.set()
+
+    _before_sealing(monkeypatch, fail)
+    trainer = training.trainer(tmp_path, METHODS["full"], save_strategy="steps", save_steps=2, callbacks=[Stop()])
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000003"]
+
+
+def test_what_a_kill_leaves_of_an_old_checkpoint_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=3)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoint.remove_old(tmp_path, keep=1)
+    assert [folder.name for folder in tmp_path.glob("step-*")] == ["step-000006"]
+    fit(tmp_path, METHODS["full"], save_strategy="steps", save_steps=6)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000006"]
+
+
+def test_checkpoints_after_a_million_steps_are_the_newest(tmp_path: Path) -> None:
+    steps = (950_000, 1_000_000, 999_999)
+    for step in steps:
+        write_json(checkpoint.checkpoint_folder(tmp_path, step) / checkpoint.MANIFEST, {})
+    assert [checkpoint.checkpoint_step(folder) for folder in complete_checkpoints(tmp_path)] == sorted(steps)
+    checkpoint.remove_old(tmp_path, keep=1)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-1000000"]

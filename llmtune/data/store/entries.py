@@ -90,14 +90,12 @@ class Entry:
         return stored
 
     def _manifest(self) -> dict[str, Any] | None:
-        if not (self.folder / MANIFEST).is_file() or not (self.folder / DATA).is_file():
-            return None
         try:
             manifest = dict(read_json(self.folder / MANIFEST))
             same = manifest["facts"] == dict(self.facts) and isinstance(manifest["summary"], dict)
             written = {"bytes": manifest["bytes"], "sha256": manifest["sha256"]}
             return manifest if same and fingerprint(self.folder / DATA) == written else None
-        except (LlmtuneError, OSError, ValueError, TypeError, KeyError):  # damaged
+        except (LlmtuneError, OSError, ValueError, TypeError, KeyError):  # absent, damaged, or of another user
             return None
 
     def adopt(self, other: "Entry") -> None:

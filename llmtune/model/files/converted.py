@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from llmtune.errors import FieldError, MachineError
 from llmtune.files import cache_folder, read_json, remove_leftovers, write_folder, write_json
+from llmtune.model.files.room import hold_until_end, lock_of, make_room
 from llmtune.model.files.stored import refuse_damaged
 from llmtune.model.reading import reading
 from llmtune.working import working
 
 RECORD = "converted.json"
+LIMIT = 50 * 2**30
+"""Bytes that converted bases may take in the cache."""
 _WHOLE = ("F64", "F32", "F16", "BF16")
 
 
@@ -95,33 +96,37 @@ def convert_gguf(file: Path, name: str) -> tuple[Path, Converted]:
     refuse_damaged(file, name)
     with reading(name, file.name), file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    folder = cache_folder() / "gguf" / digest[:16]
-    locks = cache_folder() / "locks"
-    with reading(name, file.name):
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"gguf-{digest[:16]}.lock"):
-            remove_leftovers(folder)
-            if not (folder / "config.json").is_file():
-                _write(file, folder)
-            if not (folder / RECORD).is_file():  # converted by an older version
-                write_json(folder / RECORD, asdict(Converted(file.name, digest, count_types(file, name))))
+    folder, locks = cache_folder() / "gguf" / digest[:16], cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with lock_of(folder, locks):
+        remove_leftovers(folder)
+        is_new = not (folder / "config.json").is_file()
+        if is_new:
+            _write(file, name, folder)
+        if not (folder / RECORD).is_file():  # converted by an older version
+            write_json(folder / RECORD, asdict(Converted(file.name, digest, count_types(file, name))))
+        hold_until_end(folder)
+    if is_new:
+        make_room(folder.parent, locks, LIMIT)
     return folder, Converted(**read_json(folder / RECORD))
 
 
-def _write(file: Path, folder: Path) -> None:
+def _write(file: Path, name: str, folder: Path) -> None:
     print(f"converting {file.name} to safetensors, once, into {folder}", file=sys.stderr, flush=True)
     with working(f"converting {file.name}"), write_folder(folder, replace=False) as partial:
-        _convert(file, partial)
+        _convert(file, name, partial)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(file: Path, name: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"gguf_file": file.name, "local_files_only": True}
     config = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, quantization_config=config, dtype=torch.bfloat16, **source
-    )
-    AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(folder)
+    with reading(name, file.name):  # a disk that cannot be written to is no fault of the file
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, quantization_config=config, dtype=torch.bfloat16, **source
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)

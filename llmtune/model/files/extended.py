@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KEY = "model.add_tokens"
 RECORD = "added.json"
+LIMIT = 20 * 2**30
+"""Bytes that bases with new tokens may take in the cache."""
 
 
 def extend(base: Base, tokens: Sequence[str]) -> Base:
@@ -50,7 +52,7 @@ def extend(base: Base, tokens: Sequence[str]) -> Base:
                 _write(base, tokenizer, tokens, partial)
         hold_until_end(folder)
     if is_new:
-        make_room(folder.parent, locks)
+        make_room(folder.parent, locks, LIMIT)
     ids = tuple(json.loads((folder / RECORD).read_text())["ids"])
     return replace(base, folder=folder, added=ids)
 

@@ -1,4 +1,4 @@
-"""Room for bases with new tokens in the cache: those used least recently go first, and none that a process uses."""
+"""Room for bases that were made in the cache: those used least recently go first, and none that a process uses."""
 
 import contextlib
 import fcntl
@@ -8,10 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from llmtune.files import remove_unused
+from llmtune.files import remove_at_once, remove_unused
 
-LIMIT = 20 * 2**30
-"""Bytes that they may take."""
 _HELD: dict[Path, int] = {}
 """Folders that this process uses, each with a descriptor that holds its lock until the process ends."""
 
@@ -28,15 +26,17 @@ def hold_until_end(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def make_room(root: Path, locks: Path) -> None:
-    """Remove folders that were not used for longest until all are within the limit, but none that is in use."""
+def make_room(root: Path, locks: Path, limit: int) -> None:
+    """Remove folders that were not used for longest until all take `limit` bytes at most, but none that is in use."""
+    for left in root.glob(".*.partial-removed"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     folders = (folder for folder in root.glob("*") if folder.name[0] != "." and folder.is_dir())
-    remove_unused(folders, LIMIT, remove=lambda folder: _remove(folder, lock_of(folder, locks)))
+    remove_unused(folders, limit, remove=lambda folder: _remove(folder, lock_of(folder, locks)))
 
 
 def lock_of(folder: Path, locks: Path) -> FileLock:
     """The lock under which a folder is written, first used, and removed."""
-    return FileLock(locks / f"extended-{folder.name}.lock")
+    return FileLock(locks / f"{folder.parent.name}-{folder.name}.lock")
 
 
 def _remove(folder: Path, lock: FileLock) -> bool:
@@ -45,9 +45,7 @@ def _remove(folder: Path, lock: FileLock) -> bool:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = folder.with_name(f".{folder.name}.partial-removed")  # which remove_leftovers knows
-            folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_at_once(folder)
         finally:
             os.close(descriptor)
         return True
