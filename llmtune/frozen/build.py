@@ -13,7 +13,7 @@ import transformers
 
 from llmtune.files import digest_of
 from llmtune.frozen.reader import OutputReader
-from llmtune.frozen.stand_in import StubbedDecoder
+from llmtune.frozen.stand_in import StubbedDecoder, StubError
 from llmtune.frozen.store import (
     OutputWriter,
     StoredOutputs,
@@ -138,6 +138,7 @@ def run_rows(
     """Run every row through the blocks from `start` on, whose inputs are `stored`; write the outputs at each boundary.
 
     Raises OSError where the disk fills up; of a sharded model after the last row, as others wait in each pass.
+    Raises StubError for a model whose blocks need what stubs do not return.
     """
     failures: list[OSError] = []
 
@@ -150,8 +151,7 @@ def run_rows(
                 raise
             failures.append(error)
 
-    with ExitStack() as stubs:
-        stubs.callback(decoder.stub)
+    with decoder.stubbed():
         decoder.stub(start, max(writers))
         for rows in decoder.batches():
             lengths = [decoder.lengths[row] for row in rows]
@@ -165,7 +165,7 @@ def run_rows(
 def build_in_one_pass(
     decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, stored: OutputReader | None
 ) -> str | None:
-    """Write the outputs at the missing boundaries in one pass; returns the reason where the disk cannot take them.
+    """Write the outputs at the missing boundaries in one pass; returns the reason where disk or model cannot do it.
 
     The first process on each machine writes; of a sharded model, every process must run the pass.
     """
@@ -183,7 +183,7 @@ def build_in_one_pass(
             if reason:
                 raise OSError(reason)
             run_rows(decoder, writers, start, stored, BuildProgress(sum(decoder.lengths), _say if first else _silent))
-    except OSError as error:
+    except (OSError, StubError) as error:
         return str(error)
     return None
 

@@ -21,7 +21,7 @@ from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
 from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete, make_entry
 from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
-from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder
+from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder, StubError
 from llmtune.frozen.store import digest_of_rows, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks
 from llmtune.frozen.weights import free_weights
@@ -86,7 +86,7 @@ class FrozenBlocks:
         offloaded = self._policy.offloaded
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
-            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :]) or decoder.inspect()
+            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :]) or decoder.inspect(useful)
             if reason and offloaded:
                 raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:
@@ -150,6 +150,8 @@ class FrozenBlocks:
             build_by_block(decoder, offloaded, entries, size, self._policy.limit)
         except OSError as error:
             raise FieldError(KEY, f"stream needs disk: {error}", MachineError) from error
+        except StubError as error:
+            raise FieldError(KEY, f"stream does not work here: {error}; try auto") from error
         return {offloaded.count}
 
     def _check(self, decoder: StubbedDecoder) -> list[str]:
