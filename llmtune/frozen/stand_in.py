@@ -16,6 +16,7 @@ from llmtune.frozen.store import longest_first
 from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
+from llmtune.model.tokens import angles_limit
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
@@ -97,6 +98,9 @@ class StubbedDecoder:
 
         Returns the reason where the blocks below these boundaries cannot be stubbed.
         """
+        limit = angles_limit(self.inner.config)
+        if limit is not None and max(self.lengths) > limit:
+            return f"a row of more than {limit:,} tokens changes the rotary angles of the rows beside it"
         row = [min(range(len(self._rows)), key=self.lengths.__getitem__)]
         try:
             with self.stubbed():

@@ -18,6 +18,8 @@ from tests.support.cached import assert_equal, fit
 
 ROWS = [[5, 6, 7], [8, 9]]
 NEEDS = "this model's blocks need more than the output of the block below"
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
 def sharing() -> PreTrainedModel:
@@ -65,3 +67,18 @@ def test_stream_ends_in_one_line_where_a_block_reads_what_a_lower_one_wrote(tmp_
     message = rf"memory\.frozen_blocks: stream does not work here: {NEEDS} .*list index out of range.*; try auto"
     with pytest.raises(FieldError, match=message):
         begin(model, policy, 3)
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+@pytest.mark.parametrize(
+    ("kind", "rope", "key"),
+    [("phi3", LONGROPE, "original_max_position_embeddings"), ("llama", DYNAMIC, "max_position_embeddings")],
+    ids=["longrope", "dynamic"],
+)
+def test_does_not_cache_where_a_long_row_changes_the_angles_of_others(
+    tmp_path: Path, kind: str, rope: dict[str, Any], key: str, limit: int
+) -> None:
+    model = architectures.model(kind, blocks=4, rope_parameters=dict(rope), **{key: limit})
+    line = begin(model, CachePolicy(tmp_path / "cache", {}, None, 2**30, False), 2)
+    refusal = "not cached; a row of more than 2 tokens changes the rotary angles of the rows beside it"
+    assert (line or "").startswith(f"frozen blocks: {refusal if limit == 2 else 'cached below block 2'}")
