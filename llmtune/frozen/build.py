@@ -9,10 +9,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 
+from llmtune.files import digest_of
 from llmtune.frozen.reader import OutputReader
-from llmtune.frozen.stand_in import StubbedDecoder
-from llmtune.frozen.store import OutputWriter, StoredOutputs, check_room, is_complete, make_room, write_outputs
+from llmtune.frozen.stand_in import StubbedDecoder, StubError
+from llmtune.frozen.store import (
+    OutputWriter,
+    StoredOutputs,
+    check_room,
+    entry_name,
+    is_complete,
+    make_room,
+    write_outputs,
+)
 from llmtune.frozen.stream import OffloadedBlocks
 from llmtune.machine import processes
 from llmtune.numbers import duration
@@ -41,6 +51,28 @@ class CacheEntry:
         """The outputs, which are complete."""
         stored = StoredOutputs(self.folder, decoder.lengths, decoder.width, decoder.dtype)
         return OutputReader(stored, decoder.device)
+
+
+def make_entry(folder: Path, decoder: StubbedDecoder, boundary: int, facts: Mapping[str, object]) -> CacheEntry:
+    """The entry in `folder` of a boundary's outputs; its facts, plain values, are all that the outputs depend on.
+
+    `facts` are those that are not of the model.
+    """
+    named = [block.named_parameters() for block in decoder.blocks[:boundary]]
+    inside = {f"{index}.{name}": tensor for index, tensors in enumerate(named) for name, tensor in tensors}
+    complete = {
+        **facts,
+        "attention": decoder.inner.config._attn_implementation,
+        "boundary": boundary,
+        "device": next(iter(inside.values())).device.type,
+        **({"sharded": True} if decoder.sharded else {}),
+        "dtype": str(decoder.dtype),
+        "versions": [torch.__version__, transformers.__version__],
+        # By name: which layers are quantized, or kept in fp32, depends on what trains in later stages.
+        "weights": digest_of({name: str(tensor.dtype) for name, tensor in inside.items()}),
+        "width": decoder.width,
+    }
+    return CacheEntry(folder / entry_name(complete), complete)
 
 
 def find_complete(entries: dict[int, CacheEntry]) -> tuple[set[int], set[int]]:
@@ -106,6 +138,7 @@ def run_rows(
     """Run every row through the blocks from `start` on, whose inputs are `stored`; write the outputs at each boundary.
 
     Raises OSError where the disk fills up; of a sharded model after the last row, as others wait in each pass.
+    Raises StubError for a model whose blocks need what stubs do not return.
     """
     failures: list[OSError] = []
 
@@ -118,8 +151,7 @@ def run_rows(
                 raise
             failures.append(error)
 
-    with ExitStack() as stubs:
-        stubs.callback(decoder.stub)
+    with decoder.stubbed():
         decoder.stub(start, max(writers))
         for rows in decoder.batches():
             lengths = [decoder.lengths[row] for row in rows]
@@ -133,7 +165,7 @@ def run_rows(
 def build_in_one_pass(
     decoder: StubbedDecoder, missing: dict[int, CacheEntry], size: int, start: int, stored: OutputReader | None
 ) -> str | None:
-    """Write the outputs at the missing boundaries in one pass; returns the reason where the disk cannot take them.
+    """Write the outputs at the missing boundaries in one pass; returns the reason where disk or model cannot do it.
 
     The first process on each machine writes; of a sharded model, every process must run the pass.
     """
@@ -151,7 +183,7 @@ def build_in_one_pass(
             if reason:
                 raise OSError(reason)
             run_rows(decoder, writers, start, stored, BuildProgress(sum(decoder.lengths), _say if first else _silent))
-    except OSError as error:
+    except (OSError, StubError) as error:
         return str(error)
     return None
 

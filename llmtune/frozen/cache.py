@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from llmtune.errors import FieldError, MachineError, TrainingError
 from llmtune.frozen.boundary import Span, choose_boundaries, find_randomness
-from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete
+from llmtune.frozen.build import CacheEntry, build_by_block, build_in_one_pass, find_complete, make_entry
 from llmtune.frozen.check import find_slower, measure_errors
 from llmtune.frozen.reader import OutputReader, keep_in_memory
-from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder
-from llmtune.frozen.store import digest_of_rows, entry_name, make_room
+from llmtune.frozen.stand_in import Join, Rearrange, StubbedDecoder, StubError
+from llmtune.frozen.store import digest_of_rows, make_room
 from llmtune.frozen.stream import KEY, OffloadedBlocks, too_low_limit
 from llmtune.frozen.weights import free_weights
 from llmtune.machine import processes
@@ -87,7 +86,7 @@ class FrozenBlocks:
         offloaded = self._policy.offloaded
         decoder = self._decoder = StubbedDecoder(model, self._rows, autocast)
         with offloaded.loading_on_demand(decoder.blocks) if offloaded else nullcontext():
-            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :]) or decoder.inspect()
+            reason = find_randomness(decoder.inner, decoder.blocks[useful[-1] :]) or decoder.inspect(useful)
             if reason and offloaded:
                 raise FieldError(KEY, f"stream does not work here: {reason}; try auto")
             if reason:
@@ -150,6 +149,8 @@ class FrozenBlocks:
             build_by_block(decoder, offloaded, entries, size, self._policy.limit)
         except OSError as error:
             raise FieldError(KEY, f"stream needs disk: {error}", MachineError) from error
+        except StubError as error:
+            raise FieldError(KEY, f"stream does not work here: {error}; try auto") from error
         return {offloaded.count}
 
     def _check(self, decoder: StubbedDecoder) -> list[str]:
@@ -213,23 +214,10 @@ class FrozenBlocks:
         return max((boundary for boundary in self._outputs if boundary < limit), default=0)
 
     def _entry(self, decoder: StubbedDecoder, boundary: int, distance: dict[str, int]) -> CacheEntry:
-        """The cache entry of a boundary; its facts, plain values, are all that the outputs depend on."""
-        inside = [tensor for block in decoder.blocks[:boundary] for tensor in block.parameters()]
+        """The cache entry of a boundary."""
         adapted = any(len(decoder.blocks) - far < boundary for far in distance.values()) and self._policy.adapter
-        facts = {
-            **self._policy.facts,
-            "adapter": adapted or None,
-            "attention": decoder.inner.config._attn_implementation,
-            "boundary": boundary,
-            "device": inside[0].device.type,
-            **({"sharded": True} if decoder.sharded else {}),
-            "dtype": str(decoder.dtype),
-            "rows": self._rows_digest,
-            "versions": [torch.__version__, transformers.__version__],
-            "weights": sorted({str(tensor.dtype) for tensor in inside}),
-            "width": decoder.width,
-        }
-        return CacheEntry(self._policy.folder / entry_name(facts), facts)
+        facts = {**self._policy.facts, "adapter": adapted or None, "rows": self._rows_digest}
+        return make_entry(self._policy.folder, decoder, boundary, facts)
 
     @cached_property
     def _rows_digest(self) -> str:

@@ -1,7 +1,7 @@
 """Runs a model's blocks with some of them stubbed: by cached output, or by identity."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -10,11 +10,13 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from llmtune.data.store.encoded import TokenIds
+from llmtune.errors import first_line
 from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
 from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
+from llmtune.model.tokens import angles_limit
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 """Rearranges block outputs (B, T, H) as the rows of a batch are, such as joined into one row without padding."""
@@ -29,11 +31,15 @@ _OWN = "_class_before_stub"
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 
+class StubError(Exception):
+    """A model whose blocks cannot be stubbed, and why."""
+
+
 def hidden_states(output: object) -> torch.Tensor:
-    """The hidden states (B, T, H) in what a block returns; raises TypeError where there are none."""
+    """The hidden states (B, T, H) in what a block returns; raises StubError where there are none."""
     hidden = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
-        raise TypeError("this model's blocks do not return hidden states alone")
+        raise StubError("this model's blocks do not return hidden states alone")
     return hidden
 
 
@@ -87,30 +93,55 @@ class StubbedDecoder:
         outputs = stored.fetch(rows, tokens).to(device)
         self._cached = rearrange(outputs) if rearrange else outputs
 
-    def inspect(self) -> str | None:
-        """Run the shortest row through the first block to learn what blocks return.
+    def inspect(self, boundaries: Sequence[int]) -> str | None:
+        """Run the shortest row through the first block and from each boundary on, to learn what blocks return and need.
 
-        Returns the reason where blocks cannot be stubbed.
+        Returns the reason where the blocks below these boundaries cannot be stubbed.
         """
+        limit = angles_limit(self.inner.config)
+        if limit is not None and max(self.lengths) > limit:
+            return f"a row of more than {limit:,} tokens changes the rotary angles of the rows beside it"
+        row = [min(range(len(self._rows)), key=self.lengths.__getitem__)]
+        try:
+            with self.stubbed():
+                hidden = self._cached = self._first_output(row)
+                self.width, self.dtype = hidden.shape[-1], hidden.dtype
+                for boundary in boundaries:
+                    self.stub(boundary)
+                    self.forward(row)
+                self._cached = None
+        except StubError as error:
+            return str(error)
+        return None
+
+    def _first_output(self, rows: Sequence[int]) -> torch.Tensor:
+        """The hidden states (B, T, H) that the first block returns."""
         outputs: list[object] = []
 
         def note_output(module: nn.Module, arguments: object, output: object) -> None:
             outputs.append(output)
             if isinstance(output, tuple):
-                # Nobody here asks for the rest of the tuple, attention weights; a model that uses it fails the check.
+                # Nobody here asks for the rest of the tuple, attention weights; a model that uses it is refused.
                 self._rest = (None,) * (len(output) - 1)
 
-        hook = self.blocks[0].register_forward_hook(note_output)
         self.stub(0, 1)
-        self.forward([min(range(len(self._rows)), key=self.lengths.__getitem__)])
-        self.stub()
-        hook.remove()
+        with self.blocks[0].register_forward_hook(note_output):
+            self.forward(rows)
+        return hidden_states(outputs[0] if len(outputs) == 1 else None)
+
+    @contextmanager
+    def stubbed(self) -> Iterator[None]:
+        """Let every block compute again at the end; raises StubError where one needs what a stub does not return."""
         try:
-            hidden = hidden_states(outputs[0] if len(outputs) == 1 else None)
-        except TypeError as error:
-            return str(error)
-        self.width, self.dtype = hidden.shape[-1], hidden.dtype
-        return None
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        # What a model's own code does without what its blocks hand on in other ways is unknown.
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            needs = "this model's blocks need more than the output of the block below"
+            raise StubError(f"{needs} ({type(error).__name__}: {first_line(error)})") from error
+        finally:
+            self.stub()
 
     def batches(self) -> Iterator[list[int]]:
         """Rows, longest first, in batches of a size that suits the device."""
@@ -141,18 +172,19 @@ class StubbedDecoder:
             ids[index, : lengths[index]] = torch.tensor(self._rows[row])
             mask[index, : lengths[index]] = 1
         inputs, joined = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, None
-        training = self.inner.training
-        self.inner.eval()
-        if self.join is not None:
-            inputs, joined = self.join(inputs, list(rows), lengths)
-        elif stored is not None:
-            self.set_cached(stored, rows, max(lengths), device)
-        with self._autocast(), ExitStack() as hooks:
+        with ExitStack() as restored:
+            restored.callback(self.inner.train, self.inner.training)
+            self.inner.eval()
+            if self.join is not None:
+                inputs, joined = self.join(inputs, list(rows), lengths)
+            elif stored is not None:
+                self.set_cached(stored, rows, max(lengths), device)
             for boundary, taker in (take or {}).items():
-                hooks.enter_context(self.blocks[boundary - 1].register_forward_hook(partial(_hand, taker, joined)))
+                hook = self.blocks[boundary - 1].register_forward_hook(partial(_hand, taker, joined))
+                restored.enter_context(hook)
             run = self._run_whole if self.sharded else decoder(self.inner)
-            hidden = run(**inputs, use_cache=False)[0]
-        self.inner.train(training)
+            with self._autocast():
+                hidden = run(**inputs, use_cache=False)[0]
         hidden = joined.padded(hidden) if joined else hidden
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
@@ -161,14 +193,14 @@ class StubbedDecoder:
         """The last hidden states, from a pass through a sharded model, of which no part can run alone."""
         hidden: list[torch.Tensor] = []
         below_head, head = decoder(self.inner), self.inner.get_output_embeddings()
-        hooks = [
+        with (
             below_head.register_forward_hook(lambda module, arguments, output: hidden.append(output[0])),
             head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
-        ]
-        self._whole(**inputs)
-        for hook in hooks:
-            hook.remove()
-        reshard(self._whole)
+        ):
+            try:
+                self._whole(**inputs)
+            finally:
+                reshard(self._whole)
         return hidden
 
     def _return_cached(self, *arguments: object, **options: object) -> Output | None:

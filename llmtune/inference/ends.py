@@ -12,6 +12,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from llmtune.inference.cache import chosen, repeated
 from llmtune.inference.passes import by_length, common_length, limit_head, read_start, right_padded
 from llmtune.inference.room import in_halves, room_for_batches, row_bytes
+from llmtune.model.tokens import angles_limit
 from llmtune.working import Step
 
 
@@ -37,8 +38,9 @@ class Question:
 def find_questions(rows: Sequence[tuple[Sequence[int], Sequence[int]]], config: PreTrainedConfig) -> list[Question]:
     """Return the texts that have several ends; rows are texts with one end each, and have to be read whole else."""
     by_text: dict[tuple[int, ...], Question] = {}
+    limit = angles_limit(config)
     for place, (text, end) in enumerate(rows):
-        if len(text) > 1 and end and not _changes_angles(config, len(text) + len(end)):
+        if len(text) > 1 and end and (limit is None or len(text) + len(end) <= limit):
             question = by_text.setdefault(tuple(text), Question(list(text)))
             question.ends.append(list(end))
             question.places.append(place)
@@ -154,10 +156,3 @@ def _fitting(model: PreTrainedModel, before: int, ends: bool) -> Callable[[int, 
         return rows * tokens <= room.tokens and rows <= room.fitting(2 * bytes_per_row)
 
     return fits
-
-
-def _changes_angles(config: PreTrainedConfig, tokens: int) -> bool:
-    """Tell whether a row of so many tokens has other rotary angles than a shorter one, so that it shares no keys."""
-    rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    limit = rope.get("original_max_position_embeddings")
-    return rope.get("rope_type") == "longrope" and limit is not None and tokens > limit

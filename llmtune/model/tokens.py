@@ -1,6 +1,7 @@
 """The base's tokenizer, made safe to train with, and the limits of the model that its tokens must keep."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from torch import nn
@@ -136,3 +137,16 @@ def model_limits(skeleton: PreTrainedModel) -> Limits:
     others = [module for module in skeleton.modules() if isinstance(module, nn.Embedding) and module is not words]
     learned = made_for and any(made_for <= module.num_embeddings <= made_for + 4 for module in others)
     return Limits(words.num_embeddings, made_for if learned else None)
+
+
+def angles_limit(config: PreTrainedConfig) -> int | None:
+    """The tokens of a pass's longest row beyond which all of its rows have other rotary angles; None where none has."""
+    text = config.get_text_config()
+    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    # Some models have other angles in each kind of layer.
+    kinds = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    limits: list[int | None] = [
+        kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"
+    ]
+    limits += [text.max_position_embeddings for kind in kinds if kind.get("rope_type") == "dynamic"]
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -125,7 +125,7 @@ class SupervisedTrainer(SplitSteps):
     def end_step(self) -> None:
         """Have the step's numbers read: late on a device, but before anything of the step is saved or validated.
 
-        A loss that is not finite may be in the weights by then; it ends the training, which drops them.
+        A loss or gradient that is not finite may be in the weights by then; it ends the training, which drops them.
         """
         mine, self._step_counts = self._step_counts, TokenCounts()
         loss, self._step_loss = self._step_loss, torch.zeros_like(self._step_loss)
@@ -144,10 +144,11 @@ class SupervisedTrainer(SplitSteps):
         loss, norm, *everyone = numbers
         counts = TokenCounts(*map(int, everyone)) if everyone else counts
         refuse_unlabelled(counts.supervised)
-        if not isfinite(loss):
-            wider = ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
-            message = f"the loss is {loss} at step {entry['step']}; the last checkpoint is kept. {REMEDY}{wider}"
-            raise TrainingError(message)
+        # The scaler of fp16 skips a step whose gradients are not finite; else they are in every trained weight by now.
+        if not isfinite(loss) or not (self.args.fp16 or isfinite(norm)):
+            what = f"{loss:.4g} but the gradients' norm is {norm}" if isfinite(loss) else f"{loss}"
+            remedy = REMEDY + ", or model.precision: fp32, which has a wider range than fp16" * self.args.fp16
+            raise TrainingError(f"the loss is {what} at step {entry['step']}; the last checkpoint is kept. {remedy}")
         self.counts.add(counts)
         entry |= self.counts.record(counts) | skipped(self.args.fp16, norm)
         self._record({"step": entry["step"], "loss": loss, **entry, "grad_norm": norm})

@@ -1,6 +1,7 @@
 """compare() from end to end on a tiny base: what it leaves, how it goes on, what it refuses."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_compares_arms_and_goes_on_after_an_interruption(
     by_name = {(arm["name"], arm["size"]): arm for arm in comparison["arms"]}
     assert {key: arm["status"] for key, arm in by_name.items()} == {("lora", 0.5): "done", ("hot", 0.5): "failed"}
     assert by_name["lora", 0.5]["search"][: len(tried)] == tried  # how many more there are, time decides
-    assert "the loss is nan at step" in by_name["hot", 0.5]["reason"]
+    assert re.search("is (nan|inf) at step", by_name["hot", 0.5]["reason"])
     seed = by_name["lora", 0.5]["seeds"][0]
     assert (len(seed["rows"]["score"]), seed["steps"]) == (5, 9)
     assert by_name["lora", 0.5]["limited"] == "3 times the recipe's epochs"

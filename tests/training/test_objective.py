@@ -1,10 +1,13 @@
 """The supervised loss: equal to the plain model's, whatever the micro-batches, and never not a number."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from llmtune.data.batches.collate import Collator, TokenCounts
 from llmtune.data.batches.order import order
@@ -51,6 +54,22 @@ def test_fails_on_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="loss is nan at step 1"):
         fit(tmp_path, METHODS["full"], model=model)
+
+
+def test_fails_on_gradients_that_are_not_finite_before_they_are_saved(tmp_path: Path) -> None:
+    class Spoil(TrainerCallback):
+        """Makes the second step's gradients no numbers; its loss is one."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **named: Any) -> None:
+            if state.global_step == 1:
+                model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+
+    save: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    trainer = training.trainer(tmp_path, METHODS["full"], callbacks=[Spoil()], keep=1, **save)
+    message = r"^the loss is [\d.]+ but the gradients' norm is nan at step 2; the last checkpoint is kept"
+    with pytest.raises(TrainingError, match=message):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000001"]
 
 
 def test_fails_on_a_batch_without_a_supervised_token(tmp_path: Path) -> None:
