@@ -14,9 +14,10 @@ from llmtune.recipe.sections import Model
 from llmtune.training.joining import joiner as joiner_module
 from llmtune.training.joining.comparison import check_states
 from llmtune.training.joining.depth import blocks_to_run, states_after
+from llmtune.training.joining.joiner import RowJoiner
 from tests.support import architectures, tiny
 from tests.support.cached import LORA, fit
-from tests.support.gpu_ways import joiner_of
+from tests.support.gpu_ways import LENGTHS, adapted, answer_for_gpu, joiner_of, padded
 
 SLIDING = ["sliding_attention"] * 3 + ["full_attention"] * 3
 CONVOLVED = ["conv"] * 4 + ["full_attention"] * 2
@@ -92,3 +93,16 @@ def test_a_real_model_in_bf16_joins_long_rows(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(joiner_module, "blocks_to_run", lambda model, first: len(blocks(model)))
         joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
         assert joiner.ways == ["joined"]
+
+
+def test_shared_weights_are_proved_on_all_tokens_of_a_decoder_that_counts_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer_for_gpu(monkeypatch)
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+    monkeypatch.setattr(joiner_module, "_in_all_processes", lambda equal, device: equal)
+    types = ["sliding_attention", "full_attention"] * 2
+    model = adapted("gemma4_text", blocks=4, layer_types=types, num_kv_shared_layers=2)
+    with joiner_of(model) as joiner:
+        joiner.prepare(padded(LENGTHS), None, LENGTHS)
+    assert (joiner.ways, joiner.refusals) == (["joined"], {})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from inspect import signature
 from typing import Literal
 
 import torch
@@ -188,15 +187,18 @@ class RowJoiner:
         """Hidden states (B, T, H) of the last of `depth` blocks; sharded, of the last of all, normed."""
         if not self._is_sharded():
             return states_after(self._model, depth, inputs)
-        # Weights are gathered by the outermost module alone.
-        below_head = decoder(self._model)
+        # Weights are gathered by the outermost module alone. `logits_to_keep` would cut the states of some.
+        below_head, head = decoder(self._model), self._model.get_output_embeddings()
         outputs: list[torch.Tensor] = []
-        hook = below_head.register_forward_hook(lambda module, _, output: outputs.append(output[0]))
-        known = signature(type(self._model).forward).parameters
+        hooks = [
+            below_head.register_forward_hook(lambda module, _, output: outputs.append(output[0])),
+            head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
+        ]
         try:
-            self._outer(**inputs, use_cache=False, **({"logits_to_keep": 1} if "logits_to_keep" in known else {}))
+            self._outer(**inputs, use_cache=False)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         return outputs[0]
 
     def _select(
