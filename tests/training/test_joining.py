@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmtune.kernels.attention import JoinError
+from llmtune.kernels.rows import Inputs
 from llmtune.model.base import load_model
 from llmtune.model.blocks import blocks, decoder
 from llmtune.model.files.locate import locate_base
@@ -14,7 +15,7 @@ from llmtune.recipe.sections import Model
 from llmtune.training.joining import joiner as joiner_module
 from llmtune.training.joining.comparison import check_states
 from llmtune.training.joining.depth import blocks_to_run, states_after
-from llmtune.training.joining.joiner import RowJoiner
+from llmtune.training.joining.joiner import RowJoiner, Way
 from tests.support import architectures, tiny
 from tests.support.cached import LORA, fit
 from tests.support.gpu_ways import LENGTHS, adapted, answer_for_gpu, joiner_of, padded
@@ -106,3 +107,21 @@ def test_shared_weights_are_proved_on_all_tokens_of_a_decoder_that_counts_logits
     with joiner_of(model) as joiner:
         joiner.prepare(padded(LENGTHS), None, LENGTHS)
     assert (joiner.ways, joiner.refusals) == (["joined"], {})
+
+
+@pytest.mark.parametrize(("window", "ways"), [(10, ["unmasked"]), (11, ["joined"])])
+def test_the_few_tokens_beyond_a_window_are_compared_by_themselves(
+    window: int, ways: list[Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_for_gpu(monkeypatch)
+    hidden = RowJoiner._hidden
+
+    def wrong_at_the_end(joiner: RowJoiner, inputs: Inputs, depth: int) -> torch.Tensor:
+        states = hidden(joiner, inputs, depth)
+        positions = inputs.get("position_ids")
+        return states if positions is None else torch.where(positions[..., None] < 10, states, 1.05 * states)
+
+    monkeypatch.setattr(RowJoiner, "_hidden", wrong_at_the_end)
+    with joiner_of(adapted("mistral", sliding_window=window), mixed=True) as joiner:
+        joiner.prepare(padded((11, 4)), None, (11, 4))
+    assert joiner.ways == ways, "of all 15 tokens, rounding would explain it"

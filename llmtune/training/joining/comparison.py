@@ -1,6 +1,6 @@
 """How far hidden states may be from others, and what makes it show that a row takes something on from another one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import sqrt
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llmtune.kernels.attention import JoinError
+from llmtune.kernels.rows import JoinedRows
 from llmtune.model.blocks import blocks
 
 EXACT, ROUNDED = 1e-5, 2**-6
@@ -31,6 +32,16 @@ def check_states(ours: torch.Tensor, expected: torch.Tensor, most: float, what: 
     error = float(of_token.square().mean().sqrt())
     if not error <= most:
         raise JoinError(f"{what} differ by {error:.1e}, relative; rounding explains {most:.1e}")
+
+
+def check_rows(
+    ours: torch.Tensor, expected: torch.Tensor, rows: JoinedRows, windows: Sequence[int], most: float, what: str
+) -> None:
+    """Raise JoinError where states (1, N, H) of joined rows differ: all, or those beyond a window, which may be few."""
+    positions = rows.positions()[0, :-1]
+    for first in (0, *windows):
+        beyond = positions >= first
+        check_states(ours[0, :-1][beyond], expected[0, :-1][beyond], most, what)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from llmtune.kernels.cpu.attention import is_masked
 from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
 from llmtune.model.sharded import reshard
-from llmtune.training.joining.comparison import EXACT, check_states, features_reversed, tolerance
+from llmtune.training.joining.comparison import EXACT, check_rows, check_states, features_reversed, tolerance
 from llmtune.training.joining.depth import blocks_to_run, states_after
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -141,7 +141,8 @@ class RowJoiner:
         """Compare the shortest and the longest row with what they give padded and masked; raises JoinError."""
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         probes = [order[0], order[-1]]
-        width = min(ids.shape[1], max(PROBED, 2 * max(self._passed(lengths), default=0)))
+        passed = self._passed(lengths)
+        width = min(ids.shape[1], max(PROBED, 2 * max(passed, default=0)))
         # Where all rows are as long, one is cut: without padding, nothing would be tried.
         kept = [max(1, min(lengths[probes[0]], width - 1)), min(lengths[probes[1]], width)]
         whole, probe_index = ids[probes], [index[row] for row in probes] if index else None
@@ -151,19 +152,19 @@ class RowJoiner:
         depth = self._depth()
         self._select(probe_index, whole, None, width)
         padded = self._hidden({"input_ids": ids, "attention_mask": real.long()}, depth)
-        expected = rows.joined(padded)[0, :-1]
+        expected = rows.joined(padded)
         near = tolerance(padded, depth)
         if way == "unmasked":
             self._select(probe_index, whole, None, width, hides_padding=False)
             unmasked = self._hidden({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, depth)
-            check_states(rows.joined(unmasked)[0, :-1], expected, near, "hidden states without a mask")
+            check_rows(rows.joined(unmasked), expected, rows, passed, near, "hidden states without a mask")
             return
         self._select(probe_index, whole, rows, width)
         joined = self._hidden(model_inputs(ids, rows), depth)
         with features_reversed(self._model, kept[0]):
             moved = self._hidden(model_inputs(ids, rows), depth)
         self._try_in_training(ids, rows, depth)
-        check_states(joined[0, :-1], expected, near, "hidden states of joined rows")
+        check_rows(joined, expected, rows, passed, near, "hidden states of joined rows")
         check_states(
             moved[0, kept[0] : -1], joined[0, kept[0] : -1], EXACT, "hidden states of a row beside another one"
         )
