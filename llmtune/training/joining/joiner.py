@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,15 @@ PROBED = 384
 """The tokens of a row that are tried, or twice the longest window that a row exceeds."""
 Way = Literal["joined", "unmasked"]
 """Rows joined into one; or rows padded on the right without a mask, since no token sees what comes after it."""
+
+
+class _Batch(NamedTuple):
+    """Rows (B, T), their lengths and places among cached outputs, and whether a mask keeps them apart if joined."""
+
+    ids: torch.Tensor
+    lengths: Sequence[int]
+    index: list[int] | None
+    masked: bool
 
 
 class RowJoiner:
@@ -75,43 +84,44 @@ class RowJoiner:
         """
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         lengths = mask.sum(1).tolist() if lengths is None else lengths
-        way = self._choose(ids, lengths, index)
-        rows = JoinedRows(lengths, ids.shape[1], ids.device) if way == "joined" else None
+        batch = _Batch(ids, lengths, index, is_masked(lengths, ids.shape[1], ids.device))
+        way = self._choose(batch)
+        rows = JoinedRows(lengths, ids.shape[1], ids.device, batch.masked) if way == "joined" else None
         if way == "unmasked":
             inputs = inputs | {"attention_mask": torch.ones_like(mask)}
         self._select(index, ids, rows, hides_padding=way != "unmasked")
         return (inputs if rows is None else model_inputs(ids, rows)), rows
 
-    def _choose(self, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> Way | None:
-        """The fastest way that is proved to be equal, for rows of these lengths."""
+    def _choose(self, batch: _Batch) -> Way | None:
+        """The fastest way that is proved to be equal for a batch."""
+        ids, lengths, _, masked = batch
         if self.router is None or not self._uses_sdpa:
             return None
-        masked = is_masked(ids.shape[1], ids.device)
         if device.on_cpu(ids.device) and min(lengths) == ids.shape[1] and (masked or not self._passed(lengths)):
             return None  # there is no padding, and attention takes no mask as it is
         ways: tuple[Way, ...] = ("joined",) if masked else ("joined", "unmasked")
-        return next((way for way in ways if self._is_equal(way, ids, lengths, index)), None)
+        return next((way for way in ways if self._is_equal(way, batch)), None)
 
     def _passed(self, lengths: Sequence[int]) -> list[int]:
         """The windows that the longest row exceeds."""
         return [window for window in self._windows if window < max(lengths)]
 
-    def _is_equal(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+    def _is_equal(self, way: Way, batch: _Batch) -> bool:
         """Whether a way is proved to be equal, for rows that exceed as many windows as the longest of these."""
-        key = way, len(self._passed(lengths)), is_masked(ids.shape[1], ids.device)
+        key = way, len(self._passed(batch.lengths)), batch.masked
         if key not in self._equal:
             # Processes that share weights prove together, in a first pass; their rows have different lengths.
             settled = any(known == way or equal for (known, *_), equal in self._equal.items())
-            self._equal[key] = not (settled and self._is_sharded()) and self._try(way, ids, lengths, index)
+            self._equal[key] = not (settled and self._is_sharded()) and self._try(way, batch)
         return self._equal[key]
 
     def _is_sharded(self) -> bool:
         # Weights are sharded after __init__.
         return any(isinstance(parameter, DTensor) for parameter in self._model.parameters())
 
-    def _try(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> bool:
+    def _try(self, way: Way, batch: _Batch) -> bool:
         """Prove it, in all processes where weights are sharded; False where the model or a kernel refuses."""
-        sharded = self._is_sharded()
+        ids, sharded = batch.ids, self._is_sharded()
         if self.router is None or (sharded and device.on_cpu(ids.device)):
             return False
         training = self._model.training
@@ -119,7 +129,7 @@ class RowJoiner:
         self.router.proved, self.router.refused = set(), None
         try:
             with torch.no_grad(), self._autocast():
-                self._prove(way, ids, lengths, index)
+                self._prove(way, batch)
             if self.router.refused is not None:
                 raise JoinError(self.router.refused)
             equal = True
@@ -137,8 +147,9 @@ class RowJoiner:
             equal = _in_all_processes(equal, ids.device)
         return equal
 
-    def _prove(self, way: Way, ids: torch.Tensor, lengths: Sequence[int], index: list[int] | None) -> None:
+    def _prove(self, way: Way, batch: _Batch) -> None:
         """Compare the shortest and the longest row with what they give padded and masked; raises JoinError."""
+        ids, lengths, index, masked = batch
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         probes = [order[0], order[-1]]
         passed = self._passed(lengths)
@@ -147,7 +158,7 @@ class RowJoiner:
         kept = [max(1, min(lengths[probes[0]], width - 1)), min(lengths[probes[1]], width)]
         whole, probe_index = ids[probes], [index[row] for row in probes] if index else None
         ids = whole[:, :width]
-        rows = JoinedRows(kept, width, ids.device)
+        rows = JoinedRows(kept, width, ids.device, masked)
         real = (torch.arange(width) < torch.tensor(kept)[:, None]).to(ids.device)
         depth = self._depth()
         self._select(probe_index, whole, None, width)
@@ -171,7 +182,7 @@ class RowJoiner:
 
     def _try_in_training(self, ids: torch.Tensor, rows: JoinedRows, depth: int) -> None:
         """Let a kernel refuse what a model does in training alone, such as dropout of attention weights."""
-        if is_masked(ids.shape[1], ids.device):
+        if rows.masked:
             return
         self._model.train()
         with torch.random.fork_rng([ids.device] if ids.device.type == "cuda" else []):
@@ -231,7 +242,7 @@ def _in_all_processes(equal: bool, device: torch.device) -> bool:
 def model_inputs(ids: torch.Tensor, rows: JoinedRows) -> Inputs:
     """A model's inputs for rows (B, T) that are joined: ids and positions, which start anew at every row."""
     inputs = {"input_ids": rows.joined(ids), "position_ids": rows.positions()}
-    if is_masked(ids.shape[1], ids.device):
+    if rows.masked:
         return inputs
     # Without a mask, transformers looks for rows in the positions, for which the host waits.
     return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
