@@ -110,7 +110,8 @@ class AttentionRouter:
         if missing > 0:  # as in latent attention; kernels take heads of one width
             value = functional.pad(value, (0, missing))
         heads = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if self.proved is not None and not self._is_proved(kernel, heads, rows, scale, window):
+        tries = self.proved is not None
+        if self.refused is not None or (tries and not self._is_proved(kernel, heads, rows, scale, window)):
             # In sharded runs every process has to reach the end of the pass, whatever one finds.
             kernel = varlen.row_by_row
         out = kernel(heads, rows, scale, window)[None]

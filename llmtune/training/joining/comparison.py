@@ -27,11 +27,26 @@ def check_states(ours: torch.Tensor, expected: torch.Tensor, most: float, what: 
 
     Each token counts alike: in some models, the first one has states a thousand times as large as others have.
     """
-    smallest = torch.finfo(torch.float32).tiny
-    of_token = (ours.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp_min(smallest)
-    error = float(of_token.square().mean().sqrt())
+    error = float(_errors(ours, expected).square().mean().sqrt())
     if not error <= most:
         raise JoinError(f"{what} differ by {error:.1e}, relative; rounding explains {most:.1e}")
+
+
+def check_copies(states: torch.Tensor) -> None:
+    """Raise JoinError where the states (C, T, H) of a joined row's copies are not those of the first one.
+
+    What depends on their place changes most tokens; how threads share the work may change the rounding of a few.
+    """
+    errors = torch.stack([_errors(copy, states[0]) for copy in states[1:]]).sort(dim=1).values
+    error = float(errors[:, errors.shape[1] // 2].max())
+    if not error <= EXACT:
+        raise JoinError(f"hidden states of a row differ by {error:.1e}, relative, with its place among joined rows")
+
+
+def _errors(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """How far the states of each token are from the expected ones, relative."""
+    smallest = torch.finfo(torch.float32).tiny
+    return (ours.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp_min(smallest)
 
 
 def check_rows(
