@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from llmtune.kernels import device, varlen
 from llmtune.kernels.cpu import block_attention
-from llmtune.kernels.cpu.attention import attend, is_long, is_masked, is_short
+from llmtune.kernels.cpu.attention import attend, is_long, is_short
 from llmtune.kernels.rows import JoinedRows
 
 SDPA = "sdpa"
@@ -28,8 +28,8 @@ class JoinError(Exception):
 class AttentionRouter:
     """Replaces transformers' "sdpa" and its masks: sends rows to the kernel that is made for them, or to the default.
 
-    On CPUs, short rows go to `ShortAttention`, and long ones to `BlockAttention`, which keeps joined rows apart by
-    itself. On GPUs, a kernel for rows of various lengths does.
+    On CPUs, short rows go to `ShortAttention`, and long or many ones to `BlockAttention`, which keeps joined rows
+    apart by itself. On GPUs, a kernel for rows of various lengths does.
     """
 
     def __init__(self, default: Attention, default_mask: Mask) -> None:
@@ -78,7 +78,7 @@ class AttentionRouter:
         rows = self.rows if self.rows and query.shape[::2] == (1, self.rows.length) else None
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = options.get("is_causal")
-        if rows is not None and not is_masked(rows.shape[1], query.device):
+        if rows is not None and not rows.masked:
             if not plain or attention_mask is not None or causal is False:
                 raise JoinError(f"{type(module).__name__} attends with {'its own mask' if plain else 'an extra'}")
             return self._attend_joined(query, key, value, rows, scale, options.get("sliding_window")), None
@@ -110,7 +110,8 @@ class AttentionRouter:
         if missing > 0:  # as in latent attention; kernels take heads of one width
             value = functional.pad(value, (0, missing))
         heads = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if self.proved is not None and not self._is_proved(kernel, heads, rows, scale, window):
+        tries = self.proved is not None
+        if self.refused is not None or (tries and not self._is_proved(kernel, heads, rows, scale, window)):
             # In sharded runs every process has to reach the end of the pass, whatever one finds.
             kernel = varlen.row_by_row
         out = kernel(heads, rows, scale, window)[None]
@@ -137,7 +138,7 @@ class AttentionRouter:
         """The default's mask, or None where a kernel keeps joined rows apart; read nowhere on the host."""
         rows = self.rows
         shape = options.get("batch_size"), options.get("kv_length")
-        if rows is not None and not is_masked(rows.shape[1], rows.device) and shape == (1, rows.length):
+        if rows is not None and not rows.masked and shape == (1, rows.length):
             return None
         if not self.hides_padding:
             options["attention_mask"] = None

@@ -17,7 +17,9 @@ class JoinedRows:
     The last of the N positions is a filler: a row of one token that stands for all padding and that no token sees.
     """
 
-    def __init__(self, lengths: Sequence[int], width: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], width: int, device: torch.device | None = None, masked: bool = False
+    ) -> None:
         """Rows of these `lengths` in tokens, padded to `width`, on a device; computed on the CPU and copied there."""
         self.shape = torch.Size((len(lengths), width))
         self.lengths = [*lengths, 1]
@@ -25,6 +27,8 @@ class JoinedRows:
         self.tokens = sum(lengths)
         self.length = self.tokens + 1
         self.device = torch.device("cpu") if device is None else device
+        self.masked = masked
+        """Whether a mask keeps them apart, in place of a kernel."""
         self._real = torch.arange(width) < torch.tensor([*lengths])[:, None]
         self.starts = [0, *accumulate(self.lengths)]
         self._starts = torch.tensor(self.starts)

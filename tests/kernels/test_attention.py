@@ -91,7 +91,7 @@ def test_leaves_other_inputs_to_the_default(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_isolates_joined_rows_from_each_other(dtype: torch.dtype) -> None:
     tensors, _ = batch(dtype=dtype)
-    rows = JoinedRows([33, 28, 13], 33)
+    rows = JoinedRows([33, 28, 13], 33, masked=True)
     count = rows.tokens
     joined = [rows.joined(tensor.transpose(1, 2)).transpose(1, 2) for tensor in tensors[:3]] + [rows.joined(tensors[3])]
     joined[3][:, count:] = 0

@@ -169,10 +169,10 @@ def test_tries_no_more_of_long_rows_than_windows_need(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(RowJoiner, "_hidden", watched)
     assert refused() == (["joined"], {})
-    assert tried == {5, 4 + 5 + 1}, "two rows padded, and joined with the filler"
+    assert tried == {5, 4 + 5 + 1, 8 * 5 + 1}, "two rows padded, and joined with the filler, and copies of one"
     tried.clear()
     assert refused("mistral", sliding_window=4) == (["joined"], {})
-    assert tried == {8, 4 + 8 + 1}
+    assert tried == {8, 4 + 8 + 1, 8 * 5 + 1}
     ours = fit(tmp_path, GRADUAL, always=True, steps=6, eval_steps=3)
     assert "cached below block 2, 3" in ours[0]
     assert padding(ours) == 0

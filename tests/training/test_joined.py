@@ -13,7 +13,7 @@ from llmtune.kernels.cpu.attention import ShortAttention
 from llmtune.kernels.cpu.cross_entropy import cross_entropy
 from llmtune.kernels.rows import JoinedRows
 from llmtune.training import objective
-from llmtune.training.joining.joiner import model_inputs
+from llmtune.training.joining.batch import model_inputs
 from tests.support import architectures, tiny, training
 from tests.support.cached import CALM, GRADUAL, KINDS, LORA, Fit, assert_equal, fit
 

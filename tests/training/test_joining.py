@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from llmtune.kernels.attention import JoinError
+from llmtune.kernels.rows import Inputs
 from llmtune.model.base import load_model
 from llmtune.model.blocks import blocks, decoder
 from llmtune.model.files.locate import locate_base
 from llmtune.recipe.sections import Model
 from llmtune.training.joining import joiner as joiner_module
-from llmtune.training.joining.comparison import check_states
+from llmtune.training.joining.batch import Batch
+from llmtune.training.joining.comparison import check_copies, check_states
 from llmtune.training.joining.depth import blocks_to_run, states_after
+from llmtune.training.joining.joiner import RowJoiner, Way
 from tests.support import architectures, tiny
 from tests.support.cached import LORA, fit
-from tests.support.gpu_ways import joiner_of
+from tests.support.gpu_ways import LENGTHS, adapted, answer_for_gpu, gaps, joiner_of, padded, step
 
 SLIDING = ["sliding_attention"] * 3 + ["full_attention"] * 3
 CONVOLVED = ["conv"] * 4 + ["full_attention"] * 2
@@ -92,3 +95,96 @@ def test_a_real_model_in_bf16_joins_long_rows(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(joiner_module, "blocks_to_run", lambda model, first: len(blocks(model)))
         joiner.prepare({"input_ids": ids, "attention_mask": real.long()}, None, lengths)
         assert joiner.ways == ["joined"]
+
+
+def test_shared_weights_are_proved_on_all_tokens_of_a_decoder_that_counts_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer_for_gpu(monkeypatch)
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+    monkeypatch.setattr(joiner_module, "_in_all_processes", lambda equal, device: equal)
+    types = ["sliding_attention", "full_attention"] * 2
+    model = adapted("gemma4_text", blocks=4, layer_types=types, num_kv_shared_layers=2)
+    with joiner_of(model) as joiner:
+        joiner.prepare(padded(LENGTHS), None, LENGTHS)
+    assert (joiner.ways, joiner.refusals) == (["joined"], {})
+
+
+@pytest.mark.parametrize(("window", "ways"), [(10, ["unmasked"]), (11, ["joined"])])
+def test_the_few_tokens_beyond_a_window_are_compared_by_themselves(
+    window: int, ways: list[Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_for_gpu(monkeypatch)
+    hidden = RowJoiner._hidden
+
+    def wrong_at_the_end(joiner: RowJoiner, inputs: Inputs, depth: int) -> torch.Tensor:
+        states = hidden(joiner, inputs, depth)
+        positions = inputs.get("position_ids")
+        return states if positions is None else torch.where(positions[..., None] < 10, states, 1.05 * states)
+
+    monkeypatch.setattr(RowJoiner, "_hidden", wrong_at_the_end)
+    with joiner_of(adapted("mistral", sliding_window=window), mixed=True) as joiner:
+        joiner.prepare(padded((11, 4)), None, (11, 4))
+    assert joiner.ways == ways, "of all 15 tokens, rounding would explain it"
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
+def test_rows_stay_padded_where_their_place_among_joined_ones_counts(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_gpu:
+        answer_for_gpu(monkeypatch)
+    more: dict[str, Any] = {"floor_scale": 16, "attn_scale": 1.0, "no_rope_layers": [1, 0]}
+    with joiner_of(adapted("llama4_text", **more)) as joiner:
+        assert joiner.prepare(padded((4, 3)), None, (4, 3))[1] is not None
+        assert joiner.prepare(padded(LENGTHS), None, LENGTHS)[1] is None
+        assert joiner.note is not None
+        assert joiner.note.startswith("rows stay padded: hidden states of a row differ by ")
+        assert joiner.prepare(padded((4, 3)), None, (4, 3))[1] is None, "no pass tries it again"
+    ours, _ = step(adapted("llama4_text", **more), ours=True)
+    plain, _ = step(adapted("llama4_text", **more), ours=False)
+    assert max(gaps(ours, plain)) <= 1e-5
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
+def test_passes_of_more_tokens_are_proved_a_few_times_alone(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if on_gpu:
+        answer_for_gpu(monkeypatch)
+    tried: list[int] = []
+    copies = RowJoiner._copies
+
+    def watched(joiner: RowJoiner, batch: Batch, most: int) -> torch.Tensor:
+        tried.append(most)
+        return copies(joiner, batch, most)
+
+    monkeypatch.setattr(RowJoiner, "_copies", watched)
+    with joiner_of(adapted("llama")) as joiner:
+        for lengths in ((4, 3), (5, 4), (11, 4), (11, 7), LENGTHS, (11, 10, 10)):
+            assert joiner.prepare(padded(lengths), None, lengths)[1] is not None
+        assert joiner.ways == ["joined"]
+    assert tried == [8, 16, 32], "before the batches of 7, 9 and 18 tokens"
+
+
+def test_processes_that_share_weights_join_no_more_than_they_proved_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_for_gpu(monkeypatch)
+    together: list[bool] = []
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+
+    def agree(equal: bool, device: torch.device) -> bool:
+        together.append(equal)
+        return equal
+
+    monkeypatch.setattr(joiner_module, "_in_all_processes", agree)
+    with joiner_of(adapted("llama")) as joiner:
+        for lengths, joined in (((4, 3), True), ((11, 4), True), ((11, 7), False), ((5, 4), True)):
+            assert (joiner.prepare(padded(lengths), None, lengths)[1] is not None) is joined, "up to 16 tokens"
+    assert together == [True]
+
+
+def test_copies_of_a_row_are_told_from_one_another_where_most_tokens_differ() -> None:
+    states = torch.ones(3, 9, 8)
+    states[2, :4] *= 1.1
+    check_copies(states)
+    states[2, 4] *= 1.1
+    with pytest.raises(JoinError, match=r"differ by 1\.0e-01, relative, with its place among joined rows"):
+        check_copies(states)

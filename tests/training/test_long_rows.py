@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmtune.kernels.cpu import attention
+from llmtune.kernels.rows import JoinedRows
 from tests.support import architectures, gpu_ways
 from tests.support.gpu_ways import adapted, gaps, joiner_of, padded, step
 from tests.training.test_gpu_ways import JOINED, KINDS, MASKED
@@ -38,6 +39,26 @@ def test_long_rows_are_joined_with_equal_losses_and_gradients(mixed: bool, monke
     assert ways == ["joined"]
     assert of_loss <= (2e-3 if mixed else 1e-5)
     assert of_gradients <= (3e-2 if mixed else 1e-5)
+
+
+def test_many_short_rows_are_joined_without_a_mask_over_all_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[torch.Tensor] = []
+    split = JoinedRows.split_mask
+
+    def watched(rows: JoinedRows, mask: torch.Tensor) -> torch.Tensor:
+        masks.append(mask)
+        return split(rows, mask)
+
+    monkeypatch.setattr(JoinedRows, "split_mask", watched)
+    for most in (22, 21):
+        monkeypatch.setattr(attention, "MASKED", most)
+        masks.clear()
+        ours, joiner = step(adapted("llama"), ours=True)
+        plain, _ = step(adapted("llama"), ours=False)
+        assert max(gaps(ours, plain)) <= 1e-5
+        assert joiner is not None
+        assert joiner.ways == ["joined"]
+        assert bool(masks) == (most == 22), "the rows have 22 tokens"
 
 
 def test_rows_without_padding_stay_as_they_are_unless_a_window_needs_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Attention over rows on CPUs: the backward pass of torch's own kernel takes several times as long there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,6 +12,8 @@ SHORT = 192
 """The longest row, in tokens, that `ShortAttention` takes."""
 LONG = 64
 """The shortest row, in tokens, that `BlockAttention` takes where rows have no padding."""
+MASKED = 4096
+"""The most tokens of rows that a mask keeps apart: it takes the square of them in memory."""
 
 
 class _AttentionContext(Context):
@@ -87,9 +89,9 @@ def is_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool
     return LONG <= query.shape[2] == key.shape[2] and _is_known(query, key, value)
 
 
-def is_masked(width: int, where: torch.device) -> bool:
-    """Whether a mask keeps joined rows apart, as short ones on CPUs: padded to a width, on a device."""
-    return device.on_cpu(where) and width <= SHORT
+def is_masked(lengths: Sequence[int], width: int, where: torch.device) -> bool:
+    """Whether a mask keeps joined rows of these lengths apart, as few short ones on CPUs: padded to a width."""
+    return device.on_cpu(where) and width <= SHORT and sum(lengths) <= MASKED
 
 
 def _is_known(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
