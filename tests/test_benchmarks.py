@@ -37,7 +37,11 @@ def ready(tmp_path: Path, cell: Cell) -> contest.Contest:
 
 def run(tool: str, repeat: int, seconds: float, **more: Any) -> dict[str, Any]:
     """A run of LoRA whose figures are all one number."""
-    figures = dict.fromkeys(summary.MEDIANS, seconds) | {"first_loss": 2.0, "gemm_gflops": 400.0, "tokens": 9}
+    figures: dict[str, Any] = dict.fromkeys(summary.MEDIANS, seconds) | {
+        "first_loss": 2.0,
+        "gemm_gflops": 400.0,
+        "tokens": 9,
+    }
     figures |= {"losses": [2.0, 1.5, 1.2, 0.1]}
     when = {"date": "2026-11-27T10:00:00", "commit": "abc", "settings": {"precision": "bf16", "batch": 8, "steps": 16}}
     place = {"size": "135M", "rows": "80", "arm": "lora", "tool": tool, "repeat": repeat}

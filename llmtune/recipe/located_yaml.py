@@ -143,7 +143,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def get_event(self) -> yaml.Event:
         """The next event, which is counted."""
-        event = super().get_event()
+        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1 if event.start_mark else 1
         self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         self._values += isinstance(event, yaml.NodeEvent)

@@ -136,7 +136,9 @@ def test_windows_of_plain_texts_leave_vllm_room_for_a_token(tmp_path: Path, vllm
 
 
 def test_windows_that_roll_over_a_text_leave_vllm_room_for_a_token(tmp_path: Path, vllm: type[Engine]) -> None:
-    rows = tiny.write_rows(tmp_path / "texts.jsonl", [{"text": "a few words, " * size} for size in (3, 40, 90)])
+    # No two windows hold the same tokens: lm-eval would score the ends of one as those of the other.
+    texts = [{"text": " ".join(str(n**2) for n in range(size))} for size in (9, 120, 250)]
+    rows = tiny.write_rows(tmp_path / "texts.jsonl", texts)
     keys: dict[str, Any] = {"dataset_kwargs": {"data_files": {"test": str(rows)}}, "doc_to_choice": None}
     keys |= {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     keys |= {"metric_list": [{"metric": "byte_perplexity"}], "num_fewshot": 0}

@@ -182,7 +182,7 @@ def test_training_on_rows_that_are_read_ahead_equals_the_plain_one(
     ours = trained(tmp_path)
     assert "cached below block 2, 3" in ours[0]
     assert_equal(ours, plain_fit)
-    assert len(direct) < 28 / 2, "most of the 28 batches are read ahead"
+    assert len(direct) <= 28 / 2, "most of the 28 batches are read ahead"
 
 
 def test_outputs_that_are_computed_faster_than_read_are_not_used(

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llmtune.kernels import varlen
-from llmtune.kernels.rows import JoinedRows
+from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.training.joining import joiner as joiner_module
-from llmtune.training.joining.joiner import Inputs, RowJoiner, Way
+from llmtune.training.joining.joiner import RowJoiner, Way
 from tests.support import ROOT, architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
 from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, padded, step
