@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from benchmarks.arms import GRADUAL
@@ -20,6 +21,8 @@ FIRST_LOSS = {"bf16": 1e-2, "fp32": 1e-3}
 """How far the first loss of a tool may be from llmtune's, relative, by precision: before it, no weight has changed."""
 NEXT_LOSSES, NEXT = 2e-2, 3
 """How far those of the next steps may be, up to this one: LoRA starts from other numbers in each tool."""
+APART = timedelta(minutes=20)
+"""How far apart the ends of two runs may be that are compared: the speed of a shared machine changes."""
 Runs = Sequence[dict[str, Any]]
 
 
@@ -59,10 +62,14 @@ def spread(values: Any) -> float:
 
 
 def paired(runs: Runs, others: Runs) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each run beside llmtune's of the same cell and repeat, where that ended well."""
+    """Each run beside llmtune's of the same cell and repeat, where that ended well and not long before or after."""
     ours = {(_group(run)[:3], run["repeat"]): run for run in others if run["tool"] == "llmtune" and "error" not in run}
     keys = [(_group(run)[:3], run["repeat"]) for run in runs]
-    return [(run, ours[key]) for run, key in zip(runs, keys, strict=True) if key in ours]
+    return [(run, ours[key]) for run, key in zip(runs, keys, strict=True) if key in ours and _near(run, ours[key])]
+
+
+def _near(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return abs(datetime.fromisoformat(one["date"]) - datetime.fromisoformat(other["date"])) <= APART
 
 
 def fault(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:

@@ -250,6 +250,8 @@ def test_compares_pairs_and_marks_what_trained_something_else() -> None:
     assert rows["trainer"]["wrong"] == "first loss 2.0300, llmtune 2.0000"
     assert rows["trl-best"]["wrong"] == "8 tokens, llmtune 9"
     assert rows["trainer-tuned"]["wrong"] == "loss 1.2500 at step 3, llmtune 1.2000"
+    later = [run("llmtune", 0, 2.0), run("trainer", 0, 6.0, date="2026-11-27T10:21:00")]
+    assert "times_step" not in summary.summarize(later)[1], "the machine may be faster by then"
     gradual = [run(tool, 0, 2.0, arm="gradual-3", losses=[2.0, at]) for tool, at in (("llmtune", 1.5), ("trl", 1.1))]
     assert all("wrong" not in row for row in summary.summarize(gradual))
     # What is WRONG or failed is no measure of llmtune, however fast it was.
