@@ -15,7 +15,7 @@ from llmtune.frozen.reader import OutputReader
 from llmtune.frozen.store import longest_first
 from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, decoder, unwrap
-from llmtune.model.sharded import reshard
+from llmtune.model.sharded import reshard, states_of_sharded
 from llmtune.model.tokens import angles_limit
 
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
@@ -182,26 +182,17 @@ class StubbedDecoder:
             for boundary, taker in (take or {}).items():
                 hook = self.blocks[boundary - 1].register_forward_hook(partial(_hand, taker, joined))
                 restored.enter_context(hook)
-            run = self._run_whole if self.sharded else decoder(self.inner)
+            if self.sharded:
+                restored.callback(reshard, self._whole)
             with self._autocast():
-                hidden = run(**inputs, use_cache=False)[0]
+                hidden = (
+                    states_of_sharded(self._whole, inputs)
+                    if self.sharded
+                    else decoder(self.inner)(**inputs, use_cache=False)[0]
+                )
         hidden = joined.padded(hidden) if joined else hidden
         result: torch.Tensor = hidden.float() * mask[..., None].to(device)
         return result
-
-    def _run_whole(self, **inputs: object) -> list[torch.Tensor]:
-        """The last hidden states, from a pass through a sharded model, of which no part can run alone."""
-        hidden: list[torch.Tensor] = []
-        below_head, head = decoder(self.inner), self.inner.get_output_embeddings()
-        with (
-            below_head.register_forward_hook(lambda module, arguments, output: hidden.append(output[0])),
-            head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
-        ):
-            try:
-                self._whole(**inputs)
-            finally:
-                reshard(self._whole)
-        return hidden
 
     def _return_cached(self, *arguments: object, **options: object) -> Output | None:
         return self._cached if self._rest is None else (self._cached, *self._rest)

@@ -11,6 +11,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils import swap_tensors
 
+from llmtune.model.blocks import decoder, unwrap
+
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of a sharded one, for which every process must call this; any other tensor as it is."""
@@ -83,6 +85,19 @@ def free_shards(block: nn.Module) -> int:
         empty = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         setattr(block.get_submodule(module), leaf, nn.Parameter(empty, requires_grad=False))
     return freed
+
+
+def states_of_sharded(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The last hidden states (B, T, H), normed, from a pass through a sharded model, of which no part can run alone."""
+    # `logits_to_keep` in place of a hook on the head would cut the states of some decoders.
+    below_head, head = decoder(model), unwrap(model).get_output_embeddings()
+    outputs: list[torch.Tensor] = []
+    with (
+        below_head.register_forward_hook(lambda module, arguments, output: outputs.append(output[0])),
+        head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
+    ):
+        model(**inputs, use_cache=False)
+    return outputs[0]
 
 
 def reshard(model: nn.Module) -> None:

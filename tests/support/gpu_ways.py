@@ -15,6 +15,7 @@ from llmtune.kernels import device, varlen
 from llmtune.kernels.attention import row_attention
 from llmtune.kernels.install import install
 from llmtune.model.base import model_facts
+from llmtune.training.joining import joiner as joiner_module
 from llmtune.training.joining.joiner import RowJoiner
 from tests.support import architectures, training
 from tests.support.training import BASE
@@ -34,6 +35,19 @@ def answer_for_gpu(monkeypatch: pytest.MonkeyPatch, kernel: Any = varlen.row_by_
     """Take the ways of GPUs from here on, with a kernel that runs on CPUs."""
     monkeypatch.setattr(device, "on_cpu", lambda device: False)
     monkeypatch.setattr(varlen, "kernel", lambda: kernel)
+
+
+def share_weights(monkeypatch: pytest.MonkeyPatch, agree: bool) -> list[bool]:
+    """Take weights as sharded over processes that agree with this one, or find all unequal; gives its own verdicts."""
+    verdicts: list[bool] = []
+
+    def gathered(equal: bool, device: torch.device) -> bool:
+        verdicts.append(equal)
+        return equal and agree
+
+    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
+    monkeypatch.setattr(joiner_module, "_in_all_processes", gathered)
+    return verdicts
 
 
 def arguments(**changes: bool) -> SimpleNamespace:

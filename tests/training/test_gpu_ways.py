@@ -15,7 +15,18 @@ from llmtune.training.joining import joiner as joiner_module
 from llmtune.training.joining.joiner import RowJoiner, Way
 from tests.support import ROOT, architectures
 from tests.support.cached import GRADUAL, LORA, assert_equal, fit
-from tests.support.gpu_ways import IDS, LENGTHS, Calls, adapted, answer_for_gpu, gaps, joiner_of, padded, step
+from tests.support.gpu_ways import (
+    IDS,
+    LENGTHS,
+    Calls,
+    adapted,
+    answer_for_gpu,
+    gaps,
+    joiner_of,
+    padded,
+    share_weights,
+    step,
+)
 from tests.training.test_joined import padding, plainly
 
 JOINED = {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt"}
@@ -189,14 +200,7 @@ def test_rows_longer_than_a_window_are_proved_anew() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts: list[bool] = []
-    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
-
-    def disagree(equal: bool, device: torch.device) -> bool:
-        verdicts.append(equal)
-        return False
-
-    monkeypatch.setattr(joiner_module, "_in_all_processes", disagree)
+    verdicts = share_weights(monkeypatch, agree=False)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (5, 2), (9, 4)):
             batch = padded(lengths)
@@ -208,14 +212,7 @@ def test_processes_that_share_weights_prove_in_their_first_pass_alone(monkeypatc
 
 @pytest.mark.usefixtures("gpu")
 def test_no_process_tries_alone_what_others_that_share_weights_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    together: list[bool] = []
-    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
-
-    def agree(equal: bool, device: torch.device) -> bool:
-        together.append(equal)
-        return equal
-
-    monkeypatch.setattr(joiner_module, "_in_all_processes", agree)
+    together = share_weights(monkeypatch, agree=True)
     with joiner_of(adapted("mistral", sliding_window=6)) as joiner:
         for lengths in ((4, 3), (9, 4), (5, 2)):
             _, rows = joiner.prepare(padded(lengths), None, lengths)

@@ -19,7 +19,7 @@ from llmtune.training.joining.depth import blocks_to_run, states_after
 from llmtune.training.joining.joiner import RowJoiner, Way
 from tests.support import architectures, tiny
 from tests.support.cached import LORA, fit
-from tests.support.gpu_ways import LENGTHS, adapted, answer_for_gpu, gaps, joiner_of, padded, step
+from tests.support.gpu_ways import LENGTHS, adapted, answer_for_gpu, gaps, joiner_of, padded, share_weights, step
 
 SLIDING = ["sliding_attention"] * 3 + ["full_attention"] * 3
 CONVOLVED = ["conv"] * 4 + ["full_attention"] * 2
@@ -101,8 +101,7 @@ def test_shared_weights_are_proved_on_all_tokens_of_a_decoder_that_counts_logits
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer_for_gpu(monkeypatch)
-    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
-    monkeypatch.setattr(joiner_module, "_in_all_processes", lambda equal, device: equal)
+    share_weights(monkeypatch, agree=True)
     types = ["sliding_attention", "full_attention"] * 2
     model = adapted("gemma4_text", blocks=4, layer_types=types, num_kv_shared_layers=2)
     with joiner_of(model) as joiner:
@@ -167,14 +166,7 @@ def test_passes_of_more_tokens_are_proved_a_few_times_alone(on_gpu: bool, monkey
 
 def test_processes_that_share_weights_join_no_more_than_they_proved_together(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_for_gpu(monkeypatch)
-    together: list[bool] = []
-    monkeypatch.setattr(RowJoiner, "_is_sharded", lambda joiner: True)
-
-    def agree(equal: bool, device: torch.device) -> bool:
-        together.append(equal)
-        return equal
-
-    monkeypatch.setattr(joiner_module, "_in_all_processes", agree)
+    together = share_weights(monkeypatch, agree=True)
     with joiner_of(adapted("llama")) as joiner:
         for lengths, joined in (((4, 3), True), ((11, 4), True), ((11, 7), False), ((5, 4), True)):
             assert (joiner.prepare(padded(lengths), None, lengths)[1] is not None) is joined, "up to 16 tokens"

@@ -5,7 +5,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from llmtune.model.blocks import blocks, decoder, unwrap
+from llmtune.model.blocks import blocks, decoder
 
 AT_LEAST = 2
 """Blocks that are run at the least: what passes between rows in a block may show in the next one."""
@@ -64,20 +64,3 @@ def states_after(model: nn.Module, count: int, inputs: dict[str, torch.Tensor]) 
     finally:
         hook.remove()
     return whole
-
-
-def states_of_sharded(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The hidden states (B, T, H) of the last block, normed, of a model whose weights are sharded."""
-    # Weights are gathered by the outermost module alone. `logits_to_keep` would cut the states of some decoders.
-    below_head, head = decoder(model), unwrap(model).get_output_embeddings()
-    outputs: list[torch.Tensor] = []
-    hooks = [
-        below_head.register_forward_hook(lambda module, _, output: outputs.append(output[0])),
-        head.register_forward_pre_hook(lambda module, arguments: arguments[0][:, :1]),
-    ]
-    try:
-        model(**inputs, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs[0]

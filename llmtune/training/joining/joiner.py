@@ -17,7 +17,7 @@ from llmtune.kernels.attention import AttentionRouter, JoinError
 from llmtune.kernels.cpu.attention import is_masked
 from llmtune.kernels.rows import Inputs, JoinedRows
 from llmtune.model.blocks import blocks, unwrap
-from llmtune.model.sharded import reshard
+from llmtune.model.sharded import reshard, states_of_sharded
 from llmtune.training.joining.batch import Batch, model_inputs
 from llmtune.training.joining.comparison import (
     EXACT,
@@ -27,7 +27,7 @@ from llmtune.training.joining.comparison import (
     features_reversed,
     tolerance,
 )
-from llmtune.training.joining.depth import blocks_to_run, states_after, states_of_sharded
+from llmtune.training.joining.depth import blocks_to_run, states_after
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """The keys of configurations for lengths, in tokens, from which on rows are attended to in another way."""
